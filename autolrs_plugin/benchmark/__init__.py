@@ -1,0 +1,1 @@
+"""Judges: reference tasks, peers, tables and plots."""

@@ -1,0 +1,23 @@
+"""The `autolrs` command."""
+
+import typer
+
+from autolrs_plugin import __version__
+
+app = typer.Typer(help="Finds the learning rate while training.", no_args_is_help=True)
+
+
+@app.callback()
+def autolrs() -> None:
+    """Finds the learning rate while training."""
+
+
+@app.command()
+def version() -> None:
+    """Print the installed version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point of the `autolrs` command."""
+    app()

@@ -1,0 +1,1 @@
+"""Decides: which learning rate to try, for how long. No torch."""

@@ -1,0 +1,1 @@
+"""Leaves: one thin adapter per framework; nothing imports them."""

@@ -1,0 +1,1 @@
+"""Obeys: runs the actions on a torch training job."""

@@ -1,0 +1,1 @@
+"""Judges: live runs, tables and plots."""

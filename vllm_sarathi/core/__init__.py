@@ -1,0 +1,1 @@
+"""Decides: what the next step holds. numpy only; no vLLM, no torch."""

@@ -1,0 +1,1 @@
+"""Obeys: the only place that knows vLLM."""
