@@ -83,7 +83,6 @@ class Step:
     partial_before: dict[str, int]
     output: Any
     preempted: set[str]
-    waiting_before: int
     admitted: list[Any]
     sampling: dict[str, int] = field(default_factory=dict)
 
@@ -201,7 +200,6 @@ class ModelledEngine:
         allowed = {
             r.request_id: need for r in running if not r.is_prefill_chunk and (need := self._need(r)) > 0
         }
-        _, waiting = scheduler.get_request_counts()
         output = scheduler.schedule()
         ids = {r.request_id for r in scheduler.running}
         before = {r.request_id for r in running}
@@ -211,7 +209,6 @@ class ModelledEngine:
             partial_before=partial,
             output=output,
             preempted={name for name in before - ids if not scheduler.requests[name].is_finished()},
-            waiting_before=waiting,
             admitted=[r for r in scheduler.running if r.request_id not in before],
         )
         for name in output.num_scheduled_tokens:

@@ -48,8 +48,6 @@ def check_hybrid(engine: ModelledEngine, step: Step, budget: int) -> None:
     ]
     partial.sort(key=lambda r: rank(engine, r))
     most = engine.scheduler.scheduler_config.long_prefill_token_threshold or budget
-    if len(step.running_before) + step.waiting_before == 1:
-        most = budget  # vLLM caps a long prefill for the sake of others only
     cut = False
     for request in partial:
         got = step.scheduled.get(request.request_id, 0)

@@ -119,21 +119,21 @@ def test_tokens_equal_those_of_the_stock_scheduler(
 
 def test_a_prompt_that_cannot_be_cut_gets_the_engines_own_budget(make_engine: Any, monkeypatch: Any) -> None:
     engine = make_engine(16)
-    parent_schedule = SarathiScheduler.__mro__[1].schedule
+    parent = SarathiScheduler.__mro__[1]
+    parent_schedule = parent.schedule
     seen = []
 
     def refuse_small_budgets(scheduler: Any, *args: Any) -> Any:
         seen.append(scheduler.max_num_scheduled_tokens)
-        if scheduler.max_num_scheduled_tokens < 100:
-            scheduler, real = scheduler, scheduler.max_num_running_reqs
-            scheduler.max_num_active_reqs = 0
-            try:
-                return parent_schedule(scheduler, *args)
-            finally:
-                scheduler.max_num_active_reqs = real
-        return parent_schedule(scheduler, *args)
+        slots = scheduler.max_num_running_reqs
+        admitting = slots if seen[-1] >= 100 else len(scheduler.running)
+        scheduler.max_num_running_reqs = scheduler.max_num_active_reqs = admitting
+        try:
+            return parent_schedule(scheduler, *args)
+        finally:
+            scheduler.max_num_running_reqs = scheduler.max_num_active_reqs = slots
 
-    monkeypatch.setattr(SarathiScheduler.__mro__[1], "schedule", refuse_small_budgets)
+    monkeypatch.setattr(parent, "schedule", refuse_small_budgets)
     engine.add("image", 100, max_tokens=2)
     engine.drain(most_steps=20)
     assert seen[:4] == [16, 16, 16, 256]
