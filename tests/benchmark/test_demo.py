@@ -27,8 +27,7 @@ def quick_drama(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick_drama")
 def test_the_demo_leaves_figures_a_picture_and_what_was_said(tmp_path: Path) -> None:
     console = Console(record=True, width=140)
-    flags = {"default": ["--scheduler", "default"], "sarathi": ["--scheduler", "sarathi"]}
-    demo.run_demo("m", tmp_path, flags, console)
+    demo.run_demo("m", tmp_path, 77, console)
 
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["schema"] == 1
@@ -39,9 +38,11 @@ def test_the_demo_leaves_figures_a_picture_and_what_was_said(tmp_path: Path) -> 
         assert list(run["ttft_ms"]) == ["mean", "p50", "p90", "p99"]
         assert run["requests"] == run["completed"] == len(demo.drama())
     assert (tmp_path / "timeline.png").stat().st_size > 10_000
-    for name, scheduler_flags in flags.items():
-        arguments = (tmp_path / f"server-{name}.log").read_text().splitlines()[0]
-        assert arguments.endswith(" ".join(scheduler_flags))
+    arguments = {
+        name: (tmp_path / f"server-{name}.log").read_text().splitlines()[0].split() for name in result["runs"]
+    }
+    assert arguments["default"][-2:] == ["--scheduler", "default"]
+    assert arguments["sarathi"][-4:] == ["--scheduler", "sarathi", "--token-budget", "77"]
     said = console.export_text()
     assert "w0 w1 w2" in said
     assert "time between tokens, P99, ms" in said
@@ -53,7 +54,7 @@ def test_a_failed_request_is_told_after_the_results_are_saved(
 ) -> None:
     monkeypatch.setenv("FAKE_REFUSE", "lighthouse")
     with pytest.raises(RuntimeError, match="default, chat 2: HTTP 400"):
-        demo.run_demo("m", tmp_path, {"default": []}, Console(record=True))
+        demo.run_demo("m", tmp_path, 77, Console(record=True))
     assert json.loads((tmp_path / "result.json").read_text())["runs"]["default"]["completed"] == 9
 
 

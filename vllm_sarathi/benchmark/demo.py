@@ -24,6 +24,7 @@ from vllm_sarathi.benchmark.streams import Delivery, StreamRecord, StreamRequest
 from vllm_sarathi.benchmark.timeline import draw_timeline
 
 TITLES = {"default": "vLLM, stock scheduler", "sarathi": "vLLM with --scheduler sarathi"}
+LONG_PREFIX = "long"
 
 CHATS = (
     "Explain how a bicycle stays upright, step by step and in detail.",
@@ -34,14 +35,14 @@ CHATS = (
     "Explain what a computer does when it starts, in as much detail as you can.",
 )
 CHAT_TOKENS = 160
-CHAT_EVERY_S = 0.4
+CHAT_EVERY_S = 0.2
 
 # English prose that every Python carries: the language reference.
 LONG_TOPICS = ("specialnames", "compound", "types", "formatstrings")
 LONG_CHARACTERS = 6500
 LONG_TOKENS = 32
-LONG_FIRST_S = 4.0
-LONG_EVERY_S = 9.0
+LONG_FIRST_S = 2.5
+LONG_EVERY_S = 4.5
 
 WARM_UP_TOPIC = "string-methods"
 
@@ -73,7 +74,7 @@ def drama() -> list[StreamRequest]:
     ]
     longs = [
         StreamRequest(
-            f"long {number}",
+            f"{LONG_PREFIX} {number}",
             long_prompt(topic),
             LONG_TOKENS,
             send_at_s=LONG_FIRST_S + (number - 1) * LONG_EVERY_S,
@@ -91,21 +92,32 @@ def warm_up() -> list[StreamRequest]:
     ]
 
 
-def run_demo(model: str, out: Path, scheduler_flags: Mapping[str, Sequence[str]], console: Console) -> None:
-    """Play the drama once per entry of `scheduler_flags` (run name -> flags); the results go to `out`.
+def scheduler_flags(token_budget: int) -> dict[str, list[str]]:
+    """The two runs, by the name that they have in the results."""
+    return {
+        "default": ["--scheduler", "default"],
+        "sarathi": ["--scheduler", "sarathi", "--token-budget", str(token_budget)],
+    }
+
+
+def run_demo(model: str, out: Path, token_budget: int, console: Console) -> None:
+    """Play the drama against stock vLLM and against Sarathi with `token_budget`; the results go to `out`.
 
     Writes result.json, streams.json (every delivery), timeline.png and the servers' logs. Raises
     ServerError when a server does not start, and RuntimeError when a request fails.
     """
     out.mkdir(parents=True, exist_ok=True)
-    runs = {name: _play_run(name, model, flags, out, console) for name, flags in scheduler_flags.items()}
+    runs = {
+        name: _play_run(name, model, flags, out, console)
+        for name, flags in scheduler_flags(token_budget).items()
+    }
     results = {name: summarise(records) for name, records in runs.items()}
     streams = {name: [asdict(record) for record in records] for name, records in runs.items()}
     (out / "streams.json").write_text(json.dumps(streams, indent=1) + "\n")
     (out / "result.json").write_text(json.dumps({"schema": SCHEMA, "runs": results}, indent=2) + "\n")
     draw_timeline(
         {TITLES[name]: records for name, records in runs.items()},
-        frozenset(request.name for request in drama() if request.name.startswith("long")),
+        frozenset(request.name for request in drama() if request.name.startswith(LONG_PREFIX)),
         out / "timeline.png",
         title="Long prompts land among running chats",
     )
@@ -128,7 +140,9 @@ def _play_run(name: str, model: str, flags: Sequence[str], out: Path, console: C
             os.fspath(model), [*SERVER_FLAGS, *flags], log_path=out / f"server-{name}.log", env=env
         ) as server:
             progress.update(task, description="warming up")
-            asyncio.run(play(server.base_url, "demo", warm_up()))
+            for record in asyncio.run(play(server.base_url, "demo", warm_up())):
+                if record.error:
+                    raise RuntimeError(f"the model does not answer chat requests: {record.error}")
             requests = drama()
             total = sum(request.max_tokens for request in requests)
             progress.update(task, description="chats are streaming", total=total, completed=0)
@@ -138,7 +152,7 @@ def _play_run(name: str, model: str, flags: Sequence[str], out: Path, console: C
 
             records = asyncio.run(play(server.base_url, "demo", requests, on_delivery=show))
             progress.update(task, description="stopping the server", completed=total)
-    took_s = max(record.deliveries[-1].at_s for record in records if record.deliveries)
+    took_s = max((record.deliveries[-1].at_s for record in records if record.deliveries), default=0.0)
     console.print(f"  server ready in {server.startup_s:.0f} s, drama over in {took_s:.0f} s")
     return records
 

@@ -37,6 +37,7 @@ def draw_timeline(
     for panel, (name, records) in zip(panels, runs.items(), strict=True):
         _draw_run(panel, name, records, long_names, silence_s)
     panels[-1].set_xlabel("seconds since the first request")
+    panels[-1].margins(x=0.01)
     panels[-1].set_xlim(left=0)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     figure.legend(handles=_legend(silence_s), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
@@ -62,7 +63,7 @@ def _draw_run(
         for start, end in itertools.pairwise(times):
             if end - start > silence_s:
                 silences += 1
-                panel.hlines(row, start, end, SILENCE_COLOUR, linewidth=7, alpha=0.85)
+                panel.hlines(row, start, end, SILENCE_COLOUR, linewidth=9, alpha=0.85)
                 longest = max(longest or (0.0, 0.0, 0), (end - start, (start + end) / 2, row))
     if longest is not None:
         length, middle, row = longest
@@ -74,7 +75,7 @@ def _draw_run(
             fontsize=8,
             fontweight="bold",
             ha="center",
-            va="center",
+            va="center_baseline",
         )
     panel.set_title(f"{name}: {_silence_count(silences, silence_s)}", loc="left", fontsize=11)
     panel.set_yticks(range(len(records)), [record.name for record in records], fontsize=8)
