@@ -1,0 +1,42 @@
+"""Configurations shared by the tests of the engine: they need vLLM, but no weights."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.modelled import config_folder, engine_config
+from vllm_sarathi import SarathiConfig
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that describes a tiny Llama and holds no weights."""
+    return config_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def make_config(model_folder: Path) -> Callable[..., Any]:
+    """Return a function that gives a VllmConfig: stock without a SarathiConfig, ours with one."""
+    cache: dict[str, Any] = {}
+
+    def make(sarathi: SarathiConfig | None = None, mode: str = "sync", **engine_args: Any) -> Any:
+        key = repr(sorted(engine_args.items(), key=str))
+        if key not in cache:
+            cache[key] = engine_config(model_folder, **engine_args)
+        config = copy.copy(cache[key])
+        config.scheduler_config = copy.copy(config.scheduler_config)
+        config.parallel_config = copy.copy(config.parallel_config)
+        if mode == "async":  # vLLM's CPU platform switches it off; the scheduler itself needs no device
+            config.scheduler_config.async_scheduling = True
+        if mode == "pipeline":
+            config.parallel_config.pipeline_parallel_size = 2
+        if sarathi is not None:
+            args = sarathi.engine_args()
+            config.scheduler_config.scheduler_cls = args["scheduler_cls"]
+            config.additional_config = args["additional_config"]
+        return config
+
+    return make

@@ -1,0 +1,103 @@
+"""Property tests: whatever clients send, no exception, and every promise holds at every step."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.engine.modelled import ModelledEngine
+from tests.engine.promises import check_step
+from vllm_sarathi import SarathiConfig
+
+MAX_MODEL_LEN = 256
+BLOCKS_FOR_ONE = MAX_MODEL_LEN // 16 + 2
+
+ADD = st.tuples(
+    st.just("add"),
+    st.one_of(st.integers(1, 20), st.integers(1, MAX_MODEL_LEN - 1)),
+    st.integers(1, 24),
+    st.integers(-2, 2),
+)
+STEP = st.tuples(st.just("step"), st.integers(1, 12), st.just(0), st.just(0))
+ABORT = st.tuples(st.just("abort"), st.integers(0, 30), st.just(0), st.just(0))
+DUPLICATE = st.tuples(st.just("duplicate"), st.integers(0, 30), st.integers(1, 50), st.just(0))
+PROGRAM = st.lists(st.one_of(ADD, ADD, STEP, STEP, ABORT, DUPLICATE), min_size=8, max_size=40)
+
+
+class Play:
+    """Runs a random program against an engine and checks each step."""
+
+    def __init__(self, engine: ModelledEngine, budget: int) -> None:
+        self.engine = engine
+        self.budget = budget
+        self.steps = 0
+        self.names: list[str] = []
+        self.aborted: set[str] = set()
+        self.unserved: Counter[str] = Counter()
+
+    def run(self, program: list[tuple[str, int, int, int]]) -> None:
+        for kind, a, b, c in program:
+            if kind == "step":
+                for _ in range(a):
+                    self.step()
+            elif kind == "add":
+                self.names.append(f"r{len(self.names)}")
+                self.engine.add(self.names[-1], a, min(b, MAX_MODEL_LEN - a), priority=c)
+            elif self.names:
+                name = self.names[a % len(self.names)]
+                if kind == "abort" and name not in self.engine.finished:
+                    self.engine.abort(name)
+                    self.aborted.add(name)
+                elif kind == "duplicate" and name in self.engine.scheduler.requests:
+                    self.engine.add(name, b, 4)
+        self.drain()
+
+    def step(self) -> None:
+        step = self.engine.step()
+        self.steps += 1
+        check_step(self.engine, step, self.budget)
+        for name in step.decodes_allowed:
+            self.unserved[name] = 0 if name in step.scheduled else self.unserved[name] + 1
+            turns = math.ceil(len(step.decodes_allowed) / self.budget)
+            # A preemption or a batch in flight may cost a turn or two.
+            assert self.unserved[name] <= 2 * turns + 4, f"{name} starves"
+
+    def drain(self) -> None:
+        engine = self.engine
+        work = sum(r.num_prompt_tokens + r.max_tokens for r in engine.scheduler.requests.values())
+        for _ in range(40 * work + 100):
+            if not engine.scheduler.has_unfinished_requests() and not engine.queue:
+                break
+            self.step()
+        done = set(engine.finished) | self.aborted
+        assert done >= set(self.names), f"starved: {set(self.names) - done}"
+
+
+def play(config: Any, in_flight: int, blocks: int, budget: int, program: list[Any]) -> int:
+    engine = ModelledEngine(config, num_blocks=blocks, in_flight=in_flight)
+    player = Play(engine, budget)
+    player.run(program)
+    return player.steps
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("mode", ["sync", "async", "pipeline"])
+def test_every_promise_holds_at_every_random_step(make_config: Any, mode: str, policy: str) -> None:
+    steps = 0
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @given(
+        program=PROGRAM,
+        budget=st.one_of(st.integers(1, 8), st.integers(1, 256)),
+        blocks=st.one_of(st.integers(BLOCKS_FOR_ONE, 30), st.just(400)),
+    )
+    def run(program: list[Any], budget: int, blocks: int) -> None:
+        nonlocal steps
+        config = make_config(SarathiConfig(token_budget=budget), mode, scheduling_policy=policy)
+        steps += play(config, 1 if mode == "sync" else 2, blocks, budget, program)
+
+    run()
+    assert steps >= 2_000  # six of these make more than 10,000 steps
