@@ -14,6 +14,9 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+FAKE = [sys.executable, __file__]
+"""The command to use in place of `vllm serve`."""
+
 STARTED = time.monotonic()
 
 

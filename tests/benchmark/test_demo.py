@@ -1,7 +1,6 @@
 """The demo from end to end against a server without a model, and its picture on made-up records."""
 
 import json
-import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -9,11 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from tests.benchmark.fake_vllm import FAKE
 from vllm_sarathi.benchmark import demo, server
 from vllm_sarathi.benchmark.streams import Delivery, StreamRecord
 from vllm_sarathi.benchmark.timeline import draw_timeline
-
-FAKE = [sys.executable, str(Path(__file__).with_name("fake_vllm.py"))]
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.benchmark.fake_vllm import FAKE
 from vllm_sarathi.benchmark.server import ServerError, serve
-
-FAKE = [sys.executable, str(Path(__file__).with_name("fake_vllm.py"))]
 
 
 def is_running(pid: int) -> bool:

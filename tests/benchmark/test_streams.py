@@ -1,16 +1,13 @@
 """The streaming client against a server whose answers are known."""
 
 import asyncio
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.benchmark.fake_vllm import FAKE
 from vllm_sarathi.benchmark.server import Server, serve
 from vllm_sarathi.benchmark.streams import Delivery, StreamRequest, play
-
-FAKE = [sys.executable, str(Path(__file__).with_name("fake_vllm.py"))]
 
 
 @pytest.fixture(scope="module")
