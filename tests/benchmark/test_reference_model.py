@@ -33,6 +33,19 @@ def test_the_tiny_model_is_the_same_every_time_and_leaves_the_global_seed_alone(
     assert a != c
 
 
+def test_the_tiny_models_tokenizer_gives_every_text_back(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "tiny")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "tiny")
+    text = "any text, e.g. a\ttab, naïve, 漢字 and 🙂"
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) == len(text.encode())
+    assert max(ids) < TINY_VOCABULARY
+    assert tokenizer.decode(ids) == text
+    assert len(tokenizer) == TINY_VOCABULARY
+    chat = [{"role": "user", "content": text}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == f"<s>{text}"
+
+
 def test_a_build_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_self: object, folder: Path) -> None:
         (Path(folder) / "config.json").write_text("{}")

