@@ -27,6 +27,7 @@ def answers(folder: Path, log: Path, *scheduler_flags: str) -> list[StreamRecord
         return asyncio.run(play(server.base_url, "tiny", REQUESTS))
 
 
+@pytest.mark.slow
 def test_both_schedulers_serve_and_stream_the_same_answers(tmp_path: Path) -> None:
     tiny_model(tmp_path / "tiny")
     stock = answers(tmp_path / "tiny", tmp_path / "stock.log", "--scheduler", "default")
