@@ -1,6 +1,8 @@
-"""Settings that vLLM reads from the environment when it is first imported."""
+"""Settings that vLLM reads from the environment when it is first imported, and the order of the tests."""
 
 import os
+
+import pytest
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -11,3 +13,8 @@ os.environ.update(
     VLLM_LOGGING_LEVEL="WARNING",
     VLLM_NO_USAGE_STATS="1",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slow tests last, so that what fails quickly is seen quickly."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

