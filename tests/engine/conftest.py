@@ -9,6 +9,15 @@ import pytest
 
 from tests.engine.modelled import config_folder, engine_config
 from vllm_sarathi import SarathiConfig
+from vllm_sarathi.engine import vllm_api
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What our logger warns of; vLLM's handlers write to a stream that pytest does not see."""
+    said: list[str] = []
+    monkeypatch.setattr(vllm_api.logger, "warning", lambda message, *args: said.append(message % args))
+    return said
 
 
 @pytest.fixture(scope="session")

@@ -224,17 +224,19 @@ def _parameters_missing(function: Any, wanted: tuple[str, ...]) -> list[str]:
     return [name for name in wanted if name not in names]
 
 
+def touchpoint_violations(touchpoint: Touchpoint) -> list[str]:
+    """Return one sentence for each way in which the installed vLLM differs from a touchpoint."""
+    try:
+        target = _resolve(touchpoint.path)
+    except (ImportError, AttributeError) as error:
+        return [f"{touchpoint.path} is gone ({error})."]
+    missing = _parameters_missing(target, touchpoint.parameters) if touchpoint.parameters else []
+    return [f"{touchpoint.path} no longer takes {name!r}." for name in missing]
+
+
 def contract_violations() -> list[str]:
     """Return one sentence for each thing that the installed vLLM lacks or has moved; empty if all is there."""
-    violations = []
-    for touchpoint in CONTRACT:
-        try:
-            target = _resolve(touchpoint.path)
-        except (ImportError, AttributeError) as error:
-            violations.append(f"{touchpoint.path} is gone ({error}).")
-            continue
-        missing = _parameters_missing(target, touchpoint.parameters) if touchpoint.parameters else []
-        violations += [f"{touchpoint.path} no longer takes {name!r}." for name in missing]
+    violations = [said for touchpoint in CONTRACT for said in touchpoint_violations(touchpoint)]
     violations += _missing_request_attributes()
     engine_args = import_internal("vllm.engine.arg_utils").EngineArgs
     fields = engine_args.__dataclass_fields__
