@@ -54,7 +54,9 @@ def test_a_missing_attribute_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Scheduler has no attribute 'running'." in vllm_api.missing_scheduler_attributes(object())
 
 
-def test_an_untested_version_warns_once(fresh_check: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untested_version_warns_once(
+    fresh_check: None, monkeypatch: pytest.MonkeyPatch, warned: list[str]
+) -> None:
     monkeypatch.setattr(vllm_api, "installed_version", lambda: "0.99.1+cpu")
     vllm_api.check_contract()
     vllm_api.check_contract()
