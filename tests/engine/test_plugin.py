@@ -12,10 +12,10 @@ from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.plugins import load_general_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from tests.engine.modelled import config_folder
 from vllm_sarathi import SarathiConfig, SarathiScheduler
 from vllm_sarathi.core.config import CONFIG_KEY, SCHEDULER_CLS, ConfigError, config_from_additional
 from vllm_sarathi.engine import plugin, vllm_api
+from vllm_sarathi.engine.offline import config_folder
 
 
 @pytest.fixture

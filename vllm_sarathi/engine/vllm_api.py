@@ -54,6 +54,18 @@ CONTRACT = (
     Touchpoint("vllm.engine.arg_utils:EngineArgs.add_cli_args", ("parser",)),
     Touchpoint("vllm.engine.arg_utils:EngineArgs.from_cli_args", ("args",)),
     Touchpoint("vllm.engine.arg_utils:EngineArgs.create_engine_config"),
+    # The scheduler without a model (engine/offline.py).
+    Touchpoint("vllm.v1.core.kv_cache_utils:get_request_block_hasher"),
+    Touchpoint("vllm.v1.core.kv_cache_utils:init_none_hash"),
+    Touchpoint(
+        "vllm.v1.kv_cache_interface:FullAttentionSpec", ("block_size", "num_kv_heads", "head_size", "dtype")
+    ),
+    Touchpoint(
+        "vllm.v1.kv_cache_interface:KVCacheConfig", ("num_blocks", "kv_cache_tensors", "kv_cache_groups")
+    ),
+    Touchpoint("vllm.v1.kv_cache_interface:KVCacheGroupSpec", ("layer_names", "kv_cache_spec")),
+    Touchpoint("vllm.v1.outputs:ModelRunnerOutput", ("req_ids", "req_id_to_index", "sampled_token_ids")),
+    Touchpoint("vllm.v1.structured_output:StructuredOutputManager"),
 )
 
 SCHEDULER_ATTRIBUTES = (
