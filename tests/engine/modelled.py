@@ -22,6 +22,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 VOCABULARY = 512
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -139,7 +140,9 @@ class ModelledEngine:
         request = Request(
             request_id=name,
             prompt_token_ids=tokens,
-            sampling_params=SamplingParams(max_tokens=max_tokens, ignore_eos=True, **fields.pop("sampling", {})),
+            sampling_params=SamplingParams(
+                max_tokens=max_tokens, ignore_eos=True, **fields.pop("sampling", {})
+            ),
             pooling_params=None,
             block_hasher=self._hasher,
             **{"arrival_time": float(len(self.outputs)), **fields},
@@ -177,16 +180,26 @@ class ModelledEngine:
     def drain(self, most_steps: int = 10_000) -> int:
         """Step until every request has finished; return the number of steps."""
         for count in range(most_steps):
-            if not self.scheduler.has_unfinished_requests() and not self.queue:
+            if self.idle():
                 return count
             self.step()
         raise AssertionError(f"not finished after {most_steps} steps: {list(self.scheduler.requests)}")
+
+    def idle(self) -> bool:
+        """True when all requests have finished; delivers what is still in flight."""
+        if self.scheduler.has_unfinished_requests():
+            return False
+        while self.queue:
+            self.finish_oldest()
+        return True
 
     def _schedule(self) -> Step:
         scheduler = self.scheduler
         running = list(scheduler.running)
         partial = {r.request_id: r.num_tokens - r.num_computed_tokens for r in running if r.is_prefill_chunk}
-        allowed = {r.request_id: need for r in running if not r.is_prefill_chunk and (need := self._need(r)) > 0}
+        allowed = {
+            r.request_id: need for r in running if not r.is_prefill_chunk and (need := self._need(r)) > 0
+        }
         output = scheduler.schedule()
         ids = {r.request_id for r in scheduler.running}
         before = {r.request_id for r in running}
@@ -208,7 +221,9 @@ class ModelledEngine:
     def _need(self, request: Any) -> int:
         """Return the tokens that stock vLLM would give a decode in a step of unlimited budget."""
         placeholders = request.num_output_placeholders
-        last = request.num_computed_tokens + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens
+        last = (
+            request.num_computed_tokens + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens
+        )
         if placeholders > 0 and last:
             return 0
         need = request.num_tokens_with_spec + placeholders - request.num_computed_tokens

@@ -26,8 +26,12 @@ def check_stall_free(engine: ModelledEngine, step: Step, budget: int) -> None:
     } - step.preempted
     if step.preempted:
         # Out of blocks: the youngest go first, so a prefill may run only if every decode does.
-        if engine.scheduler.scheduler_config.policy == "fcfs" and (missed or step.preempted & set(step.decodes_allowed)):
-            assert not step.partial_before.keys() & step.scheduled.keys(), "a prefill ran while a decode stood"
+        if engine.scheduler.scheduler_config.policy == "fcfs" and (
+            missed or step.preempted & set(step.decodes_allowed)
+        ):
+            assert not step.partial_before.keys() & step.scheduled.keys(), (
+                "a prefill ran while a decode stood"
+            )
     elif sum(step.decodes_allowed.values()) <= budget:
         assert not missed, f"stalled: {missed}"
     else:
@@ -37,13 +41,18 @@ def check_stall_free(engine: ModelledEngine, step: Step, budget: int) -> None:
 
 def check_hybrid(engine: ModelledEngine, step: Step, budget: int) -> None:
     """The rest of the budget goes to partial prefills in arrival order, then to waiting requests."""
-    partial = [r for r in step.running_before if r.request_id in step.partial_before and r.request_id not in step.preempted]
+    partial = [
+        r
+        for r in step.running_before
+        if r.request_id in step.partial_before and r.request_id not in step.preempted
+    ]
     partial.sort(key=lambda r: rank(engine, r))
+    most = engine.scheduler.scheduler_config.long_prefill_token_threshold or budget
     cut = False
     for request in partial:
         got = step.scheduled.get(request.request_id, 0)
         assert not (cut and got), "a later prefill was served before an earlier one was done"
-        cut = cut or got < step.partial_before[request.request_id]
+        cut = cut or got < min(most, step.partial_before[request.request_id])
     if cut and not step.preempted:
         assert sum(step.scheduled.values()) == budget, "budget left while a prefill stood"
     assert not (cut and step.admitted), "a new request was let in before a partial prefill was done"

