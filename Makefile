@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint clean
 
 # The model that `make demo` serves: a folder, or a name on a model hub.
 MODEL ?= build/models/SmolLM2-135M-Instruct

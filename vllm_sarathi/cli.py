@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from vllm_sarathi import __version__
+from vllm_sarathi.core.config import ConfigError, SarathiConfig
 
 app = typer.Typer(help="A latency-promise scheduler for vLLM.", no_args_is_help=True)
 
@@ -34,15 +35,14 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the picture and the figures go.")] = Path("build/demo"),
     token_budget: Annotated[
         int,
-        typer.Option(
-            min=1, help="Sarathi's tokens per step, decodes included. The default suits two CPU cores."
-        ),
+        typer.Option(help="Sarathi's tokens per step, decodes included. The default suits two CPU cores."),
     ] = 80,
 ) -> None:
     """Serve a model twice, stock and Sarathi, play the same short drama against both, and compare."""
     with _clear_errors():
         from vllm_sarathi.benchmark.demo import run_demo
 
+        SarathiConfig(token_budget=token_budget)  # said now rather than by the second server, a minute later
         run_demo(model, out, token_budget, Console())
 
 
@@ -68,7 +68,7 @@ def _clear_errors() -> Iterator[None]:
             f"this command needs {error.name}, which is not installed: pip install 'vllm-sarathi[bench]', "
             "beside a vLLM"
         )
-    except (RuntimeError, OSError) as error:
+    except (ConfigError, RuntimeError, OSError) as error:
         _exit(str(error))
 
 

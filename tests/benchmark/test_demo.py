@@ -56,6 +56,18 @@ def test_a_failed_request_is_told_after_the_results_are_saved(
     assert json.loads((tmp_path / "result.json").read_text())["runs"]["default"]["completed"] == 9
 
 
+@pytest.mark.usefixtures("quick_drama")
+def test_a_drama_that_the_client_missed_is_played_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "CLIENT_STALL_LIMIT_S", -1.0)  # as if every take had been disturbed
+    console = Console(record=True, width=200)
+    demo.run_demo("m", tmp_path, 77, console)
+    said = console.export_text()
+    assert said.count("playing again") == 2 * (demo.TAKES - 1)
+    assert said.count("the figures include that") == 2
+
+
 def test_the_drama_is_the_same_each_time_and_holds_long_prompts_among_running_chats() -> None:
     assert demo.drama() == demo.drama()
     longs = [request for request in demo.drama() if request.name.startswith("long")]

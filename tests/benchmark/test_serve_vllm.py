@@ -24,7 +24,7 @@ REQUESTS = [
 
 def answers(folder: Path, log: Path, *scheduler_flags: str) -> list[StreamRecord]:
     with serve(str(folder), [*FLAGS, *scheduler_flags], log_path=log, env=ENV) as server:
-        return asyncio.run(play(server.base_url, "tiny", REQUESTS))
+        return asyncio.run(play(server.base_url, "tiny", REQUESTS)).records
 
 
 @pytest.mark.slow

@@ -24,10 +24,13 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until_gone(pids: list[int]) -> None:
+    """Fail if one of them is still there after a while; end what is left, so that a failed test leaves nothing."""
     deadline = time.monotonic() + 30
-    while any(is_running(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"still running: {[pid for pid in pids if is_running(pid)]}"
+    while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, f"still running: {left}"
 
 
 def test_it_serves_with_our_flags_and_environment_and_is_gone_afterwards(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """The streaming client against a server whose answers are known."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.benchmark.fake_vllm import FAKE
 from vllm_sarathi.benchmark.server import Server, serve
-from vllm_sarathi.benchmark.streams import Delivery, StreamRequest, play
+from vllm_sarathi.benchmark.streams import Delivery, StreamRecord, StreamRequest, play
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +18,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+def play_now(server: Server, *requests: StreamRequest) -> list[StreamRecord]:
+    return asyncio.run(play(server.base_url, "m", requests)).records
+
+
 def test_tokens_are_counted_by_id_and_not_by_delivery(server: Server) -> None:
-    [record] = asyncio.run(play(server.base_url, "m", [StreamRequest("a", "two words", max_tokens=5)]))
+    [record] = play_now(server, StreamRequest("a", "two words", max_tokens=5))
     assert [delivery.tokens for delivery in record.deliveries] == [2, 1, 1, 1]
     assert record.output_tokens == 5
     assert record.prompt_tokens == 2
@@ -28,14 +33,10 @@ def test_tokens_are_counted_by_id_and_not_by_delivery(server: Server) -> None:
 
 def test_times_are_ordered_and_start_when_the_request_was_to_be_sent(server: Server) -> None:
     seen: list[Delivery] = []
+    late = StreamRequest("late", "hello", max_tokens=4, send_at_s=0.3)
     [record] = asyncio.run(
-        play(
-            server.base_url,
-            "m",
-            [StreamRequest("late", "hello", max_tokens=4, send_at_s=0.3)],
-            on_delivery=lambda _, delivery: seen.append(delivery),
-        )
-    )
+        play(server.base_url, "m", [late], on_delivery=lambda _, delivery: seen.append(delivery))
+    ).records
     times = [delivery.at_s for delivery in record.deliveries]
     assert record.sent_s >= 0.3
     assert times == sorted(times)
@@ -47,7 +48,7 @@ def test_times_are_ordered_and_start_when_the_request_was_to_be_sent(server: Ser
 
 def test_a_refused_request_is_recorded_and_the_others_run(server: Server) -> None:
     requests = [StreamRequest("bad", "forbidden", 3), StreamRequest("good", "allowed", 3)]
-    bad, good = asyncio.run(play(server.base_url, "m", requests))
+    bad, good = play_now(server, *requests)
     assert bad.error is not None
     assert "HTTP 400" in bad.error
     assert "refused by the fake" in bad.error
@@ -57,5 +58,15 @@ def test_a_refused_request_is_recorded_and_the_others_run(server: Server) -> Non
 
 
 def test_nobody_listening_is_an_error_in_the_record() -> None:
-    [record] = asyncio.run(play("http://127.0.0.1:9", "m", [StreamRequest("a", "hello", 3)]))
+    [record] = asyncio.run(play("http://127.0.0.1:9", "m", [StreamRequest("a", "hello", 3)])).records
     assert record.error
+
+
+def test_a_client_that_is_held_up_says_so(server: Server) -> None:
+    def dawdle(_request: StreamRequest, delivery: Delivery) -> None:
+        time.sleep(0.4)
+
+    played = asyncio.run(
+        play(server.base_url, "m", [StreamRequest("a", "hello", max_tokens=1)], on_delivery=dawdle)
+    )
+    assert played.client_stall_s >= 0.3

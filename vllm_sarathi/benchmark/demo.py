@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -43,6 +43,10 @@ LONG_CHARACTERS = 6500
 LONG_TOKENS = 32
 LONG_FIRST_S = 2.5
 LONG_EVERY_S = 4.5
+
+# A client that was kept from running for longer than this has noted its tokens too late to tell a stall from none.
+CLIENT_STALL_LIMIT_S = 0.5
+TAKES = 3
 
 WARM_UP_TOPIC = "string-methods"
 
@@ -134,38 +138,80 @@ def _play_run(name: str, model: str, flags: Sequence[str], out: Path, console: C
     env = dict(SERVER_ENV)
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"  # all of it is here: do not wait for a hub that may be out of reach
-    with _progress(console) as progress:
-        task = progress.add_task("starting the server", total=None)
+    with _Stages(console) as stages:
+        stages.begin("starting the server")
         with serve(
             os.fspath(model), [*SERVER_FLAGS, *flags], log_path=out / f"server-{name}.log", env=env
         ) as server:
-            progress.update(task, description="warming up")
-            for record in asyncio.run(play(server.base_url, "demo", warm_up())):
+            stages.begin("warming up")
+            for record in asyncio.run(play(server.base_url, "demo", warm_up())).records:
                 if record.error:
                     raise RuntimeError(f"the model does not answer chat requests: {record.error}")
-            requests = drama()
-            total = sum(request.max_tokens for request in requests)
-            progress.update(task, description="chats are streaming", total=total, completed=0)
-
-            def show(request: StreamRequest, delivery: Delivery) -> None:
-                progress.advance(task, delivery.tokens)
-
-            records = asyncio.run(play(server.base_url, "demo", requests, on_delivery=show))
-            progress.update(task, description="stopping the server", completed=total)
+            records = _play_undisturbed(server.base_url, stages)
+            stages.begin("stopping the server")
     took_s = max((record.deliveries[-1].at_s for record in records if record.deliveries), default=0.0)
     console.print(f"  server ready in {server.startup_s:.0f} s, drama over in {took_s:.0f} s")
     return records
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
+def _play_undisturbed(base_url: str, stages: "_Stages") -> list[StreamRecord]:
+    """Play the drama, again if other work on the machine held this client up: late notes are no measurement.
+
+    The rule looks at the client alone, never at the figures, and is the same for every run.
+    """
+    requests = drama()
+
+    def show(request: StreamRequest, delivery: Delivery) -> None:
+        stages.advance(delivery.tokens)
+
+    for take in range(1, TAKES + 1):
+        stages.begin("chats are streaming", total=sum(request.max_tokens for request in requests))
+        played = asyncio.run(play(base_url, "demo", requests, on_delivery=show))
+        if played.client_stall_s <= CLIENT_STALL_LIMIT_S:
+            break
+        stages.console.print(
+            f"  [yellow]other work on this machine held the demo's own client up for {played.client_stall_s:.1f} s: "
+            + (
+                "playing again"
+                if take < TAKES
+                else "the figures include that; run the demo on a quieter machine"
+            )
+        )
+    return played.records
+
+
+class _Stages:
+    """What the demo is doing: a moving line on a terminal, a line per stage anywhere else."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, description: str, total: int | None = None) -> None:
+        """Show a new stage; `total` is the number of tokens that end it, if known."""
+        self._progress.reset(self._task, description=description, total=total)
+        if not self.console.is_terminal:
+            self.console.print(f"  {description} ...")
+
+    def advance(self, tokens: int) -> None:
+        """Move the bar."""
+        self._progress.advance(self._task, tokens)
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -62,6 +62,21 @@ class StreamRecord:
         return [later.at_s - earlier.at_s for earlier, later in itertools.pairwise(self.deliveries)]
 
 
+@dataclass(frozen=True)
+class Played:
+    """What became of all requests, and how far the figures can be trusted.
+
+    `client_stall_s` is the longest time that this client itself was kept from running. Whatever arrived meanwhile was
+    noted late, and whatever was due was sent late: a long stall makes the run a measurement of the client's machine.
+    """
+
+    records: list[StreamRecord]
+    client_stall_s: float
+
+
+_HEARTBEAT_S = 0.05
+
+
 async def play(
     base_url: str,
     model: str,
@@ -69,8 +84,8 @@ async def play(
     *,
     on_delivery: Callable[[StreamRequest, Delivery], None] | None = None,
     timeout_s: float = 600.0,
-) -> list[StreamRecord]:
-    """Send every request at its time, greedy, and return one record each, in the order of `requests`.
+) -> Played:
+    """Send every request at its time, greedy; the records come in the order of `requests`.
 
     `on_delivery` is called as tokens arrive, for progress. A request that fails leaves a record with its
     `error`.
@@ -81,9 +96,22 @@ async def play(
         base_url=base_url, trust_env=False, timeout=timeout_s, limits=limits
     ) as client:
         start_s = time.monotonic()
-        return await asyncio.gather(
+        heart = asyncio.create_task(_longest_stall_s(finished := asyncio.Event()))
+        records = await asyncio.gather(
             *(_play_one(client, model, request, start_s, on_delivery) for request in requests)
         )
+        finished.set()
+        return Played(records, await heart)
+
+
+async def _longest_stall_s(finished: asyncio.Event) -> float:
+    """How much later than asked for we were woken, at worst, until `finished`."""
+    longest_s = 0.0
+    while not finished.is_set():
+        before_s = time.monotonic()
+        await asyncio.sleep(_HEARTBEAT_S)
+        longest_s = max(longest_s, time.monotonic() - before_s - _HEARTBEAT_S)
+    return longest_s
 
 
 async def _play_one(
