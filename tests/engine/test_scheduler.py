@@ -141,7 +141,7 @@ def test_a_prompt_that_cannot_be_cut_gets_the_engines_own_budget(make_engine: An
 
 def test_a_failing_plan_costs_a_stock_step_and_not_the_engine(make_engine: Any, monkeypatch: Any) -> None:
     engine = make_engine(16)
-    monkeypatch.setattr(engine.scheduler._controller, "plan", lambda view: 1 / 0)
+    monkeypatch.setattr(engine.scheduler.controller, "plan", lambda view: 1 / 0)
     engine.add("a", 100, max_tokens=3)
     engine.drain(most_steps=10)
     assert engine.scheduler.plan_failures > 0

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,8 +20,11 @@ CONFIG_KEY = "vllm_sarathi"
 SCHEDULER_CLS = "vllm_sarathi.SarathiScheduler"
 """The dotted path that vLLM's `scheduler_cls` takes."""
 
-DEFAULT_TOKEN_BUDGET = 512
-"""The paper's budget for a strict promise on its three smaller deployments (section 5, table 3)."""
+AUTO_FACTOR = 5.0
+"""The paper's strict promise: five times a decode step (section 5, "SLOs"); its relaxed one is 25 times."""
+
+TBT_MODES = ("gap", "pace")
+PREFILL_ORDERS = ("fcfs", "deadline")
 
 
 class ConfigError(ValueError):
@@ -63,23 +67,98 @@ def check_keys(values: Mapping[str, Any], origin: str) -> None:
             raise ConfigError(f"{origin}: unknown key {key!r}; {nearest_hint(str(key), known)}")
 
 
+def check_choice(key: str, value: object, valid: tuple[str, ...]) -> None:
+    """Raise ConfigError naming the flag and the nearest choice if `value` is none of `valid`."""
+    if value not in valid:
+        raise ConfigError(f"{flag_name(key)} {value!r}: unknown; {nearest_hint(str(value), valid)}")
+
+
+def check_positive(key: str, value: object, most: float) -> None:
+    """Raise ConfigError naming the flag if `value` is no finite number above 0 and at most `most`."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < float(value) <= most:  # type: ignore[arg-type]  # NaN is below nothing
+        raise ConfigError(f"{flag_name(key)} {value!r}: must be a number above 0 and at most {most:g}.")
+
+
+def auto_factor(text: object) -> float:
+    """Return the factor in `auto` (5) or `auto:25x` (25).
+
+    Raises:
+        ConfigError: `text` is neither.
+    """
+    match = re.fullmatch(r"auto(?::(\d+(?:\.\d+)?)x)?", text) if isinstance(text, str) else None
+    factor = float(match.group(1) or AUTO_FACTOR) if match else 0.0
+    if not 1 < factor <= 1000:
+        raise ConfigError(
+            f"--tbt-slo {text!r}: must be 'auto', or 'auto:25x' with a factor above 1 and at most 1000."
+        )
+    return factor
+
+
+MAX_SLO_MS = 3_600_000.0
+"""An hour: whoever asks for more has mistaken the unit."""
+
+
+def _setting(default: Any, help: str, metavar: str | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "metavar": metavar})
+
+
 @dataclass(frozen=True)
 class SarathiConfig:
-    """Settings of SarathiScheduler.
+    """Settings of SarathiScheduler; each is a flag of the same name.
+
+    Without any of them the scheduler keeps the paper's strict promise, measured on the spot: every gap between
+    tokens within five times a decode step.
 
     Attributes:
         scheduler: which of our schedulers plans the steps, a name from SCHEDULERS.
-        token_budget: tokens per step, decodes included (tau in the paper, section 4.3); None means
-            DEFAULT_TOKEN_BUDGET, or the engine's own limit where that is lower.
+        token_budget: tokens per step, decodes included (tau in the paper, section 4.3): a fixed budget
+            instead of a latency promise.
+        tbt_slo_ms: the promised time between tokens, milliseconds.
+        tbt_slo: `auto` or `auto:25x`: the promise as a multiple of a decode step; used where tbt_slo_ms is None.
+        tbt_mode: `gap` promises every gap; `pace` promises that token n comes by first token + n x SLO, so that
+            a stream that is ahead has slack to lend.
+        ttft_slo_ms: the promised time to first token, milliseconds; gives each waiting prompt a deadline.
+        prefill_order: `fcfs`, or `deadline`: earliest deadline first, shortest remaining as tie-break.
+        prefill_max_wait_s: under `deadline`, a prompt that has waited so long goes before all later ones, seconds.
+        allow_request_slo: whether clients may ask for promises of their own.
+        min_request_slo_ms: the least promise that a client may ask for, milliseconds.
 
     Raises:
         ConfigError: a value of a wrong type or out of range.
     """
 
-    scheduler: str = field(default="sarathi", metadata={"help": "Who plans each step"})
-    token_budget: int | None = field(
-        default=None,
-        metadata={"metavar": "N", "help": "Tokens per step, decodes included (the paper's tau)."},
+    scheduler: str = _setting("sarathi", "Who plans each step")
+    token_budget: int | None = _setting(
+        None, "Tokens per step, decodes included (the paper's tau), instead of a latency promise.", "N"
+    )
+    tbt_slo_ms: float | None = _setting(
+        None, "Promised time between tokens, in milliseconds; the budget follows from it.", "MS"
+    )
+    tbt_slo: str = _setting(
+        "auto",
+        "Without --tbt-slo-ms: the promise as a multiple of a decode step, measured here.",
+        "auto[:25x]",
+    )
+    tbt_mode: str = _setting(
+        "gap",
+        "gap: every gap keeps the promise; pace: token n is due at first token + n x SLO.",
+        "{gap,pace}",
+    )
+    ttft_slo_ms: float | None = _setting(
+        None, "Promised time to first token, in milliseconds; a deadline for each prompt.", "MS"
+    )
+    prefill_order: str = _setting(
+        "fcfs", "Which prompt is read first: by arrival, or by deadline.", "{fcfs,deadline}"
+    )
+    prefill_max_wait_s: float = _setting(
+        30.0, "With --prefill-order deadline: after so many seconds a prompt goes before all later ones.", "S"
+    )
+    allow_request_slo: bool = _setting(
+        False, "Let clients ask for promises of their own (vllm_xargs: tbt_slo_ms, ttft_slo_ms)."
+    )
+    min_request_slo_ms: float = _setting(
+        10.0, "The least promise that a client may ask for, in milliseconds.", "MS"
     )
 
     def __post_init__(self) -> None:
@@ -89,6 +168,21 @@ class SarathiConfig:
             )
         if self.token_budget is not None:
             check_int("token_budget", self.token_budget, minimum=1)
+            if self.tbt_slo_ms is not None:
+                raise ConfigError(
+                    f"--token-budget {self.token_budget}: a fixed budget cannot keep --tbt-slo-ms "
+                    f"{self.tbt_slo_ms:g}; give one of the two."
+                )
+        for key in ("tbt_slo_ms", "ttft_slo_ms"):
+            if getattr(self, key) is not None:
+                check_positive(key, getattr(self, key), MAX_SLO_MS)
+        check_positive("min_request_slo_ms", self.min_request_slo_ms, MAX_SLO_MS)
+        check_positive("prefill_max_wait_s", self.prefill_max_wait_s, MAX_SLO_MS / 1e3)
+        auto_factor(self.tbt_slo)
+        check_choice("tbt_mode", self.tbt_mode, TBT_MODES)
+        check_choice("prefill_order", self.prefill_order, PREFILL_ORDERS)
+        if not isinstance(self.allow_request_slo, bool):
+            raise ConfigError(f"--allow-request-slo {self.allow_request_slo!r}: must be true or false.")
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:

@@ -1,23 +1,39 @@
 """Controller: the one place that decides a step, in the live engine, in the simulator and in tests."""
 
-from vllm_sarathi.core.config import DEFAULT_TOKEN_BUDGET, SarathiConfig
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.policies import FixedBudget, Policy
-from vllm_sarathi.core.views import StepPlan, StepView
+from vllm_sarathi.core.slo import SloBudget
+from vllm_sarathi.core.views import StepPlan, StepRecord, StepShape, StepView
 
 
 class Controller:
-    """Answers each StepView with a StepPlan that its policy makes.
+    """Answers each StepView with a StepPlan, and learns from each StepRecord.
 
     Args:
         config: the settings.
+        steps_per_token: steps that end between two tokens of a request: the depth of a pipeline, else 1.
     """
 
-    def __init__(self, config: SarathiConfig) -> None:
+    def __init__(self, config: SarathiConfig, steps_per_token: int = 1) -> None:
         self.config = config
-        self._policy: Policy = FixedBudget(config.token_budget or DEFAULT_TOKEN_BUDGET)
+        self.model = CostModel()
+        self.policy: Policy
+        if config.token_budget is not None:
+            self.policy = FixedBudget(config.token_budget)
+        else:
+            self.policy = SloBudget(config, self.model, steps_per_token)
 
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step; the answer is always within the engine's limits."""
-        plan = self._policy.plan(view)
+        plan = self.policy.plan(view)
         assert 1 <= plan.token_budget <= view.max_tokens, plan
         return plan
+
+    def predict(self, shape: StepShape) -> float | None:
+        """Return the seconds that a step is expected to take; None before anything has been learnt."""
+        return self.model.predict(shape) if self.model.ready else None
+
+    def observe(self, record: StepRecord) -> None:
+        """Learn from a finished step."""
+        self.policy.observe(record)

@@ -5,14 +5,26 @@ Paper: Agrawal et al., Sarathi-Serve, OSDI'24 (arXiv 2403.02310), section 4.
 
 from typing import Protocol
 
-from vllm_sarathi.core.views import StepPlan, StepView
+from vllm_sarathi.core.views import StepPlan, StepRecord, StepView
 
 
 class Policy(Protocol):
-    """A scheduler's decision, with no state of the engine in it."""
+    """A scheduler's decision, with no state of the engine in it.
+
+    Attributes:
+        waiting_seen: how many waiting requests it wants to see, from the head of the queue.
+        needs_decode_views: whether it wants to see each decode.
+    """
+
+    waiting_seen: int
+    needs_decode_views: bool
 
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step."""
+        ...
+
+    def observe(self, record: StepRecord) -> None:
+        """Learn from a finished step."""
         ...
 
 
@@ -30,6 +42,9 @@ class FixedBudget:
     prefills wait until some have finished (no new decode can appear meanwhile, so that is bounded).
     """
 
+    waiting_seen = 0
+    needs_decode_views = False
+
     def __init__(self, token_budget: int) -> None:
         assert token_budget >= 1
         self._token_budget = token_budget
@@ -40,3 +55,6 @@ class FixedBudget:
             prefill_order=arrival_order(view),
             reason="fixed",
         )
+
+    def observe(self, record: StepRecord) -> None:
+        """A fixed budget learns nothing."""

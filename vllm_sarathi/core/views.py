@@ -1,4 +1,4 @@
-"""What a policy sees of a step, and what it answers. Plain values, no vLLM."""
+"""What a policy sees of a step, what it answers, and what came of it. Plain values, no vLLM."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,33 @@ class RequestView:
     Attributes:
         request_id: the engine's name for it.
         rank: its place in the queue's own order (arrival, or priority then arrival); smaller goes first.
+        age_s: seconds since it arrived.
         done_tokens: prompt tokens already in the KV cache.
         remaining_tokens: prompt tokens still to read; output tokens too, after a preemption.
+        ttft_slo_s: its own promised time to first token, seconds; None where it has none of its own.
     """
 
     request_id: str
     rank: tuple[float, float]
+    age_s: float
     done_tokens: int
     remaining_tokens: int
+    ttft_slo_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeView:
+    """One request that generates tokens; seen only where a policy needs each of them.
+
+    Attributes:
+        request_id: the engine's name for it.
+        output_tokens: tokens that it has generated.
+        tbt_slo_s: its own promised time between tokens, seconds; None where it has none of its own.
+    """
+
+    request_id: str
+    output_tokens: int
+    tbt_slo_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +44,26 @@ class StepView:
     """The state before a step.
 
     Attributes:
+        now_s: the time, in seconds on a monotonic clock.
         decodes: running requests that have read their whole prompt.
         decode_tokens: tokens that those need in this step, speculative tokens included.
+        decode_context_tokens: tokens in the KV cache of those, summed.
         prefills: running requests with a partly read prompt, in the engine's order.
+        waiting: requests that wait to be let in, in the engine's order; as many as the policy asks for.
         max_tokens: the most tokens that the engine takes in one step.
+        unseen_waiting: requests that wait beyond those in `waiting`.
+        decode_views: the decodes one by one, where the policy asks for them; else empty.
     """
 
+    now_s: float
     decodes: int
     decode_tokens: int
+    decode_context_tokens: int
     prefills: tuple[RequestView, ...]
+    waiting: tuple[RequestView, ...]
     max_tokens: int
+    unseen_waiting: int = 0
+    decode_views: tuple[DecodeView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +72,59 @@ class StepPlan:
 
     Attributes:
         token_budget: the most tokens to schedule, decodes included; 1 to StepView.max_tokens.
-        prefill_order: indices into StepView.prefills, first served first; each exactly once.
+        prefill_order: indices into StepView.prefills, first served first; each exactly once, but those held.
+        held: indices into StepView.prefills that yield this step to a more urgent request.
+        waiting_order: indices into StepView.waiting, first let in first; None leaves the queue as it is.
         reason: what set the budget, one word, for traces.
     """
 
     token_budget: int
     prefill_order: tuple[int, ...]
+    held: tuple[int, ...] = ()
+    waiting_order: tuple[int, ...] | None = None
+    reason: str = "fixed"
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a step computes.
+
+    Attributes:
+        tokens: tokens through the linear layers.
+        decodes: requests that decode.
+        decode_context_tokens: KV tokens that those read, summed.
+        prefill_work: attention of the prefill chunks: sum of chunk x (prefix + chunk / 2), in token pairs.
+        sequences: requests in the step.
+    """
+
+    tokens: int
+    decodes: int
+    decode_context_tokens: int
+    prefill_work: float
+    sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What came of a step.
+
+    Attributes:
+        shape: what it computed.
+        token_budget: the budget that it had.
+        reason: what set the budget.
+        predicted_s: how long it was expected to take, seconds; None where nobody foretold it.
+        measured_s: seconds between the completion before it and its own, or since its start after an idle time.
+        completed_s: when it completed, seconds on the clock of StepView.now_s.
+    """
+
+    shape: StepShape
+    token_budget: int
     reason: str
+    predicted_s: float | None
+    measured_s: float
+    completed_s: float
+
+
+def chunk_work(done_tokens: int, chunk_tokens: float) -> float:
+    """Return the attention work of a prefill chunk over its own prefix, in token pairs."""
+    return chunk_tokens * (done_tokens + 0.5 * chunk_tokens)

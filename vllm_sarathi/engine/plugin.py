@@ -77,11 +77,14 @@ def add_flags(parser: Any) -> None:
         description="Latency-promise scheduling by vllm-sarathi. Any of these flags turns it on.",
     )
     for setting in fields(SarathiConfig):
+        options: dict[str, Any] = {"help": setting.metadata["help"]}
         if setting.name == "scheduler":
-            names = (*SCHEDULERS, STOCK_SCHEDULER)
-            _add(parser, group, setting, type=_parser_of(setting), metavar=f"{{{','.join(names)}}}")
+            options["metavar"] = f"{{{','.join((*SCHEDULERS, STOCK_SCHEDULER))}}}"
+        if setting.type is bool:
+            options |= {"action": "store_true"}
         else:
-            _add(parser, group, setting, type=_parser_of(setting), metavar=setting.metadata["metavar"])
+            options = {"type": _parser_of(setting), "metavar": setting.metadata["metavar"], **options}
+        _add_flag(parser, group, flag_name(setting.name), **options)
     _add_flag(
         parser,
         group,
@@ -89,10 +92,6 @@ def add_flags(parser: Any) -> None:
         metavar="FILE.json",
         help="A JSON file that holds any of these settings (token_budget for --token-budget); flags win over it.",
     )
-
-
-def _add(parser: Any, group: Any, setting: "Field[Any]", **options: Any) -> None:
-    _add_flag(parser, group, flag_name(setting.name), help=setting.metadata["help"], **options)
 
 
 def _add_flag(parser: Any, group: Any, flag: str, **options: Any) -> None:
@@ -121,11 +120,13 @@ def _parser_of(setting: "Field[Any]") -> Callable[[str], Any]:
     return parse
 
 
-def _number(text: str) -> int | str:
-    try:
-        return int(text)
-    except ValueError:
-        return text
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def flag_settings(args: argparse.Namespace) -> dict[str, Any]:

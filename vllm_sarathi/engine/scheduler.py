@@ -1,16 +1,31 @@
 """SarathiScheduler: vLLM's own scheduler, told at each step how much to take and whom to serve first.
 
 The parent's `schedule` is never copied. Before each step we look at its queues, ask the controller for a
-plan, set what the plan says (the token budget, the order of `running`), call the parent, and restore.
+plan, set what the plan says (the token budget, the order of `running` and of the queue), call the parent, and
+restore.
 """
 
+import itertools
+import time
 import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vllm_sarathi.core.config import config_from_additional
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.views import RequestView, StepPlan, StepView
+from vllm_sarathi.core.views import (
+    DecodeView,
+    RequestView,
+    StepPlan,
+    StepRecord,
+    StepShape,
+    StepView,
+    chunk_work,
+)
 from vllm_sarathi.engine import vllm_api
+from vllm_sarathi.engine.promises import NONE, Promise, read_promise
 
 Scheduler, AsyncScheduler = vllm_api.scheduler_classes()
 
@@ -18,8 +33,23 @@ EMPTY_STEPS_BEFORE_FULL_BUDGET = 3
 """After this many steps that took nothing, the engine's own limit applies for one step: see `_is_stuck`."""
 
 
+@dataclass(slots=True)
+class _Step:
+    """A step between `schedule` and `update_from_output`."""
+
+    started_s: float
+    view: StepView
+    plan: StepPlan
+    partial: list[Any]
+    hidden: list[Any]
+    visible: int
+    decodes_take_turns: bool
+    shape: StepShape | None = None
+    predicted_s: float | None = None
+
+
 class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the parent is resolved at run time
-    """Stall-free, hybrid batches under a token budget (Sarathi-Serve, arXiv 2403.02310, section 4).
+    """Stall-free, hybrid batches within a promised time between tokens (Sarathi-Serve, arXiv 2403.02310).
 
     Name this one class in `scheduler_cls`; where vLLM resolves asynchronous scheduling to on, the object
     made is of the subclass that keeps the asynchronous scheduler's books.
@@ -51,34 +81,47 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             vllm_api.check_engine(vllm_config, config)
         else:
             vllm_api.logger.warning("vLLM has switched chunked prefill off; its stock scheduling applies.")
-        self._controller = Controller(config)
+        self.config = config
+        self.controller = Controller(config, vllm_config.parallel_config.pipeline_parallel_size)
+        self.clock: Callable[[], float] = time.monotonic
+        self.wall_clock: Callable[[], float] = time.time
+        self.plan_failures = 0
         self._by_priority = vllm_api.is_priority_policy(self)
-        self._steps_in_flight = 0
+        self._promises: dict[str, Promise] = {}
+        self._in_flight: deque[_Step | None] = deque()
+        self._completed_s: float | None = None
         self._empty_steps = 0
         self._step = 0
         self._last_served: dict[str, int] = {}
-        self.plan_failures = 0
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Schedule one step by the controller's plan; arguments and result are the parent's."""
         if not self._chunked:
             return super().schedule(*args, **kwargs)
-        engine_limit = self.max_num_scheduled_tokens
-        decodes_take_turns = False
+        limits = vllm_api.save_limits(self)
+        # An exception of ours would end the engine for every client; a stock step costs one promise.
+        step = None if self._is_stuck() else self._guarded(self._apply_plan)
+        admitted: list[Any] = []
         try:
-            if not self._is_stuck():
-                decodes_take_turns = self._apply_plan()
             output = super().schedule(*args, **kwargs)
         finally:
-            self.max_num_scheduled_tokens = engine_limit
-        self._note(output, decodes_take_turns)
+            vllm_api.restore_limits(self, limits)
+            if step is not None:
+                admitted = self.running[step.visible :]
+                self.running += step.hidden
+        if step is not None:
+            self._guarded(self._note_shape, step, output, admitted)
+        self._note(step, output)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take in a finished step; arguments and result are the parent's."""
-        if scheduler_output.total_num_scheduled_tokens:
-            self._steps_in_flight -= 1
-        return super().update_from_output(scheduler_output, model_runner_output)
+        if scheduler_output.total_num_scheduled_tokens and self._in_flight:
+            self._guarded(self._observe, self._in_flight.popleft())
+        result = super().update_from_output(scheduler_output, model_runner_output)
+        if not self.running and not self._in_flight:
+            self._completed_s = None  # idle: the next step's time counts from its own start
+        return result
 
     def add_request(self, request: Any) -> None:
         """Queue a request; one whose id is already in use is refused in the log, as an error here ends the engine."""
@@ -89,62 +132,101 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             )
             return
         super().add_request(request)
+        if self.config.allow_request_slo:
+            self._guarded(self._note_promise, request)
 
-    def _apply_plan(self) -> bool:
-        """Ask for a plan and set it on the parent; return whether decodes have to take turns."""
+    def _guarded(self, ours: Callable[..., Any], *args: Any) -> Any:
+        """Call code of ours; what it raises is logged and counted, and None is returned."""
+        try:
+            return ours(*args)
+        except Exception:
+            self.plan_failures += 1
+            vllm_api.logger.error(
+                "Planning a step failed; stock scheduling goes on.\n%s", traceback.format_exc()
+            )
+            return None
+
+    def _apply_plan(self) -> _Step:
+        """Ask for a plan and set it on the parent."""
+        started_s = self.clock()
         running = self.running
         partial = [request for request in running if request.is_prefill_chunk]
-        try:
-            view = self._view(partial)
-            plan = self._controller.plan(view)
-        except Exception:
-            # An exception here would end the engine for every client; a stock step costs one promise.
-            self.plan_failures += 1
-            vllm_api.logger.error("Planning a step failed; taking a stock step.\n%s", traceback.format_exc())
-            return False
-        self.max_num_scheduled_tokens = plan.token_budget
-        decodes_take_turns = view.decode_tokens > plan.token_budget
-        if decodes_take_turns:
+        view, waiting = self._view(started_s, partial)
+        plan = self.controller.plan(view)
+        take_turns = view.decode_tokens > plan.token_budget
+        ordered = [partial[i] for i in plan.prefill_order]
+        hidden = [partial[i] for i in plan.held]
+        if plan.waiting_order is not None:
+            waiting = [waiting[i] for i in plan.waiting_order]
+            vllm_api.reorder_waiting(self, waiting)
+        if hidden and not vllm_api.can_hide(self, view.decodes, waiting[0]):
+            ordered, hidden = ordered + hidden, []
+        if take_turns:
             decodes = [request for request in running if not request.is_prefill_chunk]
             decodes.sort(key=lambda request: self._last_served.get(request.request_id, -1))
-            self.running = decodes + self._ordered(partial, plan)
-        elif partial:
-            self._put_decodes_first(partial, plan)
-        return decodes_take_turns
+            self.running = decodes + ordered
+        elif hidden or (partial and running[-len(partial) :] != ordered):
+            # The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so
+            # decodes get their tokens first, and a prefill is preempted before a decode is.
+            self.running = [request for request in running if not request.is_prefill_chunk] + ordered
+        vllm_api.set_limits(self, plan.token_budget, hidden=len(hidden))
+        return _Step(started_s, view, plan, partial, hidden, len(self.running), take_turns)
 
-    def _put_decodes_first(self, partial: list[Any], plan: StepPlan) -> None:
-        """Order `running` as decodes, then partial prefills in the plan's order.
-
-        The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so
-        decodes get their tokens first, and a prefill is preempted before a decode is.
-        """
-        ordered = self._ordered(partial, plan)
-        if self.running[-len(partial) :] != ordered:
-            self.running = [request for request in self.running if not request.is_prefill_chunk] + ordered
-
-    @staticmethod
-    def _ordered(partial: list[Any], plan: StepPlan) -> list[Any]:
-        return [partial[i] for i in plan.prefill_order]
-
-    def _view(self, partial: list[Any]) -> StepView:
-        decodes = len(self.running) - len(partial)
+    def _view(self, now_s: float, partial: list[Any]) -> tuple[StepView, list[Any]]:
+        """Return what the policy sees, and the waiting requests in it."""
+        policy = self.controller.policy
+        running = self.running
+        decodes = len(running) - len(partial)
         decode_tokens = decodes
         if self.num_spec_tokens:
-            decode_tokens += sum(len(r.spec_token_ids) for r in self.running if not r.is_prefill_chunk)
-        return StepView(
+            decode_tokens += sum(len(r.spec_token_ids) for r in running if not r.is_prefill_chunk)
+        context = sum([r.num_computed_tokens for r in running])
+        if partial:
+            context -= sum([r.num_computed_tokens for r in partial])
+        waiting: list[Any] = []
+        unseen = 0
+        if policy.waiting_seen:
+            waiting = list(itertools.islice(self.waiting, policy.waiting_seen))
+            unseen = self.get_request_counts()[1] - len(waiting)
+        wall_s = self.wall_clock() if partial or waiting else 0.0
+        views: tuple[DecodeView, ...] = ()
+        if policy.needs_decode_views:
+            views = tuple(self._decode_view(r) for r in running if not r.is_prefill_chunk)
+        view = StepView(
+            now_s=now_s,
             decodes=decodes,
             decode_tokens=decode_tokens,
-            prefills=tuple(self._request_view(request) for request in partial),
+            decode_context_tokens=context,
+            prefills=tuple([self._request_view(request, wall_s) for request in partial]),
+            waiting=tuple([self._request_view(request, wall_s) for request in waiting]),
             max_tokens=self.max_num_scheduled_tokens,
+            unseen_waiting=unseen,
+            decode_views=views,
         )
+        return view, waiting
 
-    def _request_view(self, request: Any) -> RequestView:
+    def _request_view(self, request: Any, wall_s: float) -> RequestView:
+        done = request.num_computed_tokens
         return RequestView(
             request_id=request.request_id,
             rank=(request.priority if self._by_priority else 0, request.arrival_time),
-            done_tokens=request.num_computed_tokens,
-            remaining_tokens=request.num_tokens - request.num_computed_tokens,
+            age_s=max(0.0, wall_s - request.arrival_time),
+            done_tokens=done,
+            remaining_tokens=max(1, request.num_tokens - done),
+            ttft_slo_s=self._promises.get(request.request_id, NONE).ttft_slo_s,
         )
+
+    def _decode_view(self, request: Any) -> DecodeView:
+        promise = self._promises.get(request.request_id, NONE)
+        return DecodeView(request.request_id, request.num_output_tokens, promise.tbt_slo_s)
+
+    def _note_promise(self, request: Any) -> None:
+        params = request.sampling_params
+        promise = read_promise(getattr(params, "extra_args", None), self.config)
+        if promise is not NONE:
+            self._promises[request.request_id] = promise
+        if len(self._promises) > 2 * len(self.requests) + 64:  # forget those that have finished
+            self._promises = {k: v for k, v in self._promises.items() if k in self.requests}
 
     def _is_stuck(self) -> bool:
         """True where a small budget alone keeps everything from moving.
@@ -154,18 +236,52 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         """
         return self._empty_steps >= EMPTY_STEPS_BEFORE_FULL_BUDGET
 
-    def _note(self, output: Any, decodes_take_turns: bool) -> None:
+    def _note_shape(self, step: _Step, output: Any, admitted: list[Any]) -> None:
+        """Work out what the step computes, and how long it should take."""
+        scheduled = output.num_scheduled_tokens
+        work, prefills = 0.0, 0
+        for request in itertools.chain(step.partial, admitted):
+            chunk = scheduled.get(request.request_id)
+            if chunk:
+                work += chunk_work(request.num_computed_tokens - chunk, chunk)
+                prefills += 1
+        step.shape = StepShape(
+            tokens=output.total_num_scheduled_tokens,
+            decodes=len(scheduled) - prefills,
+            decode_context_tokens=step.view.decode_context_tokens,
+            prefill_work=work,
+            sequences=len(scheduled),
+        )
+        step.predicted_s = self.controller.predict(step.shape)
+
+    def _note(self, step: _Step | None, output: Any) -> None:
         """Keep the books that the next steps need."""
         self._step += 1
-        if decodes_take_turns:
+        if step is not None and step.decodes_take_turns:
             self._last_served.update(dict.fromkeys(output.num_scheduled_tokens, self._step))
         elif self._last_served:
             self._last_served.clear()
         if output.total_num_scheduled_tokens:
-            self._steps_in_flight += 1
+            self._in_flight.append(step)
             self._empty_steps = 0
-        elif self._steps_in_flight == 0 and vllm_api.has_runnable_prefill(self):
+        elif not self._in_flight and vllm_api.has_runnable_prefill(self):
             self._empty_steps += 1
+
+    def _observe(self, step: _Step | None) -> None:
+        """Measure a finished step as a client feels it: from the last completion, if work went on since."""
+        now_s = self.clock()
+        before_s, self._completed_s = self._completed_s, now_s
+        if step is None or step.shape is None:
+            return
+        record = StepRecord(
+            shape=step.shape,
+            token_budget=step.plan.token_budget,
+            reason=step.plan.reason,
+            predicted_s=step.predicted_s,
+            measured_s=now_s - (step.started_s if before_s is None else before_s),
+            completed_s=now_s,
+        )
+        self.controller.observe(record)
 
 
 class AsyncSarathiScheduler(SarathiScheduler, AsyncScheduler):  # type: ignore[misc, valid-type]

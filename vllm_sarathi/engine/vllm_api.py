@@ -47,6 +47,9 @@ CONTRACT = (
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.get_request_counts"),
     Touchpoint("vllm.v1.core.sched.async_scheduler:AsyncScheduler"),
     Touchpoint("vllm.v1.core.sched.request_queue:RequestQueue.peek_request"),
+    Touchpoint("vllm.v1.core.sched.request_queue:FCFSRequestQueue.pop_request"),
+    Touchpoint("vllm.v1.core.sched.request_queue:FCFSRequestQueue.prepend_requests", ("requests",)),
+    Touchpoint("vllm.v1.core.block_pool:BlockPool.get_num_free_blocks"),
     Touchpoint("vllm.v1.core.sched.request_queue:SchedulingPolicy.PRIORITY"),
     Touchpoint("vllm.v1.core.sched.interface:PauseState.UNPAUSED"),
     Touchpoint("vllm.v1.request:RequestStatus.WAITING"),
@@ -69,6 +72,8 @@ CONTRACT = (
 )
 
 SCHEDULER_ATTRIBUTES = (
+    "block_size",
+    "kv_cache_manager",
     "max_num_running_reqs",
     "max_num_scheduled_tokens",
     "num_spec_tokens",
@@ -85,9 +90,11 @@ REQUEST_ATTRIBUTES = (
     "arrival_time",
     "is_prefill_chunk",
     "num_computed_tokens",
+    "num_output_tokens",
     "num_tokens",
     "priority",
     "request_id",
+    "sampling_params",
     "spec_token_ids",
     "status",
     "streaming_queue",
@@ -168,6 +175,46 @@ def has_runnable_prefill(scheduler: Any) -> bool:
     return scheduler.waiting.peek_request().status in (status.WAITING, status.PREEMPTED)
 
 
+LIMITS = ("max_num_scheduled_tokens", "max_num_running_reqs", "max_num_active_reqs")
+"""What bounds a step; `max_num_active_reqs` came with vLLM 0.31."""
+
+
+def save_limits(scheduler: Any) -> list[tuple[str, int]]:
+    """Return the limits of a step, for `restore_limits`."""
+    return [(name, getattr(scheduler, name)) for name in LIMITS if hasattr(scheduler, name)]
+
+
+def restore_limits(scheduler: Any, limits: list[tuple[str, int]]) -> None:
+    """Put back what `save_limits` returned."""
+    for name, value in limits:
+        setattr(scheduler, name, value)
+
+
+def set_limits(scheduler: Any, token_budget: int, hidden: int) -> None:
+    """Set the token budget, and take the slots of requests that are hidden from `running` out of the count."""
+    scheduler.max_num_scheduled_tokens = token_budget
+    if hidden:
+        for name in LIMITS[1:]:
+            if hasattr(scheduler, name):
+                setattr(scheduler, name, getattr(scheduler, name) - hidden)
+
+
+def can_hide(scheduler: Any, decodes: int, first: Any) -> bool:
+    """True where a step can do without preempting: a hidden prefill's KV blocks are out of the parent's reach."""
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    return bool(free > 2 * decodes + first.num_tokens // scheduler.block_size + 2)
+
+
+def reorder_waiting(scheduler: Any, requests: list[Any]) -> None:
+    """Bring the first requests of the queue, as many as `requests`, into the order of `requests`."""
+    queue = scheduler.waiting
+    if all(a is b for a, b in zip(queue, requests, strict=False)):
+        return
+    for _ in requests:
+        queue.pop_request()
+    queue.prepend_requests(reversed(requests))
+
+
 def uses_stock_only(vllm_config: Any) -> str | None:
     """Return why the model cannot be scheduled in chunks, or None where it can."""
     model = vllm_config.model_config
@@ -205,6 +252,11 @@ def check_engine(vllm_config: Any, config: SarathiConfig) -> None:
         raise ConfigError(
             f"--scheduler {config.scheduler}: chunked prefill is off (--no-enable-chunked-prefill), "
             "and a token budget is kept by chunking; leave it on, or use --scheduler default."
+        )
+    if config.prefill_order != "fcfs" and scheduler_config.policy != "fcfs":
+        raise ConfigError(
+            f"--prefill-order {config.prefill_order}: --scheduling-policy {scheduler_config.policy} orders the queue "
+            "already; valid with --scheduling-policy fcfs."
         )
     if config.token_budget is None:
         return

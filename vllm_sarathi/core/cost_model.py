@@ -1,0 +1,268 @@
+"""CostModel: how long a step of this shape takes, learnt from the steps as they happen.
+
+Notation (a roofline, as in Sarathi-Serve, arXiv 2403.02310, section 3.1):
+
+    t(shape) = c + sum_k a_k max(0, tokens - k) + d decodes + e context + f work + g sequences
+
+The hinges at KNEES make the cost of the linear layers any convex, rising curve of the tokens: flat while
+reading the weights takes longer than computing, linear after. All coefficients are held at or above zero, since
+no part of a step can take negative time. The fit is least squares of the *relative* error with exponential
+forgetting: a 40 ms step and a 4 s step count alike. With A = sum w x x' / t^2 and b = sum w x / t, the
+coefficients minimise u'Au - 2b'u under u >= 0.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_sarathi.core.views import StepShape
+
+KNEES = (0, 32, 64, 128, 256, 512, 1024)
+SCALES = (1.0, *(0.01 for _ in KNEES), 0.1, 1e-4, 1e-6, 0.1)
+"""Factors that bring the features to about one, for the arithmetic's sake."""
+
+FORGETTING = 0.995
+"""Weight of a step against the one after it: the memory is about 200 steps."""
+
+RIDGE = 1e-7
+HUBER = 2.0
+"""Residuals above so many times the usual one count by their size, not its square (Huber, 1964)."""
+
+FAMILIAR_STEPS = 8
+"""A surprise in a kind of step seen less often than this is a lesson; later it may be an outlier."""
+
+CHANGE_WINDOW = 8
+CHANGE_FACTOR = 1.2
+RATIOS_KEPT = 256
+PRIOR_RATIOS = tuple(1.0 + 0.01 * i for i in range(21))
+MARGIN_RANGE = (1.0, 2.5)
+"""A step that takes longer than the upper end is not the chunk's doing, and no chunk would have kept it."""
+
+SOLVE_EVERY_STEPS = 4
+EAGER_STEPS = 64
+"""The coefficients are solved for anew in each of the first steps and after a change; then now and then."""
+
+
+_NORMAL = NormalDist()
+
+
+def features(shape: StepShape) -> list[float]:
+    """Return the step's features, unscaled, in the order of the coefficients; shape [5 + len(KNEES)]."""
+    return [
+        1.0,
+        *(float(max(0, shape.tokens - knee)) for knee in KNEES),
+        float(shape.decodes),
+        float(shape.decode_context_tokens),
+        shape.prefill_work,
+        float(shape.sequences),
+    ]
+
+
+class CostModel:
+    """Predicts a step's seconds, learns from its measured seconds, and knows how far it is off.
+
+    Args:
+        quantile: the share of steps that `margin` is to cover.
+    """
+
+    def __init__(self, quantile: float = 0.99) -> None:
+        size = len(SCALES)
+        self.quantile = quantile
+        self.steps = 0
+        self._scales = np.array(SCALES)
+        self._a: NDArray[np.float64] = np.zeros((size, size))
+        self._b: NDArray[np.float64] = np.zeros(size)
+        self._u: NDArray[np.float64] = np.zeros(size)
+        self._coefficients = [0.0] * size
+        self._spread = 0.1
+        self._recent: deque[float] = deque(maxlen=CHANGE_WINDOW)
+        self._ratios: deque[float] = deque(PRIOR_RATIOS, maxlen=RATIOS_KEPT)
+        self._margin = self._margin_now()
+        self._seen: dict[tuple[int, int], int] = {}
+        self._eager_steps = EAGER_STEPS
+
+    @property
+    def ready(self) -> bool:
+        """True once anything has been learnt."""
+        return self.steps > 0
+
+    @property
+    def margin(self) -> float:
+        """The factor on a prediction that covers `quantile` of the steps, from the latest residuals."""
+        return self._margin
+
+    @property
+    def relative_error(self) -> float:
+        """The usual relative error of a prediction (a robust standard deviation)."""
+        return self._spread
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """Seconds per unit of each feature, in the order of `features`."""
+        return tuple(self._coefficients)
+
+    def predict(self, shape: StepShape) -> float:
+        """Return the expected seconds of a step; 0 before anything has been learnt."""
+        return self.seconds(
+            shape.tokens, shape.decodes, shape.decode_context_tokens, shape.prefill_work, shape.sequences
+        )
+
+    def seconds(self, tokens: float, decodes: int, context: int, work: float, sequences: int) -> float:
+        """`predict` for bare numbers: the budget search calls it a dozen times in every step."""
+        c = self._coefficients
+        total = c[0] + c[-4] * decodes + c[-3] * context + c[-2] * work + c[-1] * sequences
+        for i, knee in enumerate(KNEES, start=1):
+            if tokens <= knee:
+                break
+            total += c[i] * (tokens - knee)
+        return total
+
+    def observe(self, shape: StepShape, measured_s: float) -> None:
+        """Learn from a step; a time that is not finite and above zero (a broken clock) is passed over."""
+        if not math.isfinite(measured_s) or measured_s <= 0.0:
+            return
+        predicted_s = self.predict(shape)
+        weight = self._weight(shape, measured_s, predicted_s) if self.ready and predicted_s > 0 else 1.0
+        x = np.array(features(shape)) * self._scales
+        # Relative to what was foretold: relative to the measured time, noise would pull the fit down.
+        unit = max(predicted_s, 0.5 * measured_s)
+        self._a *= FORGETTING
+        self._b *= FORGETTING
+        self._a += np.outer(x, x * (weight / unit**2))
+        self._b += x * (weight * measured_s / unit**2)
+        self.steps += 1
+        self._eager_steps -= 1
+        if self._eager_steps > 0 or self.steps % SOLVE_EVERY_STEPS == 0:
+            self._solve()
+
+    def _weight(self, shape: StepShape, measured_s: float, predicted_s: float) -> float:
+        """Note the residual, and return how much the step is to count."""
+        ratio = measured_s / predicted_s
+        kind = _kind(shape)
+        seen = self._seen.get(kind, 0)
+        self._seen[kind] = seen + 1
+        if seen < FAMILIAR_STEPS:
+            return 1.0
+        if ratio <= MARGIN_RANGE[1]:
+            self._ratios.append(ratio)
+        if self.steps % SOLVE_EVERY_STEPS == 0:
+            self._margin = self._margin_now()
+        if self._device_has_changed(ratio):
+            return 1.0
+        residual = abs(ratio - 1.0)
+        self._spread += 0.02 * (1.25 * min(residual, 4 * self._spread) - self._spread)
+        self._spread = max(self._spread, 1e-3)
+        return min(1.0, HUBER * self._spread / residual) if residual > 0 else 1.0
+
+    def _device_has_changed(self, ratio: float) -> bool:
+        """Rescale everything where the latest steps agree that the device is faster or slower than it was."""
+        self._recent.append(ratio)
+        if len(self._recent) < CHANGE_WINDOW:
+            return False
+        ordered = sorted(self._recent)
+        middle = ordered[len(ordered) // 2]
+        slower, faster = ordered[1] > CHANGE_FACTOR, ordered[-2] < 1 / CHANGE_FACTOR
+        if not (slower or faster):
+            return False
+        self._b *= middle
+        self._a *= 0.2
+        self._b *= 0.2
+        self._eager_steps = EAGER_STEPS
+        self._recent.clear()
+        self._ratios = deque(PRIOR_RATIOS, maxlen=RATIOS_KEPT)
+        self._margin = self._margin_now()
+        return True
+
+    def _margin_now(self) -> float:
+        """Return the residuals' quantile, the larger of two estimates.
+
+        The tail beyond the 90th percentile of a normal distribution is steadier than the few largest of a
+        sample; where the residuals' own tail is heavier, a quantile somewhat below the wanted one shows it.
+        """
+        low, high = MARGIN_RANGE
+        ordered = sorted(self._ratios)
+        q90, tail = (ordered[int(q * (len(ordered) - 1))] for q in (0.9, 1 - 2 * (1 - self.quantile)))
+        normal = 1.0 + (q90 - 1.0) * _NORMAL.inv_cdf(self.quantile) / _NORMAL.inv_cdf(0.9)
+        return min(high, max(low, normal, tail))
+
+    def _solve(self) -> None:
+        """Minimise u'Au - 2b'u under u >= 0, from the last solution on (block principal pivoting)."""
+        ridge = RIDGE * (1e-12 + float(np.trace(self._a)))
+        a = self._a + ridge * np.eye(len(self._b))
+        self._u = nonnegative_least_squares(a, self._b, self._u > 0)
+        self._coefficients = (self._u * self._scales).tolist()
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return what was learnt as plain values; `load` takes them back."""
+        return {
+            "knees": list(KNEES),
+            "steps": self.steps,
+            "a": self._a.tolist(),
+            "b": self._b.tolist(),
+            "spread": self._spread,
+        }
+
+    def load(self, values: Mapping[str, Any], weight_steps: float = 20.0) -> None:
+        """Take over what an earlier run learnt, as a prior worth `weight_steps` steps.
+
+        Raises:
+            ValueError: the values are not those of this model, or not finite.
+        """
+        a, b = np.array(values["a"], dtype=float), np.array(values["b"], dtype=float)
+        size = len(SCALES)
+        if list(values["knees"]) != list(KNEES) or a.shape != (size, size) or b.shape != (size,):
+            raise ValueError("it was learnt by a model of another shape")
+        if not (np.isfinite(a).all() and np.isfinite(b).all()) or (b < 0).any() or (np.diag(a) < 0).any():
+            raise ValueError("its numbers are not those of a step model")
+        effective_steps = (1 - FORGETTING ** int(values["steps"])) / (1 - FORGETTING)
+        if effective_steps <= 0:
+            raise ValueError("it holds no steps")
+        self._a, self._b = (m * min(1.0, weight_steps / effective_steps) for m in (a, b))
+        self.steps = 1
+        self._solve()
+
+
+def _kind(shape: StepShape) -> tuple[int, int]:
+    """Return a coarse name of a step's kind: the octave of its tokens, and of its prefixes."""
+    return shape.tokens.bit_length(), int(shape.prefill_work / max(1, shape.tokens)).bit_length()
+
+
+def nonnegative_least_squares(
+    a: NDArray[np.float64], b: NDArray[np.float64], passive: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Minimise u'au - 2b'u under u >= 0 for a positive definite `a`.
+
+    Args:
+        a: shape [n, n]. b: shape [n].
+        passive: first guess of which u are above zero; the last step's answer mostly still holds.
+
+    Block principal pivoting (Kim and Park, 2011): exchange all that break the conditions at once, and one at a
+    time when that does not get closer.
+    """
+    size = len(b)
+    tolerance = 1e-9 * (1.0 + float(np.abs(b).max()))
+    passive = passive.copy()
+    best, patience = size + 1, 3
+    u = np.zeros(size)
+    for _ in range(50 + 10 * size):
+        u = np.zeros(size)
+        if passive.any():
+            u[passive] = np.linalg.solve(a[np.ix_(passive, passive)], b[passive])
+        wrong = np.where(passive, u < 0, (b - a @ u) > tolerance)
+        count = int(wrong.sum())
+        if count == 0:
+            return u
+        if count < best:
+            best, patience = count, 3
+        elif patience > 0:
+            patience -= 1
+        else:
+            last = int(np.flatnonzero(wrong)[-1])
+            wrong = np.arange(size) == last
+        passive = passive ^ wrong
+    return np.maximum(u, 0.0)

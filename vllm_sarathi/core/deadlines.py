@@ -1,0 +1,68 @@
+"""When the next token of a request is due, and so when a step must have ended.
+
+Two meanings of a promised time between tokens (TBT):
+
+- *gap*: every gap keeps it. The next token is due at the last one's time + SLO. Strict, and what the paper's
+  P99 of TBT measures (Sarathi-Serve, section 5).
+- *pace*: token n is due at the first token's time + n x SLO (as in QoServe, arXiv 2503.22562). A stream that has
+  come faster than promised has slack to lend: what a reader feels, who never waits for a word.
+"""
+
+from vllm_sarathi.core.views import DecodeView, StepView
+
+
+class TokenDeadlines:
+    """Tracks tokens as they are delivered, and tells how long the step at hand may take.
+
+    Args:
+        mode: `gap` or `pace`.
+        steps_per_token: steps that end between two tokens of a request: the batches that a pipeline keeps in
+            flight, 1 without one.
+    """
+
+    def __init__(self, mode: str, steps_per_token: int = 1) -> None:
+        assert mode in ("gap", "pace")
+        self._pace = mode == "pace"
+        self._steps_per_token = steps_per_token
+        self._last_completion_s = float("-inf")
+        self._first_token_s: dict[str, float] = {}
+
+    @property
+    def needs_decode_views(self) -> bool:
+        """Whether the deadlines follow from each decode rather than from all at once."""
+        return self._pace
+
+    def completed(self, at_s: float) -> None:
+        """Note that a step's tokens were delivered at `at_s`."""
+        self._last_completion_s = max(self._last_completion_s, at_s)
+
+    def available_s(self, view: StepView, tbt_slo_s: float) -> float:
+        """Return the seconds from the last delivery within which the step has to end.
+
+        Args:
+            view: the step; its `decode_views` count where they are there.
+            tbt_slo_s: the promise to requests without one of their own.
+        """
+        if self._pace:
+            available_s = self._pace_s(view, tbt_slo_s)
+        else:
+            own = [d.tbt_slo_s for d in view.decode_views if d.tbt_slo_s is not None]
+            covered = len(own) == view.decodes > 0
+            available_s = min(own) if covered else min([tbt_slo_s, *own])
+        return available_s / self._steps_per_token
+
+    def _pace_s(self, view: StepView, tbt_slo_s: float) -> float:
+        since_s = self._last_completion_s if self._last_completion_s <= view.now_s else view.now_s
+        due_s = [self._due_s(decode, tbt_slo_s, since_s) for decode in view.decode_views]
+        if len(self._first_token_s) > 2 * len(due_s) + 64:
+            running = {decode.request_id for decode in view.decode_views}
+            self._first_token_s = {k: v for k, v in self._first_token_s.items() if k in running}
+        return min(due_s) - since_s if due_s else tbt_slo_s
+
+    def _due_s(self, decode: DecodeView, tbt_slo_s: float, since_s: float) -> float:
+        slo_s = tbt_slo_s if decode.tbt_slo_s is None else decode.tbt_slo_s
+        # A decode that is new here got its first token with the last delivery.
+        first_s = self._first_token_s.setdefault(
+            decode.request_id, since_s - slo_s * max(0, decode.output_tokens - 1)
+        )
+        return first_s + slo_s * max(1, decode.output_tokens)

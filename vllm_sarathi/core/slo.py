@@ -1,0 +1,210 @@
+"""SloBudget: the largest prefill that still ends in time, found anew in every step.
+
+The paper profiles one budget per deployment and leaves a dynamic one to future work (Sarathi-Serve,
+arXiv 2403.02310, section 4.3). Here the budget of a step is the largest number of prefill tokens whose step,
+as the cost model foretells it, ends before the most urgent next token is due.
+"""
+
+from collections.abc import Sequence
+
+from vllm_sarathi.core.config import SarathiConfig, auto_factor
+from vllm_sarathi.core.cost_model import CostModel
+from vllm_sarathi.core.deadlines import TokenDeadlines
+from vllm_sarathi.core.ordering import deadline_key
+from vllm_sarathi.core.policies import arrival_order
+from vllm_sarathi.core.views import RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
+
+COLD_TOKENS = 16
+"""The first chunk beside decodes, before anything is known; also the floor that guarantees progress."""
+
+GROWTH = 2.0
+"""A chunk beside decodes may be so many times the largest step seen: the model is trusted near what it has seen."""
+
+PATIENCE_STEPS = 128
+"""Prefills that find no room wait so many steps for one of the floor: that costs less than 1% of the gaps."""
+
+TILE_TOKENS = 16
+ALIGNMENT_LOSS = 1 / 16
+"""A budget is cut down to whole tiles where that loses at most this share of the chunk."""
+
+TAIL_SHARE = 1 / 16
+TAIL_OVERRUN = 1.02
+"""A chunk that would leave less than the share of itself is read whole if the step then overruns by 2% at most."""
+
+WAITING_SEEN = {"fcfs": 16, "deadline": 256}
+"""How far into the queue each order looks."""
+
+
+class SloBudget:
+    """Plans each step by the promised time between tokens.
+
+    Args:
+        config: the settings.
+        model: the step-time model, which learns from the same steps.
+        steps_per_token: as in TokenDeadlines.
+    """
+
+    def __init__(self, config: SarathiConfig, model: CostModel, steps_per_token: int = 1) -> None:
+        self.config = config
+        self.model = model
+        self.deadlines = TokenDeadlines(config.tbt_mode, steps_per_token)
+        self.waiting_seen = WAITING_SEEN[config.prefill_order]
+        self.needs_decode_views = self.deadlines.needs_decode_views or config.allow_request_slo
+        self.unkeepable = False
+        self._factor = auto_factor(config.tbt_slo)
+        self._steps_per_token = steps_per_token
+        self._decode_step_s: float | None = None
+        self._most_tokens = 0
+        self._most_work = 0.0
+        self._steps_without_prefill = 0
+        self._tokens_per_s: float | None = None
+
+    @property
+    def tbt_slo_s(self) -> float | None:
+        """The promised time between tokens; None while `auto` has no decode step to go by."""
+        if self.config.tbt_slo_ms is not None:
+            return self.config.tbt_slo_ms / 1e3
+        if self._decode_step_s is None:
+            return None
+        return self._factor * self._decode_step_s * self._steps_per_token
+
+    def plan(self, view: StepView) -> StepPlan:
+        """Decide the next step."""
+        order, held, waiting_order = self._order(view)
+        if view.decodes == 0:
+            return StepPlan(view.max_tokens, order, held, waiting_order, "idle")
+        ahead = [view.prefills[i] for i in order]
+        ahead += [view.waiting[i] for i in (waiting_order or range(len(view.waiting)))]
+        if view.unseen_waiting:
+            # Nothing is known of them (further back in the queue, or in another one): as long as it takes.
+            ahead.append(RequestView("unseen", (0.0, 0.0), 0.0, 0, view.max_tokens))
+        prefill_tokens, reason = self._prefill_tokens(view, ahead)
+        budget = min(view.max_tokens, max(1, view.decode_tokens + prefill_tokens))
+        return StepPlan(budget, order, held, waiting_order, reason)
+
+    def observe(self, record: StepRecord) -> None:
+        """Learn from a finished step."""
+        shape = record.shape
+        self.deadlines.completed(record.completed_s)
+        self.model.observe(shape, record.measured_s)
+        self._most_tokens = max(self._most_tokens, shape.tokens)
+        self._most_work = max(self._most_work, shape.prefill_work)
+        prefill_tokens = shape.tokens - shape.decodes
+        if prefill_tokens > 0 and record.measured_s > 0:
+            rate = prefill_tokens / record.measured_s
+            self._tokens_per_s = rate if self._tokens_per_s is None else 0.9 * self._tokens_per_s + 0.1 * rate
+
+    def _prefill_tokens(self, view: StepView, ahead: Sequence[RequestView]) -> tuple[int, str]:
+        """Return how many prefill tokens go beside the decodes, and why."""
+        room = view.max_tokens - view.decode_tokens
+        if not ahead or room <= 0:
+            return 0, "none"
+        decode_s = self._seconds(view, 0, 0.0, 0)
+        self._note_decode_step(decode_s)
+        slo_s = self.tbt_slo_s
+        if slo_s is None or not self.model.ready:
+            return min(room, COLD_TOKENS), "cold"
+        available_s = self.deadlines.available_s(view, slo_s)
+        self.unkeepable = decode_s > available_s
+        trusted = self._trusted_tokens(view)
+        tokens, reason = self._largest(view, ahead, available_s, min(room, trusted))
+        if reason == "limit" and trusted < room:
+            reason = "trust"
+        if tokens > 0:
+            self._steps_without_prefill = 0
+            return tokens, reason
+        self._steps_without_prefill += 1
+        if self.unkeepable or self._steps_without_prefill >= PATIENCE_STEPS:
+            self._steps_without_prefill = 0
+            return min(room, COLD_TOKENS), "floor"
+        return 0, "full"
+
+    def _note_decode_step(self, decode_s: float) -> None:
+        if decode_s > 0:
+            known = self._decode_step_s
+            self._decode_step_s = decode_s if known is None else 0.98 * known + 0.02 * decode_s
+
+    def _trusted_tokens(self, view: StepView) -> int:
+        return max(COLD_TOKENS, int(GROWTH * self._most_tokens) - view.decode_tokens)
+
+    def _seconds(self, view: StepView, tokens: int, work: float, sequences: int) -> float:
+        return self.model.seconds(
+            view.decode_tokens + tokens,
+            view.decodes,
+            view.decode_context_tokens,
+            work,
+            view.decodes + sequences,
+        )
+
+    def _largest(
+        self, view: StepView, ahead: Sequence[RequestView], available_s: float, most: int
+    ) -> tuple[int, str]:
+        """Return the most prefill tokens whose step is foretold to end in time, walking the prompts to be read."""
+        limit_s = available_s / self.model.margin
+        tokens, work = 0, 0.0
+        for sequences, request in enumerate(ahead, start=1):
+            whole = min(request.remaining_tokens, most - tokens)
+            if whole <= 0:
+                return tokens, "limit"
+            done = request.done_tokens
+            if self._seconds(view, tokens + whole, work + chunk_work(done, whole), sequences) > limit_s:
+                chunk = self._largest_chunk(view, tokens, work, sequences, done, whole, limit_s)
+                return tokens + self._shaped(view, tokens, work, sequences, request, chunk, limit_s), "slo"
+            tokens += whole
+            work += chunk_work(done, whole)
+        return tokens, "all"
+
+    def _largest_chunk(
+        self, view: StepView, tokens: int, work: float, sequences: int, done: int, whole: int, limit_s: float
+    ) -> int:
+        low, high = 0, whole  # low fits or is nothing, high does not fit
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._seconds(view, tokens + middle, work + chunk_work(done, middle), sequences) <= limit_s:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _shaped(
+        self,
+        view: StepView,
+        tokens: int,
+        work: float,
+        sequences: int,
+        request: RequestView,
+        chunk: int,
+        limit_s: float,
+    ) -> int:
+        """Round a chunk to whole tiles, or up to the end of its prompt, where that costs less than it gains."""
+        left = request.remaining_tokens - chunk
+        if 0 < left <= TAIL_SHARE * chunk:
+            whole_work = work + chunk_work(request.done_tokens, request.remaining_tokens)
+            if (
+                self._seconds(view, tokens + request.remaining_tokens, whole_work, sequences)
+                <= TAIL_OVERRUN * limit_s
+            ):
+                return request.remaining_tokens
+        over = (view.decode_tokens + tokens + chunk) % TILE_TOKENS
+        return chunk - over if over <= ALIGNMENT_LOSS * chunk else chunk
+
+    def _read_s(self, done_tokens: int, remaining_tokens: int) -> float:
+        if self._tokens_per_s is None:
+            shape = StepShape(remaining_tokens, 0, 0, chunk_work(done_tokens, remaining_tokens), 1)
+            return self.model.predict(shape)
+        return remaining_tokens / self._tokens_per_s
+
+    def _order(self, view: StepView) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
+        """Return the order of the partial prefills, those of them that yield, and the order of the queue."""
+        if self.config.prefill_order == "fcfs" or not (view.prefills or view.waiting):
+            return arrival_order(view), (), None
+        slo_s = None if self.config.ttft_slo_ms is None else self.config.ttft_slo_ms / 1e3
+        max_wait_s = self.config.prefill_max_wait_s
+        partial = [deadline_key(r, slo_s, max_wait_s, self._read_s) for r in view.prefills]
+        waiting = [deadline_key(r, slo_s, max_wait_s, self._read_s) for r in view.waiting]
+        order = sorted(range(len(partial)), key=partial.__getitem__)
+        waiting_order = tuple(sorted(range(len(waiting)), key=waiting.__getitem__))
+        first = min(waiting, default=None)
+        # A prompt in flight yields its turn to a more urgent one that waits; it keeps its blocks and its slot.
+        held = tuple(i for i in order if first is not None and first < partial[i])
+        return tuple(i for i in order if i not in held), held, waiting_order
