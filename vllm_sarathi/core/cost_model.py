@@ -38,8 +38,13 @@ FAMILIAR_STEPS = 8
 
 CHANGE_WINDOW = 8
 CHANGE_FACTOR = 1.2
+SLOWER_WINDOW = 4
+SLOWER_FACTOR = 1.3
+"""The device has changed where so many steps in a row were off by so much, all to the same side."""
+
 RATIOS_KEPT = 256
-PRIOR_RATIOS = tuple(1.0 + 0.01 * i for i in range(21))
+CAUTION = 0.2
+CAUTIOUS_STEPS = 64
 MARGIN_RANGE = (1.0, 2.5)
 """A step that takes longer than the upper end is not the chunk's doing, and no chunk would have kept it."""
 
@@ -81,7 +86,7 @@ class CostModel:
         self._coefficients = [0.0] * size
         self._spread = 0.1
         self._recent: deque[float] = deque(maxlen=CHANGE_WINDOW)
-        self._ratios: deque[float] = deque(PRIOR_RATIOS, maxlen=RATIOS_KEPT)
+        self._ratios: deque[float] = deque(maxlen=RATIOS_KEPT)
         self._margin = self._margin_now()
         self._seen: dict[tuple[int, int], int] = {}
         self._eager_steps = EAGER_STEPS
@@ -162,33 +167,41 @@ class CostModel:
     def _device_has_changed(self, ratio: float) -> bool:
         """Rescale everything where the latest steps agree that the device is faster or slower than it was."""
         self._recent.append(ratio)
-        if len(self._recent) < CHANGE_WINDOW:
-            return False
-        ordered = sorted(self._recent)
-        middle = ordered[len(ordered) // 2]
-        slower, faster = ordered[1] > CHANGE_FACTOR, ordered[-2] < 1 / CHANGE_FACTOR
-        if not (slower or faster):
+        latest = list(self._recent)[-SLOWER_WINDOW:]
+        if len(latest) == SLOWER_WINDOW and min(latest) > SLOWER_FACTOR:
+            middle = sorted(latest)[SLOWER_WINDOW // 2]  # promises are being missed: do not wait for more
+        elif len(self._recent) == CHANGE_WINDOW and max(self._recent) < 1 / CHANGE_FACTOR:
+            middle = sorted(self._recent)[CHANGE_WINDOW // 2]
+        elif len(self._recent) == CHANGE_WINDOW and min(self._recent) > CHANGE_FACTOR:
+            middle = sorted(self._recent)[CHANGE_WINDOW // 2]
+        else:
             return False
         self._b *= middle
         self._a *= 0.2
         self._b *= 0.2
         self._eager_steps = EAGER_STEPS
         self._recent.clear()
-        self._ratios = deque(PRIOR_RATIOS, maxlen=RATIOS_KEPT)
+        self._ratios = deque(maxlen=RATIOS_KEPT)
         self._margin = self._margin_now()
         return True
 
     def _margin_now(self) -> float:
         """Return the residuals' quantile, the larger of two estimates.
 
-        The tail beyond the 90th percentile of a normal distribution is steadier than the few largest of a
-        sample; where the residuals' own tail is heavier, a quantile somewhat below the wanted one shows it.
+        A normal distribution's, from the mean deviation, is steadier than the few largest of a sample; where the
+        residuals' own tail is heavier, a quantile somewhat below the wanted one shows it. While residuals are few,
+        a caution that fades.
         """
         low, high = MARGIN_RANGE
+        count = len(self._ratios)
+        caution = 1.0 + CAUTION * max(0.0, 1.0 - count / CAUTIOUS_STEPS)
+        if count < 2:
+            return max(low, caution)
         ordered = sorted(self._ratios)
-        q90, tail = (ordered[int(q * (len(ordered) - 1))] for q in (0.9, 1 - 2 * (1 - self.quantile)))
-        normal = 1.0 + (q90 - 1.0) * _NORMAL.inv_cdf(self.quantile) / _NORMAL.inv_cdf(0.9)
-        return min(high, max(low, normal, tail))
+        centre, tail = (ordered[int(q * (count - 1))] for q in (0.5, 1 - 3 * (1 - self.quantile)))
+        deviation = sum([abs(ratio - centre) for ratio in ordered]) / count
+        normal = centre + _NORMAL.inv_cdf(self.quantile) * math.sqrt(math.pi / 2) * deviation
+        return min(high, max(low, normal, tail, caution))
 
     def _solve(self) -> None:
         """Minimise u'Au - 2b'u under u >= 0, from the last solution on (block principal pivoting)."""
