@@ -16,6 +16,10 @@ from vllm_sarathi import __version__
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
 
 app = typer.Typer(help="A latency-promise scheduler for vLLM.", no_args_is_help=True)
+bench = typer.Typer(help="Measure: each command prints a table, and takes --json FILE.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")]
 
 
 @app.callback()
@@ -56,6 +60,19 @@ def reference_model(
 
         build_reference_model(folder)
         typer.echo(f"the model is in {folder}")
+
+
+@bench.command()
+def overhead(json: JsonOption = None) -> None:
+    """Measure what our scheduler adds to vLLM's own schedule(), at 256 running and 64 waiting requests."""
+    with _clear_errors():
+        from vllm_sarathi.benchmark.overhead import measure_overhead, overhead_table
+        from vllm_sarathi.core.config import SarathiConfig
+
+        result = measure_overhead(SarathiConfig())
+        Console().print(overhead_table(result))
+        if json is not None:
+            json.write_text(result.to_json())
 
 
 @contextmanager

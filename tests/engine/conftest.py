@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 
-from tests.engine.modelled import config_folder, engine_config
+from tests.engine.modelled import tiny_engine_config
 from vllm_sarathi import SarathiConfig
+from vllm_sarathi.engine import vllm_api
+from vllm_sarathi.engine.offline import config_folder
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What our logger warns of; vLLM's handlers write to a stream that pytest does not see."""
+    said: list[str] = []
+    monkeypatch.setattr(vllm_api.logger, "warning", lambda message, *args: said.append(message % args))
+    return said
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +35,7 @@ def make_config(model_folder: Path) -> Callable[..., Any]:
     def make(sarathi: SarathiConfig | None = None, mode: str = "sync", **engine_args: Any) -> Any:
         key = repr(sorted(engine_args.items(), key=str))
         if key not in cache:
-            cache[key] = engine_config(model_folder, **engine_args)
+            cache[key] = tiny_engine_config(model_folder, **engine_args)
         config = copy.copy(cache[key])
         config.scheduler_config = copy.copy(config.scheduler_config)
         config.parallel_config = copy.copy(config.parallel_config)

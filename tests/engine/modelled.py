@@ -4,8 +4,6 @@ No weights and no tokenizer: the next token of a request is a hash of its id and
 can be compared token for token whatever order they were scheduled in.
 """
 
-import copy
-import json
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -13,65 +11,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vllm import SamplingParams
-from vllm.engine.arg_utils import EngineArgs
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
-from vllm.v1.request import Request, RequestStatus
-from vllm.v1.structured_output import StructuredOutputManager
+from vllm.v1.outputs import DraftTokenIds
+from vllm.v1.request import RequestStatus
+
+from vllm_sarathi.engine.offline import (
+    block_hasher,
+    build_output,
+    build_request,
+    build_scheduler,
+    engine_config,
+)
 
 VOCABULARY = 512
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
-}
 
 
-def config_folder(folder: Path, **changes: Any) -> Path:
-    """Write a folder that holds nothing but a model's config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**LLAMA, **changes}))
-    return folder
-
-
-def engine_config(folder: Path, **engine_args: Any) -> Any:
-    """Return a VllmConfig for a folder made by `config_folder`."""
+def tiny_engine_config(folder: Path, **engine_args: Any) -> Any:
+    """Return a VllmConfig of small limits for a folder made by `config_folder`."""
     defaults: dict[str, Any] = {
-        "skip_tokenizer_init": True,
-        "load_format": "dummy",
-        "dtype": "float32",
         "max_model_len": 256,
         "max_num_seqs": 16,
         "max_num_batched_tokens": 256,
         "block_size": 16,
         "enable_prefix_caching": False,
-        "seed": 0,
     }
-    return EngineArgs(model=str(folder), **{**defaults, **engine_args}).create_engine_config()
-
-
-def kv_cache_config(num_blocks: int, block_size: int) -> KVCacheConfig:
-    """Return one group of full attention with so many blocks."""
-    import torch  # local: only this function needs it
-
-    spec = FullAttentionSpec(block_size=block_size, num_kv_heads=2, head_size=32, dtype=torch.float32)
-    return KVCacheConfig(
-        num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
-    )
+    return engine_config(folder, **{**defaults, **engine_args})
 
 
 @dataclass
@@ -110,43 +74,19 @@ class ModelledEngine:
         scheduler_cls: Any = None,
         draft: Callable[[str, int], list[int]] | None = None,
     ) -> None:
-        config = copy.copy(config)
-        config.cache_config = copy.copy(config.cache_config)
-        config.cache_config.num_gpu_blocks = num_blocks
-        block_size = config.cache_config.block_size
-        scheduler_cls = scheduler_cls or config.scheduler_config.get_scheduler_cls()
-        self.scheduler = scheduler_cls(
-            vllm_config=config,
-            kv_cache_config=kv_cache_config(num_blocks, block_size),
-            structured_output_manager=StructuredOutputManager(config),
-            include_finished_set=False,
-            log_stats=False,
-            block_size=block_size,
-            hash_block_size=block_size,
-        )
+        self.scheduler = build_scheduler(config, num_blocks, scheduler_cls)
         self.in_flight = in_flight
         self.queue: deque[Step] = deque()
         self.outputs: dict[str, list[int]] = {}
         self.finished: dict[str, str] = {}
         self._draft = draft
-        self._hasher = None
-        if config.cache_config.enable_prefix_caching:
-            init_none_hash(hash)
-            self._hasher = get_request_block_hasher(block_size, hash)
+        self._hasher = block_hasher(config)
 
     def add(self, name: str, prompt: int | list[int], max_tokens: int = 8, **fields: Any) -> Any:
         """Queue a request; `prompt` is its tokens or how many."""
         tokens = prompt if isinstance(prompt, list) else [(i * 7 + 3) % VOCABULARY for i in range(prompt)]
-        request = Request(
-            request_id=name,
-            prompt_token_ids=tokens,
-            sampling_params=SamplingParams(
-                max_tokens=max_tokens, ignore_eos=True, **fields.pop("sampling", {})
-            ),
-            pooling_params=None,
-            block_hasher=self._hasher,
-            **{"arrival_time": float(len(self.outputs)), **fields},
-        )
+        fields.setdefault("arrival_s", float(len(self.outputs)))
+        request = build_request(name, tokens, max_tokens, block_hasher=self._hasher, **fields)
         self.outputs.setdefault(name, [])
         self.scheduler.add_request(request)
         return request
@@ -234,28 +174,19 @@ class ModelledEngine:
         """Return the token that the modelled model puts at a position of a request."""
         return zlib.crc32(f"{name}/{position}".encode()) % VOCABULARY
 
-    def _execute(self, step: Step) -> ModelRunnerOutput:
-        names = list(step.scheduled)
-        sampled = []
-        for name in names:
-            if name not in step.sampling:
-                sampled.append([])
-                continue
-            position = step.sampling[name]
-            drafts = step.output.scheduled_spec_decode_tokens.get(name, ())
-            tokens = []
-            for draft in drafts:
-                tokens.append(self.token(name, position + len(tokens)))
-                if draft != tokens[-1]:
-                    break
-            else:
-                tokens.append(self.token(name, position + len(tokens)))
-            sampled.append(tokens)
-        return ModelRunnerOutput(
-            req_ids=names,
-            req_id_to_index={name: i for i, name in enumerate(names)},
-            sampled_token_ids=sampled,
-        )
+    def _execute(self, step: Step) -> Any:
+        return build_output({name: self._sample(step, name) for name in step.scheduled})
+
+    def _sample(self, step: Step, name: str) -> list[int]:
+        """Return the tokens that a request samples: right drafts, and one more; none while it prefills."""
+        if name not in step.sampling:
+            return []
+        tokens: list[int] = []
+        for draft in step.output.scheduled_spec_decode_tokens.get(name, ()):
+            tokens.append(self.token(name, step.sampling[name] + len(tokens)))
+            if draft != tokens[-1]:
+                return tokens
+        return [*tokens, self.token(name, step.sampling[name] + len(tokens))]
 
     def _propose(self, step: Step) -> None:
         assert self._draft is not None

@@ -49,10 +49,10 @@ def test_decodes_go_before_a_prefill_that_started_first(make_config: Any) -> Non
 
 def test_partial_prefills_are_served_in_arrival_order(make_engine: Any) -> None:
     engine = make_engine(12, long_prefill_token_threshold=5, scheduling_policy="priority")
-    engine.add("later", 60, arrival_time=2.0)
-    engine.add("other", 60, arrival_time=3.0)
+    engine.add("later", 60, arrival_s=2.0)
+    engine.add("other", 60, arrival_s=3.0)
     engine.step()
-    engine.add("first", 60, arrival_time=1.0)
+    engine.add("first", 60, arrival_s=1.0)
     engine.step()
     names = list(engine.step().scheduled)
     assert names == ["first", "later", "other"]

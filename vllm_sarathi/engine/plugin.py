@@ -142,9 +142,10 @@ def flag_settings(args: argparse.Namespace) -> dict[str, Any]:
 def _reading_flags(from_cli_args: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(from_cli_args)
     def wrapper(cls: Any, args: argparse.Namespace) -> Any:
-        engine_args = from_cli_args(cls, args)
         try:
-            apply_settings(engine_args, flag_settings(args))
+            settings = flag_settings(args)
+            engine_args = from_cli_args(cls, args)
+            apply_settings(engine_args, settings)
         except ConfigError as error:
             _exit(error)
         setattr(engine_args, FROM_COMMAND_LINE, True)

@@ -54,6 +54,18 @@ CONTRACT = (
     Touchpoint("vllm.engine.arg_utils:EngineArgs.add_cli_args", ("parser",)),
     Touchpoint("vllm.engine.arg_utils:EngineArgs.from_cli_args", ("args",)),
     Touchpoint("vllm.engine.arg_utils:EngineArgs.create_engine_config"),
+    # The scheduler without a model (engine/offline.py).
+    Touchpoint("vllm.v1.core.kv_cache_utils:get_request_block_hasher"),
+    Touchpoint("vllm.v1.core.kv_cache_utils:init_none_hash"),
+    Touchpoint(
+        "vllm.v1.kv_cache_interface:FullAttentionSpec", ("block_size", "num_kv_heads", "head_size", "dtype")
+    ),
+    Touchpoint(
+        "vllm.v1.kv_cache_interface:KVCacheConfig", ("num_blocks", "kv_cache_tensors", "kv_cache_groups")
+    ),
+    Touchpoint("vllm.v1.kv_cache_interface:KVCacheGroupSpec", ("layer_names", "kv_cache_spec")),
+    Touchpoint("vllm.v1.outputs:ModelRunnerOutput", ("req_ids", "req_id_to_index", "sampled_token_ids")),
+    Touchpoint("vllm.v1.structured_output:StructuredOutputManager"),
 )
 
 SCHEDULER_ATTRIBUTES = (
@@ -224,17 +236,19 @@ def _parameters_missing(function: Any, wanted: tuple[str, ...]) -> list[str]:
     return [name for name in wanted if name not in names]
 
 
+def touchpoint_violations(touchpoint: Touchpoint) -> list[str]:
+    """Return one sentence for each way in which the installed vLLM differs from a touchpoint."""
+    try:
+        target = _resolve(touchpoint.path)
+    except (ImportError, AttributeError) as error:
+        return [f"{touchpoint.path} is gone ({error})."]
+    missing = _parameters_missing(target, touchpoint.parameters) if touchpoint.parameters else []
+    return [f"{touchpoint.path} no longer takes {name!r}." for name in missing]
+
+
 def contract_violations() -> list[str]:
     """Return one sentence for each thing that the installed vLLM lacks or has moved; empty if all is there."""
-    violations = []
-    for touchpoint in CONTRACT:
-        try:
-            target = _resolve(touchpoint.path)
-        except (ImportError, AttributeError) as error:
-            violations.append(f"{touchpoint.path} is gone ({error}).")
-            continue
-        missing = _parameters_missing(target, touchpoint.parameters) if touchpoint.parameters else []
-        violations += [f"{touchpoint.path} no longer takes {name!r}." for name in missing]
+    violations = [said for touchpoint in CONTRACT for said in touchpoint_violations(touchpoint)]
     violations += _missing_request_attributes()
     engine_args = import_internal("vllm.engine.arg_utils").EngineArgs
     fields = engine_args.__dataclass_fields__

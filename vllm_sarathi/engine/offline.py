@@ -1,0 +1,116 @@
+"""The real vLLM scheduler and KV-cache manager without a model: for rehearsals, benchmarks and tests.
+
+The model's shape comes from a folder with nothing but a config.json; no weights, no tokenizer, no device.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_sarathi.engine.vllm_api import import_internal
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 512,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+}
+"""A tiny Llama, as its config.json says it."""
+
+
+def config_folder(folder: Path, **changes: Any) -> Path:
+    """Write a folder that holds nothing but the config.json of LLAMA with `changes`, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+    return folder
+
+
+def engine_config(folder: Path, **engine_args: Any) -> Any:
+    """Return vLLM's configuration for a folder made by `config_folder`; `engine_args` are those of EngineArgs."""
+    args = {"skip_tokenizer_init": True, "load_format": "dummy", "dtype": "float32", "seed": 0, **engine_args}
+    return (
+        import_internal("vllm.engine.arg_utils").EngineArgs(model=str(folder), **args).create_engine_config()
+    )
+
+
+def _kv_cache_config(num_blocks: int, block_size: int) -> Any:
+    kv = import_internal("vllm.v1.kv_cache_interface")
+    torch = import_internal("torch")
+    spec = kv.FullAttentionSpec(block_size=block_size, num_kv_heads=2, head_size=32, dtype=torch.float32)
+    group = kv.KVCacheGroupSpec(["layer"], spec)
+    return kv.KVCacheConfig(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[group])
+
+
+def build_scheduler(config: Any, num_blocks: int, scheduler_cls: type[Any] | None = None) -> Any:
+    """Return a scheduler as vLLM's engine core builds it.
+
+    Args:
+        config: vLLM's configuration; it is not changed and can serve many schedulers.
+        num_blocks: KV-cache blocks.
+        scheduler_cls: the class; by default the one that the configuration names.
+    """
+    config = copy.copy(config)
+    config.cache_config = copy.copy(config.cache_config)
+    config.cache_config.num_gpu_blocks = num_blocks
+    block_size = config.cache_config.block_size
+    grammars = import_internal("vllm.v1.structured_output").StructuredOutputManager(config)
+    return (scheduler_cls or config.scheduler_config.get_scheduler_cls())(
+        vllm_config=config,
+        kv_cache_config=_kv_cache_config(num_blocks, block_size),
+        structured_output_manager=grammars,
+        include_finished_set=False,
+        log_stats=False,
+        block_size=block_size,
+        hash_block_size=block_size,
+    )
+
+
+def block_hasher(config: Any) -> Any:
+    """Return what hashes a request's blocks for prefix caching, or None where that is off."""
+    if not config.cache_config.enable_prefix_caching:
+        return None
+    utils = import_internal("vllm.v1.core.kv_cache_utils")
+    utils.init_none_hash(hash)
+    return utils.get_request_block_hasher(config.cache_config.block_size, hash)
+
+
+def build_request(
+    name: str,
+    prompt_tokens: Sequence[int],
+    max_tokens: int,
+    arrival_s: float,
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Any:
+    """Return a request as the engine core makes it; `sampling` goes to SamplingParams, `fields` to Request."""
+    params = import_internal("vllm.sampling_params").SamplingParams
+    return import_internal("vllm.v1.request").Request(
+        request_id=name,
+        prompt_token_ids=list(prompt_tokens),
+        sampling_params=params(max_tokens=max_tokens, ignore_eos=True, **(sampling or {})),
+        pooling_params=None,
+        arrival_time=arrival_s,
+        **fields,
+    )
+
+
+def build_output(sampled: Mapping[str, Sequence[int]]) -> Any:
+    """Return a model's output: for each scheduled request the tokens that it sampled, none while it prefills."""
+    return import_internal("vllm.v1.outputs").ModelRunnerOutput(
+        req_ids=list(sampled),
+        req_id_to_index={name: i for i, name in enumerate(sampled)},
+        sampled_token_ids=[list(tokens) for tokens in sampled.values()],
+    )
