@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint bench clean
 
 # The model that `make demo` serves: a folder, or a name on a model hub.
 MODEL ?= build/models/SmolLM2-135M-Instruct
@@ -12,6 +12,7 @@ help:
 	@echo "make demo   serve a real model twice, stock and Sarathi, and compare (MODEL=folder-or-name for your own)"
 	@echo "make test   check style and types, then run the tests"
 	@echo "make lint   check style and types"
+	@echo "make bench  measure what the scheduler adds to a step"
 	@echo "make clean  remove what was built and measured; .venv stays"
 
 setup:
@@ -27,6 +28,10 @@ lint: setup
 
 test: lint
 	.venv/bin/pytest
+
+bench: setup
+	@mkdir -p build/bench
+	@.venv/bin/vllm-sarathi bench overhead --json build/bench/overhead.json
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

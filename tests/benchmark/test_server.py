@@ -91,7 +91,7 @@ def test_what_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> Non
     wait_until_gone(family)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_us_stops_the_server(tmp_path: Path, signum: signal.Signals) -> None:
     pids = tmp_path / "pids"
     script = (

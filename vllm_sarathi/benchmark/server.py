@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -73,7 +74,7 @@ def serve(
     arguments = [*(command or vllm_command()), model, "--host", "127.0.0.1", "--port", str(port), *flags]
     log_path.parent.mkdir(parents=True, exist_ok=True)
     process: subprocess.Popen[bytes] | None = None
-    with _sigterm_unwinds(), log_path.open("wb") as log:
+    with _deadly_signals_unwind(), log_path.open("wb") as log:
         try:
             process = subprocess.Popen(
                 arguments,
@@ -92,21 +93,25 @@ def serve(
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Make a SIGTERM to us raise, so that `finally` runs; Python's default is to end on the spot."""
+def _deadly_signals_unwind() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP (a closed terminal) raise, so that `finally` runs; by default they end us on the spot.
+
+    A handler that somebody has installed stays, and so does `nohup`.
+    """
 
     def unwind(signum: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
-    try:
-        before = signal.signal(signal.SIGTERM, unwind)
-    except ValueError:  # only the main thread may install handlers: whoever runs us elsewhere keeps theirs
-        yield
-        return
+    # Only the main thread may install handlers; whoever runs us elsewhere looks after the signals.
+    ours = threading.current_thread() is threading.main_thread()
+    changed = [s for s in (signal.SIGTERM, signal.SIGHUP) if ours and signal.getsignal(s) is signal.SIG_DFL]
+    for signum in changed:
+        signal.signal(signum, unwind)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum in changed:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 def _await_ready(
