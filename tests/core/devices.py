@@ -77,7 +77,9 @@ class Loop:
             seconds *= 20
         self.now_s += seconds
         predicted = self.controller.predict(shape)
-        self.controller.observe(StepRecord(shape, plan.token_budget, plan.reason, predicted, seconds, self.now_s))
+        self.controller.observe(
+            StepRecord(shape, plan.token_budget, plan.reason, predicted, seconds, self.now_s)
+        )
         self.done = (self.done + shape.tokens - self.decodes) % self.prompt_tokens
         self.budgets.append(plan.token_budget)
         self.times_s.append(seconds)
@@ -93,7 +95,11 @@ class Loop:
             middle = (low + high) // 2
             chunk = middle - self.decodes
             shape = StepShape(
-                middle, self.decodes, self.decodes * self.context, chunk_work(self.done, chunk), self.decodes + 1
+                middle,
+                self.decodes,
+                self.decodes * self.context,
+                chunk_work(self.done, chunk),
+                self.decodes + 1,
             )
             low, high = (middle, high) if self.device(shape) <= limit_s else (low, middle)
         return low

@@ -1,0 +1,201 @@
+"""The SLO-driven budget in closed loop with devices whose truth is known."""
+
+import random
+import statistics
+from typing import Any
+
+import pytest
+
+from tests.core.devices import Loop, roofline
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.slo import ALIGNMENT_LOSS, COLD_TOKENS, PATIENCE_STEPS, TILE_TOKENS, SloBudget
+from vllm_sarathi.core.views import DecodeView, RequestView, StepRecord, StepShape, StepView
+
+SLO_S = 0.15
+P99 = 2.326  # standard deviations
+
+
+def make_loop(slo_ms: float = 150, **fields: Any) -> Loop:
+    return Loop(Controller(SarathiConfig(tbt_slo_ms=slo_ms)), roofline(), prompt_tokens=100_000, **fields)
+
+
+def chunk_shares(loop: Loop, steps: int) -> list[float]:
+    """Run, and return each step's prefill chunk as a share of the best one that keeps the promise in P99."""
+    shares = []
+    for _ in range(steps):
+        best = loop.best_budget(SLO_S / (1 + P99 * loop.noise))
+        loop.step()
+        shares.append((loop.budgets[-1] - loop.decodes) / (best - loop.decodes))
+    return shares
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_the_budget_comes_within_3_percent_of_the_optimum_in_200_steps(speed: float) -> None:
+    loop = make_loop()
+    assert abs(statistics.median(chunk_shares(loop, 200)[-25:]) - 1) <= 0.03
+    loop.device = roofline(speed)
+    assert abs(statistics.median(chunk_shares(loop, 200)[-25:]) - 1) <= 0.03
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_it_does_so_through_noise_and_outliers(speed: float) -> None:
+    before, after = [], []
+    for seed in range(9):
+        loop = make_loop(noise=0.1, outliers=0.01, rng=random.Random(seed))
+        before += chunk_shares(loop, 200)[-25:]
+        loop.device = roofline(speed)
+        after += chunk_shares(loop, 200)[-25:]
+    assert abs(statistics.median(before) - 1) <= 0.03
+    assert abs(statistics.median(after) - 1) <= 0.05
+
+
+def test_the_promise_holds_from_the_first_step_on() -> None:
+    loop = make_loop()
+    loop.run(400)
+    assert loop.budgets[0] == loop.decodes + COLD_TOKENS
+    assert sum(t > SLO_S for t in loop.times_s) == 0
+
+
+def test_99_percent_of_noisy_steps_keep_it() -> None:
+    missed = 0
+    for seed in range(5):
+        loop = make_loop(noise=0.05, rng=random.Random(seed))
+        loop.run(1000)
+        missed += sum(t > SLO_S for t in loop.times_s)
+    assert missed / 5000 <= 0.012
+
+
+def test_without_decodes_only_the_engine_limits() -> None:
+    loop = make_loop(decodes=0)
+    loop.run(3)
+    assert loop.budgets == [loop.max_tokens] * 3
+
+
+def test_a_promise_that_cannot_be_kept_still_reads_at_the_floor() -> None:
+    loop = make_loop(slo_ms=5)
+    loop.run(50)
+    assert set(loop.budgets[5:]) == {loop.decodes + COLD_TOKENS}
+    assert isinstance(loop.controller.policy, SloBudget)
+    assert loop.controller.policy.unkeepable
+
+
+def test_prompts_that_find_no_room_get_the_floor_now_and_then() -> None:
+    # Decodes alone take 69.0 of 69.5 ms: one more token would miss, but nobody waits for ever.
+    loop = make_loop(slo_ms=69.5, decodes=60)
+    loop.run(600)
+    chunks = [b - loop.decodes for b in loop.budgets[100:]]
+    assert 1 <= sum(c > 0 for c in chunks) <= 500 // PATIENCE_STEPS + 1
+
+
+def test_auto_is_a_multiple_of_a_decode_step() -> None:
+    loop = Loop(Controller(SarathiConfig(tbt_slo="auto:6x")), roofline(), prompt_tokens=100_000)
+    loop.run(300)
+    decode_s = roofline()(StepShape(8, 8, 4000, 0.0, 8))
+    assert statistics.median(loop.times_s[-50:]) == pytest.approx(6 * decode_s, rel=0.1)
+
+
+def test_large_chunks_end_in_whole_tiles() -> None:
+    loop = make_loop(slo_ms=250)
+    loop.run(300)
+    large = [b for b in loop.budgets[20:] if (b - loop.decodes) * ALIGNMENT_LOSS >= TILE_TOKENS]
+    assert len(large) > 200
+    assert all(b % TILE_TOKENS == 0 for b in large)
+
+
+def learnt(**settings: Any) -> SloBudget:
+    """Return a policy that knows its device."""
+    loop = Loop(Controller(SarathiConfig(tbt_slo_ms=150, **settings)), roofline(), prompt_tokens=100_000)
+    loop.run(400)
+    policy = loop.controller.policy
+    assert isinstance(policy, SloBudget)
+    policy.observe(StepRecord(StepShape(8, 8, 4000, 0.0, 8), 8, "x", None, 0.03, 1000.0))
+    return policy
+
+
+def view(prefills: Any = (), waiting: Any = (), decodes: int = 8, decode_views: Any = ()) -> StepView:
+    return StepView(
+        1000.0, decodes, decodes, decodes * 500, tuple(prefills), tuple(waiting), 4096, 0, decode_views
+    )
+
+
+def prompt(
+    name: str, tokens: int, age_s: float = 0.0, done: int = 0, ttft_slo_s: float | None = None
+) -> RequestView:
+    return RequestView(name, (0, -age_s), age_s, done, tokens, ttft_slo_s)
+
+
+def test_a_tail_of_a_few_tokens_is_read_at_once() -> None:
+    policy = learnt()
+    chunk = policy.plan(view([prompt("p", 10_000)])).token_budget - 8
+    assert policy.plan(view([prompt("p", chunk + 3)])).token_budget - 8 == chunk + 3
+    assert policy.plan(view([prompt("p", chunk + chunk // 2)])).token_budget - 8 <= chunk + TILE_TOKENS
+
+
+def test_the_budget_walks_the_prompts_that_will_be_read() -> None:
+    policy = learnt()
+    near = policy.plan(view([prompt("p", 2000, done=0)])).token_budget
+    far = policy.plan(view([prompt("p", 2000, done=60_000)])).token_budget
+    assert far < 0.8 * near  # the same tokens over a long prefix take longer
+    three = policy.plan(view([], [prompt(n, 20) for n in "abc"])).token_budget
+    assert three == 8 + 60
+
+
+def test_a_client_with_a_tighter_promise_tightens_the_step() -> None:
+    policy = learnt(allow_request_slo=True)
+    decodes = tuple(DecodeView(f"d{i}", 5) for i in range(7))
+    loose = policy.plan(view([prompt("p", 5000)], decode_views=(*decodes, DecodeView("x", 5)))).token_budget
+    tight = policy.plan(
+        view([prompt("p", 5000)], decode_views=(*decodes, DecodeView("x", 5, 0.08)))
+    ).token_budget
+    assert tight < 0.6 * loose
+
+
+def test_pace_lends_the_slack_of_streams_that_are_ahead() -> None:
+    policy = learnt(tbt_mode="pace")
+    start = tuple(DecodeView(f"d{i}", 1) for i in range(8))
+    ahead = tuple(DecodeView(f"d{i}", 4) for i in range(8))
+    first = policy.plan(view([prompt("p", 5000)], decode_views=start)).token_budget
+    later = policy.plan(view([prompt("p", 5000)], decode_views=ahead)).token_budget
+    assert later > 1.5 * first
+
+
+# The order of prefills.
+
+
+def order(
+    policy: SloBudget, prefills: list[RequestView], waiting: list[RequestView]
+) -> tuple[list[str], list[str]]:
+    """Return the names that are read first to last, and those that yield."""
+    plan = policy.plan(view(prefills, waiting))
+    names = [prefills[i].request_id for i in plan.prefill_order]
+    names += [waiting[i].request_id for i in plan.waiting_order or ()]
+    return names, [prefills[i].request_id for i in plan.held]
+
+
+def test_first_come_first_served_by_default() -> None:
+    assert order(learnt(), [prompt("new", 10, 1.0), prompt("old", 9000, 2.0)], []) == (["old", "new"], [])
+
+
+def test_the_earliest_deadline_goes_first_and_one_in_flight_yields() -> None:
+    policy = learnt(prefill_order="deadline")
+    long = prompt("long", 5000, age_s=0.5, done=3000, ttft_slo_s=60.0)
+    urgent, later = prompt("urgent", 50, ttft_slo_s=1.0), prompt("later", 50, ttft_slo_s=30.0)
+    assert order(policy, [long], [later, urgent]) == (["urgent", "later"], ["long"])
+
+
+def test_a_deadline_that_is_lost_harms_nobody() -> None:
+    policy = learnt(prefill_order="deadline", ttft_slo_ms=500)
+    assert order(policy, [], [prompt("late", 8000, age_s=2.0), prompt("fresh", 60)])[0] == ["fresh", "late"]
+
+
+def test_without_promises_short_prompts_pass_long_ones_that_age() -> None:
+    policy = learnt(prefill_order="deadline")
+    assert order(policy, [], [prompt("long", 50_000), prompt("short", 60)])[0] == ["short", "long"]
+    assert order(policy, [], [prompt("long", 900, age_s=29.0), prompt("short", 60)])[0] == ["long", "short"]
+
+
+def test_the_bound_on_waiting_comes_before_everything() -> None:
+    policy = learnt(prefill_order="deadline", prefill_max_wait_s=20)
+    waited = prompt("waited", 90_000, age_s=20.5)
+    assert order(policy, [], [prompt("urgent", 60, ttft_slo_s=1.0), waited])[0] == ["waited", "urgent"]

@@ -1,0 +1,96 @@
+"""Property tests of the SLO-driven budget in the real scheduler: no input, clock or history breaks a step."""
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.engine.modelled import ModelledEngine, Step
+from tests.engine.promises import check_stall_free
+from tests.engine.test_promises import BLOCKS_FOR_ONE, MAX_MODEL_LEN, PROGRAM, Play
+from vllm_sarathi import SarathiConfig
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "gap": {"tbt_slo_ms": 100},
+    "pace": {"tbt_slo_ms": 100, "tbt_mode": "pace"},
+    "deadline": {"tbt_slo_ms": 100, "prefill_order": "deadline", "ttft_slo_ms": 500},
+    "deadline-auto": {"prefill_order": "deadline", "prefill_max_wait_s": 1},
+    "unkeepable": {"tbt_slo_ms": 0.001, "prefill_order": "deadline"},
+    "own-promises": {"tbt_slo_ms": 100, "allow_request_slo": True, "prefill_order": "deadline"},
+}
+
+ODD = (None, "fast", float("nan"), -1, 0, 2**64 - 1, True, [30], {"ms": 30}, 5, 30.5, float("inf"))
+
+
+class BrokenClock:
+    """A clock that mostly runs, sometimes stands, leaps, goes back or gives no number."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        kind = self.rng.random()
+        if kind < 0.02:
+            return float("nan")
+        self.now_s += self.rng.choice((0.0, 0.001, 0.02, 0.02, 0.05, 3600.0 if kind < 0.05 else 0.01))
+        return self.now_s - (100.0 if kind > 0.98 else 0.0)
+
+
+class SloPlay(Play):
+    """Checks what holds whatever the budget is: bounds, no decode left out, nothing raised."""
+
+    def step(self) -> None:
+        step = self.engine.step()
+        self.steps += 1
+        assert self.engine.scheduler.plan_failures == 0
+        assert sum(step.scheduled.values()) <= self.budget
+        assert len({r.request_id for r in self.engine.scheduler.running}) == len(
+            self.engine.scheduler.running
+        )
+        self.check_decodes(step)
+
+    def check_decodes(self, step: Step) -> None:
+        if not step.preempted:
+            check_stall_free(self.engine, step, self.budget)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "pipeline"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_clock_and_no_history_breaks_a_step(make_config: Any, mode: str, name: str) -> None:
+    steps = 0
+
+    @settings(
+        max_examples=40,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
+    @given(
+        program=PROGRAM,
+        blocks=st.one_of(st.integers(BLOCKS_FOR_ONE, 30), st.just(400)),
+        seed=st.integers(0, 1000),
+    )
+    def run(program: list[Any], blocks: int, seed: int) -> None:
+        nonlocal steps
+        config = make_config(SarathiConfig(**SETTINGS[name]), mode)
+        engine = ModelledEngine(config, num_blocks=blocks, in_flight=1 if mode == "sync" else 2)
+        engine.scheduler.clock = engine.scheduler.wall_clock = BrokenClock(seed)
+        rng = random.Random(seed)
+        add = engine.add
+
+        def add_with_odd_promises(*args: Any, **fields: Any) -> Any:
+            odd = {"tbt_slo_ms": rng.choice(ODD), "ttft_slo_ms": rng.choice(ODD)}
+            return add(*args, sampling={"extra_args": rng.choice((odd, None, {}))}, **fields)
+
+        engine.add = add_with_odd_promises  # type: ignore[method-assign]
+        player = SloPlay(engine, MAX_MODEL_LEN)
+        player.run(program)
+        steps += player.steps
+
+    run()
+    assert steps >= 500
