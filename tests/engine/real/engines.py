@@ -1,0 +1,238 @@
+"""The real vLLM engine on the CPU, with a tiny model of saved weights, in pairs: stock's scheduler and ours.
+
+A scene is a function that adds requests to an engine and steps it. `Pair.compare` plays it on both engines,
+lets both finish, checks what holds for every scene, and hands back the two runs.
+"""
+
+import gc
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from vllm_sarathi import SarathiConfig, SarathiScheduler
+from vllm_sarathi.benchmark.reference_model import TINY_VOCABULARY
+
+BUDGET = 32
+LONG = 3 * BUDGET + 7
+"""A prompt of so many tokens takes four steps of ours."""
+SETTINGS: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 512,
+    "max_num_batched_tokens": 512,
+    "max_num_seqs": 16,
+    "num_gpu_blocks_override": 128,
+    "block_size": 32,
+    "seed": 0,
+}
+
+
+def prompt(number: int, length: int) -> list[int]:
+    """Return random tokens; the same for the same number and length."""
+    return random.Random(f"{number}/{length}").choices(range(2, TINY_VOCABULARY), k=length)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one call of `schedule` saw and did, by the names of the requests."""
+
+    decodes_before: frozenset[str]
+    scheduled: dict[str, int]
+    drafts: dict[str, int]
+    partial: frozenset[str]
+    preempted: frozenset[str]
+
+
+@dataclass
+class Run:
+    """What a scene gave.
+
+    Attributes:
+        steps: the steps in order.
+        deltas: (name, sample, new tokens) in the order in which the engine handed them out.
+        texts: the text of each (name, sample).
+        finished: the names in the order in which they finished.
+        cached_tokens: for each name, the prompt tokens that came out of the prefix cache.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    deltas: list[tuple[str, int, list[int]]] = field(default_factory=list)
+    texts: dict[tuple[str, int], str] = field(default_factory=lambda: defaultdict(str))
+    finished: list[str] = field(default_factory=list)
+    cached_tokens: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> dict[tuple[str, int], list[int]]:
+        """The tokens of each (name, sample)."""
+        tokens: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for name, sample, new in self.deltas:
+            tokens[name, sample] += new
+        return dict(tokens)
+
+    @property
+    def first_tokens(self) -> list[str]:
+        """The names in the order of their first tokens."""
+        return list(dict.fromkeys(name for name, _, _ in self.deltas))
+
+    @property
+    def preempted(self) -> set[str]:
+        return {name for step in self.steps for name in step.preempted}
+
+    def chunks(self, name: str) -> int:
+        """Return in how many steps a request's prompt was read, its last piece included."""
+        return 1 + sum(name in step.partial for step in self.steps)
+
+
+class RealEngine:
+    """A vLLM engine in this process, driven step by step.
+
+    Args:
+        llm: the engine; its scheduler's steps are recorded from now on.
+        budget: what no step may exceed; None where stock's scheduler sets the limit.
+    """
+
+    def __init__(self, llm: LLM, budget: int | None) -> None:
+        self.engine = llm.llm_engine
+        self.core = self.engine.engine_core.engine_core
+        self.scheduler = self.core.scheduler
+        self.budget = budget
+        self.run = Run()
+        self._schedule = self.scheduler.schedule
+        self.scheduler.schedule = self._recorded
+
+    def add(self, name: str, tokens: list[int] | str, max_tokens: int = 12, **options: Any) -> None:
+        """Queue a request; greedy and without an end unless `options` say otherwise."""
+        request = {key: options.pop(key) for key in ("lora_request", "priority") if key in options}
+        params = {"temperature": 0.0, "ignore_eos": True, **options}
+        text_or_tokens: Any = tokens if isinstance(tokens, str) else {"prompt_token_ids": tokens}
+        self.engine.add_request(
+            name,
+            text_or_tokens,
+            SamplingParams(max_tokens=max_tokens, output_kind=RequestOutputKind.DELTA, **params),
+            **request,
+        )
+
+    def abort(self, name: str) -> None:
+        """Abort a request, as a client that hangs up does."""
+        self.engine.abort_request([name])
+
+    def step(self, times: int = 1) -> None:
+        """Take so many steps and keep what comes out."""
+        for _ in range(times):
+            for output in self.engine.step():
+                if output.num_cached_tokens is not None:
+                    self.run.cached_tokens.setdefault(output.request_id, output.num_cached_tokens)
+                for sample in output.outputs:
+                    key = (output.request_id, sample.index)
+                    self.run.texts[key] += sample.text
+                    if sample.token_ids:
+                        self.run.deltas.append((*key, list(sample.token_ids)))
+                if output.finished:
+                    self.run.finished.append(output.request_id)
+
+    def drain(self) -> None:
+        """Step until nothing is left, batches in flight included."""
+        for _ in range(5_000):
+            if not (self.engine.has_unfinished_requests() or self.scheduler.has_requests()):
+                return
+            self.step()
+        raise AssertionError("not finished after 5,000 steps")
+
+    @property
+    def free_blocks(self) -> int:
+        """KV-cache blocks that no request holds."""
+        return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def play(self, scene: Callable[["RealEngine"], None]) -> Run:
+        """Play a scene to its end, from an empty prefix cache, and check what holds for every scene."""
+        assert self.engine.reset_prefix_cache()
+        free = self.free_blocks
+        self.run = Run()
+        try:
+            scene(self)
+        finally:
+            self.drain()
+        assert self.free_blocks == free, "KV blocks are still held"
+        assert not self.scheduler.requests
+        if self.budget is not None:
+            self._check(self.budget)
+        return self.run
+
+    def close(self) -> None:
+        """Free the engine's memory and end its workers, if it has any."""
+        self.engine.engine_core.shutdown()
+
+    def _check(self, budget: int) -> None:
+        assert isinstance(self.scheduler, SarathiScheduler)
+        assert self.scheduler.plan_failures == 0
+        for step in self.run.steps:
+            assert sum(step.scheduled.values()) <= budget, f"over budget: {step}"
+
+    def _recorded(self, *args: Any, **kwargs: Any) -> Any:
+        scheduler = self.scheduler
+        decodes = frozenset(_name(r.request_id) for r in scheduler.running if not r.is_prefill_chunk)
+        output = self._schedule(*args, **kwargs)
+        self.run.steps.append(
+            Step(
+                decodes_before=decodes,
+                scheduled={_name(i): n for i, n in output.num_scheduled_tokens.items()},
+                drafts={_name(i): len(d) for i, d in output.scheduled_spec_decode_tokens.items()},
+                partial=frozenset(
+                    _name(i)
+                    for i in output.num_scheduled_tokens
+                    if scheduler.requests[i].is_prefill_chunk
+                ),
+                preempted=frozenset(map(_name, output.preempted_req_ids or ())),
+            )
+        )
+        return output
+
+
+def _name(internal_id: str) -> str:
+    """Return the caller's name for a request: vLLM adds a dash and random characters."""
+    return internal_id.rpartition("-")[0]
+
+
+@dataclass
+class Pair:
+    """The same engine twice: `stock` with vLLM's own scheduler, `ours` with SarathiScheduler."""
+
+    stock: RealEngine
+    ours: RealEngine
+
+    def compare(self, scene: Callable[[RealEngine], None]) -> tuple[Run, Run]:
+        """Play a scene on both, check that they answer the same, and return both runs, stock's first."""
+        stock, ours = self.stock.play(scene), self.ours.play(scene)
+        assert stock.tokens, "the scene gave no tokens"
+        assert ours.tokens == stock.tokens
+        assert ours.texts == stock.texts
+        assert sorted(ours.finished) == sorted(stock.finished)
+        return stock, ours
+
+
+@contextmanager
+def open_engine(model: Path, budget: int | None = None, **settings: Any) -> Iterator[RealEngine]:
+    """Yield an engine: ours with this token budget, or stock's without one."""
+    ours = SarathiConfig(token_budget=budget).engine_args() if budget is not None else {}
+    engine = RealEngine(LLM(str(model), **{**SETTINGS, **ours, **settings}), budget)
+    try:
+        assert isinstance(engine.scheduler, SarathiScheduler) == (budget is not None)
+        yield engine
+    finally:
+        engine.close()
+        del engine
+        gc.collect()
+
+
+@contextmanager
+def open_pair(model: Path, budget: int = BUDGET, **settings: Any) -> Iterator[Pair]:
+    """Yield both engines with the same settings."""
+    with open_engine(model, **settings) as stock, open_engine(model, budget, **settings) as ours:
+        yield Pair(stock, ours)
