@@ -1,5 +1,6 @@
 """The model and the engines that the tests on the real engine share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 
 from tests.engine.real.engines import Pair, open_pair
 from vllm_sarathi.benchmark.reference_model import tiny_model
+
+# Read when numba is first imported, for ngram drafts: more threads than one wait for each other on a busy core.
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,7 @@ def test_an_abort_of_everything_leaves_an_engine_that_answers(pair: Pair) -> Non
     assert ours.chunks("after") == 4
 
 
-PERSON = {
+PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {
         "name": {"enum": ["Ann", "Bob", "Carol"]},

@@ -1,10 +1,13 @@
 """Features of vLLM that are switched on when the engine is built, each under both schedulers."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vllm.lora.request import LoRARequest
 from vllm.platforms.cpu import CpuPlatform
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from tests.engine.real.adapters import write_adapter
@@ -97,8 +100,7 @@ def test_preemption_in_a_cache_too_small(tiny: Path, policy: str) -> None:
             engine.add(f"r{i}", prompt(i, length), max_tokens=60, priority=-i if policy == "priority" else 0)
             engine.step(3)
 
-    settings = {"max_model_len": 256, "num_gpu_blocks_override": 10, "scheduling_policy": policy}
-    with open_pair(tiny, **settings) as pair:
+    with open_pair(tiny, max_model_len=256, num_gpu_blocks_override=10, scheduling_policy=policy) as pair:
         stock, ours = pair.compare(scene)
     assert stock.preempted
     assert ours.preempted
@@ -110,7 +112,7 @@ def test_asynchronous_scheduling(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     """vLLM's CPU platform switches it off; here it is put back to what vLLM resolved."""
     configure = CpuPlatform.check_and_update_config.__func__
 
-    def keep(platform: type, vllm_config: object) -> None:
+    def keep(platform: type, vllm_config: Any) -> None:
         wanted = vllm_config.scheduler_config.async_scheduling
         configure(platform, vllm_config)
         vllm_config.scheduler_config.async_scheduling = wanted
@@ -119,8 +121,10 @@ def test_asynchronous_scheduling(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
         for i, length in enumerate((5, LONG, BUDGET, 300, 40)):
             engine.add(f"r{i}", prompt(i, length), max_tokens=30)
             engine.step(2)
-        engine.add("victim", prompt(9, 200))
-        engine.step(4)
+        date = StructuredOutputsParams(regex="[0-9]{4}-[0-9]{2}")
+        engine.add("date", prompt(8, 50), structured_outputs=date, ignore_eos=False)
+        engine.add("victim", prompt(9, 400), max_tokens=60)
+        engine.step(20)
         engine.abort("victim")
 
     monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(keep))
@@ -129,5 +133,8 @@ def test_asynchronous_scheduling(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert isinstance(engine.scheduler, AsyncScheduler)
             assert engine.core.batch_queue_size == 2
         _, ours = pair.compare(scene, aborted="victim")
-    assert ours.distinct >= 5
+    assert ours.distinct == 6
     assert ours.chunks("r3") > 300 // BUDGET
+    assert ours.chunks("victim") > 1
+    assert ("victim", 0) not in ours.tokens
+    assert re.fullmatch("[0-9]{4}-[0-9]{2}", ours.texts["date", 0])
