@@ -71,7 +71,7 @@ class Run:
     Attributes:
         steps: the steps in order.
         deltas: what the engine handed out, in order.
-        texts: the text of each (name, sample).
+        texts: the text of each (name, sample); right where the prompt ends in whole characters.
         finished: the names in the order in which they finished.
         cached_tokens: for each name, the prompt tokens that came out of the prefix cache.
     """
@@ -128,6 +128,7 @@ class RealEngine:
         self.scheduler = self.core.scheduler
         self.budget = budget
         self.run = Run()
+        self._limit = self.scheduler.max_num_scheduled_tokens
         self._schedule = self.scheduler.schedule
         self.scheduler.schedule = self._recorded
 
@@ -198,6 +199,9 @@ class RealEngine:
     def _check(self, budget: int) -> None:
         assert isinstance(self.scheduler, SarathiScheduler)
         assert self.scheduler.plan_failures == 0
+        assert self.scheduler.max_num_scheduled_tokens == self._limit, (
+            "the engine's own limit was not restored"
+        )
         for step in self.run.steps:
             assert sum(step.scheduled.values()) <= budget, f"over budget: {step}"
 

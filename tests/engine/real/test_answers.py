@@ -173,16 +173,16 @@ PERSON: dict[str, Any] = {
 
 
 def test_structured_output(pair: Pair) -> None:
-    def structured(engine: RealEngine, name: str, tokens: list[int], **kind: Any) -> None:
+    def structured(engine: RealEngine, name: str, words: str, **kind: Any) -> None:
         params = StructuredOutputsParams(**kind)
-        engine.add(name, tokens, max_tokens=60, structured_outputs=params, ignore_eos=False)
+        engine.add(name, words, max_tokens=60, structured_outputs=params, ignore_eos=False)
 
     def scene(engine: RealEngine) -> None:
-        structured(engine, "json", prompt(0, LONG), json=PERSON)
-        structured(engine, "other json", prompt(1, 10), json=PERSON)
+        structured(engine, "json", "describe somebody " * 6, json=PERSON)
+        structured(engine, "other json", "who?", json=PERSON)
         engine.step()
-        structured(engine, "regex", prompt(2, 50), regex="[a-f]{3}-[0-9]{4}")
-        structured(engine, "choice", prompt(3, 200), choice=["stall", "hybrid", "chunk"])
+        structured(engine, "regex", "a number, please " * 3, regex="[a-f]{3}-[0-9]{4}")
+        structured(engine, "choice", "choose one of three " * 10, choice=["stall", "hybrid", "chunk"])
         engine.add("free", prompt(4, 70))
 
     _, ours = pair.compare(scene)

@@ -122,7 +122,7 @@ def test_asynchronous_scheduling(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
             engine.add(f"r{i}", prompt(i, length), max_tokens=30)
             engine.step(2)
         date = StructuredOutputsParams(regex="[0-9]{4}-[0-9]{2}")
-        engine.add("date", prompt(8, 50), structured_outputs=date, ignore_eos=False)
+        engine.add("date", "and the date was " * 3, structured_outputs=date, ignore_eos=False)
         engine.add("victim", prompt(9, 400), max_tokens=60)
         engine.step(20)
         engine.abort("victim")
