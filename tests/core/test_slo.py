@@ -76,6 +76,8 @@ def test_a_promise_that_cannot_be_kept_still_reads_at_the_floor() -> None:
     loop = make_loop(slo_ms=5)
     loop.run(50)
     assert set(loop.budgets[5:]) == {loop.decodes + COLD_TOKENS}
+    loop.run(200)
+    assert 1 <= loop.budgets[50:].count(loop.decodes) <= 4  # a look at decodes alone, now and then
     assert isinstance(loop.controller.policy, SloBudget)
     assert loop.controller.policy.unkeepable
 
@@ -96,11 +98,11 @@ def test_auto_is_a_multiple_of_a_decode_step() -> None:
 
 
 def test_large_chunks_end_in_whole_tiles() -> None:
-    loop = make_loop(slo_ms=250)
+    loop = Loop(Controller(SarathiConfig(tbt_slo_ms=250)), roofline(), prompt_tokens=4000)
     loop.run(300)
     large = [b for b in loop.budgets[20:] if (b - loop.decodes) * ALIGNMENT_LOSS >= TILE_TOKENS]
-    assert len(large) > 200
-    assert all(b % TILE_TOKENS == 0 for b in large)
+    assert len(large) > 100
+    assert sum(b % TILE_TOKENS == 0 for b in large) > 0.8 * len(large)  # but for the last chunk of a prompt
 
 
 def learnt(**settings: Any) -> SloBudget:

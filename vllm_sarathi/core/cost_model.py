@@ -167,15 +167,13 @@ class CostModel:
     def _device_has_changed(self, ratio: float) -> bool:
         """Rescale everything where the latest steps agree that the device is faster or slower than it was."""
         self._recent.append(ratio)
-        latest = list(self._recent)[-SLOWER_WINDOW:]
-        if len(latest) == SLOWER_WINDOW and min(latest) > SLOWER_FACTOR:
-            middle = sorted(latest)[SLOWER_WINDOW // 2]  # promises are being missed: do not wait for more
-        elif len(self._recent) == CHANGE_WINDOW and max(self._recent) < 1 / CHANGE_FACTOR:
-            middle = sorted(self._recent)[CHANGE_WINDOW // 2]
-        elif len(self._recent) == CHANGE_WINDOW and min(self._recent) > CHANGE_FACTOR:
-            middle = sorted(self._recent)[CHANGE_WINDOW // 2]
-        else:
+        latest = list(self._recent)
+        full = len(latest) == CHANGE_WINDOW
+        if len(latest) >= SLOWER_WINDOW and min(latest[-SLOWER_WINDOW:]) > SLOWER_FACTOR:
+            latest = latest[-SLOWER_WINDOW:]  # promises are being missed: do not wait for more
+        elif not full or (max(latest) >= 1 / CHANGE_FACTOR and min(latest) <= CHANGE_FACTOR):
             return False
+        middle = sorted(latest)[len(latest) // 2]
         self._b *= middle
         self._a *= 0.2
         self._b *= 0.2

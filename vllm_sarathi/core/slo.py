@@ -23,6 +23,9 @@ GROWTH = 2.0
 PATIENCE_STEPS = 128
 """Prefills that find no room wait so many steps for one of the floor: that costs less than 1% of the gaps."""
 
+DECODE_ONLY_EVERY_STEPS = 64
+"""A step without prefill so often, where it matters how long decodes alone take: else nothing tells it apart."""
+
 TILE_TOKENS = 16
 ALIGNMENT_LOSS = 1 / 16
 """A budget is cut down to whole tiles where that loses at most this share of the chunk."""
@@ -57,6 +60,7 @@ class SloBudget:
         self._most_tokens = 0
         self._most_work = 0.0
         self._steps_without_prefill = 0
+        self._steps_since_decode_only = DECODE_ONLY_EVERY_STEPS
         self._tokens_per_s: float | None = None
 
     @property
@@ -89,6 +93,7 @@ class SloBudget:
         self.model.observe(shape, record.measured_s)
         self._most_tokens = max(self._most_tokens, shape.tokens)
         self._most_work = max(self._most_work, shape.prefill_work)
+        self._steps_since_decode_only = 0 if shape.prefill_work == 0 else self._steps_since_decode_only + 1
         prefill_tokens = shape.tokens - shape.decodes
         if prefill_tokens > 0 and record.measured_s > 0:
             rate = prefill_tokens / record.measured_s
@@ -106,6 +111,10 @@ class SloBudget:
             return min(room, COLD_TOKENS), "cold"
         available_s = self.deadlines.available_s(view, slo_s)
         self.unkeepable = decode_s > available_s
+        if self._steps_since_decode_only > DECODE_ONLY_EVERY_STEPS and (
+            self.unkeepable or self.config.tbt_slo_ms is None
+        ):
+            return 0, "probe"
         trusted = self._trusted_tokens(view)
         tokens, reason = self._largest(view, ahead, available_s, min(room, trusted))
         if reason == "limit" and trusted < room:
