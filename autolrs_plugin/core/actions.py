@@ -1,0 +1,87 @@
+"""What the controller asks of a run, and what the run answers: the seam between deciding and training.
+
+One action at a time: `Controller.next()` gives it, the session carries it out, `Controller.tell()` takes its
+result. Actions and results are plain values, so a journal of them is the whole state of the search.
+Learning rates are those of the first parameter group; the other groups keep their ratio to it.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Keep the whole state of the run, in place of the one kept before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Train on minibatches of the probe's own, from the kept state; every probe starts with a restore.
+
+    Attributes:
+        stage: which search this is, from 0.
+        index: which probe of it, from 0; it seeds the probe's minibatches.
+        lrs: the learning rate of each step.
+        abort_above: a training loss above this, or one that is not finite, ends the probe at once.
+        evaluate: whether to evaluate the validation loss after the last step.
+    """
+
+    stage: int
+    index: int
+    lrs: tuple[float, ...]
+    abort_above: float
+    evaluate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Go back to the kept state, bit for bit, and continue from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train on the run's own stream of data.
+
+    Attributes:
+        first_step: how many real steps have been taken before, from 0.
+        lrs: the learning rate of each step.
+    """
+
+    first_step: int
+    lrs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Evaluate the validation loss; nothing of the run changes by it.
+
+    Attributes:
+        step: how many real steps have been taken.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The run is complete, on weights that were really trained."""
+
+
+Action: TypeAlias = Snapshot | Probe | Restore | Train | Evaluate | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of an action.
+
+    Attributes:
+        losses: the training loss of each step taken; fewer than asked for where a probe was ended early.
+        val_loss: the validation loss, where it was evaluated.
+        seconds: wall time.
+        tokens: tokens (or samples) trained on, where the run counts them.
+    """
+
+    losses: tuple[float, ...] = ()
+    val_loss: float | None = None
+    seconds: float = 0.0
+    tokens: int = 0
