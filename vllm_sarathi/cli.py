@@ -14,6 +14,7 @@ from rich.console import Console
 
 from vllm_sarathi import __version__
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
+from vllm_sarathi.core.step_trace import StepTraceError
 
 app = typer.Typer(help="A latency-promise scheduler for vLLM.", no_args_is_help=True)
 bench = typer.Typer(help="Measure: each command prints a table, and takes --json FILE.", no_args_is_help=True)
@@ -62,6 +63,26 @@ def reference_model(
         typer.echo(f"the model is in {folder}")
 
 
+@app.command()
+def trace(
+    file: Annotated[Path, typer.Argument(help="What `vllm serve --step-trace FILE.jsonl` wrote.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write a timeline that ui.perfetto.dev opens.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the step times against the SLO.")] = None,
+) -> None:
+    """Sum up a step trace, and turn it into a timeline or a picture."""
+    with _clear_errors():
+        from vllm_sarathi.benchmark.trace import draw_steps, read_trace, trace_table, write_perfetto
+
+        steps = read_trace(file)
+        Console().print(trace_table(steps))
+        if out is not None:
+            write_perfetto(steps, out)
+        if plot is not None:
+            draw_steps(steps, plot)
+
+
 @bench.command()
 def overhead(json: JsonOption = None) -> None:
     """Measure what our scheduler adds to vLLM's own schedule(), at 256 running and 64 waiting requests."""
@@ -85,7 +106,7 @@ def _clear_errors() -> Iterator[None]:
             f"this command needs {error.name}, which is not installed: pip install 'vllm-sarathi[bench]', "
             "beside a vLLM"
         )
-    except (ConfigError, RuntimeError, OSError) as error:
+    except (ConfigError, StepTraceError, RuntimeError, OSError) as error:
         _exit(str(error))
 
 

@@ -45,6 +45,7 @@ CONTRACT = (
     ),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.add_request", ("request",)),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.get_request_counts"),
+    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.shutdown"),
     Touchpoint("vllm.v1.core.sched.async_scheduler:AsyncScheduler"),
     Touchpoint("vllm.v1.core.sched.request_queue:RequestQueue.peek_request"),
     Touchpoint("vllm.v1.core.sched.request_queue:FCFSRequestQueue.pop_request"),
@@ -74,6 +75,7 @@ CONTRACT = (
 SCHEDULER_ATTRIBUTES = (
     "block_size",
     "kv_cache_manager",
+    "log_stats",
     "max_num_running_reqs",
     "max_num_scheduled_tokens",
     "num_spec_tokens",
