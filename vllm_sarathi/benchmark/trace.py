@@ -9,7 +9,7 @@ from rich.table import Table
 
 from vllm_sarathi.core.step_trace import StepTraceError, TracedStep, parse_line, quantile
 
-REASON_COLOURS = {"slo": "#1f5fa8", "all": "#2ca02c", "none": "#b0b0b0", "idle": "#b0b0b0"}
+REASON_COLOURS = {"slo": "#1f5fa8", "all": "#2ca02c", "none": "#909090", "idle": "#c8b4e0"}
 OTHER_COLOUR = "#e08214"
 MISSED_COLOUR = "#d62728"
 
@@ -93,7 +93,7 @@ def trace_table(steps: Sequence[TracedStep]) -> Table:
     }
     table = Table(title=f"{len(steps)} steps in {steps[-1].at_s - steps[0].at_s:.0f} s")
     table.add_column("steps of")
-    for name in ("steps", "ms, P50", "ms, P99", "within the SLO", "prediction error, P50", "P90"):
+    for name in ("steps", "ms, P50", "ms, P99", "in the SLO", "error, P50", "P90"):
         table.add_column(name, justify="right")
     for name, chosen in kinds.items():
         if not chosen:

@@ -1,4 +1,4 @@
-"""What the scheduler did, made visible: a log line, metrics and the step trace.
+"""What the scheduler did, made visible (a log line, metrics, the step trace), and what it learnt, kept.
 
 The scheduler hands over each finished step, which costs it one append. A thread of our own does the rest once a
 second: a slow disk or a long line costs no stream a gap.
@@ -19,6 +19,7 @@ from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.promise_watch import PromiseWatch
 from vllm_sarathi.core.step_trace import StepSummary, TracedStep, summarise
 from vllm_sarathi.core.views import StepRecord
+from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
 from vllm_sarathi.engine.metrics import leave_figures
 from vllm_sarathi.engine.trace_file import StepTraceFile
 from vllm_sarathi.engine.vllm_api import logger
@@ -30,6 +31,9 @@ WINDOW_S = 10.0
 MOST_PENDING = 100_000
 LINES_AT_ONCE = 16
 """The thread lets go of the interpreter after so many lines: the engine's loop waits for no more than that."""
+
+SAVE_EVERY_S = 60.0
+"""What was learnt is kept so often, while there is work, and at the end."""
 
 JOIN_S = 5.0
 
@@ -43,6 +47,7 @@ class Telemetry:
         steps_per_token: steps that end between two tokens of a request: the depth of a pipeline, else 1.
         log: whether to log a line and leave metrics, as vLLM does unless told `--disable-log-stats`.
         trace: the step trace, if there is to be one.
+        memory: where the step model is kept for the next start, if it is to be.
         wall_clock: seconds since the epoch.
     """
 
@@ -54,6 +59,7 @@ class Telemetry:
         steps_per_token: int = 1,
         log: bool = True,
         trace: StepTraceFile | None = None,
+        memory: CalibrationMemory | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.watch = PromiseWatch(controller.model, steps_per_token)
@@ -62,6 +68,9 @@ class Telemetry:
         self._steps_per_token = steps_per_token
         self._log = log
         self._trace = trace
+        self._memory = memory
+        self._next_save_s = time.monotonic() + SAVE_EVERY_S
+        self._learnt: dict[str, Any] | None = None
         self._wall_clock = wall_clock
         self._pending: deque[tuple[float, StepRecord, float | None, int, int]] = deque(maxlen=MOST_PENDING)
         self._window: list[TracedStep] = []
@@ -79,6 +88,10 @@ class Telemetry:
         if slo_s is not None:
             slo_s /= self._steps_per_token
         self._pending.append((self._wall_clock(), record, slo_s, running, waiting))
+        if self._memory is not None and time.monotonic() >= self._next_save_s:
+            self._next_save_s = time.monotonic() + SAVE_EVERY_S
+            # Taken here, in the thread that changes it, and written by the other.
+            self._learnt = self._controller.model.to_mapping()
 
     def flush(self) -> None:
         """Write out what has come in, and sum it up when it is time; called from the thread."""
@@ -106,6 +119,9 @@ class Telemetry:
                 time.sleep(0)
         if self._trace is not None:
             self._trace.write(lines)
+        if self._memory is not None and self._learnt is not None:
+            learnt, self._learnt = self._learnt, None
+            self._memory.save(learnt)
         if self._log and time.monotonic() - self._window_since_s >= WINDOW_S:
             self.tell()
 
@@ -139,6 +155,7 @@ class Telemetry:
         self._stop.set()
         self._thread.join(JOIN_S)
         if not self._thread.is_alive():
+            self._learnt = self._controller.model.to_mapping()
             self.flush()
             self.tell()
 
@@ -182,8 +199,14 @@ def open_telemetry(
         if parallel.data_parallel_size > 1:
             path = path.with_stem(f"{path.stem}.{rank}")
         trace = StepTraceFile(path)
-    if not log and trace is None:
+    memory = open_memory(vllm_config, config, controller.model)
+    if not log and trace is None and memory is None:
         return None
     return Telemetry(
-        controller, rank=rank, steps_per_token=parallel.pipeline_parallel_size, log=log, trace=trace
+        controller,
+        rank=rank,
+        steps_per_token=parallel.pipeline_parallel_size,
+        log=log,
+        trace=trace,
+        memory=memory,
     )
