@@ -83,6 +83,32 @@ def trace(
             draw_steps(steps, plot)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def profile(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="A folder with a model, or its name on a model hub.")],
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("build/profile"),
+    calibration_dir: Annotated[
+        str | None, typer.Option(help="As that of `vllm serve`; 'none' keeps nothing.")
+    ] = None,
+) -> None:
+    """Learn how long steps take ahead of time, and keep it for `vllm serve` with the same options.
+
+    Any other option is one of `vllm serve`: --dtype, --max-model-len, --tensor-parallel-size and so on.
+    """
+    with _clear_errors():
+        from rich.progress import Progress
+
+        from vllm_sarathi.benchmark.profile import draw_profile, profile_model, profile_table
+
+        console = Console()
+        with Progress(console=console) as progress:
+            result = profile_model(model, context.args, calibration_dir, progress)
+        console.print(profile_table(result))
+        draw_profile(result, out / "profile.png")
+        console.print(f"predicted against measured: {out / 'profile.png'}")
+
+
 @bench.command()
 def overhead(json: JsonOption = None) -> None:
     """Measure what our scheduler adds to vLLM's own schedule(), at 256 running and 64 waiting requests."""

@@ -53,8 +53,8 @@ def test_the_table_tells_each_kind_of_step_apart() -> None:
     assert columns[0] == ["decodes alone", "hybrid", "prefill alone"]
     assert columns[1] == ["1", "2", "1"]
     assert columns[4] == ["100.00%", "50.00%", "-"]
-    assert columns[5] == ["0.0%", "10.0%", "10.0%"]
-    assert columns[6] == ["0.0%", "55.0%", "10.0%"]
+    assert columns[5] == ["0.0%", "32.5%", "10.0%"]
+    assert columns[6] == ["0.0%", "50.5%", "10.0%"]
 
 
 def test_a_line_that_is_still_being_written_is_passed_over(tmp_path: Path) -> None:

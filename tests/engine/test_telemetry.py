@@ -111,7 +111,7 @@ def test_the_log_line(logged: list[str]) -> None:
     watched.close()
     assert logged == [
         "Sarathi: 9 running, 3 waiting, 2 steps, budget P50 48 tokens, 50.0% of 16 gaps within 150 ms, "
-        "prediction error P50 10.0%, P90 55.0%"
+        "prediction error P50 32.5%, P90 50.5%"
     ]
 
 

@@ -3,9 +3,11 @@
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from vllm_sarathi.core.views import StepShape
 
@@ -51,10 +53,8 @@ class TracedStep:
 
     @property
     def relative_error(self) -> float | None:
-        """How far the prediction was off, as a share of the measured time; None without a prediction."""
-        if self.predicted_s is None:
-            return None
-        return abs(self.predicted_s - self.measured_s) / self.measured_s
+        """As `relative_error` of its times."""
+        return relative_error(self.predicted_s, self.measured_s)
 
     def to_line(self) -> str:
         """Return the step as a line of the trace."""
@@ -114,16 +114,14 @@ def _check_number(key: str, value: Any, kinds: type | tuple[type, ...]) -> None:
         raise ValueError(f"has {key!r} {value!r}, which must be a number of at least 0")
 
 
-def quantile(values: Iterable[float], share: float) -> float:
-    """Return the smallest of `values` that at least `share` of them do not exceed.
+def relative_error(predicted_s: float | None, measured_s: float) -> float | None:
+    """Return how far a prediction was off, as a share of the measured time; None without a prediction."""
+    return None if predicted_s is None else abs(predicted_s - measured_s) / measured_s
 
-    Raises:
-        ValueError: there are none.
-    """
-    ordered = sorted(values)
-    if not ordered:
-        raise ValueError("a quantile of nothing")
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return a quantile of at least one value, linearly interpolated."""
+    return float(np.quantile(values, share))
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,15 @@ CONTRACT = (
     Touchpoint("vllm.engine.arg_utils:EngineArgs.add_cli_args", ("parser",)),
     Touchpoint("vllm.engine.arg_utils:EngineArgs.from_cli_args", ("args",)),
     Touchpoint("vllm.engine.arg_utils:EngineArgs.create_engine_config"),
+    # An engine in this process (engine/inprocess.py).
+    Touchpoint("vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args", ("parser",)),
+    Touchpoint("vllm.usage.usage_lib:UsageContext.OPENAI_API_SERVER"),
+    Touchpoint("vllm.utils.argparse_utils:FlexibleArgumentParser"),
+    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.from_engine_args", ("engine_args", "usage_context")),
+    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.add_request", ("request_id", "prompt", "params")),
+    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.abort_request", ("request_ids",)),
+    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.has_unfinished_requests"),
+    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.step"),
     # The scheduler without a model (engine/offline.py).
     Touchpoint("vllm.v1.core.kv_cache_utils:get_request_block_hasher"),
     Touchpoint("vllm.v1.core.kv_cache_utils:init_none_hash"),
