@@ -109,12 +109,12 @@ def run_grid(engine: InProcessEngine, update: Callable[..., None], task: object,
     steps = len(levels) * 2 * len(CHUNKS) + len(HELD_OUT_LEVELS) * HELD_OUT_STEPS
     update(task, description="the grid", total=steps)
     started_s = time.monotonic()
-    for level in levels:
+    for level in levels * 2:
         if time.monotonic() - started_s < GRID_S:
-            chunks = _chunks_that_fit(learnt, level, CHUNKS) * 2
+            chunks = _chunks_that_fit(learnt, level, CHUNKS)
             rng.shuffle(chunks)
             _run_level(engine, policy, level, chunks, rng)
-        update(task, advance=2 * len(CHUNKS))
+        update(task, advance=len(CHUNKS))
     count = len(policy.records)
     policy.learning = False
     update(task, description="the steps held out")

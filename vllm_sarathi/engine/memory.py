@@ -15,7 +15,7 @@ from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.engine.vllm_api import calibration_key, logger
 
-LEAST_WEIGHT = 16.0
+LEAST_STEPS = 32
 """What so few steps taught is not worth keeping."""
 
 
@@ -44,10 +44,12 @@ class CalibrationMemory:
         else:
             logger.info("Calibration read from %s.", path)
 
+    def snapshot(self, model: CostModel) -> dict[str, Any] | None:
+        """Return what a model has learnt, for `save`; None while that is too little."""
+        return model.to_mapping() if model.steps >= LEAST_STEPS else None
+
     def save(self, learnt: Mapping[str, Any]) -> None:
-        """Keep what CostModel.to_mapping returned."""
-        if learnt["weight"] < LEAST_WEIGHT:
-            return
+        """Keep what `snapshot` returned."""
         try:
             save_calibration(learnt, self.folder, self.key)
         except OSError as error:

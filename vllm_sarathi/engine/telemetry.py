@@ -91,7 +91,7 @@ class Telemetry:
         if self._memory is not None and time.monotonic() >= self._next_save_s:
             self._next_save_s = time.monotonic() + SAVE_EVERY_S
             # Taken here, in the thread that changes it, and written by the other.
-            self._learnt = self._controller.model.to_mapping()
+            self._learnt = self._memory.snapshot(self._controller.model)
 
     def flush(self) -> None:
         """Write out what has come in, and sum it up when it is time; called from the thread."""
@@ -155,7 +155,8 @@ class Telemetry:
         self._stop.set()
         self._thread.join(JOIN_S)
         if not self._thread.is_alive():
-            self._learnt = self._controller.model.to_mapping()
+            if self._memory is not None:
+                self._learnt = self._memory.snapshot(self._controller.model)
             self.flush()
             self.tell()
 
