@@ -14,6 +14,7 @@ from rich.console import Console
 
 from vllm_sarathi import __version__
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
+from vllm_sarathi.core.step_trace import StepTraceError
 
 app = typer.Typer(help="A latency-promise scheduler for vLLM.", no_args_is_help=True)
 bench = typer.Typer(help="Measure: each command prints a table, and takes --json FILE.", no_args_is_help=True)
@@ -62,6 +63,52 @@ def reference_model(
         typer.echo(f"the model is in {folder}")
 
 
+@app.command()
+def trace(
+    file: Annotated[Path, typer.Argument(help="What `vllm serve --step-trace FILE.jsonl` wrote.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write a timeline that ui.perfetto.dev opens.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the step times against the SLO.")] = None,
+) -> None:
+    """Sum up a step trace, and turn it into a timeline or a picture."""
+    with _clear_errors():
+        from vllm_sarathi.benchmark.trace import draw_steps, read_trace, trace_table, write_perfetto
+
+        steps = read_trace(file)
+        Console().print(trace_table(steps))
+        if out is not None:
+            write_perfetto(steps, out)
+        if plot is not None:
+            draw_steps(steps, plot)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def profile(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="A folder with a model, or its name on a model hub.")],
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("build/profile"),
+    calibration_dir: Annotated[
+        str | None, typer.Option(help="As that of `vllm serve`; 'none' keeps nothing.")
+    ] = None,
+) -> None:
+    """Learn how long steps take ahead of time, and keep it for `vllm serve` with the same options.
+
+    Any other option is one of `vllm serve`: --dtype, --max-model-len, --tensor-parallel-size and so on.
+    """
+    with _clear_errors():
+        from rich.progress import Progress
+
+        from vllm_sarathi.benchmark.profile import draw_profile, profile_model, profile_table
+
+        console = Console()
+        with Progress(console=console) as progress:
+            result = profile_model(model, context.args, calibration_dir, progress)
+        console.print(profile_table(result))
+        draw_profile(result, out / "profile.png")
+        console.print(f"predicted against measured: {out / 'profile.png'}")
+
+
 @bench.command()
 def overhead(json: JsonOption = None) -> None:
     """Measure what our scheduler adds to vLLM's own schedule(), at 256 running and 64 waiting requests."""
@@ -85,7 +132,7 @@ def _clear_errors() -> Iterator[None]:
             f"this command needs {error.name}, which is not installed: pip install 'vllm-sarathi[bench]', "
             "beside a vLLM"
         )
-    except (ConfigError, RuntimeError, OSError) as error:
+    except (ConfigError, StepTraceError, RuntimeError, OSError) as error:
         _exit(str(error))
 
 

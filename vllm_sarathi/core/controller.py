@@ -24,6 +24,11 @@ class Controller:
         else:
             self.policy = SloBudget(config, self.model, steps_per_token)
 
+    @property
+    def tbt_slo_s(self) -> float | None:
+        """The promised time between tokens, seconds; None where there is none, or none is known yet."""
+        return self.policy.tbt_slo_s if isinstance(self.policy, SloBudget) else None
+
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step; the answer is always within the engine's limits."""
         plan = self.policy.plan(view)

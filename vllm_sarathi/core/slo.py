@@ -104,10 +104,12 @@ class SloBudget:
         room = view.max_tokens - view.decode_tokens
         if not ahead or room <= 0:
             return 0, "none"
+        if not self.model.ready:
+            return min(room, COLD_TOKENS), "cold"
         decode_s = self._seconds(view, 0, 0.0, 0)
         self._note_decode_step(decode_s)
         slo_s = self.tbt_slo_s
-        if slo_s is None or not self.model.ready:
+        if slo_s is None:
             return min(room, COLD_TOKENS), "cold"
         available_s = self.deadlines.available_s(view, slo_s)
         self.unkeepable = decode_s > available_s

@@ -26,6 +26,7 @@ from vllm_sarathi.core.views import (
 )
 from vllm_sarathi.engine import vllm_api
 from vllm_sarathi.engine.promises import NONE, Promise, read_promise
+from vllm_sarathi.engine.telemetry import open_telemetry
 
 Scheduler, AsyncScheduler = vllm_api.scheduler_classes()
 
@@ -83,6 +84,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             vllm_api.logger.warning("vLLM has switched chunked prefill off; its stock scheduling applies.")
         self.config = config
         self.controller = Controller(config, vllm_config.parallel_config.pipeline_parallel_size)
+        self.telemetry = open_telemetry(vllm_config, config, self.controller, self.log_stats)
         self.clock: Callable[[], float] = time.monotonic
         self.wall_clock: Callable[[], float] = time.time
         self.plan_failures = 0
@@ -134,6 +136,12 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         super().add_request(request)
         if self.config.allow_request_slo:
             self._guarded(self._note_promise, request)
+
+    def shutdown(self) -> None:
+        """End, as the parent does, with the last figures told."""
+        if self.telemetry is not None:
+            self._guarded(self.telemetry.close)
+        super().shutdown()
 
     def _guarded(self, ours: Callable[..., Any], *args: Any) -> Any:
         """Call code of ours; what it raises is logged and counted, and None is returned."""
@@ -282,6 +290,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             completed_s=now_s,
         )
         self.controller.observe(record)
+        if self.telemetry is not None:
+            self.telemetry.note(record, len(self.running), self.get_request_counts()[1])
 
 
 class AsyncSarathiScheduler(SarathiScheduler, AsyncScheduler):  # type: ignore[misc, valid-type]
