@@ -16,7 +16,7 @@ from vllm_sarathi.benchmark.timeline import draw_timeline
 
 @pytest.fixture
 def quick_drama(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "vllm_command", lambda: FAKE)
+    monkeypatch.setattr(server, "vllm_command", lambda *_: FAKE)
     monkeypatch.setattr(demo, "LONG_FIRST_S", 0.5)
     monkeypatch.setattr(demo, "LONG_EVERY_S", 0.1)
     monkeypatch.setattr(demo, "CHAT_EVERY_S", 0.05)
