@@ -20,6 +20,7 @@ from types import FrameType
 import httpx
 
 SERVED_NAME = "demo"
+MAX_NUM_SEQS = 32
 
 # Identical for all servers that are compared, but for the scheduler.
 SERVER_FLAGS = (
@@ -27,7 +28,7 @@ SERVER_FLAGS = (
     "--dtype=bfloat16",
     "--enforce-eager",
     "--max-model-len=4096",
-    "--max-num-seqs=32",
+    f"--max-num-seqs={MAX_NUM_SEQS}",
     # With it, a prompt that starts like an earlier one is partly free, and that would be compared instead.
     "--no-enable-prefix-caching",
     "--seed=0",
