@@ -8,12 +8,12 @@ import asyncio
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from pydoc_data.topics import topics
 
 from vllm_sarathi.benchmark.contenders import OURS, parse_contender
 from vllm_sarathi.benchmark.progress import Stages
 from vllm_sarathi.benchmark.server import SERVED_NAME, SERVER_FLAGS, serve, server_env
 from vllm_sarathi.benchmark.streams import Delivery, StreamRecord, StreamRequest, play
-from vllm_sarathi.benchmark.workloads import TEXT
 from vllm_sarathi.core.config import STOCK_SCHEDULER
 
 NAME = "idle"
@@ -24,6 +24,9 @@ QUICK_PROMPTS = 4
 PROMPT_CHARACTERS = 6500
 """About 1,700 tokens: one step of the stock server's default budget."""
 OUTPUT_TOKENS = 8
+
+TEXT = "\n\n".join(topics[name] for name in sorted(topics))
+"""English prose that every Python carries: the language reference."""
 
 
 def idle_requests(count: int) -> list[StreamRequest]:

@@ -9,14 +9,14 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.benchmark.server import SERVED_NAME, has_ended, log_tail, stop, vllm_command
 from vllm_sarathi.benchmark.streams import Delivery, StreamRecord
-from vllm_sarathi.benchmark.workloads import Lengths, Workload, dataset_lines, draw_lengths
+from vllm_sarathi.benchmark.workloads import Arrival, Workload, draw_arrivals, trace_lines
 
 SEED = 0
 PATIENCE_S = 600.0
@@ -31,32 +31,27 @@ class Load:
 
     workload: Workload
     model: str
-    lengths: tuple[Lengths, ...]
-    dataset: Path
+    arrivals: tuple[Arrival, ...]
+    trace: Path
 
     @property
     def duration_s(self) -> float:
         """Seconds over which the requests arrive."""
-        return self.workload.requests / self.workload.rate_per_s
+        return self.arrivals[-1].at_s
 
     @property
     def fingerprint(self) -> str:
-        """Tells runs of this load from runs of another: over the requests, their times and the model."""
-        parts = [json.dumps(asdict(self.workload)), self.model, str(SEED)]
-        return hashlib.sha256("\n".join(parts).encode() + self.dataset.read_bytes()).hexdigest()[:16]
+        """Tells runs of this load from runs of another: of the requests, their times and the model."""
+        return hashlib.sha256(f"{SEED} {self.model}\n{trace_lines(self.arrivals)}".encode()).hexdigest()[:16]
 
 
 def prepare(workload: Workload, model: str, folder: Path) -> Load:
-    """Draw the workload's requests with the model's tokenizer, into a file in `folder`."""
-    # Imported here: it comes with vLLM, and takes seconds to load.
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    lengths = draw_lengths(workload, SEED)
-    dataset = folder / f"{workload.name}.jsonl"
+    """Draw the workload's requests, into a file in `folder`."""
+    arrivals = draw_arrivals(workload, SEED)
+    trace = folder / f"{workload.name}.trace.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    dataset.write_text(dataset_lines(lengths, lambda text: tokenizer(text).input_ids))
-    return Load(workload, model, tuple(lengths), dataset)
+    trace.write_text(trace_lines(arrivals))
+    return Load(workload, model, tuple(arrivals), trace)
 
 
 def client_flags(load: Load, base_url: str, result: Path, metadata: Mapping[str, str]) -> list[str]:
@@ -64,10 +59,10 @@ def client_flags(load: Load, base_url: str, result: Path, metadata: Mapping[str,
     return [
         *("--backend", "openai", "--base-url", base_url, "--endpoint", "/v1/completions"),
         *("--model", load.model, "--served-model-name", SERVED_NAME),
-        *("--dataset-name", "custom", "--dataset-path", str(load.dataset), "--custom-output-len", "-1"),
-        *("--disable-shuffle", "--skip-chat-template", "--num-prompts", str(load.workload.requests)),
-        *("--request-rate", str(load.workload.rate_per_s), "--burstiness", str(load.workload.burstiness)),
-        *("--seed", str(SEED), "--ignore-eos", "--temperature", "0"),
+        *("--dataset-name", "timed_trace", "--dataset-path", str(load.trace)),
+        # A prompt is one block of words of its own.
+        *("--timed-trace-chunk-hash-size", str(1 + max(each.prompt_tokens for each in load.arrivals))),
+        *("--num-prompts", str(load.workload.requests), "--seed", str(SEED), "--temperature", "0"),
         *("--num-warmups", "0", "--ready-check-timeout-sec", "0", "--disable-tqdm"),
         *("--save-result", "--save-detailed"),
         *("--result-dir", str(result.parent), "--result-filename", result.name),
@@ -95,15 +90,20 @@ def send(
     result.parent.mkdir(parents=True, exist_ok=True)
     log_path = result.with_suffix(".client.log")
     scratch = result.with_suffix(".part")  # `result` is there only when it is whole
-    # A proxy is not asked for the way to loopback.
-    no_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1")))
+    client_env = {
+        **os.environ,
+        **env,
+        "NO_PROXY": "127.0.0.1",  # no proxy is asked for the way to loopback
+        "no_proxy": "127.0.0.1",
+        "PYTHONHASHSEED": str(SEED),  # the words of the prompts are drawn by Python's hash
+    }
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [*vllm_command("bench", "serve"), *client_flags(load, base_url, scratch, metadata)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **env, "NO_PROXY": no_proxy, "no_proxy": no_proxy},
+            env=client_env,
             start_new_session=True,
         )
         try:
@@ -129,20 +129,20 @@ def read_result(result: Path, load: Load) -> list[StreamRecord]:
     return [
         _record(
             f"{load.workload.name} {number}",
-            lengths,
+            arrival,
             seen["start_times"][number] - first_s,
             seen["ttfts"][number],
             seen["itls"][number],
             seen["output_lens"][number],
             seen["errors"][number],
         )
-        for number, lengths in enumerate(load.lengths)
+        for number, arrival in enumerate(load.arrivals)
     ]
 
 
 def _record(
     name: str,
-    lengths: Lengths,
+    arrival: Arrival,
     sent_s: float,
     ttft_s: float,
     gaps_s: list[float],
@@ -151,14 +151,14 @@ def _record(
 ) -> StreamRecord:
     # A request to which nothing came has a time to first token of 0 in the file.
     times_s = list(accumulate(gaps_s, initial=sent_s + ttft_s)) if ttft_s > 0 else []
-    if not error and output_tokens != lengths.output_tokens:
-        error = f"{output_tokens} tokens came instead of {lengths.output_tokens}"
+    if not error and output_tokens != arrival.output_tokens:
+        error = f"{output_tokens} tokens came instead of {arrival.output_tokens}"
     return StreamRecord(
         name=name,
         sent_s=sent_s,
         deliveries=tuple(Delivery(at_s, 1) for at_s in times_s),
         text="",
-        prompt_tokens=lengths.prompt_tokens,
+        prompt_tokens=arrival.prompt_tokens,
         output_tokens=output_tokens or len(times_s),
         error=error or None,
     )

@@ -1,19 +1,14 @@
-"""The workloads of the live benchmark: how long prompts and answers are, and how they arrive.
+"""The workloads of the live benchmark: how long prompts and answers are, and when they arrive.
 
-Everything is drawn from a seed. Prompts are English prose, no two alike, cut to an exact number of tokens.
-The rates suit SmolLM2-135M on two CPU cores: the stock server carries each of them, and yet long prompts
-arrive while streams run.
+All of it is drawn from a seed. The rates suit SmolLM2-135M on two CPU cores: the stock server carries each of them,
+and yet prompts are read while streams run.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pydoc_data.topics import topics
 
 import numpy as np
-
-TEXT = "\n\n".join(topics[name] for name in sorted(topics))
-"""English prose that every Python carries: the language reference, about 110,000 tokens."""
 
 QUICK_SHARE = 0.4
 """The share of each workload's requests that `--quick` sends."""
@@ -42,8 +37,7 @@ class Workload:
         kinds: the kinds of requests; shares sum to 1.
         requests: how many are sent.
         rate_per_s: mean arrival rate.
-        burstiness: shape of the gamma-distributed times between arrivals, as `vllm bench serve --burstiness`
-            takes it: 1 is a Poisson process, less comes in clusters.
+        at_once: how many arrive together; 1 is a Poisson process, more come in groups at even intervals.
     """
 
     name: str
@@ -51,13 +45,14 @@ class Workload:
     kinds: tuple[Kind, ...]
     requests: int
     rate_per_s: float
-    burstiness: float = 1.0
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Lengths of one request, tokens."""
+class Arrival:
+    """One request: seconds after the start, and its lengths in tokens."""
 
+    at_s: float
     prompt_tokens: int
     output_tokens: int
 
@@ -82,11 +77,11 @@ WORKLOADS = {
         ),
         Workload(
             "burst",
-            "short and medium prompts, many at once",
-            (Kind(1.0, (60, 300), (32, 64)),),
+            "short and medium prompts, twelve at once",
+            (Kind(1.0, (60, 300), (48, 96)),),
             requests=48,
             rate_per_s=0.8,
-            burstiness=0.1,
+            at_once=12,
         ),
     )
 }
@@ -97,63 +92,49 @@ def quick(workload: Workload) -> Workload:
     return replace(workload, requests=round(QUICK_SHARE * workload.requests))
 
 
-def draw_lengths(workload: Workload, seed: int) -> list[Lengths]:
-    """Return the lengths of each request, in the order of arrival; the same for the same seed."""
+def draw_arrivals(workload: Workload, seed: int) -> list[Arrival]:
+    """Return the requests in the order of arrival, the first at 0 s; the same for the same seed."""
     rng = np.random.default_rng(seed)
     counts = [round(kind.share * workload.requests) for kind in workload.kinds[1:]]
     counts.insert(0, workload.requests - sum(counts))
     lengths = [
-        Lengths(
+        (
             int(rng.integers(*kind.prompt_tokens, endpoint=True)),
             int(rng.integers(*kind.output_tokens, endpoint=True)),
         )
         for kind, count in zip(workload.kinds, counts, strict=True)
         for _ in range(count)
     ]
-    return [lengths[i] for i in rng.permutation(len(lengths))]
+    order = rng.permutation(len(lengths))
+    return [
+        Arrival(at_s, *lengths[i]) for at_s, i in zip(_arrival_times_s(workload, rng), order, strict=True)
+    ]
 
 
-def write_prompts(
-    counts: Sequence[int], encode: Callable[[str], Sequence[int]], text: str = TEXT
-) -> list[str]:
-    """Return one prompt per entry of `counts`, of exactly as many tokens, each cut from further on in `text`.
+def _arrival_times_s(workload: Workload, rng: np.random.Generator) -> list[float]:
+    places = np.arange(workload.requests)
+    if workload.at_once > 1:
+        times_s = places // workload.at_once * (workload.at_once / workload.rate_per_s)
+    else:
+        gaps_s = rng.exponential(1 / workload.rate_per_s, workload.requests - 1)
+        times_s = np.concatenate([[0.0], np.cumsum(gaps_s)])
+    return [round(float(at_s), 3) for at_s in times_s]
 
-    Args:
-        counts: tokens of each prompt.
-        encode: the tokenizer, with the special tokens that the server adds.
-        text: where the prompts are cut from.
 
-    Raises:
-        RuntimeError: the text is not long enough for them all.
+def trace_lines(arrivals: Sequence[Arrival]) -> str:
+    """Return the requests as the lines of a `timed_trace` data set of `vllm bench serve`.
+
+    The number under `hash_ids` is what the words of a prompt are drawn from: no two prompts are alike.
     """
-    prompts = []
-    start = 0
-    for count in counts:
-        prompt, start = _cut(text, start, count, encode)
-        prompts.append(prompt)
-    return prompts
-
-
-def _cut(text: str, start: int, count: int, encode: Callable[[str], Sequence[int]]) -> tuple[str, int]:
-    """Return a prompt of exactly `count` tokens that begins at a word at or after `start`, and where it ends."""
-    while (start := text.find(" ", start) + 1) > 0:
-        # The tokens of a longer text grow with its length but for a merge at the very end: search, then step.
-        low, high = start, min(len(text), start + 16 * count)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if len(encode(text[start:middle])) <= count:
-                low = middle
-            else:
-                high = middle
-        if len(encode(text[start:low])) == count:
-            return text[start:low], low
-    raise RuntimeError("the text that prompts are cut from is too short for so many tokens.")
-
-
-def dataset_lines(lengths: Sequence[Lengths], encode: Callable[[str], Sequence[int]]) -> str:
-    """Return the requests as the lines of a `custom` data set of `vllm bench serve`."""
-    prompts = write_prompts([each.prompt_tokens for each in lengths], encode)
     return "".join(
-        json.dumps({"prompt": prompt, "output_tokens": each.output_tokens}) + "\n"
-        for prompt, each in zip(prompts, lengths, strict=True)
+        json.dumps(
+            {
+                "timestamp": arrival.at_s,
+                "input_length": arrival.prompt_tokens,
+                "output_length": arrival.output_tokens,
+                "hash_ids": [number],
+            }
+        )
+        + "\n"
+        for number, arrival in enumerate(arrivals)
     )
