@@ -16,7 +16,7 @@ from vllm_sarathi.benchmark.timeline import draw_timeline
 
 @pytest.fixture
 def quick_drama(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "vllm_command", lambda: FAKE)
+    monkeypatch.setattr(server, "vllm_command", lambda *_: FAKE)
 
 
 @pytest.mark.usefixtures("quick_drama")
