@@ -20,10 +20,12 @@ class Probe:
 
     Attributes:
         stage: which search this is, from 0.
-        index: which probe of it, from 0; it seeds the probe's minibatches.
+        index: which probe of it, from 0.
         lrs: the learning rate of each step.
         abort_above: a training loss above this, or one that is not finite, ends the probe at once.
         evaluate: whether to evaluate the validation loss after the last step.
+        draw: which draw of minibatches: two probes of a stage with the same draw see the same ones, so that
+            their losses differ by the learning rate and not by the data. (stage, draw) seeds the minibatches.
     """
 
     stage: int
@@ -31,6 +33,7 @@ class Probe:
     lrs: tuple[float, ...]
     abort_above: float
     evaluate: bool
+    draw: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +80,15 @@ class Result:
     Attributes:
         losses: the training loss of each step taken; fewer than asked for where a probe was ended early.
         val_loss: the validation loss, where it was evaluated.
-        seconds: wall time.
+        seconds: wall time of the whole action.
+        eval_seconds: how much of `seconds` went into the evaluation.
+        restore_seconds: how much of `seconds` went into restoring the kept state before a probe.
         tokens: tokens (or samples) trained on, where the run counts them.
     """
 
     losses: tuple[float, ...] = ()
     val_loss: float | None = None
     seconds: float = 0.0
+    eval_seconds: float = 0.0
+    restore_seconds: float = 0.0
     tokens: int = 0

@@ -1,0 +1,122 @@
+"""AutoLRSConfig: every setting of the search, strict about names, types and ranges."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+MODES = ("default", "paper")
+
+MAX_LR = 1e6
+"""A learning rate above this is a mistake in the unit."""
+
+
+class ConfigError(ValueError):
+    """A setting that a user gave and that cannot be used; the message names it, the value and what is valid."""
+
+
+def _is_number(value: object) -> bool:
+    # bool is an int to Python, but `search_budget=True` is a mistake.
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_int(key: str, value: object, minimum: int) -> None:
+    """Raise ConfigError naming `key` if `value` is no whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{key}={value!r}: must be a whole number of at least {minimum}.")
+
+
+def check_lr_range(value: object) -> tuple[float, float]:
+    """Return `value` as (low, high); raise ConfigError if it is no range of positive learning rates."""
+    rule = f"must be (low, high) with 0 < low < high <= {MAX_LR:g}"
+    if not isinstance(value, tuple | list) or len(value) != 2 or not all(_is_number(v) for v in value):
+        raise ConfigError(f"lr_range={value!r}: {rule}, two finite numbers.")
+    low, high = float(value[0]), float(value[1])
+    if low > high:
+        raise ConfigError(f"lr_range={value!r}: is reversed; {rule}.")
+    if low == high:
+        raise ConfigError(f"lr_range={value!r}: is empty; {rule}.")
+    if low <= 0 or high > MAX_LR:
+        raise ConfigError(f"lr_range={value!r}: {rule}.")
+    return low, high
+
+
+@dataclass(frozen=True)
+class AutoLRSConfig:
+    """Settings of one run and of the search for its learning rate.
+
+    Decisions depend on these settings and on the losses alone, never on the clock: the same run twice finds the
+    same schedule, and a run that was killed resumes to the same weights.
+
+    Attributes:
+        max_steps: training steps of the run itself; what the search takes comes on top.
+        lr_range: the least and the greatest learning rate that may be tried, of the first parameter group.
+        search_budget: steps that the search may take, as a fraction of max_steps, in (0, 1]; evaluations that
+            serve the search count as `eval_cost_steps` each. The search's share of all steps is below it.
+        mode: `default`, or `paper` for AutoLRS as published (its search always takes as many steps as the
+            training: `search_budget` is not read).
+        seed: of everything drawn by the search.
+        warmup: fraction of max_steps over which the learning rate rises to its peak, in [0, 0.5].
+        final_decay: whether the run ends with a decay to zero.
+        validation: whether the run can evaluate a validation loss; without one the training loss decides.
+        eval_cost_steps: what one evaluation costs, in training steps. Declared, not measured, so that no decision
+            depends on the clock; the ledger holds what was measured.
+        evaluations: how many times the validation loss is evaluated along the run, the last one at its end.
+
+    Raises:
+        ConfigError: a value of a wrong type or out of range.
+    """
+
+    max_steps: int
+    lr_range: tuple[float, float]
+    search_budget: float = 0.25
+    mode: str = "default"
+    seed: int = 0
+    warmup: float = 0.05
+    final_decay: bool = True
+    validation: bool = True
+    eval_cost_steps: float = 2.0
+    evaluations: int = 5
+
+    def __post_init__(self) -> None:
+        check_int("max_steps", self.max_steps, minimum=1)
+        # The one place where a frozen field is set: a list out of JSON becomes the tuple that it was.
+        object.__setattr__(self, "lr_range", check_lr_range(self.lr_range))
+        if not _is_number(self.search_budget) or not 0 < self.search_budget <= 1:
+            raise ConfigError(
+                f"search_budget={self.search_budget!r}: must be a fraction of max_steps, above 0 and at most 1."
+            )
+        if self.mode not in MODES:
+            raise ConfigError(f"mode={self.mode!r}: unknown; valid: {', '.join(MODES)}.")
+        check_int("seed", self.seed, minimum=0)
+        if not _is_number(self.warmup) or not 0 <= self.warmup <= 0.5:
+            raise ConfigError(f"warmup={self.warmup!r}: must be a fraction of max_steps from 0 to 0.5.")
+        for key in ("final_decay", "validation"):
+            if not isinstance(getattr(self, key), bool):
+                raise ConfigError(f"{key}={getattr(self, key)!r}: must be True or False.")
+        if not _is_number(self.eval_cost_steps) or self.eval_cost_steps < 0:
+            raise ConfigError(f"eval_cost_steps={self.eval_cost_steps!r}: must be a number of at least 0.")
+        check_int("evaluations", self.evaluations, minimum=1)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], origin: str = "AutoLRSConfig") -> "AutoLRSConfig":
+        """Build a config from plain values; `origin` names their source in errors.
+
+        Raises:
+            ConfigError: an unknown or missing key, or a value of a wrong type or out of range.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+                hint = f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(known)}."
+                raise ConfigError(f"{origin}: unknown setting {key!r}; {hint}")
+        for key in ("max_steps", "lr_range"):
+            if key not in values:
+                raise ConfigError(f"{origin}: the setting {key!r} is missing.")
+        return cls(**values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the settings as plain values; `from_mapping` takes them back."""
+        return {**asdict(self), "lr_range": list(self.lr_range)}
