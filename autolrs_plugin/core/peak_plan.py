@@ -1,0 +1,85 @@
+"""The default plan: find the peak of a decaying schedule early, then train along it."""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+
+from autolrs_plugin.core.actions import Action, Done, Probe, Restore, Result, Snapshot
+from autolrs_plugin.core.schedule import unit_curve, warmup_steps
+from autolrs_plugin.core.search import LRSearch
+from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage
+from autolrs_plugin.core.training_plan import diverged_above, train
+
+
+@dataclass(frozen=True)
+class Tactics:
+    sweep: float = 0.04
+    decades: float = 2.5
+    probes: int = 6
+    initial: int = 4
+    warmup: float = 0.2
+
+
+def peak_plan(state: RunState, tactics: Tactics = Tactics()) -> Plan:
+    """Search the peak from the first weights, then train to the end."""
+    config = state.config
+    steps = config.max_steps
+    yield Snapshot()
+    low, high, above = yield from _range_test(state, tactics)
+    stage = yield from _search_peak(state, tactics, low, high, above)
+    state.stages.append(stage)
+    yield Restore()
+    warmup = warmup_steps(config)
+    peak = stage.chosen_lr
+    yield from train(state, lambda t: peak * unit_curve(t, steps, warmup, config.final_decay), steps, above)
+    yield Done()
+
+
+def _range_test(state: RunState, tactics: Tactics) -> Generator[Action, Result, tuple[float, float, float]]:
+    config = state.config
+    low, high = config.lr_range
+    result = yield Probe(0, 0, (low,), math.inf, False)
+    above = diverged_above(result.losses[0])
+    n = max(8, round(tactics.sweep * config.max_steps))
+    lrs = tuple(float(v) for v in np.geomspace(low, high, n))
+    result = yield Probe(0, 1, lrs, above, False)
+    taken = len(result.losses)
+    top = lrs[taken - 1]
+    state.stages.append(
+        Stage(
+            0, 0, "range", (Candidate(top, lrs[:taken], result.losses, None, math.inf, 0.0),), top, taken, ""
+        )
+    )
+    top = max(top, low * 1.01)
+    return max(low, top / 10**tactics.decades), top, above
+
+
+def _search_peak(
+    state: RunState, tactics: Tactics, low: float, high: float, above: float
+) -> Generator[Action, Result, Stage]:
+    config = state.config
+    search = LRSearch(low, high)
+    index, before = len(state.stages), state.ledger.search.steps
+    evals = config.eval_cost_steps if config.validation else 0.0
+    n = int(state.budget_left_steps / tactics.probes - evals)
+    candidates = []
+    asks = list(np.geomspace(low, high, tactics.initial + 1)[:-1])
+    for i in range(tactics.probes):
+        lr = float(asks[i]) if i < len(asks) else search.ask()[0]
+        w = max(1, round(tactics.warmup * n))
+        lrs = tuple(lr * unit_curve(t, n, w) for t in range(n))
+        result = yield Probe(index, i, lrs, above, config.validation)
+        loss = math.inf
+        if len(result.losses) == n:
+            loss = (
+                result.val_loss if result.val_loss is not None else float(np.mean(result.losses[-n // 4 :]))
+            )
+        search.tell(lr, loss, 0.01)
+        candidates.append(
+            Candidate(lr, lrs[: len(result.losses)], result.losses, result.val_loss, loss, 0.01)
+        )
+    decision = search.decide()
+    spent = state.ledger.search.steps - before
+    return Stage(index, state.step, "peak", tuple(candidates), decision.lr, spent, "")

@@ -1,0 +1,80 @@
+"""The part of a plan that trains: chunk by chunk, with a way back where a chunk diverges."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from autolrs_plugin.core.actions import Evaluate, Restore, Snapshot, Train
+from autolrs_plugin.core.state import Plan, RunState
+
+CHUNKS = 20
+"""A run is trained in about so many pieces: what a killed job may have to repeat at most."""
+
+DIVERGED_FACTOR = 2.0
+"""A loss this many times above the first one (in its scale) has diverged."""
+
+RETREAT = 0.5
+"""After a divergence the learning rate continues at this share."""
+
+
+def diverged_above(first_loss: float) -> float:
+    """Return the loss above which a run that began with `first_loss` has diverged; infinite if that is none."""
+    if not math.isfinite(first_loss):
+        return math.inf
+    return first_loss + (DIVERGED_FACTOR - 1.0) * max(abs(first_loss), 1e-3)
+
+
+def has_diverged(losses: Sequence[float], above: float) -> bool:
+    """Tell whether a piece of training ended on losses that are not finite, or mostly above `above`."""
+    values = np.asarray(losses, dtype=float)
+    if not np.isfinite(values).all():
+        return True
+    return bool(np.median(values[-max(1, len(values) // 4) :]) > above)
+
+
+def evaluation_steps(state: RunState) -> list[int]:
+    """Return the real steps after which the run is evaluated: evenly spread, the last one at the end."""
+    if not state.config.validation:
+        return []
+    count = min(state.config.evaluations, state.config.max_steps)
+    return [round((i + 1) * state.config.max_steps / count) for i in range(count)]
+
+
+def train(state: RunState, lr_at: Callable[[int], float], stop: int, above: float) -> Plan:
+    """Train up to the real step `stop`, and evaluate where that is due.
+
+    A chunk that diverges is taken back and repeated at a lower rate, as long as the search's share of all steps
+    stays within `search_budget` with what that throws away; after that, training only goes on.
+
+    Args:
+        lr_at: the learning rate of a real step.
+        above: a loss above this has diverged.
+    """
+    marks = evaluation_steps(state)
+    chunk = math.ceil(state.config.max_steps / CHUNKS)
+    scale = 1.0
+    while state.step < stop:
+        first = state.step
+        end = min([stop, first + chunk, *[m for m in marks if m > first]])
+        if _may_retreat(state, end - first):
+            yield Snapshot()
+        result = yield Train(first, tuple(scale * lr_at(t) for t in range(first, end)))
+        if (
+            has_diverged(result.losses, above)
+            and state.kept_step == first
+            and _may_retreat(state, end - first)
+        ):
+            yield Restore()
+            scale *= RETREAT
+            continue
+        if end in marks:
+            yield Evaluate(end)
+
+
+def _may_retreat(state: RunState, steps: int) -> bool:
+    """Tell whether `steps` may be thrown away within the search's share of all steps."""
+    budget = state.config.search_budget
+    lost = state.ledger.search.steps + steps
+    # A budget of 1 bounds nothing by its share: as many steps as the run has, then.
+    return lost <= budget * (lost + state.config.max_steps) and lost <= 2 * state.config.max_steps
