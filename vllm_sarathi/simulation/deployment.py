@@ -14,6 +14,7 @@ from vllm_sarathi.core.config import (
     SarathiConfig,
     check_scheduler,
 )
+from vllm_sarathi.core.views import StepShape, chunk_work
 from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
 from vllm_sarathi.simulation.devices import Device, Roofline, device
 from vllm_sarathi.simulation.express import express_class
@@ -73,9 +74,9 @@ class Deployment:
         if tokens < self.max_tokens:
             raise ConfigError(
                 f"--deployment {self.name}: does not fit: {MEMORY_SHARE:.0%} of {self.unit.memory_bytes / 1e9:.0f} GB "
-                f"per device less {weights / 1e9:.1f} GB of weights ({self.model.parameters / 1e9:.1f}e9 parameters over "
-                f"{devices}) less {RESERVED_BYTES / 1e9:.0f} GB reserved leaves {room / 1e9:.1f} GB of KV cache, and one "
-                f"request of {self.max_tokens} tokens needs {self.max_tokens * token / 1e9:.1f} GB; "
+                f"per device less {weights / 1e9:.1f} GB of weights ({self.model.parameters / 1e9:.1f}e9 parameters "
+                f"over {devices}) less {RESERVED_BYTES / 1e9:.0f} GB reserved leaves {room / 1e9:.1f} GB of KV cache, "
+                f"and one request of {self.max_tokens} tokens needs {self.max_tokens * token / 1e9:.1f} GB; "
                 "spread it over more devices (MODEL/DEVICE:tp2pp2)."
             )
         return tokens
@@ -83,6 +84,11 @@ class Deployment:
     def times(self) -> StepTimes:
         """Return how long its steps take."""
         return Roofline(self.model, self.unit, self.tensor_parallel, self.stages, self.devices_per_node)
+
+    def read_s(self, tokens: float) -> float:
+        """Return the seconds to read a prompt of so many tokens with nothing beside it."""
+        count = max(1, round(tokens))
+        return self.times().stage_s(StepShape(count, 0, 0, chunk_work(0, count), 1), 0)
 
     @property
     def in_flight(self) -> int:

@@ -8,7 +8,7 @@ device are asynchronous scheduling, as many as there are pipeline stages a pipel
 
 import gc
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ from vllm_sarathi.core.views import StepShape, chunk_work
 from vllm_sarathi.engine.offline import block_hasher, build_output, build_request
 from vllm_sarathi.simulation.express import TOKEN
 from vllm_sarathi.simulation.workload import SimulatedRequest, prompt_token_ids
+
+LOOK_EVERY_STEPS = 200
 
 
 class StepTimes(Protocol):
@@ -85,6 +87,8 @@ class Simulator:
         self.now_s = 0.0
         self.steps = 0
         self.logs = [RequestLog(request) for request in requests]
+        self.finished: list[RequestLog] = []
+        self.given_up = False
         self._times = times
         self._in_flight = in_flight
         self._batches: deque[_Batch] = deque()
@@ -123,11 +127,20 @@ class Simulator:
             self._idle()
         return True
 
-    def run(self, most_steps: int | None = None) -> None:
-        """Step until every request has finished, or for so many steps."""
+    def run(self, hopeless: Callable[["Simulator"], bool] | None = None) -> None:
+        """Step until every request has finished, or until `hopeless` says that the rest does not matter."""
+        look_at = LOOK_EVERY_STEPS
         with _no_garbage_collection():
-            while (most_steps is None or self.steps < most_steps) and self.step():
-                pass
+            while self.step():
+                if hopeless is not None and self.steps >= look_at:
+                    look_at = self.steps + LOOK_EVERY_STEPS
+                    if hopeless(self):
+                        self.given_up = True
+                        return
+
+    def arrived(self) -> Sequence[RequestLog]:
+        """Return the logs of the requests that have arrived."""
+        return self.logs[: self._next]
 
     def _idle(self) -> None:
         """Nothing could be scheduled and nothing is in flight: only an arrival can change that."""
@@ -207,7 +220,9 @@ class Simulator:
         for outputs in scheduler.update_from_output(batch.output, result).values():
             for output in outputs.outputs:
                 if output.finish_reason is not None:
-                    by_name.pop(output.request_id).finished = True
+                    log = by_name.pop(output.request_id)
+                    log.finished = True
+                    self.finished.append(log)
 
 
 @contextmanager

@@ -60,7 +60,8 @@ class LogNormal:
     def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
         """Return `count` lengths of at least 1."""
         sigma = math.log(self.p90 / self.median) / 1.2815515655446004  # the normal's 90% quantile
-        return np.maximum(1, np.rint(rng.lognormal(math.log(self.median), sigma, count))).astype(np.int64)
+        lengths = np.rint(rng.lognormal(math.log(self.median), sigma, count))
+        return np.asarray(np.maximum(1, lengths), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ def arrival_times(
         raise ConfigError(
             f"--arrivals {kind!r}: unknown; {nearest_hint(kind, ('poisson', 'gamma', 'fixed'))}"
         )
-    return np.cumsum(gaps) - gaps[0]
+    return np.asarray(np.cumsum(gaps) - gaps[0], dtype=np.float64)
 
 
 def synthetic(
