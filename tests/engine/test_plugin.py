@@ -250,11 +250,8 @@ def test_a_budget_above_the_limit_ends_vllm_serve(model_folder: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 2
-    assert (
-        done.stderr.strip()
-        .splitlines()[-1]
-        .startswith("error: --token-budget 300: above the engine's limit of 256")
-    )
+    # Some versions of vLLM write the process's name before it.
+    assert "error: --token-budget 300: above the engine's limit of 256" in done.stderr.splitlines()[-1]
 
 
 def test_a_namespace_without_our_flags_is_served_by_stock(model_folder: Path) -> None:

@@ -35,14 +35,15 @@ CHATS = (
     "Explain what a computer does when it starts, in as much detail as you can.",
 )
 CHAT_TOKENS = 160
-CHAT_EVERY_S = 0.2
+CHAT_EVERY_TOKENS = 3
 
 # English prose that every Python carries: the language reference.
 LONG_TOPICS = ("specialnames", "compound", "types", "formatstrings")
 LONG_CHARACTERS = 6500
 LONG_TOKENS = 32
-LONG_FIRST_S = 2.5
-LONG_EVERY_S = 4.5
+LONG_FIRST_TOKEN = 15
+LONG_EVERY_TOKENS = 35
+"""The last chat's tokens are the clock, so that each prompt lands among all chats on any machine."""
 
 # A client that was kept from running for longer than this has noted its tokens too late to tell a stall from none.
 CLIENT_STALL_LIMIT_S = 0.5
@@ -71,9 +72,14 @@ def long_prompt(topic: str) -> str:
 
 
 def drama() -> list[StreamRequest]:
-    """The chats, and the long prompts that land among them."""
+    """The chats, one shortly after the other, and the long prompts that land among them."""
     chats = [
-        StreamRequest(f"chat {number}", prompt, CHAT_TOKENS, send_at_s=(number - 1) * CHAT_EVERY_S)
+        StreamRequest(
+            f"chat {number}",
+            prompt,
+            CHAT_TOKENS,
+            after=(f"chat {number - 1}", CHAT_EVERY_TOKENS) if number > 1 else None,
+        )
         for number, prompt in enumerate(CHATS, start=1)
     ]
     longs = [
@@ -81,7 +87,7 @@ def drama() -> list[StreamRequest]:
             f"{LONG_PREFIX} {number}",
             long_prompt(topic),
             LONG_TOKENS,
-            send_at_s=LONG_FIRST_S + (number - 1) * LONG_EVERY_S,
+            after=(chats[-1].name, LONG_FIRST_TOKEN + (number - 1) * LONG_EVERY_TOKENS),
         )
         for number, topic in enumerate(LONG_TOPICS, start=1)
     ]
