@@ -4,7 +4,8 @@ Every room is imported where its command runs, so that `vllm-sarathi --help` sta
 an extra fails only when called.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 
 from vllm_sarathi import __version__
+from vllm_sarathi.cli_rehearse import capacity, simulate
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
 from vllm_sarathi.core.step_trace import StepTraceError
 
@@ -186,6 +188,21 @@ def _clear_errors() -> Iterator[None]:
         )
     except (ConfigError, StepTraceError, RuntimeError, OSError) as error:
         _exit(str(error))
+
+
+def _door(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with the errors that a user can cause made clear."""
+
+    @functools.wraps(command)
+    def wrapper(*args: object, **kwargs: object) -> None:
+        with _clear_errors():
+            command(*args, **kwargs)
+
+    return wrapper
+
+
+for _command in (simulate, capacity):
+    app.command()(_door(_command))
 
 
 def _exit(message: str) -> None:

@@ -8,7 +8,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-SCHEDULERS = ("sarathi",)
+BASELINES = (
+    "prefill-first",
+    "orca",
+    "request-level",
+    "pressure",
+    "chunked-only",
+    "hybrid-only",
+)
+"""Schedulers to compare with; a token budget is the most that they take in one step."""
+
+SCHEDULERS = ("sarathi", *BASELINES)
 """Schedulers of ours, by the name that `--scheduler` takes."""
 
 STOCK_SCHEDULER = "default"
@@ -196,6 +206,10 @@ class SarathiConfig:
                 )
         for key in ("tbt_slo_ms", "ttft_slo_ms"):
             if getattr(self, key) is not None:
+                if self.scheduler in BASELINES:
+                    raise ConfigError(
+                        f"{flag_name(key)} {getattr(self, key)!r}: has no effect with --scheduler {self.scheduler}."
+                    )
                 check_positive(key, getattr(self, key), MAX_SLO_MS)
         check_positive("min_request_slo_ms", self.min_request_slo_ms, MAX_SLO_MS)
         check_positive("prefill_max_wait_s", self.prefill_max_wait_s, MAX_SLO_MS / 1e3)

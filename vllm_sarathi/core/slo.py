@@ -76,7 +76,7 @@ class SloBudget:
         """Decide the next step."""
         order, held, waiting_order = self._order(view)
         if view.decodes == 0:
-            return StepPlan(view.max_tokens, order, held, waiting_order, "idle")
+            return StepPlan(view.max_tokens, order, held, waiting_order, reason="idle")
         ahead = [view.prefills[i] for i in order]
         ahead += [view.waiting[i] for i in (waiting_order or range(len(view.waiting)))]
         if view.unseen_waiting:
@@ -84,7 +84,7 @@ class SloBudget:
             ahead.append(RequestView("unseen", (0.0, 0.0), 0.0, 0, view.max_tokens))
         prefill_tokens, reason = self._prefill_tokens(view, ahead)
         budget = min(view.max_tokens, max(1, view.decode_tokens + prefill_tokens))
-        return StepPlan(budget, order, held, waiting_order, reason)
+        return StepPlan(budget, order, held, waiting_order, reason=reason)
 
     def observe(self, record: StepRecord) -> None:
         """Learn from a finished step."""

@@ -202,19 +202,36 @@ def restore_limits(scheduler: Any, limits: list[tuple[str, int]]) -> None:
         setattr(scheduler, name, value)
 
 
-def set_limits(scheduler: Any, token_budget: int, hidden: int) -> None:
-    """Set the token budget, and take the slots of requests that are hidden from `running` out of the count."""
+def set_limits(scheduler: Any, token_budget: int, hidden: int, admit: bool = True) -> None:
+    """Set the token budget, and take the slots of requests that are hidden from `running` out of the count.
+
+    Without `admit` no slot is left for a waiting request.
+    """
     scheduler.max_num_scheduled_tokens = token_budget
-    if hidden:
+    if hidden or not admit:
         for name in LIMITS[1:]:
             if hasattr(scheduler, name):
-                setattr(scheduler, name, getattr(scheduler, name) - hidden)
+                left = getattr(scheduler, name) - hidden if admit else len(scheduler.running)
+                setattr(scheduler, name, left)
 
 
-def can_hide(scheduler: Any, decodes: int, first: Any) -> bool:
-    """True where a step can do without preempting: a hidden prefill's KV blocks are out of the parent's reach."""
+def can_hide(scheduler: Any, decodes: int, first: Any | None) -> bool:
+    """True where a step can do without preempting: a hidden request's KV blocks are out of the parent's reach.
+
+    Args:
+        scheduler: vLLM's.
+        decodes: requests that decode in the step.
+        first: the request that is to be read first; None for none.
+    """
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-    return bool(free > 2 * decodes + first.num_tokens // scheduler.block_size + 2)
+    prompt_blocks = first.num_tokens // scheduler.block_size if first is not None else 0
+    return bool(free > 2 * decodes + prompt_blocks + 2)
+
+
+def has_slot(scheduler: Any) -> bool:
+    """True where one more request may run."""
+    limits = [getattr(scheduler, name) for name in LIMITS[1:] if hasattr(scheduler, name)]
+    return bool(len(scheduler.running) < min(limits))
 
 
 def reorder_waiting(scheduler: Any, requests: list[Any]) -> None:
