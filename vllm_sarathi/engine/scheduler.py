@@ -84,7 +84,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         else:
             vllm_api.logger.warning("vLLM has switched chunked prefill off; its stock scheduling applies.")
         self.config = config
-        self.controller = Controller(config, vllm_config.parallel_config.pipeline_parallel_size)
+        stages = vllm_config.parallel_config.pipeline_parallel_size
+        self.controller = Controller(config, stages)
         self.telemetry = open_telemetry(vllm_config, config, self.controller, self.log_stats)
         self.clock: Callable[[], float] = time.monotonic
         self.wall_clock: Callable[[], float] = time.time
