@@ -41,6 +41,7 @@ class GridPolicy:
     """Gives each step the next chunk of a list; while the list is empty, as much as the engine takes."""
 
     waiting_seen = 0
+    sees_one_step = True
     needs_decode_views = False
 
     def __init__(self, model: CostModel) -> None:

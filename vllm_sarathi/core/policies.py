@@ -14,10 +14,12 @@ class Policy(Protocol):
 
     Attributes:
         waiting_seen: how many waiting requests it wants to see, from the head of the queue.
+        sees_one_step: whether those that would fill a step are enough; each one seen costs time in every step.
         needs_decode_views: whether it wants to see each decode.
     """
 
     waiting_seen: int
+    sees_one_step: bool
     needs_decode_views: bool
 
     def plan(self, view: StepView) -> StepPlan:
@@ -44,6 +46,7 @@ class FixedBudget:
     """
 
     waiting_seen = 0
+    sees_one_step = True
     needs_decode_views = False
 
     def __init__(self, token_budget: int) -> None:
@@ -65,6 +68,7 @@ class Baseline:
     """What the schedulers below have in common: they see some of the queue, and learn nothing."""
 
     waiting_seen = 64
+    sees_one_step = False
     needs_decode_views = False
 
     def observe(self, record: StepRecord) -> None:

@@ -52,6 +52,7 @@ class SloBudget:
         self.model = model
         self.deadlines = TokenDeadlines(config.tbt_mode, steps_per_token)
         self.waiting_seen = WAITING_SEEN[config.prefill_order]
+        self.sees_one_step = config.prefill_order == "fcfs"
         self.needs_decode_views = self.deadlines.needs_decode_views or config.allow_request_slo
         self.unkeepable = False
         self._factor = auto_factor(config.tbt_slo)

@@ -9,7 +9,7 @@ import itertools
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,7 +212,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         waiting: list[Any] = []
         unseen = 0
         if policy.waiting_seen:
-            waiting = list(itertools.islice(self.waiting, policy.waiting_seen))
+            wanted = itertools.islice(self.waiting, policy.waiting_seen)
+            waiting = self._within_one_step(partial, wanted) if policy.sees_one_step else list(wanted)
             unseen = self.get_request_counts()[1] - len(waiting)
         wall_s = self.wall_clock() if partial or waiting else 0.0
         views: tuple[DecodeView, ...] = ()
@@ -230,6 +231,19 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             decode_views=views,
         )
         return view, waiting
+
+    def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
+        """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`."""
+        room = self.max_num_scheduled_tokens
+        for request in partial:
+            room -= request.num_tokens - request.num_computed_tokens
+        reached = []
+        for request in waiting:
+            if room <= 0:
+                break
+            room -= request.num_tokens - request.num_computed_tokens
+            reached.append(request)
+        return reached
 
     def _request_view(self, request: Any, wall_s: float) -> RequestView:
         done = request.num_computed_tokens
