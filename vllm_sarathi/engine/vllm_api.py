@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -278,10 +279,15 @@ def calibration_key(vllm_config: Any) -> dict[str, str | int | bool | None]:
 
 def _device_name() -> str:
     platform = import_internal("vllm.platforms").current_platform
-    if platform.is_cpu():
-        threads = import_internal("torch").get_num_threads()
-        return f"{os.cpu_count()} CPUs, {threads} threads"
-    return str(platform.get_device_name())
+    if not platform.is_cpu():
+        return str(platform.get_device_name())
+    # To vLLM every CPU is "cpu". How many threads there are differs between its processes: cores it is.
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"
 
 
 def check_engine(vllm_config: Any, config: SarathiConfig) -> None:
