@@ -64,7 +64,10 @@ CONTRACT = (
     Touchpoint("vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args", ("parser",)),
     Touchpoint("vllm.usage.usage_lib:UsageContext.OPENAI_API_SERVER"),
     Touchpoint("vllm.utils.argparse_utils:FlexibleArgumentParser"),
-    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.from_engine_args", ("engine_args", "usage_context")),
+    Touchpoint(
+        "vllm.v1.engine.llm_engine:LLMEngine.from_vllm_config",
+        ("vllm_config", "usage_context", "disable_log_stats"),
+    ),
     Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.add_request", ("request_id", "prompt", "params")),
     Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.abort_request", ("request_ids",)),
     Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.has_unfinished_requests"),
