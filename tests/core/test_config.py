@@ -38,6 +38,15 @@ def test_an_unknown_scheduler_gets_the_nearest_name() -> None:
         SarathiConfig(scheduler="saratih")
 
 
+@pytest.mark.parametrize("key", ["step_trace", "calibration_dir"])
+@pytest.mark.parametrize("value", ["", "  ", 7, True, ["x"], "a\0b"])
+def test_what_names_no_file_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"--{key.replace('_', '-')} .*: must be the name of a file or folder"
+    ):
+        SarathiConfig(**{key: value})
+
+
 def test_settings_survive_a_round_trip() -> None:
     config = SarathiConfig(token_budget=77)
     assert SarathiConfig.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config

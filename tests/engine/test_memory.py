@@ -13,7 +13,7 @@ from vllm_sarathi.core.config import CONFIG_KEY, ConfigCarrier
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.engine import telemetry, vllm_api
-from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
+from vllm_sarathi.engine.memory import CalibrationMemory, calibration_key, open_memory
 from vllm_sarathi.engine.telemetry import Telemetry, open_telemetry
 
 KEY = {"model": "m"}
@@ -111,14 +111,12 @@ def test_an_engine_without_log_or_trace_has_a_telemetry_for_its_memory(
 
 def test_the_key_tells_deployments_apart(make_config: Any, model_folder: Path) -> None:
     plain, other = make_config(SarathiConfig()), make_config(SarathiConfig(), "pipeline")
-    key = vllm_api.calibration_key(plain)
+    key = calibration_key(plain)
     assert key["model"] == str(model_folder)
     assert key["dtype"] == "torch.float32"
     assert key["vllm"] == vllm_api.installed_version()
-    assert vllm_api.calibration_key(make_config(SarathiConfig(tbt_slo_ms=9))) == key
-    assert {k for k, v in vllm_api.calibration_key(other).items() if v != key[k]} == {
-        "pipeline_parallel_size"
-    }
+    assert calibration_key(make_config(SarathiConfig(tbt_slo_ms=9))) == key
+    assert {k for k, v in calibration_key(other).items() if v != key[k]} == {"pipeline_parallel_size"}
 
 
 def test_a_rehearsal_remembers_nothing(make_config: Any, tmp_path: Path) -> None:

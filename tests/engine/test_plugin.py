@@ -51,6 +51,10 @@ def test_stock_leaves_nothing_of_ours(parser: Any, flags: list[str]) -> None:
     assert CONFIG_KEY not in args.additional_config
 
 
+def test_a_file_may_be_called_by_a_number(parser: Any) -> None:
+    assert settings(engine_args(parser, "--step-trace", "7")).step_trace == "7"
+
+
 def test_additional_config_of_others_is_kept_wherever_it_stands(parser: Any) -> None:
     other = ["--additional-config", '{"other": {"a": 1}}']
     for flags in ([*other, "--token-budget", "64"], ["--token-budget", "64", *other]):

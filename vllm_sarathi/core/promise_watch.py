@@ -2,13 +2,15 @@
 
 import math
 import statistics
+from collections import deque
 from collections.abc import Sequence
 
 from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.step_trace import TracedStep
 
 LEAST_STEPS = 16
-"""A judgement needs so many steps with decodes in them: one slow step is no proof."""
+STEPS_SEEN = 64
+"""A judgement needs so many steps with decodes in them, one slow step being no proof, and looks at no more."""
 
 
 class PromiseWatch:
@@ -29,10 +31,16 @@ class PromiseWatch:
         self._model = model
         self._steps_per_token = steps_per_token
         self._said = False
+        self._decoding: deque[TracedStep] = deque(maxlen=STEPS_SEEN)
 
     def look(self, steps: Sequence[TracedStep]) -> str | None:
-        """Judge the promise by the latest steps; return what to tell the operator, the first time that it is broken."""
-        decoding = [step for step in steps if step.shape.decodes > 0 and step.slo_s is not None]
+        """Judge the promise, with the steps since the last look.
+
+        Returns:
+            What to tell the operator, the first time that it is broken; else None.
+        """
+        decoding = self._decoding
+        decoding.extend(step for step in steps if step.shape.decodes > 0 and step.slo_s is not None)
         if len(decoding) < LEAST_STEPS:
             return None
         self.decode_step_s = statistics.median(self._alone_s(step) for step in decoding)

@@ -61,17 +61,25 @@ def engine_in_process(flags: Sequence[str]) -> Iterator[InProcessEngine]:
     context = import_internal("vllm.usage.usage_lib").UsageContext.OPENAI_API_SERVER
     parser = arguments.add_cli_args(parser_class(prog="vllm-sarathi profile"))
     engine_args = arguments.from_cli_args(parser.parse_args(list(flags)))
-    engine_args.disable_log_stats = True
-    before = os.environ.get(MULTIPROCESSING)
-    os.environ[MULTIPROCESSING] = "0"
+    # Configured as for a server, whose core has a process of its own: on a CPU that decides how many cores compute.
+    with _multiprocessing("1"):
+        vllm_config = engine_args.create_engine_config(context)
+    with _multiprocessing("0"):
+        engine = llm_engine.from_vllm_config(vllm_config, usage_context=context, disable_log_stats=True)
     try:
-        engine = llm_engine.from_engine_args(engine_args, usage_context=context)
+        yield InProcessEngine(engine)
+    finally:
+        engine.engine_core.shutdown()
+
+
+@contextmanager
+def _multiprocessing(value: str) -> Iterator[None]:
+    before = os.environ.get(MULTIPROCESSING)
+    os.environ[MULTIPROCESSING] = value
+    try:
+        yield
     finally:
         if before is None:
             del os.environ[MULTIPROCESSING]
         else:
             os.environ[MULTIPROCESSING] = before
-    try:
-        yield InProcessEngine(engine)
-    finally:
-        engine.engine_core.shutdown()

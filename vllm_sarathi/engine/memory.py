@@ -1,5 +1,6 @@
 """The engine's memory of its device: loaded before the first step, kept while it works and when it ends."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from vllm_sarathi.core.calibration import (
 )
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.cost_model import CostModel
-from vllm_sarathi.engine.vllm_api import calibration_key, logger
+from vllm_sarathi.engine.vllm_api import import_internal, installed_version, logger
 
 LEAST_STEPS = 32
 """What so few steps taught is not worth keeping."""
@@ -77,3 +78,40 @@ def open_memory(vllm_config: Any, config: SarathiConfig, model: CostModel) -> Ca
     memory = CalibrationMemory(folder, calibration_key(vllm_config))
     memory.load(model)
     return memory
+
+
+def calibration_key(vllm_config: Any) -> dict[str, str | int | bool | None]:
+    """Return what decides how long a step takes: a calibration is used where all of it is the same."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    speculative = vllm_config.speculative_config
+    return {
+        "model": os.path.abspath(model.model) if os.path.exists(model.model) else model.model,
+        "revision": model.revision,
+        "dtype": str(model.dtype),
+        "quantization": None if model.quantization is None else str(model.quantization),
+        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
+        "eager": bool(model.enforce_eager),
+        "speculation": None if speculative is None else str(speculative.method),
+        "speculative_tokens": vllm_config.num_speculative_tokens,
+        "lora": vllm_config.lora_config is not None,
+        "async_scheduling": bool(vllm_config.scheduler_config.async_scheduling),
+        "device": _device_name(),
+        "tensor_parallel_size": parallel.tensor_parallel_size,
+        "pipeline_parallel_size": parallel.pipeline_parallel_size,
+        "data_parallel_size": parallel.data_parallel_size,
+        "expert_parallel": bool(parallel.enable_expert_parallel),
+        "vllm": installed_version(),
+    }
+
+
+def _device_name() -> str:
+    platform = import_internal("vllm.platforms").current_platform
+    if not platform.is_cpu():
+        return str(platform.get_device_name())
+    # To vLLM every CPU is "cpu". How many threads there are differs between its processes: cores it is.
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"

@@ -32,8 +32,9 @@ MOST_PENDING = 100_000
 LINES_AT_ONCE = 16
 """The thread lets go of the interpreter after so many lines: the engine's loop waits for no more than that."""
 
-SAVE_EVERY_S = 60.0
-"""What was learnt is kept so often, while there is work, and at the end."""
+SAVE_EVERY_S = 10.0
+"""What was learnt is kept so often, while there is work, and at the end: vLLM's server kills its engine's process the
+moment after it has asked it to end, so that the end alone would keep nothing."""
 
 JOIN_S = 5.0
 

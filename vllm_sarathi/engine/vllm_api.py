@@ -11,7 +11,6 @@ import functools
 import importlib
 import inspect
 import logging
-import os
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -63,7 +62,10 @@ CONTRACT = (
     Touchpoint("vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args", ("parser",)),
     Touchpoint("vllm.usage.usage_lib:UsageContext.OPENAI_API_SERVER"),
     Touchpoint("vllm.utils.argparse_utils:FlexibleArgumentParser"),
-    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.from_engine_args", ("engine_args", "usage_context")),
+    Touchpoint(
+        "vllm.v1.engine.llm_engine:LLMEngine.from_vllm_config",
+        ("vllm_config", "usage_context", "disable_log_stats"),
+    ),
     Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.add_request", ("request_id", "prompt", "params")),
     Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.abort_request", ("request_ids",)),
     Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.has_unfinished_requests"),
@@ -267,38 +269,6 @@ def stock_scheduler_path(vllm_config: Any) -> str | None:
         "DiffusionAsyncScheduler" if vllm_config.scheduler_config.async_scheduling else "DiffusionScheduler"
     )
     return f"vllm.v1.core.sched.diffusion_scheduler.{kind}"
-
-
-def calibration_key(vllm_config: Any) -> dict[str, str | int | bool | None]:
-    """Return what decides how long a step takes: a calibration is used where all of it is the same."""
-    model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    speculative = vllm_config.speculative_config
-    return {
-        "model": os.path.abspath(model.model) if os.path.exists(model.model) else model.model,
-        "revision": model.revision,
-        "dtype": str(model.dtype),
-        "quantization": None if model.quantization is None else str(model.quantization),
-        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
-        "eager": bool(model.enforce_eager),
-        "speculation": None if speculative is None else str(speculative.method),
-        "speculative_tokens": vllm_config.num_speculative_tokens,
-        "lora": vllm_config.lora_config is not None,
-        "async_scheduling": bool(vllm_config.scheduler_config.async_scheduling),
-        "device": _device_name(),
-        "tensor_parallel_size": parallel.tensor_parallel_size,
-        "pipeline_parallel_size": parallel.pipeline_parallel_size,
-        "data_parallel_size": parallel.data_parallel_size,
-        "expert_parallel": bool(parallel.enable_expert_parallel),
-        "vllm": installed_version(),
-    }
-
-
-def _device_name() -> str:
-    platform = import_internal("vllm.platforms").current_platform
-    if platform.is_cpu():
-        threads = import_internal("torch").get_num_threads()
-        return f"{os.cpu_count()} CPUs, {threads} threads"
-    return str(platform.get_device_name())
 
 
 def check_engine(vllm_config: Any, config: SarathiConfig) -> None:

@@ -13,7 +13,7 @@ from vllm_sarathi.benchmark.trace import read_trace
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.calibration import calibration_file
 from vllm_sarathi.core.views import StepShape, chunk_work
-from vllm_sarathi.engine.vllm_api import calibration_key
+from vllm_sarathi.engine.memory import calibration_key
 
 pytestmark = pytest.mark.slow
 
