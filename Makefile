@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench clean
 
-# The model that `make demo` serves: a folder, or a name on a model hub.
+# The model that `make demo` and `make bench` serve: a folder, or a name on a model hub.
 MODEL ?= build/models/SmolLM2-135M-Instruct
 
 help:
@@ -12,7 +12,7 @@ help:
 	@echo "make demo   serve a real model twice, stock and Sarathi, and compare (MODEL=folder-or-name for your own)"
 	@echo "make test   check style and types, then run the tests"
 	@echo "make lint   check style and types"
-	@echo "make bench  measure what the scheduler adds to a step"
+	@echo "make bench  measure what the scheduler adds to a step, and who keeps the promise under load (12 minutes)"
 	@echo "make clean  remove what was built and measured; .venv stays"
 
 setup:
@@ -32,6 +32,7 @@ test: lint
 bench: setup
 	@mkdir -p build/bench
 	@.venv/bin/vllm-sarathi bench overhead --json build/bench/overhead.json
+	@.venv/bin/vllm-sarathi bench live --quick --model "$(MODEL)" --json build/bench/live.json
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,10 +51,10 @@ def test_requests_arrive_in_order_at_about_the_stated_rate(workload: Workload) -
     assert times_s[-1] == pytest.approx(workload.requests / workload.rate_per_s, rel=0.4)
 
 
-def test_a_burst_is_twelve_at_once() -> None:
+def test_a_burst_is_sixteen_at_once() -> None:
     times_s = Counter(each.at_s for each in draw_arrivals(WORKLOADS["burst"], 0))
-    assert set(times_s.values()) == {12}
-    assert len(times_s) == 4
+    assert set(times_s.values()) == {16}
+    assert len(times_s) == 5
 
 
 def test_the_trace_states_every_request_and_no_two_prompts_are_alike() -> None:

@@ -10,8 +10,9 @@ DEADLINE = "sarathi-deadline"
 """Ours with `--prefill-order deadline` and `--ttft-slo-ms`."""
 
 NAMES = (OURS, DEADLINE, STOCK_SCHEDULER)
-STATIC_BUDGETS = (48, 80, 128, 192, 320)
+STATIC_BUDGETS = (64, 96, 160, 256, 448)
 """The sweep of stock vLLM, tokens per step: what fits beside the decodes in 150, 250 and 500 ms lies in between."""
+QUICK_BUDGETS = (96, 160)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def parse_contenders(labels: str) -> list[Contender]:
 
 def default_contenders(quick: bool) -> list[Contender]:
     """Ours, stock, and the sweep of stock; `quick` sweeps less."""
-    budgets = STATIC_BUDGETS[1:3] if quick else STATIC_BUDGETS
+    budgets = QUICK_BUDGETS if quick else STATIC_BUDGETS
     return parse_contenders(
         ",".join([OURS, DEADLINE, STOCK_SCHEDULER, *(f"{STOCK_SCHEDULER}@{budget}" for budget in budgets)])
     )

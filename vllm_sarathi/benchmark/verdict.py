@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -26,19 +27,14 @@ def print_verdicts(rows: Sequence[Row], console: Console) -> None:
 def rows_table(workload: str, tbt_slo_ms: float, group: Sequence[Row]) -> Table:
     """Return one line per scheduler."""
     summary = WORKLOADS[workload].summary if workload in WORKLOADS else "single long prompts"
-    table = Table(title=f"{workload} ({summary}): {tbt_slo_ms:g} ms promised between tokens")
-    table.add_column("scheduler")
-    for heading in (
-        "gaps kept",
-        "gap P50 ms",
-        "P99 ms",
-        "longest ms",
-        "mean TTFT s",
-        "P50 s",
-        "P99 s",
-        "completed",
-    ):
-        table.add_column(heading, justify="right")
+    table = Table(
+        title=f"{workload} ({summary}): {tbt_slo_ms:g} ms promised between tokens",
+        caption="gaps in ms, time to first token (TTFT) in s; dim: the promise was not kept",
+        box=SIMPLE,
+    )
+    table.add_column("scheduler", no_wrap=True)
+    for heading in ("kept", "gap P50", "P99", "max", "TTFT mean", "P50", "P99", "done"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in group:
         gap_ms, ttft_ms = row["gap_ms"], row["ttft_ms"]
         table.add_row(

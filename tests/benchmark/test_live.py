@@ -1,0 +1,327 @@
+"""The live benchmark: what is run, what is made of the clients' results, and one run for real."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.benchmark.fake_vllm import FAKE
+from vllm_sarathi.benchmark import idle, live, load, server
+from vllm_sarathi.benchmark.contenders import parse_contender
+from vllm_sarathi.benchmark.live import Options, parse_options, plan_sessions, run_live
+from vllm_sarathi.benchmark.load import Load, prepare, read_result, send
+from vllm_sarathi.benchmark.progress import Stages
+from vllm_sarathi.benchmark.reference_model import tiny_model
+from vllm_sarathi.benchmark.rows import RowFile, attainment, build_row
+from vllm_sarathi.benchmark.verdict import print_verdicts, verdict
+from vllm_sarathi.benchmark.workloads import WORKLOADS, Arrival, Kind, Workload
+from vllm_sarathi.cli import app
+
+FIELDS = [
+    "workload",
+    "tbt_slo_ms",
+    "scheduler",
+    "token_budget",
+    "attainment",
+    "gap_ms",
+    "ttft_ms",
+    "requests",
+    "completed",
+    "output_tokens_per_s",
+]
+SMALL = Workload("small", "a few", (Kind(1.0, (5, 40), (4, 8)),), requests=6, rate_per_s=20.0)
+
+
+def options(tmp_path: Path, **changes: Any) -> Options:
+    asked: dict[str, Any] = {
+        "workloads": (),
+        "tbt_slos_ms": (),
+        "schedulers": None,
+        "quick": False,
+        "ttft_slo_ms": 2000.0,
+        "model": "m",
+        "out": tmp_path / "out",
+        "json": tmp_path / "rows.json",
+        "resume": False,
+    }
+    return parse_options(**(asked | changes))
+
+
+def small_load(tmp_path: Path, *arrivals: Arrival) -> Load:
+    return replace(prepare(SMALL, "m", tmp_path), arrivals=arrivals)
+
+
+def client_result(path: Path, **seen: list[Any]) -> Path:
+    path.write_text(json.dumps(seen))
+    return path
+
+
+# --- What is asked for ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--workload", "mixx"], "--workload 'mixx': unknown workload; did you mean 'mix'?"),
+        (["--tbt-slo-ms", "0"], "--tbt-slo-ms 0.0: must be a number above 0"),
+        (["--tbt-slo-ms", "nan"], "--tbt-slo-ms nan: must be"),
+        (["--ttft-slo-ms", "-1"], "--ttft-slo-ms -1.0: must be"),
+        (["--schedulers", "sarathi,defualt"], "'defualt': unknown scheduler; did you mean 'default'?"),
+        (["--schedulers", "default@x"], "'default@x': the budget after '@' must be a whole number"),
+        (["--model", "./nowhere/model"], "--model ./nowhere/model: no such folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_any_server_starts(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.setattr(live, "run_live", lambda *_: pytest.fail("it ran"))
+    result = CliRunner().invoke(app, ["bench", "live", "--model", "m", *arguments])
+    assert result.exit_code == 1
+    assert f"error: {said}" in result.output.replace("--schedulers '", "'")
+
+
+def test_everything_is_the_default(tmp_path: Path) -> None:
+    asked = options(tmp_path)
+    assert asked.workloads == ("chat", "long", "mix", "burst", "idle")
+    assert asked.tbt_slos_ms == (150, 250, 500)
+    sessions = plan_sessions(asked)
+    stock = [session for session in sessions if session.contender.is_stock]
+    ours = [session for session in sessions if not session.contender.is_stock]
+    assert len(stock) == 6
+    assert all(session.workloads == ("chat", "long", "mix", "burst") for session in stock)
+    assert all(session.tbt_slo_ms is None for session in stock)
+    assert all(len(session.workloads) == 1 for session in ours)
+    assert sum(session.contender.label == "sarathi" for session in ours) == 4 * 3
+    deadline = [session for session in ours if session.contender.label == "sarathi-deadline"]
+    assert [(session.workloads, session.tbt_slo_ms) for session in deadline] == [
+        (("mix",), 150),
+        (("mix",), 250),
+        (("mix",), 500),
+    ]
+
+
+def test_who_is_named_runs_everywhere(tmp_path: Path) -> None:
+    asked = options(tmp_path, schedulers="sarathi-deadline,sarathi@64", workloads=("chat",))
+    assert [(each.contender.label, each.tbt_slo_ms) for each in plan_sessions(asked)] == [
+        ("sarathi-deadline", 150),
+        ("sarathi-deadline", 250),
+        ("sarathi-deadline", 500),
+        ("sarathi@64", None),
+    ]
+
+
+def test_no_two_runs_share_a_result(tmp_path: Path) -> None:
+    asked = options(tmp_path)
+    results = [
+        session.result(workload, asked.out)
+        for session in plan_sessions(asked)
+        for workload in session.workloads
+    ]
+    assert len(set(results)) == len(results) == 6 * 4 + 4 * 3 + 3
+
+
+# --- What is made of the clients' results ---
+
+
+def test_a_result_becomes_streams_also_where_requests_failed(tmp_path: Path) -> None:
+    arrivals = (Arrival(0, 5, 3), Arrival(1, 6, 4), Arrival(2, 7, 2), Arrival(3, 8, 9))
+    result = client_result(
+        tmp_path / "r.json",
+        start_times=[100.0, 101.0, 102.0, 103.0],
+        ttfts=[0.5, 0.25, 0.0, 1.0],
+        itls=[[0.1, 0.2], [0.3], [], [0.1]],
+        output_lens=[3, 0, 0, 2],
+        errors=["", "the connection broke off", "HTTP 500", ""],
+    )
+    whole, broken, refused, short = read_result(result, small_load(tmp_path, *arrivals))
+    assert whole.error is None
+    assert [delivery.at_s for delivery in whole.deliveries] == pytest.approx([0.5, 0.6, 0.8])
+    assert whole.ttft_s == pytest.approx(0.5)
+    assert broken.error == "the connection broke off"
+    assert broken.gaps_s == pytest.approx([0.3])
+    assert broken.output_tokens == 2
+    assert (refused.error, refused.deliveries, refused.ttft_s) == ("HTTP 500", (), None)
+    assert short.error == "2 tokens came instead of 9"
+
+    row = build_row("chat", 150.0, parse_contender("default@80"), [whole, broken, refused, short])
+    assert list(row) == FIELDS
+    assert (row["scheduler"], row["token_budget"]) == ("default@80", 80)
+    assert row["attainment"] == pytest.approx(2 / 4)  # gaps of 100, 200, 300 and 100 ms
+    assert (row["requests"], row["completed"]) == (4, 1)
+    assert list(row["gap_ms"]) == ["p50", "p90", "p99", "max"]
+    assert list(row["ttft_ms"]) == ["mean", "p50", "p90", "p99"]
+
+
+def test_without_gaps_there_is_nothing_to_judge() -> None:
+    assert attainment([], 150.0) is None
+
+
+def row(scheduler: str, kept: float | None, ttft_s: float, completed: int = 6) -> dict[str, Any]:
+    return {
+        "workload": "mix",
+        "tbt_slo_ms": 250.0,
+        "scheduler": scheduler,
+        "token_budget": None,
+        "attainment": kept,
+        "gap_ms": {"p50": 1.0, "p90": 1.0, "p99": 1.0, "max": None},
+        "ttft_ms": {"mean": ttft_s * 1e3, "p50": 1.0, "p90": 1.0, "p99": 1.0},
+        "requests": 6,
+        "completed": completed,
+        "output_tokens_per_s": 1.0,
+    }
+
+
+def test_the_verdict_is_against_the_best_stock_budget_that_keeps_the_promise() -> None:
+    stock = [
+        row("default", 0.90, 1.0),  # quickest, but breaks it
+        row("default@80", 0.995, 4.0),
+        row("default@128", 0.99, 2.0),
+        row("default@192", 1.0, 1.5, completed=5),  # did not answer everybody
+    ]
+    [kept, missed] = verdict("mix", [row("sarathi", 0.99, 1.0), row("sarathi@64", 0.98, 3.0), *stock])
+    assert kept == (
+        "sarathi: kept (99.00% of gaps kept); mean TTFT 0.50 x that of default@128, "
+        "the best of 2 stock budgets that keep it"
+    )
+    assert missed.startswith("sarathi@64: NOT KEPT (98.00% of gaps kept); mean TTFT 1.50 x")
+    [none] = verdict("mix", [row("sarathi", 0.99, 1.0), stock[0]])
+    assert none.endswith("none of 1 stock budgets keeps it")
+
+
+def test_tables_of_rows_with_nothing_in_them_are_printed_too() -> None:
+    console = Console(record=True, width=160)
+    print_verdicts([row("sarathi", None, 1.0), row("default", 0.5, 1.0)], console)
+    said = console.export_text()
+    assert "250 ms promised" in said
+    assert "nothing to judge" in said
+
+
+def test_rows_are_in_the_file_as_they_come_and_stay_on_resume_only(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "rows.json"
+    RowFile(path, keep=False).add([row("default", 0.5, 1.0), row("sarathi", 0.5, 1.0)])
+    resumed = RowFile(path, keep=True)
+    resumed.add([row("sarathi", 1.0, 1.0)])
+    written = json.loads(path.read_text())
+    assert written["schema"] == 1
+    assert [(each["scheduler"], each["attainment"]) for each in written["rows"]] == [
+        ("default", 0.5),
+        ("sarathi", 1.0),
+    ]
+    RowFile(path, keep=False).add([row("default", 0.7, 1.0)])
+    assert [each["attainment"] for each in json.loads(path.read_text())["rows"]] == [0.7]
+
+
+def test_a_file_without_rows_is_not_overwritten_on_resume(tmp_path: Path) -> None:
+    path = tmp_path / "notes.json"
+    path.write_text('{"notes": 1}')
+    with pytest.raises(RuntimeError, match="holds no rows"):
+        RowFile(path, keep=True)
+    assert path.read_text() == '{"notes": 1}'
+
+
+# --- The client as a process ---
+
+
+def test_a_client_that_fails_is_told_with_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "vllm_command", lambda *_: [sys.executable, "-c", "exit('no such data set')"])
+    with pytest.raises(RuntimeError, match="no such data set"):
+        send(prepare(SMALL, "m", tmp_path), "http://127.0.0.1:9", tmp_path / "r.json", env={}, metadata={})
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_an_interrupt_ends_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import os, sys, time; open(os.environ['PIDS'], 'w').write(str(os.getpid())); time.sleep(600)"
+    monkeypatch.setattr(load, "vllm_command", lambda *_: [sys.executable, "-c", script])
+    pids = tmp_path / "pids"
+
+    def interrupt(_seconds: float) -> None:
+        if pids.exists() and pids.read_text():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        send(
+            prepare(SMALL, "m", tmp_path),
+            "http://127.0.0.1:9",
+            tmp_path / "r.json",
+            env={"PIDS": str(pids)},
+            metadata={},
+            while_running=interrupt,
+        )
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pids.read_text()), 0)
+
+
+# --- Idle ---
+
+
+def test_idle_asks_both_by_turns_with_the_same_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "vllm_command", lambda *_: FAKE)
+    with Stages(Console(record=True)) as stages:
+        records = idle.run_idle("m", 250.0, 3, tmp_path, stages)
+    assert list(records) == ["sarathi", "default"]
+    for streams in records.values():
+        assert [stream.error for stream in streams] == [None] * 3
+        assert all(a.deliveries[-1].at_s <= b.sent_s for a, b in pairwise(streams))
+    assert [a.prompt_tokens for a in records["sarathi"]] == [b.prompt_tokens for b in records["default"]]
+    assert len({request.prompt[:50] for request in idle.idle_requests(idle.PROMPTS)}) == idle.PROMPTS
+    log = (tmp_path / "idle-sarathi-250ms.server.log").read_text()
+    assert "--scheduler sarathi --tbt-slo-ms 250" in log
+
+
+def test_the_idle_verdict_is_of_medians() -> None:
+    rows = [row("sarathi", 1.0, 9.0), row("default", 1.0, 9.0)]
+    rows[0]["ttft_ms"]["p50"] = 1010.0
+    rows[1]["ttft_ms"]["p50"] = 1000.0
+    assert verdict("idle", rows) == ["median TTFT of a single long prompt: ours +1.0% against stock"]
+
+
+# --- For real ---
+
+
+@pytest.mark.slow
+def test_a_real_server_and_a_real_client_make_rows_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm")
+    monkeypatch.setitem(WORKLOADS, "small", SMALL)
+    tiny_model(tmp_path / "tiny")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    asked = options(
+        tmp_path, workloads=("small",), schedulers="sarathi@64", model=str(tmp_path / "tiny"), resume=True
+    )
+    rows = run_live(asked, Console(record=True))
+
+    assert [(each["workload"], each["tbt_slo_ms"]) for each in rows] == [
+        ("small", 150),
+        ("small", 250),
+        ("small", 500),
+    ]
+    assert all(list(each) == FIELDS for each in rows)
+    assert all(each["completed"] == each["requests"] == SMALL.requests for each in rows)
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
+    [result] = (tmp_path / "out").glob("small-sarathi@64.json")
+    seen = json.loads(result.read_text())
+    arrivals = prepare(SMALL, asked.model, asked.out).arrivals
+    assert seen["input_lens"] == [each.prompt_tokens for each in arrivals]
+    assert seen["output_lens"] == [each.output_tokens for each in arrivals]
+    assert [len(gaps) + 1 for gaps in seen["itls"]] == seen["output_lens"]
+
+    # Finished runs are not repeated, whichever promise judges them; another load's are not taken for ours.
+    monkeypatch.setattr(live, "serve", lambda *_, **__: pytest.fail("a finished run was repeated"))
+    again = run_live(replace(asked, tbt_slos_ms=(0.001,)), Console(record=True))
+    assert [each["tbt_slo_ms"] for each in again] == [0.001, 150, 250, 500]
+    assert again[0]["attainment"] == 0
+    monkeypatch.setitem(WORKLOADS, "small", replace(SMALL, requests=7))
+    with pytest.raises(BaseException, match="a finished run was repeated"):
+        run_live(asked, Console(record=True))
