@@ -1,8 +1,19 @@
 """Settings that vLLM reads from the environment when it is first imported, and the order of the tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
+
+# The tests' calibrations must not land among the user's; vLLM's own cache stays where it is, or each start is slow.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("VLLM_CACHE_ROOT", str(CACHE / "vllm"))
+os.environ.setdefault("HF_HOME", str(CACHE / "huggingface"))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sarathi-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 os.environ.update(
     HF_HUB_OFFLINE="1",

@@ -4,7 +4,8 @@ Every room is imported where its command runs, so that `vllm-sarathi --help` sta
 an extra fails only when called.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,9 @@ import typer
 from rich.console import Console
 
 from vllm_sarathi import __version__
+from vllm_sarathi.cli_rehearse import capacity, simulate
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
+from vllm_sarathi.core.step_trace import StepTraceError
 
 app = typer.Typer(help="A latency-promise scheduler for vLLM.", no_args_is_help=True)
 bench = typer.Typer(help="Measure: each command prints a table, and takes --json FILE.", no_args_is_help=True)
@@ -62,6 +65,52 @@ def reference_model(
         typer.echo(f"the model is in {folder}")
 
 
+@app.command()
+def trace(
+    file: Annotated[Path, typer.Argument(help="What `vllm serve --step-trace FILE.jsonl` wrote.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write a timeline that ui.perfetto.dev opens.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the step times against the SLO.")] = None,
+) -> None:
+    """Sum up a step trace, and turn it into a timeline or a picture."""
+    with _clear_errors():
+        from vllm_sarathi.benchmark.trace import draw_steps, read_trace, trace_table, write_perfetto
+
+        steps = read_trace(file)
+        Console().print(trace_table(steps))
+        if out is not None:
+            write_perfetto(steps, out)
+        if plot is not None:
+            draw_steps(steps, plot)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def profile(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="A folder with a model, or its name on a model hub.")],
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("build/profile"),
+    calibration_dir: Annotated[
+        str | None, typer.Option(help="As that of `vllm serve`; 'none' keeps nothing.")
+    ] = None,
+) -> None:
+    """Learn how long steps take ahead of time, and keep it for `vllm serve` with the same options.
+
+    Any other option is one of `vllm serve`: --dtype, --max-model-len, --tensor-parallel-size and so on.
+    """
+    with _clear_errors():
+        from rich.progress import Progress
+
+        from vllm_sarathi.benchmark.profile import draw_profile, profile_model, profile_table
+
+        console = Console()
+        with Progress(console=console) as progress:
+            result = profile_model(model, context.args, calibration_dir, progress)
+        console.print(profile_table(result))
+        draw_profile(result, out / "profile.png")
+        console.print(f"predicted against measured: {out / 'profile.png'}")
+
+
 @bench.command()
 def overhead(json: JsonOption = None) -> None:
     """Measure what our scheduler adds to vLLM's own schedule(), at 256 running and 64 waiting requests."""
@@ -75,6 +124,58 @@ def overhead(json: JsonOption = None) -> None:
             json.write_text(result.to_json())
 
 
+@bench.command()
+def live(
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(help="chat, long, mix, burst or idle; may be given again. All, if not given."),
+    ] = None,
+    tbt_slo_ms: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Promised time between tokens; may be given again. 150, 250 and 500, if not given."
+        ),
+    ] = None,
+    schedulers: Annotated[
+        str | None,
+        typer.Option(
+            help="Names with commas: sarathi, sarathi-deadline, default (vLLM's own); default@80 and "
+            "sarathi@256 have a fixed budget. Ours, stock and a sweep of five stock budgets, if not given."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Less of everything: under 12 minutes.")] = False,
+    ttft_slo_ms: Annotated[
+        float, typer.Option(help="The promised time to first token of sarathi-deadline.")
+    ] = 2000.0,
+    model: Annotated[
+        str, typer.Option(help="A folder with a model, or its name on a model hub.")
+    ] = "build/models/SmolLM2-135M-Instruct",
+    out: Annotated[Path, typer.Option(help="Where data sets, raw results and logs go.")] = Path(
+        "build/bench/live"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Use the finished runs in --out; keep the rows in --json.")
+    ] = False,
+    json: JsonOption = None,
+) -> None:
+    """Serve a real model with each scheduler under the same load, and see who keeps the promise."""
+    with _clear_errors():
+        from vllm_sarathi.benchmark.live import parse_options, run_live
+
+        options = parse_options(
+            workloads=workload or (),
+            tbt_slos_ms=tbt_slo_ms or (),
+            schedulers=schedulers,
+            quick=quick,
+            ttft_slo_ms=ttft_slo_ms,
+            model=model,
+            out=out,
+            json=json,
+            resume=resume,
+        )
+        run_live(options, Console())
+
+
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Turn what a user can cause into a sentence and exit code 1; anything else keeps its traceback."""
@@ -85,8 +186,23 @@ def _clear_errors() -> Iterator[None]:
             f"this command needs {error.name}, which is not installed: pip install 'vllm-sarathi[bench]', "
             "beside a vLLM"
         )
-    except (ConfigError, RuntimeError, OSError) as error:
+    except (ConfigError, StepTraceError, RuntimeError, OSError) as error:
         _exit(str(error))
+
+
+def _door(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with the errors that a user can cause made clear."""
+
+    @functools.wraps(command)
+    def wrapper(*args: object, **kwargs: object) -> None:
+        with _clear_errors():
+            command(*args, **kwargs)
+
+    return wrapper
+
+
+for _command in (simulate, capacity):
+    app.command()(_door(_command))
 
 
 def _exit(message: str) -> None:

@@ -16,10 +16,7 @@ from vllm_sarathi.benchmark.timeline import draw_timeline
 
 @pytest.fixture
 def quick_drama(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "vllm_command", lambda: FAKE)
-    monkeypatch.setattr(demo, "LONG_FIRST_S", 0.5)
-    monkeypatch.setattr(demo, "LONG_EVERY_S", 0.1)
-    monkeypatch.setattr(demo, "CHAT_EVERY_S", 0.05)
+    monkeypatch.setattr(server, "vllm_command", lambda *_: FAKE)
 
 
 @pytest.mark.usefixtures("quick_drama")
@@ -73,7 +70,12 @@ def test_the_drama_is_the_same_each_time_and_holds_long_prompts_among_running_ch
     longs = [request for request in demo.drama() if request.name.startswith("long")]
     chats = [request for request in demo.drama() if request not in longs]
     assert len(longs) >= 3
-    assert min(request.send_at_s for request in longs) > max(request.send_at_s for request in chats)
+    cues = [request.after for request in longs]
+    assert {cue[0] for cue in cues if cue} == {chats[-1].name}
+    assert sorted(cue[1] for cue in cues if cue) == [cue[1] for cue in cues if cue]
+    # Every chat goes on while the last prompt is read: none starts more than so many tokens before the last.
+    ahead = len(chats) * demo.CHAT_EVERY_TOKENS
+    assert max(cue[1] for cue in cues if cue) + ahead < demo.CHAT_TOKENS
     assert all(len(request.prompt) > 6000 for request in longs)
     assert len({request.prompt for request in longs}) == len(longs)
 

@@ -46,6 +46,17 @@ def test_times_are_ordered_and_start_when_the_request_was_to_be_sent(server: Ser
     assert tuple(seen) == record.deliveries
 
 
+def test_a_request_is_sent_on_its_cue(server: Server) -> None:
+    first = StreamRequest("first", "hello", max_tokens=30)
+    second = StreamRequest("second", "hello", max_tokens=3, after=("first", 10))
+    refused = StreamRequest("refused", "forbidden", max_tokens=3)
+    last = StreamRequest("last", "hello", max_tokens=3, after=("refused", 2))
+    told, cued, _, after_refused = play_now(server, first, second, refused, last)
+    tenth = [delivery.at_s for delivery in told.deliveries if delivery.tokens][8]  # the first one holds two
+    assert cued.sent_s >= tenth
+    assert after_refused.output_tokens == 3  # nobody waits for a stream that has ended
+
+
 def test_a_refused_request_is_recorded_and_the_others_run(server: Server) -> None:
     requests = [StreamRequest("bad", "forbidden", 3), StreamRequest("good", "allowed", 3)]
     bad, good = play_now(server, *requests)

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
 
 from tests.core.devices import roofline
-from vllm_sarathi.core.cost_model import FORGETTING, SCALES, CostModel, features, nonnegative_least_squares
+from vllm_sarathi.core.cost_model import (
+    FORGETTING,
+    PRIOR_STEPS,
+    SCALES,
+    SLOWER_WINDOW,
+    CostModel,
+    features,
+    nonnegative_least_squares,
+)
 from vllm_sarathi.core.views import StepShape, chunk_work
 
 
@@ -143,7 +151,10 @@ def test_what_was_learnt_is_a_prior_after_a_restart() -> None:
         {"knees": [0]},
         {"a": [[1.0]]},
         {"b": [float("nan")] * len(SCALES)},
-        {"steps": 0},
+        {"weight": 0},
+        {"spread": float("nan")},
+        {"a": np.diag([-1.0] + [1.0] * (len(SCALES) - 1)).tolist()},
+        {"a": np.triu(np.ones((len(SCALES), len(SCALES)))).tolist()},
         {"b": [-1.0] * len(SCALES)},
     ],
 )
@@ -152,3 +163,25 @@ def test_a_foreign_memory_is_refused(change: dict[str, Any]) -> None:
     learn(model, roofline(), 30)
     with pytest.raises(ValueError):
         CostModel().load({**model.to_mapping(), **change})
+
+
+def test_a_prior_is_not_ready_before_it_could_have_failed() -> None:
+    model, again = CostModel(), CostModel()
+    learn(model, roofline(), 300)
+    again.load(model.to_mapping())
+    readiness = []
+    for seed in range(SLOWER_WINDOW + 1):
+        readiness.append(again.ready)
+        learn(again, roofline(), 1, seed)
+    assert readiness == [False] * SLOWER_WINDOW + [True]
+
+
+def test_memories_of_memories_do_not_grow_heavier() -> None:
+    model = CostModel()
+    learn(model, roofline(), 300)
+    for seed in range(5):
+        again = CostModel()
+        again.load(model.to_mapping())
+        learn(again, roofline(), 3, seed)
+        model = again
+    assert model.to_mapping()["weight"] < PRIOR_STEPS + 4

@@ -231,7 +231,7 @@ def test_the_help_group_is_there(door: str) -> None:
         [sys.executable, *DOORS[door]], capture_output=True, text=True, check=True, timeout=300
     )
     assert "Sarathi:" in done.stdout
-    for flag in ("--scheduler {sarathi,default}", "--token-budget N", "--sarathi-config FILE.json"):
+    for flag in ("--scheduler {sarathi,", "--token-budget N", "--sarathi-config FILE.json"):
         assert flag in done.stdout
 
 
@@ -250,11 +250,8 @@ def test_a_budget_above_the_limit_ends_vllm_serve(model_folder: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 2
-    assert (
-        done.stderr.strip()
-        .splitlines()[-1]
-        .startswith("error: --token-budget 300: above the engine's limit of 256")
-    )
+    # Some versions of vLLM write the process's name before it.
+    assert "error: --token-budget 300: above the engine's limit of 256" in done.stderr.splitlines()[-1]
 
 
 def test_a_namespace_without_our_flags_is_served_by_stock(model_folder: Path) -> None:

@@ -7,19 +7,18 @@ fit beside the decodes.
 
 import asyncio
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from vllm_sarathi.benchmark.measures import SCHEMA, summarise
-from vllm_sarathi.benchmark.server import serve
+from vllm_sarathi.benchmark.progress import Stages
+from vllm_sarathi.benchmark.server import SERVED_NAME, SERVER_FLAGS, serve, server_env
 from vllm_sarathi.benchmark.streams import Delivery, StreamRecord, StreamRequest, play
 from vllm_sarathi.benchmark.timeline import draw_timeline
 
@@ -35,34 +34,21 @@ CHATS = (
     "Explain what a computer does when it starts, in as much detail as you can.",
 )
 CHAT_TOKENS = 160
-CHAT_EVERY_S = 0.2
+CHAT_EVERY_TOKENS = 3
 
 # English prose that every Python carries: the language reference.
 LONG_TOPICS = ("specialnames", "compound", "types", "formatstrings")
 LONG_CHARACTERS = 6500
 LONG_TOKENS = 32
-LONG_FIRST_S = 2.5
-LONG_EVERY_S = 4.5
+LONG_FIRST_TOKEN = 15
+LONG_EVERY_TOKENS = 35
+"""The last chat's tokens are the clock, so that each prompt lands among all chats on any machine."""
 
 # A client that was kept from running for longer than this has noted its tokens too late to tell a stall from none.
 CLIENT_STALL_LIMIT_S = 0.5
 TAKES = 3
 
 WARM_UP_TOPIC = "string-methods"
-
-# Identical for both runs but for the scheduler.
-SERVER_FLAGS = (
-    "--served-model-name=demo",
-    "--dtype=bfloat16",
-    "--enforce-eager",
-    "--max-model-len=4096",
-    "--max-num-seqs=32",
-    # With it, a prompt that starts like an earlier one is partly free, and that would be compared instead.
-    "--no-enable-prefix-caching",
-    "--seed=0",
-    "--disable-uvicorn-access-log",
-)
-SERVER_ENV = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
 def long_prompt(topic: str) -> str:
@@ -71,9 +57,14 @@ def long_prompt(topic: str) -> str:
 
 
 def drama() -> list[StreamRequest]:
-    """The chats, and the long prompts that land among them."""
+    """The chats, one shortly after the other, and the long prompts that land among them."""
     chats = [
-        StreamRequest(f"chat {number}", prompt, CHAT_TOKENS, send_at_s=(number - 1) * CHAT_EVERY_S)
+        StreamRequest(
+            f"chat {number}",
+            prompt,
+            CHAT_TOKENS,
+            after=(f"chat {number - 1}", CHAT_EVERY_TOKENS) if number > 1 else None,
+        )
         for number, prompt in enumerate(CHATS, start=1)
     ]
     longs = [
@@ -81,7 +72,7 @@ def drama() -> list[StreamRequest]:
             f"{LONG_PREFIX} {number}",
             long_prompt(topic),
             LONG_TOKENS,
-            send_at_s=LONG_FIRST_S + (number - 1) * LONG_EVERY_S,
+            after=(chats[-1].name, LONG_FIRST_TOKEN + (number - 1) * LONG_EVERY_TOKENS),
         )
         for number, topic in enumerate(LONG_TOPICS, start=1)
     ]
@@ -135,16 +126,13 @@ def run_demo(model: str, out: Path, token_budget: int, console: Console) -> None
 
 def _play_run(name: str, model: str, flags: Sequence[str], out: Path, console: Console) -> list[StreamRecord]:
     console.print(f"[bold]{TITLES[name]}[/bold]  [dim]{' '.join(flags)}[/dim]")
-    env = dict(SERVER_ENV)
-    if Path(model).is_dir():
-        env["HF_HUB_OFFLINE"] = "1"  # all of it is here: do not wait for a hub that may be out of reach
-    with _Stages(console) as stages:
+    with Stages(console) as stages:
         stages.begin("starting the server")
         with serve(
-            os.fspath(model), [*SERVER_FLAGS, *flags], log_path=out / f"server-{name}.log", env=env
+            model, [*SERVER_FLAGS, *flags], log_path=out / f"server-{name}.log", env=server_env(model)
         ) as server:
             stages.begin("warming up")
-            for record in asyncio.run(play(server.base_url, "demo", warm_up())).records:
+            for record in asyncio.run(play(server.base_url, SERVED_NAME, warm_up())).records:
                 if record.error:
                     raise RuntimeError(f"the model does not answer chat requests: {record.error}")
             records = _play_undisturbed(server.base_url, stages)
@@ -154,7 +142,7 @@ def _play_run(name: str, model: str, flags: Sequence[str], out: Path, console: C
     return records
 
 
-def _play_undisturbed(base_url: str, stages: "_Stages") -> list[StreamRecord]:
+def _play_undisturbed(base_url: str, stages: Stages) -> list[StreamRecord]:
     """Play the drama, again if other work on the machine held this client up: late notes are no measurement.
 
     The rule looks at the client alone, never at the figures, and is the same for every run.
@@ -166,7 +154,7 @@ def _play_undisturbed(base_url: str, stages: "_Stages") -> list[StreamRecord]:
 
     for take in range(1, TAKES + 1):
         stages.begin("chats are streaming", total=sum(request.max_tokens for request in requests))
-        played = asyncio.run(play(base_url, "demo", requests, on_delivery=show))
+        played = asyncio.run(play(base_url, SERVED_NAME, requests, on_delivery=show))
         if played.client_stall_s <= CLIENT_STALL_LIMIT_S:
             break
         stages.console.print(
@@ -178,40 +166,6 @@ def _play_undisturbed(base_url: str, stages: "_Stages") -> list[StreamRecord]:
             )
         )
     return played.records
-
-
-class _Stages:
-    """What the demo is doing: a moving line on a terminal, a line per stage anywhere else."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task("", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def begin(self, description: str, total: int | None = None) -> None:
-        """Show a new stage; `total` is the number of tokens that end it, if known."""
-        self._progress.reset(self._task, description=description, total=total)
-        if not self.console.is_terminal:
-            self.console.print(f"  {description} ...")
-
-    def advance(self, tokens: int) -> None:
-        """Move the bar."""
-        self._progress.advance(self._task, tokens)
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -19,6 +19,23 @@ from types import FrameType
 
 import httpx
 
+SERVED_NAME = "demo"
+MAX_NUM_SEQS = 32
+
+# Identical for all servers that are compared, but for the scheduler.
+SERVER_FLAGS = (
+    f"--served-model-name={SERVED_NAME}",
+    "--dtype=bfloat16",
+    "--enforce-eager",
+    "--max-model-len=4096",
+    f"--max-num-seqs={MAX_NUM_SEQS}",
+    # With it, a prompt that starts like an earlier one is partly free, and that would be compared instead.
+    "--no-enable-prefix-caching",
+    "--seed=0",
+    "--disable-uvicorn-access-log",
+)
+_SERVER_ENV = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
 _POLL_S = 0.2
 _LOG_TAIL_LINES = 25
 
@@ -37,6 +54,12 @@ class Server:
     startup_s: float
 
 
+def server_env(model: str) -> dict[str, str]:
+    """What servers that are compared have in their environment, beside ours."""
+    # All of a folder is here: do not wait for a hub that may be out of reach.
+    return {**_SERVER_ENV, **({"HF_HUB_OFFLINE": "1"} if Path(model).is_dir() else {})}
+
+
 def free_port() -> int:
     """A TCP port on loopback that nobody listens on at the moment."""
     with socket.socket() as probe:
@@ -44,10 +67,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def vllm_command() -> list[str]:
-    """`vllm serve` as installed beside the running Python, or as found on the PATH."""
+def vllm_command(*subcommand: str) -> list[str]:
+    """`vllm` as installed beside the running Python, or as found on the PATH, and its subcommand."""
     beside = Path(sys.executable).parent / "vllm"
-    return [str(beside) if beside.exists() else "vllm", "serve"]
+    return [str(beside) if beside.exists() else "vllm", *subcommand]
 
 
 @contextmanager
@@ -71,7 +94,15 @@ def serve(
     Raises ServerError when the server dies or is not ready after `ready_timeout_s`.
     """
     port = free_port()
-    arguments = [*(command or vllm_command()), model, "--host", "127.0.0.1", "--port", str(port), *flags]
+    arguments = [
+        *(command or vllm_command("serve")),
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *flags,
+    ]
     log_path.parent.mkdir(parents=True, exist_ok=True)
     process: subprocess.Popen[bytes] | None = None
     with _deadly_signals_unwind(), log_path.open("wb") as log:
@@ -89,7 +120,7 @@ def serve(
             yield Server(base_url, process.pid, log_path, startup_s)
         finally:
             if process is not None:
-                _stop(process, grace_s)
+                stop(process, grace_s)
 
 
 @contextmanager
@@ -121,7 +152,7 @@ def _await_ready(
     started = time.monotonic()
     with httpx.Client(base_url=base_url, trust_env=False, timeout=5.0) as client:  # no proxy to loopback
         while (waited_s := time.monotonic() - started) < timeout_s:
-            if _has_ended(pid):
+            if has_ended(pid):
                 raise ServerError(f"the server died while starting\n{log_tail(log_path)}")
             with suppress(httpx.TransportError):
                 if client.get("/health").status_code == httpx.codes.OK:
@@ -132,17 +163,20 @@ def _await_ready(
     raise ServerError(f"the server was not ready after {timeout_s:g} s\n{log_tail(log_path)}")
 
 
-def _has_ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether our child has ended. It is not reaped: until then neither its id nor its group's is reused."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
-def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
-    """End the server politely, then what is left of its group; another Ctrl-C only cuts the grace short."""
+def stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
+    """End a child with a group of its own politely, then what is left of the group.
+
+    Another Ctrl-C only cuts the grace short.
+    """
     try:
         os.kill(process.pid, signal.SIGTERM)  # not terminate(): that would reap a child that has ended
         deadline = time.monotonic() + grace_s
-        while not _has_ended(process.pid) and time.monotonic() < deadline:
+        while not has_ended(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         with suppress(ProcessLookupError):

@@ -12,6 +12,7 @@ report.
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,17 @@ import httpx
 
 @dataclass(frozen=True)
 class StreamRequest:
-    """One chat request, to be sent `send_at_s` after the start. `extra` is merged into the request's JSON."""
+    """One chat request, to be sent `send_at_s` after the start. `extra` is merged into the request's JSON.
+
+    `after` names another stream and a number of tokens: then it is sent when so many have come of that one, or
+    when that one has ended. A scene told that way is the same on a fast machine and on a slow one.
+    """
 
     name: str
     prompt: str
     max_tokens: int
     send_at_s: float = 0.0
+    after: tuple[str, int] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -96,12 +102,51 @@ async def play(
         base_url=base_url, trust_env=False, timeout=timeout_s, limits=limits
     ) as client:
         start_s = time.monotonic()
+        cues = _Cues(requests)
+
+        def note(request: StreamRequest, delivery: Delivery) -> None:
+            cues.note(request, delivery.tokens)
+            if on_delivery is not None:
+                on_delivery(request, delivery)
+
+        async def play_on_cue(request: StreamRequest) -> StreamRecord:
+            await asyncio.sleep(max(0.0, start_s + request.send_at_s - time.monotonic()))
+            await cues.wait(request)
+            try:
+                return await _play_one(client, model, request, start_s, note)
+            finally:
+                cues.ended(request)
+
         heart = asyncio.create_task(_longest_stall_s(finished := asyncio.Event()))
-        records = await asyncio.gather(
-            *(_play_one(client, model, request, start_s, on_delivery) for request in requests)
-        )
+        records = await asyncio.gather(*map(play_on_cue, requests))
         finished.set()
         return Played(records, await heart)
+
+
+class _Cues:
+    """Who waits for which token of whom."""
+
+    def __init__(self, requests: Sequence[StreamRequest]) -> None:
+        self._tokens = dict.fromkeys((request.name for request in requests), 0.0)
+        self._given = {request.after: asyncio.Event() for request in requests if request.after is not None}
+        unknown = {name for name, _ in self._given} - self._tokens.keys()
+        assert not unknown, f"a request waits for {unknown}, which is not played"
+
+    async def wait(self, request: StreamRequest) -> None:
+        """Return when it is the request's turn."""
+        if request.after is not None:
+            await self._given[request.after].wait()
+
+    def note(self, request: StreamRequest, tokens: float) -> None:
+        """Count new tokens of a stream, and give the cues that hang on them."""
+        self._tokens[request.name] += tokens
+        for (name, wanted), given in self._given.items():
+            if name == request.name and self._tokens[name] >= wanted:
+                given.set()
+
+    def ended(self, request: StreamRequest) -> None:
+        """Give every cue that hangs on a stream of which nothing more will come."""
+        self.note(request, math.inf)
 
 
 async def _longest_stall_s(finished: asyncio.Event) -> float:
@@ -119,9 +164,8 @@ async def _play_one(
     model: str,
     request: StreamRequest,
     start_s: float,
-    on_delivery: Callable[[StreamRequest, Delivery], None] | None,
+    on_delivery: Callable[[StreamRequest, Delivery], None],
 ) -> StreamRecord:
-    await asyncio.sleep(max(0.0, start_s + request.send_at_s - time.monotonic()))
     collected = _Collected()
     sent_s = time.monotonic() - start_s
     error = None
@@ -131,7 +175,7 @@ async def _play_one(
                 raise _RefusedError(f"HTTP {response.status_code}: {(await response.aread()).decode()[:500]}")
             async for line in response.aiter_lines():
                 delivery = collected.take(line, time.monotonic() - start_s)
-                if delivery is not None and on_delivery is not None:
+                if delivery is not None:
                     on_delivery(request, delivery)
         if not collected.done:
             raise _RefusedError("the stream broke off before its end")

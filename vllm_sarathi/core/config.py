@@ -8,7 +8,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-SCHEDULERS = ("sarathi",)
+BASELINES = (
+    "prefill-first",
+    "orca",
+    "request-level",
+    "pressure",
+    "chunked-only",
+    "hybrid-only",
+)
+"""Schedulers to compare with; a token budget is the most that they take in one step."""
+
+SCHEDULERS = ("sarathi", *BASELINES)
 """Schedulers of ours, by the name that `--scheduler` takes."""
 
 STOCK_SCHEDULER = "default"
@@ -80,6 +90,12 @@ def check_positive(key: str, value: object, most: float) -> None:
         raise ConfigError(f"{flag_name(key)} {value!r}: must be a number above 0 and at most {most:g}.")
 
 
+def check_path(key: str, value: object) -> None:
+    """Raise ConfigError naming the flag if `value` is neither None nor the name of a file or folder."""
+    if value is not None and (not isinstance(value, str) or not value.strip() or "\0" in value):
+        raise ConfigError(f"{flag_name(key)} {value!r}: must be the name of a file or folder.")
+
+
 def auto_factor(text: object) -> float:
     """Return the factor in `auto` (5) or `auto:25x` (25).
 
@@ -94,6 +110,9 @@ def auto_factor(text: object) -> float:
         )
     return factor
 
+
+NO_CALIBRATION = "none"
+"""What `--calibration-dir` takes to start cold and remember nothing."""
 
 MAX_SLO_MS = 3_600_000.0
 """An hour: whoever asks for more has mistaken the unit."""
@@ -123,6 +142,9 @@ class SarathiConfig:
         prefill_max_wait_s: under `deadline`, a prompt that has waited so long goes before all later ones, seconds.
         allow_request_slo: whether clients may ask for promises of their own.
         min_request_slo_ms: the least promise that a client may ask for, milliseconds.
+        step_trace: a file that gets a line per step; None writes none.
+        calibration_dir: the folder that keeps what was learnt of a device; None is `vllm-sarathi` in the user's
+            cache folder, `none` starts cold and keeps nothing.
 
     Raises:
         ConfigError: a value of a wrong type or out of range.
@@ -160,6 +182,15 @@ class SarathiConfig:
     min_request_slo_ms: float = _setting(
         10.0, "The least promise that a client may ask for, in milliseconds.", "MS"
     )
+    step_trace: str | None = _setting(
+        None, "A file that gets a line per step; `vllm-sarathi trace` draws it.", "FILE.jsonl"
+    )
+    calibration_dir: str | None = _setting(
+        None,
+        "The folder that keeps what was learnt of a device for the next start (default: vllm-sarathi in the "
+        "user's cache folder); 'none' starts cold and keeps nothing.",
+        "DIR",
+    )
 
     def __post_init__(self) -> None:
         if check_scheduler(self.scheduler) == STOCK_SCHEDULER:
@@ -175,6 +206,10 @@ class SarathiConfig:
                 )
         for key in ("tbt_slo_ms", "ttft_slo_ms"):
             if getattr(self, key) is not None:
+                if self.scheduler in BASELINES:
+                    raise ConfigError(
+                        f"{flag_name(key)} {getattr(self, key)!r}: has no effect with --scheduler {self.scheduler}."
+                    )
                 check_positive(key, getattr(self, key), MAX_SLO_MS)
         check_positive("min_request_slo_ms", self.min_request_slo_ms, MAX_SLO_MS)
         check_positive("prefill_max_wait_s", self.prefill_max_wait_s, MAX_SLO_MS / 1e3)
@@ -183,6 +218,8 @@ class SarathiConfig:
         check_choice("prefill_order", self.prefill_order, PREFILL_ORDERS)
         if not isinstance(self.allow_request_slo, bool):
             raise ConfigError(f"--allow-request-slo {self.allow_request_slo!r}: must be true or false.")
+        for key in ("step_trace", "calibration_dir"):
+            check_path(key, getattr(self, key))
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:

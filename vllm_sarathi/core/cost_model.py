@@ -42,6 +42,9 @@ SLOWER_WINDOW = 4
 SLOWER_FACTOR = 1.3
 """The device has changed where so many steps in a row were off by so much, all to the same side."""
 
+PRIOR_STEPS = 20.0
+"""What an earlier run learnt counts as much as so many steps of this one."""
+
 RATIOS_KEPT = 256
 CAUTION = 0.2
 CAUTIOUS_STEPS = 64
@@ -90,11 +93,13 @@ class CostModel:
         self._margin = self._margin_now()
         self._seen: dict[tuple[int, int], int] = {}
         self._eager_steps = EAGER_STEPS
+        self._weight_sum = 0.0
+        self._unchecked_steps = 0
 
     @property
     def ready(self) -> bool:
-        """True once anything has been learnt."""
-        return self.steps > 0
+        """True once anything has been learnt, and a prior has been compared with enough steps to see it fail."""
+        return self.steps > 0 and self._unchecked_steps <= 0
 
     @property
     def margin(self) -> float:
@@ -132,7 +137,7 @@ class CostModel:
         if not math.isfinite(measured_s) or measured_s <= 0.0:
             return
         predicted_s = self.predict(shape)
-        weight = self._weight(shape, measured_s, predicted_s) if self.ready and predicted_s > 0 else 1.0
+        weight = self._weight(shape, measured_s, predicted_s) if predicted_s > 0 else 1.0
         x = np.array(features(shape)) * self._scales
         # Relative to what was foretold: relative to the measured time, noise would pull the fit down.
         unit = max(predicted_s, 0.5 * measured_s)
@@ -140,6 +145,8 @@ class CostModel:
         self._b *= FORGETTING
         self._a += np.outer(x, x * (weight / unit**2))
         self._b += x * (weight * measured_s / unit**2)
+        self._weight_sum = FORGETTING * self._weight_sum + weight
+        self._unchecked_steps -= 1
         self.steps += 1
         self._eager_steps -= 1
         if self._eager_steps > 0 or self.steps % SOLVE_EVERY_STEPS == 0:
@@ -177,6 +184,7 @@ class CostModel:
         self._b *= middle
         self._a *= 0.2
         self._b *= 0.2
+        self._weight_sum *= 0.2
         self._eager_steps = EAGER_STEPS
         self._recent.clear()
         self._ratios = deque(maxlen=RATIOS_KEPT)
@@ -212,28 +220,41 @@ class CostModel:
         """Return what was learnt as plain values; `load` takes them back."""
         return {
             "knees": list(KNEES),
-            "steps": self.steps,
             "a": self._a.tolist(),
             "b": self._b.tolist(),
+            "weight": self._weight_sum,
             "spread": self._spread,
+            "familiar": [list(kind) for kind, seen in self._seen.items() if seen >= FAMILIAR_STEPS],
         }
 
-    def load(self, values: Mapping[str, Any], weight_steps: float = 20.0) -> None:
-        """Take over what an earlier run learnt, as a prior worth `weight_steps` steps.
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Take over what an earlier run learnt, as a prior worth PRIOR_STEPS steps.
+
+        The kinds of step that were familiar then are so now: where their times surprise, the device has changed, and
+        the prior is rescaled. Until enough steps have been seen for that to show, the model is not `ready`.
 
         Raises:
-            ValueError: the values are not those of this model, or not finite.
+            KeyError, TypeError, ValueError: the values are not those of this model; it is as it was.
         """
         a, b = np.array(values["a"], dtype=float), np.array(values["b"], dtype=float)
+        weight, spread = float(values["weight"]), float(values["spread"])
+        familiar = [(int(tokens), int(prefix)) for tokens, prefix in values["familiar"]]
         size = len(SCALES)
         if list(values["knees"]) != list(KNEES) or a.shape != (size, size) or b.shape != (size,):
             raise ValueError("it was learnt by a model of another shape")
-        if not (np.isfinite(a).all() and np.isfinite(b).all()) or (b < 0).any() or (np.diag(a) < 0).any():
+        finite = (
+            np.isfinite(a).all() and np.isfinite(b).all() and 0 < weight < math.inf and 0 < spread < math.inf
+        )
+        # A sum of outer products is symmetric and has no negative eigenvalue, but for rounding.
+        if not finite or (b < 0).any() or not np.allclose(a, a.T):
             raise ValueError("its numbers are not those of a step model")
-        effective_steps = (1 - FORGETTING ** int(values["steps"])) / (1 - FORGETTING)
-        if effective_steps <= 0:
-            raise ValueError("it holds no steps")
-        self._a, self._b = (m * min(1.0, weight_steps / effective_steps) for m in (a, b))
+        if float(np.linalg.eigvalsh(a)[0]) < -1e-9 * float(np.trace(a)):
+            raise ValueError("its numbers are not those of a step model")
+        share = min(1.0, PRIOR_STEPS / weight)
+        self._a, self._b, self._weight_sum = a * share, b * share, weight * share
+        self._spread = min(max(spread, 1e-3), 1.0)
+        self._seen = dict.fromkeys(familiar, FAMILIAR_STEPS)
+        self._unchecked_steps = SLOWER_WINDOW
         self.steps = 1
         self._solve()
 

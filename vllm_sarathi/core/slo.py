@@ -52,6 +52,7 @@ class SloBudget:
         self.model = model
         self.deadlines = TokenDeadlines(config.tbt_mode, steps_per_token)
         self.waiting_seen = WAITING_SEEN[config.prefill_order]
+        self.sees_one_step = config.prefill_order == "fcfs"
         self.needs_decode_views = self.deadlines.needs_decode_views or config.allow_request_slo
         self.unkeepable = False
         self._factor = auto_factor(config.tbt_slo)
@@ -76,7 +77,7 @@ class SloBudget:
         """Decide the next step."""
         order, held, waiting_order = self._order(view)
         if view.decodes == 0:
-            return StepPlan(view.max_tokens, order, held, waiting_order, "idle")
+            return StepPlan(view.max_tokens, order, held, waiting_order, reason="idle")
         ahead = [view.prefills[i] for i in order]
         ahead += [view.waiting[i] for i in (waiting_order or range(len(view.waiting)))]
         if view.unseen_waiting:
@@ -84,7 +85,7 @@ class SloBudget:
             ahead.append(RequestView("unseen", (0.0, 0.0), 0.0, 0, view.max_tokens))
         prefill_tokens, reason = self._prefill_tokens(view, ahead)
         budget = min(view.max_tokens, max(1, view.decode_tokens + prefill_tokens))
-        return StepPlan(budget, order, held, waiting_order, reason)
+        return StepPlan(budget, order, held, waiting_order, reason=reason)
 
     def observe(self, record: StepRecord) -> None:
         """Learn from a finished step."""
@@ -104,10 +105,12 @@ class SloBudget:
         room = view.max_tokens - view.decode_tokens
         if not ahead or room <= 0:
             return 0, "none"
+        if not self.model.ready:
+            return min(room, COLD_TOKENS), "cold"
         decode_s = self._seconds(view, 0, 0.0, 0)
         self._note_decode_step(decode_s)
         slo_s = self.tbt_slo_s
-        if slo_s is None or not self.model.ready:
+        if slo_s is None:
             return min(room, COLD_TOKENS), "cold"
         available_s = self.deadlines.available_s(view, slo_s)
         self.unkeepable = decode_s > available_s

@@ -75,6 +75,8 @@ class StepPlan:
         prefill_order: indices into StepView.prefills, first served first; each exactly once, but those held.
         held: indices into StepView.prefills that yield this step to a more urgent request.
         waiting_order: indices into StepView.waiting, first let in first; None leaves the queue as it is.
+        decodes: whether decodes are served; else they stall for this step.
+        admit: whether waiting requests are let in.
         reason: what set the budget, one word, for traces.
     """
 
@@ -82,6 +84,8 @@ class StepPlan:
     prefill_order: tuple[int, ...]
     held: tuple[int, ...] = ()
     waiting_order: tuple[int, ...] | None = None
+    decodes: bool = True
+    admit: bool = True
     reason: str = "fixed"
 
 

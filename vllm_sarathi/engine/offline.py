@@ -6,9 +6,11 @@ The model's shape comes from a folder with nothing but a config.json; no weights
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vllm_sarathi.core.config import CONFIG_KEY, NO_CALIBRATION, ConfigCarrier, config_from_additional
 from vllm_sarathi.engine.vllm_api import import_internal
 
 LLAMA: dict[str, Any] = {
@@ -62,6 +64,9 @@ def build_scheduler(config: Any, num_blocks: int, scheduler_cls: type[Any] | Non
         scheduler_cls: the class; by default the one that the configuration names.
     """
     config = copy.copy(config)
+    # A rehearsal neither believes what real devices have taught nor leaves anything for them.
+    ours = replace(config_from_additional(config.additional_config), calibration_dir=NO_CALIBRATION)
+    config.additional_config = {**(config.additional_config or {}), CONFIG_KEY: ConfigCarrier(ours)}
     config.cache_config = copy.copy(config.cache_config)
     config.cache_config.num_gpu_blocks = num_blocks
     block_size = config.cache_config.block_size

@@ -25,6 +25,8 @@ from vllm_sarathi.core.config import (
     read_config_file,
 )
 from vllm_sarathi.engine import vllm_api
+from vllm_sarathi.engine.metrics import serve_figures
+from vllm_sarathi.engine.trace_file import check_step_trace
 
 GROUP_TITLE = "Sarathi"
 DEST_PREFIX = "sarathi_flag_"
@@ -111,7 +113,7 @@ def _parser_of(setting: "Field[Any]") -> Callable[[str], Any]:
         try:
             if setting.name == "scheduler":
                 return check_scheduler(text)
-            value = _number(text)
+            value = text if setting.type == str | None else _number(text)
             SarathiConfig.from_mapping({setting.name: value})
         except ConfigError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
@@ -227,6 +229,8 @@ def check_before_load(vllm_config: Any) -> None:
         scheduler_config.scheduler_cls = vllm_api.stock_scheduler_path(vllm_config)
         return
     vllm_api.check_engine(vllm_config, config)
+    check_step_trace(config.step_trace)
+    serve_figures()
 
 
 def _exit(error: ConfigError) -> NoReturn:

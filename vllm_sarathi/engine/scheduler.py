@@ -9,7 +9,7 @@ import itertools
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from vllm_sarathi.core.views import (
 )
 from vllm_sarathi.engine import vllm_api
 from vllm_sarathi.engine.promises import NONE, Promise, read_promise
+from vllm_sarathi.engine.telemetry import open_telemetry
 
 Scheduler, AsyncScheduler = vllm_api.scheduler_classes()
 
@@ -42,6 +43,7 @@ class _Step:
     plan: StepPlan
     partial: list[Any]
     hidden: list[Any]
+    stalled: list[Any]
     visible: int
     decodes_take_turns: bool
     shape: StepShape | None = None
@@ -82,10 +84,13 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         else:
             vllm_api.logger.warning("vLLM has switched chunked prefill off; its stock scheduling applies.")
         self.config = config
-        self.controller = Controller(config, vllm_config.parallel_config.pipeline_parallel_size)
+        stages = vllm_config.parallel_config.pipeline_parallel_size
+        self.controller = Controller(config, stages)
+        self.telemetry = open_telemetry(vllm_config, config, self.controller, self.log_stats)
         self.clock: Callable[[], float] = time.monotonic
         self.wall_clock: Callable[[], float] = time.time
         self.plan_failures = 0
+        self._pipelined = stages > 1 and not vllm_config.scheduler_config.async_scheduling
         self._by_priority = vllm_api.is_priority_policy(self)
         self._promises: dict[str, Promise] = {}
         self._in_flight: deque[_Step | None] = deque()
@@ -108,7 +113,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             vllm_api.restore_limits(self, limits)
             if step is not None:
                 admitted = self.running[step.visible :]
-                self.running += step.hidden
+                self.running = step.stalled + self.running + step.hidden
         if step is not None:
             self._guarded(self._note_shape, step, output, admitted)
         self._note(step, output)
@@ -135,6 +140,12 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if self.config.allow_request_slo:
             self._guarded(self._note_promise, request)
 
+    def shutdown(self) -> None:
+        """End, as the parent does, with the last figures told."""
+        if self.telemetry is not None:
+            self._guarded(self.telemetry.close)
+        super().shutdown()
+
     def _guarded(self, ours: Callable[..., Any], *args: Any) -> Any:
         """Call code of ours; what it raises is logged and counted, and None is returned."""
         try:
@@ -159,9 +170,13 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if plan.waiting_order is not None:
             waiting = [waiting[i] for i in plan.waiting_order]
             vllm_api.reorder_waiting(self, waiting)
-        if hidden and not vllm_api.can_hide(self, view.decodes, waiting[0]):
+        if hidden and not vllm_api.can_hide(self, view.decodes, waiting[0] if waiting else None):
             ordered, hidden = ordered + hidden, []
-        if take_turns:
+        stalled: list[Any] = []
+        if not plan.decodes and self._can_stall(ordered, waiting):
+            stalled = [request for request in running if not request.is_prefill_chunk]
+            self.running = ordered
+        elif take_turns:
             decodes = [request for request in running if not request.is_prefill_chunk]
             decodes.sort(key=lambda request: self._last_served.get(request.request_id, -1))
             self.running = decodes + ordered
@@ -169,14 +184,25 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             # The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so
             # decodes get their tokens first, and a prefill is preempted before a decode is.
             self.running = [request for request in running if not request.is_prefill_chunk] + ordered
-        vllm_api.set_limits(self, plan.token_budget, hidden=len(hidden))
-        return _Step(started_s, view, plan, partial, hidden, len(self.running), take_turns)
+        vllm_api.set_limits(self, plan.token_budget, len(hidden) + len(stalled), plan.admit)
+        return _Step(
+            started_s, view, plan, partial, hidden, stalled, len(self.running), take_turns and not stalled
+        )
+
+    def _can_stall(self, partial: list[Any], waiting: list[Any]) -> bool:
+        """True where prompts can be read while the decodes stand: else nothing would move."""
+        if partial:
+            return vllm_api.can_hide(self, 0, partial[0])
+        return bool(waiting) and vllm_api.has_slot(self) and vllm_api.can_hide(self, 0, waiting[0])
 
     def _view(self, now_s: float, partial: list[Any]) -> tuple[StepView, list[Any]]:
         """Return what the policy sees, and the waiting requests in it."""
         policy = self.controller.policy
         running = self.running
         decodes = len(running) - len(partial)
+        if self._pipelined:  # a decode whose last token is still in the pipeline cannot be in this step
+            running = [r for r in running if r.is_prefill_chunk or r.num_tokens > r.num_computed_tokens]
+            decodes = len(running) - len(partial)
         decode_tokens = decodes
         if self.num_spec_tokens:
             decode_tokens += sum(len(r.spec_token_ids) for r in running if not r.is_prefill_chunk)
@@ -186,12 +212,13 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         waiting: list[Any] = []
         unseen = 0
         if policy.waiting_seen:
-            waiting = list(itertools.islice(self.waiting, policy.waiting_seen))
+            wanted = itertools.islice(self.waiting, policy.waiting_seen)
+            waiting = self._within_one_step(partial, wanted) if policy.sees_one_step else list(wanted)
             unseen = self.get_request_counts()[1] - len(waiting)
         wall_s = self.wall_clock() if partial or waiting else 0.0
         views: tuple[DecodeView, ...] = ()
         if policy.needs_decode_views:
-            views = tuple(self._decode_view(r) for r in running if not r.is_prefill_chunk)
+            views = tuple(self._decode_view(r) for r in self.running if not r.is_prefill_chunk)
         view = StepView(
             now_s=now_s,
             decodes=decodes,
@@ -204,6 +231,19 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             decode_views=views,
         )
         return view, waiting
+
+    def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
+        """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`."""
+        room = self.max_num_scheduled_tokens
+        for request in partial:
+            room -= request.num_tokens - request.num_computed_tokens
+        reached = []
+        for request in waiting:
+            if room <= 0:
+                break
+            room -= request.num_tokens - request.num_computed_tokens
+            reached.append(request)
+        return reached
 
     def _request_view(self, request: Any, wall_s: float) -> RequestView:
         done = request.num_computed_tokens
@@ -248,7 +288,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         step.shape = StepShape(
             tokens=output.total_num_scheduled_tokens,
             decodes=len(scheduled) - prefills,
-            decode_context_tokens=step.view.decode_context_tokens,
+            decode_context_tokens=0 if step.stalled else step.view.decode_context_tokens,
             prefill_work=work,
             sequences=len(scheduled),
         )
@@ -282,6 +322,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             completed_s=now_s,
         )
         self.controller.observe(record)
+        if self.telemetry is not None:
+            self.telemetry.note(record, len(self.running), self.get_request_counts()[1])
 
 
 class AsyncSarathiScheduler(SarathiScheduler, AsyncScheduler):  # type: ignore[misc, valid-type]

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -45,6 +46,7 @@ CONTRACT = (
     ),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.add_request", ("request",)),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.get_request_counts"),
+    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.shutdown"),
     Touchpoint("vllm.v1.core.sched.async_scheduler:AsyncScheduler"),
     Touchpoint("vllm.v1.core.sched.request_queue:RequestQueue.peek_request"),
     Touchpoint("vllm.v1.core.sched.request_queue:FCFSRequestQueue.pop_request"),
@@ -57,6 +59,15 @@ CONTRACT = (
     Touchpoint("vllm.engine.arg_utils:EngineArgs.add_cli_args", ("parser",)),
     Touchpoint("vllm.engine.arg_utils:EngineArgs.from_cli_args", ("args",)),
     Touchpoint("vllm.engine.arg_utils:EngineArgs.create_engine_config"),
+    # An engine in this process (engine/inprocess.py).
+    Touchpoint("vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args", ("parser",)),
+    Touchpoint("vllm.usage.usage_lib:UsageContext.OPENAI_API_SERVER"),
+    Touchpoint("vllm.utils.argparse_utils:FlexibleArgumentParser"),
+    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.from_engine_args", ("engine_args", "usage_context")),
+    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.add_request", ("request_id", "prompt", "params")),
+    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.abort_request", ("request_ids",)),
+    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.has_unfinished_requests"),
+    Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.step"),
     # The scheduler without a model (engine/offline.py).
     Touchpoint("vllm.v1.core.kv_cache_utils:get_request_block_hasher"),
     Touchpoint("vllm.v1.core.kv_cache_utils:init_none_hash"),
@@ -74,6 +85,7 @@ CONTRACT = (
 SCHEDULER_ATTRIBUTES = (
     "block_size",
     "kv_cache_manager",
+    "log_stats",
     "max_num_running_reqs",
     "max_num_scheduled_tokens",
     "num_spec_tokens",
@@ -190,19 +202,36 @@ def restore_limits(scheduler: Any, limits: list[tuple[str, int]]) -> None:
         setattr(scheduler, name, value)
 
 
-def set_limits(scheduler: Any, token_budget: int, hidden: int) -> None:
-    """Set the token budget, and take the slots of requests that are hidden from `running` out of the count."""
+def set_limits(scheduler: Any, token_budget: int, hidden: int, admit: bool = True) -> None:
+    """Set the token budget, and take the slots of requests that are hidden from `running` out of the count.
+
+    Without `admit` no slot is left for a waiting request.
+    """
     scheduler.max_num_scheduled_tokens = token_budget
-    if hidden:
+    if hidden or not admit:
         for name in LIMITS[1:]:
             if hasattr(scheduler, name):
-                setattr(scheduler, name, getattr(scheduler, name) - hidden)
+                left = getattr(scheduler, name) - hidden if admit else len(scheduler.running)
+                setattr(scheduler, name, left)
 
 
-def can_hide(scheduler: Any, decodes: int, first: Any) -> bool:
-    """True where a step can do without preempting: a hidden prefill's KV blocks are out of the parent's reach."""
+def can_hide(scheduler: Any, decodes: int, first: Any | None) -> bool:
+    """True where a step can do without preempting: a hidden request's KV blocks are out of the parent's reach.
+
+    Args:
+        scheduler: vLLM's.
+        decodes: requests that decode in the step.
+        first: the request that is to be read first; None for none.
+    """
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-    return bool(free > 2 * decodes + first.num_tokens // scheduler.block_size + 2)
+    prompt_blocks = first.num_tokens // scheduler.block_size if first is not None else 0
+    return bool(free > 2 * decodes + prompt_blocks + 2)
+
+
+def has_slot(scheduler: Any) -> bool:
+    """True where one more request may run."""
+    limits = [getattr(scheduler, name) for name in LIMITS[1:] if hasattr(scheduler, name)]
+    return bool(len(scheduler.running) < min(limits))
 
 
 def reorder_waiting(scheduler: Any, requests: list[Any]) -> None:
@@ -238,6 +267,38 @@ def stock_scheduler_path(vllm_config: Any) -> str | None:
         "DiffusionAsyncScheduler" if vllm_config.scheduler_config.async_scheduling else "DiffusionScheduler"
     )
     return f"vllm.v1.core.sched.diffusion_scheduler.{kind}"
+
+
+def calibration_key(vllm_config: Any) -> dict[str, str | int | bool | None]:
+    """Return what decides how long a step takes: a calibration is used where all of it is the same."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    speculative = vllm_config.speculative_config
+    return {
+        "model": os.path.abspath(model.model) if os.path.exists(model.model) else model.model,
+        "revision": model.revision,
+        "dtype": str(model.dtype),
+        "quantization": None if model.quantization is None else str(model.quantization),
+        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
+        "eager": bool(model.enforce_eager),
+        "speculation": None if speculative is None else str(speculative.method),
+        "speculative_tokens": vllm_config.num_speculative_tokens,
+        "lora": vllm_config.lora_config is not None,
+        "async_scheduling": bool(vllm_config.scheduler_config.async_scheduling),
+        "device": _device_name(),
+        "tensor_parallel_size": parallel.tensor_parallel_size,
+        "pipeline_parallel_size": parallel.pipeline_parallel_size,
+        "data_parallel_size": parallel.data_parallel_size,
+        "expert_parallel": bool(parallel.enable_expert_parallel),
+        "vllm": installed_version(),
+    }
+
+
+def _device_name() -> str:
+    platform = import_internal("vllm.platforms").current_platform
+    if platform.is_cpu():
+        threads = import_internal("torch").get_num_threads()
+        return f"{os.cpu_count()} CPUs, {threads} threads"
+    return str(platform.get_device_name())
 
 
 def check_engine(vllm_config: Any, config: SarathiConfig) -> None:

@@ -39,7 +39,7 @@ def test_the_name_alone_finds_its_own_budget(tiny: Path) -> None:
     limits = {"max_model_len": 1024, "max_num_batched_tokens": 1024}
 
     def scene(engine: RealEngine) -> None:
-        engine.add("stream", prompt(1, 700), max_tokens=40)
+        engine.add("stream", prompt(1, 20), max_tokens=60)
         engine.step(5)
         engine.add("long", prompt(0, 900))
 
@@ -47,7 +47,7 @@ def test_the_name_alone_finds_its_own_budget(tiny: Path) -> None:
         engine = RealEngine(llm, budget=1024)
         run = engine.play(scene)
     assert type(engine.scheduler) is SarathiScheduler
-    assert run.steps[0].scheduled == {"stream": 700}  # nothing decodes: nothing to hold back for
+    assert run.steps[0].scheduled == {"stream": 20}  # nothing decodes: nothing to hold back for
     beside = next(step for step in run.steps if "long" in step.scheduled)
     assert beside.scheduled["stream"] == 1
     assert run.chunks("long") > 1

@@ -1,0 +1,171 @@
+"""A captured state as one file: tensors as safetensors, everything else as JSON in its header. No pickle."""
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from autolrs_plugin.training.tree import TensorCopy
+
+VERSION = 1
+_HEADER = "autolrs"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, or cannot be trusted."""
+
+
+def write_checkpoint(state: dict[str, Any], path: Path) -> str:
+    """Write `state` (as `JobState.capture` gives it) to `path`, whole or not at all; return the file's SHA-256.
+
+    Raises:
+        CheckpointError: the state holds something that is neither a tensor nor plain data; the message says where.
+    """
+    tensors = _Tensors()
+    document = {"version": VERSION, "state": _encode(state, tensors, "state")}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors.by_name, temporary, metadata={_HEADER: json.dumps(document, allow_nan=False)})
+    with open(temporary, "rb+") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+    return digest
+
+
+def read_checkpoint(path: Path, sha256: str) -> dict[str, Any]:
+    """Return the state that `write_checkpoint` wrote, its tensors on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, was changed since, or is of another version.
+    """
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read ({error.strerror}).") from error
+    if found != sha256:
+        raise CheckpointError(
+            f"{path}: the checkpoint is not the one that was written (its SHA-256 differs)."
+        )
+    with safe_open(path, framework="pt", device="cpu") as opened:
+        document = json.loads(opened.metadata()[_HEADER])
+        if document["version"] != VERSION:
+            raise CheckpointError(f"{path}: is of version {document['version']}; this is version {VERSION}.")
+        state: dict[str, Any] = _decode(document["state"], opened.get_tensor)
+        return state
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Tensors:
+    """The tensors of a file, by name; safetensors takes no two of one storage, and none with gaps."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, torch.Tensor] = {}
+        self._storages: set[int] = set()
+
+    def add(self, tensor: torch.Tensor) -> str:
+        whole = tensor.contiguous()
+        if whole.numel() and whole.untyped_storage().data_ptr() in self._storages:
+            whole = whole.clone()
+        self._storages.add(whole.untyped_storage().data_ptr())
+        name = str(len(self.by_name))
+        self.by_name[name] = whole
+        return name
+
+
+def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
+    """Return `value` as JSON in which every object is a tagged type; its tensors go into `tensors`."""
+    if value is None or isinstance(value, bool | str) or type(value) is int:
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, TensorCopy):
+        return _encode_tensor(value, tensors, where)
+    if type(value) in (dict, OrderedDict, Counter) or _is_default_dict(value):
+        tag = type(value).__name__ if type(value) in (OrderedDict, Counter) else "dict"
+        pairs = [
+            [_encode(k, tensors, where), _encode(v, tensors, f"{where}[{k!r}]")] for k, v in value.items()
+        ]
+        return {tag: pairs}
+    if type(value) is deque:
+        return {"deque": [_encode(v, tensors, where) for v in value], "maxlen": value.maxlen}
+    if type(value) in (list, tuple, set):
+        items = [_encode(v, tensors, f"{where}[{i}]") for i, v in enumerate(value)]
+        return items if type(value) is list else {type(value).__name__: items}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return {"ndarray": value.tolist(), "dtype": str(value.dtype)}
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+        return {"scalar": value.item(), "dtype": str(value.dtype)}
+    if isinstance(value, torch.dtype | torch.device):
+        return {type(value).__name__: str(value).removeprefix("torch.")}
+    raise CheckpointError(
+        f"{where}: a {type(value).__module__}.{type(value).__qualname__} cannot be written as safetensors and JSON, "
+        "so this run cannot be resumed from disk; leave run_dir out, or keep plain data there."
+    )
+
+
+def _is_default_dict(value: Any) -> bool:
+    return isinstance(value, dict) and type(value).__name__ == "defaultdict"
+
+
+def _encode_tensor(kept: TensorCopy, tensors: _Tensors, where: str) -> dict[str, Any]:
+    data = kept.data
+    if data.layout != torch.strided:
+        raise CheckpointError(f"{where}: a {data.layout} tensor cannot be written; leave run_dir out.")
+    encoded: dict[str, Any] = {"tensor": tensors.add(data), "device": str(kept.device)}
+    if not data.is_contiguous():
+        encoded["stride"] = list(data.stride())
+    return encoded
+
+
+def _decode(value: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(v, tensor) for v in value]
+    if not isinstance(value, dict):
+        return value
+    (tag, body), *options = value.items()
+    extra = dict(options)
+    if tag == "tensor":
+        return _decode_tensor(tensor(body), extra)
+    if tag in ("dict", "OrderedDict", "Counter"):
+        kind = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}[tag]
+        return kind({_decode(k, tensor): _decode(v, tensor) for k, v in body})
+    if tag == "deque":
+        return deque((_decode(v, tensor) for v in body), extra["maxlen"])
+    if tag in ("tuple", "set"):
+        items = (_decode(v, tensor) for v in body)
+        return tuple(items) if tag == "tuple" else set(items)
+    plain: dict[str, Callable[[], Any]] = {
+        "float": lambda: float(body),
+        "ndarray": lambda: np.array(body, dtype=extra["dtype"]),
+        "scalar": lambda: np.dtype(extra["dtype"]).type(body),
+        "dtype": lambda: getattr(torch, body),
+        "device": lambda: torch.device(body),
+    }
+    return plain[tag]()
+
+
+def _decode_tensor(data: torch.Tensor, extra: dict[str, Any]) -> TensorCopy:
+    stride = extra.get("stride")
+    # A tensor whose elements overlap (an expanded one) was written out in full and stays so.
+    if stride is not None and 0 not in stride:
+        data = torch.empty_strided(data.shape, stride, dtype=data.dtype).copy_(data)
+    return TensorCopy(data, torch.device(extra["device"]))

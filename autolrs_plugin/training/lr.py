@@ -1,0 +1,86 @@
+"""Learning rates of an optimizer's groups: set with their ratios kept, and replayed from a schedule.
+
+A rate of the search is that of the first parameter group; every other group keeps its ratio to it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+
+def group_ratios(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
+    """Return each group's learning rate divided by the first group's.
+
+    A group's own rate is `initial_lr` where a scheduler has noted one: a scheduler with a warm-up has already set
+    `lr` to 0 before the first step.
+
+    Raises:
+        ValueError: a group has no rate, or the first one's is 0.
+    """
+    rates = []
+    for index, group in enumerate(optimizer.param_groups):
+        rate = group.get("initial_lr", group.get("lr"))
+        if rate is None:
+            raise ValueError(
+                f"optimizer: the lr of param_groups[{index}] is None; an optimizer that sets its own learning rate "
+                "(relative_step) cannot be tuned."
+            )
+        rates.append(float(rate))
+    if not rates[0] > 0:
+        raise ValueError(
+            f"optimizer: the lr of param_groups[0] is {rates[0]:g}; it must be above 0, for the other groups keep "
+            "their ratio to it."
+        )
+    return tuple(rate / rates[0] for rate in rates)
+
+
+class GroupRates:
+    """Sets the learning rates of all groups of an optimizer at once.
+
+    Attributes:
+        ratios: each group's rate divided by the first group's, as found at the start; 0 stays 0.
+
+    Raises:
+        ValueError: a group has no rate, or the first one's is 0.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self.ratios = group_ratios(optimizer)
+
+    def set(self, lr: float) -> None:
+        """Give the first group the rate `lr` and the others theirs."""
+        for group, ratio in zip(self._optimizer.param_groups, self.ratios, strict=True):
+            rate = group["lr"]
+            # A tensor's identity matters to compiled and captured optimizers, which read it.
+            if isinstance(rate, torch.Tensor):
+                rate.fill_(lr * ratio)
+            else:
+                group["lr"] = lr * ratio
+
+
+class ReplayLR(LRScheduler):  # type: ignore[misc]  # torch has no types here
+    """Plays a list of learning rates, one per step, then stays at the last; groups keep their ratios.
+
+    Args:
+        optimizer: its groups' rates now give the ratios.
+        lrs: the first group's rate at each step.
+        last_epoch: the last step that was played, -1 for none (as in every scheduler of torch).
+
+    Raises:
+        ValueError: `lrs` is empty, or a group has no ratio.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, lrs: Sequence[float], last_epoch: int = -1) -> None:
+        if not lrs:
+            raise ValueError("lrs: is empty; a schedule has at least one step.")
+        self.lrs = tuple(float(lr) for lr in lrs)
+        self.ratios = group_ratios(optimizer)
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        """Return each group's rate for the current step."""
+        lr = self.lrs[min(self.last_epoch, len(self.lrs) - 1)]
+        return [lr * ratio for ratio in self.ratios]

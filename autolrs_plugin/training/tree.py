@@ -1,0 +1,136 @@
+"""Nested state (tensors in dicts, lists and tuples): copied so that nothing else refers to it, and put back in place.
+
+An optimizer's `state_dict()` returns live references and its `load_state_dict()` aliases or casts, so neither can
+undo a step exactly. Here a copy is a copy, and going back writes into the very tensors that are in use, because
+compiled graphs, flattened buffers and the caller's own variables refer to them.
+"""
+
+import copy
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class TensorCopy:
+    """The values of a tensor, and where the tensor itself lives.
+
+    Attributes:
+        data: the values, on any device.
+        device: the device of the tensor that was copied.
+    """
+
+    data: torch.Tensor
+    device: torch.device
+
+
+class Copier:
+    """Copies nested state once; a tensor met twice is one copy.
+
+    Args:
+        place: the device for the copies; None for each tensor's own.
+        share: refer to the live tensors instead of copying them: for state that is written out at once.
+    """
+
+    def __init__(self, place: torch.device | None = None, share: bool = False) -> None:
+        self._place = place
+        self._share = share
+        self._copies: dict[int, TensorCopy] = {}
+        # Containers of tensors are made anew by some state_dict(): they must outlive their ids.
+        self._seen: list[torch.Tensor] = []
+
+    def copy(self, value: Any, old: Any = None) -> Any:
+        """Return a copy of `value`, made in the memory of `old` (an earlier copy that nobody needs) where it fits."""
+        if isinstance(value, torch.Tensor):
+            if id(value) not in self._copies:
+                self._seen.append(value)
+                self._copies[id(value)] = self._copy_tensor(value.detach(), old)
+            return self._copies[id(value)]
+        if isinstance(value, dict):
+            olds = old if isinstance(old, dict) else {}
+            copied = copy.copy(value)  # of the same type, with its default factory
+            for key, item in value.items():
+                copied[key] = self.copy(item, olds.get(key))
+            return copied
+        if isinstance(value, list | tuple | deque):
+            before = list(old) if isinstance(old, list | tuple | deque) else []
+            items = [self.copy(v, before[i] if i < len(before) else None) for i, v in enumerate(value)]
+            return _like(value, items)
+        return value if isinstance(value, bool | int | float | str | None) else copy.deepcopy(value)
+
+    def _copy_tensor(self, tensor: torch.Tensor, old: Any) -> TensorCopy:
+        if self._share:
+            return TensorCopy(tensor, tensor.device)
+        place = self._place or tensor.device
+        # Fresh memory costs more than the copy itself; the memory of the copy before is warm.
+        if isinstance(old, TensorCopy) and old.device == tensor.device and _same_form(old.data, tensor):
+            old.data.copy_(tensor)
+            return old
+        return TensorCopy(tensor.to(place, copy=True), tensor.device)
+
+
+class Restorer:
+    """Writes copies back into the live state; a tensor that was copied once is one tensor again."""
+
+    def __init__(self) -> None:
+        self._restored: dict[int, torch.Tensor] = {}
+        self._written: set[int] = set()
+
+    def into(self, tensor: torch.Tensor, kept: TensorCopy) -> None:
+        """Write `kept` into `tensor`, which keeps its identity, memory and layout."""
+        tensor.copy_(kept.data)
+        self._restored[id(kept)] = tensor
+        self._written.add(id(tensor))
+
+    def restored(self, live: Any, kept: Any) -> Any:
+        """Return `kept` as live state: `live` itself, written in place, wherever its type and form allow it."""
+        if isinstance(kept, TensorCopy):
+            return self._tensor(live, kept)
+        if isinstance(kept, dict):
+            target = live if isinstance(live, dict) else copy.copy(kept)
+            items = {key: self.restored(target.get(key), item) for key, item in kept.items()}
+            target.clear()  # what is there now and was not then was made by a probe
+            target.update(items)
+            return target
+        if isinstance(kept, list | tuple | deque):
+            lives = list(live) if isinstance(live, list | tuple | deque) else []
+            items_ = [self.restored(lives[i] if i < len(lives) else None, k) for i, k in enumerate(kept)]
+            if isinstance(live, list) and isinstance(kept, list):
+                live[:] = items_
+                return live
+            return _like(kept, items_)
+        return kept if isinstance(kept, bool | int | float | str | None) else copy.deepcopy(kept)
+
+    def _tensor(self, live: Any, kept: TensorCopy) -> torch.Tensor:
+        if id(kept) in self._restored:
+            return self._restored[id(kept)]
+        # A tensor that has been written already now stands in two places of the state, but did not then.
+        if (
+            isinstance(live, torch.Tensor)
+            and live.device == kept.device
+            and _same_form(live, kept.data)
+            and id(live) not in self._written
+        ):
+            self.into(live, kept)
+            return live
+        fresh = kept.data.to(kept.device, copy=True)
+        self._restored[id(kept)] = fresh
+        self._written.add(id(fresh))
+        return fresh
+
+
+def _same_form(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape or a.layout != b.layout:
+        return False
+    # The layout in memory is the order in which a sum is taken, which bits depend on.
+    return bool(a.layout == torch.strided and a.stride() == b.stride())
+
+
+def _like(container: Any, items: list[Any]) -> Any:
+    if isinstance(container, deque):
+        return deque(items, container.maxlen)
+    if isinstance(container, list):
+        return items
+    return type(container)(*items) if hasattr(container, "_fields") else tuple(items)

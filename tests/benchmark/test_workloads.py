@@ -1,0 +1,66 @@
+"""The workloads: drawn from a seed, with the lengths and the arrivals that they state."""
+
+import json
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from vllm_sarathi.benchmark.workloads import WORKLOADS, Workload, draw_arrivals, quick, trace_lines
+
+each_workload = pytest.mark.parametrize(
+    "workload", WORKLOADS.values(), ids=[workload.name for workload in WORKLOADS.values()]
+)
+
+
+@each_workload
+def test_lengths_are_seeded_and_within_their_ranges(workload: Workload) -> None:
+    arrivals = draw_arrivals(workload, seed=0)
+    assert arrivals == draw_arrivals(workload, seed=0)
+    assert arrivals != draw_arrivals(workload, seed=1)
+    assert len(arrivals) == workload.requests
+    counts = [
+        sum(
+            kind.prompt_tokens[0] <= each.prompt_tokens <= kind.prompt_tokens[1]
+            and kind.output_tokens[0] <= each.output_tokens <= kind.output_tokens[1]
+            for each in arrivals
+        )
+        for kind in workload.kinds
+    ]
+    assert sum(counts) == workload.requests
+    for kind, count in zip(workload.kinds, counts, strict=True):
+        assert count == pytest.approx(kind.share * workload.requests, abs=0.5)
+
+
+def test_the_mix_is_15_percent_very_long_prompts_also_when_it_is_quick() -> None:
+    for workload in (WORKLOADS["mix"], quick(WORKLOADS["mix"])):
+        very_long = sum(each.prompt_tokens >= 2000 for each in draw_arrivals(workload, 0))
+        assert very_long == round(0.15 * workload.requests)
+
+
+@each_workload
+def test_every_request_fits_into_the_servers_context(workload: Workload) -> None:
+    assert all(kind.prompt_tokens[1] + kind.output_tokens[1] <= 4096 for kind in workload.kinds)
+
+
+@each_workload
+def test_requests_arrive_in_order_at_about_the_stated_rate(workload: Workload) -> None:
+    times_s = [each.at_s for each in draw_arrivals(workload, 0)]
+    assert times_s[0] == 0
+    assert all(earlier <= later for earlier, later in pairwise(times_s))
+    assert times_s[-1] == pytest.approx(workload.requests / workload.rate_per_s, rel=0.4)
+
+
+def test_a_burst_is_twelve_at_once() -> None:
+    times_s = Counter(each.at_s for each in draw_arrivals(WORKLOADS["burst"], 0))
+    assert set(times_s.values()) == {12}
+    assert len(times_s) == 4
+
+
+def test_the_trace_states_every_request_and_no_two_prompts_are_alike() -> None:
+    arrivals = draw_arrivals(WORKLOADS["chat"], 0)
+    rows = [json.loads(line) for line in trace_lines(arrivals).splitlines()]
+    assert [row["timestamp"] for row in rows] == [each.at_s for each in arrivals]
+    assert [row["input_length"] for row in rows] == [each.prompt_tokens for each in arrivals]
+    assert [row["output_length"] for row in rows] == [each.output_tokens for each in arrivals]
+    assert len({tuple(row["hash_ids"]) for row in rows}) == len(rows)

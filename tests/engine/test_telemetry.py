@@ -1,0 +1,219 @@
+"""Telemetry in the real scheduler: what it writes, what it survives, and that nothing of it reaches the engine."""
+
+import gc
+import json
+import logging
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from tests.engine.modelled import ModelledEngine
+from vllm_sarathi import SarathiConfig
+from vllm_sarathi.benchmark.trace import read_trace
+from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.views import StepRecord, StepShape
+from vllm_sarathi.engine import metrics, plugin, telemetry, vllm_api
+from vllm_sarathi.engine.telemetry import Telemetry
+from vllm_sarathi.engine.trace_file import StepTraceFile
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What our logger says."""
+    said: list[str] = []
+
+    def handle(record: logging.LogRecord) -> None:
+        said.append(record.getMessage())
+
+    monkeypatch.setattr(vllm_api.logger, "handle", handle)
+    monkeypatch.setattr(vllm_api.logger, "level", logging.INFO)
+    monkeypatch.setattr(vllm_api.logger, "_cache", {})
+    return said
+
+
+def record(
+    measured_s: float = 0.1, decodes: int = 8, chunk: int = 32, predicted_s: float = 0.09
+) -> StepRecord:
+    shape = StepShape(decodes + chunk, decodes, 500 * decodes, 16.0 * chunk, decodes + (chunk > 0))
+    return StepRecord(shape, 48, "slo" if chunk else "none", predicted_s, measured_s, 1.0)
+
+
+def threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "sarathi-telemetry"]
+
+
+def test_each_step_of_the_scheduler_is_a_line_of_the_trace(make_config: Any, tmp_path: Path) -> None:
+    file = tmp_path / "steps.jsonl"
+    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=100, step_trace=str(file))))
+    engine.add("a", 20, max_tokens=30)
+    for _ in range(5):
+        engine.step()
+    engine.add("b", 100, max_tokens=5)
+    engine.add("c", 100, max_tokens=5)
+    steps = 5 + engine.drain()
+    assert engine.scheduler.plan_failures == 0
+    engine.scheduler.shutdown()
+    traced = read_trace(file)
+    assert len(traced) == steps
+    assert sum(step.shape.tokens for step in traced) == 20 + 29 + 2 * (100 + 4)
+    assert {step.slo_s for step in traced} == {0.1}
+    assert any(step.hybrid and step.running == 2 for step in traced)
+    assert traced[0].predicted_s is None
+    assert traced[-1].predicted_s is not None
+    engine.scheduler.shutdown()  # again: nothing more
+    assert len(read_trace(file)) == steps
+
+
+def test_a_scheduler_that_nobody_watches_has_no_thread(make_config: Any) -> None:
+    before = len(threads())
+    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=100)))
+    assert engine.scheduler.telemetry is None
+    assert len(threads()) == before
+
+
+def test_a_telemetry_that_nobody_holds_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "TICK_S", 0.01)
+    held = Telemetry(Controller(SarathiConfig()))
+    thread, ref = held._thread, weakref.ref(held)
+    assert thread.is_alive()
+    del held
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert ref() is None
+
+
+def test_the_thread_writes_without_being_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(telemetry, "TICK_S", 0.01)
+    file = tmp_path / "steps.jsonl"
+    watched = Telemetry(Controller(SarathiConfig()), log=False, trace=StepTraceFile(file))
+    watched.note(record(), 8, 0)
+    written = threading.Event()
+    for _ in range(1000):
+        if file.exists() and file.stat().st_size:
+            break
+        written.wait(0.01)
+    assert len(read_trace(file)) == 1
+    watched.close()
+
+
+def test_the_log_line(logged: list[str]) -> None:
+    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=150)))
+    for measured_s in (0.1, 0.2, float("nan"), 0.0, -1.0):
+        watched.note(record(measured_s), running=9, waiting=3)
+    watched.flush()
+    assert not logged  # not yet time
+    watched.close()
+    assert logged == [
+        "Sarathi: 9 running, 3 waiting, 2 steps, budget P50 48 tokens, 50.0% of 16 gaps within 150 ms, "
+        "prediction error P50 32.5%, P90 50.5%"
+    ]
+
+
+def test_nothing_is_said_while_there_is_no_work(logged: list[str]) -> None:
+    watched = Telemetry(Controller(SarathiConfig()))
+    watched.tell()
+    watched.close()
+    assert not logged
+
+
+def test_a_promise_that_cannot_be_kept_is_in_the_log_once_and_in_the_metrics(
+    logged: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)), rank=1)
+    for _ in range(3):
+        for _ in range(20):
+            watched.note(record(0.04, chunk=0), running=8, waiting=0)
+        watched.flush()
+        watched.tell()
+    watched.close()
+    advice = [said for said in logged if "cannot be kept" in said]
+    assert len(advice) == 1
+    assert "--tbt-slo-ms 48 or more" in advice[0]  # 40 ms, and the caution of a model that knows nothing
+    registry = CollectorRegistry()
+    registry.register(metrics.FiguresCollector(tmp_path))
+    page = generate_latest(registry).decode()
+    for line in (
+        'vllm_sarathi_promise_unkeepable{engine="1"} 1.0',
+        'vllm_sarathi_tbt_slo_seconds{engine="1"} 0.01',
+        'vllm_sarathi_gaps_total{engine="1"} 480.0',
+        'vllm_sarathi_gaps_kept_total{engine="1"} 0.0',
+        'vllm_sarathi_decode_step_seconds{engine="1"} 0.04',
+    ):
+        assert line in page
+
+
+def test_metrics_without_engines_or_with_broken_files_are_empty(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(metrics.FiguresCollector(tmp_path / "gone"))
+    assert 'engine="' not in generate_latest(registry).decode()
+    (tmp_path / "0.json").write_text('{"steps": ')
+    (tmp_path / "1.json").write_text(json.dumps({"steps": "many", "gaps": 3}))
+    registry = CollectorRegistry()
+    registry.register(metrics.FiguresCollector(tmp_path))
+    assert [x for x in generate_latest(registry).decode().splitlines() if "engine=" in x] == [
+        'vllm_sarathi_gaps_total{engine="1"} 3.0'
+    ]
+
+
+# The file.
+
+
+def test_a_trace_of_full_size_makes_room(tmp_path: Path) -> None:
+    file = StepTraceFile(tmp_path / "steps.jsonl", max_bytes=1000)
+    for i in range(100):
+        file.write([f"{i:03} {'x' * 45}\n"])
+    kept = [(tmp_path / name).read_text().splitlines() for name in ("steps.jsonl.1", "steps.jsonl")]
+    assert len(list(tmp_path.iterdir())) == 2
+    numbers = [int(line[:3]) for lines in kept for line in lines]
+    assert numbers == list(range(numbers[0], 100))
+    assert 20 <= len(numbers) <= 40
+    assert all(len("\n".join(lines)) <= 1000 for lines in kept)
+
+
+def test_a_new_start_goes_on_in_the_same_file(tmp_path: Path) -> None:
+    for i in range(2):
+        StepTraceFile(tmp_path / "steps.jsonl").write([f"{i}\n"])
+    assert (tmp_path / "steps.jsonl").read_text() == "0\n1\n"
+
+
+def test_a_full_disk_ends_the_trace_with_one_warning(warned: list[str]) -> None:
+    file = StepTraceFile(Path("/dev/full"))
+    for _ in range(3):
+        file.write(["line\n"])
+    assert warned == ["The step trace /dev/full ends here: it cannot be written (No space left on device)."]
+
+
+def test_a_full_disk_does_not_end_the_engine(make_config: Any, warned: list[str]) -> None:
+    engine = ModelledEngine(make_config(SarathiConfig(step_trace="/dev/full")))
+    engine.add("a", 20)
+    engine.drain()
+    engine.scheduler.shutdown()
+    assert engine.scheduler.plan_failures == 0
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [("/nowhere/x.jsonl", "No such file"), ("/proc", "Is a directory")]
+)
+def test_a_trace_that_cannot_be_written_is_refused_before_a_model_loads(
+    make_config: Any, path: str, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"--step-trace '{path}': cannot be written \({reason}"):
+        plugin.check_before_load(make_config(SarathiConfig(step_trace=path)))
+
+
+def test_each_data_parallel_engine_has_a_file(make_config: Any, tmp_path: Path) -> None:
+    config = make_config(SarathiConfig(step_trace=str(tmp_path / "steps.jsonl")), "pipeline")
+    config.parallel_config.data_parallel_size, config.parallel_config.data_parallel_rank = 2, 1
+    engine = ModelledEngine(config)
+    engine.add("a", 20)
+    engine.drain()
+    engine.scheduler.shutdown()
+    assert [path.name for path in tmp_path.iterdir()] == ["steps.1.jsonl"]

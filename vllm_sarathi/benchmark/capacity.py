@@ -1,0 +1,263 @@
+"""The highest rate at which a deployment keeps its promise, by bracketing and bisection.
+
+The criterion is the paper's (Sarathi-Serve, section 5, "Metrics"): P99 of the time between tokens within the SLO,
+and a median scheduling delay of at most two seconds. With promises of the requests' own, a second one: the share of
+them that is kept (`goodput`).
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vllm_sarathi.core.config import ConfigError, check_int, check_positive
+from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
+from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of
+from vllm_sarathi.simulation.simulator import RequestLog, Simulator
+from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
+
+BRACKET_FACTOR = 1.6
+TOLERANCE = 0.02
+"""The search ends where the lowest failing rate is so much above the highest passing one."""
+
+RATE_RANGE = (1 / 1024, 64.0)
+"""Rates that are tried, as multiples of the first one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """When a run counts as carried.
+
+    Attributes:
+        tbt_slo_ms: the promised time between tokens; None for no promise.
+        percentile: which percentile of all gaps has to keep it.
+        max_delay_s: the longest median scheduling delay, seconds.
+        goodput: the share of the requests with promises of their own that has to keep them; None leaves them out.
+    """
+
+    tbt_slo_ms: float | None = None
+    percentile: float = 99.0
+    max_delay_s: float = 2.0
+    goodput: float | None = None
+
+    def holds(self, outcome: Outcome) -> bool:
+        """Return whether a finished run meets it."""
+        if self.goodput is not None and (outcome.goodput is None or outcome.goodput < self.goodput):
+            return False
+        if np.median(outcome.delays_s) > self.max_delay_s and self.goodput is None:
+            return False
+        if self.tbt_slo_ms is None or self.goodput is not None or not len(outcome.gaps_s):
+            return True
+        return bool(np.percentile(outcome.gaps_s, self.percentile) * 1e3 <= self.tbt_slo_ms)
+
+
+class Watch:
+    """Ends a run that can no longer meet the criterion, whatever comes; it never ends one that still can."""
+
+    def __init__(self, criterion: Criterion, requests: Sequence[SimulatedRequest]) -> None:
+        self._criterion = criterion
+        gaps = sum(max(0, r.output_tokens - 1) for r in requests)
+        promised = sum(r.tbt_slo_ms is not None or r.ttft_slo_ms is not None for r in requests)
+        self._late_gaps_left = (1 - criterion.percentile / 100) * gaps + 1
+        self._delayed_left = len(requests) / 2 + 1
+        self._broken_left = (1 - (criterion.goodput or 0)) * promised
+        self._seen = 0
+
+    def __call__(self, simulator: Simulator) -> bool:
+        """Look at what has finished since the last call; return True to end the run."""
+        for log in simulator.finished[self._seen :]:
+            self._note(log)
+        self._seen = len(simulator.finished)
+        if self._criterion.goodput is not None:
+            return self._broken_left < 0
+        waiting = sum(
+            1
+            for log in simulator.arrived()
+            if log.scheduled_s is None
+            and simulator.now_s - log.request.arrival_s > self._criterion.max_delay_s
+        )
+        return self._late_gaps_left < 0 or self._delayed_left - waiting < 0
+
+    def _note(self, log: RequestLog) -> None:
+        criterion = self._criterion
+        if criterion.goodput is not None:
+            self._broken_left -= keeps_promise(log) is False
+            return
+        assert log.scheduled_s is not None
+        self._delayed_left -= log.scheduled_s - log.request.arrival_s > criterion.max_delay_s
+        if criterion.tbt_slo_ms is not None:
+            self._late_gaps_left -= int((np.diff(log.token_s) * 1e3 > criterion.tbt_slo_ms).sum())
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a rate is tried with: a synthetic workload by name, or the requests of a trace at another rate.
+
+    Attributes:
+        name: of the workload, or of the trace's file.
+        requests: how many.
+        arrivals: how they come, for a synthetic one.
+        trace: the requests of a trace.
+    """
+
+    name: str
+    requests: int
+    arrivals: str = "poisson"
+    trace: tuple[SimulatedRequest, ...] = ()
+
+    def at(self, rate_qps: float, seed: int) -> list[SimulatedRequest]:
+        """Return the requests at a rate; a trace's are the same for each seed."""
+        if self.trace:
+            return at_rate(self.trace[: self.requests], rate_qps)
+        return synthetic(self.name, rate_qps, self.requests, seed, self.arrivals)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One search: everything that decides its answer, as plain values.
+
+    Attributes:
+        deployment, scheduler: by name.
+        workload: what is sent.
+        criterion: when a run counts as carried.
+        seed: of the workload.
+        settings: those of SarathiConfig, for `sarathi`.
+    """
+
+    deployment: str
+    scheduler: str
+    workload: Workload
+    criterion: Criterion
+    seed: int = 0
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        qps: the highest rate that was carried; None where none was.
+        outcome: the figures of the run at that rate.
+        runs: how many runs it took.
+    """
+
+    qps: float | None
+    outcome: dict[str, Any] = field(default_factory=dict)
+    runs: int = 0
+
+
+def rehearse(task: Task, rate_qps: float, to_the_end: bool = False) -> Outcome | None:
+    """Run a task's workload at a rate; return None where it was given up as hopeless."""
+    place = deployment(task.deployment)
+    requests = task.workload.at(rate_qps, task.seed)
+    shared = any(request.prefix for request in requests)
+    scheduler = build(place, scheduler_choice(task.scheduler, **dict(task.settings)), shared)
+    simulator = Simulator(scheduler, place.times(), requests, place.in_flight)
+    simulator.run(None if to_the_end else Watch(task.criterion, requests))
+    return None if simulator.given_up else outcome_of(simulator.logs)
+
+
+def search(run: Callable[[float], bool], start: float, tolerance: float = TOLERANCE) -> float | None:
+    """Return the highest rate at which `run` answers True, within `tolerance`; None where it never does.
+
+    Args:
+        run: tries a rate; supposed to be True below some rate and False above.
+        start: the first rate that is tried.
+        tolerance: how far the answer may be below the rate that fails, as a share.
+    """
+    least, most = start * RATE_RANGE[0], start * RATE_RANGE[1]
+    good, bad, rate = None, None, start
+    while good is None or bad is None:
+        if run(rate):
+            good, rate = rate, rate * BRACKET_FACTOR
+            if bad is None and rate > most:
+                return good
+        else:
+            bad, rate = rate, rate / BRACKET_FACTOR
+            if good is None and rate < least:
+                return None
+    while bad / good > 1 + tolerance:
+        middle = math.sqrt(good * bad)
+        if run(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+def first_rate(task: Task) -> float:
+    """Return a rate to begin with: half of what the device could read if it did nothing else."""
+    place = deployment(task.deployment)
+    requests = task.workload.at(1.0, task.seed)
+    tokens = statistics.fmean(request.prompt_tokens for request in requests)
+    return 0.5 / (place.read_s(tokens) + 1e-3)
+
+
+def find(task: Task) -> Found:
+    """Search a task's capacity; the same task gives the same answer anywhere."""
+    outcomes: dict[float, Outcome] = {}
+    runs = 0
+
+    def run(rate_qps: float) -> bool:
+        nonlocal runs
+        runs += 1
+        outcome = rehearse(task, rate_qps)
+        if outcome is None or not task.criterion.holds(outcome):
+            return False
+        outcomes[rate_qps] = outcome
+        return True
+
+    qps = search(run, first_rate(task))
+    return Found(qps, {} if qps is None else outcomes[qps].to_mapping(), runs)
+
+
+def row_of(tasks: Sequence[Task], found: Sequence[Found], goodput: Sequence[Found] = ()) -> dict[str, Any]:
+    """Return the row of a result file for the seeds of one search; figures are those of the first seed."""
+    task = tasks[0]
+    budget = task.scheduler.partition("@")[2]
+    rates = [f.qps for f in found if f.qps is not None]
+    kept = [f.qps for f in goodput if f.qps is not None]
+    return {
+        "deployment": task.deployment,
+        "workload": task.workload.name,
+        "tbt_slo_ms": task.criterion.tbt_slo_ms,
+        "scheduler": task.scheduler.partition("@")[0],
+        "token_budget": int(budget) if budget else None,
+        "capacity_qps": statistics.fmean(rates) if len(rates) == len(found) else None,
+        "ci_qps": list(confidence_range(rates)) if len(rates) == len(found) else None,
+        "gap_ms": found[0].outcome.get("gap_ms"),
+        "ttft_ms": found[0].outcome.get("ttft_ms"),
+        "goodput_qps": statistics.fmean(kept) if kept and len(kept) == len(goodput) else None,
+    }
+
+
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t, two-sided 95%, for 1 to 9 degrees of freedom."""
+
+
+def confidence_range(rates: Sequence[float]) -> tuple[float, float]:
+    """Return a 95% range of the mean over seeds; with one seed, what the search itself leaves open."""
+    mean = statistics.fmean(rates)
+    if len(rates) < 2:
+        return mean, mean * (1 + TOLERANCE)
+    t = T_95[len(rates) - 2] if len(rates) - 2 < len(T_95) else 2.0
+    half = t * statistics.stdev(rates) / math.sqrt(len(rates))
+    return max(0.0, mean - half), mean + half
+
+
+def check_search(requests: int, seeds: int, criterion: Criterion) -> None:
+    """Check what a user asked for.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    check_int("requests", requests, minimum=2)
+    check_int("seeds", seeds, minimum=1)
+    if criterion.tbt_slo_ms is not None:
+        check_positive("tbt_slo_ms", criterion.tbt_slo_ms, 3.6e6)
+    if not 0 < criterion.percentile <= 100:
+        raise ConfigError(f"--percentile {criterion.percentile!r}: must be above 0 and at most 100.")

@@ -1,0 +1,96 @@
+"""Who takes part in the live benchmark: schedulers by name, with a fixed budget where the name ends in @N."""
+
+from dataclasses import dataclass
+
+from vllm_sarathi.benchmark.server import MAX_NUM_SEQS
+from vllm_sarathi.core.config import STOCK_SCHEDULER, ConfigError, nearest_hint
+
+OURS = "sarathi"
+DEADLINE = "sarathi-deadline"
+"""Ours with `--prefill-order deadline` and `--ttft-slo-ms`."""
+
+NAMES = (OURS, DEADLINE, STOCK_SCHEDULER)
+STATIC_BUDGETS = (48, 80, 128, 192, 320)
+"""The sweep of stock vLLM, tokens per step: what fits beside the decodes in 150, 250 and 500 ms lies in between."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A scheduler in the benchmark.
+
+    Attributes:
+        label: as `--schedulers` takes it, `sarathi` or `default@80`.
+        name: the scheduler, one of NAMES.
+        token_budget: its fixed budget; None where it has none (ours) or vLLM's own default (stock).
+    """
+
+    label: str
+    name: str
+    token_budget: int | None
+
+    @property
+    def is_stock(self) -> bool:
+        """True for vLLM's own scheduler."""
+        return self.name == STOCK_SCHEDULER
+
+    @property
+    def knows_slo(self) -> bool:
+        """True where the promise changes what it does; the others run once and are judged by each promise."""
+        return not self.is_stock and self.token_budget is None
+
+    def flags(self, tbt_slo_ms: float, ttft_slo_ms: float) -> list[str]:
+        """Its flags of `vllm serve`."""
+        if self.is_stock:
+            budget = [] if self.token_budget is None else ["--max-num-batched-tokens", str(self.token_budget)]
+            return ["--scheduler", STOCK_SCHEDULER, *budget]
+        flags = ["--scheduler", "sarathi"]
+        if self.token_budget is not None:
+            return [*flags, "--token-budget", str(self.token_budget)]
+        flags += ["--tbt-slo-ms", f"{tbt_slo_ms:g}"]
+        if self.name == DEADLINE:
+            flags += ["--prefill-order", "deadline", "--ttft-slo-ms", f"{ttft_slo_ms:g}"]
+        return flags
+
+
+def parse_contender(label: str) -> Contender:
+    """Return the contender that `label` names.
+
+    Raises:
+        ConfigError: no such scheduler, or a budget that it cannot have.
+    """
+    name, at, budget = label.partition("@")
+    if name not in NAMES:
+        raise ConfigError(f"--schedulers {label!r}: unknown scheduler; {nearest_hint(name, NAMES)}")
+    if not at:
+        return Contender(label, name, None)
+    if name == DEADLINE:
+        raise ConfigError(
+            f"--schedulers {label!r}: {DEADLINE} goes by its promises and takes no fixed budget."
+        )
+    if not budget.isascii() or not budget.isdigit():
+        raise ConfigError(f"--schedulers {label!r}: the budget after '@' must be a whole number of tokens.")
+    # vLLM refuses a budget below its number of sequences.
+    least = MAX_NUM_SEQS if name == STOCK_SCHEDULER else 1
+    if int(budget) < least:
+        raise ConfigError(f"--schedulers {label!r}: the budget after '@' must be at least {least} tokens.")
+    return Contender(label, name, int(budget))
+
+
+def parse_contenders(labels: str) -> list[Contender]:
+    """Return the contenders in a list with commas; each once.
+
+    Raises:
+        ConfigError: as parse_contender; or nobody is named.
+    """
+    named = dict.fromkeys(label.strip() for label in labels.split(",") if label.strip())
+    if not named:
+        raise ConfigError(f"--schedulers {labels!r}: names nobody; valid: {', '.join(NAMES)}, or NAME@N.")
+    return [parse_contender(label) for label in named]
+
+
+def default_contenders(quick: bool) -> list[Contender]:
+    """Ours, stock, and the sweep of stock; `quick` sweeps less."""
+    budgets = STATIC_BUDGETS[1:3] if quick else STATIC_BUDGETS
+    return parse_contenders(
+        ",".join([OURS, DEADLINE, STOCK_SCHEDULER, *(f"{STOCK_SCHEDULER}@{budget}" for budget in budgets)])
+    )

@@ -1,0 +1,1 @@
+"""REHEARSES: virtual time, the real vLLM scheduler, a modelled device."""

@@ -1,0 +1,242 @@
+"""A deployment: a model on devices, its memory, its step times, and a scheduler built for it."""
+
+import copy
+import functools
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_sarathi.core.config import (
+    STOCK_SCHEDULER,
+    ConfigError,
+    SarathiConfig,
+    check_scheduler,
+)
+from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
+from vllm_sarathi.simulation.devices import Device, Roofline, device
+from vllm_sarathi.simulation.express import express_class
+from vllm_sarathi.simulation.models import ModelShape, model_shape
+from vllm_sarathi.simulation.simulator import StepTimes
+
+MEMORY_SHARE = 0.9
+"""vLLM's `gpu_memory_utilization` by default."""
+
+RESERVED_BYTES = 3e9
+"""Activations of the largest step, captured graphs and the device's own context, per device."""
+
+BLOCK_TOKENS = 16
+
+PAPER_MAX_TOKENS = 16384
+"""The longest request of the paper's datasets; the paper serves all its models with it."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model on devices.
+
+    Attributes:
+        name: as the user wrote it.
+        model: the model's shape.
+        unit: each of the devices.
+        tensor_parallel, stages: how the model is spread.
+        devices_per_node: devices in one machine.
+        max_tokens: the longest request, tokens.
+        max_sequences: the most requests in a step.
+        step_tokens: vLLM's default for the tokens of a step there.
+    """
+
+    name: str
+    model: ModelShape
+    unit: Device
+    tensor_parallel: int
+    stages: int
+    devices_per_node: int
+    max_tokens: int
+    max_sequences: int
+    step_tokens: int
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds.
+
+        Raises:
+            ConfigError: the model does not fit, with the arithmetic.
+        """
+        devices = self.tensor_parallel * self.stages
+        weights = self.model.parameters * self.model.dtype_bytes / devices
+        share = max(1.0, self.model.kv_heads / self.tensor_parallel) / self.model.kv_heads
+        token = self.model.kv_bytes_per_token * share / self.stages
+        room = MEMORY_SHARE * self.unit.memory_bytes - weights - RESERVED_BYTES
+        tokens = int(room / token)
+        if tokens < self.max_tokens:
+            raise ConfigError(
+                f"--deployment {self.name}: does not fit: {MEMORY_SHARE:.0%} of {self.unit.memory_bytes / 1e9:.0f} GB "
+                f"per device less {weights / 1e9:.1f} GB of weights ({self.model.parameters / 1e9:.1f}e9 parameters "
+                f"over {devices}) less {RESERVED_BYTES / 1e9:.0f} GB reserved leaves {room / 1e9:.1f} GB of KV cache, "
+                f"and one request of {self.max_tokens} tokens needs {self.max_tokens * token / 1e9:.1f} GB; "
+                "spread it over more devices (MODEL/DEVICE:tp2pp2)."
+            )
+        return tokens
+
+    def times(self) -> StepTimes:
+        """Return how long its steps take."""
+        return Roofline(self.model, self.unit, self.tensor_parallel, self.stages, self.devices_per_node)
+
+    def read_s(self, tokens: float) -> float:
+        """Return the seconds to read a prompt of so many tokens with nothing beside it."""
+        count = max(1, round(tokens))
+        return self.times().stage_s(StepShape(count, 0, 0, chunk_work(0, count), 1), 0)
+
+    @property
+    def in_flight(self) -> int:
+        """Batches in flight, as vLLM does it by default: asynchronous on one stage, else one per stage."""
+        return 2 if self.stages == 1 else self.stages
+
+
+PAPER_DEPLOYMENTS = {
+    "mistral-7b/a100": "mistral-7b/a100:tp1",
+    "yi-34b/2xa100": "yi-34b/a100:tp2",
+    "llama2-70b/8xa40": "llama2-70b/a40:tp4pp2",
+    "falcon-180b/8xa100": "falcon-180b/a100:tp4pp2@4",
+}
+"""The four of the paper (table 1); `@4` is four devices to a machine, with 100 Gbit Ethernet between machines."""
+
+PATTERN = re.compile(
+    r"(?:(?P<count>\d+)x)?(?P<device>[^:@]+)(?::tp(?P<tp>\d+)(?:pp(?P<pp>\d+))?)?(?:@(?P<node>\d+))?"
+)
+
+
+def deployment(name: str) -> Deployment:
+    """Return a deployment by name.
+
+    Args:
+        name: `MODEL/DEVICE`, with `:tp4` or `:tp4pp2` for several devices and `@4` for four of them to a machine;
+            `MODEL/4xDEVICE` is short for `:tp4`. The model may be a folder with a config.json.
+
+    Raises:
+        ConfigError: an unknown model or device, or a model that does not fit.
+    """
+    model_name, _, rest = PAPER_DEPLOYMENTS.get(name, name).rpartition("/")
+    match = PATTERN.fullmatch(rest)
+    if not model_name or match is None:
+        raise ConfigError(
+            f"--deployment {name!r}: must be MODEL/DEVICE, as in {', '.join(PAPER_DEPLOYMENTS)}."
+        )
+    shape, unit = model_shape(model_name), device(match["device"])
+    tensor_parallel = int(match["tp"] or match["count"] or 1)
+    stages = int(match["pp"] or 1)
+    if tensor_parallel < 1 or shape.heads % tensor_parallel:
+        raise ConfigError(
+            f"--deployment {name!r}: {shape.heads} attention heads cannot be shared by {tensor_parallel} devices."
+        )
+    if not 1 <= stages <= shape.layers:
+        raise ConfigError(f"--deployment {name!r}: {stages} stages for {shape.layers} layers.")
+    made = Deployment(
+        name=name,
+        model=shape,
+        unit=unit,
+        tensor_parallel=tensor_parallel,
+        stages=stages,
+        devices_per_node=int(match["node"] or 8),
+        max_tokens=max(shape.max_position, PAPER_MAX_TOKENS)
+        if name in PAPER_DEPLOYMENTS
+        else shape.max_position,
+        max_sequences=unit.default_sequences,
+        step_tokens=unit.default_step_tokens,
+    )
+    _ = made.kv_tokens
+    return made
+
+
+@dataclass(frozen=True)
+class SchedulerChoice:
+    """A scheduler as a list of them names it: `sarathi`, `default`, `pressure`, or `NAME@N` with a fixed budget.
+
+    Attributes:
+        text: as the user wrote it.
+        config: our settings; None for vLLM's own scheduler.
+        step_tokens: the engine's limit on the tokens of a step; None for the deployment's default.
+    """
+
+    text: str
+    config: SarathiConfig | None
+    step_tokens: int | None = None
+
+
+def scheduler_choice(text: str, **settings: Any) -> SchedulerChoice:
+    """Read a scheduler's name.
+
+    Args:
+        text: NAME or NAME@N.
+        settings: those of SarathiConfig, for `sarathi`; a fixed budget leaves out `tbt_slo_ms`.
+
+    Raises:
+        ConfigError: an unknown name, or a budget that is no number.
+    """
+    name, at, budget_text = text.partition("@")
+    check_scheduler(name)
+    budget = None
+    if at:
+        if not budget_text.isdigit() or int(budget_text) < 1:
+            raise ConfigError(
+                f"--schedulers {text!r}: must be NAME@N with N tokens per step, as in sarathi@512."
+            )
+        budget = int(budget_text)
+    if name == STOCK_SCHEDULER:
+        return SchedulerChoice(text, None, budget)
+    if budget is not None:
+        settings = {k: v for k, v in settings.items() if k != "tbt_slo_ms"} | {"token_budget": budget}
+    return SchedulerChoice(text, SarathiConfig(scheduler=name, **settings))
+
+
+def build(
+    place: Deployment, choice: SchedulerChoice, share_prefixes: bool = False, in_flight: int | None = None
+) -> Any:
+    """Return a scheduler for a deployment, as vLLM's engine core would build it.
+
+    Args:
+        place: the deployment.
+        choice: the scheduler.
+        share_prefixes: whether prefix caching is on.
+        in_flight: batches in flight, where that is not the deployment's own.
+    """
+    if choice.config is None:
+        step_tokens = choice.step_tokens or place.step_tokens
+    else:
+        # A whole prompt has to fit into one step for those that never cut it.
+        step_tokens = place.max_tokens
+    batches = in_flight or place.in_flight
+    asynchronous = place.stages == 1 and batches == 2
+    config = copy.copy(_base_config(place.max_tokens))
+    config.scheduler_config = copy.copy(config.scheduler_config)
+    config.parallel_config = copy.copy(config.parallel_config)
+    config.cache_config = copy.copy(config.cache_config)
+    config.scheduler_config.max_num_batched_tokens = step_tokens
+    config.scheduler_config.max_num_scheduled_tokens = step_tokens
+    config.scheduler_config.max_num_seqs = place.max_sequences
+    config.scheduler_config.async_scheduling = asynchronous
+    config.parallel_config.pipeline_parallel_size = place.stages
+    config.cache_config.enable_prefix_caching = share_prefixes
+    ours = None
+    if choice.config is not None:
+        # Imported here: it needs vLLM, and what only names deployments does not.
+        from vllm_sarathi.engine.scheduler import AsyncSarathiScheduler, SarathiScheduler
+
+        ours = AsyncSarathiScheduler if asynchronous else SarathiScheduler
+        config.additional_config = choice.config.engine_args()["additional_config"]
+    blocks = place.kv_tokens // BLOCK_TOKENS
+    return build_scheduler(config, blocks, express_class(ours, asynchronous))
+
+
+@functools.cache
+def _base_config(max_tokens: int) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        return engine_config(
+            config_folder(Path(folder), max_position_embeddings=max_tokens),
+            max_model_len=max_tokens,
+            block_size=BLOCK_TOKENS,
+            enable_prefix_caching=False,
+        )

@@ -1,0 +1,102 @@
+"""What a rehearsal came to, in figures: gaps between tokens, times to first token, delays, promises kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_sarathi.simulation.simulator import RequestLog
+
+PROMISE_PERCENTILE = 99
+"""A request keeps its promise of time between tokens where this percentile of its own gaps does."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Samples of a run.
+
+    Attributes:
+        gaps_s: every gap between two tokens of a request, seconds.
+        ttfts_s: every request's time to first token, seconds.
+        delays_s: every request's wait until its first token of prompt was scheduled, seconds.
+        kept: for each request with a promise of its own, whether it was kept.
+        requests, completed: how many were sent, and how many finished.
+        output_tokens_per_s: over the time from the first arrival to the last token.
+    """
+
+    gaps_s: NDArray[np.float64]
+    ttfts_s: NDArray[np.float64]
+    delays_s: NDArray[np.float64]
+    kept: NDArray[np.bool_]
+    requests: int
+    completed: int
+    output_tokens_per_s: float
+
+    @property
+    def goodput(self) -> float | None:
+        """The share of the requests with a promise that kept it; None where there are none."""
+        return float(self.kept.mean()) if len(self.kept) else None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the figures, with the field names of every other benchmark here (schema 1)."""
+        return {
+            "gap_ms": {
+                **_percentiles_ms(self.gaps_s),
+                "max": _ms(self.gaps_s.max()) if len(self.gaps_s) else None,
+            },
+            "ttft_ms": {
+                "mean": _ms(self.ttfts_s.mean()) if len(self.ttfts_s) else None,
+                **_percentiles_ms(self.ttfts_s),
+            },
+            "delay_ms": _percentiles_ms(self.delays_s),
+            "requests": self.requests,
+            "completed": self.completed,
+            "goodput": self.goodput,
+            "output_tokens_per_s": self.output_tokens_per_s,
+        }
+
+
+def _ms(seconds: "float | np.floating[Any]") -> float:
+    return float(seconds) * 1e3
+
+
+def _percentiles_ms(samples_s: NDArray[np.float64]) -> dict[str, float | None]:
+    if not len(samples_s):
+        return {f"p{percent}": None for percent in (50, 90, 99)}
+    return {f"p{percent}": _ms(np.percentile(samples_s, percent)) for percent in (50, 90, 99)}
+
+
+def outcome_of(logs: Sequence[RequestLog]) -> Outcome:
+    """Return the figures of the requests of a run."""
+    gaps = [np.diff(log.token_s) for log in logs]
+    answered = [log for log in logs if log.token_s]
+    last_s = max((log.token_s[-1] for log in answered), default=0.0)
+    first_s = min((log.request.arrival_s for log in logs), default=0.0)
+    tokens = sum(len(log.token_s) for log in logs)
+    return Outcome(
+        gaps_s=np.concatenate(gaps) if gaps else np.empty(0),
+        ttfts_s=np.array([log.token_s[0] - log.request.arrival_s for log in answered]),
+        delays_s=np.array(
+            [log.scheduled_s - log.request.arrival_s for log in logs if log.scheduled_s is not None]
+        ),
+        kept=np.array([kept for log in logs if (kept := keeps_promise(log)) is not None], dtype=bool),
+        requests=len(logs),
+        completed=sum(log.finished for log in logs),
+        output_tokens_per_s=tokens / (last_s - first_s) if last_s > first_s else 0.0,
+    )
+
+
+def keeps_promise(log: RequestLog) -> bool | None:
+    """Return whether a request got what it was promised; None where it was promised nothing of its own."""
+    request = log.request
+    if request.tbt_slo_ms is None and request.ttft_slo_ms is None:
+        return None
+    if not log.finished:
+        return False
+    if request.ttft_slo_ms is not None and _ms(log.token_s[0] - request.arrival_s) > request.ttft_slo_ms:
+        return False
+    if request.tbt_slo_ms is None or len(log.token_s) < 2:
+        return True
+    return _ms(np.percentile(np.diff(log.token_s), PROMISE_PERCENTILE)) <= request.tbt_slo_ms

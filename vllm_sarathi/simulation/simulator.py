@@ -1,0 +1,237 @@
+"""The rehearsal: vLLM's engine core under virtual time, with the real scheduler and a modelled device.
+
+The loop is that of vLLM's engine core (`EngineCore.step` and `step_with_batch_queue`): take in what has arrived,
+schedule a batch, and unless more batches may be in flight, wait for the oldest and hand its tokens to the scheduler.
+Waiting moves a virtual clock; nothing else takes time. One batch in flight is synchronous scheduling, two on one
+device are asynchronous scheduling, as many as there are pipeline stages a pipeline.
+"""
+
+import gc
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.engine.offline import block_hasher, build_output, build_request
+from vllm_sarathi.simulation.express import TOKEN
+from vllm_sarathi.simulation.workload import SimulatedRequest, prompt_token_ids
+
+LOOK_EVERY_STEPS = 200
+
+
+class StepTimes(Protocol):
+    """How long the parts of a step take on a device.
+
+    Attributes:
+        stages: pipeline stages, 1 without a pipeline.
+        host_s: seconds on the host between the scheduler's answer and the first stage's start.
+    """
+
+    stages: int
+    host_s: float
+
+    def stage_s(self, shape: StepShape, prefix_tokens: int) -> float:
+        """Return the seconds that each stage works on a batch.
+
+        Args:
+            shape: the batch.
+            prefix_tokens: KV tokens before the prefill chunks, summed over the chunks.
+        """
+        ...
+
+    def send_s(self, tokens: int) -> float:
+        """Return the seconds to send a batch's activations to the next stage."""
+        ...
+
+
+@dataclass(slots=True)
+class RequestLog:
+    """What a client sees of one request; times are seconds of virtual time.
+
+    Attributes:
+        request: what was asked.
+        scheduled_s: when its first token of prompt was scheduled; None before.
+        token_s: when each token of its answer came.
+        finished: whether its last token has come.
+    """
+
+    request: SimulatedRequest
+    scheduled_s: float | None = None
+    token_s: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+@dataclass(slots=True)
+class _Batch:
+    output: Any
+    sampled: list[str]
+    done_s: float
+
+
+class Simulator:
+    """One engine core under virtual time.
+
+    Args:
+        scheduler: as `deployment.build` makes one.
+        times: the device.
+        requests: the workload, in order of arrival.
+        in_flight: batches that may be in flight.
+    """
+
+    def __init__(
+        self, scheduler: Any, times: StepTimes, requests: Sequence[SimulatedRequest], in_flight: int = 1
+    ) -> None:
+        self.scheduler = scheduler
+        self.now_s = 0.0
+        self.steps = 0
+        self.logs = [RequestLog(request) for request in requests]
+        self.finished: list[RequestLog] = []
+        self.given_up = False
+        self._times = times
+        self._in_flight = in_flight
+        self._batches: deque[_Batch] = deque()
+        self._stage_free_s = [0.0] * times.stages
+        self._by_name: dict[str, RequestLog] = {}
+        self._next = 0
+        self._hasher = block_hasher(scheduler.vllm_config)
+        if hasattr(scheduler, "wall_clock"):
+            scheduler.clock = scheduler.wall_clock = self._clock
+
+    def _clock(self) -> float:
+        return self.now_s
+
+    def step(self) -> bool:
+        """Do what the engine core does between two looks at its input queue; return False when all is done."""
+        self._take_arrivals()
+        scheduler = self.scheduler
+        if not (scheduler.has_requests() or self._batches):
+            if self._next >= len(self.logs):
+                return False
+            self.now_s = max(self.now_s, self.logs[self._next].request.arrival_s)
+            self._take_arrivals()
+        scheduled = False
+        if scheduler.has_requests():
+            output = scheduler.schedule()
+            scheduled = output.total_num_scheduled_tokens > 0
+            if scheduled:
+                self._batches.append(self._launch(output))
+                self.steps += 1
+            else:
+                scheduler.settle(output)
+                scheduler.update_from_output(output, build_output({}))
+        if self._batches and (not scheduled or len(self._batches) >= self._in_flight):
+            self._finish(self._batches.popleft())
+        elif not scheduled and scheduler.has_unfinished_requests():
+            self._idle()
+        return True
+
+    def run(self, hopeless: Callable[["Simulator"], bool] | None = None) -> None:
+        """Step until every request has finished, or until `hopeless` says that the rest does not matter."""
+        look_at = LOOK_EVERY_STEPS
+        with _no_garbage_collection():
+            while self.step():
+                if hopeless is not None and self.steps >= look_at:
+                    look_at = self.steps + LOOK_EVERY_STEPS
+                    if hopeless(self):
+                        self.given_up = True
+                        return
+
+    def arrived(self) -> Sequence[RequestLog]:
+        """Return the logs of the requests that have arrived."""
+        return self.logs[: self._next]
+
+    def _idle(self) -> None:
+        """Nothing could be scheduled and nothing is in flight: only an arrival can change that."""
+        if self._next >= len(self.logs):
+            raise RuntimeError(
+                f"the scheduler stands still at {self.now_s:.3f} s with {len(self.scheduler.requests)} requests left"
+            )
+        self.now_s = max(self.now_s, self.logs[self._next].request.arrival_s)
+
+    def _take_arrivals(self) -> None:
+        logs = self.logs
+        while self._next < len(logs) and logs[self._next].request.arrival_s <= self.now_s:
+            log = logs[self._next]
+            name = str(self._next)
+            self._by_name[name] = log
+            self.scheduler.add_request(self._engine_request(name, log.request))
+            self._next += 1
+
+    def _engine_request(self, name: str, request: SimulatedRequest) -> Any:
+        promises = {"tbt_slo_ms": request.tbt_slo_ms, "ttft_slo_ms": request.ttft_slo_ms}
+        promises = {key: value for key, value in promises.items() if value is not None}
+        return build_request(
+            name,
+            prompt_token_ids(request, self._next, share_prefixes=self._hasher is not None),
+            request.output_tokens,
+            request.arrival_s,
+            sampling={"extra_args": promises} if promises else None,
+            block_hasher=self._hasher,
+        )
+
+    def _launch(self, output: Any) -> _Batch:
+        """Send a batch through the stages of the device."""
+        shape, prefix, sampled = self._shape(output)
+        at_s = self.now_s + self._times.host_s
+        stage_s = self._times.stage_s(shape, prefix)
+        for stage, free_s in enumerate(self._stage_free_s):
+            if stage:
+                at_s += self._times.send_s(shape.tokens)
+            at_s = max(at_s, free_s) + stage_s
+            self._stage_free_s[stage] = at_s
+        return _Batch(output, sampled, at_s)
+
+    def _shape(self, output: Any) -> tuple[StepShape, int, list[str]]:
+        """Return what a batch computes, its prefill chunks' prefix tokens, and the requests that sample a token."""
+        requests = self.scheduler.requests
+        by_name = self._by_name
+        context = prefix = prefills = 0
+        work = 0.0
+        sampled: list[str] = []
+        for name, tokens in output.num_scheduled_tokens.items():
+            request = requests[name]
+            computed = request.num_computed_tokens
+            if not request.is_prefill_chunk:
+                sampled.append(name)
+                if tokens == 1 and computed > request.num_prompt_tokens:
+                    context += computed - 1
+                    continue
+            log = by_name[name]
+            if log.scheduled_s is None:
+                log.scheduled_s = self.now_s
+            prefills += 1
+            done = computed - tokens
+            prefix += done
+            work += chunk_work(done, tokens)
+        count = len(output.num_scheduled_tokens)
+        shape = StepShape(output.total_num_scheduled_tokens, count - prefills, context, work, count)
+        return shape, prefix, sampled
+
+    def _finish(self, batch: _Batch) -> None:
+        """Wait for a batch, and deliver its tokens."""
+        self.now_s = now_s = max(self.now_s, batch.done_s)
+        scheduler, by_name = self.scheduler, self._by_name
+        sampled = set(batch.sampled)
+        result = build_output({n: [TOKEN] if n in sampled else [] for n in scheduler.settle(batch.output)})
+        for name in batch.sampled:
+            by_name[name].token_s.append(now_s)
+        for outputs in scheduler.update_from_output(batch.output, result).values():
+            for output in outputs.outputs:
+                if output.finish_reason is not None:
+                    log = by_name.pop(output.request_id)
+                    log.finished = True
+                    self.finished.append(log)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Leave the cyclic collector out: it walks every live token list for nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -1,0 +1,147 @@
+"""Traces: real arrivals and lengths, from files.
+
+| format | columns |
+| --- | --- |
+| azure | TIMESTAMP (a date), ContextTokens, GeneratedTokens; CSV (Azure Public Dataset) |
+| mooncake | timestamp (milliseconds), input_length, output_length, hash_ids (optional); JSON lines |
+| csv | arrival_s, prompt_tokens, output_tokens; CSV, or JSON lines where the file's name ends in .jsonl |
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vllm_sarathi.core.config import ConfigError, check_choice
+from vllm_sarathi.simulation.workload import SimulatedRequest
+
+FORMATS: dict[str, tuple[str, str, str]] = {
+    "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+    "mooncake": ("timestamp", "input_length", "output_length"),
+    "csv": ("arrival_s", "prompt_tokens", "output_tokens"),
+}
+"""The columns of arrival, prompt and answer."""
+
+TOO_LONG = ("refuse", "skip")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The requests of a trace, from time 0 on, and how many were too long and left out."""
+
+    requests: tuple[SimulatedRequest, ...]
+    skipped: int
+
+
+def read_trace(
+    path: Path, kind: str, max_tokens: int, too_long: str = "refuse", time_scale: float = 1.0
+) -> Trace:
+    """Read a trace.
+
+    Args:
+        path: the file.
+        kind: a name from FORMATS.
+        max_tokens: the most tokens that a request may have in all.
+        too_long: `refuse` a trace with a longer one, or `skip` those and count them.
+        time_scale: arrival times are divided by it: 2 plays the trace twice as fast.
+
+    Raises:
+        ConfigError: the file cannot be read, or a row is wrong; the message names the row and the column.
+    """
+    check_choice("trace_format", kind, tuple(FORMATS))
+    check_choice("too_long", too_long, TOO_LONG)
+    if not (math.isfinite(time_scale) and time_scale > 0):
+        raise ConfigError(f"--time-scale {time_scale!r}: must be a number above 0.")
+    requests: list[SimulatedRequest] = []
+    skipped, start_s, last_s = 0, None, -math.inf
+    for row, values in _rows(path, kind):
+        where = f"{path}, row {row}"
+        time_s = _time_s(values, kind, where)
+        if time_s < last_s:
+            raise ConfigError(
+                f"{where}: arrives before the row above it; sort the trace by {FORMATS[kind][0]}."
+            )
+        last_s = time_s
+        start_s = time_s if start_s is None else start_s
+        prompt, output = (_length(values, column, where) for column in FORMATS[kind][1:])
+        if prompt + output > max_tokens:
+            if too_long == "refuse":
+                raise ConfigError(
+                    f"{where}: {prompt} + {output} tokens are more than the model's {max_tokens}; "
+                    "--too-long skip leaves such requests out."
+                )
+            skipped += 1
+            continue
+        prefix = _prefix(values, where)
+        requests.append(SimulatedRequest((time_s - start_s) / time_scale, prompt, output, prefix=prefix))
+    if not requests:
+        raise ConfigError(f"{path}: holds no request that can be served ({skipped} are too long).")
+    return Trace(tuple(requests), skipped)
+
+
+def _rows(path: Path, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the rows of a file with their number, as an editor counts lines."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--trace {path}: cannot be read ({error}).") from error
+    if kind == "mooncake" or path.suffix in (".jsonl", ".ndjson"):
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                raise ConfigError(f"{path}, row {number}: is not valid JSON ({error}).") from error
+            if not isinstance(values, dict):
+                raise ConfigError(f"{path}, row {number}: must be a JSON object.")
+            _check_columns(values, kind, f"{path}, row {number}")
+            yield number, values
+        return
+    reader = csv.DictReader(text.splitlines())
+    _check_columns(reader.fieldnames or (), kind, str(path))
+    for values in reader:
+        yield reader.line_num, values
+
+
+def _check_columns(columns: Any, kind: str, where: str) -> None:
+    for column in FORMATS[kind]:
+        if column not in columns:
+            raise ConfigError(
+                f"{where}: has no column {column!r}; --trace-format {kind} needs {', '.join(FORMATS[kind])}."
+            )
+
+
+def _time_s(values: Mapping[str, Any], kind: str, where: str) -> float:
+    column = FORMATS[kind][0]
+    try:
+        if kind == "azure":
+            # Seven digits of a second are one more than Python reads.
+            return datetime.fromisoformat(str(values[column])[:26]).timestamp()
+        time_s = float(values[column]) / (1e3 if kind == "mooncake" else 1.0)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {column} {values[column]!r} is no time.") from error
+    if not math.isfinite(time_s) or time_s < 0:
+        raise ConfigError(f"{where}: {column} {values[column]!r} must be a time of 0 or later.")
+    return time_s
+
+
+def _length(values: Mapping[str, Any], column: str, where: str) -> int:
+    try:
+        length = float(values[column])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {column} {values[column]!r} is no number.") from error
+    if not length.is_integer() or length < 1:
+        raise ConfigError(f"{where}: {column} {values[column]!r} must be a whole number of at least 1.")
+    return int(length)
+
+
+def _prefix(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    pieces = values.get("hash_ids") or ()
+    if not isinstance(pieces, list | tuple) or not all(isinstance(p, int) and p >= 0 for p in pieces):
+        raise ConfigError(f"{where}: hash_ids {pieces!r:.80} must be a list of whole numbers.")
+    return tuple(pieces)
