@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from autolrs_plugin.core.journal import sync_folder
 from autolrs_plugin.training.tree import TensorCopy
 
 VERSION = 1
@@ -63,15 +64,6 @@ def read_checkpoint(path: Path, sha256: str) -> dict[str, Any]:
             raise CheckpointError(f"{path}: is of version {document['version']}; this is version {VERSION}.")
         state: dict[str, Any] = _decode(document["state"], opened.get_tensor)
         return state
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Tensors:

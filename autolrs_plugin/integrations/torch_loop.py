@@ -1,0 +1,223 @@
+"""AutoLRS on a plain PyTorch loop."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autolrs_plugin.core.actions import Action, Result
+from autolrs_plugin.core.config import AutoLRSConfig
+from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.ledger import Ledger
+from autolrs_plugin.core.schedule import Schedule
+from autolrs_plugin.core.state import Stage
+from autolrs_plugin.report import draw_run
+from autolrs_plugin.training.data import Batches
+from autolrs_plugin.training.loop import TorchLoop, TrainStep
+from autolrs_plugin.training.lr import ReplayLR
+from autolrs_plugin.training.progress import observers_for
+from autolrs_plugin.training.rng import Generator
+from autolrs_plugin.training.session import Session
+from autolrs_plugin.training.snapshot import Stateful
+
+
+class AutoLRS:
+    """Trains a model with a learning rate that is found while training.
+
+    `run()` does everything. Or drive it yourself: `next_action()` gives an action; carry it out (`set_lr` before each
+    step), or have it carried out by `perform(action)`; `tell(result)`; until the action is `Done`.
+
+    Every probe is undone bit for bit, so the run is the one that a plain loop with the found schedule gives. What is
+    undone: trainable parameters, gradients, buffers, the optimizer, `scaler`, `scheduler`, `stateful`, every global
+    random number generator and those in `generators`, and the position in the data, given in one of three ways:
+
+    * `train_data`, with `train_step(batch)` (recommended): a DataLoader, a list of batches, or a function that returns
+      an epoch's batches. Probes draw their own batches from it, or from `probe_data`. A loader's position in another
+      process is found by skipping batches. Generators inside of persistent workers are out of reach: random
+      augmentation there is not rolled back.
+    * `data`, with `train_step()`: the object that the step draws from, with `state_dict()` and `load_state_dict()`.
+      Probes read ahead in it, and it is rewound.
+    * Neither, with `train_step()`: a step that draws at random (`torch.randint` and the like), or uses all data.
+      Two steps are taken at the start and undone, to see that they give the same loss; a step that draws from a
+      hidden iterator does not, and is refused.
+
+    Args:
+        model: the model; its frozen parameters are not copied.
+        optimizer: any optimizer; its groups keep the ratios of their learning rates.
+        max_steps: training steps of the run; the search comes on top.
+        lr_range: the least and the greatest learning rate to try, of the first parameter group.
+        train_step: takes one optimizer step and returns the training loss (a number or a tensor of one element).
+            All of gradient accumulation, clipping and scaling belong into it. May be left out if you drive.
+        validate: returns the validation loss; without it the training loss decides.
+        train_data: the batches for `train_step(batch)`.
+        probe_data: other batches for probes; for a stream that cannot be iterated twice at a time.
+        data: what `train_step()` draws from.
+        scaler: an AMP GradScaler.
+        scheduler: an LR scheduler that the step calls; the rate of each step is AutoLRS's all the same.
+        stateful: more objects to roll back, by name: averages of weights, metrics, counters.
+        generators: random number generators that the step draws from, beside the global ones.
+        count_tokens: returns the tokens (or samples) of a batch, for the books.
+        search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
+        seed: of everything that the search draws.
+        run_dir: a folder for the journal and the states of the run: with it, a killed job goes on where it was, to
+            bitwise the same weights, if the same script is started again.
+        resume: `auto` goes on with the run in `run_dir`, or begins one; True insists on a run, and takes over its
+            initial weights even if the script's are others; False insists on there being none.
+        keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
+        progress: whether to show a bar and a line per stage; the lines are logged (`autolrs_plugin`) without it.
+        tensorboard: a folder or a SummaryWriter for scalars.
+        settings: the other settings of AutoLRSConfig.
+
+    Raises:
+        ValueError: an argument that cannot be used; the message names it.
+        TypeError: an argument of a wrong type.
+        JournalError: `run_dir` holds another run, or a corrupted one.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_steps: int,
+        lr_range: tuple[float, float],
+        train_step: TrainStep | None = None,
+        validate: Callable[[], Any] | None = None,
+        train_data: Batches | None = None,
+        probe_data: Batches | None = None,
+        data: Stateful | None = None,
+        scaler: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        stateful: Mapping[str, Stateful] | None = None,
+        generators: Sequence[Generator] = (),
+        count_tokens: Callable[[Any], int] | None = None,
+        search_budget: float = 0.25,
+        seed: int = 0,
+        run_dir: str | os.PathLike[str] | None = None,
+        resume: bool | str = "auto",
+        keep: str = "host",
+        progress: bool = True,
+        tensorboard: Any = None,
+        **settings: Any,
+    ) -> None:
+        settings = {"validation": validate is not None, **settings}
+        values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
+        config = AutoLRSConfig.from_mapping({**values, **settings}, origin="AutoLRS")
+        if resume not in (True, False, "auto"):
+            raise ValueError(f"resume={resume!r}: must be 'auto', True or False.")
+        _refuse_many_processes()
+        extra = {"scaler": scaler, "scheduler": scheduler, "data": data}
+        named = {**{k: v for k, v in extra.items() if v is not None}, **(stateful or {})}
+        self._loop = TorchLoop(
+            model,
+            optimizer,
+            train_step,
+            validate,
+            train_data,
+            probe_data,
+            named,
+            generators,
+            count_tokens,
+            keep,
+        )
+        folder = None if run_dir is None else Path(run_dir)
+        if train_step is not None and train_data is None and data is None:
+            self._loop.check_rollback()
+        self._controller = Controller(config)
+        self._session = Session(
+            self._controller,
+            self._loop,
+            folder,
+            self._loop.identity() if folder is not None else {},
+            resume,
+            observers_for(config, progress, tensorboard),
+        )
+
+    def run(self) -> Schedule:
+        """Search and train up to the end; return the schedule that was found.
+
+        Raises:
+            ValueError: train_step or validate return what cannot be used.
+            RuntimeError: the weights were changed by something else between two actions.
+        """
+        self._session.run()
+        return self.schedule
+
+    def next_action(self) -> Action:
+        """Return what to do now; `Done` at the end.
+
+        Raises:
+            RuntimeError: the last action's result was not told, or the weights were changed since.
+        """
+        return self._session.next_action()
+
+    def perform(self, action: Action) -> Result:
+        """Carry out the action that `next_action` gave, and return the result to `tell`."""
+        return self._session.perform(action)
+
+    def tell(self, result: Result) -> None:
+        """Take the result of the present action; its wall time is filled in if it is 0.
+
+        Raises:
+            ValueError: it does not fit the action.
+        """
+        self._session.tell(result)
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the first parameter group, and the others by their ratios."""
+        self._loop.rates.set(lr)
+
+    def restore(self) -> None:
+        """Go back to the kept state: what a probe begins with, if you carry it out yourself."""
+        self._loop.restore()
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> ReplayLR:
+        """Return the schedule found so far as a torch LR scheduler, to replay it in another run."""
+        return ReplayLR(optimizer, self.schedule.lrs)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Save a picture: learning rate and loss over the steps, with the probes as branches."""
+        draw_run(self._controller, Path(path))
+
+    def close(self) -> None:
+        """Let another process write to `run_dir`."""
+        self._session.close()
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate of each step so far."""
+        return self._controller.schedule
+
+    @property
+    def ledger(self) -> Ledger:
+        """What training, search, evaluations and snapshots have cost so far."""
+        return self._controller.ledger
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The searches so far, with their candidates."""
+        return self._controller.stages
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The training loss of each step so far."""
+        return self._controller.losses
+
+    @property
+    def val_losses(self) -> tuple[tuple[int, float], ...]:
+        """(step, validation loss) of each evaluation along the run so far."""
+        return self._controller.val_losses
+
+
+def _refuse_many_processes() -> None:
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
+        raise RuntimeError(
+            "torch.distributed: AutoLRS runs in one process for now; here each of "
+            f"{torch.distributed.get_world_size()} would choose its own learning rate."
+        )

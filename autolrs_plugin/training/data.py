@@ -1,0 +1,184 @@
+"""Batches: the run's own stream with a position that can be gone back to, and streams for probes beside it."""
+
+import copy
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from autolrs_plugin.training.rng import Generator, rng_kept, rng_state, set_rng_state
+
+Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+"""A loader, list or other iterable that can be iterated again and again, or a function that gives one epoch's."""
+
+
+class BatchStream:
+    """The run's own batches, epoch after epoch, drawn exactly as `for batch in source` would draw them.
+
+    Its position is the state of all random number generators where the epoch began, and a count of batches: going
+    back within a process to where it still stands costs nothing, anything else begins the epoch again and skips.
+
+    Args:
+        source: the batches.
+        name: of the argument, for errors.
+        generators: random number generators beside the global ones that the source may draw from.
+
+    Raises:
+        TypeError: `source` can be iterated only once, or not at all.
+    """
+
+    def __init__(self, source: Batches, name: str, generators: Sequence[Generator] = ()) -> None:
+        check_batches(source, name)
+        self._source = source
+        self._name = name
+        self._generators = tuple(generators)
+        self._iterator: Iterator[Any] | None = None
+        self._epoch: str | None = None
+        self._epoch_rng: dict[str, Any] = {}
+        self._starts_workers = False
+        self._batches = 0
+
+    def next(self) -> Any:
+        """Return the next batch.
+
+        Raises:
+            ValueError: an epoch has no batches.
+        """
+        if self._iterator is not None:
+            for batch in self._iterator:
+                self._batches += 1
+                return batch
+        self._epoch, self._epoch_rng, self._batches = uuid.uuid4().hex, rng_state(self._generators), 0
+        self._starts_workers = _has_no_workers_yet(self._source)
+        self._iterator = _epoch_of(self._source)
+        for batch in self._iterator:
+            self._batches = 1
+            return batch
+        raise ValueError(f"{self._name}: an epoch of it has no batches.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position."""
+        return {
+            "epoch": self._epoch,
+            "rng": self._epoch_rng,
+            "batches": self._batches,
+            "starts_workers": self._starts_workers,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position; the random number generators are left anywhere and must be set by the caller."""
+        if (state["epoch"], state["batches"]) == (self._epoch, self._batches):
+            return
+        self._epoch, self._epoch_rng, self._starts_workers = (
+            state["epoch"],
+            state["rng"],
+            state["starts_workers"],
+        )
+        self._batches, self._iterator = 0, None
+        if self._epoch is None:
+            return
+        if _keeps_workers(self._source):
+            _make_workers(self._source, wanted=not self._starts_workers)
+        set_rng_state(self._epoch_rng, self._generators)
+        self._iterator = _epoch_of(self._source)
+        while self._batches < state["batches"]:
+            if next(self._iterator, self) is self:
+                raise ValueError(
+                    f"{self._name}: an epoch ended after {self._batches} batches and had {state['batches']} before; "
+                    "it must give the same batches from the same random state."
+                )
+            self._batches += 1
+
+
+class ProbeBatches:
+    """Batches for probes, in an order of each probe's own that leaves the run's stream alone.
+
+    A loader draws its order from the random number generators, which are seeded for each probe; a list is shuffled.
+    An unshuffled loader gives every probe its first batches.
+
+    Args:
+        source: the batches.
+        name: of the argument, for errors.
+        generators: random number generators beside the global ones that the source may draw from.
+
+    Raises:
+        TypeError: `source` can be iterated only once, or not at all.
+    """
+
+    def __init__(self, source: Batches, name: str, generators: Sequence[Generator] = ()) -> None:
+        check_batches(source, name)
+        self._name = name
+        self._generators = tuple(generators)
+        self._source = source
+        if isinstance(source, DataLoader):
+            # Persistent workers serve one iteration at a time: the probes' loader needs its own.
+            loader: Any = copy.copy(source)
+            loader._iterator = None
+            self._source = loader
+
+    def draw(self, seed: int) -> Iterator[Any]:
+        """Yield batches without end; the generators must have been seeded with `seed` before.
+
+        Raises:
+            ValueError: an epoch has no batches.
+        """
+        order = np.random.default_rng(seed)
+        if _keeps_workers(self._source):
+            with rng_kept(self._generators):
+                _make_workers(self._source, wanted=True)
+        while True:
+            empty = True
+            batches: Iterable[Any] = _epoch_of(self._source)
+            if isinstance(self._source, list | tuple):
+                batches = (self._source[i] for i in order.permutation(len(self._source)))
+            for batch in batches:
+                empty = False
+                yield batch
+            if empty:
+                raise ValueError(f"{self._name}: an epoch of it has no batches.")
+
+
+def check_batches(source: object, name: str) -> None:
+    """Raise TypeError naming the argument if `source` cannot be iterated again and again."""
+    if isinstance(source, Iterator):
+        raise TypeError(
+            f"{name}: a {type(source).__name__} can be iterated only once; give what it iterates over, such as a "
+            "DataLoader or a list, or a function that returns a new one for each epoch."
+        )
+    if not isinstance(source, Iterable) and not hasattr(source, "__getitem__") and not callable(source):
+        raise TypeError(
+            f"{name}: a {type(source).__name__} is neither iterable nor a function that returns an epoch."
+        )
+
+
+def generators_of(source: object) -> list[torch.Generator]:
+    """Return the generators that a DataLoader and its samplers were given."""
+    samplers = [getattr(source, "sampler", None), getattr(source, "batch_sampler", None)]
+    samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
+    found = [getattr(thing, "generator", None) for thing in (source, *samplers)]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def _keeps_workers(source: Any) -> bool:
+    return isinstance(source, DataLoader) and bool(source.persistent_workers)
+
+
+def _has_no_workers_yet(source: Any) -> bool:
+    return _keeps_workers(source) and source._iterator is None
+
+
+def _make_workers(source: Any, wanted: bool) -> None:
+    """Give a loader with persistent workers its workers, or none: starting them draws a random number once."""
+    if not wanted:
+        source._iterator = None
+    elif source._iterator is None:
+        iter(source)
+
+
+def _epoch_of(source: Batches) -> Iterator[Any]:
+    if isinstance(source, Iterable) or hasattr(source, "__getitem__"):
+        return iter(source)
+    return iter(source())

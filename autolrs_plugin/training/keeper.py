@@ -1,0 +1,64 @@
+"""The kept state of a job: in host memory, on its device or on disk; and its states as files."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autolrs_plugin.training.checkpoint import read_checkpoint, write_checkpoint
+from autolrs_plugin.training.snapshot import JobState
+from autolrs_plugin.training.tree import Copier
+
+PLACES = ("host", "device", "disk")
+
+
+class Keeper:
+    """Keeps one state of a job to go back to.
+
+    Args:
+        job: the job.
+        place: where the state is kept: `host` memory, the tensors' own `device`, or `disk` (a temporary file).
+
+    Raises:
+        ValueError: `place` is none of these.
+    """
+
+    def __init__(self, job: JobState, place: str = "host") -> None:
+        if place not in PLACES:
+            raise ValueError(f"keep={place!r}: unknown; valid: {', '.join(PLACES)}.")
+        self._job = job
+        self._place = place
+        self._kept: dict[str, Any] | None = None
+        self._file: tuple[Path, str] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def save(self) -> None:
+        """Keep the state now, in place of the one kept before."""
+        if self._place == "disk":
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="autolrs-")
+            path = Path(self._folder.name) / "kept.safetensors"
+            self._file = path, self.write(path)
+            return
+        device = torch.device("cpu") if self._place == "host" else None
+        self._kept = self._job.capture(Copier(device), old=self._kept)
+
+    def restore(self) -> None:
+        """Go back to the kept state."""
+        assert self._kept is not None or self._file is not None, "a restore without a snapshot"
+        self._job.restore(read_checkpoint(*self._file) if self._file is not None else self._kept)  # type: ignore[arg-type]
+
+    def write(self, path: Path) -> str:
+        """Write the state now to a file; return its SHA-256."""
+        return write_checkpoint(self._job.capture(Copier(share=True)), path)
+
+    def read(self, path: Path, sha256: str) -> None:
+        """Go to the state that a file holds."""
+        self._job.restore(read_checkpoint(path, sha256))
+
+    def keep_file(self, path: Path, sha256: str) -> None:
+        """Make the state that a file holds the kept one; the file must stay until the next `save` if kept on disk."""
+        if self._place == "disk":
+            self._file = path, sha256
+        else:
+            self._kept = read_checkpoint(path, sha256)

@@ -1,0 +1,213 @@
+"""The session's port for a plain PyTorch loop: a step, a validation, and the data that they draw from."""
+
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autolrs_plugin.training.data import Batches, BatchStream, ProbeBatches, generators_of
+from autolrs_plugin.training.keeper import Keeper
+from autolrs_plugin.training.lr import GroupRates
+from autolrs_plugin.training.rng import Generator, rng_kept, seed_all
+from autolrs_plugin.training.session import OnStep, Steps
+from autolrs_plugin.training.snapshot import JobState, Stateful, fingerprint, weights_digest
+
+TrainStep = Callable[..., Any]
+"""Takes one optimizer step, given a batch or nothing, and returns its loss."""
+
+
+class TorchLoop:
+    """The session's port for a plain PyTorch loop; the arguments are those of AutoLRS."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        train_step: TrainStep | None,
+        validate: Callable[[], Any] | None,
+        train_data: Batches | None,
+        probe_data: Batches | None,
+        stateful: Mapping[str, Stateful],
+        generators: Sequence[Generator],
+        count_tokens: Callable[[Any], int] | None,
+        keep: str,
+    ) -> None:
+        _check_step(train_step, train_data, probe_data, "data" in stateful)
+        self._train_step = train_step
+        self._validate = validate
+        self._count_tokens = count_tokens
+        found = [g for source in (train_data, probe_data) for g in generators_of(source)]
+        all_generators = list({id(g): g for g in (*generators, *found)}.values())
+        self._stream: BatchStream | None = None
+        self._probe_batches: ProbeBatches | None = None
+        if train_data is not None:
+            self._stream = BatchStream(train_data, "train_data", all_generators)
+            stateful = {**stateful, "train_data": self._stream}
+            if probe_data is None:
+                self._probe_batches = ProbeBatches(train_data, "train_data", all_generators)
+            else:
+                self._probe_batches = ProbeBatches(probe_data, "probe_data", all_generators)
+        self._job = JobState(model, optimizer, stateful, all_generators)
+        self._keeper = Keeper(self._job, keep)
+        self.rates = GroupRates(optimizer)
+
+    def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
+        """Take one step at each learning rate on the run's own stream of data."""
+        stream = self._stream
+        return self._steps(lrs, on_step, stream.next if stream is not None else None)
+
+    def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
+        """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
+        seed_all(seed, self._job.generators)
+        if self._probe_batches is None:
+            return self._steps(lrs, on_step, None, abort_above)
+        batches = self._probe_batches.draw(seed)
+        return self._steps(lrs, on_step, lambda: next(batches), abort_above)
+
+    def evaluate(self) -> float:
+        """Return the validation loss; generators and train/eval modes are left as they were."""
+        if self._validate is None:
+            raise ValueError("validate: is missing; give it, or evaluate yourself and tell() the result.")
+        modes = [(module, module.training) for module in self._job.model.modules()]
+        with rng_kept(self._job.generators):
+            loss = as_number(self._validate(), "validate")
+        for module, training in modes:
+            module.training = training
+        return loss
+
+    def snapshot(self) -> None:
+        """Keep the whole state, in place of the one kept before."""
+        self._keeper.save()
+
+    def restore(self) -> None:
+        """Go back to the kept state."""
+        self._keeper.restore()
+
+    def fingerprint(self) -> str:
+        """Return a value that changes when a weight does."""
+        return fingerprint(self._job)
+
+    def write_state(self, path: Path) -> str:
+        """Write the state to a file; return its SHA-256."""
+        return self._keeper.write(path)
+
+    def read_state(self, path: Path, sha256: str) -> None:
+        """Go to the state that a file holds."""
+        self._keeper.read(path, sha256)
+
+    def keep_state(self, path: Path, sha256: str) -> None:
+        """Make the state that a file holds the kept one."""
+        self._keeper.keep_file(path, sha256)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this job from others, as plain values."""
+        trainable = self._job.trainable()
+        frozen = {n: p for n, p in self._job.parameters.items() if n not in trainable}
+        shapes = "".join(f"{n} {p.dtype} {tuple(p.shape)}\n" for n, p in self._job.parameters.items())
+        return {
+            "parameters": hashlib.sha256(shapes.encode()).hexdigest()[:16],
+            "frozen_weights": weights_digest(frozen)[:16],
+            "initial": weights_digest(trainable)[:16],
+            "optimizer": type(self._job.optimizer).__name__,
+            "group_ratios": list(self.rates.ratios),
+        }
+
+    def check_rollback(self) -> None:
+        """Take a step from the same state twice; a rollback that forgets something shows in the losses.
+
+        Raises:
+            ValueError: the losses differ.
+        """
+        keeper = Keeper(self._job)
+        keeper.save()
+        losses = []
+        for _ in range(2):
+            losses.append(self._take(None))
+            keeper.restore()
+        # Kernels of some accelerators round differently each time; another batch differs by far more.
+        if not math.isclose(*losses, rel_tol=1e-5) and all(map(math.isfinite, losses)):
+            raise ValueError(
+                f"train_step: from the same state it gave the losses {losses[0]:.7g} and {losses[1]:.7g}: it draws "
+                "from something that cannot be rolled back, such as an iterator. Give the batches as train_data= and "
+                "let train_step take one, or what it draws from as data=, generators= or stateful=."
+            )
+
+    def _steps(
+        self,
+        lrs: Sequence[float],
+        on_step: OnStep,
+        draw: Callable[[], Any] | None,
+        abort_above: float | None = None,
+    ) -> Steps:
+        losses, tokens = [], 0
+        for lr in lrs:
+            self.rates.set(lr)
+            batch = draw() if draw is not None else None
+            losses.append(self._take(batch, with_batch=draw is not None))
+            if self._count_tokens is not None and draw is not None:
+                tokens += self._count_tokens(batch)
+            on_step(lr, losses[-1])
+            if abort_above is not None and not (losses[-1] <= abort_above and math.isfinite(losses[-1])):
+                break
+        return Steps(tuple(losses), tokens)
+
+    def _take(self, batch: Any, with_batch: bool = False) -> float:
+        if self._train_step is None:
+            raise ValueError(
+                "train_step: is missing; give it, or carry out the action yourself and tell() the result."
+            )
+        return as_number(self._train_step(batch) if with_batch else self._train_step(), "train_step")
+
+
+def as_number(value: Any, source: str) -> float:
+    """Return what a user's function returned as a float.
+
+    Raises:
+        ValueError: it has several elements, or none; the message says its shape.
+        TypeError: it is no number.
+    """
+    if isinstance(value, torch.Tensor | np.ndarray):
+        if math.prod(value.shape) != 1:
+            raise ValueError(
+                f"{source}: returned an array of shape {tuple(value.shape)}; it must return one number."
+            )
+        return float(value.item())
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(
+            f"{source}: returned {str(value)[:40]} ({type(value).__name__}); it must return the loss."
+        )
+    return float(value)
+
+
+def _check_step(train_step: object, train_data: object, probe_data: object, has_data: bool) -> None:
+    """Raise if train_step cannot be called with what it would be given."""
+    if probe_data is not None and train_data is None:
+        raise ValueError(
+            "probe_data: was given without train_data; give both, and let train_step take a batch."
+        )
+    if train_data is not None and has_data:
+        raise ValueError(
+            "data: was given together with train_data; the position in train_data is kept by itself."
+        )
+    if train_step is None:
+        return
+    if not callable(train_step):
+        raise TypeError(f"train_step: a {type(train_step).__name__} cannot be called.")
+    try:
+        signature = inspect.signature(train_step)
+    except ValueError:  # some built-in callables have none
+        return
+    given = 0 if train_data is None else 1
+    try:
+        signature.bind(*[None] * given)
+    except TypeError as error:
+        if given:
+            raise TypeError(
+                "train_step: takes no batch, but train_data was given; let it take one."
+            ) from error
+        raise TypeError("train_step: takes a batch, so train_data= is needed.") from error

@@ -1,0 +1,322 @@
+"""Session: carries out the controller's actions on a training job, and keeps the journal.
+
+A framework implements the port; deciding is the controller's. The journal has each action before it takes effect, and
+its result after. States of the run's own stream are files beside the journal, one for each `Train`, of which the
+current and the kept one are there at any time: that is all a killed job needs to go on.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError, replay
+
+OnStep = Callable[[float, float], None]
+"""Called after each step with its learning rate and its loss."""
+
+MAX_NAN_EVALUATIONS = 3
+"""So many probes with finite training losses and no finite validation loss, and never one: validate is at fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Training steps taken: the loss of each, and tokens (or samples) trained on in all."""
+
+    losses: tuple[float, ...]
+    tokens: int = 0
+
+
+class Port(Protocol):
+    """What a training framework implements."""
+
+    def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
+        """Take one step at each learning rate on the run's own stream of data."""
+
+    def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
+        """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
+
+    def evaluate(self) -> float:
+        """Return the validation loss; afterwards the job is what it was before, generators included."""
+
+    def snapshot(self) -> None:
+        """Keep the whole state, in place of the one kept before."""
+
+    def restore(self) -> None:
+        """Go back to the kept state."""
+
+    def fingerprint(self) -> str:
+        """Return a value that changes when a weight does."""
+
+    def write_state(self, path: Path) -> str:
+        """Write the state to a file, whole or not at all; return its SHA-256."""
+
+    def read_state(self, path: Path, sha256: str) -> None:
+        """Go to the state that a file holds."""
+
+    def keep_state(self, path: Path, sha256: str) -> None:
+        """Make the state that a file holds the kept one."""
+
+
+class Observer(Protocol):
+    """Whoever shows the progress of a run."""
+
+    def on_action(self, action: Action, controller: Controller) -> None:
+        """An action is about to be carried out."""
+
+    def on_step(self, lr: float, loss: float) -> None:
+        """A step was taken, of the run or of a probe."""
+
+    def on_result(self, action: Action, result: Result, controller: Controller) -> None:
+        """The controller has taken an action's result."""
+
+    def close(self) -> None:
+        """The run is complete, or has failed."""
+
+
+class Session:
+    """One run: `next_action`, `perform` and `tell` in turn, until `Done`.
+
+    Args:
+        controller: decides; must be new.
+        port: the training job.
+        run_dir: where the journal and the states go; None to keep none.
+        identity: what tells this run from others: plain values, compared when a run is resumed. Those under
+            `initial` are compared only where the user has not said that this is the run (`resume=True`).
+        resume: `auto` goes on with the run in `run_dir` if there is one; True insists on one; False on none.
+        observers: who shows the progress.
+
+    Raises:
+        JournalError: there is a journal and it is of another run or version, corrupted, or in use; or what
+            `resume` insists on is not so.
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        port: Port,
+        run_dir: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        resume: bool | str = "auto",
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.controller = controller
+        self._port = port
+        self._run_dir = run_dir
+        self._observers = tuple(observers)
+        self._pending: Action | None = None
+        self._pending_since = 0.0
+        self._nan_evaluations = 0
+        self._journal: Journal | None = None
+        self._current: Checkpoint | None = None
+        self._kept: Checkpoint | None = None
+        if run_dir is not None:
+            self._journal = self._open(run_dir, dict(identity or {}), resume)
+        self._fingerprint = port.fingerprint()
+
+    def run(self) -> None:
+        """Carry out all actions up to the end."""
+        try:
+            while not isinstance(action := self.next_action(), Done):
+                self.tell(self.perform(action))
+        finally:
+            for observer in self._observers:
+                observer.close()
+
+    def next_action(self) -> Action:
+        """Return the action to carry out now; it is in the journal from here on.
+
+        Raises:
+            RuntimeError: the result of the last one is still missing, or the weights have been changed since.
+        """
+        if self._pending is not None and not isinstance(self._pending, Done):
+            raise RuntimeError(
+                f"tell() the result of {type(self._pending).__name__} before asking for another action."
+            )
+        if self._port.fingerprint() != self._fingerprint:
+            raise RuntimeError(
+                "model: its weights were changed between two actions by something other than the tuner, so its losses "
+                "would not be those of the schedule; train and load weights only inside train_step."
+            )
+        action = self.controller.next()
+        if self._journal is not None:
+            action = self._journal.unfinished or action
+            self._journal.intend(action)
+        self._pending, self._pending_since = action, time.perf_counter()
+        for observer in self._observers:
+            observer.on_action(action, self.controller)
+        return action
+
+    def perform(self, action: Action) -> Result:
+        """Carry out an action on the port; return its result, which `tell` takes."""
+        assert action == self._pending, f"{action} is not the action that was asked for"
+        started = time.perf_counter()
+        restore_s = eval_s = 0.0
+        steps, val_loss = Steps(()), None
+        if isinstance(action, Train):
+            steps = self._port.train(action.lrs, self._on_step)
+        elif isinstance(action, Probe):
+            self._port.restore()
+            restore_s = time.perf_counter() - started
+            seed = probe_seed(self.controller.config.seed, action)
+            steps = self._port.probe(action.lrs, seed, action.abort_above, self._on_step)
+            if action.evaluate and len(steps.losses) == len(action.lrs) and math.isfinite(steps.losses[-1]):
+                val_loss, eval_s = self._evaluate()
+        elif isinstance(action, Snapshot):
+            self._port.snapshot()
+        elif isinstance(action, Restore):
+            self._port.restore()
+        elif isinstance(action, Evaluate):
+            val_loss, eval_s = self._evaluate()
+        return Result(
+            losses=steps.losses,
+            val_loss=val_loss,
+            seconds=time.perf_counter() - started,
+            eval_seconds=eval_s,
+            restore_seconds=restore_s,
+            tokens=steps.tokens,
+        )
+
+    def tell(self, result: Result) -> None:
+        """Take the result of the pending action: the controller decides on, the journal has it.
+
+        Raises:
+            RuntimeError: no action is pending.
+            ValueError: the result does not fit the action, or the validation loss is never finite.
+        """
+        action = self._pending
+        if action is None or isinstance(action, Done):
+            raise RuntimeError("there is no action to tell a result of; ask for one with next_action().")
+        if not result.seconds:
+            result = replace(result, seconds=time.perf_counter() - self._pending_since)
+        self._check_val_loss(action, result)
+        self.controller.tell(result)
+        checkpoint = self._checkpoint(action)
+        if self._journal is not None:
+            self._journal.complete(result, checkpoint)
+            self._follow(action, checkpoint)
+            self._prune()
+        self._pending = None
+        self._fingerprint = self._port.fingerprint()
+        for observer in self._observers:
+            observer.on_result(action, result, self.controller)
+
+    def close(self) -> None:
+        """Let go of the run's folder."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def _on_step(self, lr: float, loss: float) -> None:
+        for observer in self._observers:
+            observer.on_step(lr, loss)
+
+    def _evaluate(self) -> tuple[float, float]:
+        started = time.perf_counter()
+        return self._port.evaluate(), time.perf_counter() - started
+
+    def _check_val_loss(self, action: Action, result: Result) -> None:
+        if result.val_loss is None or self._nan_evaluations < 0:
+            return
+        if math.isfinite(result.val_loss):
+            self._nan_evaluations = -1  # it can be finite: from now on it may be what it is
+            return
+        if isinstance(action, Probe) and not math.isfinite(result.losses[-1]):
+            return
+        self._nan_evaluations += 1
+        if isinstance(action, Evaluate) or self._nan_evaluations >= MAX_NAN_EVALUATIONS:
+            raise ValueError(
+                f"validate: returned {result.val_loss} although the training loss is finite, and has never returned "
+                "a finite number; it must return the validation loss."
+            )
+
+    # The journal and the files beside it.
+
+    def _open(self, run_dir: Path, identity: dict[str, Any], resume: bool | str) -> Journal:
+        path = run_dir / FILE_NAME
+        if not path.exists():
+            if resume is True:
+                raise JournalError(f"run_dir={str(run_dir)!r}: holds no run to resume.")
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._current = self._written(run_dir, 0)
+            return Journal.create(path, self.controller.config.to_mapping(), identity, self._current)
+        if resume is False:
+            raise JournalError(
+                f"run_dir={str(run_dir)!r}: holds a run already; resume it, or choose another folder."
+            )
+        journal = Journal.open(path)
+        try:
+            self._resume(journal, run_dir, identity, resume)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _resume(self, journal: Journal, run_dir: Path, identity: dict[str, Any], resume: bool | str) -> None:
+        check_same_run(journal, self.controller.config.to_mapping(), identity, insist=resume is not True)
+        self._current = Checkpoint(**journal.header["checkpoint"])
+        for entry in replay(journal, self.controller):
+            assert entry.result is not None
+            self._follow(entry.action, entry.checkpoint)
+            if entry.result.val_loss is not None and math.isfinite(entry.result.val_loss):
+                self._nan_evaluations = -1
+        if self._kept is not None:
+            self._port.keep_state(run_dir / self._kept.file, self._kept.sha256)
+        self._port.read_state(run_dir / self._current.file, self._current.sha256)
+
+    def _written(self, run_dir: Path, number: int) -> Checkpoint:
+        name = f"state-{number:05d}.safetensors"
+        return Checkpoint(name, self._port.write_state(run_dir / name))
+
+    def _checkpoint(self, action: Action) -> Checkpoint | None:
+        if self._journal is None or self._run_dir is None or not isinstance(action, Train):
+            return None
+        return self._written(self._run_dir, len(self._journal.entries))
+
+    def _follow(self, action: Action, checkpoint: Checkpoint | None) -> None:
+        if isinstance(action, Snapshot):
+            self._kept = self._current
+        elif isinstance(action, Restore):
+            self._current = self._kept
+        elif isinstance(action, Train):
+            self._current = checkpoint
+
+    def _prune(self) -> None:
+        """Delete the states that are neither the current nor the kept one."""
+        assert self._run_dir is not None
+        needed = {c.file for c in (self._current, self._kept) if c is not None}
+        for path in self._run_dir.glob("state-*"):
+            if path.name not in needed:
+                path.unlink()
+
+
+def probe_seed(seed: int, probe: Probe) -> int:
+    """Return the seed of a probe's minibatches; two probes of a stage with the same draw have the same."""
+    return int(np.random.SeedSequence([seed, probe.stage, probe.draw]).generate_state(1)[0])
+
+
+def check_same_run(
+    journal: Journal, config: Mapping[str, Any], identity: Mapping[str, Any], insist: bool = True
+) -> None:
+    """Raise JournalError, saying what differs, if a journal is not of the run with these settings and this identity.
+
+    Args:
+        insist: whether what is under `initial` in the identity must be the same, too.
+    """
+    for name, ours, theirs in (
+        ("setting", config, journal.header["config"]),
+        ("run", identity, journal.header["run"]),
+    ):
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) == theirs.get(key) or (key == "initial" and not insist):
+                continue
+            hint = " (resume=True takes over the run's own)" if key == "initial" else ""
+            raise JournalError(
+                f"{journal.path}: is of another run: its {name} {key!r} is {theirs.get(key)!r}, and here it is "
+                f"{ours.get(key)!r}{hint}; resume with the same, or choose another folder."
+            )
