@@ -3,6 +3,7 @@
 import typer
 
 from autolrs_plugin import __version__
+from autolrs_plugin.benchmark.command import bench
 
 app = typer.Typer(help="Finds the learning rate while training.", no_args_is_help=True)
 
@@ -16,6 +17,9 @@ def autolrs() -> None:
 def version() -> None:
     """Print the installed version."""
     typer.echo(__version__)
+
+
+app.command()(bench)
 
 
 def main() -> None:

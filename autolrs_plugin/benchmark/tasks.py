@@ -198,7 +198,7 @@ def stdlib_gpt(seed: int) -> Job:
         return rows[:, :-1], rows[:, 1:]
 
     def draw(rng: np.random.Generator) -> Batch:
-        return windows(rng.integers(0, cut - length - 1, 16).tolist())
+        return windows(rng.integers(0, cut - length - 1, 8).tolist())
 
     return Job(model, draw, [windows(np.linspace(cut, len(data) - length - 1, 64).astype(int).tolist())])
 
@@ -244,16 +244,23 @@ def smollm_lora(seed: int) -> Job:
     ]
     pairs = sorted({(str(talk[0]), str(talk[1])) for talk in talks if len(talk) == 2})
     tokenizer = AutoTokenizer.from_pretrained(SMOLLM)
-    length = 32
-    inputs = torch.full((len(pairs), length), tokenizer.eos_token_id)
-    targets = torch.full((len(pairs), length), IGNORED)
-    for i, (question, answer) in enumerate(pairs):
-        prompt = tokenizer(f"Question: {question}\nAnswer:")["input_ids"][: length // 2]
-        row = [*prompt, *tokenizer(" " + answer)["input_ids"], tokenizer.eos_token_id][: length + 1]
+    length = 20  # half of the pairs are that short
+    rows = [
+        (
+            tokenizer(f"Question: {question}\nAnswer:")["input_ids"],
+            [*tokenizer(" " + answer)["input_ids"], tokenizer.eos_token_id],
+        )
+        for question, answer in pairs
+    ]
+    rows = [row for row in rows if len(row[0]) + len(row[1]) <= length + 1]
+    inputs = torch.full((len(rows), length), tokenizer.eos_token_id)
+    targets = torch.full((len(rows), length), IGNORED)
+    for i, (prompt, answer) in enumerate(rows):
+        row = prompt + answer
         inputs[i, : len(row) - 1] = torch.tensor(row[:-1])
         targets[i, len(prompt) - 1 : len(row) - 1] = torch.tensor(row[len(prompt) :])
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(pairs)))
-    inputs, targets, cut = inputs[order], targets[order], len(pairs) - 48
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(rows)))
+    inputs, targets, cut = inputs[order], targets[order], len(rows) - 48
     base = AutoModelForCausalLM.from_pretrained(SMOLLM, dtype=torch.float32)
     torch.manual_seed(seed)
     lora = LoraConfig(
@@ -269,7 +276,7 @@ def smollm_lora(seed: int) -> Job:
         index = torch.from_numpy(rng.integers(0, cut, 4))
         return inputs[index], targets[index]
 
-    return Job(model, draw, [(inputs[i : i + 16], targets[i : i + 16]) for i in range(cut, len(pairs), 16)])
+    return Job(model, draw, [(inputs[i : i + 16], targets[i : i + 16]) for i in range(cut, len(rows), 16)])
 
 
 class _Logits(nn.Module):
@@ -287,9 +294,9 @@ ADAMW_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 TASKS = {
     task.name: task
     for task in (
-        Task("mnist-resnet", 2000, mnist_resnet, True, 1e-3, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-        Task("stdlib-gpt", 1000, stdlib_gpt, False, 1e-3, ADAMW_GRID),
-        Task("bert-mlm", 1000, bert_mlm, False, 1e-3, ADAMW_GRID),
+        Task("mnist-resnet", 1000, mnist_resnet, True, 1e-3, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+        Task("stdlib-gpt", 600, stdlib_gpt, False, 1e-3, ADAMW_GRID),
+        Task("bert-mlm", 500, bert_mlm, False, 1e-3, ADAMW_GRID),
         Task("smollm-lora", 120, smollm_lora, False, 1e-3, ADAMW_GRID),
     )
 }
