@@ -260,7 +260,7 @@ def smollm_lora(seed: int) -> Job:
         inputs[i, : len(row) - 1] = torch.tensor(row[:-1])
         targets[i, len(prompt) - 1 : len(row) - 1] = torch.tensor(row[len(prompt) :])
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(rows)))
-    inputs, targets, cut = inputs[order], targets[order], len(rows) - 48
+    inputs, targets, cut = inputs[order], targets[order], len(rows) - 32
     base = AutoModelForCausalLM.from_pretrained(SMOLLM, dtype=torch.float32)
     torch.manual_seed(seed)
     lora = LoraConfig(

@@ -58,7 +58,7 @@ def paper_plan(state: RunState) -> Plan:
         yield Restore()
         if not math.isfinite(above):
             above = diverged_above(next((c.losses[0] for c in stage.candidates if c.losses), math.inf))
-        yield from train(state, lambda _, lr=stage.chosen_lr: lr, stop, above)  # type: ignore[misc]
+        yield from train(state, lambda _, lr=stage.chosen_lr: lr, stop)  # type: ignore[misc]
     yield Done()
 
 
