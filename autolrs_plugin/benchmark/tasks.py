@@ -328,6 +328,6 @@ TASKS = {
         Task("mnist-resnet", 800, mnist_resnet, True, 1e-3, (1e-2, 3e-2, 1e-1, 3e-1, 1.0)),
         Task("stdlib-gpt", 600, stdlib_gpt, False, 1e-3, ADAMW_GRID),
         Task("bert-mlm", 600, bert_mlm, False, 1e-3, ADAMW_GRID),
-        Task("smollm-lora", 200, smollm_lora, False, 1e-3, ADAMW_GRID),
+        Task("smollm-lora", 300, smollm_lora, False, 1e-3, ADAMW_GRID),
     )
 }

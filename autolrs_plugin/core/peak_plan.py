@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autolrs_plugin.core.actions import Action, Done, Probe, Restore, Result, Snapshot
 from autolrs_plugin.core.schedule import unit_curve, warmup_steps
@@ -12,29 +14,45 @@ from autolrs_plugin.core.search import LRSearch
 from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage
 from autolrs_plugin.core.training_plan import chunk_steps, diverged_above, train
 
+Array = NDArray[np.float64]
+
 RANGE_SHARE = 0.125
+"""Share of the search's steps that the range test takes."""
+
 RANGE_STEPS = (4, 10)
-"""Share of the search's steps that the range test takes; its least length, and the length that it should have."""
+"""The least length of a range test, and the length that it has at least where the budget allows."""
+
+RANGE_NOISE = 0.1
+"""A range test whose losses scatter by more than this share of its fall is told from a second one that stands still."""
+
+DIVERGED_Z = 5.0
+"""A loss above the first ones by less than so many of their standard deviations may be a hard minibatch."""
 
 WINDOW = 30.0
-"""The coarse probes reach from the range test's reference down to it divided by this."""
+"""The coarse probes reach from the reference down to it divided by this."""
 
 COARSE_PROBES, COARSE_SHARE = 4, 0.4
 FINE_PROBES, FINE_RATIO = 3, 2.5
-LEAST_PROBE = 4
+LEAST_PROBE_STEPS = 5
 PROBE_WARMUP = 0.2
 TAIL = 1 / 3
-EVALUATE_UP_TO = 0.25
+"""A probe is judged by its training losses in this last share of it, and by its validation loss."""
+
+EVALUATION_SHARE = 0.25
 """A probe is evaluated if that costs no more than this share of its steps."""
 
+NOISE = 0.1
+"""Standard deviation of a probe's loss, as a share of the progress that it made."""
+
 Search: TypeAlias = Generator[Action, Result, float]
+"""A part of the search: asks for probes, and returns a learning rate."""
 
 
 def peak_plan(state: RunState) -> Plan:
     """Search the peak from the first weights, then train along a schedule with that peak."""
     config = state.config
     yield Snapshot()
-    search = _PeakSearch(state)
+    search = PeakSearch(state)
     peak = yield from search.run()
     yield Restore()
     steps, warmup = config.max_steps, warmup_steps(config)
@@ -44,14 +62,18 @@ def peak_plan(state: RunState) -> Plan:
     yield Done()
 
 
-class _PeakSearch:
-    """The search for the peak."""
+class PeakSearch:
+    """The search for the peak of a run; `run` asks for the probes.
+
+    Attributes:
+        first_loss: the loss at the first weights, once the range test has been run.
+        above: a loss above this has diverged; infinite before the range test.
+    """
 
     def __init__(self, state: RunState) -> None:
         self._state, self._config = state, state.config
         self._low, self._high = state.config.lr_range
-        self._candidates: list[Candidate] = []
-        self.above = math.inf
+        self.first_loss = self.above = math.inf
 
     @property
     def _left_steps(self) -> float:
@@ -59,87 +81,124 @@ class _PeakSearch:
         return self._state.budget_left_steps - chunk_steps(self._state)
 
     def run(self) -> Search:
-        """Return the peak."""
+        """Return the peak: of the fine probes, or of what came before them where the budget ends earlier."""
         least, wanted = RANGE_STEPS
         steps = min(max(wanted, round(RANGE_SHARE * self._left_steps)), int(self._left_steps))
         if steps < least:
             return math.sqrt(self._low * self._high)
         reference = yield from self._range_test(steps)
         low = max(self._low, reference / WINDOW)
-        rates = np.geomspace(low, max(reference, low), COARSE_PROBES)
-        steps = int(COARSE_SHARE * self._left_steps / COARSE_PROBES)
-        if steps < LEAST_PROBE or not low < reference:
-            return float(rates[COARSE_PROBES // 2])
+        reference = max(reference, min(2 * low, self._high))
         coarse = LRSearch(low, reference)
-        yield from self._probe_all(coarse, rates, steps, evaluate=False)
-        best = self._close(coarse, "")
-        if all(o.diverged for o in coarse.observations):
-            return best
-        top = min(self._high, FINE_RATIO**2 * best, 0.999 * coarse.ceiling)
-        fine = LRSearch(max(self._low, best / FINE_RATIO**2), top)
-        rates = np.clip(best * FINE_RATIO ** (np.arange(FINE_PROBES) - (FINE_PROBES - 1) / 2), fine.low, top)
-        steps, evaluate = self._longest(FINE_PROBES)
-        if steps < LEAST_PROBE:
-            return best
-        yield from self._probe_all(fine, rates, steps, evaluate)
-        told = [o.std for o in coarse.observations if not o.diverged]
-        fine.warm_start(coarse, doubt=DOUBT * max(told))
-        return self._close(fine, "")
+        rates = np.geomspace(low, reference, COARSE_PROBES)
+        steps = int(COARSE_SHARE * self._left_steps / COARSE_PROBES)
+        evaluate = False
+        if steps < LEAST_PROBE_STEPS:
+            # Too little for two rounds: one of longer probes.
+            steps, evaluate = self._length(COARSE_PROBES)
+        if steps < LEAST_PROBE_STEPS:
+            return math.sqrt(low * reference)
+        peak = yield from self._round(coarse, rates, steps, evaluate)
+        steps, evaluate = self._length(FINE_PROBES)
+        if steps < LEAST_PROBE_STEPS or all(o.diverged for o in coarse.observations):
+            return peak
+        low, high = self._around(peak, FINE_RATIO**2, coarse.ceiling)
+        rates = peak * FINE_RATIO ** (np.arange(FINE_PROBES) - (FINE_PROBES - 1) / 2)
+        fine = LRSearch(low, high)
+        return (yield from self._round(fine, np.clip(rates, low, high), steps, evaluate, coarse))
 
-    def _longest(self, probes: int) -> tuple[int, bool]:
-        """Return the length of so many probes that take what is left, and whether they are evaluated."""
+    def _around(self, lr: float, factor: float, ceiling: float) -> tuple[float, float]:
+        """Return the range of a factor around a learning rate, inside what is allowed and has not diverged."""
+        return max(self._low, lr / factor), min(self._high, lr * factor, 0.999 * ceiling)
+
+    def _length(self, probes: int) -> tuple[int, bool]:
+        """Return the length of so many probes that take all that is left, and whether they are evaluated."""
         each = self._left_steps / probes
         cost = self._config.eval_cost_steps
-        evaluate = self._config.validation and cost <= EVALUATE_UP_TO * (each - cost)
+        evaluate = self._config.validation and cost <= EVALUATION_SHARE * (each - cost)
         return int(each - cost if evaluate else each), evaluate
 
     def _range_test(self, steps: int) -> Search:
+        """Raise the learning rate over the whole range; return the one with the lowest loss."""
         rates = tuple(float(lr) for lr in np.geomspace(self._low, self._high, steps))
-        result = yield Probe(0, 0, rates, math.inf, False)
-        losses = np.array(result.losses)
-        self.first = float(np.median(losses[: max(1, steps // 6)]))
-        self.above = diverged_above(self.first)
+        probes = _Probes(self._state, "range")
+        losses: Array = np.array((yield from probes.run(rates[-1], rates, math.inf)).losses)
+        early = losses[: max(2, steps // 3)]
+        self.first_loss, scatter = float(np.median(early)), float(np.std(early))
+        self.above = max(diverged_above(self.first_loss), self.first_loss + DIVERGED_Z * scatter)
         held = next((i for i, loss in enumerate(losses) if not loss <= self.above), len(losses))
-        padded = np.pad(losses[:held], 1, mode="edge")
+        if not held:
+            return probes.close(self._low, "the loss is not finite from the start")
+        losses = losses[:held]
+        if scatter > RANGE_NOISE * (self.first_loss - float(losses.min())) and self._left_steps >= steps:
+            # The same minibatches at the lowest rate: what is left of the difference is the learning rate's.
+            still = yield from probes.run(self._low, (self._low,) * held, self.above)
+            losses = losses[: len(still.losses)] - np.array(still.losses)
+        padded = np.pad(losses, 1, mode="edge")
         smooth = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
+        # The loss of a step is that before its update: it shows the learning rate of the step before.
         reference = rates[max(0, int(np.argmin(smooth)) - 1)]
-        candidate = Candidate(reference, rates[: len(losses)], result.losses, None, float(smooth.min()), 0.0)
-        self._state.stages.append(Stage(0, 0, "range", (candidate,), reference, len(losses), ""))
-        return reference
+        return probes.close(reference, "where the loss was lowest while the learning rate rose")
 
-    def _probe_all(self, search: LRSearch, rates: Sequence[float], steps: int, evaluate: bool) -> Plan:
-        for lr in rates:
-            warmup = max(1, round(PROBE_WARMUP * steps))
-            lrs = tuple(float(lr) * unit_curve(t, steps, warmup) for t in range(steps))
-            index = len(self._candidates)
-            result = yield Probe(len(self._state.stages), index, lrs, self.above, evaluate)
-            loss, std = self._judge(result, steps)
-            search.tell(float(lr), loss, max(SC * std, NOISE * max(0.0, self.first - loss)) if math.isfinite(loss) else 0.0)
-            told = search.observations[-1]
-            self._candidates.append(
-                Candidate(float(lr), lrs[: len(result.losses)], result.losses, result.val_loss, told.loss, told.std)
-            )
-
-    def _judge(self, result: Result, steps: int) -> tuple[float, float]:
-        if len(result.losses) < steps or not result.losses[-1] <= self.above:
-            return math.inf, 0.0
-        tail = np.array(result.losses[-max(2, int(TAIL * steps)) :])
-        loss, std = float(tail.mean()), float(tail.std()) / math.sqrt(len(tail))
-        if result.val_loss is not None:
-            loss = 0.5 * (loss + result.val_loss)
-        return (loss, std) if loss <= self.above else (math.inf, 0.0)
-
-    def _close(self, search: LRSearch, reason: str) -> float:
+    def _round(
+        self,
+        search: LRSearch,
+        rates: Sequence[float] | Array,
+        steps: int,
+        evaluate: bool,
+        earlier: LRSearch | None = None,
+    ) -> Search:
+        """Probe learning rates, each a whole run in miniature on the same minibatches; return the best one."""
+        probes = _Probes(self._state, "peak")
+        warmup = max(1, round(PROBE_WARMUP * steps))
+        unit = [unit_curve(t, steps, warmup) for t in range(steps)]
+        for lr in map(float, rates):
+            result = yield from probes.run(lr, tuple(lr * share for share in unit), self.above, evaluate)
+            loss = self._judge(result, steps)
+            std = max(NOISE * (self.first_loss - loss), 0.0) if math.isfinite(loss) else 0.0
+            search.tell(lr, loss, std)
+            probes.tell(loss, std)
+        held = [o for o in search.observations if not o.diverged]
+        if earlier is not None and held:
+            search.warm_start(earlier, doubt=max(o.std for o in held))
         decision = search.decide()
-        spent = sum(len(c.losses) for c in self._candidates)
-        stages = self._state.stages
-        stages.append(
-            Stage(len(stages), self._state.step, "peak", tuple(self._candidates), decision.lr, spent, reason)
-        )
-        self._candidates = []
-        return decision.lr
+        return probes.close(decision.lr, f"the lowest loss after {steps} steps, as smoothed")
+
+    def _judge(self, result: Result, steps: int) -> float:
+        """Return the loss that a probe came to; infinite if it diverged."""
+        if len(result.losses) < steps or not result.losses[-1] <= self.above:
+            return math.inf
+        loss = float(np.mean(result.losses[-max(2, int(TAIL * steps)) :]))
+        if result.val_loss is not None:
+            loss = (loss + result.val_loss) / 2
+        return loss if loss <= self.above else math.inf
 
 
-SC = 0.0
-NOISE = 0.1
-DOUBT = 1.0
+class _Probes:
+    """The probes of one stage, as they are asked for and booked."""
+
+    def __init__(self, state: RunState, kind: str) -> None:
+        self._state, self._kind = state, kind
+        self._candidates: list[Candidate] = []
+
+    def run(
+        self, lr: float, lrs: tuple[float, ...], above: float, evaluate: bool = False
+    ) -> Generator[Action, Result, Result]:
+        """Ask for a probe; all of a stage see the same minibatches."""
+        result = yield Probe(len(self._state.stages), len(self._candidates), lrs, above, evaluate)
+        taken = len(result.losses)
+        last = result.losses[-1] if taken == len(lrs) else math.inf
+        loss = last if math.isfinite(last) else math.inf
+        self._candidates.append(Candidate(lr, lrs[:taken], result.losses, result.val_loss, loss, 0.0))
+        return result
+
+    def tell(self, loss: float, std: float) -> None:
+        """Note what the search was told of the last probe."""
+        self._candidates[-1] = replace(self._candidates[-1], forecast=loss, std=std)
+
+    def close(self, lr: float, reason: str) -> float:
+        """Book the stage with its decision, and return that."""
+        stages, candidates = self._state.stages, tuple(self._candidates)
+        spent = sum(len(c.losses) for c in candidates)
+        stages.append(Stage(len(stages), self._state.step, self._kind, candidates, lr, spent, reason))
+        return lr
