@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from autolrs_plugin import AutoLRS
