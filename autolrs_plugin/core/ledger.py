@@ -59,7 +59,7 @@ class Ledger:
             own_s = result.seconds - result.eval_seconds - result.restore_seconds
             self.search = self.search.plus(steps, result.tokens, own_s)
             self.snapshot = self.snapshot.plus(seconds=result.restore_seconds)
-            if action.evaluate:
+            if result.val_loss is not None:
                 self.search_evaluation = self.search_evaluation.plus(seconds=result.eval_seconds)
         elif isinstance(action, Evaluate):
             self.evaluation = self.evaluation.plus(seconds=result.seconds)
