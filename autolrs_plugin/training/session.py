@@ -222,8 +222,13 @@ class Session:
             observer.on_step(lr, loss)
 
     def _evaluate(self) -> tuple[float, float]:
-        started = time.perf_counter()
-        return self._port.evaluate(), time.perf_counter() - started
+        before, started = self._port.fingerprint(), time.perf_counter()
+        loss, seconds = self._port.evaluate(), time.perf_counter() - started
+        if self._port.fingerprint() != before:
+            raise RuntimeError(
+                "validate: changed the weights of the model; it must leave them as they were (put back what it swaps)."
+            )
+        return loss, seconds
 
     def _check_val_loss(self, action: Action, result: Result) -> None:
         if result.val_loss is None or self._nan_evaluations < 0:
