@@ -339,7 +339,7 @@ def _is_sealed(line: bytes, chain: str) -> bool:
 def _take(journal: Journal, body: dict[str, Any], number: int) -> None:
     checkpoint = body.get("checkpoint")
     if body["kind"] == "intent" and journal.unfinished is None:
-        journal.entries.append(Entry(action_from_mapping(body["action"]), books=body["books"]))
+        journal.entries.append(Entry(action_from_mapping(body["action"]), books=body.get("books", {})))
     elif body["kind"] == "result" and journal.unfinished is not None:
         journal.entries[-1].result = _built(Result, body["result"])
         journal.entries[-1].checkpoint = Checkpoint(**checkpoint) if checkpoint else None
