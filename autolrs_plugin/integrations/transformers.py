@@ -1,14 +1,9 @@
 """AutoLRS in a transformers Trainer, and in the trainers of TRL that build on it."""
 
-import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from autolrs_plugin.training.attributes import PlainAttributes, kept
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
 from autolrs_plugin.training.lr import TunedLR
 from autolrs_plugin.training.progress import StageLines, StageLog
@@ -18,6 +13,9 @@ from autolrs_plugin.training.snapshot import Stateful
 try:
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_callback import ExportableState
+
+    from autolrs_plugin.integrations.accelerate import check_accelerator
+    from autolrs_plugin.integrations.trainer_host import TrainerHost
 except ImportError as error:
     raise ModuleNotFoundError(
         f"AutoLRS in a Trainer: needs transformers and accelerate ({error}): "
@@ -26,15 +24,13 @@ except ImportError as error:
     ) from error
 
 LEARN_FROM_REWARDS = {
-    *("GRPOTrainer", "RLOOTrainer", "PPOTrainer", "OnlineDPOTrainer", "XPOTrainer", "NashMDTrainer"),
-    *("AsyncGRPOTrainer", "GMPOTrainer", "A2POTrainer"),
+    f"{method}Trainer"
+    for method in ["GRPO", "RLOO", "PPO", "OnlineDPO", "XPO", "NashMD", "AsyncGRPO", "GMPO", "A2PO"]
 }
 """Trainers of TRL whose loss is no measure of progress."""
 
-NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "_time")
 
-
-class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):  # type: ignore[misc]
+class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
     """Finds the learning rate while a Trainer trains: `Trainer(..., callbacks=[AutoLRSCallback((1e-6, 1e-2))])`.
 
     A search takes place before a step, on batches that the Trainer's own dataloader gives anew, and is rolled back bit
@@ -85,7 +81,7 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):  # type:
         self._loss_is_progress = loss_is_progress
         self._generators, self._stateful, self._keep = tuple(generators), dict(stateful or {}), keep
         self._observer = StageLines() if progress else StageLog()
-        self._host: _Host | None = None
+        self._host: TrainerHost | None = None
 
     def state(self) -> dict[str, Any]:
         """Return the run so far, which the Trainer writes into each checkpoint."""
@@ -95,7 +91,7 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):  # type:
         """Look at the Trainer that is being constructed, and give it a scheduler that tells the rates in use."""
         trainer = _calling_trainer()
         _check_trainer(trainer, self._metric, self._measures(trainer))
-        trainer.create_scheduler = lambda *args, **kwargs: _install_scheduler(trainer)
+        vars(trainer)["create_scheduler"] = lambda *args, **kwargs: _install_scheduler(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the run, or go on with the one in the checkpoint."""
@@ -107,8 +103,10 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):  # type:
             _check_trainer(trainer, self._metric, self._measures(trainer))
             _install_scheduler(trainer)
         if state.is_hyper_param_search:
-            raise ValueError("hyperparameter_search: AutoLRS finds the learning rate within one run; use one.")
-        host = _Host(trainer, self._measures(trainer), self._metric or "eval_loss", self._sign)
+            raise ValueError(
+                "hyperparameter_search: AutoLRS finds the learning rate within one run; use one."
+            )
+        host = TrainerHost(trainer, self._measures(trainer), self._metric or "eval_loss", self._sign)
         validates = trainer.eval_dataset is not None
         config = hosted_config("AutoLRSCallback", state.max_steps, validates, self._settings)
         stateful = {"trainer": host.attributes, **self._stateful}
@@ -152,111 +150,6 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):  # type:
         self._host = None
 
 
-class _Host:
-    """Probes and evaluations in the midst of a Trainer's training."""
-
-    def __init__(self, trainer: Trainer, measures: bool, metric: str, sign: float) -> None:
-        self.attributes = PlainAttributes(trainer, leave=("train_dataset", "eval_dataset"))
-        self._trainer, self._metric, self._sign, self._measures = trainer, metric, sign, measures
-        self._training_step = trainer.training_step
-        self._losses: list[torch.Tensor] = []
-
-    def record(self) -> None:
-        """From here on, note the losses of the Trainer's own steps: it tells callbacks none, and filters NaN."""
-        step, losses = self._training_step, self._losses
-
-        def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
-            losses.append(step(*args, **kwargs))
-            return losses[-1]
-
-        self._trainer.training_step = training_step
-
-    def release(self) -> None:
-        """Note no more losses."""
-        vars(self._trainer).pop("training_step", None)
-
-    def recorded_loss(self) -> Any:
-        """Return the loss of the optimizer step that has been taken."""
-        loss = self._told(sum(self._losses))
-        self._losses.clear()
-        return loss
-
-    def _told(self, loss: Any) -> Any:
-        # A loss that measures nothing can still tell that training has broken down.
-        return loss if self._measures else 0.0 * loss
-
-    @contextmanager
-    def probing(self, seed: int) -> Iterator[Callable[[], Any]]:
-        """Return a function that takes one optimizer step as the Trainer does, on batches of its own dataloader."""
-        trainer, gradients = self._trainer, self._trainer.accelerator.gradient_state
-        sync = gradients.sync_gradients
-        loader = trainer.get_train_dataloader()
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(seed % 2**31)  # a seedable sampler does not look at the global generators
-        batches = _endless(loader)
-        with _muted(trainer):
-            try:
-                yield lambda: self._step(batches)
-            finally:
-                batches.close()
-                gradients._remove_dataloader(loader)
-                gradients._set_sync_gradients(sync)
-
-    def _step(self, batches: Iterator[Any]) -> Any:
-        trainer, args, accelerator = self._trainer, self._trainer.args, self._trainer.accelerator
-        model = trainer.model_wrapped
-        samples, items = trainer.get_batch_samples(batches, args.gradient_accumulation_steps, args.device)
-        trainer.current_gradient_accumulation_steps = len(samples)
-        losses = []
-        for i, inputs in enumerate(samples):
-            last = i == len(samples) - 1
-            accelerator.gradient_state._set_sync_gradients(last)
-            with nullcontext() if last else accelerator.no_sync(model):
-                losses.append(self._training_step(model, inputs, items))
-        if args.max_grad_norm > 0:
-            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        trainer.optimizer.step()
-        model.zero_grad()
-        return self._told(sum(losses))
-
-    def evaluate(self) -> float:
-        """Return the metric, smaller being better."""
-        with _muted(self._trainer) as state, kept(self.attributes):
-            metrics = self._trainer.evaluate()
-            for logged in state.log_history:  # TRL adds its own when it logs
-                metrics = {**logged, **metrics}
-        if self._metric not in metrics:
-            names = [n for n in metrics if not n.endswith(NOT_METRICS)]
-            raise ValueError(
-                f"metric={self._metric!r}: evaluation does not produce it; it gives {', '.join(sorted(names))}."
-            )
-        return self._sign * float(metrics[self._metric])
-
-
-@contextmanager
-def _muted(trainer: Trainer) -> Iterator[Any]:
-    """Inside, no callback hears anything, and the Trainer's state and control are copies; yield that state."""
-    handler, state, control = trainer.callback_handler, trainer.state, trainer.control
-    callbacks, eval_dataloader = handler.callbacks, handler.eval_dataloader
-    handler.callbacks = []
-    trainer.state, trainer.control = copy.copy(state), copy.copy(control)
-    trainer.state.log_history = []
-    try:
-        yield trainer.state
-    finally:
-        trainer.state, trainer.control = state, control
-        handler.callbacks, handler.eval_dataloader = callbacks, eval_dataloader
-
-
-def _endless(loader: Any) -> Iterator[Any]:
-    while True:
-        batch = None
-        for batch in loader:  # noqa: UP028  # the last batch tells an epoch from an empty one
-            yield batch
-        if batch is None:
-            raise ValueError("train_dataset: an epoch of it has no batches.")
-
-
 def _calling_trainer() -> Trainer:
     """Return the Trainer that has called a callback, which it does not hand over: from the stack."""
     frame: Any = sys._getframe(1)
@@ -275,7 +168,7 @@ def _install_scheduler(trainer: Trainer) -> TunedLR:
 
 def _check_trainer(trainer: Trainer, metric: str | None, measures: bool) -> None:
     """Raise ValueError or RuntimeError, naming the setting, for what AutoLRS cannot work with."""
-    args, accelerator, kind = trainer.args, trainer.accelerator, type(trainer).__name__
+    args, kind = trainer.args, type(trainer).__name__
     doors = [c for c in trainer.callback_handler.callbacks if isinstance(c, AutoLRSCallback)]
     if len(doors) > 1:
         raise ValueError(f"callbacks: has {len(doors)} AutoLRSCallbacks; one learning rate has one.")
@@ -285,14 +178,10 @@ def _check_trainer(trainer: Trainer, metric: str | None, measures: bool) -> None
             f"lr_scheduler_type={schedule!r}: would fight with AutoLRS over the learning rate; leave it out."
         )
     if trainer.lr_scheduler is not None and not isinstance(trainer.lr_scheduler, TunedLR):
-        raise ValueError("optimizers: has a scheduler, which would fight with AutoLRS; give (optimizer, None).")
-    if trainer.is_deepspeed_enabled:
-        raise RuntimeError("deepspeed: keeps its state where AutoLRS cannot roll it back; use it without.")
-    if accelerator.num_processes > 1:
-        raise RuntimeError(f"{accelerator.num_processes} processes: AutoLRS in a Trainer runs on one for now.")
-    halves = any(p.dtype == torch.float16 and p.requires_grad for p in trainer.model.parameters())
-    if (halves or accelerator.mixed_precision == "fp16") and accelerator.scaler is None:
-        raise ValueError("fp16: trains without a gradient scaler here, and would underflow; use bf16 or fp32.")
+        raise ValueError(
+            "optimizers: has a scheduler, which would fight with AutoLRS; give (optimizer, None)."
+        )
+    check_accelerator(trainer.accelerator, trainer.model)
     if metric is not None and trainer.eval_dataset is None:
         raise ValueError(f"metric={metric!r}: needs an eval_dataset.")
     if not measures and metric is None:

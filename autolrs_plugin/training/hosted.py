@@ -67,9 +67,7 @@ class HostedLoop(TorchLoop):
         generators: Sequence[Generator],
         keep: str,
     ) -> None:
-        super().__init__(
-            model, optimizer, None, host.evaluate, None, None, stateful, generators, None, keep
-        )
+        super().__init__(model, optimizer, None, host.evaluate, None, None, stateful, generators, None, keep)
         self._host = host
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
@@ -97,7 +95,7 @@ class HostedRun:
         config: the settings; `rewind` must be off.
         loop: the port.
         state: what `state()` gave in a run before that goes on here; None for a new run.
-        step: the framework's steps so far.
+        step: the framework's steps so far; None where it does not count them.
         observers: who shows the progress.
 
     Raises:
@@ -109,7 +107,7 @@ class HostedRun:
         config: AutoLRSConfig,
         loop: HostedLoop,
         state: str | None = None,
-        step: int = 0,
+        step: int | None = 0,
         observers: Sequence[Observer] = (),
     ) -> None:
         assert not config.rewind, "a hosted run cannot take back its own steps"
@@ -195,22 +193,20 @@ class HostedRun:
         # Asked for at once: between two steps the weights are whoever's the framework lets at them.
         self._action = self._session.next_action()
 
-    def _resume(self, state: str, step: int) -> None:
+    def _resume(self, state: str, step: int | None) -> None:
         journal = read_text(state, "the AutoLRS state in the checkpoint")
         check_same_run(journal, self.controller.config.to_mapping(), self._kind)
         self._entries = list(replay(journal, self.controller))
         if journal.unfinished is not None:
             self._losses = list(journal.entries[-1].losses)
-        if self.step != step:
+        if step is not None and self.step != step:
             raise JournalError(
                 f"the AutoLRS state in the checkpoint is of step {self.step}, and training goes on at step {step}: "
                 "they do not belong together."
             )
 
 
-def hosted_config(
-    name: str, max_steps: int, validation: bool, settings: Mapping[str, Any]
-) -> AutoLRSConfig:
+def hosted_config(name: str, max_steps: int, validation: bool, settings: Mapping[str, Any]) -> AutoLRSConfig:
     """Return the settings of a hosted run; `name` is the user's door, for errors.
 
     Raises:
