@@ -45,7 +45,8 @@ def train(state: RunState, lr_at: Callable[[int], float], stop: int, above: floa
     """Train up to the real step `stop`, and evaluate where that is due.
 
     A chunk that diverges is taken back and repeated at a lower rate, as long as the search's share of all steps
-    stays within `search_budget` with what that throws away; after that, training only goes on.
+    stays within `search_budget` with what that throws away; after that, training only goes on. Where the run's own
+    steps cannot be taken back (`rewind`), what comes after such a chunk is trained at a lower rate.
 
     Args:
         lr_at: the learning rate of a real step.
@@ -60,20 +61,21 @@ def train(state: RunState, lr_at: Callable[[int], float], stop: int, above: floa
         if _may_retreat(state, end - first):
             yield Snapshot()
         result = yield Train(first, tuple(scale * lr_at(t) for t in range(first, end)))
-        if (
-            has_diverged(result.losses, above)
-            and state.kept_step == first
-            and _may_retreat(state, end - first)
-        ):
-            yield Restore()
-            scale *= RETREAT
-            continue
+        if has_diverged(result.losses, above):
+            if not state.config.rewind:
+                scale *= RETREAT
+            elif state.kept_step == first and _may_retreat(state, end - first):
+                yield Restore()
+                scale *= RETREAT
+                continue
         if end in marks:
             yield Evaluate(end)
 
 
 def _may_retreat(state: RunState, steps: int) -> bool:
     """Tell whether `steps` may be thrown away within the search's share of all steps."""
+    if not state.config.rewind:
+        return False
     budget = state.config.search_budget
     lost = state.ledger.search.steps + steps
     # A budget of 1 bounds nothing by its share: as many steps as the run has, then.

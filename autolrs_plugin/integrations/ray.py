@@ -153,7 +153,8 @@ class RayProbes:
             return
         new = [self._new_actor() for _ in range(min(self._wanted, self._room()))]
         built = {actor.build.remote(): actor for actor in new}
-        ready, late = [], list(built)
+        ready: list[Any] = []
+        late = list(built)
         if built:
             ready, late = ray.wait(late, num_returns=len(late), timeout=self._ready_timeout_s)
         for reference in late:

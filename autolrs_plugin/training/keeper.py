@@ -64,6 +64,13 @@ class Keeper:
         """Make the state that `kept` gave, in this or another process, the kept one."""
         self._kept, self._file = checkpoint_from_bytes(data), None
 
+    def drop(self) -> None:
+        """Let go of the kept state."""
+        self._kept = self._file = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
     def write(self, path: Path) -> str:
         """Write the state now to a file; return its SHA-256."""
         return write_checkpoint(self._job.capture(Copier(share=True)), path)

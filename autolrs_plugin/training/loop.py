@@ -130,13 +130,17 @@ class TorchLoop:
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this job from others, as plain values."""
-        trainable = self._job.trainable()
-        frozen = {n: p for n, p in self._job.parameters.items() if n not in trainable}
+        return {
+            **self.kind(),
+            "frozen_weights": weights_digest(self._job.frozen())[:16],
+            "initial": weights_digest(self._job.trainable())[:16],
+        }
+
+    def kind(self) -> dict[str, Any]:
+        """Return the part of `identity` that no weight is read for."""
         shapes = "".join(f"{n} {p.dtype} {tuple(p.shape)}\n" for n, p in self._job.parameters.items())
         return {
             "parameters": hashlib.sha256(shapes.encode()).hexdigest()[:16],
-            "frozen_weights": weights_digest(frozen)[:16],
-            "initial": weights_digest(trainable)[:16],
             "optimizer": type(self._job.optimizer).__name__,
             "group_ratios": list(self.rates.ratios),
         }

@@ -75,6 +75,11 @@ class JobState:
         optimized = {id(p) for p in _params_of(self.optimizer)}
         return {n: p for n, p in self.parameters.items() if p.requires_grad or id(p) in optimized}
 
+    def frozen(self) -> dict[str, torch.Tensor]:
+        """Return the parameters that no step changes, by name."""
+        trainable = self.trainable()
+        return {n: p for n, p in self.parameters.items() if n not in trainable}
+
     def capture(self, copier: Copier, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the state now, as plain containers of TensorCopy and plain values.
 
