@@ -105,7 +105,7 @@ class RayProbes:
         actors: how many replicas to hold.
         cpus: of each; also the number of threads that it computes with.
         gpus: of each.
-        ready_timeout_s: actors that have not built their job after so long are given up.
+        ready_timeout_s: actors that have not been given room and built their job after so long are given up.
 
     Raises:
         TypeError: `build` cannot be called.
@@ -202,11 +202,12 @@ class RayProbes:
         self._running.clear()
 
     def _room(self) -> int:
-        """Return how many actors the cluster has room for."""
+        """Return how many actors the cluster has room for, when nobody else is there."""
         if not ray.is_initialized():
             ray.init()
-        free: Mapping[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        rooms = [free.get(kind, 0.0) // need for kind, need in self._needs.items() if need]
+        # What is free at the moment lags behind; whoever waits for it in vain is given up by the time limit.
+        there: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        rooms = [there.get(kind, 0.0) // need for kind, need in self._needs.items() if need]
         return int(min(rooms, default=self._wanted))
 
     def _new_actor(self) -> Any:

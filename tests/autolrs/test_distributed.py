@@ -125,7 +125,7 @@ def test_a_rank_is_killed_and_the_run_goes_on(scenes: Scenes, kind: str, tmp_pat
         assert len(resumed["states"]) == 4
         assert sum("rank-1" in name for name in resumed["states"]) == 2
     alone = RanksJob("none", 0, 1)
-    with pytest.raises(JournalError, match=r"run 'processes' is 2, and here it is None"):
+    with pytest.raises(JournalError, match="is of another run"):
         alone.tuner(run_dir=tmp_path / "run", **SEARCH)
 
 
@@ -146,5 +146,5 @@ def test_deepspeed_and_fsdp1_are_refused() -> None:
                 torch.optim.SGD(model.parameters(), lr=0.1),
                 max_steps=9,
                 lr_range=(1e-3, 1),
-                train_step=abs,
+                train_step=lambda: 0.0,
             )
