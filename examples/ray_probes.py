@@ -1,7 +1,7 @@
 """AutoLRS with its probes on Ray actors: several learning rates are tried at a time, on replicas of the job.
 
-    pip install 'vllm-sarathi[autolrs,ray]'
-    python examples/ray_probes.py
+pip install 'vllm-sarathi[autolrs,ray]'
+python examples/ray_probes.py
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""AutoLRS inside of Ray Train: two workers train one model (DDP), rank 0 decides, Ray gets one report for each real step.
+"""AutoLRS inside of Ray Train: two workers train one model (DDP), rank 0 decides; one report for each real step.
 
-    pip install 'vllm-sarathi[autolrs,ray]'
-    python examples/ray_train.py
+pip install 'vllm-sarathi[autolrs,ray]'
+python examples/ray_train.py
 """
 
 import argparse
@@ -50,7 +50,9 @@ def train_loop(config: dict[str, Any]) -> None:
         validate=validate,
         train_data=loader,
         progress=False,
-        observers=[TrainReports()],  # rank 0 could save the model, too: TrainReports(save=function of a folder)
+        observers=[
+            TrainReports()
+        ],  # rank 0 could save the model, too: TrainReports(save=function of a folder)
     )
     tuner.run()
     if train.get_context().get_world_rank() == 0:
