@@ -45,7 +45,8 @@ def train(state: RunState, lr_at: Callable[[int], float], stop: int, above: floa
     """Train up to the real step `stop`, and evaluate where that is due.
 
     A chunk that diverges is taken back and repeated at a lower rate, as long as what that throws away fits into
-    what is left of the search budget; after that, training only goes on.
+    what is left of the search budget; after that, training only goes on. Where the run's own steps cannot be taken
+    back (`rewind`), what comes after such a chunk is trained at a lower rate.
 
     Args:
         lr_at: the learning rate of a real step.
@@ -56,14 +57,17 @@ def train(state: RunState, lr_at: Callable[[int], float], stop: int, above: floa
     while state.step < stop:
         first = state.step
         end = min([stop, first + chunk_steps(state), *[m for m in marks if m > first]])
-        may_retreat = math.isfinite(above) and end - first <= state.budget_left_steps
+        may_retreat = state.config.rewind and math.isfinite(above) and end - first <= state.budget_left_steps
         if may_retreat:
             yield Snapshot()
         result = yield Train(first, tuple(scale * lr_at(t) for t in range(first, end)))
-        if may_retreat and has_diverged(result.losses, above):
-            yield Restore()
-            scale *= RETREAT
-            continue
+        if has_diverged(result.losses, above):
+            if may_retreat:
+                yield Restore()
+                scale *= RETREAT
+                continue
+            if not state.config.rewind:
+                scale *= RETREAT
         if end in marks:
             yield Evaluate(end)
 
