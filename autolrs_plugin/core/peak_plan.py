@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolrs_plugin.core.actions import Action, Done, Probe, Restore, Result, Snapshot
-from autolrs_plugin.core.schedule import unit_curve, warmup_steps
+from autolrs_plugin.core.schedule import run_curve, unit_curve
 from autolrs_plugin.core.search import LRSearch
 from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage, probe_together
 from autolrs_plugin.core.training_plan import chunk_steps, diverged_above, train
@@ -58,10 +58,7 @@ def peak_plan(state: RunState) -> Plan:
         yield Snapshot()
         peak = yield from search.run()
         yield Restore()
-    steps, warmup = config.max_steps, warmup_steps(config)
-    yield from train(
-        state, lambda t: peak * unit_curve(t, steps, warmup, config.final_decay), steps, search.above
-    )
+    yield from train(state, lambda t: peak * run_curve(t, config), config.max_steps, search.above)
     yield Done()
 
 
@@ -125,15 +122,15 @@ class PeakSearch:
         candidates = [_candidate(rates, rising, rising.losses[-1], 0.0)]
         losses: Array = np.array(rising.losses)
         early = losses[: max(2, steps // 3)]
+        if not np.isfinite(early).all():
+            return self._close("range", candidates, self._low, "the loss was not finite from the start")
         self.first_loss, scatter = float(np.median(early)), float(np.std(early))
         self.above = max(diverged_above(self.first_loss), self.first_loss + DIVERGED_Z * scatter)
         held = next((i for i, loss in enumerate(losses) if not loss <= self.above), len(losses))
-        if not held:
-            return self._close("range", candidates, self._low, "the loss was not finite from the start")
-        losses = losses[:held]
-        if scatter > RANGE_NOISE * (self.first_loss - losses.min()) and self._left_steps >= held:
+        losses = losses[: max(1, held)]
+        if scatter > RANGE_NOISE * (self.first_loss - losses.min()) and self._left_steps >= len(losses):
             # The same minibatches at the lowest rate: what is left of the difference is the learning rate's.
-            flat = (self._low,) * held
+            flat = (self._low,) * len(losses)
             (still,) = yield from self._probe(1, [flat], self.above)
             candidates.append(_candidate(flat, still, still.losses[-1], 0.0))
             losses = losses[: len(still.losses)] - np.array(still.losses)
