@@ -203,10 +203,12 @@ class PeakSearch:
         held = [o.std for o in search.observations if not o.diverged]
         if earlier is not None and held:
             search.warm_start(earlier, doubt=max(held))
-        lr, reason = search.decide().lr, f"lowest after {steps} steps, as smoothed"
-        if last:
-            lr, reason = max(self._low, HORIZON * lr), f"{lr:.3g} was {reason}; a longer run wants less"
-        return self._close("peak", candidates, lr, reason)
+        if not last:
+            reason = f"the least rate that is about as good as any after {steps} steps"
+            return self._close("peak", candidates, _least_good(search), reason)
+        best = search.decide().lr
+        reason = f"{best:.3g} was the best after {steps} steps, as smoothed; a longer run wants less"
+        return self._close("peak", candidates, max(self._low, HORIZON * best), reason)
 
     def _probe(
         self, first: int, curves: Sequence[tuple[float, ...]], above: float, evaluate: bool = False
@@ -233,6 +235,15 @@ class PeakSearch:
         stages, spent = self._state.stages, sum(len(c.losses) for c in candidates)
         stages.append(Stage(len(stages), self._state.step, kind, tuple(candidates), lr, spent, reason))
         return lr
+
+
+def _least_good(search: LRSearch) -> float:
+    """Return the least learning rate whose smoothed loss is within a standard deviation of the lowest."""
+    best = search.decide()
+    if not math.isfinite(best.loss):
+        return best.lr
+    mean, _ = search.posterior(search.grid)
+    return float(search.grid[int(np.argmax(mean <= best.loss + best.std))])
 
 
 def _candidate(
