@@ -6,8 +6,9 @@ A file of lines, each a JSON object with a checksum over itself and all lines be
     {"action": {"kind": "Train", ...}, "books": {...}, "kind": "intent", "sha256": ...}   before an action takes effect
     {"kind": "result", "result": {...}, "checkpoint": {...}, "sha256": ...}       after it
 
-A line is on the disk before anything else happens. A last line without its end is one that a kill cut off: it is
-dropped, and its action repeated. Anything else that does not fit its checksum is refused.
+A line is written before anything else happens, and is safe from a kill from then on; one that took work is on the
+disk by then, safe from a loss of power. A last line without its end is one that was cut off: it is dropped, and its
+action repeated. Anything else that does not fit its checksum is refused.
 """
 
 import hashlib
@@ -151,7 +152,9 @@ class Journal:
             assert self.unfinished == action, f"{action} while {self.unfinished} has no result"
             return
         entry = Entry(action, books=dict(books or {}))
-        self._append({"kind": "intent", "action": action_to_mapping(action), "books": entry.books})
+        self._append(
+            {"kind": "intent", "action": action_to_mapping(action), "books": entry.books}, sync=False
+        )
         self.entries.append(entry)
 
     def complete(self, result: Result, checkpoint: Checkpoint | None = None) -> None:
@@ -160,7 +163,7 @@ class Journal:
         line: dict[str, Any] = {"kind": "result", "result": _plain(result)}
         if checkpoint is not None:
             line["checkpoint"] = _plain(checkpoint)
-        self._append(line)
+        self._append(line, sync=bool(result.losses) or result.val_loss is not None)
         self.entries[-1].result = result
         self.entries[-1].checkpoint = checkpoint
 
@@ -187,12 +190,13 @@ class Journal:
         self._file.truncate(length)
         self._file.seek(length)
 
-    def _append(self, body: dict[str, Any]) -> None:
+    def _append(self, body: dict[str, Any], sync: bool) -> None:
         assert self._file is not None, "the journal is closed"
         line, self._chain = _sealed(body, self._chain)
         self._file.write(line)
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if sync:
+            os.fsync(self._file.fileno())
 
 
 def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
