@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from autolrs_plugin import __version__
+from autolrs_plugin.benchmark.command import bench
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 
 app = typer.Typer(help="Finds the learning rate while training.", no_args_is_help=True)
@@ -138,6 +139,9 @@ def _clear_errors() -> Iterator[None]:
 def _exit(message: str) -> None:
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(2)
+
+
+app.command()(bench)
 
 
 def main() -> None:

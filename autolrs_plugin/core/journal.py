@@ -5,6 +5,7 @@ A file of lines, each a JSON object with a checksum over itself and all lines be
     {"config": ..., "kind": "header", "run": ..., "version": 1, "sha256": ...}
     {"action": {"kind": "Train", ...}, "books": {...}, "kind": "intent", "sha256": ...}   before an action takes effect
     {"kind": "result", "result": {...}, "checkpoint": {...}, "sha256": ...}       after it
+    {"kind": "progress", "losses": [...], "sha256": ...}                          or, in its midst, the steps so far
 
 A line is written before anything else happens, and is safe from a kill from then on; one that took work is on the
 disk by then, safe from a loss of power. A last line without its end is one that was cut off: it is dropped, and its
@@ -15,8 +16,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -60,12 +62,14 @@ class Entry:
         result: its result; None while it has none.
         checkpoint: the state after it, if it changed the state of the run's own stream.
         books: what deciding and bookkeeping had taken before it, in seconds, by the ledger's names for them.
+        losses: of the steps taken so far, where it was noted in the midst of the action.
     """
 
     action: Action
     result: Result | None = None
     checkpoint: Checkpoint | None = None
     books: Mapping[str, float] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
 
 
 class Journal:
@@ -101,14 +105,7 @@ class Journal:
         """
         if path.exists():
             raise JournalError(f"{path}: is there already.")
-        header = {
-            "kind": "header",
-            "version": VERSION,
-            "config": dict(config),
-            "run": dict(run),
-            "checkpoint": _plain(checkpoint),
-        }
-        line, chain = _sealed(header, "")
+        line, chain = _sealed(_header(config, run, checkpoint), "")
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
             file.write(line)
@@ -171,6 +168,12 @@ class Journal:
         """Return the results so far, in order."""
         return [entry.result for entry in self.entries if entry.result is not None]
 
+    def keep_only(self, names: set[str]) -> None:
+        """Delete the states beside the journal that are none of `names`; each rank's part has its state's name."""
+        for path in self.path.parent.glob("state-*"):
+            if state_name(path.name) not in names:
+                path.unlink()
+
     def close(self) -> None:
         """Let other processes write."""
         if self._file is not None:
@@ -197,6 +200,31 @@ class Journal:
         self._file.flush()
         if sync:
             os.fsync(self._file.fileno())
+
+
+def journal_text(config: Mapping[str, Any], run: Mapping[str, Any], entries: Iterable[Entry]) -> str:
+    """Return a whole journal as text: for a framework that keeps it in checkpoints of its own."""
+    bodies = [_header(config, run, None)]
+    for entry in entries:
+        bodies.append({"kind": "intent", "action": action_to_mapping(entry.action)})
+        if entry.result is not None:
+            bodies.append({"kind": "result", "result": _plain(entry.result)})
+        elif entry.losses:
+            bodies.append({"kind": "progress", "losses": _number(entry.losses)})
+    lines, chain = [], ""
+    for body in bodies:
+        line, chain = _sealed(body, chain)
+        lines.append(line.decode())
+    return "".join(lines)
+
+
+def read_text(text: str, origin: str) -> Journal:
+    """Read what `journal_text` gave; it cannot be written to. `origin` names its source in errors.
+
+    Raises:
+        JournalError: it is corrupted, or of another version.
+    """
+    return parsed(Path(origin), text.encode())[0]
 
 
 def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
@@ -263,23 +291,34 @@ def _short(action: Action) -> str:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """Return a dataclass of numbers, strings and tuples of floats as JSON, which has no infinity and no NaN."""
+    """Return a dataclass of numbers, strings and tuples of floats as JSON."""
+    return {f.name: _number(getattr(value, f.name)) for f in fields(value)}
 
-    def number(x: Any) -> Any:
-        if isinstance(x, tuple):
-            return [number(v) for v in x]
-        return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
-    return {f.name: number(getattr(value, f.name)) for f in fields(value)}
+def _number(x: Any) -> Any:
+    """Return a value as JSON, which has no infinity, no NaN and no tuple."""
+    if isinstance(x, tuple):
+        return [_number(v) for v in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _from_number(x: Any) -> Any:
+    if isinstance(x, list):
+        return tuple(_from_number(v) for v in x)
+    return float(x) if x in ("inf", "-inf", "nan") else x
 
 
 def _built(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    def number(x: Any) -> Any:
-        if isinstance(x, list):
-            return tuple(number(v) for v in x)
-        return float(x) if x in ("inf", "-inf", "nan") else x
+    return kind(**{name: _from_number(value) for name, value in values.items()})
 
-    return kind(**{name: number(value) for name, value in values.items()})
+
+def _header(
+    config: Mapping[str, Any], run: Mapping[str, Any], checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    header = {"kind": "header", "version": VERSION, "config": dict(config), "run": dict(run)}
+    if checkpoint is not None:
+        header["checkpoint"] = _plain(checkpoint)
+    return header
 
 
 def _sealed(body: dict[str, Any], chain: str) -> tuple[bytes, str]:
@@ -293,9 +332,17 @@ def _sealed(body: dict[str, Any], chain: str) -> tuple[bytes, str]:
 def _read(path: Path) -> tuple[Journal, int]:
     """Return the journal and how many bytes of its file are whole lines."""
     try:
-        data = path.read_bytes()
+        return parsed(path, path.read_bytes())
     except OSError as error:
         raise JournalError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def parsed(path: Path, data: bytes) -> tuple[Journal, int]:
+    """Return the journal in the content of a file, and how many bytes of that are whole lines.
+
+    Raises:
+        JournalError: it is corrupted, or of another version.
+    """
     *lines, rest = data.split(b"\n")
     chain, bodies = "", []
     for number, line in enumerate(lines, start=1):
@@ -347,8 +394,15 @@ def _take(journal: Journal, body: dict[str, Any], number: int) -> None:
     elif body["kind"] == "result" and journal.unfinished is not None:
         journal.entries[-1].result = _built(Result, body["result"])
         journal.entries[-1].checkpoint = Checkpoint(**checkpoint) if checkpoint else None
+    elif body["kind"] == "progress" and journal.unfinished is not None:
+        journal.entries[-1].losses = _from_number(body["losses"])
     else:
         raise JournalError(f"{journal.path}: line {number} is a {body['kind']} out of turn.")
+
+
+def state_name(file_name: str) -> str:
+    """Return the name of the state that a file is, or is the part of one rank of."""
+    return re.sub(r"\.rank-\d+", "", file_name)
 
 
 def sync_folder(folder: Path) -> None:

@@ -65,6 +65,25 @@ class StageLog:
         logger.info(line)
 
 
+class StageLines(StageLog):
+    """Prints the line of each search, and one when it begins: for a framework that has a bar of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True)
+        self._announced = -1
+
+    def on_action(self, action: Action, controller: Controller) -> None:
+        """Say that a search begins."""
+        if isinstance(action, Probe) and action.stage != self._announced:
+            self._announced = action.stage
+            self.say(f"stage {action.stage} at step {controller.step}: searching the learning rate")
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._console.print(f"AutoLRS: {line}", highlight=False)
+
+
 class Bar(StageLog):
     """A progress bar over the run's own steps; the lines of the stages stand above it."""
 
