@@ -56,7 +56,8 @@ def export(
 ) -> None:
     """Write a run's schedule, to be replayed: ReplayLR(optimizer, Schedule.load(FILE).lrs) is a torch scheduler."""
     with _clear_errors():
-        from autolrs_plugin.core.journal import FILE_NAME, Journal, recorded
+        from autolrs_plugin.core.journal import FILE_NAME, Journal
+        from autolrs_plugin.core.replay import recorded
         from autolrs_plugin.core.schedule import Schedule
 
         state = recorded(Journal.read(run / FILE_NAME))

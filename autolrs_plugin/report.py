@@ -11,8 +11,9 @@ from rich.table import Table
 from autolrs_plugin.core.actions import Probe
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.journal import FILE_NAME, Journal, replay
+from autolrs_plugin.core.journal import FILE_NAME, Journal
 from autolrs_plugin.core.rehearsal import Rehearsal
+from autolrs_plugin.core.replay import replay
 from autolrs_plugin.core.schedule import warmup_steps
 from autolrs_plugin.core.state import Candidate, Stage
 
