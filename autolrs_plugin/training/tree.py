@@ -89,8 +89,9 @@ class Restorer:
         if isinstance(kept, TensorCopy):
             return self._tensor(live, kept)
         if isinstance(kept, dict):
+            known = live if isinstance(live, dict) else {}
+            items = {key: self.restored(known.get(key), item) for key, item in kept.items()}
             target = live if isinstance(live, dict) else copy.copy(kept)
-            items = {key: self.restored(target.get(key), item) for key, item in kept.items()}
             target.clear()  # what is there now and was not then was made by a probe
             target.update(items)
             return target

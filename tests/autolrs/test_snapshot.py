@@ -249,6 +249,16 @@ def test_tensors_that_were_one_are_one_again_and_others_are_not_mixed_up() -> No
     assert restored["c"].tolist() == [0, 0]
 
 
+def test_what_is_restored_is_no_part_of_what_was_kept() -> None:
+    kept = Copier().copy({"lists": {"losses": [torch.zeros(1)]}, "sums": [{"a": torch.zeros(1)}]})
+    for _ in range(2):
+        live = Restorer().restored(None, kept)
+        assert live == {"lists": {"losses": [torch.zeros(1)]}, "sums": [{"a": torch.zeros(1)}]}
+        live["lists"]["losses"].append(torch.ones(1))
+        live["lists"]["new"] = 1
+        live["sums"][0]["a"].add_(1)
+
+
 def test_plain_data_survives_the_file(tmp_path: Path) -> None:
     strided = torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     flat = torch.arange(4)
