@@ -145,9 +145,6 @@ class AutoLRSCallback(Callback, HostedResults):
 
 def _check_trainer(trainer: Any, module: LightningModule) -> None:
     """Raise ValueError or RuntimeError, naming it, for what AutoLRS cannot work with."""
-    doors = [c for c in trainer.callbacks if isinstance(c, AutoLRSCallback)]
-    if len(doors) > 1:
-        raise ValueError(f"callbacks: has {len(doors)} AutoLRSCallbacks; one learning rate has one.")
     if trainer.lr_scheduler_configs:
         scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
         raise ValueError(
