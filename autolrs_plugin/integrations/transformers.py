@@ -97,7 +97,8 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         """Begin the run, or go on with the one in the checkpoint."""
         trainer = _calling_trainer()
         self._release()  # a run before may have ended in an error
-        saved = (state.stateful_callbacks.get(type(self).__name__) or {}).get("attributes", {}).get("journal")
+        # At step 0 it is not a checkpoint's, but this callback's own of a run before.
+        saved = self._in_checkpoint(state) if state.global_step > 0 else None
         check_begin("AutoLRSCallback", state.global_step, saved, self.run)
         if not isinstance(trainer.lr_scheduler, TunedLR):
             _check_trainer(trainer, self._metric, self._measures(trainer))
@@ -136,6 +137,10 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
     def _measures(self, trainer: Trainer) -> bool:
         names = {c.__name__ for c in type(trainer).__mro__}
         return not names & LEARN_FROM_REWARDS if self._loss_is_progress is None else self._loss_is_progress
+
+    def _in_checkpoint(self, state: Any) -> str | None:
+        found: Any = state.stateful_callbacks.get(type(self).__name__) or {}
+        return found.get("attributes", {}).get("journal")
 
     def _running(self) -> tuple[HostedRun, TrainerHost]:
         if self.run is None or self._host is None:
