@@ -139,8 +139,9 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         return not names & LEARN_FROM_REWARDS if self._loss_is_progress is None else self._loss_is_progress
 
     def _in_checkpoint(self, state: Any) -> str | None:
-        found: Any = state.stateful_callbacks.get(type(self).__name__) or {}
-        return found.get("attributes", {}).get("journal")
+        found = state.stateful_callbacks.get(type(self).__name__) or {}
+        journal: str | None = found.get("attributes", {}).get("journal")
+        return journal
 
     def _running(self) -> tuple[HostedRun, TrainerHost]:
         if self.run is None or self._host is None:
