@@ -19,7 +19,7 @@ import torch
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.journal import Entry, JournalError, journal_text, read_text
+from autolrs_plugin.core.journal import FILE_NAME, Entry, JournalError, journal_text, read_text
 from autolrs_plugin.core.ledger import Ledger
 from autolrs_plugin.core.replay import replay
 from autolrs_plugin.core.schedule import Schedule
@@ -262,6 +262,12 @@ class HostedResults:
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Save a picture: learning rate and loss over the steps, with the probes as branches."""
         draw_run(self._held().controller, Path(path))
+
+    def save(self, run_dir: str | os.PathLike[str]) -> None:
+        """Write the run so far into a folder that `autolrs show`, `plot` and `export` take."""
+        path = Path(run_dir) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self._held().state(), encoding="utf-8")
 
     def _held(self) -> HostedRun:
         if self.run is None:

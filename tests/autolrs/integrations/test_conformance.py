@@ -10,16 +10,25 @@ import torch
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.training.lr import GroupRates
-from tests.autolrs.integrations import task, with_accelerate, with_trainer
+from tests.autolrs.integrations import task, with_accelerate, with_lightning, with_trainer
 from tests.autolrs.scripted import script
 
 Run = Callable[..., task.Outcome]
 
-FRAMEWORKS: dict[str, Run] = {"transformers": with_trainer.run, "accelerate": with_accelerate.run}
+FRAMEWORKS: dict[str, Run] = {
+    "transformers": with_trainer.run,
+    "accelerate": with_accelerate.run,
+    "lightning": with_lightning.run,
+    "lightning-manual": with_lightning.run_manual,
+}
 
 
 @pytest.fixture(params=FRAMEWORKS)
 def run(request: pytest.FixtureRequest) -> Run:
+    parameters = request.node.callspec.params
+    accumulate = parameters.get("accumulate", parameters.get("options", {}).get("accumulate"))
+    if request.param == "lightning-manual" and accumulate == 2:
+        pytest.skip("with manual optimisation there is no accumulation")
     return FRAMEWORKS[request.param]
 
 
