@@ -3,7 +3,7 @@
 A file of lines, each a JSON object with a checksum over itself and all lines before it:
 
     {"config": ..., "kind": "header", "run": ..., "version": 1, "sha256": ...}
-    {"action": {"kind": "Train", ...}, "kind": "intent", "sha256": ...}           before an action takes effect
+    {"action": {"kind": "Train", ...}, "books": {...}, "kind": "intent", "sha256": ...}   before an action takes effect
     {"kind": "result", "result": {...}, "checkpoint": {...}, "sha256": ...}       after it
     {"kind": "progress", "losses": [...], "sha256": ...}                          or, in its midst, the steps so far
 
@@ -18,12 +18,14 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.state import RunState
 
 VERSION = 1
 FILE_NAME = "journal.jsonl"
@@ -58,12 +60,14 @@ class Entry:
         action: the action.
         result: its result; None while it has none.
         checkpoint: the state after it, if it changed the state of the run's own stream.
+        books: what deciding and bookkeeping had taken before it, in seconds, by the ledger's names for them.
         losses: of the steps taken so far, where it was noted in the midst of the action.
     """
 
     action: Action
     result: Result | None = None
     checkpoint: Checkpoint | None = None
+    books: Mapping[str, float] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
 
 
@@ -138,13 +142,14 @@ class Journal:
         """The action that was begun and has no result."""
         return self.entries[-1].action if self.entries and self.entries[-1].result is None else None
 
-    def intend(self, action: Action) -> None:
+    def intend(self, action: Action, books: Mapping[str, float] | None = None) -> None:
         """Note an action before it takes effect; one that was begun already (and is repeated) is noted once."""
         if self.unfinished is not None:
             assert self.unfinished == action, f"{action} while {self.unfinished} has no result"
             return
-        self._append({"kind": "intent", "action": action_to_mapping(action)})
-        self.entries.append(Entry(action))
+        entry = Entry(action, books=dict(books or {}))
+        self._append({"kind": "intent", "action": action_to_mapping(action), "books": entry.books})
+        self.entries.append(entry)
 
     def complete(self, result: Result, checkpoint: Checkpoint | None = None) -> None:
         """Note the result of the action begun, and the checkpoint of the state after it."""
@@ -234,6 +239,18 @@ def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
         if entry.result is not None:
             controller.tell(entry.result)
             yield entry
+    # What the decisions took when they were made, not what it took to make them again.
+    if journal.entries:
+        controller.ledger.take_over(journal.entries[-1].books)
+
+
+def recorded(journal: Journal) -> RunState:
+    """Return what a journal's actions came to, without deciding anything again: no stages, whatever the version."""
+    state = RunState(AutoLRSConfig.from_mapping(journal.header["config"], origin=str(journal.path)))
+    for entry in journal.entries:
+        if entry.result is not None:
+            state.observe(entry.action, entry.result)
+    return state
 
 
 def action_to_mapping(action: Action) -> dict[str, Any]:
@@ -369,7 +386,7 @@ def _is_sealed(line: bytes, chain: str) -> bool:
 def _take(journal: Journal, body: dict[str, Any], number: int) -> None:
     checkpoint = body.get("checkpoint")
     if body["kind"] == "intent" and journal.unfinished is None:
-        journal.entries.append(Entry(action_from_mapping(body["action"])))
+        journal.entries.append(Entry(action_from_mapping(body["action"]), books=body.get("books", {})))
     elif body["kind"] == "result" and journal.unfinished is not None:
         journal.entries[-1].result = _built(Result, body["result"])
         journal.entries[-1].checkpoint = Checkpoint(**checkpoint) if checkpoint else None

@@ -194,6 +194,7 @@ class Session:
             raise RuntimeError(
                 f"tell() the result of {type(self._pending).__name__} before asking for another action."
             )
+        started = time.perf_counter()
         if self._port.fingerprint() != self._fingerprint:
             raise RuntimeError(
                 "model: its weights were changed between two actions by something other than the tuner, so its losses "
@@ -202,10 +203,11 @@ class Session:
         action = self.controller.next()
         if self._journal is not None:
             action = self._journal.unfinished or action
-            self._journal.intend(action)
-        self._pending, self._pending_since = action, time.perf_counter()
+            self._journal.intend(action, self.controller.ledger.overhead)
         for observer in self._observers:
             observer.on_action(action, self.controller)
+        self._pending, self._pending_since = action, time.perf_counter()
+        self.controller.ledger.bookkeeping_s += self._pending_since - started
         return action
 
     def perform(self, action: Action) -> Result:
@@ -224,7 +226,7 @@ class Session:
         elif isinstance(action, Restore):
             self._port.restore()
         elif isinstance(action, Evaluate):
-            val_loss = self._port.evaluate()
+            val_loss = evaluated(self._port)
         seconds = time.perf_counter() - started
         eval_s = 0.0 if val_loss is None else seconds
         return Result(steps.losses, val_loss, seconds, eval_seconds=eval_s, tokens=steps.tokens)
@@ -239,9 +241,11 @@ class Session:
         action = self._pending
         if action is None or isinstance(action, Done):
             raise RuntimeError("there is no action to tell a result of; ask for one with next_action().")
+        started, ledger = time.perf_counter(), self.controller.ledger
         if not result.seconds:
-            result = replace(result, seconds=time.perf_counter() - self._pending_since)
+            result = replace(result, seconds=started - self._pending_since)
         self._check_val_loss(action, result)
+        decided_s = ledger.deciding_s
         self.controller.tell(result)
         checkpoint = self._checkpoint(action)
         if self._journal is not None:
@@ -252,6 +256,7 @@ class Session:
         self._fingerprint = self._port.fingerprint()
         for observer in self._observers:
             observer.on_result(action, result, self.controller)
+        ledger.bookkeeping_s += time.perf_counter() - started - (ledger.deciding_s - decided_s)
 
     def close(self) -> None:
         """Let go of the run's folder, and of whoever carries out probes."""
@@ -340,6 +345,20 @@ class Session:
             self._current = checkpoint
 
 
+def evaluated(port: Port) -> float:
+    """Return the validation loss.
+
+    Raises:
+        RuntimeError: evaluating changed the weights.
+    """
+    before, loss = port.fingerprint(), port.evaluate()
+    if port.fingerprint() != before:
+        raise RuntimeError(
+            "validate: changed the weights of the model; it must leave them as they were (put back what it swaps)."
+        )
+    return loss
+
+
 def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep) -> Result:
     """Carry out a probe on a port that has kept a state; `seed` is the search's. Return its result."""
     started = time.perf_counter()
@@ -348,7 +367,7 @@ def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep) -> Result:
     steps = port.probe(probe.lrs, probe_seed(seed, probe), probe.abort_above, on_step)
     probed = time.perf_counter()
     held = len(steps.losses) == len(probe.lrs) and math.isfinite(steps.losses[-1])
-    val_loss = port.evaluate() if probe.evaluate and held else None
+    val_loss = evaluated(port) if probe.evaluate and held else None
     ended = time.perf_counter()
     return Result(
         losses=steps.losses,

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
-from autolrs_plugin.training.rng import Generator, check_generator, rng_state, set_rng_state
+from autolrs_plugin.training.rng import Generator, check_generator, rng_kept, rng_state, set_rng_state
 from autolrs_plugin.training.tree import Copier, Restorer, local
 
 _GROUP_PARAMS = "params"
@@ -101,6 +102,20 @@ class JobState:
         }
         olds = old or {}
         return {key: copier.copy(value, olds.get(key)) for key, value in live.items()}
+
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Leave the job as it was after something that only looks at it: buffers, train/eval modes and generators."""
+        modules = list(self.model.modules())
+        modes = [module.training for module in modules]
+        kept = Copier().copy([module._buffers for module in modules])
+        with rng_kept(self.generators):
+            yield
+        restorer = Restorer()
+        with torch.no_grad():
+            for module, training, buffers in zip(modules, modes, kept, strict=True):
+                module.training = training
+                restorer.restored(module._buffers, buffers)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Make the job what it was when `state` was captured; tensors in use are written in place."""

@@ -67,6 +67,7 @@ class Copier:
         self._place = place
         self._share = share
         self._copies: dict[int, TensorCopy] = {}
+        self._reused: set[int] = set()
         # Containers of tensors are made anew by some state_dict(): they must outlive their ids.
         self._seen: list[torch.Tensor] = []
 
@@ -99,13 +100,16 @@ class Copier:
             return TensorCopy(tensor, tensor.device, sharding)
         place = self._place or tensor.device
         # Fresh memory costs more than the copy itself; the memory of the copy before is warm.
+        # One tensor that has become two was one copy before, whose memory only one of them can have.
+        unused = isinstance(old, TensorCopy) and id(old) not in self._reused
         if (
-            isinstance(old, TensorCopy)
+            unused
             and (old.device, old.sharding) == (tensor.device, sharding)
             and _same_form(old.data, tensor)
         ):
             old.data.copy_(tensor)
-            return old
+            self._reused.add(id(old))
+            return old  # type: ignore[no-any-return]
         return TensorCopy(tensor.to(place, copy=True), tensor.device, sharding)
 
 
@@ -132,8 +136,9 @@ class Restorer:
         if isinstance(kept, TensorCopy):
             return self._tensor(live, kept)
         if isinstance(kept, dict):
-            target = live if isinstance(live, dict) else copy.copy(kept)
-            items = {key: self.restored(target.get(key), item) for key, item in kept.items()}
+            before = live if isinstance(live, dict) else {}
+            items = {key: self.restored(before.get(key), item) for key, item in kept.items()}
+            target = live if isinstance(live, dict) else copy.copy(kept)  # of the same type
             target.clear()  # what is there now and was not then was made by a probe
             target.update(items)
             return target

@@ -18,7 +18,7 @@ COLD_TOKENS = 16
 """The first chunk beside decodes, before anything is known; also the floor that guarantees progress."""
 
 GROWTH = 2.0
-"""A chunk beside decodes may be so many times the largest step seen: the model is trusted near what it has seen."""
+"""A step with decodes may be so many times the largest such seen: the model is trusted near what it has seen."""
 
 PATIENCE_STEPS = 128
 """Prefills that find no room wait so many steps for one of the floor: that costs less than 1% of the gaps."""
@@ -59,7 +59,6 @@ class SloBudget:
         self._steps_per_token = steps_per_token
         self._decode_step_s: float | None = None
         self._most_tokens = 0
-        self._most_work = 0.0
         self._steps_without_prefill = 0
         self._steps_since_decode_only = DECODE_ONLY_EVERY_STEPS
         self._tokens_per_s: float | None = None
@@ -92,8 +91,8 @@ class SloBudget:
         shape = record.shape
         self.deadlines.completed(record.completed_s)
         self.model.observe(shape, record.measured_s)
-        self._most_tokens = max(self._most_tokens, shape.tokens)
-        self._most_work = max(self._most_work, shape.prefill_work)
+        if shape.decodes:  # a long prompt read alone says little of a small step beside decodes
+            self._most_tokens = max(self._most_tokens, shape.tokens)
         self._steps_since_decode_only = 0 if shape.prefill_work == 0 else self._steps_since_decode_only + 1
         prefill_tokens = shape.tokens - shape.decodes
         if prefill_tokens > 0 and record.measured_s > 0:
