@@ -95,7 +95,8 @@ def _search_peak(
             candidates.append(
                 Candidate(lr, lrs[: len(result.losses)], result.losses, result.val_loss, loss, 0.01)
             )
-        asks = search.ask(min(config.parallel_probes, count - len(candidates)))
+        left = count - len(candidates)
+        asks = search.ask(min(config.parallel_probes, left)) if left else []
     decision = search.decide()
     spent = state.ledger.search.steps - before
     return Stage(index, state.step, "peak", tuple(candidates), decision.lr, spent, "")
