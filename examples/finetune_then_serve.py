@@ -31,7 +31,7 @@ from vllm_sarathi.benchmark.streams import Delivery, Played, StreamRequest, play
 
 MODEL = "build/models/SmolLM2-135M-Instruct"
 ADAPTER = "tuned"
-PAIRS = 6
+PAIRS = 4
 RANK = 16
 STREAMS = 4
 STREAM_TOKENS = 160
@@ -63,12 +63,17 @@ def fine_tune(model: str, pairs: Sequence[tuple[str, str]], steps: int, out: Pat
         {"prompt": [{"role": "user", "content": q}], "completion": [{"role": "assistant", "content": a}]}
         for q, a in pairs
     ]
-    tuner = AutoLRSCallback(lr_range=(1e-6, 1e-1), search_budget=0.5)
+    # A run of so few steps needs a large share of them to search in.
+    tuner = AutoLRSCallback(lr_range=(1e-4, 3e-2), search_budget=1.0)
     trainer = SFTTrainer(
         model=model,
         train_dataset=datasets.Dataset.from_list(rows),
         peft_config=LoraConfig(
-            r=RANK, lora_alpha=2 * RANK, target_modules=["q_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM"
+            r=RANK,
+            lora_alpha=2 * RANK,
+            target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
+            layers_to_transform=list(range(20, 30)),  # the upper third: the backward pass ends there
+            task_type="CAUSAL_LM",
         ),
         args=SFTConfig(
             output_dir=str(out / "trainer"),
@@ -197,7 +202,7 @@ def main() -> None:
     parser.add_argument(
         "--model", default=MODEL, help="a folder with SmolLM2-135M-Instruct, or another chat model"
     )
-    parser.add_argument("--steps", type=int, default=60, help="training steps, search not included")
+    parser.add_argument("--steps", type=int, default=40, help="training steps, search not included")
     parser.add_argument("--tbt-slo-ms", type=float, default=400.0, help="promised time between tokens")
     parser.add_argument("--out", type=Path, default=Path("build/finetune"))
     options = parser.parse_args()
