@@ -49,8 +49,8 @@ def question_answer_pairs(count: int, longest_words: int = 12) -> list[tuple[str
     return list(pairs.items())[:count]
 
 
-def fine_tune(model: str, pairs: Sequence[tuple[str, str]], steps: int, out: Path) -> None:
-    """Train an adapter on `pairs` into `out`, at a learning rate that AutoLRS finds."""
+def fine_tune(model: str, pairs: Sequence[tuple[str, str]], steps: int, out: Path) -> dict[str, Any]:
+    """Train an adapter on `pairs` into `out`, at a learning rate that AutoLRS finds; return what it found."""
     # Seconds to import, and the server needs none of them.
     import datasets
     import torch
@@ -91,11 +91,10 @@ def fine_tune(model: str, pairs: Sequence[tuple[str, str]], steps: int, out: Pat
     )
     trainer.train()
     trainer.save_model(str(out))
-    losses = tuner.run.controller.losses
+    losses, peak_lr = tuner.run.controller.losses, max(tuner.schedule.lrs)
     print(f"fine-tuned: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {steps} steps")
-    print(
-        f"AutoLRS: peak learning rate {max(tuner.schedule.lrs):.2e}, {tuner.ledger.search.steps} steps of search"
-    )
+    print(f"AutoLRS: peak learning rate {peak_lr:.2e}, after {tuner.ledger.search.steps} steps of search")
+    return {"losses": losses, "peak_lr": peak_lr, "search_steps": tuner.ledger.search.steps}
 
 
 def ask(name: str, pairs: Sequence[tuple[str, str]]) -> list[StreamRequest]:
@@ -209,10 +208,10 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     options.out.mkdir(parents=True, exist_ok=True)
     pairs = question_answer_pairs(PAIRS)
-    fine_tune(options.model, pairs, options.steps, options.out / "adapter")
-    found = serve_and_load(options, pairs, (options.out / "adapter").resolve())
-    for (question, answer), base, tuned in zip(pairs, found["before"], found["after"], strict=True):
-        print(f"\nQ: {question}\n  trained: {answer}\n  before:  {base}\n  after:   {tuned}")
+    tuned = fine_tune(options.model, pairs, options.steps, options.out / "adapter")
+    found = {**tuned, **serve_and_load(options, pairs, (options.out / "adapter").resolve())}
+    for (question, answer), before, after in zip(pairs, found["before"], found["after"], strict=True):
+        print(f"\nQ: {question}\n  trained: {answer}\n  before:  {before}\n  after:   {after}")
     found["trained_answers_before"] = sum(b == a for (_, a), b in zip(pairs, found["before"], strict=True))
     found["trained_answers_after"] = sum(b == a for (_, a), b in zip(pairs, found["after"], strict=True))
     (options.out / "result.json").write_text(json.dumps(found, indent=1) + "\n")
