@@ -351,7 +351,8 @@ def evaluated(port: Port) -> float:
     Raises:
         RuntimeError: evaluating changed the weights.
     """
-    before, loss = port.fingerprint(), port.evaluate()
+    before = port.fingerprint()
+    loss = port.evaluate()
     if port.fingerprint() != before:
         raise RuntimeError(
             "validate: changed the weights of the model; it must leave them as they were (put back what it swaps)."
