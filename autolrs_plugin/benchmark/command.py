@@ -37,7 +37,7 @@ def bench(
 
 def bench_parallel(
     task: Annotated[str, typer.Option(help="A reference task.")] = "stdlib-gpt",
-    steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 400,
+    steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 800,
     actors: Annotated[int, typer.Option(min=1, help="Ray actors of the measured part.")] = 2,
     workers: Annotated[str, typer.Option(help="Workers of the simulated part, with commas.")] = "1,2,10",
     json: Annotated[Path | None, typer.Option(help="Where the figures go.")] = None,
