@@ -178,15 +178,22 @@ def rehearse(task: Task, rate_qps: float, to_the_end: bool = False) -> Outcome |
     return None if simulator.given_up else outcome_of(simulator.logs)
 
 
-def search(run: Callable[[float], bool], start: float, tolerance: float = TOLERANCE) -> float | None:
+def search(
+    run: Callable[[float], bool],
+    start: float,
+    tolerance: float = TOLERANCE,
+    rate_range: tuple[float, float] = RATE_RANGE,
+) -> float | None:
     """Return the highest rate at which `run` answers True, within `tolerance`; None where it never does.
 
     Args:
         run: tries a rate; supposed to be True below some rate and False above.
         start: the first rate that is tried.
         tolerance: how far the answer may be below the rate that fails, as a share.
+        rate_range: the least and the highest rate that are tried, as multiples of the first one; where the highest
+            is carried, it is the answer.
     """
-    least, most = start * RATE_RANGE[0], start * RATE_RANGE[1]
+    least, most = start * rate_range[0], start * rate_range[1]
     good, bad, rate = None, None, start
     while good is None or bad is None:
         if run(rate):
@@ -244,15 +251,29 @@ def scheduler_fields(name: str) -> dict[str, Any]:
 def row_of(tasks: Sequence[Task], found: Sequence[Found], goodput: Sequence[Found] = ()) -> dict[str, Any]:
     """Return the row of a result file for the seeds of one search; figures are those of the first seed."""
     task = tasks[0]
+    slo_ms = task.criterion.tbt_slo_ms
+    return capacity_row(task.deployment, task.workload.name, slo_ms, task.scheduler, found, goodput)
+
+
+def capacity_row(
+    deployment_name: str,
+    workload: str,
+    tbt_slo_ms: float | None,
+    scheduler: str,
+    found: Sequence[Found],
+    goodput: Sequence[Found] = (),
+    tolerance: float = TOLERANCE,
+) -> dict[str, Any]:
+    """Return the row of a result file for searches that differ in their seed; `tolerance` is that of the search."""
     rates = [f.qps for f in found if f.qps is not None]
     kept = [f.qps for f in goodput if f.qps is not None]
     return {
-        "deployment": task.deployment,
-        "workload": task.workload.name,
-        "tbt_slo_ms": task.criterion.tbt_slo_ms,
-        **scheduler_fields(task.scheduler),
+        "deployment": deployment_name,
+        "workload": workload,
+        "tbt_slo_ms": tbt_slo_ms,
+        **scheduler_fields(scheduler),
         "capacity_qps": statistics.fmean(rates) if len(rates) == len(found) else None,
-        "ci_qps": list(confidence_range(rates)) if len(rates) == len(found) else None,
+        "ci_qps": list(confidence_range(rates, tolerance)) if len(rates) == len(found) else None,
         "gap_ms": found[0].outcome.get("gap_ms"),
         "ttft_ms": found[0].outcome.get("ttft_ms"),
         "goodput_qps": statistics.fmean(kept) if kept and len(kept) == len(goodput) else None,
@@ -263,11 +284,11 @@ T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t, two-sided 95%, for 1 to 9 degrees of freedom."""
 
 
-def confidence_range(rates: Sequence[float]) -> tuple[float, float]:
+def confidence_range(rates: Sequence[float], tolerance: float = TOLERANCE) -> tuple[float, float]:
     """Return a 95% range of the mean over seeds; with one seed, what the search itself leaves open."""
     mean = statistics.fmean(rates)
     if len(rates) < 2:
-        return mean, mean * (1 + TOLERANCE)
+        return mean, mean * (1 + tolerance)
     t = T_95[len(rates) - 2] if len(rates) - 2 < len(T_95) else 2.0
     half = t * statistics.stdev(rates) / math.sqrt(len(rates))
     return max(0.0, mean - half), mean + half
