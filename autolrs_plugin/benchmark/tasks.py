@@ -10,6 +10,8 @@
 Packages that are only read for their data are never imported.
 """
 
+import copy
+import functools
 import gzip
 import re
 from collections import Counter
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +32,9 @@ Batch = tuple[Tensor, Tensor]
 IGNORED = -100
 SMOLLM = Path("build/models/SmolLM2-135M-Instruct")
 """Where `vllm-sarathi reference-model` puts the model."""
+
+SMOLLM_UPPER = 6
+"""So many of its 30 layers are trained, through LoRA."""
 
 
 @dataclass
@@ -191,14 +197,14 @@ def stdlib_gpt(seed: int) -> Job:
     data = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
     length, cut = 64, len(data) * 9 // 10
     torch.manual_seed(seed)
-    model = Transformer(256, length, 96, 2, causal=True)
+    model = Transformer(256, length, 64, 2, causal=True)
 
     def windows(starts: Iterable[int]) -> Batch:
         rows = torch.stack([data[s : s + length + 1] for s in starts])
         return rows[:, :-1], rows[:, 1:]
 
     def draw(rng: np.random.Generator) -> Batch:
-        return windows(rng.integers(0, cut - length - 1, 16).tolist())
+        return windows(rng.integers(0, cut - length - 1, 8).tolist())
 
     return Job(model, draw, [windows(np.linspace(cut, len(data) - length - 1, 64).astype(int).tolist())])
 
@@ -207,13 +213,13 @@ def bert_mlm(seed: int) -> Job:
     """A word-level encoder on Lee's news corpus, asked for 15% of the words."""
     path = package_folder("gensim") / "test" / "test_data" / "lee_background.cor"
     words = re.findall(r"[a-z']+|\d+|[.,]", path.read_text(encoding="utf-8").lower())
-    common = [word for word, _ in Counter(words).most_common(2000)]
+    common = [word for word, _ in Counter(words).most_common(1000)]
     unknown, mask = len(common), len(common) + 1
     ids = {word: i for i, word in enumerate(common)}
     data = torch.tensor([ids.get(word, unknown) for word in words])
     length, cut = 64, len(data) * 9 // 10
     torch.manual_seed(seed)
-    model = Transformer(len(common) + 2, length, 96, 2, causal=False)
+    model = Transformer(len(common) + 2, length, 64, 2, causal=False)
 
     def masked(starts: Iterable[int], rng: np.random.Generator) -> Batch:
         rows = torch.stack([data[s : s + length] for s in starts])
@@ -228,14 +234,46 @@ def bert_mlm(seed: int) -> Job:
 
 
 def smollm_lora(seed: int) -> Job:
-    """SmolLM2-135M-Instruct with LoRA on question/answer pairs; only the answers count."""
-    # These take seconds to import, and only this task needs them.
-    import yaml
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """SmolLM2-135M-Instruct with LoRA in its upper layers on question/answer pairs; only the answers count.
+
+    The frozen layers below give the same for a row at every step: they are computed once.
+    """
+    from peft import LoraConfig, get_peft_model  # takes seconds, and only this task needs it
+
+    hidden, targets, upper = _frozen_smollm()
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = _Upper(get_peft_model(copy.deepcopy(upper), lora))
+    cut = len(hidden) - 32
+
+    def draw(rng: np.random.Generator) -> Batch:
+        index = torch.from_numpy(rng.integers(0, cut, 4))
+        return hidden[index], targets[index]
+
+    return Job(model, draw, [(hidden[i : i + 16], targets[i : i + 16]) for i in range(cut, len(hidden), 16)])
+
+
+@functools.cache
+def _frozen_smollm() -> tuple[Tensor, Tensor, nn.Module]:
+    """Return the lower layers' outputs [rows, length, width], targets [rows, length], and the upper layers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # takes seconds, and only this task needs it
 
     if not SMOLLM.is_dir():
         raise FileNotFoundError(f"{SMOLLM} is missing: vllm-sarathi reference-model {SMOLLM}")
+    inputs, targets = _talks(AutoTokenizer.from_pretrained(SMOLLM))
+    model = AutoModelForCausalLM.from_pretrained(SMOLLM, dtype=torch.float32)
+    layers, norm = model.model.layers, model.model.norm
+    model.model.layers, model.model.norm = layers[:-SMOLLM_UPPER], nn.Identity()
+    with torch.no_grad():
+        hidden = torch.cat([model.model(input_ids=rows, use_cache=False)[0] for rows in inputs.split(32)])
+    model.model.layers, model.model.norm = layers[-SMOLLM_UPPER:], norm
+    return hidden, targets, model
+
+
+def _talks(tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """Return short question/answer pairs in a fixed random order, as inputs and targets [rows, length]."""
+    import yaml  # only this task needs it
+
     folder = package_folder("chatterbot_corpus") / "data" / "english"
     talks = [
         talk
@@ -243,53 +281,43 @@ def smollm_lora(seed: int) -> Job:
         for talk in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
     ]
     pairs = sorted({(str(talk[0]), str(talk[1])) for talk in talks if len(talk) == 2})
-    tokenizer = AutoTokenizer.from_pretrained(SMOLLM)
-    length = 32
-    inputs = torch.full((len(pairs), length), tokenizer.eos_token_id)
-    targets = torch.full((len(pairs), length), IGNORED)
-    for i, (question, answer) in enumerate(pairs):
-        prompt = tokenizer(f"Question: {question}\nAnswer:")["input_ids"][: length // 2]
-        row = [*prompt, *tokenizer(" " + answer)["input_ids"], tokenizer.eos_token_id][: length + 1]
+    length = 20  # half of the pairs are that short
+    rows = [
+        (
+            tokenizer(f"Question: {question}\nAnswer:")["input_ids"],
+            [*tokenizer(" " + answer)["input_ids"], tokenizer.eos_token_id],
+        )
+        for question, answer in pairs
+    ]
+    rows = [row for row in rows if len(row[0]) + len(row[1]) <= length + 1]
+    inputs = torch.full((len(rows), length), tokenizer.eos_token_id)
+    targets = torch.full((len(rows), length), IGNORED)
+    for i, (prompt, answer) in enumerate(rows):
+        row = prompt + answer
         inputs[i, : len(row) - 1] = torch.tensor(row[:-1])
         targets[i, len(prompt) - 1 : len(row) - 1] = torch.tensor(row[len(prompt) :])
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(pairs)))
-    inputs, targets, cut = inputs[order], targets[order], len(pairs) - 48
-    base = AutoModelForCausalLM.from_pretrained(SMOLLM, dtype=torch.float32)
-    torch.manual_seed(seed)
-    lora = LoraConfig(
-        r=8,
-        lora_alpha=16,
-        target_modules=["q_proj", "v_proj"],
-        layers_to_transform=list(range(20, 30)),  # the upper third: the backward pass ends there
-        task_type="CAUSAL_LM",
-    )
-    model = _Logits(get_peft_model(base, lora))
-
-    def draw(rng: np.random.Generator) -> Batch:
-        index = torch.from_numpy(rng.integers(0, cut, 4))
-        return inputs[index], targets[index]
-
-    return Job(model, draw, [(inputs[i : i + 16], targets[i : i + 16]) for i in range(cut, len(pairs), 16)])
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(rows)))
+    return inputs[order], targets[order]
 
 
-class _Logits(nn.Module):
-    """A transformers model that gives its logits alone."""
+class _Upper(nn.Module):
+    """The upper layers of a transformers model: from the lower ones' outputs to logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(input_ids=tokens, use_cache=False).logits
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.model(inputs_embeds=hidden, use_cache=False).logits
 
 
 ADAMW_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 TASKS = {
     task.name: task
     for task in (
-        Task("mnist-resnet", 2000, mnist_resnet, True, 1e-3, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-        Task("stdlib-gpt", 1000, stdlib_gpt, False, 1e-3, ADAMW_GRID),
-        Task("bert-mlm", 1000, bert_mlm, False, 1e-3, ADAMW_GRID),
-        Task("smollm-lora", 120, smollm_lora, False, 1e-3, ADAMW_GRID),
+        Task("mnist-resnet", 800, mnist_resnet, True, 1e-3, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+        Task("stdlib-gpt", 600, stdlib_gpt, False, 1e-3, ADAMW_GRID),
+        Task("bert-mlm", 500, bert_mlm, False, 1e-3, ADAMW_GRID),
+        Task("smollm-lora", 100, smollm_lora, False, 1e-3, ADAMW_GRID),
     )
 }

@@ -63,6 +63,8 @@ class AutoLRSConfig:
         eval_cost_steps: what one evaluation costs, in training steps. Declared, not measured, so that no decision
             depends on the clock; the ledger holds what was measured.
         evaluations: how many times the validation loss is evaluated along the run, the last one at its end.
+        rewind: whether steps of the run itself can be taken back. Where a framework owns the loop they cannot, for
+            its step count and its data go on: after a divergence such a run goes on at a lower learning rate.
 
     Raises:
         ConfigError: a value of a wrong type or out of range.
@@ -78,6 +80,7 @@ class AutoLRSConfig:
     validation: bool = True
     eval_cost_steps: float = 2.0
     evaluations: int = 5
+    rewind: bool = True
 
     def __post_init__(self) -> None:
         check_int("max_steps", self.max_steps, minimum=1)
@@ -92,7 +95,7 @@ class AutoLRSConfig:
         check_int("seed", self.seed, minimum=0)
         if not _is_number(self.warmup) or not 0 <= self.warmup <= 0.5:
             raise ConfigError(f"warmup={self.warmup!r}: must be a fraction of max_steps from 0 to 0.5.")
-        for key in ("final_decay", "validation"):
+        for key in ("final_decay", "validation", "rewind"):
             if not isinstance(getattr(self, key), bool):
                 raise ConfigError(f"{key}={getattr(self, key)!r}: must be True or False.")
         if not _is_number(self.eval_cost_steps) or self.eval_cost_steps < 0:

@@ -3,8 +3,9 @@
 A file of lines, each a JSON object with a checksum over itself and all lines before it:
 
     {"config": ..., "kind": "header", "run": ..., "version": 1, "sha256": ...}
-    {"action": {"kind": "Train", ...}, "kind": "intent", "sha256": ...}           before an action takes effect
+    {"action": {"kind": "Train", ...}, "books": {...}, "kind": "intent", "sha256": ...}   before an action takes effect
     {"kind": "result", "result": {...}, "checkpoint": {...}, "sha256": ...}       after it
+    {"kind": "progress", "losses": [...], "sha256": ...}                          or, in its midst, the steps so far
 
 A line is on the disk before anything else happens. A last line without its end is one that a kill cut off: it is
 dropped, and its action repeated. Anything else that does not fit its checksum is refused.
@@ -15,13 +16,15 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.state import RunState
 
 VERSION = 1
 FILE_NAME = "journal.jsonl"
@@ -56,11 +59,15 @@ class Entry:
         action: the action.
         result: its result; None while it has none.
         checkpoint: the state after it, if it changed the state of the run's own stream.
+        books: what deciding and bookkeeping had taken before it, in seconds, by the ledger's names for them.
+        losses: of the steps taken so far, where it was noted in the midst of the action.
     """
 
     action: Action
     result: Result | None = None
     checkpoint: Checkpoint | None = None
+    books: Mapping[str, float] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
 
 
 class Journal:
@@ -96,14 +103,7 @@ class Journal:
         """
         if path.exists():
             raise JournalError(f"{path}: is there already.")
-        header = {
-            "kind": "header",
-            "version": VERSION,
-            "config": dict(config),
-            "run": dict(run),
-            "checkpoint": _plain(checkpoint),
-        }
-        line, chain = _sealed(header, "")
+        line, chain = _sealed(_header(config, run, checkpoint), "")
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
             file.write(line)
@@ -141,13 +141,14 @@ class Journal:
         """The action that was begun and has no result."""
         return self.entries[-1].action if self.entries and self.entries[-1].result is None else None
 
-    def intend(self, action: Action) -> None:
+    def intend(self, action: Action, books: Mapping[str, float] | None = None) -> None:
         """Note an action before it takes effect; one that was begun already (and is repeated) is noted once."""
         if self.unfinished is not None:
             assert self.unfinished == action, f"{action} while {self.unfinished} has no result"
             return
-        self._append({"kind": "intent", "action": action_to_mapping(action)})
-        self.entries.append(Entry(action))
+        entry = Entry(action, books=dict(books or {}))
+        self._append({"kind": "intent", "action": action_to_mapping(action), "books": entry.books})
+        self.entries.append(entry)
 
     def complete(self, result: Result, checkpoint: Checkpoint | None = None) -> None:
         """Note the result of the action begun, and the checkpoint of the state after it."""
@@ -190,6 +191,31 @@ class Journal:
         os.fsync(self._file.fileno())
 
 
+def journal_text(config: Mapping[str, Any], run: Mapping[str, Any], entries: Iterable[Entry]) -> str:
+    """Return a whole journal as text: for a framework that keeps it in checkpoints of its own."""
+    bodies = [_header(config, run, None)]
+    for entry in entries:
+        bodies.append({"kind": "intent", "action": action_to_mapping(entry.action)})
+        if entry.result is not None:
+            bodies.append({"kind": "result", "result": _plain(entry.result)})
+        elif entry.losses:
+            bodies.append({"kind": "progress", "losses": _number(entry.losses)})
+    lines, chain = [], ""
+    for body in bodies:
+        line, chain = _sealed(body, chain)
+        lines.append(line.decode())
+    return "".join(lines)
+
+
+def read_text(text: str, origin: str) -> Journal:
+    """Read what `journal_text` gave; it cannot be written to. `origin` names its source in errors.
+
+    Raises:
+        JournalError: it is corrupted, or of another version.
+    """
+    return _parsed(Path(origin), text.encode())[0]
+
+
 def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
     """Tell a new controller all results of a journal; yield each entry that has one after it was told.
 
@@ -206,6 +232,18 @@ def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
         if entry.result is not None:
             controller.tell(entry.result)
             yield entry
+    # What the decisions took when they were made, not what it took to make them again.
+    if journal.entries:
+        controller.ledger.take_over(journal.entries[-1].books)
+
+
+def recorded(journal: Journal) -> RunState:
+    """Return what a journal's actions came to, without deciding anything again: no stages, whatever the version."""
+    state = RunState(AutoLRSConfig.from_mapping(journal.header["config"], origin=str(journal.path)))
+    for entry in journal.entries:
+        if entry.result is not None:
+            state.observe(entry.action, entry.result)
+    return state
 
 
 def action_to_mapping(action: Action) -> dict[str, Any]:
@@ -242,23 +280,34 @@ def _short(action: Action) -> str:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """Return a dataclass of numbers, strings and tuples of floats as JSON, which has no infinity and no NaN."""
+    """Return a dataclass of numbers, strings and tuples of floats as JSON."""
+    return {f.name: _number(getattr(value, f.name)) for f in fields(value)}
 
-    def number(x: Any) -> Any:
-        if isinstance(x, tuple):
-            return [number(v) for v in x]
-        return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
-    return {f.name: number(getattr(value, f.name)) for f in fields(value)}
+def _number(x: Any) -> Any:
+    """Return a value as JSON, which has no infinity, no NaN and no tuple."""
+    if isinstance(x, tuple):
+        return [_number(v) for v in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _from_number(x: Any) -> Any:
+    if isinstance(x, list):
+        return tuple(_from_number(v) for v in x)
+    return float(x) if x in ("inf", "-inf", "nan") else x
 
 
 def _built(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    def number(x: Any) -> Any:
-        if isinstance(x, list):
-            return tuple(number(v) for v in x)
-        return float(x) if x in ("inf", "-inf", "nan") else x
+    return kind(**{name: _from_number(value) for name, value in values.items()})
 
-    return kind(**{name: number(value) for name, value in values.items()})
+
+def _header(
+    config: Mapping[str, Any], run: Mapping[str, Any], checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    header = {"kind": "header", "version": VERSION, "config": dict(config), "run": dict(run)}
+    if checkpoint is not None:
+        header["checkpoint"] = _plain(checkpoint)
+    return header
 
 
 def _sealed(body: dict[str, Any], chain: str) -> tuple[bytes, str]:
@@ -275,6 +324,10 @@ def _read(path: Path) -> tuple[Journal, int]:
         data = path.read_bytes()
     except OSError as error:
         raise JournalError(f"{path}: cannot be read ({error.strerror}).") from error
+    return _parsed(path, data)
+
+
+def _parsed(path: Path, data: bytes) -> tuple[Journal, int]:
     *lines, rest = data.split(b"\n")
     chain, bodies = "", []
     for number, line in enumerate(lines, start=1):
@@ -322,10 +375,12 @@ def _is_sealed(line: bytes, chain: str) -> bool:
 def _take(journal: Journal, body: dict[str, Any], number: int) -> None:
     checkpoint = body.get("checkpoint")
     if body["kind"] == "intent" and journal.unfinished is None:
-        journal.entries.append(Entry(action_from_mapping(body["action"])))
+        journal.entries.append(Entry(action_from_mapping(body["action"]), books=body.get("books", {})))
     elif body["kind"] == "result" and journal.unfinished is not None:
         journal.entries[-1].result = _built(Result, body["result"])
         journal.entries[-1].checkpoint = Checkpoint(**checkpoint) if checkpoint else None
+    elif body["kind"] == "progress" and journal.unfinished is not None:
+        journal.entries[-1].losses = _from_number(body["losses"])
     else:
         raise JournalError(f"{journal.path}: line {number} is a {body['kind']} out of turn.")
 

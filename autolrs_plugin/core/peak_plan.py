@@ -20,19 +20,24 @@ class Tactics:
     probes: int = 6
     initial: int = 4
     warmup: float = 0.2
+    least_steps: int = 3
+    """Of a probe; where the budget has no room for two of them after the sweep, nothing is searched."""
 
 
 def peak_plan(state: RunState, tactics: Tactics = Tactics()) -> Plan:
     """Search the peak from the first weights, then train to the end."""
     config = state.config
     steps = config.max_steps
-    yield Snapshot()
-    low, high, above = yield from _range_test(state, tactics)
-    stage = yield from _search_peak(state, tactics, low, high, above)
-    state.stages.append(stage)
-    yield Restore()
+    if state.budget_left_steps < 1 + _sweep_steps(state, tactics) + 2 * tactics.least_steps:
+        peak, above = math.sqrt(config.lr_range[0] * config.lr_range[1]), math.inf
+    else:
+        yield Snapshot()
+        low, high, above = yield from _range_test(state, tactics)
+        stage = yield from _search_peak(state, tactics, low, high, above)
+        state.stages.append(stage)
+        yield Restore()
+        peak = stage.chosen_lr
     warmup = warmup_steps(config)
-    peak = stage.chosen_lr
     yield from train(state, lambda t: peak * unit_curve(t, steps, warmup, config.final_decay), steps, above)
     yield Done()
 
@@ -42,7 +47,7 @@ def _range_test(state: RunState, tactics: Tactics) -> Generator[Action, Result, 
     low, high = config.lr_range
     result = yield Probe(0, 0, (low,), math.inf, False)
     above = diverged_above(result.losses[0])
-    n = max(8, round(tactics.sweep * config.max_steps))
+    n = _sweep_steps(state, tactics)
     lrs = tuple(float(v) for v in np.geomspace(low, high, n))
     result = yield Probe(0, 1, lrs, above, False)
     taken = len(result.losses)
@@ -56,6 +61,10 @@ def _range_test(state: RunState, tactics: Tactics) -> Generator[Action, Result, 
     return max(low, top / 10**tactics.decades), top, above
 
 
+def _sweep_steps(state: RunState, tactics: Tactics) -> int:
+    return max(8, round(tactics.sweep * state.config.max_steps))
+
+
 def _search_peak(
     state: RunState, tactics: Tactics, low: float, high: float, above: float
 ) -> Generator[Action, Result, Stage]:
@@ -63,14 +72,17 @@ def _search_peak(
     search = LRSearch(low, high)
     index, before = len(state.stages), state.ledger.search.steps
     evals = config.eval_cost_steps if config.validation else 0.0
-    n = int(state.budget_left_steps / tactics.probes - evals)
+    probes = min(tactics.probes, int(state.budget_left_steps / tactics.least_steps))
+    n = int(state.budget_left_steps / probes - evals)
+    evaluate = config.validation and n >= tactics.least_steps
+    n = n if evaluate else int(state.budget_left_steps / probes)
     candidates = []
     asks = list(np.geomspace(low, high, tactics.initial + 1)[:-1])
-    for i in range(tactics.probes):
+    for i in range(probes):
         lr = float(asks[i]) if i < len(asks) else search.ask()[0]
         w = max(1, round(tactics.warmup * n))
         lrs = tuple(lr * unit_curve(t, n, w) for t in range(n))
-        result = yield Probe(index, i, lrs, above, config.validation)
+        result = yield Probe(index, i, lrs, above, evaluate)
         loss = math.inf
         if len(result.losses) == n:
             loss = (

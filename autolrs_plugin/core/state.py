@@ -123,5 +123,6 @@ class RunState:
         taken_back = self.step - self.kept_step
         if taken_back:
             self.ledger.take_back(taken_back)
+            self.search_cost_steps += taken_back
             del self.lrs[self.kept_step :], self.losses[self.kept_step :]
             self.val_losses = [(step, loss) for step, loss in self.val_losses if step <= self.kept_step]

@@ -48,6 +48,13 @@ class Keeper:
         assert self._kept is not None or self._file is not None, "a restore without a snapshot"
         self._job.restore(read_checkpoint(*self._file) if self._file is not None else self._kept)  # type: ignore[arg-type]
 
+    def drop(self) -> None:
+        """Let go of the kept state."""
+        self._kept = self._file = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
     def write(self, path: Path) -> str:
         """Write the state now to a file; return its SHA-256."""
         return write_checkpoint(self._job.capture(Copier(share=True)), path)

@@ -139,6 +139,7 @@ class Session:
             raise RuntimeError(
                 f"tell() the result of {type(self._pending).__name__} before asking for another action."
             )
+        started = time.perf_counter()
         if self._port.fingerprint() != self._fingerprint:
             raise RuntimeError(
                 "model: its weights were changed between two actions by something other than the tuner, so its losses "
@@ -147,10 +148,11 @@ class Session:
         action = self.controller.next()
         if self._journal is not None:
             action = self._journal.unfinished or action
-            self._journal.intend(action)
-        self._pending, self._pending_since = action, time.perf_counter()
+            self._journal.intend(action, self.controller.ledger.overhead)
         for observer in self._observers:
             observer.on_action(action, self.controller)
+        self._pending, self._pending_since = action, time.perf_counter()
+        self.controller.ledger.bookkeeping_s += self._pending_since - started
         return action
 
     def perform(self, action: Action) -> Result:
@@ -193,9 +195,11 @@ class Session:
         action = self._pending
         if action is None or isinstance(action, Done):
             raise RuntimeError("there is no action to tell a result of; ask for one with next_action().")
+        started, ledger = time.perf_counter(), self.controller.ledger
         if not result.seconds:
-            result = replace(result, seconds=time.perf_counter() - self._pending_since)
+            result = replace(result, seconds=started - self._pending_since)
         self._check_val_loss(action, result)
+        decided_s = ledger.deciding_s
         self.controller.tell(result)
         checkpoint = self._checkpoint(action)
         if self._journal is not None:
@@ -206,6 +210,7 @@ class Session:
         self._fingerprint = self._port.fingerprint()
         for observer in self._observers:
             observer.on_result(action, result, self.controller)
+        ledger.bookkeeping_s += time.perf_counter() - started - (ledger.deciding_s - decided_s)
 
     def close(self) -> None:
         """Let go of the run's folder."""
@@ -217,8 +222,13 @@ class Session:
             observer.on_step(lr, loss)
 
     def _evaluate(self) -> tuple[float, float]:
-        started = time.perf_counter()
-        return self._port.evaluate(), time.perf_counter() - started
+        before, started = self._port.fingerprint(), time.perf_counter()
+        loss, seconds = self._port.evaluate(), time.perf_counter() - started
+        if self._port.fingerprint() != before:
+            raise RuntimeError(
+                "validate: changed the weights of the model; it must leave them as they were (put back what it swaps)."
+            )
+        return loss, seconds
 
     def _check_val_loss(self, action: Action, result: Result) -> None:
         if result.val_loss is None or self._nan_evaluations < 0:

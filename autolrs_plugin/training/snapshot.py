@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
-from autolrs_plugin.training.rng import Generator, check_generator, rng_state, set_rng_state
+from autolrs_plugin.training.rng import Generator, check_generator, rng_kept, rng_state, set_rng_state
 from autolrs_plugin.training.tree import Copier, Restorer
 
 _GROUP_PARAMS = "params"
@@ -74,6 +75,11 @@ class JobState:
         optimized = {id(p) for p in _params_of(self.optimizer)}
         return {n: p for n, p in self.parameters.items() if p.requires_grad or id(p) in optimized}
 
+    def frozen(self) -> dict[str, torch.Tensor]:
+        """Return the parameters that no step changes, by name."""
+        trainable = self.trainable()
+        return {n: p for n, p in self.parameters.items() if n not in trainable}
+
     def capture(self, copier: Copier, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the state now, as plain containers of TensorCopy and plain values.
 
@@ -94,6 +100,20 @@ class JobState:
         }
         olds = old or {}
         return {key: copier.copy(value, olds.get(key)) for key, value in live.items()}
+
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Leave the job as it was after something that only looks at it: buffers, train/eval modes and generators."""
+        modules = list(self.model.modules())
+        modes = [module.training for module in modules]
+        kept = Copier().copy([module._buffers for module in modules])
+        with rng_kept(self.generators):
+            yield
+        restorer = Restorer()
+        with torch.no_grad():
+            for module, training, buffers in zip(modules, modes, kept, strict=True):
+                module.training = training
+                restorer.restored(module._buffers, buffers)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Make the job what it was when `state` was captured; tensors in use are written in place."""

@@ -38,6 +38,7 @@ class Copier:
         self._place = place
         self._share = share
         self._copies: dict[int, TensorCopy] = {}
+        self._reused: set[int] = set()
         # Containers of tensors are made anew by some state_dict(): they must outlive their ids.
         self._seen: list[torch.Tensor] = []
 
@@ -65,9 +66,12 @@ class Copier:
             return TensorCopy(tensor, tensor.device)
         place = self._place or tensor.device
         # Fresh memory costs more than the copy itself; the memory of the copy before is warm.
-        if isinstance(old, TensorCopy) and old.device == tensor.device and _same_form(old.data, tensor):
+        # One tensor that has become two was one copy before, whose memory only one of them can have.
+        unused = isinstance(old, TensorCopy) and id(old) not in self._reused
+        if unused and old.device == tensor.device and _same_form(old.data, tensor):
             old.data.copy_(tensor)
-            return old
+            self._reused.add(id(old))
+            return old  # type: ignore[no-any-return]
         return TensorCopy(tensor.to(place, copy=True), tensor.device)
 
 
@@ -89,8 +93,9 @@ class Restorer:
         if isinstance(kept, TensorCopy):
             return self._tensor(live, kept)
         if isinstance(kept, dict):
-            target = live if isinstance(live, dict) else copy.copy(kept)
-            items = {key: self.restored(target.get(key), item) for key, item in kept.items()}
+            before = live if isinstance(live, dict) else {}
+            items = {key: self.restored(before.get(key), item) for key, item in kept.items()}
+            target = live if isinstance(live, dict) else copy.copy(kept)  # of the same type
             target.clear()  # what is there now and was not then was made by a probe
             target.update(items)
             return target

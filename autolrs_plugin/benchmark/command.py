@@ -1,0 +1,50 @@
+"""`autolrs bench`: the options, checked, and the benchmark behind them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def bench(
+    task: Annotated[str, typer.Option(help="A reference task, several with commas, or 'all'.")],
+    json: Annotated[Path, typer.Option(help="Where the rows go.")],
+    methods: Annotated[str, typer.Option(help="Methods with commas; all of them by default.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from 0.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, and a quarter of the steps.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Where results are kept: a run that was cut off goes on there.")
+    ] = Path("build/autolrs-bench"),
+) -> None:
+    """Compare AutoLRS with other ways to a learning rate, each given the same compute."""
+    # torch and the peers take seconds to import, and the other commands need none of them.
+    from autolrs_plugin.benchmark.runner import METHODS, Options, run_bench
+    from autolrs_plugin.benchmark.tasks import TASKS
+
+    names = list(TASKS) if task == "all" else _names("--task", task, list(TASKS))
+    chosen = _names("--methods", methods, list(METHODS)) if methods else list(METHODS)
+    if quick:
+        seeds, out = 1, out / "quick"
+    options = Options(tuple(TASKS[name] for name in names), tuple(chosen), seeds, quick, out, json)
+    console = Console()
+    try:
+        run_bench(options, console)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
+
+
+def _names(option: str, text: str, valid: list[str]) -> list[str]:
+    """Return the names in a comma-separated list, each once.
+
+    Raises:
+        typer.BadParameter: a name is unknown.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in valid]
+    if unknown or not names:
+        raise typer.BadParameter(
+            f"{option} {text!r}: {', '.join(unknown) or 'nothing'} is unknown; valid: {', '.join(valid)}"
+        )
+    return names
