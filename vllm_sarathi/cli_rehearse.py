@@ -8,6 +8,24 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
+
+RAY_LOCAL = "local"
+"""What `--ray` takes to start a Ray of its own, and what it means without an address."""
+
+
+class RayCommand(TyperCommand):
+    """A command whose `--ray` may stand without an address."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse a command line."""
+        whole: list[str] = []
+        for word, following in zip(args, [*args[1:], "-"], strict=False):
+            whole.append(word)
+            if word == "--ray" and following.startswith("-"):
+                whole.append(RAY_LOCAL)
+        return super().parse_args(ctx, whole)
+
 
 DeploymentOption = Annotated[
     str,
@@ -26,24 +44,41 @@ ArrivalsOption = Annotated[str, typer.Option(help="poisson, gamma (bursty) or fi
 TraceOption = Annotated[
     Path | None, typer.Option(help="A file of arrivals and lengths instead of --workload.")
 ]
-FormatOption = Annotated[str, typer.Option(help="azure, mooncake or csv.")]
+FormatOption = Annotated[
+    str,
+    typer.Option(help="azure, mooncake, or csv: arrival_s, prompt_tokens, output_tokens (or JSON lines)."),
+]
 TooLongOption = Annotated[str, typer.Option(help="Requests beyond the model's context: refuse, or skip.")]
-ScaleOption = Annotated[float, typer.Option(help="Play a trace so many times as fast.")]
+ScaleOption = Annotated[
+    float, typer.Option(help="Play a trace so many times as fast (where no other rate is asked for).")
+]
 SettingOption = Annotated[
     list[str] | None, typer.Option("--set", help="KEY=VALUE of SarathiConfig, for sarathi; may be repeated.")
 ]
 RayOption = Annotated[
-    str | None, typer.Option(help="Run on a Ray cluster: its address, or 'local' to start one.")
+    str | None,
+    typer.Option(
+        metavar="[ADDRESS]", help="Run on a Ray cluster; without an address, on one that is started here."
+    ),
+]
+CalibrationOption = Annotated[
+    str | None, typer.Option(help="For MODEL/cpu: the folder that `vllm-sarathi profile` filled.")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the rows to this file, too.")]
 DEFAULT_SCHEDULERS = "sarathi,default,prefill-first,orca"
 
 
-def write_rows(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
-    """Write rows to a file as JSON, if one is named."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json_format.dumps(list(rows), indent=2) + "\n", encoding="utf-8")
+ELSEWHERE = {
+    "scheduler": "--schedulers NAME",
+    "token_budget": "--schedulers NAME@N",
+    "tbt_slo_ms": "--tbt-slo-ms MS",
+}
+"""Settings that have an option of their own here."""
+
+
+def read_names(text: str) -> tuple[str, ...]:
+    """Return the names in a list with commas; each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def read_settings(texts: Sequence[str] | None) -> tuple[tuple[str, Any], ...]:
@@ -59,6 +94,8 @@ def read_settings(texts: Sequence[str] | None) -> tuple[tuple[str, Any], ...]:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text!r}: must be KEY=VALUE, as in --set tbt_mode=pace.")
+        if key in ELSEWHERE:
+            raise ConfigError(f"--set {text!r}: is said by {ELSEWHERE[key]} here.")
         try:
             settings[key] = json_format.loads(value)
         except ValueError:
@@ -81,11 +118,12 @@ def simulate(
     too_long: TooLongOption = "refuse",
     time_scale: ScaleOption = 1.0,
     setting: SettingOption = None,
+    calibration_dir: CalibrationOption = None,
     ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
     """Rehearse one load on a deployment, and print what each scheduler makes of it."""
-    from vllm_sarathi.benchmark import farm, rehearsal
+    from vllm_sarathi.benchmark import farm, rehearsal, results
     from vllm_sarathi.core.config import ConfigError, check_positive
 
     if rate is None and trace is None:
@@ -95,7 +133,7 @@ def simulate(
     asked = rehearsal.Asked(
         deployment=deployment,
         workload=workload,
-        schedulers=tuple(schedulers.split(",")),
+        schedulers=read_names(schedulers),
         tbt_slo_ms=tbt_slo_ms,
         requests=requests,
         seeds=seeds,
@@ -105,12 +143,15 @@ def simulate(
         too_long=too_long,
         time_scale=time_scale,
         settings=read_settings(setting),
+        calibration_dir=calibration_dir,
     )
     rehearsal.check_asked(asked)
     console = Console()
-    rows = rehearsal.simulate_rows(asked, rate, functools.partial(farm.run_all, console=console, ray=ray))
+    carried = _workload(asked, console)
+    run_all = functools.partial(farm.run_all, console=console, ray=ray)
+    rows = rehearsal.simulate_rows(asked, carried, rate, run_all)
     console.print(rehearsal.simulate_table(rows))
-    write_rows(rows, json)
+    results.write_rows(rows, json)
 
 
 def capacity(
@@ -127,17 +168,18 @@ def capacity(
     too_long: TooLongOption = "refuse",
     time_scale: ScaleOption = 1.0,
     setting: SettingOption = None,
+    calibration_dir: CalibrationOption = None,
     ray: RayOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the answer in this file (PNG).")] = None,
     json: JsonOption = None,
 ) -> None:
     """Find the highest rate that each scheduler carries within the promise."""
-    from vllm_sarathi.benchmark import farm, rehearsal
+    from vllm_sarathi.benchmark import farm, rehearsal, results
 
     asked = rehearsal.Asked(
         deployment=deployment,
         workload=workload,
-        schedulers=tuple(schedulers.split(",")),
+        schedulers=read_names(schedulers),
         tbt_slo_ms=tbt_slo_ms,
         requests=requests,
         seeds=seeds,
@@ -148,15 +190,63 @@ def capacity(
         too_long=too_long,
         time_scale=time_scale,
         settings=read_settings(setting),
+        calibration_dir=calibration_dir,
     )
     rehearsal.check_asked(asked)
     console = Console()
-    carried, skipped = rehearsal.workload_of(asked)
-    if skipped:
-        console.print(f"{skipped} requests of the trace are too long for the model and left out")
-    tasks = rehearsal.tasks_of(asked, carried)
+    tasks = rehearsal.tasks_of(asked, _workload(asked, console))
     rows = rehearsal.capacity_rows(tasks, functools.partial(farm.run_all, console=console, ray=ray))
     console.print(rehearsal.capacity_table(rows))
     if plot is not None:
         rehearsal.capacity_plot(rows, plot)
-    write_rows(rows, json)
+    results.write_rows(rows, json)
+
+
+def _workload(asked: Any, console: Console) -> Any:
+    from vllm_sarathi.benchmark.rehearsal import workload_of
+
+    carried, skipped = workload_of(asked)
+    if skipped:
+        console.print(f"{skipped} requests are longer than the model's context and left out")
+    return carried
+
+
+def validate(
+    model: Annotated[str, typer.Option(help="A folder with a model.")] = "build/models/SmolLM2-135M-Instruct",
+    workload: Annotated[str, typer.Option(help="validation, chat, long, mix or burst.")] = "validation",
+    schedulers: SchedulersOption = "default,sarathi",
+    tbt_slo_ms: SloOption = 250.0,
+    requests: Annotated[
+        int | None, typer.Option(help="Requests in a run; the workload's own number.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests per second; the workload's own rate.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs with different requests; figures are their means.")] = 1,
+    trace: TraceOption = None,
+    trace_format: FormatOption = "csv",
+    too_long: TooLongOption = "refuse",
+    time_scale: ScaleOption = 1.0,
+    out: Annotated[Path, typer.Option(help="Where raw results and logs go.")] = Path("build/validate"),
+    json: JsonOption = None,
+) -> None:
+    """Compare the rehearsal with the show: the same load simulated, and on a real server on this CPU."""
+    from vllm_sarathi.benchmark import results
+    from vllm_sarathi.benchmark import validate as room
+
+    asked = room.parse_asked(
+        model=model,
+        workload=workload,
+        schedulers=read_names(schedulers),
+        tbt_slo_ms=tbt_slo_ms,
+        requests=requests,
+        rate_qps=rate,
+        seeds=seeds,
+        trace=trace,
+        trace_format=trace_format,
+        too_long=too_long,
+        time_scale=time_scale,
+        out=out,
+    )
+    console = Console()
+    rows = room.validate(asked.choices, asked.loads, out, console)
+    console.print(room.validate_table(rows))
+    results.write_rows(rows, json)

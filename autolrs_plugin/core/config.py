@@ -62,6 +62,8 @@ class AutoLRSConfig:
         validation: whether the run can evaluate a validation loss; without one the training loss decides.
         eval_cost_steps: what one evaluation costs, in training steps. Declared, not measured, so that no decision
             depends on the clock; the ledger holds what was measured.
+        parallel_probes: how many learning rates the search asks for at a time. Those of one asking may be probed in
+            parallel; each is asked for without knowing what comes of the others, so that 1 decides best per step.
         evaluations: how many times the validation loss is evaluated along the run, the last one at its end.
         rewind: whether steps of the run itself can be taken back. Where a framework owns the loop they cannot, for
             its step count and its data go on: after a divergence such a run goes on at a lower learning rate.
@@ -80,6 +82,7 @@ class AutoLRSConfig:
     validation: bool = True
     eval_cost_steps: float = 2.0
     evaluations: int = 5
+    parallel_probes: int = 1
     rewind: bool = True
 
     def __post_init__(self) -> None:
@@ -101,6 +104,7 @@ class AutoLRSConfig:
         if not _is_number(self.eval_cost_steps) or self.eval_cost_steps < 0:
             raise ConfigError(f"eval_cost_steps={self.eval_cost_steps!r}: must be a number of at least 0.")
         check_int("evaluations", self.evaluations, minimum=1)
+        check_int("parallel_probes", self.parallel_probes, minimum=1)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: str = "AutoLRSConfig") -> "AutoLRSConfig":

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -164,6 +165,12 @@ class Journal:
         """Return the results so far, in order."""
         return [entry.result for entry in self.entries if entry.result is not None]
 
+    def keep_only(self, names: set[str]) -> None:
+        """Delete the states beside the journal that are none of `names`; each rank's part has its state's name."""
+        for path in self.path.parent.glob("state-*"):
+            if state_name(path.name) not in names:
+                path.unlink()
+
     def close(self) -> None:
         """Let other processes write."""
         if self._file is not None:
@@ -213,7 +220,7 @@ def read_text(text: str, origin: str) -> Journal:
     Raises:
         JournalError: it is corrupted, or of another version.
     """
-    return _parsed(Path(origin), text.encode())[0]
+    return parsed(Path(origin), text.encode())[0]
 
 
 def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
@@ -321,13 +328,17 @@ def _sealed(body: dict[str, Any], chain: str) -> tuple[bytes, str]:
 def _read(path: Path) -> tuple[Journal, int]:
     """Return the journal and how many bytes of its file are whole lines."""
     try:
-        data = path.read_bytes()
+        return parsed(path, path.read_bytes())
     except OSError as error:
         raise JournalError(f"{path}: cannot be read ({error.strerror}).") from error
-    return _parsed(path, data)
 
 
-def _parsed(path: Path, data: bytes) -> tuple[Journal, int]:
+def parsed(path: Path, data: bytes) -> tuple[Journal, int]:
+    """Return the journal in the content of a file, and how many bytes of that are whole lines.
+
+    Raises:
+        JournalError: it is corrupted, or of another version.
+    """
     *lines, rest = data.split(b"\n")
     chain, bodies = "", []
     for number, line in enumerate(lines, start=1):
@@ -383,6 +394,11 @@ def _take(journal: Journal, body: dict[str, Any], number: int) -> None:
         journal.entries[-1].losses = _from_number(body["losses"])
     else:
         raise JournalError(f"{journal.path}: line {number} is a {body['kind']} out of turn.")
+
+
+def state_name(file_name: str) -> str:
+    """Return the name of the state that a file is, or is the part of one rank of."""
+    return re.sub(r"\.rank-\d+", "", file_name)
 
 
 def sync_folder(folder: Path) -> None:

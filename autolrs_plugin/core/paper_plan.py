@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from autolrs_plugin.core.actions import Done, Probe, Restore, Snapshot
 from autolrs_plugin.core.forecast import forecast
 from autolrs_plugin.core.search import LRSearch
-from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage
+from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage, probe_together
 from autolrs_plugin.core.training_plan import diverged_above, train
 
 CANDIDATES = 10
@@ -66,23 +66,28 @@ def _search(state: RunState, tau: int, full: bool, above: float):  # type: ignor
     """Probe k candidates for a stage of `tau` steps and return the Stage."""
     config = state.config
     search = LRSearch(*config.lr_range, kappa=KAPPA)
-    index, before, candidates = len(state.stages), state.ledger.search.steps, []
+    index, before = len(state.stages), state.ledger.search.steps
+    candidates: list[Candidate] = []
     evaluate = full and config.validation
-    for i in range(CANDIDATES):
-        lr = search.ask()[0]
-        lrs = (lr,) * probe_steps(tau)
-        result = yield Probe(index, i, lrs, above, evaluate, draw=i)
-        loss, std = math.inf, 0.0
-        if len(result.losses) == len(lrs):
-            predicted = forecast(result.losses, tau)
-            loss, std = predicted.loss, predicted.std
-            if evaluate and result.val_loss is not None:
-                loss, std = result.val_loss, 0.0
-        search.tell(lr, loss, std)
-        told = search.observations[-1]
-        candidates.append(
-            Candidate(lr, lrs[: len(result.losses)], result.losses, result.val_loss, told.loss, told.std)
-        )
+    while len(candidates) < CANDIDATES:
+        asked = search.ask(min(config.parallel_probes, CANDIDATES - len(candidates)))
+        probes = [
+            Probe(index, i, (lr,) * probe_steps(tau), above, evaluate, draw=i)
+            for i, lr in enumerate(asked, start=len(candidates))
+        ]
+        results = yield from probe_together(state, probes)
+        for lr, probe, result in zip(asked, probes, results, strict=True):
+            loss, std = math.inf, 0.0
+            if len(result.losses) == len(probe.lrs):
+                predicted = forecast(result.losses, tau)
+                loss, std = predicted.loss, predicted.std
+                if evaluate and result.val_loss is not None:
+                    loss, std = result.val_loss, 0.0
+            search.tell(lr, loss, std)
+            told, taken = search.observations[-1], len(result.losses)
+            candidates.append(
+                Candidate(lr, probe.lrs[:taken], result.losses, result.val_loss, told.loss, told.std)
+            )
     decision = search.decide()
     spent = state.ledger.search.steps - before
     reason = f"the lowest forecast of the loss after {tau} steps"

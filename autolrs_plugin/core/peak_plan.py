@@ -9,7 +9,7 @@ import numpy as np
 from autolrs_plugin.core.actions import Action, Done, Probe, Restore, Result, Snapshot
 from autolrs_plugin.core.schedule import unit_curve, warmup_steps
 from autolrs_plugin.core.search import LRSearch
-from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage
+from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage, probe_together
 from autolrs_plugin.core.training_plan import diverged_above, train
 
 
@@ -72,26 +72,31 @@ def _search_peak(
     search = LRSearch(low, high)
     index, before = len(state.stages), state.ledger.search.steps
     evals = config.eval_cost_steps if config.validation else 0.0
-    probes = min(tactics.probes, int(state.budget_left_steps / tactics.least_steps))
-    n = int(state.budget_left_steps / probes - evals)
+    count = min(tactics.probes, int(state.budget_left_steps / tactics.least_steps))
+    n = int(state.budget_left_steps / count - evals)
     evaluate = config.validation and n >= tactics.least_steps
-    n = n if evaluate else int(state.budget_left_steps / probes)
-    candidates = []
-    asks = list(np.geomspace(low, high, tactics.initial + 1)[:-1])
-    for i in range(probes):
-        lr = float(asks[i]) if i < len(asks) else search.ask()[0]
-        w = max(1, round(tactics.warmup * n))
-        lrs = tuple(lr * unit_curve(t, n, w) for t in range(n))
-        result = yield Probe(index, i, lrs, above, evaluate)
-        loss = math.inf
-        if len(result.losses) == n:
-            loss = (
-                result.val_loss if result.val_loss is not None else float(np.mean(result.losses[-n // 4 :]))
+    n = n if evaluate else int(state.budget_left_steps / count)
+    candidates: list[Candidate] = []
+    w = max(1, round(tactics.warmup * n))
+    asks = [float(v) for v in np.geomspace(low, high, tactics.initial + 1)[:-1]][:count]
+    while asks:
+        curves = [tuple(lr * unit_curve(t, n, w) for t in range(n)) for lr in asks]
+        probes = [Probe(index, len(candidates) + i, lrs, above, evaluate) for i, lrs in enumerate(curves)]
+        results = yield from probe_together(state, probes)
+        for lr, lrs, result in zip(asks, curves, results, strict=True):
+            loss = math.inf
+            if len(result.losses) == n:
+                loss = (
+                    result.val_loss
+                    if result.val_loss is not None
+                    else float(np.mean(result.losses[-n // 4 :]))
+                )
+            search.tell(lr, loss, 0.01)
+            candidates.append(
+                Candidate(lr, lrs[: len(result.losses)], result.losses, result.val_loss, loss, 0.01)
             )
-        search.tell(lr, loss, 0.01)
-        candidates.append(
-            Candidate(lr, lrs[: len(result.losses)], result.losses, result.val_loss, loss, 0.01)
-        )
+        left = count - len(candidates)
+        asks = search.ask(min(config.parallel_probes, left)) if left else []
     decision = search.decide()
     spent = state.ledger.search.steps - before
     return Stage(index, state.step, "peak", tuple(candidates), decision.lr, spent, "")

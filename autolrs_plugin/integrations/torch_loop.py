@@ -15,11 +15,12 @@ from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
 from autolrs_plugin.training.data import Batches
-from autolrs_plugin.training.loop import TorchLoop, TrainStep
+from autolrs_plugin.training.distributed import RankedPort, SharedJournals, ranks_of_job
+from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
 from autolrs_plugin.training.lr import ReplayLR
 from autolrs_plugin.training.progress import observers_for
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.session import Session
+from autolrs_plugin.training.session import JOURNAL_FILES, Observer, Prober, Session
 from autolrs_plugin.training.snapshot import Stateful
 
 
@@ -42,6 +43,9 @@ class AutoLRS:
     * Neither, with `train_step()`: a step that draws at random (`torch.randint` and the like), or uses all data.
       Two steps are taken at the start and undone, to see that they give the same loss; a step that draws from a
       hidden iterator does not, and is refused.
+
+    In a job of several processes (DistributedDataParallel or FSDP2 under torchrun, Ray Train) every rank makes one and
+    calls the same methods; rank 0 decides, losses are means over the ranks, and `run_dir` is a folder that all share.
 
     Args:
         model: the model; its frozen parameters are not copied.
@@ -68,6 +72,8 @@ class AutoLRS:
         keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
         progress: whether to show a bar and a line per stage; the lines are logged (`autolrs_plugin`) without it.
         tensorboard: a folder or a SummaryWriter for scalars.
+        observers: more who are told of every action, step and result; on every rank.
+        probes: who carries out probes elsewhere, in parallel, such as `integrations.ray.RayProbes`.
         settings: the other settings of AutoLRSConfig.
 
     Raises:
@@ -100,6 +106,8 @@ class AutoLRS:
         keep: str = "host",
         progress: bool = True,
         tensorboard: Any = None,
+        observers: Sequence[Observer] = (),
+        probes: Prober | None = None,
         **settings: Any,
     ) -> None:
         settings = {"validation": validate is not None, **settings}
@@ -107,9 +115,14 @@ class AutoLRS:
         config = AutoLRSConfig.from_mapping({**values, **settings}, origin="AutoLRS")
         if resume not in (True, False, "auto"):
             raise ValueError(f"resume={resume!r}: must be 'auto', True or False.")
-        _refuse_many_processes()
-        extra = {"scaler": scaler, "scheduler": scheduler, "data": data}
-        named = {**{k: v for k, v in extra.items() if v is not None}, **(stateful or {})}
+        ranks = ranks_of_job()
+        if ranks is not None and probes is not None:
+            raise ValueError(
+                f"probes: cannot be carried out elsewhere for a job of {ranks.count} processes; leave it out."
+            )
+        if ranks is not None:
+            train_step = ranks.averaged(train_step, "train_step")
+            validate = ranks.averaged(validate, "validate")
         self._loop = TorchLoop(
             model,
             optimizer,
@@ -117,7 +130,7 @@ class AutoLRS:
             validate,
             train_data,
             probe_data,
-            named,
+            named_state(scaler, scheduler, data, stateful),
             generators,
             count_tokens,
             keep,
@@ -125,14 +138,21 @@ class AutoLRS:
         folder = None if run_dir is None else Path(run_dir)
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
-        self._controller = Controller(config)
+        shown = observers_for(config, progress, tensorboard) if ranks is None or ranks.leads else []
+        if probes is not None:
+            probes.attach(self._loop.kept_state)
+        self._ranks = ranks
+        self._controller = Controller(config) if ranks is None else ranks.controller(config)
+        identity = self._loop.identity() if folder is not None else {}
         self._session = Session(
             self._controller,
-            self._loop,
+            self._loop if ranks is None else RankedPort(self._loop, ranks),
             folder,
-            self._loop.identity() if folder is not None else {},
+            identity if ranks is None else ranks.identity(identity),
             resume,
-            observers_for(config, progress, tensorboard),
+            [*shown, *observers],
+            JOURNAL_FILES if ranks is None else SharedJournals(ranks),
+            probes,
         )
 
     def run(self) -> Schedule:
@@ -163,7 +183,7 @@ class AutoLRS:
         Raises:
             ValueError: it does not fit the action.
         """
-        self._session.tell(result)
+        self._session.tell(result if self._ranks is None else self._ranks.averaged_result(result))
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the first parameter group, and the others by their ratios."""
@@ -209,15 +229,3 @@ class AutoLRS:
     def val_losses(self) -> tuple[tuple[int, float], ...]:
         """(step, validation loss) of each evaluation along the run so far."""
         return self._controller.val_losses
-
-
-def _refuse_many_processes() -> None:
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
-        raise RuntimeError(
-            "torch.distributed: AutoLRS runs in one process for now; here each of "
-            f"{torch.distributed.get_world_size()} would choose its own learning rate."
-        )

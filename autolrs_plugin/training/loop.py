@@ -21,6 +21,17 @@ TrainStep = Callable[..., Any]
 """Takes one optimizer step, given a batch or nothing, and returns its loss."""
 
 
+def named_state(
+    scaler: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    data: Stateful | None = None,
+    stateful: Mapping[str, Stateful] | None = None,
+) -> dict[str, Stateful]:
+    """Return, by name, what of AutoLRS's arguments has a state of its own."""
+    extra = {"scaler": scaler, "scheduler": scheduler, "data": data}
+    return {**{k: v for k, v in extra.items() if v is not None}, **(stateful or {})}
+
+
 class TorchLoop:
     """The session's port for a plain PyTorch loop; the arguments are those of AutoLRS."""
 
@@ -99,6 +110,19 @@ class TorchLoop:
     def keep_state(self, path: Path, sha256: str) -> None:
         """Make the state that a file holds the kept one."""
         self._keeper.keep_file(path, sha256)
+
+    def kept_state(self) -> bytes:
+        """Return the kept state as the content of a file."""
+        return self._keeper.kept()
+
+    def only_probe(self) -> None:
+        """Make this a replica: it takes probes alone, from states that it is sent, and never follows the run's data."""
+        self._stream = None
+        self._job.stateful.pop("train_data", None)
+
+    def receive(self, state: bytes) -> None:
+        """Make the state that `kept_state` gave in another process the kept one."""
+        self._keeper.keep(state)
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this job from others, as plain values."""

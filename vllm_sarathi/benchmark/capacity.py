@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vllm_sarathi.core.config import ConfigError, check_int, check_positive
-from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
+from vllm_sarathi.simulation.deployment import Deployment, build, deployment, scheduler_choice
 from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
 from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
@@ -101,18 +101,28 @@ class Workload:
         requests: how many.
         arrivals: how they come, for a synthetic one.
         trace: the requests of a trace.
+        max_tokens: longer requests of a synthetic workload are left out; None for no limit.
     """
 
     name: str
     requests: int
     arrivals: str = "poisson"
     trace: tuple[SimulatedRequest, ...] = ()
+    max_tokens: int | None = None
+
+    def window(self, seed: int) -> tuple[SimulatedRequest, ...]:
+        """Return the piece of a trace that a seed stands for: one after the other, overlapping where it is short."""
+        first = seed * self.requests % max(1, len(self.trace) - self.requests + 1)
+        return self.trace[first : first + self.requests]
 
     def at(self, rate_qps: float, seed: int) -> list[SimulatedRequest]:
-        """Return the requests at a rate; a trace's are the same for each seed."""
+        """Return the requests of a seed at a rate."""
         if self.trace:
-            return at_rate(self.trace[: self.requests], rate_qps)
-        return synthetic(self.name, rate_qps, self.requests, seed, self.arrivals)
+            return at_rate(self.window(seed), rate_qps)
+        made = synthetic(self.name, rate_qps, self.requests, seed, self.arrivals)
+        if self.max_tokens is None:
+            return made
+        return [r for r in made if r.prompt_tokens + r.output_tokens <= self.max_tokens]
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,7 @@ class Task:
         criterion: when a run counts as carried.
         seed: of the workload.
         settings: those of SarathiConfig, for `sarathi`.
+        calibration_dir: as `deployment` takes it.
     """
 
     deployment: str
@@ -133,6 +144,12 @@ class Task:
     criterion: Criterion
     seed: int = 0
     settings: tuple[tuple[str, Any], ...] = ()
+    calibration_dir: str | None = None
+
+    @property
+    def place(self) -> Deployment:
+        """The deployment."""
+        return deployment(self.deployment, self.calibration_dir)
 
 
 @dataclass(frozen=True)
@@ -141,7 +158,7 @@ class Found:
 
     Attributes:
         qps: the highest rate that was carried; None where none was.
-        outcome: the figures of the run at that rate.
+        outcome: the figures of the run at that rate; where none was carried, of the lowest that was tried.
         runs: how many runs it took.
     """
 
@@ -152,11 +169,11 @@ class Found:
 
 def rehearse(task: Task, rate_qps: float, to_the_end: bool = False) -> Outcome | None:
     """Run a task's workload at a rate; return None where it was given up as hopeless."""
-    place = deployment(task.deployment)
+    place = task.place
     requests = task.workload.at(rate_qps, task.seed)
     shared = any(request.prefix for request in requests)
     scheduler = build(place, scheduler_choice(task.scheduler, **dict(task.settings)), shared)
-    simulator = Simulator(scheduler, place.times(), requests, place.in_flight)
+    simulator = Simulator(scheduler, place.times(task.seed), requests, place.in_flight)
     simulator.run(None if to_the_end else Watch(task.criterion, requests))
     return None if simulator.given_up else outcome_of(simulator.logs)
 
@@ -191,7 +208,7 @@ def search(run: Callable[[float], bool], start: float, tolerance: float = TOLERA
 
 def first_rate(task: Task) -> float:
     """Return a rate to begin with: half of what the device could read if it did nothing else."""
-    place = deployment(task.deployment)
+    place = task.place
     requests = task.workload.at(1.0, task.seed)
     tokens = statistics.fmean(request.prompt_tokens for request in requests)
     return 0.5 / (place.read_s(tokens) + 1e-3)
@@ -211,22 +228,29 @@ def find(task: Task) -> Found:
         outcomes[rate_qps] = outcome
         return True
 
-    qps = search(run, first_rate(task))
-    return Found(qps, {} if qps is None else outcomes[qps].to_mapping(), runs)
+    start = first_rate(task)
+    qps = search(run, start)
+    outcome = rehearse(task, start * RATE_RANGE[0], to_the_end=True) if qps is None else outcomes[qps]
+    assert outcome is not None
+    return Found(qps, outcome.to_mapping(), runs)
+
+
+def scheduler_fields(name: str) -> dict[str, Any]:
+    """Return the fields of a row that `NAME` or `NAME@N` stands for."""
+    scheduler, _, budget = name.partition("@")
+    return {"scheduler": scheduler, "token_budget": int(budget) if budget else None}
 
 
 def row_of(tasks: Sequence[Task], found: Sequence[Found], goodput: Sequence[Found] = ()) -> dict[str, Any]:
     """Return the row of a result file for the seeds of one search; figures are those of the first seed."""
     task = tasks[0]
-    budget = task.scheduler.partition("@")[2]
     rates = [f.qps for f in found if f.qps is not None]
     kept = [f.qps for f in goodput if f.qps is not None]
     return {
         "deployment": task.deployment,
         "workload": task.workload.name,
         "tbt_slo_ms": task.criterion.tbt_slo_ms,
-        "scheduler": task.scheduler.partition("@")[0],
-        "token_budget": int(budget) if budget else None,
+        **scheduler_fields(task.scheduler),
         "capacity_qps": statistics.fmean(rates) if len(rates) == len(found) else None,
         "ci_qps": list(confidence_range(rates)) if len(rates) == len(found) else None,
         "gap_ms": found[0].outcome.get("gap_ms"),
@@ -259,5 +283,6 @@ def check_search(requests: int, seeds: int, criterion: Criterion) -> None:
     check_int("seeds", seeds, minimum=1)
     if criterion.tbt_slo_ms is not None:
         check_positive("tbt_slo_ms", criterion.tbt_slo_ms, 3.6e6)
+    check_positive("max_delay_s", criterion.max_delay_s, 3.6e3)
     if not 0 < criterion.percentile <= 100:
         raise ConfigError(f"--percentile {criterion.percentile!r}: must be above 0 and at most 100.")

@@ -16,8 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vllm_sarathi.benchmark.measures import SCHEMA, summarise
+from vllm_sarathi.benchmark.measures import summarise
 from vllm_sarathi.benchmark.progress import Stages
+from vllm_sarathi.benchmark.results import SCHEMA
 from vllm_sarathi.benchmark.server import SERVED_NAME, SERVER_FLAGS, serve, server_env
 from vllm_sarathi.benchmark.streams import Delivery, StreamRecord, StreamRequest, play
 from vllm_sarathi.benchmark.timeline import draw_timeline

@@ -201,7 +201,7 @@ def _run_session(
     with serve(options.model, server_flags, log_path=log_path, env=env) as server:
         for workload in missing:
             load = loads[workload]
-            stages.begin(f"{title}: {workload}, {load.workload.requests} requests", total=load.duration_s)
+            stages.begin(f"{title}: {workload}, {len(load.arrivals)} requests", total=load.duration_s)
             result = session.result(workload, options.out)
             send(
                 load,

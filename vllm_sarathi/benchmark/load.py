@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -27,12 +27,21 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Load:
-    """A workload drawn and written down: the same requests at the same times for every scheduler."""
+    """A workload drawn and written down: the same requests at the same times for every scheduler.
 
-    workload: Workload
+    Attributes:
+        name: of the workload.
+        model: as the client names it.
+        arrivals: the requests, the first at 0 s.
+        trace: the file that the client reads.
+        seed: what the words of the prompts are drawn from.
+    """
+
+    name: str
     model: str
     arrivals: tuple[Arrival, ...]
     trace: Path
+    seed: int = SEED
 
     @property
     def duration_s(self) -> float:
@@ -42,16 +51,22 @@ class Load:
     @property
     def fingerprint(self) -> str:
         """Tells runs of this load from runs of another: of the requests, their times and the model."""
-        return hashlib.sha256(f"{SEED} {self.model}\n{trace_lines(self.arrivals)}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.seed} {self.model}\n{trace_lines(self.arrivals)}".encode()).hexdigest()[
+            :16
+        ]
 
 
-def prepare(workload: Workload, model: str, folder: Path) -> Load:
+def prepare(workload: Workload, model: str, folder: Path, seed: int = SEED) -> Load:
     """Draw the workload's requests, into a file in `folder`."""
-    arrivals = draw_arrivals(workload, SEED)
-    trace = folder / f"{workload.name}.trace.jsonl"
+    return write_load(workload.name, draw_arrivals(workload, seed), model, folder, seed)
+
+
+def write_load(name: str, arrivals: Sequence[Arrival], model: str, folder: Path, seed: int = SEED) -> Load:
+    """Return requests as a load, written into a file in `folder`."""
+    trace = folder / f"{name}.trace.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     trace.write_text(trace_lines(arrivals))
-    return Load(workload, model, tuple(arrivals), trace)
+    return Load(name, model, tuple(arrivals), trace, seed)
 
 
 def client_flags(load: Load, base_url: str, result: Path, metadata: Mapping[str, str]) -> list[str]:
@@ -62,7 +77,7 @@ def client_flags(load: Load, base_url: str, result: Path, metadata: Mapping[str,
         *("--dataset-name", "timed_trace", "--dataset-path", str(load.trace)),
         # A prompt is one block of words of its own.
         *("--timed-trace-chunk-hash-size", str(1 + max(each.prompt_tokens for each in load.arrivals))),
-        *("--num-prompts", str(load.workload.requests), "--seed", str(SEED), "--temperature", "0"),
+        *("--num-prompts", str(len(load.arrivals)), "--seed", str(load.seed), "--temperature", "0"),
         *("--num-warmups", "0", "--ready-check-timeout-sec", "0", "--disable-tqdm"),
         *("--save-result", "--save-detailed"),
         *("--result-dir", str(result.parent), "--result-filename", result.name),
@@ -95,7 +110,7 @@ def send(
         **env,
         "NO_PROXY": "127.0.0.1",  # no proxy is asked for the way to loopback
         "no_proxy": "127.0.0.1",
-        "PYTHONHASHSEED": str(SEED),  # the words of the prompts are drawn by Python's hash
+        "PYTHONHASHSEED": str(load.seed),  # the words of the prompts are drawn by Python's hash
     }
     with log_path.open("wb") as log:
         process = subprocess.Popen(
@@ -128,7 +143,7 @@ def read_result(result: Path, load: Load) -> list[StreamRecord]:
     first_s = min(seen["start_times"])
     return [
         _record(
-            f"{load.workload.name} {number}",
+            f"{load.name} {number}",
             arrival,
             seen["start_times"][number] - first_s,
             seen["ttfts"][number],

@@ -11,8 +11,6 @@ import numpy as np
 
 from vllm_sarathi.benchmark.streams import StreamRecord
 
-SCHEMA = 1
-
 
 def percentiles_ms(samples_s: Sequence[float], percents: Sequence[int]) -> dict[str, float | None]:
     """`{"p50": ...}` in milliseconds, linearly interpolated; None where there is nothing to take them of."""

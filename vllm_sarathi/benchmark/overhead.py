@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vllm_sarathi.benchmark.measures import SCHEMA
+from vllm_sarathi.benchmark.results import SCHEMA
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.engine.offline import (
     build_output,

@@ -17,11 +17,12 @@ from vllm_sarathi.benchmark.capacity import (
     find,
     rehearse,
     row_of,
+    scheduler_fields,
 )
 from vllm_sarathi.core.config import BASELINES, STOCK_SCHEDULER, ConfigError, check_choice, nearest_hint
-from vllm_sarathi.simulation.deployment import deployment, scheduler_choice
-from vllm_sarathi.simulation.traces import read_trace
-from vllm_sarathi.simulation.workload import WORKLOADS, synthetic
+from vllm_sarathi.simulation.deployment import Deployment, deployment, scheduler_choice
+from vllm_sarathi.simulation.traces import TOO_LONG, read_trace
+from vllm_sarathi.simulation.workload import WORKLOADS
 
 GOODPUT_SHARE = 0.99
 """Requests with promises of their own that have to keep them."""
@@ -40,8 +41,10 @@ class Asked:
         seeds: how many.
         arrivals: how a synthetic workload's requests come.
         max_delay_s: the longest median scheduling delay, seconds.
-        trace, trace_format, too_long, time_scale: as `read_trace` takes them.
+        trace, trace_format, time_scale: as `read_trace` takes them.
+        too_long: what becomes of requests beyond the model's context, `refuse` or `skip`.
         settings: of SarathiConfig, for `sarathi` without a fixed budget.
+        calibration_dir: as `deployment` takes it.
     """
 
     deployment: str
@@ -57,6 +60,12 @@ class Asked:
     too_long: str = "refuse"
     time_scale: float = 1.0
     settings: tuple[tuple[str, Any], ...] = ()
+    calibration_dir: str | None = None
+
+    @property
+    def place(self) -> Deployment:
+        """The deployment."""
+        return deployment(self.deployment, self.calibration_dir)
 
     @property
     def criterion(self) -> Criterion:
@@ -78,33 +87,63 @@ def check_asked(asked: Asked) -> None:
     Raises:
         ConfigError: an unknown name, or a value out of range.
     """
-    deployment(asked.deployment)
+    longest = asked.place.max_tokens
     check_search(asked.requests, asked.seeds, asked.criterion)
     if not asked.schedulers:
         raise ConfigError("--schedulers: names none.")
     for name in asked.schedulers:
-        scheduler_choice(name, **dict(asked.scheduler_settings(name)))
+        choice = scheduler_choice(name, **dict(asked.scheduler_settings(name)))
+        if choice.config is not None and (choice.config.token_budget or 0) > longest:
+            raise ConfigError(f"--schedulers {name!r}: a step there takes {longest} tokens at the most.")
     if asked.trace is None and asked.workload not in (*WORKLOADS, "classes"):
         raise ConfigError(
             f"--workload {asked.workload!r}: unknown; {nearest_hint(asked.workload, (*WORKLOADS, 'classes'))}"
         )
     check_choice("arrivals", asked.arrivals, ("poisson", "gamma", "fixed"))
+    check_choice("too_long", asked.too_long, TOO_LONG)
 
 
 def workload_of(asked: Asked) -> tuple[Workload, int]:
-    """Return the workload, and how many requests of a trace were too long for the model."""
-    if asked.trace is None:
-        return Workload(asked.workload, asked.requests, asked.arrivals), 0
-    place = deployment(asked.deployment)
-    trace = read_trace(asked.trace, asked.trace_format, place.max_tokens, asked.too_long, asked.time_scale)
-    return Workload(asked.trace.name, asked.requests, trace=trace.requests[: asked.requests]), trace.skipped
+    """Return the workload, and how many requests were too long for the model and left out.
+
+    Raises:
+        ConfigError: there are such, and they are not to be left out; or the trace cannot be read.
+    """
+    longest = asked.place.max_tokens
+    if asked.trace is not None:
+        trace = read_trace(asked.trace, asked.trace_format, longest, asked.too_long, asked.time_scale)
+        wanted = trace.requests[: asked.requests * asked.seeds]
+        return Workload(asked.trace.name, asked.requests, trace=wanted), trace.skipped
+    whole = Workload(asked.workload, asked.requests, asked.arrivals)
+    fitting = replace(whole, max_tokens=longest)
+    sent = [(whole.at(1.0, seed), fitting.at(1.0, seed)) for seed in range(asked.seeds)]
+    skipped = sum(len(every) - len(kept) for every, kept in sent)
+    if skipped and asked.too_long == "refuse":
+        most = max(r.prompt_tokens + r.output_tokens for every, _ in sent for r in every)
+        raise ConfigError(
+            f"--workload {asked.workload}: {skipped} of {asked.requests * asked.seeds} requests are longer than the "
+            f"model's {longest} tokens, the longest has {most}; --too-long skip leaves such requests out."
+        )
+    if any(len(kept) < 2 for _, kept in sent):
+        raise ConfigError(
+            f"--workload {asked.workload}: no two requests fit into the model's {longest} tokens."
+        )
+    return fitting, skipped
 
 
 def tasks_of(asked: Asked, workload: Workload) -> list[list[Task]]:
     """Return for each scheduler its searches, one for each seed."""
     return [
         [
-            Task(asked.deployment, name, workload, asked.criterion, seed, asked.scheduler_settings(name))
+            Task(
+                asked.deployment,
+                name,
+                workload,
+                asked.criterion,
+                seed,
+                asked.scheduler_settings(name),
+                asked.calibration_dir,
+            )
             for seed in range(asked.seeds)
         ]
         for name in asked.schedulers
@@ -140,26 +179,27 @@ def capacity_rows(tasks: Sequence[Sequence[Task]], run_all: Any) -> list[dict[st
 def simulate_row(rate_qps: float | None, task: Task) -> dict[str, Any]:
     """Return the figures of one run at a rate; a trace without a rate is played as it is."""
     if rate_qps is None:
-        span_s = task.workload.trace[-1].arrival_s - task.workload.trace[0].arrival_s
-        rate_qps = (len(task.workload.trace) - 1) / span_s if span_s > 0 else 1.0
+        window = task.workload.window(task.seed)
+        span_s = window[-1].arrival_s - window[0].arrival_s
+        rate_qps = (len(window) - 1) / span_s if span_s > 0 else 1.0
     outcome = rehearse(task, rate_qps, to_the_end=True)
     assert outcome is not None
     return {
         "deployment": task.deployment,
         "workload": task.workload.name,
-        "scheduler": task.scheduler,
+        "tbt_slo_ms": task.criterion.tbt_slo_ms,
+        **scheduler_fields(task.scheduler),
         "rate_qps": rate_qps,
         "seed": task.seed,
         **outcome.to_mapping(),
     }
 
 
-def simulate_rows(asked: Asked, rate_qps: float | None, run_all: Any) -> list[dict[str, Any]]:
-    """Return a row of figures for each scheduler and seed at a rate."""
-    workload, _ = workload_of(asked)
+def simulate_rows(
+    asked: Asked, workload: Workload, rate_qps: float | None, run_all: Any
+) -> list[dict[str, Any]]:
+    """Return a row of figures for each scheduler and seed at a rate; None plays a trace as it is."""
     tasks = [task for group in tasks_of(asked, workload) for task in group]
-    if rate_qps is not None and not asked.trace:
-        synthetic(asked.workload, rate_qps, 2, 0, asked.arrivals)  # says what is wrong with them
     rows: list[dict[str, Any]] = run_all(functools.partial(simulate_row, rate_qps), tasks)
     return rows
 
@@ -170,18 +210,20 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 def simulate_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return the rows of `simulate` as a table."""
-    table = Table(
-        title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {rows[0]['rate_qps']:.3g} requests/s"
-    )
-    table.add_column("scheduler")
-    for name in ("gap P50 ms", "P90", "P99", "max", "TTFT mean ms", "P90", "tokens/s", "promises kept"):
+    rates = sorted({f"{row['rate_qps']:.3g}" for row in rows}, key=float)
+    spread = " to ".join(rates[:: max(1, len(rates) - 1)])
+    table = Table(title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {spread} requests/s")
+    seeds, promises = len({row["seed"] for row in rows}) > 1, any(row["goodput"] is not None for row in rows)
+    table.add_column("scheduler", no_wrap=True)
+    columns = ["gap P50 ms", "P90", "P99", "max", "TTFT mean ms", "P90", "tokens/s"]
+    for name in [*["seed"] * seeds, *columns, *["promises kept"] * promises]:
         table.add_column(name, justify="right")
     for row in rows:
         gap, ttft = row["gap_ms"], row["ttft_ms"]
-        kept = "-" if row["goodput"] is None else f"{row['goodput']:.1%}"
         figures = [*(_number(gap[p]) for p in ("p50", "p90", "p99", "max")), _number(ttft["mean"])]
-        figures += [_number(ttft["p90"]), _number(row["output_tokens_per_s"]), kept]
-        table.add_row(row["scheduler"], *figures)
+        figures += [_number(ttft["p90"]), _number(row["output_tokens_per_s"])]
+        kept = "-" if row["goodput"] is None else f"{row['goodput']:.1%}"
+        table.add_row(scheduler_of(row), *[str(row["seed"])] * seeds, *figures, *[kept] * promises)
     return table
 
 
@@ -197,30 +239,20 @@ def capacity_table(rows: Sequence[dict[str, Any]]) -> Table:
     promise = "no promise" if slo is None else f"P99 gap within {slo:g} ms"
     table = Table(title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {promise}")
     table.add_column("scheduler")
-    for name in (
-        "requests/s",
-        "95% range",
-        "gap P99 ms",
-        "TTFT P50 ms",
-        "P90",
-        "all promises kept, requests/s",
-    ):
+    promises = any(row["goodput_qps"] is not None for row in rows)
+    names = ["requests/s", "95% range", "gap P99 ms", "TTFT P50 ms", "P90"]
+    for name in [*names, *["promises kept, requests/s"] * promises]:
         table.add_column(name, justify="right")
     for row in rows:
         if row["capacity_qps"] is None:
-            table.add_row(
-                scheduler_of(row), "no rate meets it", "-", "-", "-", "-", _number(row["goodput_qps"], 3)
-            )
-            continue
-        low, high = row["ci_qps"]
+            rate, spread = "no rate meets it", "-"
+        else:
+            rate, (low, high) = _number(row["capacity_qps"], 3), row["ci_qps"]
+            spread = f"{low:.3f} to {high:.3f}"
         figures = [_number(row["gap_ms"]["p99"]), *(_number(row["ttft_ms"][p]) for p in ("p50", "p90"))]
-        table.add_row(
-            scheduler_of(row),
-            _number(row["capacity_qps"], 3),
-            f"{low:.3f} to {high:.3f}",
-            *figures,
-            _number(row["goodput_qps"], 3),
-        )
+        table.add_row(scheduler_of(row), rate, spread, *figures, *[_number(row["goodput_qps"], 3)] * promises)
+    if any(row["capacity_qps"] is None for row in rows):
+        table.caption = "no rate meets it: the figures are those of the lowest rate that was tried"
     return table
 
 

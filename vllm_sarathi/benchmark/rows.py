@@ -1,13 +1,13 @@
 """The rows of the live benchmark: one per workload, promise and scheduler, in the public result format."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.benchmark.contenders import Contender
-from vllm_sarathi.benchmark.measures import SCHEMA, summarise
+from vllm_sarathi.benchmark.measures import summarise
+from vllm_sarathi.benchmark.results import SCHEMA, write_rows
 from vllm_sarathi.benchmark.streams import StreamRecord
 
 Row = dict[str, Any]
@@ -71,9 +71,4 @@ class RowFile:
     def add(self, rows: Iterable[Row]) -> None:
         """Take rows in, and write the file."""
         self._take(rows)
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._path.with_suffix(self._path.suffix + ".part")
-        scratch.write_text(json.dumps({"schema": SCHEMA, "rows": self.rows}, indent=2) + "\n")
-        os.replace(scratch, self._path)  # who reads it while we run finds all of it
+        write_rows(self.rows, self._path)

@@ -21,20 +21,22 @@ import httpx
 
 SERVED_NAME = "demo"
 MAX_NUM_SEQS = 32
+MAX_MODEL_LEN = 4096
+KV_CACHE_GIB = 2
 
 # Identical for all servers that are compared, but for the scheduler.
 SERVER_FLAGS = (
     f"--served-model-name={SERVED_NAME}",
     "--dtype=bfloat16",
     "--enforce-eager",
-    "--max-model-len=4096",
+    f"--max-model-len={MAX_MODEL_LEN}",
     f"--max-num-seqs={MAX_NUM_SEQS}",
     # With it, a prompt that starts like an earlier one is partly free, and that would be compared instead.
     "--no-enable-prefix-caching",
     "--seed=0",
     "--disable-uvicorn-access-log",
 )
-_SERVER_ENV = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+_SERVER_ENV = {"VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB), "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 _POLL_S = 0.2
 _LOG_TAIL_LINES = 25

@@ -55,6 +55,39 @@ def load_calibration(model: CostModel, folder: Path, key: Key) -> Path | None:
         CalibrationError: the file is there, and cannot be used; the model is as it was.
     """
     path = calibration_file(folder, key)
+    values = _read(path)
+    if values is None:
+        return None
+    if values.get("key") != dict(key):
+        raise CalibrationError(f"{path}: was learnt elsewhere (its key is another one).")
+    _load(model, values, path)
+    return path
+
+
+def load_latest(model: CostModel, folder: Path, name: str) -> Path | None:
+    """Give a model what was last learnt of a model on a CPU, whatever the other settings were; return its file.
+
+    Args:
+        model: takes it as a prior.
+        folder: where calibrations are kept.
+        name: the model that was served: a folder, or a name on a model hub.
+
+    Raises:
+        CalibrationError: it cannot be used; the model is as it was.
+    """
+    served = os.path.abspath(name) if os.path.exists(name) else name
+    for path in sorted(folder.glob("calibration-*.json"), key=os.path.getmtime, reverse=True):
+        values = _read(path) or {}
+        key = values.get("key")
+        # An accelerator's name does not end in a number of cores.
+        if isinstance(key, dict) and key.get("model") == served and str(key.get("device")).endswith(" cores"):
+            _load(model, values, path)
+            return path
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return what a calibration file holds; None where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -66,13 +99,14 @@ def load_calibration(model: CostModel, folder: Path, key: Key) -> Path | None:
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         schema = values.get("schema") if isinstance(values, dict) else None
         raise CalibrationError(f"{path}: has schema {schema!r}; this version reads {SCHEMA}.")
-    if values.get("key") != dict(key):
-        raise CalibrationError(f"{path}: was learnt elsewhere (its key is another one).")
+    return values
+
+
+def _load(model: CostModel, values: Mapping[str, Any], path: Path) -> None:
     try:
         model.load(values["model"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CalibrationError(f"{path}: holds no step model ({error}).") from error
-    return path
 
 
 def save_calibration(learnt: Mapping[str, Any], folder: Path, key: Key) -> Path:

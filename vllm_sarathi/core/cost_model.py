@@ -5,12 +5,12 @@ Notation (a roofline, as in Sarathi-Serve, arXiv 2403.02310, section 3.1):
     t(shape) = c + sum_k a_k max(0, tokens - k) + d decodes + e context + f work + g prefills + h [prefills > 0]
 
 where prefills = sequences - decodes, and h is what it costs that there is any prefill at all: other kernels run
-then, on a CPU above all. Tokens count in whole tiles, once the device has shown that it computes in tiles (see
+then, on a CPU above all. The tokens count in whole tiles, once the device has shown that it computes in tiles (see
 `tiles`). The hinges at KNEES make the cost of the linear layers any convex, rising curve of the tokens: flat while
 reading the weights takes longer than computing, linear after. All coefficients are held at or above zero, since no
-part of a step can take negative time. The fit is least squares of the *relative* error with exponential forgetting:
-a 40 ms step and a 4 s step count alike. With A = sum w x x' / t^2 and b = sum w x / t, the coefficients minimise
-u'Au - 2b'u under u >= 0.
+part of a step can take negative time. The fit is least squares of the *relative* error with exponential
+forgetting: a 40 ms step and a 4 s step count alike. With A = sum w x x' / t^2 and b = sum w x / t, the
+coefficients minimise u'Au - 2b'u under u >= 0.
 """
 
 import math
@@ -75,8 +75,7 @@ _NORMAL = NormalDist()
 
 def features(shape: StepShape, tile_tokens: int = 1) -> list[float]:
     """Return the step's features, unscaled, in the order of the coefficients; shape [6 + len(KNEES)]."""
-    tokens = padded(shape.tokens, tile_tokens)
-    prefills = shape.sequences - shape.decodes
+    tokens, prefills = padded(shape.tokens, tile_tokens), shape.sequences - shape.decodes
     return [
         1.0,
         *(float(max(0, tokens - knee)) for knee in KNEES),

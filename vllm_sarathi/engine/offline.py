@@ -87,8 +87,10 @@ def block_hasher(config: Any) -> Any:
     if not config.cache_config.enable_prefix_caching:
         return None
     utils = import_internal("vllm.v1.core.kv_cache_utils")
-    utils.init_none_hash(hash)
-    return utils.get_request_block_hasher(config.cache_config.block_size, hash)
+    algorithm = config.cache_config.prefix_caching_hash_algo
+    hash_block = import_internal("vllm.utils.hashing").get_hash_fn_by_name(algorithm)
+    utils.init_none_hash(hash_block)
+    return utils.get_request_block_hasher(config.cache_config.block_size, hash_block)
 
 
 def build_request(

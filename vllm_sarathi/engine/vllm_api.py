@@ -75,6 +75,7 @@ CONTRACT = (
     # The scheduler without a model (engine/offline.py).
     Touchpoint("vllm.v1.core.kv_cache_utils:get_request_block_hasher"),
     Touchpoint("vllm.v1.core.kv_cache_utils:init_none_hash"),
+    Touchpoint("vllm.utils.hashing:get_hash_fn_by_name"),
     Touchpoint(
         "vllm.v1.kv_cache_interface:FullAttentionSpec", ("block_size", "num_kv_heads", "head_size", "dtype")
     ),

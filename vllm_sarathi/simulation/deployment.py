@@ -2,9 +2,11 @@
 
 import copy
 import functools
+import math
+import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,13 @@ from vllm_sarathi.core.config import (
 )
 from vllm_sarathi.core.views import StepShape, chunk_work
 from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
+from vllm_sarathi.simulation.calibrated import (
+    CalibratedTimes,
+    Ratios,
+    StepModel,
+    calibrated_model,
+    normal_ratios,
+)
 from vllm_sarathi.simulation.devices import Device, Roofline, device
 from vllm_sarathi.simulation.express import express_class
 from vllm_sarathi.simulation.models import ModelShape, model_shape
@@ -81,8 +90,8 @@ class Deployment:
             )
         return tokens
 
-    def times(self) -> StepTimes:
-        """Return how long its steps take."""
+    def times(self, seed: int = 0) -> StepTimes:
+        """Return how long its steps take; `seed` is for what scatters."""
         return Roofline(self.model, self.unit, self.tensor_parallel, self.stages, self.devices_per_node)
 
     def read_s(self, tokens: float) -> float:
@@ -94,6 +103,51 @@ class Deployment:
     def in_flight(self) -> int:
         """Batches in flight, as vLLM does it by default: asynchronous on one stage, else one per stage."""
         return 2 if self.stages == 1 else self.stages
+
+
+CPU_KV_CACHE_GIB = 4
+CPU = Device(math.nan, math.nan, CPU_KV_CACHE_GIB * 2**30, math.nan, math.nan, default_sequences=128)
+"""A CPU has no data sheet here: nothing but its memory for the KV cache, and vLLM's defaults, is stated."""
+
+CPU_MEMORY_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+"""GiB for the KV cache, as `vllm serve` reads it."""
+
+
+@dataclass(frozen=True)
+class CalibratedDeployment(Deployment):
+    """A model on a CPU that has been measured.
+
+    Attributes:
+        step_model: how long its steps take.
+        step_ratios: how they scatter.
+    """
+
+    step_model: StepModel
+    step_ratios: Ratios
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds.
+
+        Raises:
+            ConfigError: too few for one request, with the arithmetic.
+        """
+        room, token = self.unit.memory_bytes, self.model.kv_bytes_per_token
+        if room < self.max_tokens * token:
+            raise ConfigError(
+                f"--deployment {self.name}: does not fit: {CPU_MEMORY_VARIABLE} is {room / 2**30:.0f} GiB, and one "
+                f"request of {self.max_tokens} tokens needs {self.max_tokens * token / 2**30:.1f} GiB of KV cache."
+            )
+        return int(room / token)
+
+    def times(self, seed: int = 0) -> StepTimes:
+        """Return how long its steps take; `seed` is for what scatters."""
+        return CalibratedTimes(self.step_model, self.step_ratios, seed)
+
+    @property
+    def in_flight(self) -> int:
+        """One batch: vLLM schedules synchronously on a CPU."""
+        return 1
 
 
 PAPER_DEPLOYMENTS = {
@@ -109,17 +163,22 @@ PATTERN = re.compile(
 )
 
 
-def deployment(name: str) -> Deployment:
+def deployment(name: str, calibration_dir: str | None = None) -> Deployment:
     """Return a deployment by name.
 
     Args:
         name: `MODEL/DEVICE`, with `:tp4` or `:tp4pp2` for several devices and `@4` for four of them to a machine;
             `MODEL/4xDEVICE` is short for `:tp4`. The model may be a folder with a config.json.
+        calibration_dir: where the calibrations for `MODEL/cpu` are, as `--calibration-dir` of `vllm serve` takes it.
 
     Raises:
         ConfigError: an unknown model or device, or a model that does not fit.
     """
-    model_name, _, rest = PAPER_DEPLOYMENTS.get(name, name).rpartition("/")
+    from_paper = name.lower() in PAPER_DEPLOYMENTS
+    model_name, _, rest = PAPER_DEPLOYMENTS.get(name.lower(), name).rpartition("/")
+    if model_name and rest.lower() == "cpu":
+        learnt = calibrated_model(model_name, calibration_dir)
+        return cpu_deployment(model_name, learnt, normal_ratios(learnt.relative_error))
     match = PATTERN.fullmatch(rest)
     if not model_name or match is None:
         raise ConfigError(
@@ -128,6 +187,9 @@ def deployment(name: str) -> Deployment:
     shape, unit = model_shape(model_name), device(match["device"])
     tensor_parallel = int(match["tp"] or match["count"] or 1)
     stages = int(match["pp"] or 1)
+    devices_per_node = int(match["node"] or 8)
+    if devices_per_node < 1:
+        raise ConfigError(f"--deployment {name!r}: a machine has at least 1 device, not {devices_per_node}.")
     if tensor_parallel < 1 or shape.heads % tensor_parallel:
         raise ConfigError(
             f"--deployment {name!r}: {shape.heads} attention heads cannot be shared by {tensor_parallel} devices."
@@ -140,12 +202,44 @@ def deployment(name: str) -> Deployment:
         unit=unit,
         tensor_parallel=tensor_parallel,
         stages=stages,
-        devices_per_node=int(match["node"] or 8),
-        max_tokens=max(shape.max_position, PAPER_MAX_TOKENS)
-        if name in PAPER_DEPLOYMENTS
-        else shape.max_position,
+        devices_per_node=devices_per_node,
+        max_tokens=max(shape.max_position, PAPER_MAX_TOKENS) if from_paper else shape.max_position,
         max_sequences=unit.default_sequences,
         step_tokens=unit.default_step_tokens,
+    )
+    _ = made.kv_tokens
+    return made
+
+
+def cpu_deployment(
+    model_name: str, step_model: StepModel, step_ratios: Ratios, kv_cache_gib: int | None = None
+) -> CalibratedDeployment:
+    """Return a model on a CPU with the step times that were measured there, and vLLM's defaults for a CPU.
+
+    Args:
+        model_name: the model, as `deployment` takes it.
+        step_model, step_ratios: the step times, and their scatter.
+        kv_cache_gib: the size of the KV cache; None for what the environment says.
+
+    Raises:
+        ConfigError: an unknown model, or a size of the KV cache that is no number.
+    """
+    shape = model_shape(model_name)
+    space = str(kv_cache_gib or os.environ.get(CPU_MEMORY_VARIABLE) or CPU_KV_CACHE_GIB)
+    if not space.isdigit() or int(space) < 1:
+        raise ConfigError(f"{CPU_MEMORY_VARIABLE}={space!r}: must be a whole number of GiB, at least 1.")
+    made = CalibratedDeployment(
+        name=f"{model_name}/cpu",
+        model=shape,
+        unit=replace(CPU, memory_bytes=int(space) * 2**30),
+        tensor_parallel=1,
+        stages=1,
+        devices_per_node=1,
+        max_tokens=shape.max_position,
+        max_sequences=CPU.default_sequences,
+        step_tokens=CPU.default_step_tokens,
+        step_model=step_model,
+        step_ratios=step_ratios,
     )
     _ = made.kv_tokens
     return made
@@ -203,11 +297,8 @@ def build(
         share_prefixes: whether prefix caching is on.
         in_flight: batches in flight, where that is not the deployment's own.
     """
-    if choice.config is None:
-        step_tokens = choice.step_tokens or place.step_tokens
-    else:
-        # A whole prompt has to fit into one step for those that never cut it.
-        step_tokens = place.max_tokens
+    # A whole prompt has to fit into one step for those that never cut it.
+    step_tokens = choice.step_tokens or (place.step_tokens if choice.config is None else place.max_tokens)
     batches = in_flight or place.in_flight
     asynchronous = place.stages == 1 and batches == 2
     config = copy.copy(_base_config(place.max_tokens))

@@ -73,7 +73,7 @@ DEVICES: dict[str, Device] = {
     "h100": Device(989e12, 3.35e12, 80e9, 450e9, 10e-6, default_step_tokens=8192, default_sequences=1024),
     "h200": Device(989e12, 4.8e12, 141e9, 450e9, 10e-6, default_step_tokens=8192, default_sequences=1024),
     "l4": Device(121e12, 0.3e12, 24e9, 32e9, 30e-6),
-    "b200": Device(2250e12, 8e12, 180e9, 900e9, 10e-6, default_step_tokens=8192, default_sequences=1024),
+    "b200": Device(2250e12, 8e12, 180e9, 900e9, 10e-6, default_step_tokens=16384, default_sequences=1024),
 }
 """By name: A100-SXM-80GB, A40 (PCIe 4.0 between pairs), H100-SXM, H200-SXM, L4, B200."""
 
@@ -92,9 +92,9 @@ def device(name: str) -> Device:
     Raises:
         ConfigError: there is none of that name; the message has the nearest.
     """
-    if name not in DEVICES:
+    if name.lower() not in DEVICES:
         raise ConfigError(f"--deployment: unknown device {name!r}; {nearest_hint(name, (*DEVICES, 'cpu'))}")
-    return DEVICES[name]
+    return DEVICES[name.lower()]
 
 
 class Roofline:

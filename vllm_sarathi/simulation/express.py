@@ -120,8 +120,13 @@ class ExpressLane:
         me: Any = self
         left = self.max_num_scheduled_tokens - count
         needed = left // self.block_size + 2 * len(visible)
-        decodes = sum(not request.is_prefill_chunk for request in visible)
-        return left >= max(1, decodes) and needed < me.kv_cache_manager.block_pool.get_num_free_blocks()
+        # In a pipeline, those whose last token is still under way take nothing.
+        decodes = sum(
+            not request.is_prefill_chunk
+            and request.num_tokens + request.num_output_placeholders > request.num_computed_tokens
+            for request in visible
+        )
+        return bool(left >= max(1, decodes) and needed < me.kv_cache_manager.block_pool.get_num_free_blocks())
 
     def _hide(self, count: int) -> None:
         self.max_num_scheduled_tokens -= count

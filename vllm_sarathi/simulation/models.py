@@ -76,17 +76,22 @@ def model_shape(name: str) -> ModelShape:
     Raises:
         ConfigError: no such name or file, or a file that lacks a key.
     """
-    if name in MODELS:
-        return MODELS[name]
-    path = Path(name)
+    if name.lower() in MODELS:
+        return MODELS[name.lower()]
+    path = Path(name).expanduser()
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
-        raise ConfigError(f"--deployment: unknown model {name!r}; {nearest_hint(name, MODELS)}")
+        raise ConfigError(
+            f"--deployment: unknown model {name!r}, and no config.json is there; {nearest_hint(name, MODELS)}"
+        )
     try:
-        return shape_of_config(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except ValueError as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is not valid JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: must hold a JSON object, not {type(config).__name__}.")
+    return shape_of_config(config, str(path))
 
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -4,6 +4,7 @@ The loop is that of vLLM's engine core (`EngineCore.step` and `step_with_batch_q
 schedule a batch, and unless more batches may be in flight, wait for the oldest and hand its tokens to the scheduler.
 Waiting moves a virtual clock; nothing else takes time. One batch in flight is synchronous scheduling, two on one
 device are asynchronous scheduling, as many as there are pipeline stages a pipeline.
+`tests/simulation/test_engine_core.py` runs the engine core's own loop beside this one.
 """
 
 import gc
@@ -19,6 +20,12 @@ from vllm_sarathi.simulation.express import TOKEN
 from vllm_sarathi.simulation.workload import SimulatedRequest, prompt_token_ids
 
 LOOK_EVERY_STEPS = 200
+
+NAP_S = 0.001
+"""What the engine core sleeps where it has requests and could schedule none."""
+
+MOST_NAPS = 1000
+"""So many naps in a row, and nothing but an arrival can wake the scheduler."""
 
 
 class StepTimes(Protocol):
@@ -95,6 +102,7 @@ class Simulator:
         self._stage_free_s = [0.0] * times.stages
         self._by_name: dict[str, RequestLog] = {}
         self._next = 0
+        self._naps = 0
         self._hasher = block_hasher(scheduler.vllm_config)
         if hasattr(scheduler, "wall_clock"):
             scheduler.clock = scheduler.wall_clock = self._clock
@@ -109,22 +117,21 @@ class Simulator:
         if not (scheduler.has_requests() or self._batches):
             if self._next >= len(self.logs):
                 return False
-            self.now_s = max(self.now_s, self.logs[self._next].request.arrival_s)
-            self._take_arrivals()
-        scheduled = False
+            self._await_arrival()
+        executed = False
         if scheduler.has_requests():
             output = scheduler.schedule()
-            scheduled = output.total_num_scheduled_tokens > 0
-            if scheduled:
-                self._batches.append(self._launch(output))
-                self.steps += 1
-            else:
-                scheduler.settle(output)
-                scheduler.update_from_output(output, build_output({}))
-        if self._batches and (not scheduled or len(self._batches) >= self._in_flight):
-            self._finish(self._batches.popleft())
-        elif not scheduled and scheduler.has_unfinished_requests():
-            self._idle()
+            executed = output.total_num_scheduled_tokens > 0
+            # What holds nothing takes its turn in the queue all the same.
+            self._batches.append(self._launch(output) if executed else _Batch(output, [], self.now_s))
+            self.steps += executed
+            if len(self._batches) < self._in_flight and (executed or scheduler.has_requests()):
+                return True
+        oldest = self._batches.popleft()
+        self._finish(oldest)
+        self._naps = 0 if executed or oldest.output.total_num_scheduled_tokens else self._naps + 1
+        if not executed and scheduler.has_requests():
+            self._nap()
         return True
 
     def run(self, hopeless: Callable[["Simulator"], bool] | None = None) -> None:
@@ -142,13 +149,20 @@ class Simulator:
         """Return the logs of the requests that have arrived."""
         return self.logs[: self._next]
 
-    def _idle(self) -> None:
-        """Nothing could be scheduled and nothing is in flight: only an arrival can change that."""
+    def _nap(self) -> None:
+        self.now_s += NAP_S
+        if self._naps < MOST_NAPS:
+            return
         if self._next >= len(self.logs):
             raise RuntimeError(
                 f"the scheduler stands still at {self.now_s:.3f} s with {len(self.scheduler.requests)} requests left"
             )
+        self._await_arrival()
+
+    def _await_arrival(self) -> None:
+        self._naps = 0
         self.now_s = max(self.now_s, self.logs[self._next].request.arrival_s)
+        self._take_arrivals()
 
     def _take_arrivals(self) -> None:
         logs = self.logs

@@ -1,0 +1,121 @@
+"""The express lane against the plain way, step by step: the same batches, the same books, the same times."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.simulation.places import MODES, simulator, small_place
+from vllm_sarathi.simulation.simulator import Simulator
+from vllm_sarathi.simulation.workload import SimulatedRequest
+
+SCHEDULERS = ("default", "sarathi", "sarathi@96", "prefill-first", "pressure", "chunked-only")
+
+
+def requests(seed: int, count: int = 60, rate_qps: float = 400.0) -> list[SimulatedRequest]:
+    """Return requests of all lengths; every third shares a long prefix with others."""
+    rng = np.random.default_rng(seed)
+    times = np.cumsum(rng.exponential(1 / rate_qps, count))
+    return [
+        SimulatedRequest(
+            float(at_s),
+            int(rng.integers(1, 1400)),
+            int(rng.integers(1, 120)),
+            prefix=(int(rng.integers(0, 3)),) if i % 3 == 0 else (),
+        )
+        for i, at_s in enumerate(times)
+    ]
+
+
+def books(engine: Simulator) -> Any:
+    """Return what vLLM's scheduler keeps of each request, and the order in which it keeps them."""
+    scheduler = engine.scheduler
+    return (
+        engine.now_s,
+        [r.request_id for r in scheduler.running],
+        [r.request_id for r in scheduler.waiting],
+        {
+            name: (
+                r.num_computed_tokens,
+                r.num_tokens,
+                r.num_output_placeholders,
+                r.num_in_flight_tokens,
+                r.is_prefill_chunk,
+                r.num_preemptions,
+                r.status,
+            )
+            for name, r in scheduler.requests.items()
+        },
+        scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+    )
+
+
+class Watched:
+    """A simulator whose batches are written down."""
+
+    def __init__(self, engine: Simulator, express: bool) -> None:
+        self.engine = engine
+        self.batches: list[dict[str, int]] = []
+        self.hidden = 0
+        scheduler = engine.scheduler
+        assert scheduler._has_express
+        scheduler._has_express = express
+        schedule = scheduler.schedule
+
+        def watched(*args: Any) -> Any:
+            output = schedule(*args)
+            self.batches.append(dict(output.num_scheduled_tokens))
+            assert sum(output.num_scheduled_tokens.values()) == output.total_num_scheduled_tokens
+            self.hidden += len(output.express[0])
+            return output
+
+        scheduler.schedule = watched
+
+
+def compare(express: Watched, plain: Watched) -> int:
+    """Step both until all is done, compare them after each step, and return the most preemptions of a request."""
+    preemptions = 0
+    while True:
+        more, more_plain = express.engine.step(), plain.engine.step()
+        assert more == more_plain
+        assert express.batches[-1:] == plain.batches[-1:]
+        assert books(express.engine) == books(plain.engine)
+        preemptions = max(
+            [preemptions, *(r.num_preemptions for r in express.engine.scheduler.requests.values())]
+        )
+        if not more:
+            break
+    assert [log.token_s for log in express.engine.logs] == [log.token_s for log in plain.engine.logs]
+    assert all(log.finished for log in express.engine.logs)
+    assert plain.hidden == 0
+    return preemptions
+
+
+@pytest.mark.parametrize("share_prefixes", [False, True], ids=["apart", "shared"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_express_lane_is_the_plain_way_but_faster(name: str, mode: str, share_prefixes: bool) -> None:
+    settings: dict[str, Any] = {"tbt_slo_ms": 3.0} if name == "sarathi" else {}
+    express, plain = (
+        Watched(simulator(requests(1), name, mode, share_prefixes, **settings), lane)
+        for lane in (True, False)
+    )
+    compare(express, plain)
+    if not (share_prefixes and mode == "async"):  # there a block's hash needs the token that is still to come
+        assert express.hidden > 0.1 * sum(map(len, express.batches)), "it carried too little to prove it"
+    if share_prefixes:
+        pool = express.engine.scheduler.kv_cache_manager.block_pool
+        assert len(pool.cached_block_hash_to_block) > 0
+
+
+@pytest.mark.parametrize("share_prefixes", [False, True], ids=["apart", "shared"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["default", "sarathi@96"])
+def test_the_express_lane_where_requests_are_preempted(name: str, mode: str, share_prefixes: bool) -> None:
+    place = small_place(mode, kv_tokens=4096)
+    express, plain = (
+        Watched(simulator(requests(2), name, mode, share_prefixes, place=place), lane)
+        for lane in (True, False)
+    )
+    assert compare(express, plain) > 0, "nothing was preempted"
+    assert express.hidden > 0 or (share_prefixes and mode == "async")

@@ -1,0 +1,22 @@
+"""Result files: `{"schema": 1, "rows": [...]}`, whatever the benchmark."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm_sarathi.core.files import write_whole
+
+SCHEMA = 1
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path | None) -> None:
+    """Write rows to a file, if one is named; who reads it meanwhile finds the old file or all of the new one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps({"schema": SCHEMA, "rows": list(rows)}, indent=2) + "\n")
