@@ -136,6 +136,7 @@ class Task:
         seed: of the workload.
         settings: those of SarathiConfig, for `sarathi`.
         calibration_dir: as `deployment` takes it.
+        tolerance: how close the search comes, as a share.
     """
 
     deployment: str
@@ -145,6 +146,7 @@ class Task:
     seed: int = 0
     settings: tuple[tuple[str, Any], ...] = ()
     calibration_dir: str | None = None
+    tolerance: float = TOLERANCE
 
     @property
     def place(self) -> Deployment:
@@ -236,7 +238,7 @@ def find(task: Task) -> Found:
         return True
 
     start = first_rate(task)
-    qps = search(run, start)
+    qps = search(run, start, task.tolerance)
     outcome = rehearse(task, start * RATE_RANGE[0], to_the_end=True) if qps is None else outcomes[qps]
     assert outcome is not None
     return Found(qps, outcome.to_mapping(), runs)
