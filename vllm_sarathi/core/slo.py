@@ -218,7 +218,7 @@ class SloBudget:
     def _longest_step_s(self) -> float:
         if self._by_deadline is None:
             return math.inf
-        return self._by_deadline.longest_step_s(self._decode_step_s or 0.0)
+        return self._by_deadline.longest_step_s(self._decode_step_s or 0.0, self.tbt_slo_s)
 
     def _planned(self, prefill_tokens: int) -> None:
         if self._by_deadline is not None:
