@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from autolrs_plugin import __version__
-from autolrs_plugin.benchmark.command import bench, bench_parallel
+from autolrs_plugin.benchmark.command import bench, bench_overhead, bench_parallel
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 
 app = typer.Typer(help="Finds the learning rate while training.", no_args_is_help=True)
@@ -144,6 +144,7 @@ def _exit(message: str) -> None:
 
 app.command()(bench)
 app.command("bench-parallel")(bench_parallel)
+app.command()(bench_overhead)
 
 
 def main() -> None:

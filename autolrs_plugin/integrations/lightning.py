@@ -142,6 +142,11 @@ class AutoLRSCallback(Callback, HostedResults):
         if self.run is not None:
             self.run.close()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the module, whose methods Lightning gives to every callback."""
+        for name in ("log", "log_dict"):
+            vars(self).pop(name, None)
+
 
 def _check_trainer(trainer: Any, module: LightningModule) -> None:
     """Raise ValueError or RuntimeError, naming it, for what AutoLRS cannot work with."""

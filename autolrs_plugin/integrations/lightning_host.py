@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 
@@ -40,7 +41,7 @@ class LightningHost:
     def probing(self, seed: int) -> Iterator[Callable[[], Any]]:
         batches = self._batches.draw(seed)
         count = iter(range(2**62))
-        with _muted(self._trainer, self._module):
+        with _deaf(self._trainer), _muted(self._module):
             yield lambda: self._step(batches, count)
 
     def _step(self, batches: Iterator[Any], count: Iterator[int]) -> Any:
@@ -80,14 +81,12 @@ class LightningHost:
         before = {
             name: copy.copy(value) if isinstance(value, dict) else value for name, value in connector.items()
         }
-        loggers, callbacks = trainer.loggers, trainer.callbacks
-        trainer.loggers, trainer.callbacks = [DummyLogger() for _ in loggers], []
         try:
-            trainer.validating = True
-            metrics = {name: value for logged in loop.run() for name, value in logged.items()}
+            with _deaf(trainer):
+                trainer.validating = True
+                metrics = {name: value for logged in loop.run() for name, value in logged.items()}
         finally:
             trainer.training = True
-            trainer.loggers, trainer.callbacks = loggers, callbacks
             connector.update(before)
             loop.batch_progress = progress
         if self._metric not in metrics:
@@ -97,16 +96,25 @@ class LightningHost:
 
 
 @contextmanager
-def _muted(trainer: Any, module: Any) -> Iterator[None]:
-    """Inside, neither loggers nor callbacks hear anything, and the module's `log` does nothing."""
+def _deaf(trainer: Any) -> Iterator[None]:
+    """Inside, neither loggers nor callbacks hear anything; the bar stays, for a thread of its own may draw it."""
     loggers, callbacks = trainer.loggers, trainer.callbacks
-    trainer.loggers, trainer.callbacks = [DummyLogger() for _ in loggers], []
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    trainer.callbacks = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+    try:
+        yield
+    finally:
+        trainer.loggers, trainer.callbacks = loggers, callbacks
+
+
+@contextmanager
+def _muted(module: Any) -> Iterator[None]:
+    """Inside, the module's `log` does nothing."""
     own = {name: vars(module).get(name) for name in ("log", "log_dict")}
     vars(module).update({name: lambda *args, **kwargs: None for name in own})
     try:
         yield
     finally:
-        trainer.loggers, trainer.callbacks = loggers, callbacks
         for name, value in own.items():
             vars(module).pop(name)
             if value is not None:

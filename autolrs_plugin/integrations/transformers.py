@@ -82,15 +82,27 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         self._generators, self._stateful, self._keep = tuple(generators), dict(stateful or {}), keep
         self._observer = StageLines() if progress else StageLog()
         self._host: TrainerHost | None = None
+        # As the Trainer makes a callback anew with `restore_callback_states_from_checkpoint`.
+        self._arguments = {
+            "metric": metric,
+            "greater_is_better": greater,
+            "loss_is_progress": loss_is_progress,
+        }
+        self._arguments |= {"keep": keep, "progress": progress, **self._settings}
 
     def state(self) -> dict[str, Any]:
         """Return the run so far, which the Trainer writes into each checkpoint."""
-        return {"args": self._settings, "attributes": {"journal": self.run.state()} if self.run else {}}
+        return {"args": self._arguments, "attributes": {"journal": self.run.state()} if self.run else {}}
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the Trainer that is being constructed, and give it a scheduler that tells the rates in use."""
         trainer = _calling_trainer()
         _check_trainer(trainer, self._metric, self._measures(trainer))
+        if args.restore_callback_states_from_checkpoint and (self._generators or self._stateful):
+            raise ValueError(
+                "restore_callback_states_from_checkpoint: would make an AutoLRSCallback without its generators= and "
+                "stateful=; leave it out: what the tuner has done is restored all the same."
+            )
         vars(trainer)["create_scheduler"] = lambda *args, **kwargs: _install_scheduler(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

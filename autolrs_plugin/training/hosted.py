@@ -137,7 +137,7 @@ class HostedRun:
     def before_step(self) -> float:
         """Carry out what is due before the framework's next step; set that step's learning rate and return it."""
         while not isinstance(self._action, Train | Done):
-            self._tell(self._session.perform(self._action))
+            self._act()
         if isinstance(self._action, Done):
             logger.warning(
                 "the framework takes more steps than the %d that AutoLRS was told of; they keep the last learning "
@@ -172,7 +172,7 @@ class HostedRun:
         seconds, self._seconds, self._losses = self._seconds, 0.0, []
         self._tell(Result(losses, seconds=max(seconds, 1e-9)))
         while isinstance(self._action, Evaluate):
-            self._tell(self._session.perform(self._action))
+            self._act()
 
     def state(self) -> str:
         """Return the run so far as text, for a checkpoint of the framework's between two of its steps."""
@@ -187,6 +187,10 @@ class HostedRun:
 
     def _losses_so_far(self) -> tuple[float, ...]:
         return tuple(float(loss) for loss in self._losses)
+
+    def _act(self) -> None:
+        """Carry out an action that is not training."""
+        self._tell(self._session.perform(self._action))
 
     def _tell(self, result: Result) -> None:
         self._session.tell(result)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from autolrs_plugin.benchmark.adapter_overhead import ADAPTERS, measure
 from tests.test_house import ROOT
 
 EXAMPLES = {
@@ -46,3 +47,12 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_short(name: str) -> None:
     assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= 100
+
+
+@pytest.mark.slow
+def test_the_overhead_is_measured() -> None:
+    """The figure itself is judged on a quiet machine: here it is only a positive share of a step."""
+    for adapter in ADAPTERS:
+        measured = measure(adapter, 20)
+        assert measured.steps == 20
+        assert 0 < measured.share < 1
