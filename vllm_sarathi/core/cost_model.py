@@ -5,10 +5,11 @@ Notation (a roofline, as in Sarathi-Serve, arXiv 2403.02310, section 3.1):
     t(shape) = c + sum_k a_k max(0, tokens - k) + d decodes + e context + f work + g prefills + h [prefills > 0]
 
 where prefills = sequences - decodes, and h is what it costs that there is any prefill at all: other kernels run
-then, on a CPU above all. The hinges at KNEES make the cost of the linear layers any convex, rising curve of the
-tokens: flat while reading the weights takes longer than computing, linear after. All coefficients are held at or
-above zero, since no part of a step can take negative time. The fit is least squares of the *relative* error with
-exponential forgetting: a 40 ms step and a 4 s step count alike. With A = sum w x x' / t^2 and b = sum w x / t, the
+then, on a CPU above all. The tokens count in whole tiles, once the device has shown that it computes in tiles (see
+`tiles`). The hinges at KNEES make the cost of the linear layers any convex, rising curve of the tokens: flat while
+reading the weights takes longer than computing, linear after. All coefficients are held at or above zero, since no
+part of a step can take negative time. The fit is least squares of the *relative* error with exponential
+forgetting: a 40 ms step and a 4 s step count alike. With A = sum w x x' / t^2 and b = sum w x / t, the
 coefficients minimise u'Au - 2b'u under u >= 0.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_sarathi.core.tiles import CANDIDATES, TileFinder, padded
 from vllm_sarathi.core.views import StepShape
 
 KNEES = (0, 32, 64, 128, 256, 512, 1024)
@@ -71,12 +73,12 @@ EAGER_STEPS = 64
 _NORMAL = NormalDist()
 
 
-def features(shape: StepShape) -> list[float]:
+def features(shape: StepShape, tile_tokens: int = 1) -> list[float]:
     """Return the step's features, unscaled, in the order of the coefficients; shape [6 + len(KNEES)]."""
-    prefills = shape.sequences - shape.decodes
+    tokens, prefills = padded(shape.tokens, tile_tokens), shape.sequences - shape.decodes
     return [
         1.0,
-        *(float(max(0, shape.tokens - knee)) for knee in KNEES),
+        *(float(max(0, tokens - knee)) for knee in KNEES),
         float(shape.decodes),
         float(shape.decode_context_tokens),
         shape.prefill_work,
@@ -111,6 +113,12 @@ class CostModel:
         self._eager_steps = EAGER_STEPS
         self._weight_sum = 0.0
         self._unchecked_steps = 0
+        self._tiles = TileFinder()
+
+    @property
+    def tile_tokens(self) -> int:
+        """The tokens of a tile, as far as the device has shown it; 1 for none."""
+        return self._tiles.tile_tokens
 
     @property
     def ready(self) -> bool:
@@ -144,6 +152,7 @@ class CostModel:
     def seconds(self, tokens: float, decodes: int, context: int, work: float, sequences: int) -> float:
         """`predict` for bare numbers: the budget search calls it a dozen times in every step."""
         c = self._coefficients
+        tokens = padded(tokens, self._tiles.tile_tokens)
         total = c[0] + c[-5] * decodes + c[-4] * context + c[-3] * work
         prefills = sequences - decodes
         if prefills > 0:
@@ -160,7 +169,9 @@ class CostModel:
             return
         predicted_s = self.predict(shape)
         weight = self._weight(shape, measured_s, predicted_s) if predicted_s > 0 else 1.0
-        x = np.array(features(shape)) * self._scales
+        if self._tiles.observe(shape, measured_s):
+            self._forget()  # what was learnt by the old count of tokens is worth less now
+        x = np.array(features(shape, self._tiles.tile_tokens)) * self._scales
         # Relative to what was foretold: relative to the measured time, noise would pull the fit down.
         unit = max(predicted_s, 0.5 * measured_s)
         self._a *= FORGETTING
@@ -212,6 +223,12 @@ class CostModel:
             return False
         middle = sorted(latest)[len(latest) // 2]
         self._b *= middle
+        self._tiles.forget_steps()
+        self._forget()
+        return True
+
+    def _forget(self) -> None:
+        """Let what is to come count for more than what was learnt."""
         self._a *= 0.2
         self._b *= 0.2
         self._weight_sum *= 0.2
@@ -220,7 +237,6 @@ class CostModel:
         self._ratios = deque(maxlen=RATIOS_KEPT)
         self._guard = 1.0
         self._margin = self._margin_now()
-        return True
 
     def _margin_now(self) -> float:
         """Return the residuals' quantile, the larger of two estimates.
@@ -250,6 +266,7 @@ class CostModel:
         """Return what was learnt as plain values; `load` takes them back."""
         return {
             "knees": list(KNEES),
+            "tile": self.tile_tokens,
             "a": self._a.tolist(),
             "b": self._b.tolist(),
             "weight": self._weight_sum,
@@ -269,8 +286,14 @@ class CostModel:
         a, b = np.array(values["a"], dtype=float), np.array(values["b"], dtype=float)
         weight, spread = float(values["weight"]), float(values["spread"])
         familiar = [(int(tokens), int(prefix)) for tokens, prefix in values["familiar"]]
+        tile = int(values.get("tile", 1))
         size = len(SCALES)
-        if list(values["knees"]) != list(KNEES) or a.shape != (size, size) or b.shape != (size,):
+        if (
+            tile not in CANDIDATES
+            or list(values["knees"]) != list(KNEES)
+            or a.shape != (size, size)
+            or b.shape != (size,)
+        ):
             raise ValueError("it was learnt by a model of another shape")
         finite = (
             np.isfinite(a).all() and np.isfinite(b).all() and 0 < weight < math.inf and 0 < spread < math.inf
@@ -284,6 +307,7 @@ class CostModel:
         self._a, self._b, self._weight_sum = a * share, b * share, weight * share
         self._spread = min(max(spread, 1e-3), 1.0)
         self._seen = dict.fromkeys(familiar, FAMILIAR_STEPS)
+        self._tiles.tile_tokens = tile
         self._unchecked_steps = SLOWER_WINDOW
         self.steps = 1
         self._solve()

@@ -126,7 +126,7 @@ class ExpressLane:
             and request.num_tokens + request.num_output_placeholders > request.num_computed_tokens
             for request in visible
         )
-        return left >= max(1, decodes) and needed < me.kv_cache_manager.block_pool.get_num_free_blocks()
+        return bool(left >= max(1, decodes) and needed < me.kv_cache_manager.block_pool.get_num_free_blocks())
 
     def _hide(self, count: int) -> None:
         self.max_num_scheduled_tokens -= count
