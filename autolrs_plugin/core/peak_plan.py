@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autolrs_plugin.core.actions import Action, Done, Probe, Restore, Result, Snapshot
-from autolrs_plugin.core.schedule import unit_curve, warmup_steps
+from autolrs_plugin.core.schedule import run_curve, unit_curve
 from autolrs_plugin.core.search import LRSearch
 from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage, probe_together
 from autolrs_plugin.core.training_plan import chunk_steps, diverged_above, train
@@ -44,21 +43,22 @@ EVALUATION_SHARE = 0.25
 NOISE = 0.1
 """Standard deviation of a probe's loss, as a share of the progress that it made."""
 
+HORIZON = 1 / 3
+"""A whole run's best peak, as a share of the best peak of probes a hundredth to a thirtieth as long."""
+
 Search: TypeAlias = Generator[Action, Result, float]
 """A part of the search: asks for probes, and returns a learning rate."""
 
 
 def peak_plan(state: RunState) -> Plan:
     """Search the peak from the first weights, then train along a schedule with that peak."""
-    config = state.config
-    yield Snapshot()
-    search = PeakSearch(state)
-    peak = yield from search.run()
-    yield Restore()
-    steps, warmup = config.max_steps, warmup_steps(config)
-    yield from train(
-        state, lambda t: peak * unit_curve(t, steps, warmup, config.final_decay), steps, search.above
-    )
+    config, search = state.config, PeakSearch(state)
+    peak = math.sqrt(config.lr_range[0] * config.lr_range[1])
+    if search.range_steps:
+        yield Snapshot()
+        peak = yield from search.run()
+        yield Restore()
+    yield from train(state, lambda t: peak * run_curve(t, config), config.max_steps, search.above)
     yield Done()
 
 
@@ -76,94 +76,110 @@ class PeakSearch:
         self.first_loss = self.above = math.inf
 
     @property
+    def range_steps(self) -> int:
+        """The length of the range test; 0 where the budget has no room for one."""
+        least, wanted = RANGE_STEPS
+        steps = min(max(wanted, round(RANGE_SHARE * self._left_steps)), int(self._left_steps))
+        return steps if steps >= least else 0
+
+    def run(self) -> Search:
+        """Return the peak: by the fine probes, or by what came before them where the budget ends earlier."""
+        reference = yield from self._range_test(self.range_steps)
+        low = max(self._low, reference / WINDOW)
+        reference = max(reference, min(2 * low, self._high))
+        rates = np.geomspace(low, reference, COARSE_PROBES)
+        steps, evaluate = int(COARSE_SHARE * self._left_steps / COARSE_PROBES), False
+        two_rounds = steps >= LEAST_PROBE_STEPS
+        if not two_rounds:
+            steps, evaluate = self._longest(COARSE_PROBES)
+        if steps < LEAST_PROBE_STEPS:
+            return math.sqrt(low * reference)
+        coarse = LRSearch(low, reference)
+        peak = yield from self._round(coarse, rates, steps, evaluate, last=not two_rounds)
+        if not two_rounds or all(o.diverged for o in coarse.observations):
+            return peak
+        factor = FINE_RATIO ** ((FINE_PROBES + 1) / 2)
+        low, high = max(self._low, peak / factor), min(self._high, peak * factor, 0.999 * coarse.ceiling)
+        rates = np.clip(peak * FINE_RATIO ** (np.arange(FINE_PROBES) - FINE_PROBES // 2), low, high)
+        steps, evaluate = self._longest(FINE_PROBES)
+        return (yield from self._round(LRSearch(low, high), rates, steps, evaluate, coarse, last=True))
+
+    @property
     def _left_steps(self) -> float:
         """What the search may still take; a chunk is kept back, to be thrown away if training diverges."""
         return self._state.budget_left_steps - chunk_steps(self._state)
 
-    def run(self) -> Search:
-        """Return the peak: of the fine probes, or of what came before them where the budget ends earlier."""
-        least, wanted = RANGE_STEPS
-        steps = min(max(wanted, round(RANGE_SHARE * self._left_steps)), int(self._left_steps))
-        if steps < least:
-            return math.sqrt(self._low * self._high)
-        reference = yield from self._range_test(steps)
-        low = max(self._low, reference / WINDOW)
-        reference = max(reference, min(2 * low, self._high))
-        coarse = LRSearch(low, reference)
-        rates = np.geomspace(low, reference, COARSE_PROBES)
-        steps = int(COARSE_SHARE * self._left_steps / COARSE_PROBES)
-        evaluate = False
-        if steps < LEAST_PROBE_STEPS:
-            # Too little for two rounds: one of longer probes.
-            steps, evaluate = self._length(COARSE_PROBES)
-        if steps < LEAST_PROBE_STEPS:
-            return math.sqrt(low * reference)
-        peak = yield from self._round(coarse, rates, steps, evaluate)
-        steps, evaluate = self._length(FINE_PROBES)
-        if steps < LEAST_PROBE_STEPS or all(o.diverged for o in coarse.observations):
-            return peak
-        low, high = self._around(peak, FINE_RATIO**2, coarse.ceiling)
-        rates = peak * FINE_RATIO ** (np.arange(FINE_PROBES) - (FINE_PROBES - 1) / 2)
-        fine = LRSearch(low, high)
-        return (yield from self._round(fine, np.clip(rates, low, high), steps, evaluate, coarse))
-
-    def _around(self, lr: float, factor: float, ceiling: float) -> tuple[float, float]:
-        """Return the range of a factor around a learning rate, inside what is allowed and has not diverged."""
-        return max(self._low, lr / factor), min(self._high, lr * factor, 0.999 * ceiling)
-
-    def _length(self, probes: int) -> tuple[int, bool]:
+    def _longest(self, probes: int) -> tuple[int, bool]:
         """Return the length of so many probes that take all that is left, and whether they are evaluated."""
-        each = self._left_steps / probes
-        cost = self._config.eval_cost_steps
+        each, cost = self._left_steps / probes, self._config.eval_cost_steps
         evaluate = self._config.validation and cost <= EVALUATION_SHARE * (each - cost)
         return int(each - cost if evaluate else each), evaluate
 
     def _range_test(self, steps: int) -> Search:
         """Raise the learning rate over the whole range; return the one with the lowest loss."""
         rates = tuple(float(lr) for lr in np.geomspace(self._low, self._high, steps))
-        probes = _Probes(self._state, "range")
-        losses: Array = np.array((yield from probes.run(rates[-1], rates, math.inf)).losses)
+        (rising,) = yield from self._probe(0, [rates], math.inf)
+        candidates = [_candidate(rates, rising, rising.losses[-1], 0.0)]
+        losses: Array = np.array(rising.losses)
         early = losses[: max(2, steps // 3)]
+        if not np.isfinite(early).all():
+            return self._close("range", candidates, self._low, "the loss was not finite from the start")
         self.first_loss, scatter = float(np.median(early)), float(np.std(early))
         self.above = max(diverged_above(self.first_loss), self.first_loss + DIVERGED_Z * scatter)
         held = next((i for i, loss in enumerate(losses) if not loss <= self.above), len(losses))
-        if not held:
-            return probes.close(self._low, "the loss is not finite from the start")
-        losses = losses[:held]
-        if scatter > RANGE_NOISE * (self.first_loss - float(losses.min())) and self._left_steps >= steps:
+        losses = losses[: max(1, held)]
+        if scatter > RANGE_NOISE * (self.first_loss - losses.min()) and self._left_steps >= len(losses):
             # The same minibatches at the lowest rate: what is left of the difference is the learning rate's.
-            still = yield from probes.run(self._low, (self._low,) * held, self.above)
+            flat = (self._low,) * len(losses)
+            (still,) = yield from self._probe(1, [flat], self.above)
+            candidates.append(_candidate(flat, still, still.losses[-1], 0.0))
             losses = losses[: len(still.losses)] - np.array(still.losses)
         padded = np.pad(losses, 1, mode="edge")
         smooth = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
         # The loss of a step is that before its update: it shows the learning rate of the step before.
         reference = rates[max(0, int(np.argmin(smooth)) - 1)]
-        return probes.close(reference, "where the loss was lowest while the learning rate rose")
+        return self._close(
+            "range", candidates, reference, "the loss was lowest here while the learning rate rose"
+        )
 
     def _round(
         self,
         search: LRSearch,
-        rates: Sequence[float] | Array,
+        rates: Array,
         steps: int,
         evaluate: bool,
         earlier: LRSearch | None = None,
+        last: bool = False,
     ) -> Search:
-        """Probe learning rates, each a whole run in miniature on the same minibatches; return the best one."""
-        probes = _Probes(self._state, "peak")
+        """Probe learning rates, each a whole run in miniature; return the best one, of a whole run if `last`."""
         warmup = max(1, round(PROBE_WARMUP * steps))
         unit = [unit_curve(t, steps, warmup) for t in range(steps)]
         curves = [tuple(float(lr) * share for share in unit) for lr in rates]
-        results = yield from probes.together([float(lr) for lr in rates], curves, self.above, evaluate)
-        for index, (lr, result) in enumerate(zip(rates, results, strict=True)):
+        results = yield from self._probe(0, curves, self.above, evaluate)
+        candidates = []
+        for lr, curve, result in zip(map(float, rates), curves, results, strict=True):
             loss = self._judge(result, steps)
-            std = max(NOISE * (self.first_loss - loss), 0.0) if math.isfinite(loss) else 0.0
-            search.tell(float(lr), loss, std)
-            probes.tell(index, loss, std)
-        held = [o for o in search.observations if not o.diverged]
+            search.tell(lr, loss, max(NOISE * (self.first_loss - loss), 0.0) if math.isfinite(loss) else 0.0)
+            told = search.observations[-1]
+            candidates.append(_candidate(curve, result, told.loss, told.std, lr))
+        held = [o.std for o in search.observations if not o.diverged]
         if earlier is not None and held:
-            search.warm_start(earlier, doubt=max(o.std for o in held))
-        decision = search.decide()
-        return probes.close(decision.lr, f"the lowest loss after {steps} steps, as smoothed")
+            search.warm_start(earlier, doubt=max(held))
+        lr, reason = search.decide().lr, f"lowest after {steps} steps, as smoothed"
+        if last:
+            lr, reason = max(self._low, HORIZON * lr), f"{lr:.3g} was {reason}; a longer run wants less"
+        return self._close("peak", candidates, lr, reason)
+
+    def _probe(
+        self, first: int, curves: Sequence[tuple[float, ...]], above: float, evaluate: bool = False
+    ) -> Generator[Action, Result, list[Result]]:
+        """Take a probe for each curve of learning rates; all of a stage see the same minibatches."""
+        stage, at_once = len(self._state.stages), self._config.parallel_probes
+        probes = [Probe(stage, first + i, lrs, above, evaluate) for i, lrs in enumerate(curves)]
+        results: list[Result] = []
+        for start in range(0, len(probes), at_once):
+            results += yield from probe_together(self._state, probes[start : start + at_once])
+        return results
 
     def _judge(self, result: Result, steps: int) -> float:
         """Return the loss that a probe came to; infinite if it diverged."""
@@ -174,42 +190,17 @@ class PeakSearch:
             loss = (loss + result.val_loss) / 2
         return loss if loss <= self.above else math.inf
 
-
-class _Probes:
-    """The probes of one stage, as they are asked for and booked."""
-
-    def __init__(self, state: RunState, kind: str) -> None:
-        self._state, self._kind = state, kind
-        self._candidates: list[Candidate] = []
-
-    def run(
-        self, lr: float, lrs: tuple[float, ...], above: float, evaluate: bool = False
-    ) -> Generator[Action, Result, Result]:
-        """Ask for a probe; all of a stage see the same minibatches."""
-        [result] = yield from self.together([lr], [lrs], above, evaluate)
-        return result
-
-    def together(
-        self, rates: Sequence[float], curves: Sequence[tuple[float, ...]], above: float, evaluate: bool
-    ) -> Generator[Action, Result, list[Result]]:
-        """Ask for probes of which none waits for another's result."""
-        stage, first = len(self._state.stages), len(self._candidates)
-        probes = [Probe(stage, first + i, lrs, above, evaluate) for i, lrs in enumerate(curves)]
-        results = yield from probe_together(self._state, probes)
-        for lr, lrs, result in zip(rates, curves, results, strict=True):
-            taken = len(result.losses)
-            last = result.losses[-1] if taken == len(lrs) else math.inf
-            loss = last if math.isfinite(last) else math.inf
-            self._candidates.append(Candidate(lr, lrs[:taken], result.losses, result.val_loss, loss, 0.0))
-        return results
-
-    def tell(self, index: int, loss: float, std: float) -> None:
-        """Note what the search was told of a probe."""
-        self._candidates[index] = replace(self._candidates[index], forecast=loss, std=std)
-
-    def close(self, lr: float, reason: str) -> float:
-        """Book the stage with its decision, and return that."""
-        stages, candidates = self._state.stages, tuple(self._candidates)
-        spent = sum(len(c.losses) for c in candidates)
-        stages.append(Stage(len(stages), self._state.step, self._kind, candidates, lr, spent, reason))
+    def _close(self, kind: str, candidates: Sequence[Candidate], lr: float, reason: str) -> float:
+        """Book a stage with its decision, and return that."""
+        stages, spent = self._state.stages, sum(len(c.losses) for c in candidates)
+        stages.append(Stage(len(stages), self._state.step, kind, tuple(candidates), lr, spent, reason))
         return lr
+
+
+def _candidate(
+    lrs: tuple[float, ...], result: Result, loss: float, std: float, lr: float | None = None
+) -> Candidate:
+    """Return a probe as it is booked, with what the search was told; its learning rate is the last one if not given."""
+    taken = len(result.losses)
+    told = loss if math.isfinite(loss) else math.inf
+    return Candidate(lrs[-1] if lr is None else lr, lrs[:taken], result.losses, result.val_loss, told, std)

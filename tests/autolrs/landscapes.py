@@ -7,7 +7,7 @@ import numpy as np
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.schedule import unit_curve, warmup_steps
+from autolrs_plugin.core.schedule import run_curve
 
 
 class Landscape:
@@ -83,8 +83,7 @@ def drive(controller: Controller, landscape: Landscape) -> list[Action]:
 def best_peak(landscape: Landscape, controller: Controller) -> float:
     """Return the peak that ends a run lowest, of a schedule of the controller's own shape."""
     config = controller.config
-    steps, warmup = config.max_steps, warmup_steps(config)
-    unit = [unit_curve(t, steps, warmup, config.final_decay) for t in range(steps)]
+    unit = [run_curve(t, config) for t in range(config.max_steps)]
     peaks = np.geomspace(*config.lr_range, 200)
 
     def final(peak: float) -> float:
