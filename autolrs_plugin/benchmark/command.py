@@ -35,6 +35,30 @@ def bench(
         raise typer.Exit(1) from error
 
 
+def bench_parallel(
+    task: Annotated[str, typer.Option(help="A reference task.")] = "stdlib-gpt",
+    steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 800,
+    actors: Annotated[int, typer.Option(min=1, help="Ray actors of the measured part.")] = 2,
+    workers: Annotated[str, typer.Option(help="Workers of the simulated part, with commas.")] = "1,2,10",
+    json: Annotated[Path | None, typer.Option(help="Where the figures go.")] = None,
+) -> None:
+    """Measure what probing in parallel saves with Ray actors here, and simulate a cluster."""
+    # torch and Ray take seconds to import, and the other commands need neither.
+    from autolrs_plugin.benchmark.parallel import bench_parallel as run_parallel
+    from autolrs_plugin.benchmark.tasks import TASKS
+
+    (name,) = _names("--task", task, list(TASKS))[:1]
+    counts = [int(part) for part in workers.split(",") if part.strip().isdigit()]
+    if not counts or min(counts) < 1 or len(counts) != len(workers.split(",")):
+        raise typer.BadParameter(f"--workers {workers!r}: must be whole numbers of at least 1, with commas.")
+    console = Console()
+    try:
+        run_parallel(name, steps, actors, counts, json, console)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
+
+
 def bench_overhead(
     adapters: Annotated[str, typer.Option(help="Adapters with commas; all of them by default.")] = "",
     steps: Annotated[int, typer.Option(min=20, help="Steps of the run in each.")] = 300,

@@ -19,8 +19,9 @@ import torch
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.journal import FILE_NAME, Entry, JournalError, journal_text, read_text, replay
+from autolrs_plugin.core.journal import FILE_NAME, Entry, JournalError, journal_text, read_text
 from autolrs_plugin.core.ledger import Ledger
+from autolrs_plugin.core.replay import replay
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
@@ -193,7 +194,7 @@ class HostedRun:
 
     def _tell(self, result: Result) -> None:
         self._session.tell(result)
-        self._entries.append(Entry(self._action, result))
+        self._entries.append(Entry(self._action, result, books=self.controller.ledger.overhead))
         # Asked for at once: between two steps the weights are whoever's the framework lets at them.
         self._action = self._session.next_action()
 

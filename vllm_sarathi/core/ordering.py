@@ -120,6 +120,7 @@ class DeadlineOrder:
     def __init__(self, config: SarathiConfig, model: CostModel, steps_per_token: int = 1) -> None:
         self._ttft_slo_s = None if config.ttft_slo_ms is None else config.ttft_slo_ms / 1e3
         self._max_wait_s = config.prefill_max_wait_s
+        self._clients_promise = config.allow_request_slo
         self._model = model
         self._steps_per_token = steps_per_token
         self._least_ttft_slo_s, self._least_seen_s = self._ttft_slo_s or math.inf, -math.inf
@@ -127,12 +128,18 @@ class DeadlineOrder:
         self._step_s = 0.0
         self._overdue_first = True
 
-    def longest_step_s(self, decode_step_s: float) -> float:
-        """Return how long a step may take that leaves who arrives now time for its first token."""
-        return max(
-            self._least_ttft_slo_s / ARRIVAL_STEPS / self._steps_per_token,
-            ARRIVAL_DECODE_STEPS * decode_step_s,
-        )
+    def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
+        """Return how long a step may take that leaves who arrives now time for its first token.
+
+        Args:
+            decode_step_s: how long decodes alone take; 0 while nobody knows.
+            tbt_slo_s: the promised time between tokens: what a step takes where clients may bring promises, and none
+                has yet; None while nobody knows.
+        """
+        least_s = self._least_ttft_slo_s / ARRIVAL_STEPS / self._steps_per_token
+        if least_s == math.inf and self._clients_promise:
+            least_s = math.inf if tbt_slo_s is None else tbt_slo_s / self._steps_per_token
+        return max(least_s, ARRIVAL_DECODE_STEPS * decode_step_s)
 
     def order(self, view: StepView) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Return the order of the partial prefills, those of them that yield, and the order of the queue."""
