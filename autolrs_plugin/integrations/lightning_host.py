@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 
+from autolrs_plugin.training.attributes import PlainAttributes
 from autolrs_plugin.training.data import ProbeBatches, generators_of
 from autolrs_plugin.training.loop import as_number
 
@@ -34,7 +35,12 @@ class LightningHost:
         )
         # A DataLoader is copied for probes; a loader of the user's own that has a position is read ahead and rewound.
         positioned = not isinstance(loader, DataLoader) and hasattr(loader, "load_state_dict")
-        found = {"loader": loader if positioned else None, "scaler": scaler}
+        sampler = getattr(loader, "sampler", None)
+        found = {
+            "loader": loader if positioned else None,
+            "sampler": PlainAttributes(sampler) if sampler is not None else None,
+            "scaler": scaler,
+        }
         return {name: thing for name, thing in found.items() if thing is not None}
 
     @contextmanager

@@ -67,6 +67,17 @@ def test_no_snapshot_is_held_outside_of_a_search(run: Run, tmp_path: Path) -> No
     assert task.snapshots_alive() == before
 
 
+@pytest.mark.parametrize("own", ["generator", "sampler"])
+@pytest.mark.parametrize("framework", ["accelerate", "lightning"])
+def test_what_a_loader_shuffles_by_is_rolled_back(framework: str, own: str, tmp_path: Path) -> None:
+    run = FRAMEWORKS[framework]
+    without = run(tmp_path / "without", None, replay=task.RATES, own=own)
+    with script(task.PROBING):
+        tuned = run(tmp_path / "tuned", {}, own=own)
+    assert tuned.trained_on == without.trained_on
+    assert tuned.bits == without.bits
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_that_was_stopped_anywhere_ends_on_the_same_bits(
     run: Run, accumulate: int, tmp_path: Path

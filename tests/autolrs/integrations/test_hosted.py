@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator, skip_first_batches
 from lightning.pytorch import Trainer as LightningTrainer
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
@@ -17,6 +18,7 @@ from autolrs_plugin.core.actions import Action, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.state import RunState
 from autolrs_plugin.core.training_plan import train
+from autolrs_plugin.integrations.accelerate import probe_batches
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
 from tests.autolrs.integrations import task, with_lightning, with_trainer
@@ -43,6 +45,23 @@ def test_a_hosted_run_goes_on_at_a_lower_rate_where_it_cannot_go_back(rewind: bo
     assert state.lrs == ([0.05] * 30 if rewind else [0.1] * 10 + [0.05] * 20)
     assert state.ledger.train.steps == 30
     assert state.ledger.search.steps == (10 if rewind else 0)
+
+
+def test_accelerate_knows_nothing_of_a_probe_afterwards() -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    loader = accelerator.prepare(task.loader(task.Pictures()))
+    gradients, batches = accelerator.gradient_state, iter(loader)
+    next(batches)
+    gradients._set_sync_gradients(False)
+    with probe_batches(accelerator, skip_first_batches(loader), 3) as others:
+        next(others)
+        assert gradients.active_dataloader is not loader
+        gradients._set_sync_gradients(True)
+    assert gradients.active_dataloader is loader
+    assert len(gradients.dataloader_references) == 2
+    assert not gradients.sync_gradients
+    assert len(list(batches)) == task.SAMPLES // task.BATCH - 1
+    assert not gradients.in_dataloader
 
 
 class Diverging(task.Net):

@@ -151,11 +151,13 @@ def run(
     stop_at: int | None = None,
     seedable: bool = True,
     count: bool = False,
+    own: str | None = None,
     manual: bool = False,
 ) -> task.Outcome:
     """Train; with `tuned` as AutoLRSCallback's settings, or with the rates of `replay`."""
     data, batch = task.Pictures(noise=noise), task.BATCH // accumulate
-    module = Module(dropout, manual, Resumable(data, batch) if seedable else task.loader(data, batch))
+    train = Resumable(data, batch) if seedable and own is None else task.loader(data, batch, own)
+    module = Module(dropout, manual, train)
     tuner = AutoLRSCallback(task.RANGE, progress=False, **tuned) if tuned is not None else None
     watch, logger = Watch(folder, replay, stop_at, count), ListLogger()
     trainer = Trainer(
@@ -184,6 +186,7 @@ def run(
         {"learning_rate" if name == "lr-AdamW/pg1" else name: value for name, value in entry.items()}
         for entry in logger.entries
     ]
+    outcome.logs.append({"validated": trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed})
     if tuner is not None:
         outcome.schedule, outcome.search_steps = tuner.schedule.lrs, tuner.ledger.search.steps
     return outcome

@@ -49,9 +49,11 @@ def run(
     stop_at: int | None = None,
     seedable: bool = True,
     count: bool = False,
+    own: str | None = None,
     **arguments: Any,
 ) -> task.Outcome:
     """Train; with `tuned` as AutoLRSCallback's settings, or with the rates of `replay`."""
+    assert own is None, "a Trainer makes its own loader"
     model = task.Net(dropout)
     optimizer = task.make_optimizer(model)
     args = TrainingArguments(
