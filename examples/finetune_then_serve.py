@@ -161,6 +161,8 @@ def serve_and_load(
     """Serve, ask, load, ask again; return what was found."""
     flags = [
         *SERVER_FLAGS,
+        # In bfloat16 an answer depends on how its prompt was cut and batched; here the adapter alone is to change it.
+        "--dtype=float32",
         "--scheduler=sarathi",
         f"--tbt-slo-ms={options.tbt_slo_ms:g}",
         "--calibration-dir=none",
