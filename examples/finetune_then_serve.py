@@ -49,6 +49,11 @@ def question_answer_pairs(count: int, longest_words: int = 12) -> list[tuple[str
     return list(pairs.items())[:count]
 
 
+def chat(question: str) -> list[dict[str, str]]:
+    """Return a question as a chat, with a short system prompt in place of the model's own long one."""
+    return [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": question}]
+
+
 def fine_tune(model: str, pairs: Sequence[tuple[str, str]], steps: int, out: Path) -> dict[str, Any]:
     """Train an adapter on `pairs` into `out`, at a learning rate that AutoLRS finds; return what it found."""
     # Seconds to import, and the server needs none of them.
@@ -59,10 +64,7 @@ def fine_tune(model: str, pairs: Sequence[tuple[str, str]], steps: int, out: Pat
 
     from autolrs_plugin.integrations.transformers import AutoLRSCallback
 
-    rows = [
-        {"prompt": [{"role": "user", "content": q}], "completion": [{"role": "assistant", "content": a}]}
-        for q, a in pairs
-    ]
+    rows = [{"prompt": chat(q), "completion": [{"role": "assistant", "content": a}]} for q, a in pairs]
     # A run of so few steps needs a large share of them to search in.
     tuner = AutoLRSCallback(lr_range=(1e-4, 3e-2), search_budget=1.0)
     trainer = SFTTrainer(
@@ -72,7 +74,7 @@ def fine_tune(model: str, pairs: Sequence[tuple[str, str]], steps: int, out: Pat
             r=RANK,
             lora_alpha=2 * RANK,
             target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
-            layers_to_transform=list(range(20, 30)),  # the upper third: the backward pass ends there
+            layers_to_transform=list(range(22, 30)),  # the upper ones: the backward pass ends there
             task_type="CAUSAL_LM",
         ),
         args=SFTConfig(
@@ -99,7 +101,9 @@ def fine_tune(model: str, pairs: Sequence[tuple[str, str]], steps: int, out: Pat
 
 def ask(name: str, pairs: Sequence[tuple[str, str]]) -> list[StreamRequest]:
     """Return the questions as requests to the model or adapter `name`."""
-    return [StreamRequest(f"{name}: {q}", q, 32, extra={"model": name}) for q, _ in pairs]
+    return [
+        StreamRequest(f"{name}: {q}", q, 32, extra={"model": name, "messages": chat(q)}) for q, _ in pairs
+    ]
 
 
 async def answers(server: Server, name: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
@@ -161,6 +165,8 @@ def serve_and_load(
     """Serve, ask, load, ask again; return what was found."""
     flags = [
         *SERVER_FLAGS,
+        # In bfloat16 an answer depends on how its prompt was cut and batched; here the adapter alone is to change it.
+        "--dtype=float32",
         "--scheduler=sarathi",
         f"--tbt-slo-ms={options.tbt_slo_ms:g}",
         "--calibration-dir=none",
@@ -201,7 +207,7 @@ def main() -> None:
     parser.add_argument(
         "--model", default=MODEL, help="a folder with SmolLM2-135M-Instruct, or another chat model"
     )
-    parser.add_argument("--steps", type=int, default=40, help="training steps, search not included")
+    parser.add_argument("--steps", type=int, default=30, help="training steps, search not included")
     parser.add_argument("--tbt-slo-ms", type=float, default=400.0, help="promised time between tokens")
     parser.add_argument("--out", type=Path, default=Path("build/finetune"))
     options = parser.parse_args()

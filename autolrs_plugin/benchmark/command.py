@@ -39,6 +39,7 @@ def bench_parallel(
     task: Annotated[str, typer.Option(help="A reference task.")] = "stdlib-gpt",
     steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 800,
     actors: Annotated[int, typer.Option(min=1, help="Ray actors of the measured part.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Searches of each kind, by turns.")] = 3,
     workers: Annotated[str, typer.Option(help="Workers of the simulated part, with commas.")] = "1,2,10",
     json: Annotated[Path | None, typer.Option(help="Where the figures go.")] = None,
 ) -> None:
@@ -53,7 +54,7 @@ def bench_parallel(
         raise typer.BadParameter(f"--workers {workers!r}: must be whole numbers of at least 1, with commas.")
     console = Console()
     try:
-        run_parallel(name, steps, actors, counts, json, console)
+        run_parallel(name, steps, actors, repeats, counts, json, console)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         console.print(str(error), style="red")
         raise typer.Exit(1) from error
