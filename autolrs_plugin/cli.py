@@ -1,10 +1,23 @@
-"""The `autolrs` command."""
+"""The `autolrs` command: a thin door to the rooms behind it.
+
+Every room is imported where its command runs: looking at a run needs no torch, and `--help` nothing at all.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from autolrs_plugin import __version__
+from autolrs_plugin.benchmark.command import bench, bench_overhead, bench_parallel
+from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 
 app = typer.Typer(help="Finds the learning rate while training.", no_args_is_help=True)
+
+Run = Annotated[Path, typer.Argument(help="The run's folder: its run_dir.", metavar="RUN")]
 
 
 @app.callback()
@@ -16,6 +29,122 @@ def autolrs() -> None:
 def version() -> None:
     """Print the installed version."""
     typer.echo(__version__)
+
+
+@app.command()
+def show(run: Run) -> None:
+    """Print what a run has done: its searches, candidates, forecasts and costs; also while it is going on."""
+    with _clear_errors():
+        from autolrs_plugin.report import load_run, run_tables
+
+        Console().print(run_tables(load_run(run)))
+
+
+@app.command()
+def plot(run: Run, out: Annotated[Path, typer.Option("-o", "--out", help="The picture to write.")]) -> None:
+    """Draw a run: learning rate and loss over the steps, with the probes as branches."""
+    with _clear_errors():
+        from autolrs_plugin.report import draw_run, load_run
+
+        draw_run(load_run(run), out)
+        typer.echo(f"the picture is in {out}")
+
+
+@app.command()
+def export(
+    run: Run, out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")]
+) -> None:
+    """Write a run's schedule, to be replayed: ReplayLR(optimizer, Schedule.load(FILE).lrs) is a torch scheduler."""
+    with _clear_errors():
+        from autolrs_plugin.core.journal import FILE_NAME, Journal
+        from autolrs_plugin.core.replay import recorded
+        from autolrs_plugin.core.schedule import Schedule
+
+        state = recorded(Journal.read(run / FILE_NAME))
+        if not state.lrs:
+            raise ConfigError(f"{run}: has taken no training step yet, so there is no schedule to export.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        Schedule(tuple(state.lrs)).save(out)
+        missing = "" if state.step == state.config.max_steps else f" of {state.config.max_steps}, so far"
+        typer.echo(f"the schedule of {state.step} steps{missing} is in {out}")
+
+
+@app.command()
+def preview(
+    max_steps: Annotated[int, typer.Option(help="Training steps of the run itself.")],
+    lr_range: Annotated[str, typer.Option(help="The least and the greatest learning rate to try: 1e-5,1.")],
+    search_budget: Annotated[
+        float, typer.Option(help="Steps that the search may take, as a fraction of --max-steps.")
+    ] = 0.25,
+    mode: Annotated[str, typer.Option(help="default, or paper: AutoLRS as published.")] = "default",
+    warmup: Annotated[float, typer.Option(help="The warm-up, as a fraction of --max-steps.")] = 0.05,
+    final_decay: Annotated[bool, typer.Option(help="Whether the run ends with a decay to zero.")] = True,
+    validation: Annotated[bool, typer.Option(help="Whether the run has a validation loss.")] = True,
+    seed: Annotated[int, typer.Option(help="Of everything that the search draws.")] = 0,
+    best_lr: Annotated[
+        float | None,
+        typer.Option(help="The stand-in's best learning rate; the middle of the range, if not given."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Draw it, too: a picture as that of `autolrs plot`.")
+    ] = None,
+) -> None:
+    """Show what a run with these settings would do, without training: probes, steps of each phase, their share.
+
+    The plan is played on a stand-in job (a quadratic with gradient noise), so the steps are those of a real run,
+    up to probes that end early; the losses are the stand-in's.
+    """
+    with _clear_errors():
+        from autolrs_plugin.core.rehearsal import rehearse
+        from autolrs_plugin.report import draw_run, rehearsal_table
+
+        config = AutoLRSConfig.from_mapping(
+            {
+                "max_steps": max_steps,
+                "lr_range": _numbers(lr_range),
+                "search_budget": search_budget,
+                "mode": mode,
+                "warmup": warmup,
+                "final_decay": final_decay,
+                "validation": validation,
+                "seed": seed,
+            },
+            origin="preview",
+        )
+        rehearsal = rehearse(config, best_lr)
+        Console().print(rehearsal_table(rehearsal))
+        if out is not None:
+            draw_run(rehearsal.controller, out)
+            typer.echo(f"the picture is in {out}")
+
+
+def _numbers(text: str) -> list[float]:
+    """Return "1e-5,1" as numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"lr_range={text!r}: must be two numbers with a comma, such as 1e-5,1.") from None
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turn what a user can cause into a sentence and exit code 2; anything else keeps its traceback."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        _exit(f"this command needs {error.name}, which is not installed: pip install 'vllm-sarathi[autolrs]'")
+    except (ConfigError, RuntimeError, OSError) as error:
+        _exit(str(error))
+
+
+def _exit(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+app.command()(bench)
+app.command("bench-parallel")(bench_parallel)
+app.command()(bench_overhead)
 
 
 def main() -> None:

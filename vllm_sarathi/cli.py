@@ -15,7 +15,7 @@ from rich.console import Console
 
 from vllm_sarathi import __version__
 from vllm_sarathi.cli_live import live
-from vllm_sarathi.cli_rehearse import RayCommand, capacity, simulate, validate
+from vllm_sarathi.cli_rehearse import RayCommand, capacity, paper, simulate, validate
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
 from vllm_sarathi.core.step_trace import StepTraceError
 
@@ -162,7 +162,7 @@ def _door(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-for _command in (simulate, capacity, validate):
+for _command in (simulate, capacity, validate, paper):
     app.command(cls=RayCommand)(_door(_command))
 bench.command()(_door(live))
 

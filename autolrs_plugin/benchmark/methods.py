@@ -43,12 +43,14 @@ class Assignment:
         seed: of weights and minibatches.
         steps: C, the compute in training steps.
         eval_cost_steps: what one evaluation costs, in training steps, as measured.
+        on_steps: told of training steps as they are taken.
     """
 
     task: Task
     seed: int
     steps: int
     eval_cost_steps: float
+    on_steps: Callable[[int], None] = lambda steps: None
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Outcome:
         steps_search: what of that did not train the weights handed over.
         curve: validation losses along all of it.
         seconds: wall time, without the judge's evaluations.
+        overheads: of ours: `deciding` (share of the wall time) and `snapshot_steps` (a snapshot or restore, in steps).
     """
 
     lr: float
@@ -70,6 +73,7 @@ class Outcome:
     steps_search: float
     curve: Curve
     seconds: float = 0.0
+    overheads: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -103,6 +107,7 @@ class Training:
             value.backward()
             self._optimizer.step()
             self.steps_taken += 1
+            self.assignment.on_steps(1)
             if not math.isfinite(value.item()):
                 return math.inf  # the rest of its steps would only be burnt
             if self.steps_taken % every == 0 or self.steps_taken == stop:

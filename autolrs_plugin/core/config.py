@@ -62,7 +62,11 @@ class AutoLRSConfig:
         validation: whether the run can evaluate a validation loss; without one the training loss decides.
         eval_cost_steps: what one evaluation costs, in training steps. Declared, not measured, so that no decision
             depends on the clock; the ledger holds what was measured.
+        parallel_probes: how many learning rates the search asks for at a time. Those of one asking may be probed in
+            parallel; each is asked for without knowing what comes of the others, so that 1 decides best per step.
         evaluations: how many times the validation loss is evaluated along the run, the last one at its end.
+        rewind: whether steps of the run itself can be taken back. Where a framework owns the loop they cannot, for
+            its step count and its data go on: after a divergence such a run goes on at a lower learning rate.
 
     Raises:
         ConfigError: a value of a wrong type or out of range.
@@ -78,6 +82,8 @@ class AutoLRSConfig:
     validation: bool = True
     eval_cost_steps: float = 2.0
     evaluations: int = 5
+    parallel_probes: int = 1
+    rewind: bool = True
 
     def __post_init__(self) -> None:
         check_int("max_steps", self.max_steps, minimum=1)
@@ -92,12 +98,13 @@ class AutoLRSConfig:
         check_int("seed", self.seed, minimum=0)
         if not _is_number(self.warmup) or not 0 <= self.warmup <= 0.5:
             raise ConfigError(f"warmup={self.warmup!r}: must be a fraction of max_steps from 0 to 0.5.")
-        for key in ("final_decay", "validation"):
+        for key in ("final_decay", "validation", "rewind"):
             if not isinstance(getattr(self, key), bool):
                 raise ConfigError(f"{key}={getattr(self, key)!r}: must be True or False.")
         if not _is_number(self.eval_cost_steps) or self.eval_cost_steps < 0:
             raise ConfigError(f"eval_cost_steps={self.eval_cost_steps!r}: must be a number of at least 0.")
         check_int("evaluations", self.evaluations, minimum=1)
+        check_int("parallel_probes", self.parallel_probes, minimum=1)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: str = "AutoLRSConfig") -> "AutoLRSConfig":

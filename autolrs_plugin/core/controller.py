@@ -24,12 +24,13 @@ class Controller:
 
     Args:
         config: the run's settings.
+        plan: where the actions come from; by default the plan of the mode.
     """
 
-    def __init__(self, config: AutoLRSConfig) -> None:
+    def __init__(self, config: AutoLRSConfig, plan: Callable[[RunState], Plan] | None = None) -> None:
         self.config = config
         self.state = RunState(config)
-        self._plan = PLANS[config.mode](self.state)
+        self._plan = (plan or PLANS[config.mode])(self.state)
         self._action: Action = next(self._plan)
 
     @classmethod
@@ -58,6 +59,14 @@ class Controller:
         leaves_probe = isinstance(self._action, Probe | Restore)
         assert leaves_probe or not self.state.on_probe_weights, f"{self._action} would use a probe's weights"
         self.ledger.deciding_s += time.perf_counter() - started
+
+    @property
+    def ahead(self) -> tuple[Probe, ...]:
+        """The probes that are next whatever comes of them, the present one first: they may run in parallel."""
+        action, ahead = self._action, self.state.ahead
+        if not isinstance(action, Probe):
+            return ()
+        return ahead[ahead.index(action) :] if action in ahead else (action,)
 
     @property
     def done(self) -> bool:

@@ -27,6 +27,9 @@ from scipy.optimize import least_squares
 
 Array = NDArray[np.float64]
 
+TOO_LARGE = 1e100
+"""A loss beyond this has diverged, too: its square would not be finite."""
+
 SHORT = 8
 """A curve of fewer steps is not fitted."""
 
@@ -78,10 +81,10 @@ def forecast(losses: Sequence[float], tau: float, floor: float | None = None) ->
     values = np.asarray(losses, dtype=float)
     if values.size == 0:
         raise ValueError("losses=[]: there is nothing to forecast from.")
-    if not np.isfinite(values).all():
+    if not (np.abs(values) < TOO_LARGE).all():  # nor is it where a value is not a number
         return DIVERGED
-    scale = float(np.ptp(values))
-    if scale <= 1e-12 * (1.0 + float(np.abs(values).max())):
+    spread = float(np.ptp(values))
+    if spread <= 1e-12 * (1.0 + float(np.abs(values).max())):
         return Forecast(float(values[-1]), 0.0, "constant")
     if len(values) < SHORT:
         half = values[len(values) // 2 :]
@@ -98,15 +101,21 @@ def forecast(losses: Sequence[float], tau: float, floor: float | None = None) ->
     if floor is None:
         least = float(values.min())
         floor = 0.0 if least > 0 else least - abs(float(values[0]) - least)
-    return _fitted(t, means, weights, max(tau, float(len(values) - 1)), floor)
+    # In units of its own spread, so that no bound of the fit depends on the unit of the loss.
+    unit = _fitted(t, means / spread, weights, max(tau, float(len(values) - 1)), floor / spread)
+    return Forecast(unit.loss * spread, unit.std * spread, unit.model)
 
 
 def _binned(values: Array) -> tuple[Array, Array, Array]:
-    """Return mean step, mean loss and number of steps of each bin."""
+    """Return steps, shape [2, bins], mean loss and number of steps of each bin.
+
+    Two steps stand for those of a bin: they have the same mean and the same variance, so that a curve's mean over
+    them is its mean over the bin, up to its third derivative. The middle of a bin alone lies below a convex curve.
+    """
     parts = np.array_split(np.arange(len(values)), min(len(values), MOST_POINTS))
-    t = np.array([p.mean() for p in parts])
+    middle, spread = np.array([p.mean() for p in parts]), np.array([p.std() for p in parts])
     means = np.array([values[p].mean() for p in parts])
-    return t, means, np.array([float(len(p)) for p in parts])
+    return np.array([middle - spread, middle + spread]), means, np.array([float(len(p)) for p in parts])
 
 
 def _exploded(means: Array, values: Array) -> bool:
@@ -131,8 +140,11 @@ Family = Callable[[Array, Array], Array]
 
 
 def _fit(family: Family, t: Array, y: Array, w: Array, floor: float) -> tuple[Array, Array, float] | None:
-    """Return parameters, their covariance and the noise of one step; None where the fit fails."""
-    span, top = float(t[-1] + 1.0), float(np.ptp(y))
+    """Return parameters, their covariance and the noise of one step; None where the fit fails.
+
+    `t` has the shape [2, n], see `_binned`; `y` and `w` have [n].
+    """
+    span, top = float(t.max() + 1.0), float(np.ptp(y))
     shape = (span / 50, span / 3, span * 20) if family is _exponential else (0.02, 0.5, 3.0)
     level = max(floor + 1e-9, float(y[-max(2, len(y) // 4) :].mean()) - 0.1 * top)
     start = [max(top, 1e-9), shape[1], level]
@@ -141,7 +153,7 @@ def _fit(family: Family, t: Array, y: Array, w: Array, floor: float) -> tuple[Ar
     noise = max(1e-12, float(np.median(np.abs(np.diff(y)))))
 
     def residual(p: Array) -> Array:
-        value: Array = root * (family(p, t) - y)
+        value: Array = root * (family(p, t).mean(axis=0) - y)
         return value
 
     try:
@@ -164,9 +176,11 @@ def _fitted(t: Array, y: Array, w: Array, tau: float, floor: float) -> Forecast:
     errors: dict[str, float] = {}
     families: dict[str, Family] = {"exponential": _exponential, "power": _power}
     for name, family in families.items():
-        part = _fit(family, t[:cut], y[:cut], w[:cut], floor)
+        part = _fit(family, t[:, :cut], y[:cut], w[:cut], floor)
         if part is not None:
-            errors[name] = float(np.mean((family(part[0], t[cut:]) - y[cut:]) ** 2))
+            missed = (family(part[0], t[:, cut:]).mean(axis=0) - y[cut:]) ** 2
+            # Twice the median is the mean of squares that are normal, and forgives an outlier.
+            errors[name] = float(min(missed.mean(), 2.2 * np.median(missed)))
     for name in sorted(errors, key=errors.__getitem__):
         family = families[name]
         whole = _fit(family, t, y, w, floor)

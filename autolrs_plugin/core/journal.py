@@ -3,25 +3,27 @@
 A file of lines, each a JSON object with a checksum over itself and all lines before it:
 
     {"config": ..., "kind": "header", "run": ..., "version": 1, "sha256": ...}
-    {"action": {"kind": "Train", ...}, "kind": "intent", "sha256": ...}           before an action takes effect
+    {"action": {"kind": "Train", ...}, "books": {...}, "kind": "intent", "sha256": ...}   before an action takes effect
     {"kind": "result", "result": {...}, "checkpoint": {...}, "sha256": ...}       after it
+    {"kind": "progress", "losses": [...], "sha256": ...}                          or, in its midst, the steps so far
 
-A line is on the disk before anything else happens. A last line without its end is one that a kill cut off: it is
-dropped, and its action repeated. Anything else that does not fit its checksum is refused.
+A line is written before anything else happens, and is safe from a kill from then on; one that took work is on the
+disk by then, safe from a loss of power. A last line without its end is one that was cut off: it is dropped, and its
+action repeated. Anything else that does not fit its checksum is refused.
 """
 
 import hashlib
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
-from autolrs_plugin.core.controller import Controller
 
 VERSION = 1
 FILE_NAME = "journal.jsonl"
@@ -56,11 +58,15 @@ class Entry:
         action: the action.
         result: its result; None while it has none.
         checkpoint: the state after it, if it changed the state of the run's own stream.
+        books: what deciding and bookkeeping had taken before it, in seconds, by the ledger's names for them.
+        losses: of the steps taken so far, where it was noted in the midst of the action.
     """
 
     action: Action
     result: Result | None = None
     checkpoint: Checkpoint | None = None
+    books: Mapping[str, float] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
 
 
 class Journal:
@@ -96,14 +102,7 @@ class Journal:
         """
         if path.exists():
             raise JournalError(f"{path}: is there already.")
-        header = {
-            "kind": "header",
-            "version": VERSION,
-            "config": dict(config),
-            "run": dict(run),
-            "checkpoint": _plain(checkpoint),
-        }
-        line, chain = _sealed(header, "")
+        line, chain = _sealed(_header(config, run, checkpoint), "")
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
             file.write(line)
@@ -141,13 +140,14 @@ class Journal:
         """The action that was begun and has no result."""
         return self.entries[-1].action if self.entries and self.entries[-1].result is None else None
 
-    def intend(self, action: Action) -> None:
+    def intend(self, action: Action, books: Mapping[str, float] | None = None) -> None:
         """Note an action before it takes effect; one that was begun already (and is repeated) is noted once."""
         if self.unfinished is not None:
             assert self.unfinished == action, f"{action} while {self.unfinished} has no result"
             return
-        self._append({"kind": "intent", "action": action_to_mapping(action)})
-        self.entries.append(Entry(action))
+        entry = Entry(action, books=dict(books or {}))
+        self._append(_intent(entry), sync=False)
+        self.entries.append(entry)
 
     def complete(self, result: Result, checkpoint: Checkpoint | None = None) -> None:
         """Note the result of the action begun, and the checkpoint of the state after it."""
@@ -155,13 +155,19 @@ class Journal:
         line: dict[str, Any] = {"kind": "result", "result": _plain(result)}
         if checkpoint is not None:
             line["checkpoint"] = _plain(checkpoint)
-        self._append(line)
+        self._append(line, sync=bool(result.losses) or result.val_loss is not None)
         self.entries[-1].result = result
         self.entries[-1].checkpoint = checkpoint
 
     def results(self) -> list[Result]:
         """Return the results so far, in order."""
         return [entry.result for entry in self.entries if entry.result is not None]
+
+    def keep_only(self, names: set[str]) -> None:
+        """Delete the states beside the journal that are none of `names`; each rank's part has its state's name."""
+        for path in self.path.parent.glob("state-*"):
+            if state_name(path.name) not in names:
+                path.unlink()
 
     def close(self) -> None:
         """Let other processes write."""
@@ -182,30 +188,38 @@ class Journal:
         self._file.truncate(length)
         self._file.seek(length)
 
-    def _append(self, body: dict[str, Any]) -> None:
+    def _append(self, body: dict[str, Any], sync: bool) -> None:
         assert self._file is not None, "the journal is closed"
         line, self._chain = _sealed(body, self._chain)
         self._file.write(line)
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if sync:
+            os.fsync(self._file.fileno())
 
 
-def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
-    """Tell a new controller all results of a journal; yield each entry that has one after it was told.
+def journal_text(config: Mapping[str, Any], run: Mapping[str, Any], entries: Iterable[Entry]) -> str:
+    """Return a whole journal as text: for a framework that keeps it in checkpoints of its own."""
+    bodies = [_header(config, run, None)]
+    for entry in entries:
+        bodies.append(_intent(entry))
+        if entry.result is not None:
+            bodies.append({"kind": "result", "result": _plain(entry.result)})
+        elif entry.losses:
+            bodies.append({"kind": "progress", "losses": _number(entry.losses)})
+    lines, chain = [], ""
+    for body in bodies:
+        line, chain = _sealed(body, chain)
+        lines.append(line.decode())
+    return "".join(lines)
+
+
+def read_text(text: str, origin: str) -> Journal:
+    """Read what `journal_text` gave; it cannot be written to. `origin` names its source in errors.
 
     Raises:
-        JournalError: the controller decides otherwise than the journal has it.
+        JournalError: it is corrupted, or of another version.
     """
-    for number, entry in enumerate(journal.entries):
-        action = controller.next()
-        if not same_action(action, entry.action):
-            raise JournalError(
-                f"{journal.path}: action {number} was {_short(entry.action)}, and would now be {_short(action)}: the "
-                "run was decided by another version of autolrs_plugin or its libraries; nothing of it is used."
-            )
-        if entry.result is not None:
-            controller.tell(entry.result)
-            yield entry
+    return parsed(Path(origin), text.encode())[0]
 
 
 def action_to_mapping(action: Action) -> dict[str, Any]:
@@ -219,46 +233,39 @@ def action_from_mapping(values: Mapping[str, Any]) -> Action:
     return action
 
 
-def same_action(a: Action, b: Action) -> bool:
-    """Tell whether two actions are the same, their rates up to rounding.
-
-    Another processor rounds differently in the last bits, and a job may well resume on another machine.
-    """
-    if type(a) is not type(b):
-        return False
-    for name in (f.name for f in fields(a)):
-        x, y = getattr(a, name), getattr(b, name)
-        xs, ys = (x, y) if isinstance(x, tuple) else ((x,), (y,))
-        if len(xs) != len(ys) or not all(
-            math.isclose(p, q, rel_tol=1e-6) for p, q in zip(xs, ys, strict=True)
-        ):
-            return False
-    return True
-
-
-def _short(action: Action) -> str:
-    text = repr(action)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
 def _plain(value: Any) -> dict[str, Any]:
-    """Return a dataclass of numbers, strings and tuples of floats as JSON, which has no infinity and no NaN."""
+    """Return a dataclass of numbers, strings and tuples of floats as JSON."""
+    return {f.name: _number(getattr(value, f.name)) for f in fields(value)}
 
-    def number(x: Any) -> Any:
-        if isinstance(x, tuple):
-            return [number(v) for v in x]
-        return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
-    return {f.name: number(getattr(value, f.name)) for f in fields(value)}
+def _number(x: Any) -> Any:
+    """Return a value as JSON, which has no infinity, no NaN and no tuple."""
+    if isinstance(x, tuple):
+        return [_number(v) for v in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _from_number(x: Any) -> Any:
+    if isinstance(x, list):
+        return tuple(_from_number(v) for v in x)
+    return float(x) if x in ("inf", "-inf", "nan") else x
 
 
 def _built(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    def number(x: Any) -> Any:
-        if isinstance(x, list):
-            return tuple(number(v) for v in x)
-        return float(x) if x in ("inf", "-inf", "nan") else x
+    return kind(**{name: _from_number(value) for name, value in values.items()})
 
-    return kind(**{name: number(value) for name, value in values.items()})
+
+def _header(
+    config: Mapping[str, Any], run: Mapping[str, Any], checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    header = {"kind": "header", "version": VERSION, "config": dict(config), "run": dict(run)}
+    if checkpoint is not None:
+        header["checkpoint"] = _plain(checkpoint)
+    return header
+
+
+def _intent(entry: Entry) -> dict[str, Any]:
+    return {"kind": "intent", "action": action_to_mapping(entry.action), "books": dict(entry.books)}
 
 
 def _sealed(body: dict[str, Any], chain: str) -> tuple[bytes, str]:
@@ -272,9 +279,17 @@ def _sealed(body: dict[str, Any], chain: str) -> tuple[bytes, str]:
 def _read(path: Path) -> tuple[Journal, int]:
     """Return the journal and how many bytes of its file are whole lines."""
     try:
-        data = path.read_bytes()
+        return parsed(path, path.read_bytes())
     except OSError as error:
         raise JournalError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def parsed(path: Path, data: bytes) -> tuple[Journal, int]:
+    """Return the journal in the content of a file, and how many bytes of that are whole lines.
+
+    Raises:
+        JournalError: it is corrupted, or of another version.
+    """
     *lines, rest = data.split(b"\n")
     chain, bodies = "", []
     for number, line in enumerate(lines, start=1):
@@ -322,12 +337,19 @@ def _is_sealed(line: bytes, chain: str) -> bool:
 def _take(journal: Journal, body: dict[str, Any], number: int) -> None:
     checkpoint = body.get("checkpoint")
     if body["kind"] == "intent" and journal.unfinished is None:
-        journal.entries.append(Entry(action_from_mapping(body["action"])))
+        journal.entries.append(Entry(action_from_mapping(body["action"]), books=body.get("books", {})))
     elif body["kind"] == "result" and journal.unfinished is not None:
         journal.entries[-1].result = _built(Result, body["result"])
         journal.entries[-1].checkpoint = Checkpoint(**checkpoint) if checkpoint else None
+    elif body["kind"] == "progress" and journal.unfinished is not None:
+        journal.entries[-1].losses = _from_number(body["losses"])
     else:
         raise JournalError(f"{journal.path}: line {number} is a {body['kind']} out of turn.")
+
+
+def state_name(file_name: str) -> str:
+    """Return the name of the state that a file is, or is the part of one rank of."""
+    return re.sub(r"\.rank-\d+", "", file_name)
 
 
 def sync_folder(folder: Path) -> None:

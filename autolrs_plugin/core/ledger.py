@@ -1,5 +1,6 @@
 """Ledger: what a run has cost so far, and how much of it the search took."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -38,6 +39,7 @@ class Ledger:
         search_evaluation: evaluations that served the search.
         snapshot: snapshots and restores.
         deciding_s: wall time of the decisions themselves (forecasts, Gaussian processes).
+        bookkeeping_s: wall time of the journal, the states on disk, the fingerprints and the progress shown.
     """
 
     train: Cost = field(default_factory=Cost)
@@ -46,6 +48,7 @@ class Ledger:
     search_evaluation: Cost = field(default_factory=Cost)
     snapshot: Cost = field(default_factory=Cost)
     deciding_s: float = 0.0
+    bookkeeping_s: float = 0.0
 
     def record(self, action: Action, result: Result) -> None:
         """Book an action that was carried out."""
@@ -56,7 +59,7 @@ class Ledger:
             own_s = result.seconds - result.eval_seconds - result.restore_seconds
             self.search = self.search.plus(steps, result.tokens, own_s)
             self.snapshot = self.snapshot.plus(seconds=result.restore_seconds)
-            if action.evaluate:
+            if result.val_loss is not None:
                 self.search_evaluation = self.search_evaluation.plus(seconds=result.eval_seconds)
         elif isinstance(action, Evaluate):
             self.evaluation = self.evaluation.plus(seconds=result.seconds)
@@ -76,6 +79,16 @@ class Ledger:
         self.search = self.search.plus(steps, tokens, seconds)
 
     @property
+    def overhead(self) -> dict[str, float]:
+        """What is neither training nor evaluation nor a snapshot, in seconds, by name: `take_over` takes it back."""
+        return {"deciding_s": self.deciding_s, "bookkeeping_s": self.bookkeeping_s}
+
+    def take_over(self, overhead: Mapping[str, float]) -> None:
+        """Book the overhead of a run that is gone on with, in place of one's own so far."""
+        self.deciding_s = overhead.get("deciding_s", 0.0)
+        self.bookkeeping_s = overhead.get("bookkeeping_s", 0.0)
+
+    @property
     def steps_total(self) -> int:
         """All training steps taken, the search's included."""
         return self.train.steps + self.search.steps
@@ -89,7 +102,7 @@ class Ledger:
     def seconds(self) -> float:
         """Wall time of everything booked."""
         parts = (self.train, self.search, self.evaluation, self.search_evaluation, self.snapshot)
-        return sum(part.seconds for part in parts) + self.deciding_s
+        return sum(part.seconds for part in parts) + self.deciding_s + self.bookkeeping_s
 
     @property
     def step_seconds(self) -> float:
@@ -103,6 +116,14 @@ class Ledger:
         seconds = self.evaluation.seconds + self.search_evaluation.seconds
         return seconds / times / self.step_seconds if times and self.step_seconds else 0.0
 
+    @property
+    def snapshot_cost_steps(self) -> float:
+        """What one snapshot or restore took, in training steps, as measured; 0 where none was timed."""
+        if not self.snapshot.times or not self.step_seconds:
+            return 0.0
+        return self.snapshot.seconds / self.snapshot.times / self.step_seconds
+
     def to_mapping(self) -> dict[str, Any]:
         """Return the books as plain values."""
-        return {**asdict(self), "search_share": self.search_share, "eval_cost_steps": self.eval_cost_steps}
+        derived = ("search_share", "eval_cost_steps", "snapshot_cost_steps")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}

@@ -9,11 +9,12 @@ loss. The paper's warm-up is hand-made and needs to know the peak; here the firs
 """
 
 import math
+from collections.abc import Iterator
 
 from autolrs_plugin.core.actions import Done, Probe, Restore, Snapshot
 from autolrs_plugin.core.forecast import forecast
 from autolrs_plugin.core.search import LRSearch
-from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage
+from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage, probe_together
 from autolrs_plugin.core.training_plan import diverged_above, train
 
 CANDIDATES = 10
@@ -23,21 +24,41 @@ DOUBLINGS = 3
 KAPPA = 1.96
 
 
+def stages(steps: int) -> Iterator[tuple[int, bool]]:
+    """Yield (stop, full) of each stage of a run: the step at which it ends, and whether its tau is the longest."""
+    tau = max(1, round(FIRST_STAGE * steps))
+    stop, longest = 0, tau * 2**DOUBLINGS
+    while stop < steps:
+        stop = min(steps, stop + tau)
+        yield stop, tau == longest
+        tau = min(longest, 2 * tau)
+
+
+def probe_steps(steps: int) -> int:
+    """Return tau' of a stage of `steps` steps."""
+    return max(1, steps // PROBE_SHARE)
+
+
+def search_cost(steps: int, eval_cost_steps: float) -> float:
+    """Return what the search of a run of `steps` steps costs, in steps, if no probe diverges."""
+    cost, start = 0.0, 0
+    for stop, full in stages(steps):
+        cost += CANDIDATES * (probe_steps(stop - start) + (eval_cost_steps if full else 0.0))
+        start = stop
+    return cost
+
+
 def paper_plan(state: RunState) -> Plan:
     """Search and train stage by stage; the last stage ends the run, without a decay."""
-    steps = state.config.max_steps
-    tau, longest = max(1, round(FIRST_STAGE * steps)), max(1, round(FIRST_STAGE * steps)) * 2**DOUBLINGS
     above = math.inf
-    while state.step < steps:
-        stop = min(steps, state.step + tau)
+    for stop, full in stages(state.config.max_steps):
         yield Snapshot()
-        stage = yield from _search(state, stop - state.step, tau == longest, above)
+        stage = yield from _search(state, stop - state.step, full, above)
         state.stages.append(stage)
         yield Restore()
         if not math.isfinite(above):
             above = diverged_above(next((c.losses[0] for c in stage.candidates if c.losses), math.inf))
-        yield from train(state, lambda _, lr=stage.chosen_lr: lr, stop, above)  # type: ignore[misc]
-        tau = min(longest, 2 * tau)
+        yield from train(state, lambda _, lr=stage.chosen_lr: lr, stop)  # type: ignore[misc]
     yield Done()
 
 
@@ -45,23 +66,28 @@ def _search(state: RunState, tau: int, full: bool, above: float):  # type: ignor
     """Probe k candidates for a stage of `tau` steps and return the Stage."""
     config = state.config
     search = LRSearch(*config.lr_range, kappa=KAPPA)
-    index, before, candidates = len(state.stages), state.ledger.search.steps, []
+    index, before = len(state.stages), state.ledger.search.steps
+    candidates: list[Candidate] = []
     evaluate = full and config.validation
-    for i in range(CANDIDATES):
-        lr = search.ask()[0]
-        lrs = (lr,) * max(1, tau // PROBE_SHARE)
-        result = yield Probe(index, i, lrs, above, evaluate, draw=i)
-        loss, std = math.inf, 0.0
-        if len(result.losses) == len(lrs):
-            predicted = forecast(result.losses, tau)
-            loss, std = predicted.loss, predicted.std
-            if evaluate and result.val_loss is not None:
-                loss, std = result.val_loss, 0.0
-        search.tell(lr, loss, std)
-        told = search.observations[-1]
-        candidates.append(
-            Candidate(lr, lrs[: len(result.losses)], result.losses, result.val_loss, told.loss, told.std)
-        )
+    while len(candidates) < CANDIDATES:
+        asked = search.ask(min(config.parallel_probes, CANDIDATES - len(candidates)))
+        probes = [
+            Probe(index, i, (lr,) * probe_steps(tau), above, evaluate, draw=i)
+            for i, lr in enumerate(asked, start=len(candidates))
+        ]
+        results = yield from probe_together(state, probes)
+        for lr, probe, result in zip(asked, probes, results, strict=True):
+            loss, std = math.inf, 0.0
+            if len(result.losses) == len(probe.lrs):
+                predicted = forecast(result.losses, tau)
+                loss, std = predicted.loss, predicted.std
+                if evaluate and result.val_loss is not None:
+                    loss, std = result.val_loss, 0.0
+            search.tell(lr, loss, std)
+            told, taken = search.observations[-1], len(result.losses)
+            candidates.append(
+                Candidate(lr, probe.lrs[:taken], result.losses, result.val_loss, told.loss, told.std)
+            )
     decision = search.decide()
     spent = state.ledger.search.steps - before
     reason = f"the lowest forecast of the loss after {tau} steps"

@@ -1,85 +1,206 @@
 """The default plan: find the peak of a decaying schedule early, then train along it."""
 
 import math
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autolrs_plugin.core.actions import Action, Done, Probe, Restore, Result, Snapshot
-from autolrs_plugin.core.schedule import unit_curve, warmup_steps
+from autolrs_plugin.core.schedule import run_curve, unit_curve
 from autolrs_plugin.core.search import LRSearch
-from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage
-from autolrs_plugin.core.training_plan import diverged_above, train
+from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage, probe_together
+from autolrs_plugin.core.training_plan import chunk_steps, diverged_above, train
+
+Array = NDArray[np.float64]
+
+RANGE_SHARE = 0.125
+"""Share of the search's steps that the range test takes."""
+
+RANGE_STEPS = (4, 10)
+"""The least length of a range test, and the length that it has at least where the budget allows."""
+
+RANGE_NOISE = 0.1
+"""A range test whose losses scatter by more than this share of its fall is told from a second one that stands still."""
+
+DIVERGED_Z = 5.0
+"""A loss above the first ones by less than so many of their standard deviations may be a hard minibatch."""
+
+WINDOW = 30.0
+"""The coarse probes reach from the reference down to it divided by this."""
+
+COARSE_PROBES, COARSE_SHARE = 4, 0.4
+FINE_PROBES, FINE_RATIO = 3, 2.5
+LEAST_PROBE_STEPS = 5
+PROBE_WARMUP = 0.2
+TAIL = 1 / 3
+"""A probe is judged by its training losses in this last share of it, and by its validation loss."""
+
+EVALUATION_SHARE = 0.25
+"""A probe is evaluated if that costs no more than this share of its steps."""
+
+NOISE = 0.1
+"""Standard deviation of a probe's loss, as a share of the progress that it made."""
+
+HORIZON = 1 / 3
+"""A whole run's best peak, as a share of the best peak of probes a hundredth to a thirtieth as long."""
+
+Search: TypeAlias = Generator[Action, Result, float]
+"""A part of the search: asks for probes, and returns a learning rate."""
 
 
-@dataclass(frozen=True)
-class Tactics:
-    sweep: float = 0.04
-    decades: float = 2.5
-    probes: int = 6
-    initial: int = 4
-    warmup: float = 0.2
-
-
-def peak_plan(state: RunState, tactics: Tactics = Tactics()) -> Plan:
-    """Search the peak from the first weights, then train to the end."""
-    config = state.config
-    steps = config.max_steps
-    yield Snapshot()
-    low, high, above = yield from _range_test(state, tactics)
-    stage = yield from _search_peak(state, tactics, low, high, above)
-    state.stages.append(stage)
-    yield Restore()
-    warmup = warmup_steps(config)
-    peak = stage.chosen_lr
-    yield from train(state, lambda t: peak * unit_curve(t, steps, warmup, config.final_decay), steps, above)
+def peak_plan(state: RunState) -> Plan:
+    """Search the peak from the first weights, then train along a schedule with that peak."""
+    config, search = state.config, PeakSearch(state)
+    peak = math.sqrt(config.lr_range[0] * config.lr_range[1])
+    if search.range_steps:
+        yield Snapshot()
+        peak = yield from search.run()
+        yield Restore()
+    yield from train(state, lambda t: peak * run_curve(t, config), config.max_steps, search.above)
     yield Done()
 
 
-def _range_test(state: RunState, tactics: Tactics) -> Generator[Action, Result, tuple[float, float, float]]:
-    config = state.config
-    low, high = config.lr_range
-    result = yield Probe(0, 0, (low,), math.inf, False)
-    above = diverged_above(result.losses[0])
-    n = max(8, round(tactics.sweep * config.max_steps))
-    lrs = tuple(float(v) for v in np.geomspace(low, high, n))
-    result = yield Probe(0, 1, lrs, above, False)
+class PeakSearch:
+    """The search for the peak of a run; `run` asks for the probes.
+
+    Attributes:
+        first_loss: the loss at the first weights, once the range test has been run.
+        above: a loss above this has diverged; infinite before the range test.
+    """
+
+    def __init__(self, state: RunState) -> None:
+        self._state, self._config = state, state.config
+        self._low, self._high = state.config.lr_range
+        self.first_loss = self.above = math.inf
+
+    @property
+    def range_steps(self) -> int:
+        """The length of the range test; 0 where the budget has no room for one."""
+        least, wanted = RANGE_STEPS
+        steps = min(max(wanted, round(RANGE_SHARE * self._left_steps)), int(self._left_steps))
+        return steps if steps >= least else 0
+
+    def run(self) -> Search:
+        """Return the peak: by the fine probes, or by what came before them where the budget ends earlier."""
+        reference = yield from self._range_test(self.range_steps)
+        low = max(self._low, reference / WINDOW)
+        reference = max(reference, min(2 * low, self._high))
+        rates = np.geomspace(low, reference, COARSE_PROBES)
+        steps, evaluate = int(COARSE_SHARE * self._left_steps / COARSE_PROBES), False
+        two_rounds = steps >= LEAST_PROBE_STEPS
+        if not two_rounds:
+            steps, evaluate = self._longest(COARSE_PROBES)
+        if steps < LEAST_PROBE_STEPS:
+            return math.sqrt(low * reference)
+        coarse = LRSearch(low, reference)
+        peak = yield from self._round(coarse, rates, steps, evaluate, last=not two_rounds)
+        if not two_rounds or all(o.diverged for o in coarse.observations):
+            return peak
+        factor = FINE_RATIO ** ((FINE_PROBES + 1) / 2)
+        low, high = max(self._low, peak / factor), min(self._high, peak * factor, 0.999 * coarse.ceiling)
+        rates = np.clip(peak * FINE_RATIO ** (np.arange(FINE_PROBES) - FINE_PROBES // 2), low, high)
+        steps, evaluate = self._longest(FINE_PROBES)
+        return (yield from self._round(LRSearch(low, high), rates, steps, evaluate, coarse, last=True))
+
+    @property
+    def _left_steps(self) -> float:
+        """What the search may still take; a chunk is kept back, to be thrown away if training diverges."""
+        return self._state.budget_left_steps - chunk_steps(self._state)
+
+    def _longest(self, probes: int) -> tuple[int, bool]:
+        """Return the length of so many probes that take all that is left, and whether they are evaluated."""
+        each, cost = self._left_steps / probes, self._config.eval_cost_steps
+        evaluate = self._config.validation and cost <= EVALUATION_SHARE * (each - cost)
+        return int(each - cost if evaluate else each), evaluate
+
+    def _range_test(self, steps: int) -> Search:
+        """Raise the learning rate over the whole range; return the one with the lowest loss."""
+        rates = tuple(float(lr) for lr in np.geomspace(self._low, self._high, steps))
+        (rising,) = yield from self._probe(0, [rates], math.inf)
+        candidates = [_candidate(rates, rising, rising.losses[-1], 0.0)]
+        losses: Array = np.array(rising.losses)
+        early = losses[: max(2, steps // 3)]
+        if not np.isfinite(early).all():
+            return self._close("range", candidates, self._low, "the loss was not finite from the start")
+        self.first_loss, scatter = float(np.median(early)), float(np.std(early))
+        self.above = max(diverged_above(self.first_loss), self.first_loss + DIVERGED_Z * scatter)
+        held = next((i for i, loss in enumerate(losses) if not loss <= self.above), len(losses))
+        losses = losses[: max(1, held)]
+        if scatter > RANGE_NOISE * (self.first_loss - losses.min()) and self._left_steps >= len(losses):
+            # The same minibatches at the lowest rate: what is left of the difference is the learning rate's.
+            flat = (self._low,) * len(losses)
+            (still,) = yield from self._probe(1, [flat], self.above)
+            candidates.append(_candidate(flat, still, still.losses[-1], 0.0))
+            losses = losses[: len(still.losses)] - np.array(still.losses)
+        padded = np.pad(losses, 1, mode="edge")
+        smooth = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
+        # The loss of a step is that before its update: it shows the learning rate of the step before.
+        reference = rates[max(0, int(np.argmin(smooth)) - 1)]
+        return self._close(
+            "range", candidates, reference, "the loss was lowest here while the learning rate rose"
+        )
+
+    def _round(
+        self,
+        search: LRSearch,
+        rates: Array,
+        steps: int,
+        evaluate: bool,
+        earlier: LRSearch | None = None,
+        last: bool = False,
+    ) -> Search:
+        """Probe learning rates, each a whole run in miniature; return the best one, of a whole run if `last`."""
+        warmup = max(1, round(PROBE_WARMUP * steps))
+        unit = [unit_curve(t, steps, warmup) for t in range(steps)]
+        curves = [tuple(float(lr) * share for share in unit) for lr in rates]
+        results = yield from self._probe(0, curves, self.above, evaluate)
+        candidates = []
+        for lr, curve, result in zip(map(float, rates), curves, results, strict=True):
+            loss = self._judge(result, steps)
+            search.tell(lr, loss, max(NOISE * (self.first_loss - loss), 0.0) if math.isfinite(loss) else 0.0)
+            told = search.observations[-1]
+            candidates.append(_candidate(curve, result, told.loss, told.std, lr))
+        held = [o.std for o in search.observations if not o.diverged]
+        if earlier is not None and held:
+            search.warm_start(earlier, doubt=max(held))
+        lr, reason = search.decide().lr, f"lowest after {steps} steps, as smoothed"
+        if last:
+            lr, reason = max(self._low, HORIZON * lr), f"{lr:.3g} was {reason}; a longer run wants less"
+        return self._close("peak", candidates, lr, reason)
+
+    def _probe(
+        self, first: int, curves: Sequence[tuple[float, ...]], above: float, evaluate: bool = False
+    ) -> Generator[Action, Result, list[Result]]:
+        """Take a probe for each curve of learning rates; all of a stage see the same minibatches."""
+        stage, at_once = len(self._state.stages), self._config.parallel_probes
+        probes = [Probe(stage, first + i, lrs, above, evaluate) for i, lrs in enumerate(curves)]
+        results: list[Result] = []
+        for start in range(0, len(probes), at_once):
+            results += yield from probe_together(self._state, probes[start : start + at_once])
+        return results
+
+    def _judge(self, result: Result, steps: int) -> float:
+        """Return the loss that a probe came to; infinite if it diverged."""
+        if len(result.losses) < steps or not result.losses[-1] <= self.above:
+            return math.inf
+        loss = float(np.mean(result.losses[-max(2, int(TAIL * steps)) :]))
+        if result.val_loss is not None:
+            loss = (loss + result.val_loss) / 2
+        return loss if loss <= self.above else math.inf
+
+    def _close(self, kind: str, candidates: Sequence[Candidate], lr: float, reason: str) -> float:
+        """Book a stage with its decision, and return that."""
+        stages, spent = self._state.stages, sum(len(c.losses) for c in candidates)
+        stages.append(Stage(len(stages), self._state.step, kind, tuple(candidates), lr, spent, reason))
+        return lr
+
+
+def _candidate(
+    lrs: tuple[float, ...], result: Result, loss: float, std: float, lr: float | None = None
+) -> Candidate:
+    """Return a probe as it is booked, with what the search was told; its learning rate is the last one if not given."""
     taken = len(result.losses)
-    top = lrs[taken - 1]
-    state.stages.append(
-        Stage(
-            0, 0, "range", (Candidate(top, lrs[:taken], result.losses, None, math.inf, 0.0),), top, taken, ""
-        )
-    )
-    top = max(top, low * 1.01)
-    return max(low, top / 10**tactics.decades), top, above
-
-
-def _search_peak(
-    state: RunState, tactics: Tactics, low: float, high: float, above: float
-) -> Generator[Action, Result, Stage]:
-    config = state.config
-    search = LRSearch(low, high)
-    index, before = len(state.stages), state.ledger.search.steps
-    evals = config.eval_cost_steps if config.validation else 0.0
-    n = int(state.budget_left_steps / tactics.probes - evals)
-    candidates = []
-    asks = list(np.geomspace(low, high, tactics.initial + 1)[:-1])
-    for i in range(tactics.probes):
-        lr = float(asks[i]) if i < len(asks) else search.ask()[0]
-        w = max(1, round(tactics.warmup * n))
-        lrs = tuple(lr * unit_curve(t, n, w) for t in range(n))
-        result = yield Probe(index, i, lrs, above, config.validation)
-        loss = math.inf
-        if len(result.losses) == n:
-            loss = (
-                result.val_loss if result.val_loss is not None else float(np.mean(result.losses[-n // 4 :]))
-            )
-        search.tell(lr, loss, 0.01)
-        candidates.append(
-            Candidate(lr, lrs[: len(result.losses)], result.losses, result.val_loss, loss, 0.01)
-        )
-    decision = search.decide()
-    spent = state.ledger.search.steps - before
-    return Stage(index, state.step, "peak", tuple(candidates), decision.lr, spent, "")
+    told = loss if math.isfinite(loss) else math.inf
+    return Candidate(lrs[-1] if lr is None else lr, lrs[:taken], result.losses, result.val_loss, told, std)

@@ -33,6 +33,9 @@ LENGTH_DECADES = 0.8
 """Length scale of the kernel before the fit moves it, in decades of learning rate."""
 
 LENGTH_BOUNDS = (0.25, 4.0)
+APART_DECADES = 0.15
+"""Rates that are asked for at once are at least so far apart, in decades, where the range has room for it."""
+
 TOO_LARGE = 1e100
 """A loss beyond this diverged, too: its square would not be finite."""
 
@@ -150,10 +153,16 @@ class LRSearch:
         if all(o.diverged for o in self.observations):
             return [float(v) for v in np.geomspace(grid[0], grid[-1], count + 2)[1:-1]]
         believed: list[Observation] = []
+        decades = np.log10(grid)
+        # Two probes at one rate tell less than two at different ones, even where nothing else promises anything.
+        apart = min(APART_DECADES, float(decades[-1] - decades[0]) / (2 * count))
         for _ in range(count):
             mean, covariance = self._predict(grid, believed)
             sigma = np.sqrt(np.maximum(1e-18, np.diag(covariance)))
-            best = int(np.argmax(self._acquisition(mean, sigma)))
+            promise = self._acquisition(mean, sigma)
+            for other in believed:
+                promise[np.abs(decades - math.log10(other.lr)) < apart] = -math.inf
+            best = int(np.argmax(promise))
             believed.append(Observation(float(grid[best]), float(mean[best]), 0.0))
         return [o.lr for o in believed]
 

@@ -1,7 +1,7 @@
 """RunState: what a run has done so far, kept up to date from each action and its result."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
@@ -77,6 +77,7 @@ class RunState:
         on_probe_weights: whether the weights are a probe's, and no real step may be taken on them.
         val_losses: (step, validation loss) of each evaluation along the run.
         search_cost_steps: what the search has taken of its budget: steps, and evaluations at their declared cost.
+        ahead: probes that were decided on together, in order.
     """
 
     config: AutoLRSConfig
@@ -88,6 +89,7 @@ class RunState:
     kept_step: int | None = None
     on_probe_weights: bool = False
     search_cost_steps: float = 0.0
+    ahead: tuple[Probe, ...] = ()
 
     @property
     def step(self) -> int:
@@ -123,5 +125,19 @@ class RunState:
         taken_back = self.step - self.kept_step
         if taken_back:
             self.ledger.take_back(taken_back)
+            self.search_cost_steps += taken_back
             del self.lrs[self.kept_step :], self.losses[self.kept_step :]
             self.val_losses = [(step, loss) for step, loss in self.val_losses if step <= self.kept_step]
+
+
+def probe_together(state: RunState, probes: Sequence[Probe]) -> Generator[Action, Result, list[Result]]:
+    """Take probes that were decided on together, one action each; return their results, in order.
+
+    They are announced in `state.ahead`, so that whoever carries them out may do so in parallel.
+    """
+    results = []
+    state.ahead = tuple(probes)
+    for probe in probes:
+        results.append((yield probe))
+    state.ahead = ()
+    return results

@@ -41,40 +41,37 @@ def evaluation_steps(state: RunState) -> list[int]:
     return [round((i + 1) * state.config.max_steps / count) for i in range(count)]
 
 
-def train(state: RunState, lr_at: Callable[[int], float], stop: int, above: float) -> Plan:
+def train(state: RunState, lr_at: Callable[[int], float], stop: int, above: float = math.inf) -> Plan:
     """Train up to the real step `stop`, and evaluate where that is due.
 
-    A chunk that diverges is taken back and repeated at a lower rate, as long as the search's share of all steps
-    stays within `search_budget` with what that throws away; after that, training only goes on.
+    A chunk that diverges is taken back and repeated at a lower rate, as long as what that throws away fits into
+    what is left of the search budget; after that, training only goes on. Where the run's own steps cannot be taken
+    back (`rewind`), what comes after such a chunk is trained at a lower rate.
 
     Args:
         lr_at: the learning rate of a real step.
-        above: a loss above this has diverged.
+        above: a loss above this has diverged; by default nothing is taken back.
     """
     marks = evaluation_steps(state)
-    chunk = math.ceil(state.config.max_steps / CHUNKS)
     scale = 1.0
     while state.step < stop:
         first = state.step
-        end = min([stop, first + chunk, *[m for m in marks if m > first]])
-        if _may_retreat(state, end - first):
+        end = min([stop, first + chunk_steps(state), *[m for m in marks if m > first]])
+        may_retreat = state.config.rewind and math.isfinite(above) and end - first <= state.budget_left_steps
+        if may_retreat:
             yield Snapshot()
         result = yield Train(first, tuple(scale * lr_at(t) for t in range(first, end)))
-        if (
-            has_diverged(result.losses, above)
-            and state.kept_step == first
-            and _may_retreat(state, end - first)
-        ):
-            yield Restore()
-            scale *= RETREAT
-            continue
+        if has_diverged(result.losses, above):
+            if may_retreat:
+                yield Restore()
+                scale *= RETREAT
+                continue
+            if not state.config.rewind:
+                scale *= RETREAT
         if end in marks:
             yield Evaluate(end)
 
 
-def _may_retreat(state: RunState, steps: int) -> bool:
-    """Tell whether `steps` may be thrown away within the search's share of all steps."""
-    budget = state.config.search_budget
-    lost = state.ledger.search.steps + steps
-    # A budget of 1 bounds nothing by its share: as many steps as the run has, then.
-    return lost <= budget * (lost + state.config.max_steps) and lost <= 2 * state.config.max_steps
+def chunk_steps(state: RunState) -> int:
+    """Return the most steps that are trained at once, and taken back at once where they diverge."""
+    return math.ceil(state.config.max_steps / CHUNKS)

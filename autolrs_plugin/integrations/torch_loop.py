@@ -15,11 +15,12 @@ from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
 from autolrs_plugin.training.data import Batches
-from autolrs_plugin.training.loop import TorchLoop, TrainStep
+from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
+from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
 from autolrs_plugin.training.lr import ReplayLR
 from autolrs_plugin.training.progress import observers_for
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.session import Session
+from autolrs_plugin.training.session import Observer, Prober, Session
 from autolrs_plugin.training.snapshot import Stateful
 
 
@@ -42,6 +43,9 @@ class AutoLRS:
     * Neither, with `train_step()`: a step that draws at random (`torch.randint` and the like), or uses all data.
       Two steps are taken at the start and undone, to see that they give the same loss; a step that draws from a
       hidden iterator does not, and is refused.
+
+    In a job of several processes (DistributedDataParallel or FSDP2 under torchrun, Ray Train) every rank makes one and
+    calls the same methods; rank 0 decides, losses are means over the ranks, and `run_dir` is a folder that all share.
 
     Args:
         model: the model; its frozen parameters are not copied.
@@ -68,6 +72,8 @@ class AutoLRS:
         keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
         progress: whether to show a bar and a line per stage; the lines are logged (`autolrs_plugin`) without it.
         tensorboard: a folder or a SummaryWriter for scalars.
+        observers: more who are told of every action, step and result; on every rank.
+        probes: who carries out probes elsewhere, in parallel, such as `integrations.ray.RayProbes`.
         settings: the other settings of AutoLRSConfig.
 
     Raises:
@@ -100,16 +106,18 @@ class AutoLRS:
         keep: str = "host",
         progress: bool = True,
         tensorboard: Any = None,
+        observers: Sequence[Observer] = (),
+        probes: Prober | None = None,
         **settings: Any,
     ) -> None:
         settings = {"validation": validate is not None, **settings}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping({**values, **settings}, origin="AutoLRS")
-        if resume not in (True, False, "auto"):
-            raise ValueError(f"resume={resume!r}: must be 'auto', True or False.")
-        _refuse_many_processes()
-        extra = {"scaler": scaler, "scheduler": scheduler, "data": data}
-        named = {**{k: v for k, v in extra.items() if v is not None}, **(stateful or {})}
+        ranks = ranks_of_job()
+        _check_choices(resume, probes, 1 if ranks is None else ranks.count)
+        if ranks is not None:
+            train_step = ranks.averaged(train_step, "train_step")
+            validate = ranks.averaged(validate, "validate")
         self._loop = TorchLoop(
             model,
             optimizer,
@@ -117,23 +125,18 @@ class AutoLRS:
             validate,
             train_data,
             probe_data,
-            named,
+            named_state(scaler, scheduler, data, stateful),
             generators,
             count_tokens,
             keep,
         )
-        folder = None if run_dir is None else Path(run_dir)
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
-        self._controller = Controller(config)
-        self._session = Session(
-            self._controller,
-            self._loop,
-            folder,
-            self._loop.identity() if folder is not None else {},
-            resume,
-            observers_for(config, progress, tensorboard),
-        )
+        self._ranks = ranks
+        shown = observers_for(config, progress, tensorboard) if ranks is None or ranks.leads else []
+        folder = None if run_dir is None else Path(run_dir)
+        self._session = _session(config, self._loop, ranks, folder, resume, [*shown, *observers], probes)
+        self._controller = self._session.controller
 
     def run(self) -> Schedule:
         """Search and train up to the end; return the schedule that was found.
@@ -163,7 +166,7 @@ class AutoLRS:
         Raises:
             ValueError: it does not fit the action.
         """
-        self._session.tell(result)
+        self._session.tell(result if self._ranks is None else self._ranks.averaged_result(result))
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the first parameter group, and the others by their ratios."""
@@ -211,13 +214,37 @@ class AutoLRS:
         return self._controller.val_losses
 
 
-def _refuse_many_processes() -> None:
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
-        raise RuntimeError(
-            "torch.distributed: AutoLRS runs in one process for now; here each of "
-            f"{torch.distributed.get_world_size()} would choose its own learning rate."
+def _check_choices(resume: bool | str, probes: Prober | None, processes: int) -> None:
+    """Raise ValueError, naming the argument, for what cannot be chosen."""
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume={resume!r}: must be 'auto', True or False.")
+    if processes > 1 and probes is not None:
+        raise ValueError(
+            f"probes: cannot be carried out elsewhere for a job of {processes} processes; leave it out."
         )
+
+
+def _session(
+    config: AutoLRSConfig,
+    loop: TorchLoop,
+    ranks: Ranks | None,
+    folder: Path | None,
+    resume: bool | str,
+    observers: Sequence[Observer],
+    probes: Prober | None,
+) -> Session:
+    """Return the session of this process, or of this rank of several."""
+    if probes is not None:
+        probes.attach(loop.kept_state)
+    identity = loop.identity() if folder is not None else {}
+    if ranks is None:
+        return Session(Controller(config), loop, folder, identity, resume, observers, prober=probes)
+    return Session(
+        ranks.controller(config),
+        RankedPort(loop, ranks),
+        folder,
+        ranks.identity(identity),
+        resume,
+        observers,
+        SharedJournals(ranks),
+    )

@@ -5,17 +5,17 @@ import json
 import math
 import os
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
 from autolrs_plugin.core.journal import sync_folder
-from autolrs_plugin.training.tree import TensorCopy
+from autolrs_plugin.training.tree import Sharding, TensorCopy
 
 VERSION = 1
 _HEADER = "autolrs"
@@ -31,10 +31,9 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> str:
     Raises:
         CheckpointError: the state holds something that is neither a tensor nor plain data; the message says where.
     """
-    tensors = _Tensors()
-    document = {"version": VERSION, "state": _encode(state, tensors, "state")}
+    tensors, metadata = _packed(state)
     temporary = path.with_suffix(".tmp")
-    save_file(tensors.by_name, temporary, metadata={_HEADER: json.dumps(document, allow_nan=False)})
+    save_file(tensors, temporary, metadata=metadata)
     with open(temporary, "rb+") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
@@ -59,11 +58,44 @@ def read_checkpoint(path: Path, sha256: str) -> dict[str, Any]:
             f"{path}: the checkpoint is not the one that was written (its SHA-256 differs)."
         )
     with safe_open(path, framework="pt", device="cpu") as opened:
-        document = json.loads(opened.metadata()[_HEADER])
-        if document["version"] != VERSION:
-            raise CheckpointError(f"{path}: is of version {document['version']}; this is version {VERSION}.")
-        state: dict[str, Any] = _decode(document["state"], opened.get_tensor)
-        return state
+        return _unpacked(str(path), opened.metadata(), opened.get_tensor)
+
+
+def checkpoint_bytes(state: dict[str, Any]) -> bytes:
+    """Return what `write_checkpoint` would write, to be sent.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    tensors, metadata = _packed(state)
+    return bytes(save(tensors, metadata))
+
+
+def checkpoint_from_bytes(data: bytes) -> dict[str, Any]:
+    """Return the state in what `checkpoint_bytes` gave, its tensors on the CPU.
+
+    Raises:
+        CheckpointError: it is of another version.
+    """
+    length = int.from_bytes(data[:8], "little")  # of the header that every safetensors file begins with
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    return _unpacked("the state received", metadata, load(data).__getitem__)
+
+
+def _packed(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    tensors = _Tensors()
+    document = {"version": VERSION, "state": _encode(state, tensors, "state")}
+    return tensors.by_name, {_HEADER: json.dumps(document, allow_nan=False)}
+
+
+def _unpacked(
+    origin: str, metadata: Mapping[str, str], tensor: Callable[[str], torch.Tensor]
+) -> dict[str, Any]:
+    document = json.loads(metadata[_HEADER])
+    if document["version"] != VERSION:
+        raise CheckpointError(f"{origin}: is of version {document['version']}; this is version {VERSION}.")
+    state: dict[str, Any] = _decode(document["state"], tensor)
+    return state
 
 
 class _Tensors:
@@ -125,7 +157,20 @@ def _encode_tensor(kept: TensorCopy, tensors: _Tensors, where: str) -> dict[str,
     encoded: dict[str, Any] = {"tensor": tensors.add(data), "device": str(kept.device)}
     if not data.is_contiguous():
         encoded["stride"] = list(data.stride())
+    if kept.sharding is not None:
+        encoded["sharding"] = _encode_sharding(kept.sharding, where)
     return encoded
+
+
+def _encode_sharding(sharding: Sharding, where: str) -> dict[str, Any]:
+    dims: list[int | None] = []
+    for placement in sharding.placements:
+        if type(placement).__name__ not in ("Shard", "Replicate"):
+            raise CheckpointError(
+                f"{where}: a tensor placed by {placement} cannot be written; leave run_dir out."
+            )
+        dims.append(getattr(placement, "dim", None))
+    return {"dims": dims, "shape": list(sharding.shape), "stride": list(sharding.stride)}
 
 
 def _decode(value: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
@@ -160,4 +205,12 @@ def _decode_tensor(data: torch.Tensor, extra: dict[str, Any]) -> TensorCopy:
     # A tensor whose elements overlap (an expanded one) was written out in full and stays so.
     if stride is not None and 0 not in stride:
         data = torch.empty_strided(data.shape, stride, dtype=data.dtype).copy_(data)
-    return TensorCopy(data, torch.device(extra["device"]))
+    sharding = _decode_sharding(extra["sharding"]) if "sharding" in extra else None
+    return TensorCopy(data, torch.device(extra["device"]), sharding)
+
+
+def _decode_sharding(values: dict[str, Any]) -> Sharding:
+    from torch.distributed.tensor import Replicate, Shard  # slow to import, and only where tensors are spread
+
+    placements = tuple(Replicate() if dim is None else Shard(dim) for dim in values["dims"])
+    return Sharding(None, placements, tuple(values["shape"]), tuple(values["stride"]))

@@ -1,6 +1,7 @@
 """Batches: the run's own stream with a position that can be gone back to, and streams for probes beside it."""
 
 import copy
+import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,12 @@ from autolrs_plugin.training.rng import Generator, rng_kept, rng_state, set_rng_
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """A loader, list or other iterable that can be iterated again and again, or a function that gives one epoch's."""
+
+
+_END = object()
+
+DISTRIBUTED_SEEDS = 2**32
+"""A sampler that shares the data out among processes must have the same seed on all of them; the last 32 bits are."""
 
 
 class BatchStream:
@@ -40,6 +47,7 @@ class BatchStream:
         self._epoch_rng: dict[str, Any] = {}
         self._starts_workers = False
         self._batches = 0
+        self._epochs = 0
 
     def next(self) -> Any:
         """Return the next batch.
@@ -47,17 +55,18 @@ class BatchStream:
         Raises:
             ValueError: an epoch has no batches.
         """
-        if self._iterator is not None:
-            for batch in self._iterator:
-                self._batches += 1
-                return batch
+        # Never `for batch in iterator`: some loaders are their own iterators, and would begin again.
+        if self._iterator is not None and (batch := next(self._iterator, _END)) is not _END:
+            self._batches += 1
+            return batch
         self._epoch, self._epoch_rng, self._batches = uuid.uuid4().hex, rng_state(self._generators), 0
         self._starts_workers = _has_no_workers_yet(self._source)
-        self._iterator = _epoch_of(self._source)
-        for batch in self._iterator:
-            self._batches = 1
-            return batch
-        raise ValueError(f"{self._name}: an epoch of it has no batches.")
+        self._epochs += 1
+        self._iterator = self._begin_epoch()
+        if (batch := next(self._iterator, _END)) is _END:
+            raise ValueError(f"{self._name}: an epoch of it has no batches.")
+        self._batches = 1
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position."""
@@ -66,6 +75,7 @@ class BatchStream:
             "rng": self._epoch_rng,
             "batches": self._batches,
             "starts_workers": self._starts_workers,
+            "epochs": self._epochs,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,26 +87,31 @@ class BatchStream:
             state["rng"],
             state["starts_workers"],
         )
-        self._batches, self._iterator = 0, None
+        self._batches, self._iterator, self._epochs = 0, None, state["epochs"]
         if self._epoch is None:
             return
         if _keeps_workers(self._source):
             _make_workers(self._source, wanted=not self._starts_workers)
         set_rng_state(self._epoch_rng, self._generators)
-        self._iterator = _epoch_of(self._source)
+        self._iterator = self._begin_epoch()
         while self._batches < state["batches"]:
-            if next(self._iterator, self) is self:
+            if next(self._iterator, _END) is _END:
                 raise ValueError(
                     f"{self._name}: an epoch ended after {self._batches} batches and had {state['batches']} before; "
                     "it must give the same batches from the same random state."
                 )
             self._batches += 1
 
+    def _begin_epoch(self) -> Iterator[Any]:
+        _set_epoch(self._source, self._epochs - 1)
+        return _epoch_of(self._source)
+
 
 class ProbeBatches:
     """Batches for probes, in an order of each probe's own that leaves the run's stream alone.
 
-    A loader draws its order from the random number generators, which are seeded for each probe; a list is shuffled.
+    A loader draws its order from the random number generators, which are seeded for each probe, a sampler with
+    `set_epoch` from the number that it is given; a list is shuffled.
     An unshuffled loader gives every probe its first batches.
 
     Args:
@@ -129,7 +144,8 @@ class ProbeBatches:
         if _keeps_workers(self._source):
             with rng_kept(self._generators):
                 _make_workers(self._source, wanted=True)
-        while True:
+        for epoch in itertools.count():
+            _set_epoch(self._source, (seed + epoch) % DISTRIBUTED_SEEDS)
             empty = True
             batches: Iterable[Any] = _epoch_of(self._source)
             if isinstance(self._source, list | tuple):
@@ -143,7 +159,8 @@ class ProbeBatches:
 
 def check_batches(source: object, name: str) -> None:
     """Raise TypeError naming the argument if `source` cannot be iterated again and again."""
-    if isinstance(source, Iterator):
+    # A DataLoader may be wrapped into one that is an iterator as well, and begins again with iter().
+    if isinstance(source, Iterator) and not isinstance(source, DataLoader):
         raise TypeError(
             f"{name}: a {type(source).__name__} can be iterated only once; give what it iterates over, such as a "
             "DataLoader or a list, or a function that returns a new one for each epoch."
@@ -160,6 +177,13 @@ def generators_of(source: object) -> list[torch.Generator]:
     samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
     found = [getattr(thing, "generator", None) for thing in (source, *samplers)]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def _set_epoch(source: Any, epoch: int) -> None:
+    """Tell a sampler that shuffles by the number of the epoch which one it is, as every loop over one has to."""
+    sampler = getattr(source, "sampler", None)
+    if sampler is not None and hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(epoch)
 
 
 def _keeps_workers(source: Any) -> bool:

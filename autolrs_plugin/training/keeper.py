@@ -6,7 +6,12 @@ from typing import Any
 
 import torch
 
-from autolrs_plugin.training.checkpoint import read_checkpoint, write_checkpoint
+from autolrs_plugin.training.checkpoint import (
+    checkpoint_bytes,
+    checkpoint_from_bytes,
+    read_checkpoint,
+    write_checkpoint,
+)
 from autolrs_plugin.training.snapshot import JobState
 from autolrs_plugin.training.tree import Copier
 
@@ -47,6 +52,24 @@ class Keeper:
         """Go back to the kept state."""
         assert self._kept is not None or self._file is not None, "a restore without a snapshot"
         self._job.restore(read_checkpoint(*self._file) if self._file is not None else self._kept)  # type: ignore[arg-type]
+
+    def kept(self) -> bytes:
+        """Return the kept state as the content of a file."""
+        if self._file is not None:
+            return self._file[0].read_bytes()
+        assert self._kept is not None, "nothing is kept yet"
+        return checkpoint_bytes(self._kept)
+
+    def keep(self, data: bytes) -> None:
+        """Make the state that `kept` gave, in this or another process, the kept one."""
+        self._kept, self._file = checkpoint_from_bytes(data), None
+
+    def drop(self) -> None:
+        """Let go of the kept state."""
+        self._kept = self._file = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def write(self, path: Path) -> str:
         """Write the state now to a file; return its SHA-256."""

@@ -13,12 +13,23 @@ import torch
 from autolrs_plugin.training.data import Batches, BatchStream, ProbeBatches, generators_of
 from autolrs_plugin.training.keeper import Keeper
 from autolrs_plugin.training.lr import GroupRates
-from autolrs_plugin.training.rng import Generator, rng_kept, seed_all
+from autolrs_plugin.training.rng import Generator, seed_all
 from autolrs_plugin.training.session import OnStep, Steps
 from autolrs_plugin.training.snapshot import JobState, Stateful, fingerprint, weights_digest
 
 TrainStep = Callable[..., Any]
 """Takes one optimizer step, given a batch or nothing, and returns its loss."""
+
+
+def named_state(
+    scaler: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    data: Stateful | None = None,
+    stateful: Mapping[str, Stateful] | None = None,
+) -> dict[str, Stateful]:
+    """Return, by name, what of AutoLRS's arguments has a state of its own."""
+    extra = {"scaler": scaler, "scheduler": scheduler, "data": data}
+    return {**{k: v for k, v in extra.items() if v is not None}, **(stateful or {})}
 
 
 class TorchLoop:
@@ -70,15 +81,11 @@ class TorchLoop:
         return self._steps(lrs, on_step, lambda: next(batches), abort_above)
 
     def evaluate(self) -> float:
-        """Return the validation loss; generators and train/eval modes are left as they were."""
+        """Return the validation loss; buffers, train/eval modes and generators are left as they were."""
         if self._validate is None:
             raise ValueError("validate: is missing; give it, or evaluate yourself and tell() the result.")
-        modes = [(module, module.training) for module in self._job.model.modules()]
-        with rng_kept(self._job.generators):
-            loss = as_number(self._validate(), "validate")
-        for module, training in modes:
-            module.training = training
-        return loss
+        with self._job.looked_at():
+            return as_number(self._validate(), "validate")
 
     def snapshot(self) -> None:
         """Keep the whole state, in place of the one kept before."""
@@ -104,15 +111,32 @@ class TorchLoop:
         """Make the state that a file holds the kept one."""
         self._keeper.keep_file(path, sha256)
 
+    def kept_state(self) -> bytes:
+        """Return the kept state as the content of a file."""
+        return self._keeper.kept()
+
+    def only_probe(self) -> None:
+        """Make this a replica: it takes probes alone, from states that it is sent, and never follows the run's data."""
+        self._stream = None
+        self._job.stateful.pop("train_data", None)
+
+    def receive(self, state: bytes) -> None:
+        """Make the state that `kept_state` gave in another process the kept one."""
+        self._keeper.keep(state)
+
     def identity(self) -> dict[str, Any]:
         """Return what tells this job from others, as plain values."""
-        trainable = self._job.trainable()
-        frozen = {n: p for n, p in self._job.parameters.items() if n not in trainable}
+        return {
+            **self.kind(),
+            "frozen_weights": weights_digest(self._job.frozen())[:16],
+            "initial": weights_digest(self._job.trainable())[:16],
+        }
+
+    def kind(self) -> dict[str, Any]:
+        """Return the part of `identity` that no weight is read for."""
         shapes = "".join(f"{n} {p.dtype} {tuple(p.shape)}\n" for n, p in self._job.parameters.items())
         return {
             "parameters": hashlib.sha256(shapes.encode()).hexdigest()[:16],
-            "frozen_weights": weights_digest(frozen)[:16],
-            "initial": weights_digest(trainable)[:16],
             "optimizer": type(self._job.optimizer).__name__,
             "group_ratios": list(self.rates.ratios),
         }

@@ -84,3 +84,23 @@ class ReplayLR(LRScheduler):  # type: ignore[misc]  # torch has no types here
         """Return each group's rate for the current step."""
         lr = self.lrs[min(self.last_epoch, len(self.lrs) - 1)]
         return [lr * ratio for ratio in self.ratios]
+
+
+class TunedLR(LRScheduler):  # type: ignore[misc]  # torch has no types here
+    """A scheduler whose learning rates come from AutoLRS: for a framework that asks its scheduler for them.
+
+    Args:
+        optimizer: its groups' rates now give the ratios.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.ratios = group_ratios(optimizer)
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        """Return the rates that the groups have: `step` leaves them alone."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def get_last_lr(self) -> list[float]:
+        """Return the rates in use."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]

@@ -36,10 +36,12 @@ class StageLog:
     """Logs one line for each search that has come to a decision."""
 
     def __init__(self) -> None:
-        self._stages = 0
+        self._stages: int | None = None
 
     def on_action(self, action: Action, controller: Controller) -> None:
-        """Nothing to say yet."""
+        """Count the stages that a run that is gone on with had come to before."""
+        if self._stages is None:
+            self._stages = len(controller.stages)
 
     def on_step(self, lr: float, loss: float) -> None:
         """Steps are not logged."""
@@ -49,9 +51,9 @@ class StageLog:
         for stage in controller.stages[self._stages :]:
             budget = controller.config.search_budget * controller.config.max_steps
             self.say(
-                f"stage {stage.index} at step {stage.first_step}: learning rate {stage.chosen_lr:.3g} after "
-                f"{len(stage.candidates)} probes ({stage.search_steps} steps; search so far "
-                f"{controller.ledger.search.steps} of {budget:.0f}). {stage.reason}"
+                f"stage {stage.index} ({stage.kind}) at step {stage.first_step}: learning rate {stage.chosen_lr:.3g} "
+                f"after {len(stage.candidates)} probes ({stage.search_steps} steps; search so far "
+                f"{controller.ledger.search.steps} of {budget:.0f}). {stage.reason}".rstrip()
             )
         self._stages = len(controller.stages)
 
@@ -61,6 +63,25 @@ class StageLog:
     def say(self, line: str) -> None:
         """Log a line."""
         logger.info(line)
+
+
+class StageLines(StageLog):
+    """Prints the line of each search, and one when it begins: for a framework that has a bar of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True)
+        self._announced = -1
+
+    def on_action(self, action: Action, controller: Controller) -> None:
+        """Say that a search begins."""
+        if isinstance(action, Probe) and action.stage != self._announced:
+            self._announced = action.stage
+            self.say(f"stage {action.stage} at step {controller.step}: searching the learning rate")
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._console.print(f"AutoLRS: {line}", highlight=False)
 
 
 class Bar(StageLog):
@@ -76,6 +97,7 @@ class Bar(StageLog):
 
     def on_action(self, action: Action, controller: Controller) -> None:
         """Say what is going on now."""
+        super().on_action(action, controller)
         if self._progress is None:
             columns = (
                 TextColumn("{task.description}"),
@@ -95,6 +117,7 @@ class Bar(StageLog):
             self._where = "train"
         self._progress.update(self._task, description=self._where, completed=controller.step)
         if isinstance(action, Done):
+            self._progress.update(self._task, description="done")
             self.close()
 
     def on_step(self, lr: float, loss: float) -> None:
@@ -111,7 +134,7 @@ class Bar(StageLog):
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         assert self._progress is not None
-        self._progress.console.print(line, highlight=False)
+        self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class Scalars(StageLog):

@@ -16,7 +16,8 @@ import numpy as np
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError, replay
+from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError
+from autolrs_plugin.core.replay import replay
 
 OnStep = Callable[[float, float], None]
 """Called after each step with its learning rate and its loss."""
@@ -80,6 +81,53 @@ class Observer(Protocol):
         """The run is complete, or has failed."""
 
 
+class Journals(Protocol):
+    """Where the journal of a run is found."""
+
+    def exists(self, path: Path) -> bool:
+        """Tell whether there is a run already."""
+
+    def create(
+        self, path: Path, config: Mapping[str, Any], run: Mapping[str, Any], checkpoint: Checkpoint
+    ) -> Journal:
+        """Begin a journal."""
+
+    def open(self, path: Path) -> Journal:
+        """Read a journal and hold it for writing."""
+
+
+class JournalFiles:
+    """The journal of a run with one process: its file."""
+
+    exists = staticmethod(Path.exists)
+    create = staticmethod(Journal.create)
+    open = staticmethod(Journal.open)
+
+
+JOURNAL_FILES = JournalFiles()
+
+
+class Prober(Protocol):
+    """Whoever carries out probes elsewhere than in this process."""
+
+    def attach(self, kept_state: Callable[[], bytes]) -> None:
+        """Take note of what returns the state that every probe starts from, as a file's content."""
+
+    def probe(self, ahead: Sequence[Probe], seed: int) -> Result | None:
+        """Return the result of the first of `ahead`; None where nobody can: then it is carried out here.
+
+        Args:
+            ahead: probes that are next whatever comes of the first; all may be begun.
+            seed: of the search.
+        """
+
+    def forget(self) -> None:
+        """The kept state is another one from now on."""
+
+    def close(self) -> None:
+        """No probe will follow."""
+
+
 class Session:
     """One run: `next_action`, `perform` and `tell` in turn, until `Done`.
 
@@ -91,6 +139,8 @@ class Session:
             `initial` are compared only where the user has not said that this is the run (`resume=True`).
         resume: `auto` goes on with the run in `run_dir` if there is one; True insists on one; False on none.
         observers: who shows the progress.
+        journals: finds, begins and opens the journal.
+        prober: who may carry out probes elsewhere.
 
     Raises:
         JournalError: there is a journal and it is of another run or version, corrupted, or in use; or what
@@ -105,11 +155,15 @@ class Session:
         identity: Mapping[str, Any] | None = None,
         resume: bool | str = "auto",
         observers: Sequence[Observer] = (),
+        journals: Journals = JOURNAL_FILES,
+        prober: Prober | None = None,
     ) -> None:
         self.controller = controller
         self._port = port
         self._run_dir = run_dir
         self._observers = tuple(observers)
+        self._journals = journals
+        self._prober = prober
         self._pending: Action | None = None
         self._pending_since = 0.0
         self._nan_evaluations = 0
@@ -128,6 +182,8 @@ class Session:
         finally:
             for observer in self._observers:
                 observer.close()
+            if self._prober is not None:
+                self._prober.close()
 
     def next_action(self) -> Action:
         """Return the action to carry out now; it is in the journal from here on.
@@ -139,6 +195,7 @@ class Session:
             raise RuntimeError(
                 f"tell() the result of {type(self._pending).__name__} before asking for another action."
             )
+        started = time.perf_counter()
         if self._port.fingerprint() != self._fingerprint:
             raise RuntimeError(
                 "model: its weights were changed between two actions by something other than the tuner, so its losses "
@@ -147,41 +204,33 @@ class Session:
         action = self.controller.next()
         if self._journal is not None:
             action = self._journal.unfinished or action
-            self._journal.intend(action)
-        self._pending, self._pending_since = action, time.perf_counter()
+            self._journal.intend(action, self.controller.ledger.overhead)
         for observer in self._observers:
             observer.on_action(action, self.controller)
+        self._pending, self._pending_since = action, time.perf_counter()
+        self.controller.ledger.bookkeeping_s += self._pending_since - started
         return action
 
     def perform(self, action: Action) -> Result:
         """Carry out an action on the port; return its result, which `tell` takes."""
         assert action == self._pending, f"{action} is not the action that was asked for"
+        if isinstance(action, Probe):
+            return self._probe(action)
         started = time.perf_counter()
-        restore_s = eval_s = 0.0
         steps, val_loss = Steps(()), None
         if isinstance(action, Train):
             steps = self._port.train(action.lrs, self._on_step)
-        elif isinstance(action, Probe):
-            self._port.restore()
-            restore_s = time.perf_counter() - started
-            seed = probe_seed(self.controller.config.seed, action)
-            steps = self._port.probe(action.lrs, seed, action.abort_above, self._on_step)
-            if action.evaluate and len(steps.losses) == len(action.lrs) and math.isfinite(steps.losses[-1]):
-                val_loss, eval_s = self._evaluate()
         elif isinstance(action, Snapshot):
             self._port.snapshot()
+            if self._prober is not None:
+                self._prober.forget()
         elif isinstance(action, Restore):
             self._port.restore()
         elif isinstance(action, Evaluate):
-            val_loss, eval_s = self._evaluate()
-        return Result(
-            losses=steps.losses,
-            val_loss=val_loss,
-            seconds=time.perf_counter() - started,
-            eval_seconds=eval_s,
-            restore_seconds=restore_s,
-            tokens=steps.tokens,
-        )
+            val_loss = evaluated(self._port)
+        seconds = time.perf_counter() - started
+        eval_s = 0.0 if val_loss is None else seconds
+        return Result(steps.losses, val_loss, seconds, eval_seconds=eval_s, tokens=steps.tokens)
 
     def tell(self, result: Result) -> None:
         """Take the result of the pending action: the controller decides on, the journal has it.
@@ -193,22 +242,27 @@ class Session:
         action = self._pending
         if action is None or isinstance(action, Done):
             raise RuntimeError("there is no action to tell a result of; ask for one with next_action().")
+        started, ledger = time.perf_counter(), self.controller.ledger
         if not result.seconds:
-            result = replace(result, seconds=time.perf_counter() - self._pending_since)
+            result = replace(result, seconds=started - self._pending_since)
         self._check_val_loss(action, result)
+        decided_s = ledger.deciding_s
         self.controller.tell(result)
         checkpoint = self._checkpoint(action)
         if self._journal is not None:
             self._journal.complete(result, checkpoint)
             self._follow(action, checkpoint)
-            self._prune()
+            self._journal.keep_only({c.file for c in (self._current, self._kept) if c is not None})
         self._pending = None
         self._fingerprint = self._port.fingerprint()
         for observer in self._observers:
             observer.on_result(action, result, self.controller)
+        ledger.bookkeeping_s += time.perf_counter() - started - (ledger.deciding_s - decided_s)
 
     def close(self) -> None:
-        """Let go of the run's folder."""
+        """Let go of the run's folder, and of whoever carries out probes."""
+        if self._prober is not None:
+            self._prober.close()
         if self._journal is not None:
             self._journal.close()
 
@@ -216,9 +270,14 @@ class Session:
         for observer in self._observers:
             observer.on_step(lr, loss)
 
-    def _evaluate(self) -> tuple[float, float]:
-        started = time.perf_counter()
-        return self._port.evaluate(), time.perf_counter() - started
+    def _probe(self, probe: Probe) -> Result:
+        seed = self.controller.config.seed
+        if self._prober is not None:
+            started = time.perf_counter()
+            result = self._prober.probe((probe, *self.controller.ahead[1:]), seed)
+            if result is not None:
+                return _as_waited_for(result, time.perf_counter() - started)
+        return carry_out(probe, self._port, seed, self._on_step)
 
     def _check_val_loss(self, action: Action, result: Result) -> None:
         if result.val_loss is None or self._nan_evaluations < 0:
@@ -239,17 +298,17 @@ class Session:
 
     def _open(self, run_dir: Path, identity: dict[str, Any], resume: bool | str) -> Journal:
         path = run_dir / FILE_NAME
-        if not path.exists():
+        if not self._journals.exists(path):
             if resume is True:
                 raise JournalError(f"run_dir={str(run_dir)!r}: holds no run to resume.")
             run_dir.mkdir(parents=True, exist_ok=True)
             self._current = self._written(run_dir, 0)
-            return Journal.create(path, self.controller.config.to_mapping(), identity, self._current)
+            return self._journals.create(path, self.controller.config.to_mapping(), identity, self._current)
         if resume is False:
             raise JournalError(
                 f"run_dir={str(run_dir)!r}: holds a run already; resume it, or choose another folder."
             )
-        journal = Journal.open(path)
+        journal = self._journals.open(path)
         try:
             self._resume(journal, run_dir, identity, resume)
         except BaseException:
@@ -286,13 +345,51 @@ class Session:
         elif isinstance(action, Train):
             self._current = checkpoint
 
-    def _prune(self) -> None:
-        """Delete the states that are neither the current nor the kept one."""
-        assert self._run_dir is not None
-        needed = {c.file for c in (self._current, self._kept) if c is not None}
-        for path in self._run_dir.glob("state-*"):
-            if path.name not in needed:
-                path.unlink()
+
+def evaluated(port: Port) -> float:
+    """Return the validation loss.
+
+    Raises:
+        RuntimeError: evaluating changed the weights.
+    """
+    before = port.fingerprint()
+    loss = port.evaluate()
+    if port.fingerprint() != before:
+        raise RuntimeError(
+            "validate: changed the weights of the model; it must leave them as they were (put back what it swaps)."
+        )
+    return loss
+
+
+def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep) -> Result:
+    """Carry out a probe on a port that has kept a state; `seed` is the search's. Return its result."""
+    started = time.perf_counter()
+    port.restore()
+    restored = time.perf_counter()
+    steps = port.probe(probe.lrs, probe_seed(seed, probe), probe.abort_above, on_step)
+    probed = time.perf_counter()
+    held = len(steps.losses) == len(probe.lrs) and math.isfinite(steps.losses[-1])
+    val_loss = evaluated(port) if probe.evaluate and held else None
+    ended = time.perf_counter()
+    return Result(
+        losses=steps.losses,
+        val_loss=val_loss,
+        seconds=ended - started,
+        eval_seconds=ended - probed,
+        restore_seconds=restored - started,
+        tokens=steps.tokens,
+    )
+
+
+def _as_waited_for(result: Result, seconds: float) -> Result:
+    """Return a result with the wall time that it was waited for, which is what a parallel probe costs."""
+    share = min(1.0, seconds / result.seconds)
+    return replace(
+        result,
+        seconds=seconds,
+        eval_seconds=result.eval_seconds * share,
+        restore_seconds=result.restore_seconds * share,
+    )
 
 
 def probe_seed(seed: int, probe: Probe) -> int:

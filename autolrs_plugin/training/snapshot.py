@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
-from autolrs_plugin.training.rng import Generator, check_generator, rng_state, set_rng_state
-from autolrs_plugin.training.tree import Copier, Restorer
+from autolrs_plugin.training.rng import Generator, check_generator, rng_kept, rng_state, set_rng_state
+from autolrs_plugin.training.tree import Copier, Restorer, local
 
 _GROUP_PARAMS = "params"
 _OPTIMIZER_OWN = frozenset({"param_groups", "state", "defaults"})
@@ -49,6 +50,7 @@ class JobState:
         generators: Sequence[Generator] = (),
     ) -> None:
         _check_job(model, optimizer)
+        reshard(model)
         self.model = model
         self.optimizer = optimizer
         self.stateful = dict(stateful or {})
@@ -74,6 +76,11 @@ class JobState:
         optimized = {id(p) for p in _params_of(self.optimizer)}
         return {n: p for n, p in self.parameters.items() if p.requires_grad or id(p) in optimized}
 
+    def frozen(self) -> dict[str, torch.Tensor]:
+        """Return the parameters that no step changes, by name."""
+        trainable = self.trainable()
+        return {n: p for n, p in self.parameters.items() if n not in trainable}
+
     def capture(self, copier: Copier, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the state now, as plain containers of TensorCopy and plain values.
 
@@ -81,6 +88,7 @@ class JobState:
             copier: makes the copies.
             old: a state captured before that nobody needs any more: its memory is used again.
         """
+        reshard(self.model)
         parameters = self.trainable()
         live = {
             "parameters": parameters,
@@ -95,8 +103,23 @@ class JobState:
         olds = old or {}
         return {key: copier.copy(value, olds.get(key)) for key, value in live.items()}
 
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Leave the job as it was after something that only looks at it: buffers, train/eval modes and generators."""
+        modules = list(self.model.modules())
+        modes = [module.training for module in modules]
+        kept = Copier().copy([module._buffers for module in modules])
+        with rng_kept(self.generators):
+            yield
+        restorer = Restorer()
+        with torch.no_grad():
+            for module, training, buffers in zip(modules, modes, kept, strict=True):
+                module.training = training
+                restorer.restored(module._buffers, buffers)
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Make the job what it was when `state` was captured; tensors in use are written in place."""
+        reshard(self.model)
         with torch.no_grad():
             self._restore(Restorer(), state)
 
@@ -105,6 +128,7 @@ class JobState:
             restorer.into(self.parameters[name], kept)
         for name, kept in state["gradients"].items():
             parameter = self.parameters[name]
+            restorer.mesh = getattr(parameter, "device_mesh", None)
             parameter.grad = restorer.restored(parameter.grad, kept)
         for name, module in self.model.named_modules():
             restorer.restored(module._buffers, state["buffers"].get(name, {}))
@@ -138,7 +162,10 @@ class JobState:
             group.clear()
             group.update({_GROUP_PARAMS: params, **options})
         by_parameter = {self._unkey(key): value for key, value in kept["state"].items()}
-        values = {k: restorer.restored(optimizer.state.get(k), value) for k, value in by_parameter.items()}
+        values = {}
+        for key, value in by_parameter.items():
+            restorer.mesh = getattr(key, "device_mesh", None)
+            values[key] = restorer.restored(optimizer.state.get(key), value)
         optimizer.state.clear()
         optimizer.state.update(values)
         own = {k: v for k, v in vars(optimizer).items() if self._is_own(k, v)}
@@ -176,7 +203,7 @@ def fingerprint(job: JobState) -> str:
     Trainable parameters count by the sum of their bits as integers, frozen ones by torch's count of writes.
     """
     trainable = job.trainable()
-    sums = [_bit_sum(p.detach()) for p in trainable.values()]
+    sums = [_bit_sum(local(p.detach())) for p in trainable.values()]
     digest = hashlib.sha256()
     for device in dict.fromkeys(s.device for s in sums):
         digest.update(repr(torch.stack([s for s in sums if s.device == device]).tolist()).encode())
@@ -190,7 +217,7 @@ def weights_digest(parameters: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, parameter in parameters.items():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        data = parameter.detach().cpu().contiguous().reshape(-1)
+        data = local(parameter.detach()).cpu().contiguous().reshape(-1)
         digest.update(data.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -208,7 +235,33 @@ def _bit_sum(tensor: torch.Tensor) -> torch.Tensor:
     return integers.sum(dtype=torch.int64)
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Make FSDP2 let go of weights that it has gathered.
+
+    After a forward pass without a backward pass the root keeps them for the next forward pass, which would then not
+    see what is written into its parameters meanwhile.
+    """
+    for module in model.modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            module.reshard()
+
+
+def _check_wrapper(model: torch.nn.Module) -> None:
+    kinds = type(model).__mro__
+    if any(kind.__module__.partition(".")[0] == "deepspeed" for kind in kinds):
+        raise ValueError(
+            f"model: a {type(model).__name__} partitions weights and optimizer state out of reach, so a step of it "
+            "cannot be undone; train with DistributedDataParallel or FSDP2 (fully_shard) to use AutoLRS."
+        )
+    if any(kind.__name__ == "FullyShardedDataParallel" for kind in kinds):
+        raise ValueError(
+            "model: FullyShardedDataParallel (FSDP1) flattens the parameters, so a step of it cannot be undone; use "
+            "FSDP2 (torch.distributed.fsdp.fully_shard)."
+        )
+
+
 def _check_job(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    _check_wrapper(model)
     params = list(_params_of(optimizer))
     if not params:
         raise ValueError("optimizer: has no parameters; there is nothing to train.")

@@ -14,16 +14,45 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
+class Sharding:
+    """How a tensor is spread over processes (a DTensor); each process copies its own part alone.
+
+    Attributes:
+        mesh: the devices; None where it was read from a file.
+        placements: one for each dimension of the mesh.
+        shape: of the whole tensor.
+        stride: of the whole tensor.
+    """
+
+    mesh: Any
+    placements: tuple[Any, ...]
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorCopy:
     """The values of a tensor, and where the tensor itself lives.
 
     Attributes:
         data: the values, on any device.
         device: the device of the tensor that was copied.
+        sharding: how the whole tensor is spread, of which this is the part of this process; None where it is whole.
     """
 
     data: torch.Tensor
     device: torch.device
+    sharding: Sharding | None = None
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Tell whether a tensor is a DTensor."""
+    return isinstance(tensor, torch.Tensor) and hasattr(tensor, "to_local")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this process's part of a tensor, in the same memory; the whole of one that is not spread."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 class Copier:
@@ -38,6 +67,7 @@ class Copier:
         self._place = place
         self._share = share
         self._copies: dict[int, TensorCopy] = {}
+        self._reused: set[int] = set()
         # Containers of tensors are made anew by some state_dict(): they must outlive their ids.
         self._seen: list[torch.Tensor] = []
 
@@ -60,27 +90,44 @@ class Copier:
             return _like(value, items)
         return value if isinstance(value, bool | int | float | str | None) else copy.deepcopy(value)
 
-    def _copy_tensor(self, tensor: torch.Tensor, old: Any) -> TensorCopy:
+    def _copy_tensor(self, whole: torch.Tensor, old: Any) -> TensorCopy:
+        tensor, sharding = local(whole), None
+        if is_sharded(whole):
+            sharding = Sharding(
+                whole.device_mesh, tuple(whole.placements), tuple(whole.shape), tuple(whole.stride())
+            )
         if self._share:
-            return TensorCopy(tensor, tensor.device)
+            return TensorCopy(tensor, tensor.device, sharding)
         place = self._place or tensor.device
         # Fresh memory costs more than the copy itself; the memory of the copy before is warm.
-        if isinstance(old, TensorCopy) and old.device == tensor.device and _same_form(old.data, tensor):
+        # One tensor that has become two was one copy before, whose memory only one of them can have.
+        unused = isinstance(old, TensorCopy) and id(old) not in self._reused
+        if (
+            unused
+            and (old.device, old.sharding) == (tensor.device, sharding)
+            and _same_form(old.data, tensor)
+        ):
             old.data.copy_(tensor)
-            return old
-        return TensorCopy(tensor.to(place, copy=True), tensor.device)
+            self._reused.add(id(old))
+            return old  # type: ignore[no-any-return]
+        return TensorCopy(tensor.to(place, copy=True), tensor.device, sharding)
 
 
 class Restorer:
-    """Writes copies back into the live state; a tensor that was copied once is one tensor again."""
+    """Writes copies back into the live state; a tensor that was copied once is one tensor again.
+
+    Attributes:
+        mesh: the devices of the parameter whose state is restored next, if it is spread over processes.
+    """
 
     def __init__(self) -> None:
+        self.mesh: Any = None
         self._restored: dict[int, torch.Tensor] = {}
         self._written: set[int] = set()
 
     def into(self, tensor: torch.Tensor, kept: TensorCopy) -> None:
         """Write `kept` into `tensor`, which keeps its identity, memory and layout."""
-        tensor.copy_(kept.data)
+        local(tensor).copy_(kept.data)
         self._restored[id(kept)] = tensor
         self._written.add(id(tensor))
 
@@ -89,8 +136,9 @@ class Restorer:
         if isinstance(kept, TensorCopy):
             return self._tensor(live, kept)
         if isinstance(kept, dict):
-            target = live if isinstance(live, dict) else copy.copy(kept)
-            items = {key: self.restored(target.get(key), item) for key, item in kept.items()}
+            before = live if isinstance(live, dict) else {}
+            items = {key: self.restored(before.get(key), item) for key, item in kept.items()}
+            target = live if isinstance(live, dict) else copy.copy(kept)  # of the same type
             target.clear()  # what is there now and was not then was made by a probe
             target.update(items)
             return target
@@ -109,16 +157,27 @@ class Restorer:
         # A tensor that has been written already now stands in two places of the state, but did not then.
         if (
             isinstance(live, torch.Tensor)
+            and is_sharded(live) == (kept.sharding is not None)
             and live.device == kept.device
-            and _same_form(live, kept.data)
+            and _same_form(local(live), kept.data)
             and id(live) not in self._written
         ):
             self.into(live, kept)
             return live
-        fresh = kept.data.to(kept.device, copy=True)
+        fresh = self._whole(kept.data.to(kept.device, copy=True), kept.sharding)
         self._restored[id(kept)] = fresh
         self._written.add(id(fresh))
         return fresh
+
+    def _whole(self, part: torch.Tensor, sharding: Sharding | None) -> torch.Tensor:
+        if sharding is None:
+            return part
+        from torch.distributed.tensor import DTensor  # slow to import, and only where tensors are spread
+
+        mesh = sharding.mesh if sharding.mesh is not None else self.mesh
+        return DTensor.from_local(
+            part, mesh, sharding.placements, run_check=False, shape=sharding.shape, stride=sharding.stride
+        )
 
 
 def _same_form(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -1,11 +1,14 @@
 """Small real training jobs for the tests: a model, an optimizer, data, and a step."""
 
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 
 class Lion(torch.optim.Optimizer):
@@ -123,3 +126,33 @@ class Job:
 def bits(tensor: torch.Tensor) -> bytes:
     """Return the bytes of a tensor."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+class Noisy(Dataset):
+    """Pictures with noise from three generators: an augmentation, drawn where the loader runs."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        noise = torch.randn(()) + random.random() + float(np.random.rand())
+        return self.job.inputs[i] + 0.1 * noise, self.job.targets[i]
+
+
+def loader(job: Job, **options: Any) -> DataLoader:
+    return DataLoader(Noisy(job), batch_size=16, **({"shuffle": True} | options))
+
+
+def batch_step(job: Job) -> Callable[[Any], torch.Tensor]:
+    def step(batch: Any) -> torch.Tensor:
+        inputs, targets = batch
+        job.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(job.model(inputs), targets)
+        loss.backward()
+        job.optimizer.step()
+        return loss
+
+    return step

@@ -249,6 +249,35 @@ def test_tensors_that_were_one_are_one_again_and_others_are_not_mixed_up() -> No
     assert restored["c"].tolist() == [0, 0]
 
 
+def test_one_tensor_that_has_become_two_is_copied_twice() -> None:
+    """The memory of the earlier, single copy can serve only one of them."""
+    shared = torch.ones(2)
+    old = Copier().copy({"a": shared, "b": shared})
+    memory = old["a"].data.data_ptr()
+    kept = Copier().copy({"a": torch.full((2,), 5.0), "b": torch.full((2,), 7.0)}, old)
+    assert kept["a"].data.tolist() == [5, 5]
+    assert kept["b"].data.tolist() == [7, 7]
+    assert kept["a"].data.data_ptr() == memory
+
+
+def test_a_copy_can_be_restored_again_and_again() -> None:
+    """Without live state to write into, nothing of the copy may become part of what was restored from it."""
+    value = {
+        "list": [torch.ones(2), [1, 2]],
+        "dict": {"a": torch.zeros(1), "b": {"c": [torch.ones(1)]}},
+        "n": 1,
+    }
+    kept = Copier().copy(value)
+    for _ in range(3):
+        restored = Restorer().restored(None, kept)
+        assert repr(restored) == repr(value)
+        restored["list"][0].add_(5)
+        restored["list"][1].append(3)
+        restored["dict"]["b"]["c"][0].add_(5)
+        restored["dict"]["b"]["new"] = 1
+        del restored["dict"]["a"]
+
+
 def test_plain_data_survives_the_file(tmp_path: Path) -> None:
     strided = torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     flat = torch.arange(4)

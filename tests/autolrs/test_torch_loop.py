@@ -8,34 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.training.lr import GroupRates, ReplayLR
-from tests.autolrs.jobs import Job
+from tests.autolrs.jobs import Job, batch_step, loader
 from tests.autolrs.scripted import PROBING, RATES, script
 
 RANGE = {"max_steps": 7, "lr_range": (1e-3, 1.0), "progress": False}
-
-
-class Noisy(Dataset):
-    """Pictures with noise from three generators: an augmentation, drawn where the loader runs."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-
-    def __len__(self) -> int:
-        return 48
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        noise = torch.randn(()) + random.random() + float(np.random.rand())
-        return self.job.inputs[i] + 0.1 * noise, self.job.targets[i]
-
-
-def loader(job: Job, **options: Any) -> DataLoader:
-    return DataLoader(Noisy(job), batch_size=16, **({"shuffle": True} | options))
 
 
 def with_own_generator(job: Job) -> DataLoader:
@@ -70,18 +51,6 @@ def function(job: Job) -> Callable[[], Any]:
 
 
 SOURCES = [loader, with_own_generator, drawn_lazily, workers, persistent_workers, listed, function]
-
-
-def batch_step(job: Job) -> Callable[[Any], torch.Tensor]:
-    def step(batch: Any) -> torch.Tensor:
-        inputs, targets = batch
-        job.optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(job.model(inputs), targets)
-        loss.backward()
-        job.optimizer.step()
-        return loss
-
-    return step
 
 
 def trained_plainly(job: Job, source: Any, rates: tuple[float, ...] = RATES) -> dict[str, bytes]:

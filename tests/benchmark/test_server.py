@@ -95,9 +95,12 @@ def test_what_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> Non
 def test_a_signal_to_us_stops_the_server(tmp_path: Path, signum: signal.Signals) -> None:
     pids = tmp_path / "pids"
     script = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
         "from pathlib import Path\n"
         "from vllm_sarathi.benchmark.server import serve\n"
+        # A parent that runs in the background, or under nohup, hands its ignored signals down.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "with serve('m', log_path=Path(sys.argv[1]), command=sys.argv[2:]):\n"
         "    print('up', flush=True)\n"
         "    time.sleep(600)\n"

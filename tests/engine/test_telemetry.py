@@ -3,6 +3,9 @@
 import gc
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -160,6 +163,24 @@ def test_metrics_without_engines_or_with_broken_files_are_empty(tmp_path: Path) 
     assert [x for x in generate_latest(registry).decode().splitlines() if "engine=" in x] == [
         'vllm_sarathi_gaps_total{engine="1"} 3.0'
     ]
+
+
+def test_a_server_started_by_another_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    code = (
+        "import os\n"
+        "from vllm_sarathi.engine.metrics import FOLDER_VARIABLE, leave_figures, serve_figures\n"
+        "from prometheus_client import REGISTRY, generate_latest\n"
+        "serve_figures()\n"
+        "first = os.environ[FOLDER_VARIABLE]\n"
+        "serve_figures()\n"
+        "assert os.environ[FOLDER_VARIABLE] == first\n"
+        "leave_figures(0, {'steps': 7})\n"
+        "print(generate_latest(REGISTRY).decode())\n"
+    )
+    env = {**os.environ, metrics.FOLDER_VARIABLE: str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert 'vllm_sarathi_steps_total{engine="0"} 7.0' in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 # The file.

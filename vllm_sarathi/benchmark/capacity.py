@@ -15,7 +15,7 @@ import numpy as np
 
 from vllm_sarathi.core.config import ConfigError, check_int, check_positive
 from vllm_sarathi.simulation.deployment import Deployment, build, deployment, scheduler_choice
-from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of
+from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of, paces
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
 from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
 
@@ -33,7 +33,8 @@ class Criterion:
 
     Attributes:
         tbt_slo_ms: the promised time between tokens; None for no promise.
-        percentile: which percentile of all gaps has to keep it.
+        tbt_mode: what it means: `gap`, or `pace` (token n by first token + n x SLO).
+        percentile: which percentile of all gaps, or paces, has to keep it.
         max_delay_s: the longest median scheduling delay, seconds.
         goodput: the share of the requests with promises of their own that has to keep them; None leaves them out.
     """
@@ -42,6 +43,7 @@ class Criterion:
     percentile: float = 99.0
     max_delay_s: float = 2.0
     goodput: float | None = None
+    tbt_mode: str = "gap"
 
     def holds(self, outcome: Outcome) -> bool:
         """Return whether a finished run meets it."""
@@ -49,9 +51,10 @@ class Criterion:
             return False
         if np.median(outcome.delays_s) > self.max_delay_s and self.goodput is None:
             return False
-        if self.tbt_slo_ms is None or self.goodput is not None or not len(outcome.gaps_s):
+        times_s = outcome.paces_s if self.tbt_mode == "pace" else outcome.gaps_s
+        if self.tbt_slo_ms is None or self.goodput is not None or not len(times_s):
             return True
-        return bool(np.percentile(outcome.gaps_s, self.percentile) * 1e3 <= self.tbt_slo_ms)
+        return bool(np.percentile(times_s, self.percentile) * 1e3 <= self.tbt_slo_ms)
 
 
 class Watch:
@@ -89,7 +92,8 @@ class Watch:
         assert log.scheduled_s is not None
         self._delayed_left -= log.scheduled_s - log.request.arrival_s > criterion.max_delay_s
         if criterion.tbt_slo_ms is not None:
-            self._late_gaps_left -= int((np.diff(log.token_s) * 1e3 > criterion.tbt_slo_ms).sum())
+            times_s = paces(log) if criterion.tbt_mode == "pace" else np.diff(log.token_s)
+            self._late_gaps_left -= int((times_s * 1e3 > criterion.tbt_slo_ms).sum())
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ class Task:
         seed: of the workload.
         settings: those of SarathiConfig, for `sarathi`.
         calibration_dir: as `deployment` takes it.
+        tolerance: how close the search comes, as a share.
     """
 
     deployment: str
@@ -145,6 +150,7 @@ class Task:
     seed: int = 0
     settings: tuple[tuple[str, Any], ...] = ()
     calibration_dir: str | None = None
+    tolerance: float = TOLERANCE
 
     @property
     def place(self) -> Deployment:
@@ -236,7 +242,7 @@ def find(task: Task) -> Found:
         return True
 
     start = first_rate(task)
-    qps = search(run, start)
+    qps = search(run, start, task.tolerance)
     outcome = rehearse(task, start * RATE_RANGE[0], to_the_end=True) if qps is None else outcomes[qps]
     assert outcome is not None
     return Found(qps, outcome.to_mapping(), runs)

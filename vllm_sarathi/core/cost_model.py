@@ -2,11 +2,13 @@
 
 Notation (a roofline, as in Sarathi-Serve, arXiv 2403.02310, section 3.1):
 
-    t(shape) = c + sum_k a_k max(0, tokens - k) + d decodes + e context + f work + g sequences
+    t(shape) = c + sum_k a_k max(0, tokens - k) + d decodes + e context + f work + g prefills + h [prefills > 0]
 
-The hinges at KNEES make the cost of the linear layers any convex, rising curve of the tokens: flat while
-reading the weights takes longer than computing, linear after. All coefficients are held at or above zero, since
-no part of a step can take negative time. The fit is least squares of the *relative* error with exponential
+where prefills = sequences - decodes, and h is what it costs that there is any prefill at all: other kernels run
+then, on a CPU above all. The tokens count in whole tiles, once the device has shown that it computes in tiles (see
+`tiles`). The hinges at KNEES make the cost of the linear layers any convex, rising curve of the tokens: flat while
+reading the weights takes longer than computing, linear after. All coefficients are held at or above zero, since no
+part of a step can take negative time. The fit is least squares of the *relative* error with exponential
 forgetting: a 40 ms step and a 4 s step count alike. With A = sum w x x' / t^2 and b = sum w x / t, the
 coefficients minimise u'Au - 2b'u under u >= 0.
 """
@@ -20,16 +22,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_sarathi.core.tiles import CANDIDATES, TileFinder, padded
 from vllm_sarathi.core.views import StepShape
 
 KNEES = (0, 32, 64, 128, 256, 512, 1024)
-SCALES = (1.0, *(0.01 for _ in KNEES), 0.1, 1e-4, 1e-6, 0.1)
+SCALES = (1.0, *(0.01 for _ in KNEES), 0.1, 1e-4, 1e-6, 0.1, 1.0)
 """Factors that bring the features to about one, for the arithmetic's sake."""
 
 FORGETTING = 0.995
 """Weight of a step against the one after it: the memory is about 200 steps."""
 
-RIDGE = 1e-7
+RIDGES = np.array((*(1e-7 for _ in SCALES[1:]), 1e-3))
+"""Relative to all that was seen. The last one is h's: where all steps read prompts nothing else tells h from c, and
+decodes alone must not be thought cheaper than they are."""
+
 HUBER = 2.0
 """Residuals above so many times the usual one count by their size, not its square (Huber, 1964)."""
 
@@ -47,9 +53,17 @@ PRIOR_STEPS = 20.0
 
 RATIOS_KEPT = 256
 CAUTION = 0.2
-CAUTIOUS_STEPS = 64
+CAUTIOUS_STEPS = 32
 MARGIN_RANGE = (1.0, 2.5)
 """A step that takes longer than the upper end is not the chunk's doing, and no chunk would have kept it."""
+
+GUARD_GAIN = 0.02
+GUARD_MISSES = 0.03
+GUARD_RUN_STEPS = 8
+MOST_GUARD = 1.5
+"""A hybrid step that outlasts the margin so soon after another raises it by the gain; each other step lowers it again,
+by so little that the given share of misses balances (after adaptive conformal inference; Gibbs and Candes, 2021). The
+residuals' quantile alone lags behind where they come in runs, as on a machine with neighbours."""
 
 SOLVE_EVERY_STEPS = 4
 EAGER_STEPS = 64
@@ -59,15 +73,17 @@ EAGER_STEPS = 64
 _NORMAL = NormalDist()
 
 
-def features(shape: StepShape) -> list[float]:
-    """Return the step's features, unscaled, in the order of the coefficients; shape [5 + len(KNEES)]."""
+def features(shape: StepShape, tile_tokens: int = 1) -> list[float]:
+    """Return the step's features, unscaled, in the order of the coefficients; shape [6 + len(KNEES)]."""
+    tokens, prefills = padded(shape.tokens, tile_tokens), shape.sequences - shape.decodes
     return [
         1.0,
-        *(float(max(0, shape.tokens - knee)) for knee in KNEES),
+        *(float(max(0, tokens - knee)) for knee in KNEES),
         float(shape.decodes),
         float(shape.decode_context_tokens),
         shape.prefill_work,
-        float(shape.sequences),
+        float(prefills),
+        float(prefills > 0),
     ]
 
 
@@ -90,11 +106,19 @@ class CostModel:
         self._spread = 0.1
         self._recent: deque[float] = deque(maxlen=CHANGE_WINDOW)
         self._ratios: deque[float] = deque(maxlen=RATIOS_KEPT)
+        self._guard = 1.0
+        self._steps_since_miss = GUARD_RUN_STEPS
         self._margin = self._margin_now()
         self._seen: dict[tuple[int, int], int] = {}
         self._eager_steps = EAGER_STEPS
         self._weight_sum = 0.0
         self._unchecked_steps = 0
+        self._tiles = TileFinder()
+
+    @property
+    def tile_tokens(self) -> int:
+        """The tokens of a tile, as far as the device has shown it; 1 for none."""
+        return self._tiles.tile_tokens
 
     @property
     def ready(self) -> bool:
@@ -103,8 +127,11 @@ class CostModel:
 
     @property
     def margin(self) -> float:
-        """The factor on a prediction that covers `quantile` of the steps, from the latest residuals."""
-        return self._margin
+        """The factor on a prediction that covers `quantile` of the hybrid steps, from their latest residuals.
+
+        Decodes alone are foretold better, and no chunk depends on it.
+        """
+        return self._margin * self._guard
 
     @property
     def relative_error(self) -> float:
@@ -125,7 +152,11 @@ class CostModel:
     def seconds(self, tokens: float, decodes: int, context: int, work: float, sequences: int) -> float:
         """`predict` for bare numbers: the budget search calls it a dozen times in every step."""
         c = self._coefficients
-        total = c[0] + c[-4] * decodes + c[-3] * context + c[-2] * work + c[-1] * sequences
+        tokens = padded(tokens, self._tiles.tile_tokens)
+        total = c[0] + c[-5] * decodes + c[-4] * context + c[-3] * work
+        prefills = sequences - decodes
+        if prefills > 0:
+            total += c[-2] * prefills + c[-1]
         for i, knee in enumerate(KNEES, start=1):
             if tokens <= knee:
                 break
@@ -138,7 +169,9 @@ class CostModel:
             return
         predicted_s = self.predict(shape)
         weight = self._weight(shape, measured_s, predicted_s) if predicted_s > 0 else 1.0
-        x = np.array(features(shape)) * self._scales
+        if self._tiles.observe(shape, measured_s):
+            self._forget()  # what was learnt by the old count of tokens is worth less now
+        x = np.array(features(shape, self._tiles.tile_tokens)) * self._scales
         # Relative to what was foretold: relative to the measured time, noise would pull the fit down.
         unit = max(predicted_s, 0.5 * measured_s)
         self._a *= FORGETTING
@@ -160,8 +193,9 @@ class CostModel:
         self._seen[kind] = seen + 1
         if seen < FAMILIAR_STEPS:
             return 1.0
-        if ratio <= MARGIN_RANGE[1]:
+        if ratio <= MARGIN_RANGE[1] and 0 < shape.decodes < shape.sequences:
             self._ratios.append(ratio)
+            self._note_miss(ratio > self.margin)
         if self.steps % SOLVE_EVERY_STEPS == 0:
             self._margin = self._margin_now()
         if self._device_has_changed(ratio):
@@ -170,6 +204,13 @@ class CostModel:
         self._spread += 0.02 * (1.25 * min(residual, 4 * self._spread) - self._spread)
         self._spread = max(self._spread, 1e-3)
         return min(1.0, HUBER * self._spread / residual) if residual > 0 else 1.0
+
+    def _note_miss(self, missed: bool) -> None:
+        """Raise or lower the guard on the margin, after a hybrid step."""
+        in_a_run = missed and self._steps_since_miss < GUARD_RUN_STEPS
+        self._steps_since_miss = 0 if missed else self._steps_since_miss + 1
+        step = 1.0 if in_a_run else -GUARD_MISSES
+        self._guard = min(MOST_GUARD, max(1.0, self._guard + GUARD_GAIN * step))
 
     def _device_has_changed(self, ratio: float) -> bool:
         """Rescale everything where the latest steps agree that the device is faster or slower than it was."""
@@ -182,14 +223,20 @@ class CostModel:
             return False
         middle = sorted(latest)[len(latest) // 2]
         self._b *= middle
+        self._tiles.forget_steps()
+        self._forget()
+        return True
+
+    def _forget(self) -> None:
+        """Let what is to come count for more than what was learnt."""
         self._a *= 0.2
         self._b *= 0.2
         self._weight_sum *= 0.2
         self._eager_steps = EAGER_STEPS
         self._recent.clear()
         self._ratios = deque(maxlen=RATIOS_KEPT)
+        self._guard = 1.0
         self._margin = self._margin_now()
-        return True
 
     def _margin_now(self) -> float:
         """Return the residuals' quantile, the larger of two estimates.
@@ -211,8 +258,7 @@ class CostModel:
 
     def _solve(self) -> None:
         """Minimise u'Au - 2b'u under u >= 0, from the last solution on (block principal pivoting)."""
-        ridge = RIDGE * (1e-12 + float(np.trace(self._a)))
-        a = self._a + ridge * np.eye(len(self._b))
+        a = self._a + np.diag(RIDGES * (1e-12 + float(np.trace(self._a))))
         self._u = nonnegative_least_squares(a, self._b, self._u > 0)
         self._coefficients = (self._u * self._scales).tolist()
 
@@ -220,6 +266,7 @@ class CostModel:
         """Return what was learnt as plain values; `load` takes them back."""
         return {
             "knees": list(KNEES),
+            "tile": self.tile_tokens,
             "a": self._a.tolist(),
             "b": self._b.tolist(),
             "weight": self._weight_sum,
@@ -239,8 +286,14 @@ class CostModel:
         a, b = np.array(values["a"], dtype=float), np.array(values["b"], dtype=float)
         weight, spread = float(values["weight"]), float(values["spread"])
         familiar = [(int(tokens), int(prefix)) for tokens, prefix in values["familiar"]]
+        tile = int(values.get("tile", 1))
         size = len(SCALES)
-        if list(values["knees"]) != list(KNEES) or a.shape != (size, size) or b.shape != (size,):
+        if (
+            tile not in CANDIDATES
+            or list(values["knees"]) != list(KNEES)
+            or a.shape != (size, size)
+            or b.shape != (size,)
+        ):
             raise ValueError("it was learnt by a model of another shape")
         finite = (
             np.isfinite(a).all() and np.isfinite(b).all() and 0 < weight < math.inf and 0 < spread < math.inf
@@ -254,6 +307,7 @@ class CostModel:
         self._a, self._b, self._weight_sum = a * share, b * share, weight * share
         self._spread = min(max(spread, 1e-3), 1.0)
         self._seen = dict.fromkeys(familiar, FAMILIAR_STEPS)
+        self._tiles.tile_tokens = tile
         self._unchecked_steps = SLOWER_WINDOW
         self.steps = 1
         self._solve()

@@ -2,43 +2,190 @@
 
 `fcfs` is the queue's own order. `deadline` is, in three ranks:
 
-1. *overdue*: it has waited longer than the bound; by arrival.
-2. *promised*: it has a time to first token, and reading it now still makes it; earliest deadline first,
-   shortest remaining as tie-break.
-3. *the rest*: no promise, or one that can no longer be kept and so stops harming those that can. The deadline is
+1. *overdue*, in every second step: it has waited longer than the bound; by arrival.
+2. *promised*: it has a time to first token that can still be kept; earliest deadline first, shortest remaining as
+   tie-break.
+3. *the rest*: no promise, or one that is given up and so stops harming those that can be kept. The deadline is
    implied by the length (arrival + STRETCH x the time to read it), so that a short prompt does not wait behind a
    100k one, and a long one gains on later arrivals as it ages.
 
-The bound: a prompt that has waited `max_wait_s` goes before every later arrival, so it has its first token no later
-than `max_wait_s` + the time to read it and those that arrived before it.
+Which promises are given up is not left to each prompt alone: those that can be kept together are as many as possible.
+Earliest deadline first keeps all where all can be kept; where one would be late, giving up the longest so far saves
+the most (Moore, 1968: it minimises the number of late jobs on one machine).
+
+The bound: a prompt that has waited `max_wait_s` goes before every later arrival in at least every second step, so it
+has its first token no later than `max_wait_s` + twice the time to read it and those that arrived before it. The steps
+between go on keeping promises, or one long prompt that is overdue would break those of all that come meanwhile.
 """
 
-from collections.abc import Callable
+import heapq
+import math
+from collections.abc import Callable, Sequence
 
-from vllm_sarathi.core.views import RequestView
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.cost_model import CostModel
+from vllm_sarathi.core.views import RequestView, StepRecord, StepShape, StepView, chunk_work
 
 STRETCH = 10.0
 """A prompt without a promise is due after so many times the time that reading it alone takes."""
 
+ARRIVAL_STEPS = 4
+"""So many steps fit into the shortest promised time to first token, whatever decodes: who arrives finds up to two
+steps in flight, and has to be read in the third."""
+
+ARRIVAL_DECODE_STEPS = 4
+"""But a step may take so many times a decode step: else what it costs beside the prompts would be most of it."""
+
+PROMISE_REMEMBERED_S = 600.0
+"""A short promise to one request is expected again for so long."""
+
 Key = tuple[int, float, float]
 
+ReadTime = Callable[[int, int], float]
+"""Seconds to read so many remaining tokens after so many done ones."""
 
-def deadline_key(
-    request: RequestView, ttft_slo_s: float | None, max_wait_s: float, read_s: Callable[[int, int], float]
-) -> Key:
-    """Return the request's place in `deadline` order; smaller goes first.
+
+def kept_promises(
+    requests: Sequence[RequestView], ttft_slo_s: float | None, lead_s: float, read_s: ReadTime
+) -> dict[int, Key]:
+    """Return the keys of those requests, by index, whose time to first token can be kept together.
 
     Args:
-        request: the request.
+        requests: all that are to be read.
         ttft_slo_s: the promise to requests without one of their own; None for none.
-        max_wait_s: the bound on waiting.
-        read_s: seconds to read so many remaining tokens after so many done ones.
+        lead_s: seconds before the first of them can be read, and between reading and answering.
+        read_s: how long reading takes.
     """
-    if request.age_s >= max_wait_s:
-        return (0, -request.age_s, 0.0)
-    remaining_s = read_s(request.done_tokens, request.remaining_tokens)
-    slo_s = ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
-    if slo_s is not None and request.age_s + remaining_s <= slo_s:
-        return (1, slo_s - request.age_s, remaining_s)
-    total_s = remaining_s + read_s(0, request.done_tokens)
-    return (2, STRETCH * total_s - request.age_s, remaining_s)
+    jobs = []
+    for index, request in enumerate(requests):
+        slo_s = ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
+        if slo_s is not None and request.age_s < slo_s:
+            jobs.append((slo_s - request.age_s, read_s(request.done_tokens, request.remaining_tokens), index))
+    kept: dict[int, Key] = {}
+    longest: list[tuple[float, int]] = []
+    end_s = lead_s
+    for due_s, remaining_s, index in sorted(jobs):
+        end_s += remaining_s
+        kept[index] = (1, due_s, remaining_s)
+        heapq.heappush(longest, (-remaining_s, index))
+        if end_s > due_s:
+            shorter_s, given_up = heapq.heappop(longest)
+            end_s += shorter_s
+            del kept[given_up]
+    return kept
+
+
+def deadline_keys(
+    requests: Sequence[RequestView],
+    ttft_slo_s: float | None,
+    max_wait_s: float,
+    lead_s: float,
+    read_s: ReadTime,
+    overdue_first: bool = True,
+) -> list[Key]:
+    """Return each request's place in `deadline` order; smaller goes first.
+
+    Args:
+        requests, ttft_slo_s, lead_s, read_s: as in `kept_promises`.
+        max_wait_s: the bound on waiting.
+        overdue_first: whether it is the turn of those that have waited longer.
+    """
+    overdue = {i for i, request in enumerate(requests) if request.age_s >= max_wait_s}
+    # While some are overdue, half of the steps are theirs.
+    promised = kept_promises(
+        requests, ttft_slo_s, lead_s, (lambda done, left: 2 * read_s(done, left)) if overdue else read_s
+    )
+    keys = []
+    for index, request in enumerate(requests):
+        if overdue_first and index in overdue:
+            keys.append((0, -request.age_s, 0.0))
+        elif index in promised:
+            keys.append(promised[index])
+        else:
+            remaining_s = read_s(request.done_tokens, request.remaining_tokens)
+            total_s = remaining_s + read_s(0, request.done_tokens)
+            keys.append((2, STRETCH * total_s - request.age_s, remaining_s))
+    return keys
+
+
+class DeadlineOrder:
+    """Orders the prompts of each step by deadline, from how fast prompts have been read so far.
+
+    Args:
+        config: the settings.
+        model: tells how long reading takes, until enough has been read to know.
+        steps_per_token: steps that end while one is in a pipeline.
+    """
+
+    def __init__(self, config: SarathiConfig, model: CostModel, steps_per_token: int = 1) -> None:
+        self._ttft_slo_s = None if config.ttft_slo_ms is None else config.ttft_slo_ms / 1e3
+        self._max_wait_s = config.prefill_max_wait_s
+        self._clients_promise = config.allow_request_slo
+        self._model = model
+        self._steps_per_token = steps_per_token
+        self._least_ttft_slo_s, self._least_seen_s = self._ttft_slo_s or math.inf, -math.inf
+        self._tokens_per_s: float | None = None
+        self._step_s = 0.0
+        self._overdue_first = True
+
+    def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
+        """Return how long a step may take that leaves who arrives now time for its first token.
+
+        Args:
+            decode_step_s: how long decodes alone take; 0 while nobody knows.
+            tbt_slo_s: the promised time between tokens: what a step takes where clients may bring promises, and none
+                has yet; None while nobody knows.
+        """
+        least_s = self._least_ttft_slo_s / ARRIVAL_STEPS / self._steps_per_token
+        if least_s == math.inf and self._clients_promise:
+            least_s = math.inf if tbt_slo_s is None else tbt_slo_s / self._steps_per_token
+        return max(least_s, ARRIVAL_DECODE_STEPS * decode_step_s)
+
+    def order(self, view: StepView) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Return the order of the partial prefills, those of them that yield, and the order of the queue."""
+        requests = (*view.prefills, *view.waiting)
+        self._note_promises(view.now_s, requests)
+        keys = deadline_keys(
+            requests,
+            self._ttft_slo_s,
+            self._max_wait_s,
+            self._step_s * self._steps_per_token,
+            self._read_s,
+            self._overdue_first,
+        )
+        partial, waiting = keys[: len(view.prefills)], keys[len(view.prefills) :]
+        order = sorted(range(len(partial)), key=partial.__getitem__)
+        waiting_order = tuple(sorted(range(len(waiting)), key=waiting.__getitem__))
+        first = min(waiting, default=None)
+        # A prompt in flight yields its turn to a more urgent one that waits; it keeps its blocks and its slot.
+        held = tuple(i for i in order if first is not None and first < partial[i])
+        return tuple(i for i in order if i not in held), held, waiting_order
+
+    def planned(self, prefill_tokens: int) -> None:
+        """Note what the step that was ordered last is going to read."""
+        if prefill_tokens > 0:
+            self._overdue_first = not self._overdue_first
+
+    def observe(self, record: StepRecord) -> None:
+        """Learn from a finished step how fast prompts are read."""
+        tokens = record.shape.tokens - record.shape.decodes
+        if tokens <= 0 or not 0 < record.measured_s < math.inf:
+            return
+        if record.reason != "all" or self._tokens_per_s is None:  # else there was not enough to fill the step
+            rate = tokens / record.measured_s
+            known = rate if self._tokens_per_s is None else self._tokens_per_s
+            self._tokens_per_s = 0.9 * known + 0.1 * rate
+        self._step_s = 0.9 * self._step_s + 0.1 * record.measured_s
+
+    def _read_s(self, done_tokens: int, remaining_tokens: int) -> float:
+        if self._tokens_per_s is None:
+            shape = StepShape(remaining_tokens, 0, 0, chunk_work(done_tokens, remaining_tokens), 1)
+            return self._model.predict(shape)
+        return remaining_tokens / self._tokens_per_s
+
+    def _note_promises(self, now_s: float, requests: Sequence[RequestView]) -> None:
+        """Keep the shortest promise of the last minutes."""
+        own = [r.ttft_slo_s for r in requests if r.ttft_slo_s is not None]
+        least_s = min([self._ttft_slo_s or math.inf, *own])
+        if least_s <= self._least_ttft_slo_s or now_s - self._least_seen_s > PROMISE_REMEMBERED_S:
+            self._least_ttft_slo_s, self._least_seen_s = least_s, now_s

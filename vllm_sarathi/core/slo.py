@@ -5,20 +5,22 @@ arXiv 2403.02310, section 4.3). Here the budget of a step is the largest number 
 as the cost model foretells it, ends before the most urgent next token is due.
 """
 
+import math
 from collections.abc import Sequence
 
 from vllm_sarathi.core.config import SarathiConfig, auto_factor
 from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.deadlines import TokenDeadlines
-from vllm_sarathi.core.ordering import deadline_key
+from vllm_sarathi.core.ordering import DeadlineOrder
 from vllm_sarathi.core.policies import arrival_order
-from vllm_sarathi.core.views import RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
+from vllm_sarathi.core.views import RequestView, StepPlan, StepRecord, StepView, chunk_work
 
 COLD_TOKENS = 16
 """The first chunk beside decodes, before anything is known; also the floor that guarantees progress."""
 
 GROWTH = 2.0
-"""A chunk beside decodes may be so many times the largest step seen: the model is trusted near what it has seen."""
+"""A step may be so many times the largest of its kind, with decodes or without, that was seen: the model is trusted
+near what it has seen."""
 
 PATIENCE_STEPS = 128
 """Prefills that find no room wait so many steps for one of the floor: that costs less than 1% of the gaps."""
@@ -59,10 +61,12 @@ class SloBudget:
         self._steps_per_token = steps_per_token
         self._decode_step_s: float | None = None
         self._most_tokens = 0
-        self._most_work = 0.0
+        self._most_idle_tokens = 0
         self._steps_without_prefill = 0
         self._steps_since_decode_only = DECODE_ONLY_EVERY_STEPS
-        self._tokens_per_s: float | None = None
+        self._by_deadline = (
+            None if config.prefill_order == "fcfs" else DeadlineOrder(config, model, steps_per_token)
+        )
 
     @property
     def tbt_slo_s(self) -> float | None:
@@ -76,14 +80,17 @@ class SloBudget:
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step."""
         order, held, waiting_order = self._order(view)
-        if view.decodes == 0:
+        longest_s = self._longest_step_s()
+        if view.decodes == 0 and longest_s == math.inf:
+            self._planned(view.max_tokens)
             return StepPlan(view.max_tokens, order, held, waiting_order, reason="idle")
         ahead = [view.prefills[i] for i in order]
         ahead += [view.waiting[i] for i in (waiting_order or range(len(view.waiting)))]
         if view.unseen_waiting:
             # Nothing is known of them (further back in the queue, or in another one): as long as it takes.
             ahead.append(RequestView("unseen", (0.0, 0.0), 0.0, 0, view.max_tokens))
-        prefill_tokens, reason = self._prefill_tokens(view, ahead)
+        prefill_tokens, reason = self._prefill_tokens(view, ahead, longest_s)
+        self._planned(prefill_tokens)
         budget = min(view.max_tokens, max(1, view.decode_tokens + prefill_tokens))
         return StepPlan(budget, order, held, waiting_order, reason=reason)
 
@@ -92,30 +99,37 @@ class SloBudget:
         shape = record.shape
         self.deadlines.completed(record.completed_s)
         self.model.observe(shape, record.measured_s)
-        self._most_tokens = max(self._most_tokens, shape.tokens)
-        self._most_work = max(self._most_work, shape.prefill_work)
+        if shape.decodes:  # a long prompt read alone says little of a small step beside decodes
+            self._most_tokens = max(self._most_tokens, shape.tokens)
+        else:
+            self._most_idle_tokens = max(self._most_idle_tokens, shape.tokens)
         self._steps_since_decode_only = 0 if shape.prefill_work == 0 else self._steps_since_decode_only + 1
-        prefill_tokens = shape.tokens - shape.decodes
-        if prefill_tokens > 0 and record.measured_s > 0:
-            rate = prefill_tokens / record.measured_s
-            self._tokens_per_s = rate if self._tokens_per_s is None else 0.9 * self._tokens_per_s + 0.1 * rate
+        if self._by_deadline is not None:
+            self._by_deadline.observe(record)
 
-    def _prefill_tokens(self, view: StepView, ahead: Sequence[RequestView]) -> tuple[int, str]:
-        """Return how many prefill tokens go beside the decodes, and why."""
+    def _prefill_tokens(
+        self, view: StepView, ahead: Sequence[RequestView], longest_s: float
+    ) -> tuple[int, str]:
+        """Return how many prefill tokens go beside the decodes in a step of at most `longest_s`, and why."""
         room = view.max_tokens - view.decode_tokens
         if not ahead or room <= 0:
             return 0, "none"
         if not self.model.ready:
             return min(room, COLD_TOKENS), "cold"
-        decode_s = self._seconds(view, 0, 0.0, 0)
+        decode_s = self._seconds(view, 0, 0.0, 0) if view.decodes else 0.0
         self._note_decode_step(decode_s)
-        slo_s = self.tbt_slo_s
-        if slo_s is None:
-            return min(room, COLD_TOKENS), "cold"
-        available_s = self.deadlines.available_s(view, slo_s)
+        available_s = math.inf
+        if view.decodes:
+            slo_s = self.tbt_slo_s
+            if slo_s is None:
+                return min(room, COLD_TOKENS), "cold"
+            available_s = self.deadlines.available_s(view, slo_s)
         self.unkeepable = decode_s > available_s
-        if self._steps_since_decode_only > DECODE_ONLY_EVERY_STEPS and (
-            self.unkeepable or self.config.tbt_slo_ms is None
+        available_s = min(available_s, longest_s)
+        if (
+            view.decodes
+            and self._steps_since_decode_only > DECODE_ONLY_EVERY_STEPS
+            and (self.unkeepable or self.config.tbt_slo_ms is None)
         ):
             return 0, "probe"
         trusted = self._trusted_tokens(view)
@@ -126,7 +140,7 @@ class SloBudget:
             self._steps_without_prefill = 0
             return tokens, reason
         self._steps_without_prefill += 1
-        if self.unkeepable or self._steps_without_prefill >= PATIENCE_STEPS:
+        if self.unkeepable or not view.decodes or self._steps_without_prefill >= PATIENCE_STEPS:
             self._steps_without_prefill = 0
             return min(room, COLD_TOKENS), "floor"
         return 0, "full"
@@ -137,7 +151,8 @@ class SloBudget:
             self._decode_step_s = decode_s if known is None else 0.98 * known + 0.02 * decode_s
 
     def _trusted_tokens(self, view: StepView) -> int:
-        return max(COLD_TOKENS, int(GROWTH * self._most_tokens) - view.decode_tokens)
+        most = self._most_tokens if view.decodes else self._most_idle_tokens
+        return max(COLD_TOKENS, int(GROWTH * most) - view.decode_tokens)
 
     def _seconds(self, view: StepView, tokens: int, work: float, sequences: int) -> float:
         return self.model.seconds(
@@ -200,23 +215,17 @@ class SloBudget:
         over = (view.decode_tokens + tokens + chunk) % TILE_TOKENS
         return chunk - over if over <= ALIGNMENT_LOSS * chunk else chunk
 
-    def _read_s(self, done_tokens: int, remaining_tokens: int) -> float:
-        if self._tokens_per_s is None:
-            shape = StepShape(remaining_tokens, 0, 0, chunk_work(done_tokens, remaining_tokens), 1)
-            return self.model.predict(shape)
-        return remaining_tokens / self._tokens_per_s
+    def _longest_step_s(self) -> float:
+        if self._by_deadline is None:
+            return math.inf
+        return self._by_deadline.longest_step_s(self._decode_step_s or 0.0, self.tbt_slo_s)
+
+    def _planned(self, prefill_tokens: int) -> None:
+        if self._by_deadline is not None:
+            self._by_deadline.planned(prefill_tokens)
 
     def _order(self, view: StepView) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
         """Return the order of the partial prefills, those of them that yield, and the order of the queue."""
-        if self.config.prefill_order == "fcfs" or not (view.prefills or view.waiting):
+        if self._by_deadline is None or not (view.prefills or view.waiting):
             return arrival_order(view), (), None
-        slo_s = None if self.config.ttft_slo_ms is None else self.config.ttft_slo_ms / 1e3
-        max_wait_s = self.config.prefill_max_wait_s
-        partial = [deadline_key(r, slo_s, max_wait_s, self._read_s) for r in view.prefills]
-        waiting = [deadline_key(r, slo_s, max_wait_s, self._read_s) for r in view.waiting]
-        order = sorted(range(len(partial)), key=partial.__getitem__)
-        waiting_order = tuple(sorted(range(len(waiting)), key=waiting.__getitem__))
-        first = min(waiting, default=None)
-        # A prompt in flight yields its turn to a more urgent one that waits; it keeps its blocks and its slot.
-        held = tuple(i for i in order if first is not None and first < partial[i])
-        return tuple(i for i in order if i not in held), held, waiting_order
+        return self._by_deadline.order(view)

@@ -7,6 +7,7 @@ vLLM builds a registry of its own at every request, and ours are in the log and 
 """
 
 import atexit
+import functools
 import json
 import os
 import shutil
@@ -67,10 +68,12 @@ class FiguresCollector:
         return engines
 
 
+@functools.cache
 def serve_figures() -> None:
-    """Have this process show the figures of the engine cores that it will start; calling it again does nothing."""
-    if FOLDER_VARIABLE in os.environ:
-        return
+    """Have this process show the figures of the engine cores that it will start; calling it again does nothing.
+
+    A folder that the environment names already is that of a process that started this one, for its own engines.
+    """
     # Imported here: as above.
     from prometheus_client import REGISTRY
 

@@ -34,6 +34,10 @@ EMPTY_STEPS_BEFORE_FULL_BUDGET = 3
 """After this many steps that took nothing, the engine's own limit applies for one step: see `_is_stuck`."""
 
 
+LOOK_FAR_EVERY_STEPS = 64
+"""An order that looks some way into the queue looks through all of it so often."""
+
+
 @dataclass(slots=True)
 class _Step:
     """A step between `schedule` and `update_from_output`."""
@@ -91,6 +95,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         self.wall_clock: Callable[[], float] = time.time
         self.plan_failures = 0
         self._pipelined = stages > 1 and not vllm_config.scheduler_config.async_scheduling
+        self._by_deadline = config.prefill_order == "deadline"
         self._by_priority = vllm_api.is_priority_policy(self)
         self._promises: dict[str, Promise] = {}
         self._in_flight: deque[_Step | None] = deque()
@@ -139,6 +144,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         super().add_request(request)
         if self.config.allow_request_slo:
             self._guarded(self._note_promise, request)
+        if self._by_deadline:
+            self._guarded(self._bring_into_sight, request)
 
     def shutdown(self) -> None:
         """End, as the parent does, with the last figures told."""
@@ -212,8 +219,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         waiting: list[Any] = []
         unseen = 0
         if policy.waiting_seen:
-            wanted = itertools.islice(self.waiting, policy.waiting_seen)
-            waiting = self._within_one_step(partial, wanted) if policy.sees_one_step else list(wanted)
+            waiting = self._seen_waiting(partial)
             unseen = self.get_request_counts()[1] - len(waiting)
         wall_s = self.wall_clock() if partial or waiting else 0.0
         views: tuple[DecodeView, ...] = ()
@@ -231,6 +237,14 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             decode_views=views,
         )
         return view, waiting
+
+    def _seen_waiting(self, partial: list[Any]) -> list[Any]:
+        """Return the waiting requests, from the head of the queue, that the policy is to see."""
+        policy = self.controller.policy
+        if policy.sees_one_step:
+            return self._within_one_step(partial, itertools.islice(self.waiting, policy.waiting_seen))
+        looks_far = self._by_deadline and self._step % LOOK_FAR_EVERY_STEPS == 0
+        return list(self.waiting if looks_far else itertools.islice(self.waiting, policy.waiting_seen))
 
     def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
         """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`."""
@@ -267,6 +281,14 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             self._promises[request.request_id] = promise
         if len(self._promises) > 2 * len(self.requests) + 64:  # forget those that have finished
             self._promises = {k: v for k, v in self._promises.items() if k in self.requests}
+
+    def _bring_into_sight(self, request: Any) -> None:
+        """Put a request with a deadline where the next step sees it, however long the queue is."""
+        if (
+            self.config.ttft_slo_ms is not None
+            or self._promises.get(request.request_id, NONE).ttft_slo_s is not None
+        ):
+            vllm_api.move_to_front(self, request)
 
     def _is_stuck(self) -> bool:
         """True where a small budget alone keeps everything from moving.

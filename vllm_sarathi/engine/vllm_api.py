@@ -49,6 +49,8 @@ CONTRACT = (
     Touchpoint("vllm.v1.core.sched.async_scheduler:AsyncScheduler"),
     Touchpoint("vllm.v1.core.sched.request_queue:RequestQueue.peek_request"),
     Touchpoint("vllm.v1.core.sched.request_queue:FCFSRequestQueue.pop_request"),
+    Touchpoint("vllm.v1.core.sched.request_queue:FCFSRequestQueue.pop"),
+    Touchpoint("vllm.v1.core.sched.request_queue:FCFSRequestQueue.prepend_request", ("request",)),
     Touchpoint("vllm.v1.core.sched.request_queue:FCFSRequestQueue.prepend_requests", ("requests",)),
     Touchpoint("vllm.v1.core.block_pool:BlockPool.get_num_free_blocks"),
     Touchpoint("vllm.v1.core.sched.request_queue:SchedulingPolicy.PRIORITY"),
@@ -249,6 +251,14 @@ def reorder_waiting(scheduler: Any, requests: list[Any]) -> None:
     for _ in requests:
         queue.pop_request()
     queue.prepend_requests(reversed(requests))
+
+
+def move_to_front(scheduler: Any, request: Any) -> None:
+    """Bring the request that was queued last to the head of the queue, unless it waits elsewhere."""
+    queue = scheduler.waiting
+    if len(queue) > 1 and queue[-1] is request:
+        queue.pop()
+        queue.prepend_request(request)
 
 
 def uses_stock_only(vllm_config: Any) -> str | None:

@@ -1,0 +1,91 @@
+"""`autolrs bench`: the options, checked, and the benchmark behind them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def bench(
+    task: Annotated[str, typer.Option(help="A reference task, several with commas, or 'all'.")],
+    json: Annotated[Path, typer.Option(help="Where the rows go.")],
+    methods: Annotated[str, typer.Option(help="Methods with commas; all of them by default.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from 0.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, and a quarter of the steps.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Where results are kept: a run that was cut off goes on there.")
+    ] = Path("build/autolrs-bench"),
+) -> None:
+    """Compare AutoLRS with other ways to a learning rate, each given the same compute."""
+    # torch and the peers take seconds to import, and the other commands need none of them.
+    from autolrs_plugin.benchmark.runner import METHODS, Options, run_bench
+    from autolrs_plugin.benchmark.tasks import TASKS
+
+    names = list(TASKS) if task == "all" else _names("--task", task, list(TASKS))
+    chosen = _names("--methods", methods, list(METHODS)) if methods else list(METHODS)
+    if quick:
+        seeds, out = 1, out / "quick"
+    options = Options(tuple(TASKS[name] for name in names), tuple(chosen), seeds, quick, out, json)
+    console = Console()
+    try:
+        run_bench(options, console)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
+
+
+def bench_parallel(
+    task: Annotated[str, typer.Option(help="A reference task.")] = "stdlib-gpt",
+    steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 800,
+    actors: Annotated[int, typer.Option(min=1, help="Ray actors of the measured part.")] = 2,
+    workers: Annotated[str, typer.Option(help="Workers of the simulated part, with commas.")] = "1,2,10",
+    json: Annotated[Path | None, typer.Option(help="Where the figures go.")] = None,
+) -> None:
+    """Measure what probing in parallel saves with Ray actors here, and simulate a cluster."""
+    # torch and Ray take seconds to import, and the other commands need neither.
+    from autolrs_plugin.benchmark.parallel import bench_parallel as run_parallel
+    from autolrs_plugin.benchmark.tasks import TASKS
+
+    (name,) = _names("--task", task, list(TASKS))[:1]
+    counts = [int(part) for part in workers.split(",") if part.strip().isdigit()]
+    if not counts or min(counts) < 1 or len(counts) != len(workers.split(",")):
+        raise typer.BadParameter(f"--workers {workers!r}: must be whole numbers of at least 1, with commas.")
+    console = Console()
+    try:
+        run_parallel(name, steps, actors, counts, json, console)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
+
+
+def bench_overhead(
+    adapters: Annotated[str, typer.Option(help="Adapters with commas; all of them by default.")] = "",
+    steps: Annotated[int, typer.Option(min=20, help="Steps of the run in each.")] = 300,
+) -> None:
+    """Measure what an adapter adds to a framework's steps outside of searches."""
+    # torch and the frameworks take seconds to import.
+    from autolrs_plugin.benchmark.adapter_overhead import ADAPTERS, measure, overhead_table
+
+    chosen = _names("--adapters", adapters, list(ADAPTERS)) if adapters else list(ADAPTERS)
+    console = Console()
+    try:
+        console.print(overhead_table([measure(name, steps) for name in chosen]))
+    except ModuleNotFoundError as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
+
+
+def _names(option: str, text: str, valid: list[str]) -> list[str]:
+    """Return the names in a comma-separated list, each once.
+
+    Raises:
+        typer.BadParameter: a name is unknown.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in valid]
+    if unknown or not names:
+        raise typer.BadParameter(
+            f"{option} {text!r}: {', '.join(unknown) or 'nothing'} is unknown; valid: {', '.join(valid)}"
+        )
+    return names

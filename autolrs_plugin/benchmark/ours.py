@@ -1,0 +1,95 @@
+"""AutoLRS as a method of the benchmark: told nothing but a range of seven decades and C steps in all."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from autolrs_plugin.benchmark.methods import CURVE_POINTS, Assignment, Curve, Outcome
+from autolrs_plugin.benchmark.tasks import Batch
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Train
+from autolrs_plugin.core.config import AutoLRSConfig
+from autolrs_plugin.core.paper_plan import search_cost
+from autolrs_plugin.integrations.torch_loop import AutoLRS
+
+LR_RANGE = (1e-6, 10.0)
+EPOCH = 50
+"""Minibatches in one pass of the stream that AutoLRS is given: they are drawn at random, without end."""
+
+
+def autolrs(a: Assignment) -> Outcome:
+    """The default mode: the run has what the largest search that it may do leaves of C."""
+    budget = AutoLRSConfig(max_steps=1, lr_range=LR_RANGE).search_budget
+    return _tuned(a, int(a.steps / (1 + budget)), "default")
+
+
+def autolrs_paper(a: Assignment) -> Outcome:
+    """AutoLRS as published: the longest run whose search and training come to C."""
+    steps = a.steps
+    while steps > 1 and steps + search_cost(steps, a.eval_cost_steps) > a.steps:
+        steps -= 1
+    return _tuned(a, steps, "paper")
+
+
+def _tuned(a: Assignment, steps: int, mode: str) -> Outcome:
+    """One run of `steps` steps on the same weights and minibatches as the peers'."""
+    job = a.task.build(a.seed)
+    job.model.train()
+    optimizer = a.task.optimizer(job, a.task.default_lr)
+    rng = np.random.default_rng([a.seed, 1])
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(EPOCH):
+            yield job.draw(rng)
+
+    def step(batch: Batch) -> float:
+        optimizer.zero_grad()
+        loss = job.loss(batch)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    tuner = AutoLRS(
+        job.model,
+        optimizer,
+        max_steps=steps,
+        lr_range=LR_RANGE,
+        train_step=step,
+        validate=job.validate,
+        train_data=batches,
+        generators=[rng],
+        seed=a.seed,
+        progress=False,
+        mode=mode,
+        eval_cost_steps=a.eval_cost_steps,
+        evaluations=CURVE_POINTS,
+    )
+    curve: Curve = []
+    cost = 0.0
+    while not isinstance(action := tuner.next_action(), Done):
+        result = tuner.perform(action)
+        tuner.tell(result)
+        cost += _cost(action, result, a.eval_cost_steps)
+        a.on_steps(len(result.losses))
+        if isinstance(action, Evaluate) and result.val_loss is not None:
+            curve.append((cost, result.val_loss))
+    ledger = tuner.ledger
+    return Outcome(
+        lr=max(tuner.schedule.lrs),
+        final_val_loss=curve[-1][1],
+        steps_total=cost,
+        steps_search=cost - steps,
+        curve=curve,
+        seconds=-ledger.evaluation.seconds,
+        overheads={
+            "deciding": ledger.deciding_s / (ledger.seconds - ledger.evaluation.seconds),
+            "snapshot_steps": ledger.snapshot.seconds / max(1, ledger.snapshot.times) / ledger.step_seconds,
+        },
+    )
+
+
+def _cost(action: Action, result: Result, eval_cost_steps: float) -> float:
+    """Return what an action cost in training steps; evaluations along the run are the judge's."""
+    if not isinstance(action, Probe | Train):
+        return 0.0
+    evaluated = isinstance(action, Probe) and result.val_loss is not None
+    return len(result.losses) + (eval_cost_steps if evaluated else 0.0)

@@ -1,0 +1,239 @@
+"""What parallel probing saves: measured with actors on this machine, simulated for a cluster of workers.
+
+Measured: the same search twice, each probe after the other in one process, and then on Ray actors; both decide the
+same, bit for bit. Each process computes with one thread. The time is that of the search alone, from before its first
+probe to after its last, the sending of states included; starting Ray and the actors is told apart.
+
+Simulated: the actions of a real run and the seconds that each of them took, replayed with a number of workers. Probes
+that were decided on together share the workers out among them, first come, first served; everything else takes place
+in the job itself, one after the other, as it did. Every state that is sent costs what it was measured to cost.
+"""
+
+import functools
+import heapq
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from autolrs_plugin.benchmark.tasks import TASKS, Batch
+from autolrs_plugin.core.actions import Action, Evaluate, Probe, Result, Train
+from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.integrations.torch_loop import AutoLRS
+
+LR_RANGE = (1e-6, 10.0)
+EPOCH = 50
+"""Minibatches in one pass of the stream: they are drawn at random, without end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An action of a run.
+
+    Attributes:
+        kind: the action's name.
+        seconds: how long it took.
+        probes_ahead: for a probe, how many were decided on that had not been carried out, this one included; else 0.
+    """
+
+    kind: str
+    seconds: float
+    probes_ahead: int = 0
+
+
+@dataclass
+class Watch:
+    """Notes every action of a run, and how long its search takes."""
+
+    done: list[Done] = field(default_factory=list)
+    search_s: float = 0.0
+    _began: float = 0.0
+    _ahead: int = 0
+
+    def on_action(self, action: Action, controller: Controller) -> None:
+        self._ahead = len(controller.ahead)
+        if isinstance(action, Probe) and not self._began:
+            self._began = time.perf_counter()
+
+    def on_step(self, lr: float, loss: float) -> None:
+        pass
+
+    def on_result(self, action: Action, result: Result, controller: Controller) -> None:
+        self.done.append(Done(type(action).__name__, result.seconds, self._ahead))
+        if isinstance(action, Probe):
+            self.search_s = time.perf_counter() - self._began
+
+    def close(self) -> None:
+        pass
+
+
+def build(task_name: str) -> dict[str, Any]:
+    """Return a reference task as AutoLRS takes it."""
+    task = TASKS[task_name]
+    job = task.build(0)
+    job.model.train()
+    optimizer = task.optimizer(job, task.default_lr)
+    rng = np.random.default_rng([0, 1])
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(EPOCH):
+            yield job.draw(rng)
+
+    def step(batch: Batch) -> float:
+        optimizer.zero_grad()
+        loss = job.loss(batch)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return {
+        "model": job.model,
+        "optimizer": optimizer,
+        "train_step": step,
+        "validate": job.validate,
+        "train_data": batches,
+        "generators": [rng],
+    }
+
+
+def run(task: str, steps: int, parallel_probes: int, probes: Any = None) -> tuple[AutoLRS, Watch]:
+    """Search and train; return the run and what was noted of it."""
+    watch = Watch()
+    tuner = AutoLRS(
+        **build(task),
+        max_steps=steps,
+        lr_range=LR_RANGE,
+        progress=False,
+        parallel_probes=parallel_probes,
+        probes=probes,
+        observers=[watch],
+    )
+    tuner.run()
+    return tuner, watch
+
+
+def makespan(actions: Sequence[Done], workers: int, send_s: float) -> float:
+    """Return the wall time of a run's actions with `workers` to probe on, in seconds.
+
+    Args:
+        send_s: what it takes to send a state, once for each group of probes.
+    """
+    total, free, left = 0.0, [0.0] * workers, 0
+    for action in actions:
+        if action.kind != "Probe":
+            total += action.seconds
+            continue
+        if left == 0:
+            left, free = action.probes_ahead, [0.0] * workers
+        heapq.heapreplace(free, free[0] + action.seconds)
+        left -= 1
+        if left == 0:
+            total += max(free) + send_s
+    return total
+
+
+def untuned(actions: Sequence[Done]) -> float:
+    """Return the wall time of the same run without a search: its steps, and its evaluations along the way."""
+    return sum(a.seconds for a in actions if a.kind in (Train.__name__, Evaluate.__name__))
+
+
+def measure(task: str, steps: int, actors: int) -> dict[str, Any]:
+    """Return the seconds of one search, one probe after the other and on `actors` Ray actors."""
+    import ray  # seconds to import, and an extra
+
+    from autolrs_plugin.integrations.ray import RayProbes
+
+    torch.set_num_threads(1)
+    sequential, watch = run(task, steps, actors)
+    started = time.perf_counter()
+    ray.init(num_cpus=actors, include_dashboard=False, object_store_memory=200 * 1024 * 1024)
+    try:
+        probes = RayProbes(functools.partial(build, task), actors=actors)
+        probes.start()
+        if len(probes.actors) < actors:
+            raise RuntimeError(f"{len(probes.actors)} of {actors} actors could be had: nothing was measured.")
+        starting_s = time.perf_counter() - started
+        parallel, watch_parallel = run(task, steps, actors, probes)
+    finally:
+        ray.shutdown()
+    return {
+        "task": task,
+        "steps": steps,
+        "actors": actors,
+        "sequential_search_s": watch.search_s,
+        "parallel_search_s": watch_parallel.search_s,
+        "ratio": watch_parallel.search_s / watch.search_s,
+        "starting_s": starting_s,
+        "same_schedule": sequential.schedule == parallel.schedule,
+        "same_losses": sequential.losses == parallel.losses,
+    }
+
+
+def send_seconds(task: str) -> float:
+    """Return what it takes to make a task's state one file's content and to make a state of that again."""
+    tuner = AutoLRS(**build(task), max_steps=1, lr_range=LR_RANGE, progress=False)
+    loop = tuner._loop
+    loop.snapshot()
+    started = time.perf_counter()
+    loop.receive(loop.kept_state())
+    return time.perf_counter() - started
+
+
+def simulate(task: str, steps: int, workers: Sequence[int]) -> dict[str, Any]:
+    """Return a run's wall time with each number of workers, in parts of the same run's without a search."""
+    torch.set_num_threads(1)
+    send_s = send_seconds(task)
+    rows = []
+    for count in workers:
+        tuner, watch = run(task, steps, count)
+        base = untuned(watch.done)
+        # Forecasts and Gaussian processes take their time in the job itself, whoever probes.
+        tuned = makespan(watch.done, count, send_s) + tuner.ledger.deciding_s
+        rows.append(
+            {
+                "workers": count,
+                "untuned_s": base,
+                "tuned_s": tuned,
+                "deciding_s": tuner.ledger.deciding_s,
+                "ratio": tuned / base,
+                "actions": [asdict(action) for action in watch.done],
+            }
+        )
+    return {"task": task, "steps": steps, "send_s": send_s, "rows": rows}
+
+
+def bench_parallel(
+    task: str, steps: int, actors: int, workers: Sequence[int], json_path: Path | None, console: Console
+) -> None:
+    """Print what probing in parallel saves with actors here, and on a simulated cluster; write it to `json_path`."""
+    measured = measure(task, steps, actors)
+    table = Table("search", "seconds", title=f"{task}, {steps} steps: measured, one thread for each process")
+    table.add_row("one probe after the other", f"{measured['sequential_search_s']:.2f}")
+    table.add_row(f"on {actors} Ray actors", f"{measured['parallel_search_s']:.2f}")
+    table.add_row("ratio", f"{measured['ratio']:.3f}")
+    console.print(table)
+    same = measured["same_schedule"] and measured["same_losses"]
+    console.print(
+        f"Starting Ray and the actors took {measured['starting_s']:.1f} s. "
+        + ("The decisions are the same." if same else "The decisions DIFFER.")
+    )
+    simulated = simulate(task, steps, workers)
+    console.print(_simulated_table(simulated))
+    if json_path is not None:
+        json_path.write_text(json.dumps({"measured": measured, "simulated": simulated}, indent=1) + "\n")
+
+
+def _simulated_table(simulated: Mapping[str, Any]) -> Table:
+    title = f"{simulated['task']}, {simulated['steps']} steps: SIMULATED from measured actions"
+    table = Table("workers", "tuned [s]", "untuned [s]", "tuned / untuned", title=title)
+    for row in simulated["rows"]:
+        figures = (f"{row['tuned_s']:.2f}", f"{row['untuned_s']:.2f}", f"{row['ratio']:.3f}")
+        table.add_row(str(row["workers"]), *figures)
+    return table

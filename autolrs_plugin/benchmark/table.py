@@ -1,0 +1,163 @@
+"""The benchmark's rows, and how they are shown: a table and a picture for each task."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+SCHEMA = 1
+TARGET_SLACK = 0.05
+"""The target is the oracle's loss of the same seed plus this share."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method on one task with one seed, as it was run.
+
+    Attributes:
+        lr: the learning rate that it ended with (the peak, where it has one).
+        final_val_loss: of the weights that it hands over; infinite if it diverged.
+        steps_total: compute in all, in training steps.
+        steps_search: what of that did not train the weights handed over.
+        seconds: wall time, without the judge's evaluations.
+        curve: (compute so far in steps, validation loss).
+        overheads: of ours: `deciding` (share of the wall time) and `snapshot_steps` (of one snapshot or restore).
+    """
+
+    task: str
+    method: str
+    seed: int
+    lr: float
+    final_val_loss: float
+    steps_total: float
+    steps_search: float
+    seconds: float
+    curve: list[list[float]]
+    overheads: dict[str, float]
+
+    def save(self, path: Path) -> None:
+        """Write the run as JSON, whole or not at all."""
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Run":
+        """Read a run that `save` wrote."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def targets(runs: Sequence[Run]) -> dict[tuple[str, int], float]:
+    """Return the target loss of each (task, seed) that the oracle was run for."""
+    return {
+        (r.task, r.seed): r.final_val_loss * (1 + TARGET_SLACK)
+        for r in runs
+        if r.method == "oracle" and math.isfinite(r.final_val_loss)
+    }
+
+
+def steps_to(curve: Sequence[Sequence[float]], target: float | None) -> float | None:
+    """Return the compute at which a curve is first at the target or below; None if it never is."""
+    if target is None:
+        return None
+    return next((cost for cost, loss in curve if loss <= target), None)
+
+
+def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the runs as the rows of `--json`; a loss that is not finite is null there."""
+    known = targets(runs)
+    result = []
+    for run in runs:
+        target = known.get((run.task, run.seed))
+        row = {k: v for k, v in asdict(run).items() if k not in ("curve", "overheads")}
+        row["final_val_loss"] = run.final_val_loss if math.isfinite(run.final_val_loss) else None
+        result.append({**row, "steps_to_target": steps_to(run.curve, target), "target": target})
+    return result
+
+
+def write_rows(runs: Sequence[Run], path: Path) -> None:
+    """Write `{"schema": 1, "rows": [...]}`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"schema": SCHEMA, "rows": rows(runs)}, indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs of each method, the method of the lowest mean loss first."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.method, []).append(run)
+    return dict(sorted(groups.items(), key=lambda item: statistics.fmean(r.final_val_loss for r in item[1])))
+
+
+def task_table(task: str, steps: int, runs: Sequence[Run]) -> Table:
+    """Return the table of a task: mean and spread over the seeds."""
+    known = targets(runs)
+    seeds = len({r.seed for r in runs})
+    table = Table(
+        "method", "peak LR", "final val. loss", "C in all", "search", "C to target", "seconds", expand=False
+    )
+    table.title = f"{task}: C = {steps} steps, {seeds} seed{'s' if seeds > 1 else ''}"
+    table.caption = f"target: the oracle's loss plus {TARGET_SLACK:.0%}"
+    for method, group in by_method(runs).items():
+        reached = [steps_to(r.curve, known.get((r.task, r.seed))) for r in group]
+        hits = [cost / steps for cost in reached if cost is not None]
+        to_target = f"{statistics.fmean(hits):.2f}" if hits else "-"
+        if 0 < len(hits) < len(group):
+            to_target += f" ({len(hits)} of {len(group)})"
+        table.add_row(
+            method,
+            f"{statistics.geometric_mean([r.lr for r in group]):.2g}",
+            spread([r.final_val_loss for r in group]),
+            f"{statistics.fmean(r.steps_total for r in group) / steps:.2f}",
+            f"{statistics.fmean(r.steps_search / r.steps_total for r in group):.0%}",
+            to_target,
+            f"{statistics.fmean(r.seconds for r in group):.0f}",
+        )
+    return table
+
+
+def spread(losses: Sequence[float]) -> str:
+    """Return mean and standard deviation of the losses, as text."""
+    bad = sum(not math.isfinite(loss) for loss in losses)
+    if bad:
+        return f"diverged ({bad} of {len(losses)})"
+    text = f"{statistics.fmean(losses):.4f}"
+    return f"{text} ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else text
+
+
+def draw_task(task: str, steps: int, runs: Sequence[Run], path: Path) -> None:
+    """Save a picture: the best loss so far over the compute, and the final losses of all seeds."""
+    # Imported here: a quarter of a second, and only pictures need it.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), dpi=110, layout="constrained")
+    curves, finals = figure.subplots(1, 2, width_ratios=(3, 2))
+    groups = by_method(runs)
+    first = min(r.seed for r in runs)
+    for i, (method, group) in enumerate(groups.items()):
+        ours = method == "autolrs"
+        style = {"color": "#d62728" if ours else f"C{i % 10}", "zorder": 3 if ours else 2}
+        run = next((r for r in group if r.seed == first), group[0])
+        points = [(cost / steps, loss) for cost, loss in run.curve if math.isfinite(loss)]
+        if points:
+            at, losses = zip(*points, strict=True)
+            best = [min(losses[: k + 1]) for k in range(len(losses))]
+            curves.plot(at, best, label=method, linewidth=2.5 if ours else 1.2, **style)
+        finite = [r.final_val_loss for r in group if math.isfinite(r.final_val_loss)]
+        finals.plot(finite, [i] * len(finite), "o", **style)
+    for (_, seed), target in targets(runs).items():
+        if seed == first:
+            curves.axhline(target, color="#808080", linewidth=0.8, linestyle=":", label="target")
+    curves.set(xlabel="compute, in C", ylabel="best validation loss so far", title=task, yscale="log")
+    curves.legend(fontsize=8, frameon=False)
+    finals.set(xlabel="final validation loss, each seed", yticks=range(len(groups)), xscale="log")
+    finals.set_yticklabels(list(groups))
+    finals.invert_yaxis()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

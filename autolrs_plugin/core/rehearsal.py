@@ -1,0 +1,111 @@
+"""Rehearsal: a plan played on a stand-in job, to see beforehand what it would do. Nothing is trained.
+
+The stand-in is the noisy quadratic model (Zhang et al. 2019, "Which algorithmic choices matter at which batch
+sizes?", section 3): SGD at learning rate a on directions of curvature h_i with gradient noise of variance h_i, in
+expectation:
+
+    m_i <- (1 - a h_i)^2 m_i + a^2 h_i      L = (sum_i h_i m_i) / 2 + FLOOR
+
+It has what a plan has to deal with: a rate above which it diverges, slow directions that want large rates, and a
+noise that only a decay takes away.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
+from autolrs_plugin.core.controller import Controller
+
+DIRECTIONS = 12
+CONDITION = 1e3
+FLOOR = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What was played: the controller at its end, and the actions with their results in order."""
+
+    controller: Controller
+    actions: tuple[tuple[Action, Result], ...]
+
+
+class StandIn:
+    """A job that only computes the loss that the noisy quadratic model has.
+
+    Args:
+        top_lr: the rate above which it diverges.
+        seed: of the scatter of its training losses.
+        scatter: that scatter's standard deviation, relative to the loss.
+    """
+
+    def __init__(self, top_lr: float, seed: int = 0, scatter: float = 0.02) -> None:
+        self._curvatures = np.geomspace(2.0 / top_lr, 2.0 / top_lr / CONDITION, DIRECTIONS)
+        # Each direction begins with the same share of the loss.
+        self._moments = 4.0 / DIRECTIONS / self._curvatures
+        self._kept = self._moments
+        self._seed, self._scatter = seed, scatter
+        self._taken = 0
+
+    def carry_out(self, action: Action) -> Result:
+        """Return what the action would give; seconds are not made up and stay 0."""
+        losses: tuple[float, ...] = ()
+        val_loss = None
+        if isinstance(action, Snapshot):
+            self._kept = self._moments
+        elif isinstance(action, Restore):
+            self._moments = self._kept
+        elif isinstance(action, Train):
+            losses = self._steps(action.lrs, None, [self._seed, 0, self._taken])
+            self._taken += 1
+        elif isinstance(action, Probe):
+            self._moments = self._kept
+            losses = self._steps(action.lrs, action.abort_above, [self._seed, 1, action.stage, action.draw])
+            if action.evaluate and len(losses) == len(action.lrs):
+                val_loss = self._loss()
+        elif isinstance(action, Evaluate):
+            val_loss = self._loss()
+        return Result(losses=losses, val_loss=val_loss)
+
+    def _steps(self, lrs: tuple[float, ...], abort_above: float | None, seed: list[int]) -> tuple[float, ...]:
+        scatter = 1.0 + self._scatter * np.random.default_rng(seed).standard_normal(len(lrs))
+        losses: list[float] = []
+        for lr, factor in zip(lrs, scatter, strict=True):
+            losses.append(self._loss() * float(factor))
+            with np.errstate(over="ignore", invalid="ignore"):
+                h: NDArray[np.float64] = self._curvatures
+                self._moments = (1 - lr * h) ** 2 * self._moments + lr**2 * h
+            if abort_above is not None and not (math.isfinite(losses[-1]) and losses[-1] <= abort_above):
+                break
+        return tuple(losses)
+
+    def _loss(self) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float(self._curvatures @ self._moments) / 2 + FLOOR
+
+
+def rehearse(config: AutoLRSConfig, best_lr: float | None = None) -> Rehearsal:
+    """Play a whole run on a stand-in job.
+
+    Args:
+        config: the run's settings.
+        best_lr: about the greatest rate that the stand-in bears; the middle of `lr_range` on the log scale if not
+            given.
+
+    Raises:
+        ConfigError: `best_lr` is not within `lr_range`.
+    """
+    low, high = config.lr_range
+    best = math.sqrt(low * high) if best_lr is None else best_lr
+    if not low <= best <= high:
+        raise ConfigError(f"best_lr={best_lr!r}: must lie within lr_range={config.lr_range!r}.")
+    controller, job = Controller(config), StandIn(2.0 * best, config.seed)
+    actions: list[tuple[Action, Result]] = []
+    while not isinstance(action := controller.next(), Done):
+        result = job.carry_out(action)
+        controller.tell(result)
+        actions.append((action, result))
+    return Rehearsal(controller, tuple(actions))

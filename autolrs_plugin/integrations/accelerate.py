@@ -1,0 +1,223 @@
+"""AutoLRS in a hand-written loop on Accelerate's Accelerator."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from autolrs_plugin.training.attributes import PlainAttributes
+from autolrs_plugin.training.data import generators_of
+from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, hosted_config
+from autolrs_plugin.training.loop import as_number
+from autolrs_plugin.training.progress import StageLines, StageLog
+from autolrs_plugin.training.rng import Generator
+from autolrs_plugin.training.snapshot import Stateful
+
+try:
+    from accelerate import Accelerator, skip_first_batches
+    from accelerate.optimizer import AcceleratedOptimizer
+except ImportError as error:
+    raise ModuleNotFoundError(
+        f"AutoLRS on an Accelerator: needs accelerate ({error}): pip install 'vllm-sarathi[accelerate]'",
+        name="accelerate",
+    ) from error
+
+
+class AutoLRS(HostedResults):
+    """Finds the learning rate inside of a loop of your own:
+
+        tuner = AutoLRS(accelerator, model, optimizer, loader, train_step, max_steps=600, lr_range=(1e-6, 1e-2))
+        for batch in loader:
+            loss = tuner.step(batch)
+
+    `step` searches first where a search is due, sets the learning rate and calls `train_step`. Searches draw batches of
+    their own from the loader and are rolled back bit for bit: your loop and its data are what they would be without.
+    Its state is in what `accelerator.save_state` writes and `accelerator.load_state` reads.
+
+    Args:
+        accelerator: the Accelerator.
+        model: the model, as `accelerator.prepare` returned it.
+        optimizer: the optimizer, as `accelerator.prepare` returned it. There is no scheduler.
+        loader: the loader of the training batches, as `accelerator.prepare` returned it.
+        train_step: takes a batch: forward, backward, clipping, `optimizer.step()`, `optimizer.zero_grad()`, inside of
+            `accelerator.accumulate(model)` where gradients are accumulated; returns the loss. It must leave counters
+            of the loop alone, for probes call it, too.
+        max_steps: optimizer steps of the whole run; the search comes on top.
+        lr_range: the least and the greatest learning rate to try, of the first parameter group.
+        validate: returns the validation loss; without it the training loss decides.
+        search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
+        seed: of everything that the search draws.
+        generators: random number generators beside the global ones and the loader's that data or model draw from.
+        stateful: more objects to roll back, by name.
+        keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
+        progress: whether to print a line per search; it is logged (`autolrs_plugin`) without.
+        settings: the other settings of AutoLRSConfig.
+
+    Raises:
+        ConfigError, ValueError, TypeError: an argument that cannot be used; the message names it.
+        RuntimeError: several processes, DeepSpeed, or training that has already started.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Any,
+        train_step: Callable[[Any], Any],
+        *,
+        max_steps: int,
+        lr_range: tuple[float, float],
+        validate: Callable[[], Any] | None = None,
+        search_budget: float = 0.25,
+        seed: int = 0,
+        generators: Sequence[Generator] = (),
+        stateful: Mapping[str, Stateful] | None = None,
+        keep: str = "host",
+        progress: bool = True,
+        **settings: Any,
+    ) -> None:
+        settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
+        self._config = hosted_config("AutoLRS", max_steps, validate is not None, settings)
+        _check_prepared(accelerator, optimizer, loader)
+        model = accelerator.unwrap_model(model)
+        check_accelerator(accelerator, model)
+        self._host = _Host(accelerator, loader, train_step, validate)
+        self._optimizer = optimizer.optimizer
+        rolled_back = {"sampler": PlainAttributes(sampler_of(loader)), **(stateful or {})}
+        if accelerator.scaler is not None:
+            rolled_back["scaler"] = accelerator.scaler
+        all_generators = [*generators_of(loader), *generators]
+        self._loop = HostedLoop(model, self._optimizer, self._host, rolled_back, all_generators, keep)
+        self._observer = StageLines() if progress else StageLog()
+        self._saved: str | None = None
+        self._losses: list[Any] = []
+        accelerator.register_for_checkpointing(self)
+
+    def step(self, batch: Any) -> Any:
+        """Train on a batch at the learning rate that is due, after a search where that is due; return the loss."""
+        if self.run is None:
+            if self._optimizer.state and self._saved is None:
+                raise RuntimeError(
+                    "AutoLRS: training has already started: the optimizer has taken steps without it; begin with it, "
+                    "or accelerator.load_state() of a run that did."
+                )
+            self.run = HostedRun(self._config, self._loop, self._saved, None, [self._observer])
+        if not self._losses:
+            self.run.before_step()
+        loss = self._host.train_step(batch)
+        self._losses.append(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        if self._host.accelerator.sync_gradients:
+            losses, self._losses = self._losses, []
+            self.run.after_step(sum(losses) / len(losses))
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run so far, for `accelerator.save_state`; between two optimizer steps."""
+        return {"journal": self._saved if self.run is None else self.run.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the run that `state_dict` told of: the next `step` is its next one."""
+        self._saved, self.run, self._losses = state["journal"], None, []
+
+
+class _Host:
+    """Probes and evaluations in the midst of a user's loop."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        loader: Any,
+        train_step: Callable[[Any], Any],
+        validate: Callable[[], Any] | None,
+    ) -> None:
+        self.accelerator, self.train_step, self._loader = accelerator, train_step, loader
+        self._validate = validate
+
+    @contextmanager
+    def probing(self, seed: int) -> Iterator[Callable[[], Any]]:
+        accelerator = self.accelerator
+        step, trackers = accelerator.step, accelerator.trackers
+        # A probe begins with a whole accumulation, and whatever train_step logs is no progress.
+        accelerator.step, accelerator.trackers = 0, []
+        try:
+            with probe_batches(accelerator, skip_first_batches(self._loader), seed) as batches:
+                yield lambda: self._optimizer_step(batches)
+        finally:
+            accelerator.step, accelerator.trackers = step, trackers
+
+    def _optimizer_step(self, batches: Iterator[Any]) -> Any:
+        losses: list[Any] = []
+        while not losses or not self.accelerator.sync_gradients:
+            losses.append(as_number(self.train_step(next(batches)), "train_step"))
+        return sum(losses) / len(losses)
+
+    def evaluate(self) -> Any:
+        assert self._validate is not None, "no plan evaluates without validation"
+        return self._validate()
+
+
+@contextmanager
+def probe_batches(accelerator: Accelerator, loader: Any, seed: int) -> Iterator[Iterator[Any]]:
+    """Yield the batches of a prepared loader, without end; afterwards Accelerate knows nothing of it."""
+    gradients = accelerator.gradient_state
+    sync = gradients.sync_gradients
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(seed % 2**31)  # a seedable sampler does not look at the global generators
+    batches = _endless(loader)
+    try:
+        yield batches
+    finally:
+        batches.close()
+        gradients._remove_dataloader(loader)
+        gradients._set_sync_gradients(sync)
+
+
+def check_accelerator(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Raise, naming it, for what AutoLRS cannot work with.
+
+    Raises:
+        ValueError: half precision without a gradient scaler.
+        RuntimeError: DeepSpeed, or several processes.
+    """
+    if str(accelerator.distributed_type).endswith("DEEPSPEED"):
+        raise RuntimeError("DeepSpeed: keeps its state where AutoLRS cannot roll it back; train without it.")
+    if accelerator.num_processes > 1:
+        raise RuntimeError(f"{accelerator.num_processes} processes: AutoLRS runs in one here, for now.")
+    halves = any(p.dtype == torch.float16 and p.requires_grad for p in model.parameters())
+    if (halves or accelerator.mixed_precision == "fp16") and accelerator.scaler is None:
+        raise ValueError(
+            "fp16: trains without a gradient scaler here, and would underflow; use bf16 or fp32."
+        )
+
+
+def sampler_of(loader: Any) -> Any:
+    """Return the innermost sampler of a loader."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    batch_sampler = getattr(batch_sampler, "batch_sampler", batch_sampler)
+    return getattr(batch_sampler, "sampler", batch_sampler)
+
+
+def _endless(loader: Any) -> Any:
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("an epoch of the training data has no batches.")
+
+
+def _check_prepared(accelerator: Accelerator, optimizer: Any, loader: Any) -> None:
+    if not isinstance(optimizer, AcceleratedOptimizer):
+        raise TypeError(f"optimizer: a {type(optimizer).__name__}; give what accelerator.prepare returned.")
+    if not hasattr(loader, "gradient_state"):
+        raise TypeError(f"loader: a {type(loader).__name__}; give what accelerator.prepare returned.")
+    if accelerator._schedulers:
+        raise ValueError(
+            f"accelerator: has prepared a {type(accelerator._schedulers[0].scheduler).__name__}, which would fight "
+            "with AutoLRS over the learning rate; leave it out."
+        )
+    if any(isinstance(thing, AutoLRS) for thing in accelerator._custom_objects):
+        raise ValueError("accelerator: has an AutoLRS already; one learning rate has one.")

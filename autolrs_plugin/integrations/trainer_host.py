@@ -1,0 +1,100 @@
+"""What a run needs of the transformers Trainer that it is in: probes, evaluations and losses."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from autolrs_plugin.integrations.accelerate import probe_batches
+from autolrs_plugin.training.attributes import PlainAttributes, kept
+
+NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "_time")
+
+
+class TrainerHost:
+    """Probes and evaluations in the midst of a Trainer's training."""
+
+    def __init__(self, trainer: Any, measures: bool, metric: str, sign: float) -> None:
+        self.attributes = PlainAttributes(trainer, leave=("train_dataset", "eval_dataset"))
+        self._trainer, self._metric, self._sign, self._measures = trainer, metric, sign, measures
+        self._training_step, self._was_patched = trainer.training_step, "training_step" in vars(trainer)
+        self._losses: list[torch.Tensor] = []
+
+    def record(self) -> None:
+        """From here on, note the losses of the Trainer's own steps: it tells callbacks none, and filters NaN."""
+        step, losses = self._training_step, self._losses
+
+        def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+            losses.append(step(*args, **kwargs))
+            return losses[-1]
+
+        self._trainer.training_step = training_step
+
+    def release(self) -> None:
+        """Note no more losses."""
+        vars(self._trainer).pop("training_step", None)
+        if self._was_patched:
+            self._trainer.training_step = self._training_step
+
+    def recorded_loss(self) -> Any:
+        """Return the loss of the optimizer step that has been taken."""
+        loss = self._told(sum(self._losses))
+        self._losses.clear()
+        return loss
+
+    def _told(self, loss: Any) -> Any:
+        # A loss that measures nothing can still tell that training has broken down.
+        return loss if self._measures else 0.0 * loss
+
+    @contextmanager
+    def probing(self, seed: int) -> Iterator[Callable[[], Any]]:
+        loader = self._trainer.get_train_dataloader()
+        with _muted(self._trainer), probe_batches(self._trainer.accelerator, loader, seed) as batches:
+            yield lambda: self._step(batches)
+
+    def _step(self, batches: Iterator[Any]) -> Any:
+        trainer, args, accelerator = self._trainer, self._trainer.args, self._trainer.accelerator
+        model = trainer.model_wrapped
+        samples, items = trainer.get_batch_samples(batches, args.gradient_accumulation_steps, args.device)
+        trainer.current_gradient_accumulation_steps = len(samples)
+        losses = []
+        for i, inputs in enumerate(samples):
+            last = i == len(samples) - 1
+            accelerator.gradient_state._set_sync_gradients(last)
+            with nullcontext() if last else accelerator.no_sync(model):
+                losses.append(self._training_step(model, inputs, items))
+        if args.max_grad_norm > 0:
+            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        trainer.optimizer.step()
+        model.zero_grad()
+        return self._told(sum(losses))
+
+    def evaluate(self) -> float:
+        """Return the metric, smaller being better."""
+        with _muted(self._trainer) as state, kept(self.attributes):
+            metrics = self._trainer.evaluate()
+            for logged in state.log_history:  # TRL adds its own when it logs
+                metrics = {**logged, **metrics}
+        if self._metric not in metrics:
+            names = [n for n in metrics if not n.endswith(NOT_METRICS)]
+            raise ValueError(
+                f"metric={self._metric!r}: evaluation does not produce it; it gives {', '.join(sorted(names))}."
+            )
+        return self._sign * float(metrics[self._metric])
+
+
+@contextmanager
+def _muted(trainer: Any) -> Iterator[Any]:
+    """Inside, no callback hears anything, and the Trainer's state and control are copies; yield that state."""
+    handler, state, control = trainer.callback_handler, trainer.state, trainer.control
+    callbacks, eval_dataloader = handler.callbacks, handler.eval_dataloader
+    handler.callbacks = []
+    trainer.state, trainer.control = copy.copy(state), copy.copy(control)
+    trainer.state.log_history = []
+    try:
+        yield trainer.state
+    finally:
+        trainer.state, trainer.control = state, control
+        handler.callbacks, handler.eval_dataloader = callbacks, eval_dataloader

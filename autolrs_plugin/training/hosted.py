@@ -1,0 +1,279 @@
+"""Runs inside of a loop that a framework owns: the actions that are not training take place between its steps.
+
+The framework's step count, its stream of data and its logs stay untouched: a probe draws batches of its own and is
+rolled back. A `Train` action is spread over the framework's steps, one learning rate each. What cannot be done is to
+take back a real step (`rewind` is off). The run's state is a journal as text, for the framework's own checkpoints.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Result, Train
+from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
+from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.journal import FILE_NAME, Entry, JournalError, journal_text, read_text
+from autolrs_plugin.core.ledger import Ledger
+from autolrs_plugin.core.replay import replay
+from autolrs_plugin.core.schedule import Schedule
+from autolrs_plugin.core.state import Stage
+from autolrs_plugin.report import draw_run
+from autolrs_plugin.training.loop import TorchLoop
+from autolrs_plugin.training.rng import Generator, seed_all
+from autolrs_plugin.training.session import Observer, OnStep, Session, Steps, check_same_run
+from autolrs_plugin.training.snapshot import Stateful
+
+logger = logging.getLogger("autolrs_plugin")
+
+
+class Host(Protocol):
+    """What a run needs of the framework that it is in."""
+
+    def probing(self, seed: int) -> AbstractContextManager[Callable[[], Any]]:
+        """Return a function that takes one optimizer step on batches of the probe's own, and returns its loss.
+
+        The generators have been seeded with `seed`. On leaving, the framework is what it was before, as far as that
+        is not in the job's state.
+        """
+
+    def evaluate(self) -> Any:
+        """Return the validation loss, unseen by the framework's loggers and callbacks."""
+
+
+class HostedLoop(TorchLoop):
+    """The session's port for a loop that a framework owns.
+
+    Args:
+        model: the model, as its parameters are named.
+        optimizer: torch's own optimizer.
+        host: the framework.
+        stateful: more objects to roll back, by name.
+        generators: random number generators beside the global ones that data or model draw from.
+        keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        host: Host,
+        stateful: Mapping[str, Stateful],
+        generators: Sequence[Generator],
+        keep: str,
+    ) -> None:
+        super().__init__(model, optimizer, None, host.evaluate, None, None, stateful, generators, None, keep)
+        self._host = host
+
+    def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
+        """Never called: the framework takes the run's own steps."""
+        raise AssertionError("a step of the run is the framework's")
+
+    def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
+        """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
+        seed_all(seed, self._job.generators)
+        try:
+            with self._host.probing(seed) as self._train_step:
+                return self._steps(lrs, on_step, None, abort_above)
+        finally:
+            self._train_step = None
+
+    def drop_snapshot(self) -> None:
+        """Let go of the kept state."""
+        self._keeper.drop()
+
+
+class HostedRun:
+    """One run inside of a framework's loop: `before_step` and `after_step` around each of its steps.
+
+    Args:
+        config: the settings; `rewind` must be off.
+        loop: the port.
+        state: what `state()` gave in a run before that goes on here; None for a new run.
+        step: the framework's steps so far; None where it does not count them.
+        observers: who shows the progress.
+
+    Raises:
+        JournalError: `state` is of another step, of another run or version, or corrupted.
+    """
+
+    def __init__(
+        self,
+        config: AutoLRSConfig,
+        loop: HostedLoop,
+        state: str | None = None,
+        step: int | None = 0,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        assert not config.rewind, "a hosted run cannot take back its own steps"
+        self.controller = Controller(config)
+        self._loop = loop
+        self._kind = loop.kind()
+        self._entries: list[Entry] = []
+        self._losses: list[Any] = []
+        self._seconds = self._since = 0.0
+        if state is not None:
+            self._resume(state, step)
+        self._session = Session(self.controller, loop, observers=observers)
+        self._action: Action = self._session.next_action()
+
+    @property
+    def step(self) -> int:
+        """Real steps taken so far."""
+        return self.controller.step + len(self._losses)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate of each real step so far."""
+        pending = self._action.lrs[: len(self._losses)] if isinstance(self._action, Train) else ()
+        return Schedule(self.controller.schedule.lrs + pending)
+
+    def before_step(self) -> float:
+        """Carry out what is due before the framework's next step; set that step's learning rate and return it."""
+        while not isinstance(self._action, Train | Done):
+            self._act()
+        if isinstance(self._action, Done):
+            logger.warning(
+                "the framework takes more steps than the %d that AutoLRS was told of; they keep the last learning "
+                "rate.",
+                self.controller.config.max_steps,
+            )
+            return self.controller.schedule.lrs[-1]
+        if not self._losses:
+            # Nothing goes back to it any more: the next search takes a new one.
+            self._loop.drop_snapshot()
+        self._since = time.perf_counter()
+        lr = self._action.lrs[len(self._losses)]
+        self._loop.rates.set(lr)
+        return lr
+
+    def after_step(self, loss: Any) -> None:
+        """Take the loss of the framework's step: a number, or a tensor of one element, which is not read yet."""
+        if not isinstance(self._action, Train):
+            return
+        self._losses.append(loss)
+        self._seconds += time.perf_counter() - self._since
+        if len(self._losses) < len(self._action.lrs):
+            return
+        losses = self._losses_so_far()
+        if not all(map(math.isfinite, losses)):
+            logger.warning(
+                "the training loss was not finite between the steps %d and %d; go back to a checkpoint before them, "
+                "with a lower lr_range.",
+                self._action.first_step,
+                self._action.first_step + len(losses),
+            )
+        seconds, self._seconds, self._losses = self._seconds, 0.0, []
+        self._tell(Result(losses, seconds=max(seconds, 1e-9)))
+        while isinstance(self._action, Evaluate):
+            self._act()
+
+    def state(self) -> str:
+        """Return the run so far as text, for a checkpoint of the framework's between two of its steps."""
+        entries = list(self._entries)
+        if isinstance(self._action, Train) and self._losses:
+            entries.append(Entry(self._action, losses=self._losses_so_far()))
+        return journal_text(self.controller.config.to_mapping(), self._kind, entries)
+
+    def close(self) -> None:
+        """Let go of the framework and its objects; what was found can still be read."""
+        self._session = self._loop = None  # type: ignore[assignment]
+
+    def _losses_so_far(self) -> tuple[float, ...]:
+        return tuple(float(loss) for loss in self._losses)
+
+    def _act(self) -> None:
+        """Carry out an action that is not training."""
+        self._tell(self._session.perform(self._action))
+
+    def _tell(self, result: Result) -> None:
+        self._session.tell(result)
+        self._entries.append(Entry(self._action, result, books=self.controller.ledger.overhead))
+        # Asked for at once: between two steps the weights are whoever's the framework lets at them.
+        self._action = self._session.next_action()
+
+    def _resume(self, state: str, step: int | None) -> None:
+        journal = read_text(state, "the AutoLRS state in the checkpoint")
+        check_same_run(journal, self.controller.config.to_mapping(), self._kind)
+        self._entries = list(replay(journal, self.controller))
+        if journal.unfinished is not None:
+            self._losses = list(journal.entries[-1].losses)
+        if step is not None and self.step != step:
+            raise JournalError(
+                f"the AutoLRS state in the checkpoint is of step {self.step}, and training goes on at step {step}: "
+                "they do not belong together."
+            )
+
+
+def hosted_config(name: str, max_steps: int, validation: bool, settings: Mapping[str, Any]) -> AutoLRSConfig:
+    """Return the settings of a hosted run; `name` is the user's door, for errors.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    for key in ("max_steps", "validation", "rewind"):
+        if key in settings:
+            raise ConfigError(f"{name}: {key!r} is no setting here; the framework's own settings decide it.")
+    fixed = {"max_steps": max_steps, "validation": validation, "rewind": False}
+    return AutoLRSConfig.from_mapping({**settings, **fixed}, origin=name)
+
+
+def check_begin(name: str, step: int, state: str | None, run: HostedRun | None) -> None:
+    """Raise RuntimeError if a hosted run can neither begin nor go on at the framework's `step`.
+
+    Args:
+        name: the user's door.
+        state: the state of a run in the checkpoint that the framework resumes from.
+        run: what the same door has held before.
+    """
+    if state is None and step > 0:
+        raise RuntimeError(
+            f"{name}: training has already started (it is at step {step}) and the checkpoint holds no AutoLRS state; "
+            "begin a new run, or resume one that was begun with AutoLRS."
+        )
+    if state is None and run is not None and run.step > 0:
+        raise RuntimeError(
+            f"{name}: has tuned {run.step} steps already; make a new one for another run, or resume from a checkpoint."
+        )
+
+
+class HostedResults:
+    """What a callback that holds a hosted run tells of it, while it goes on and afterwards."""
+
+    run: HostedRun | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate of each step so far."""
+        return self._held().schedule
+
+    @property
+    def ledger(self) -> Ledger:
+        """What training, search, evaluations and snapshots have cost so far."""
+        return self._held().controller.ledger
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The searches so far, with their candidates."""
+        return self._held().controller.stages
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Save a picture: learning rate and loss over the steps, with the probes as branches."""
+        draw_run(self._held().controller, Path(path))
+
+    def save(self, run_dir: str | os.PathLike[str]) -> None:
+        """Write the run so far into a folder that `autolrs show`, `plot` and `export` take."""
+        path = Path(run_dir) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self._held().state(), encoding="utf-8")
+
+    def _held(self) -> HostedRun:
+        if self.run is None:
+            raise RuntimeError("AutoLRS: training has not begun yet.")
+        return self.run

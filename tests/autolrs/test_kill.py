@@ -1,0 +1,32 @@
+"""Kill -9 at any moment: the run resumes to the same bits, and repeats at most the action that it was killed in.
+
+`python -m tests.autolrs.killing FOLDER --moments 50 --writes 400` tries 50 random moments and every write.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    arguments = ["--moments", "8", "--again", "2", "--writes", "10", "--seed", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.autolrs.killing", str(tmp_path / "runs"), *arguments],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        cwd=Path(__file__).parent.parent.parent,
+        check=False,
+    )
+    assert done.returncode == 0
+    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(trials) == 20
+    assert sum(trial["kills"] for trial in trials) >= 20
+    for trial in trials:
+        assert trial["same"], trial
+        assert trial["in_order"], trial
+        assert 0 <= trial["repeated"] <= trial["kills"], trial

@@ -1,0 +1,187 @@
+"""Deadline order: as many promises as possible are kept, and nothing waits beyond the stated bound."""
+
+import itertools
+from dataclasses import dataclass
+
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.ordering import ARRIVAL_STEPS, deadline_keys, kept_promises
+from vllm_sarathi.core.views import RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
+
+TOKENS_PER_S = 1000.0
+
+
+def read_s(done_tokens: int, remaining_tokens: int) -> float:
+    return remaining_tokens / TOKENS_PER_S
+
+
+def prompt(
+    name: str, tokens: int, age_s: float = 0.0, slo_s: float | None = None, done: int = 0
+) -> RequestView:
+    return RequestView(name, (0, -age_s), age_s, done, tokens, slo_s)
+
+
+def order(requests: list[RequestView], **arguments: object) -> list[str]:
+    defaults: dict[str, object] = {"ttft_slo_s": None, "max_wait_s": 30.0, "lead_s": 0.0, "read_s": read_s}
+    keys = deadline_keys(requests, **(defaults | arguments))  # type: ignore[arg-type]
+    return [requests[i].request_id for i in sorted(range(len(requests)), key=keys.__getitem__)]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(st.integers(1, 2000), st.floats(0.05, 5.0)), min_size=1, max_size=7))
+def test_no_other_choice_keeps_more_promises(jobs: list[tuple[int, float]]) -> None:
+    requests = [prompt(str(i), tokens, slo_s=slo) for i, (tokens, slo) in enumerate(jobs)]
+    kept = kept_promises(requests, None, 0.0, read_s)
+
+    def is_kept(chosen: tuple[tuple[int, float], ...]) -> bool:
+        ends = itertools.accumulate(read_s(0, tokens) for tokens, _ in sorted(chosen, key=lambda job: job[1]))
+        return all(
+            end <= slo for end, (_, slo) in zip(ends, sorted(chosen, key=lambda job: job[1]), strict=True)
+        )
+
+    best = max(
+        n for n in range(len(jobs) + 1) for chosen in itertools.combinations(jobs, n) if is_kept(chosen)
+    )
+    assert len(kept) == best
+
+
+def test_one_long_prompt_is_given_up_for_several_short_ones() -> None:
+    several = [prompt(f"short{i}", 100, slo_s=1.0) for i in range(4)]
+    assert order([prompt("long", 800, slo_s=0.9), *several])[-1] == "long"
+    assert order([prompt("long", 550, slo_s=0.9), *several])[0] == "long"
+
+
+def test_what_was_read_counts() -> None:
+    ready = prompt("ready", 100, slo_s=1.0, age_s=0.8, done=3000)
+    assert order([prompt("new", 900, slo_s=0.95), ready])[0] == "ready"
+
+
+def test_the_time_of_the_steps_in_flight_counts() -> None:
+    barely = [prompt("barely", 900, slo_s=1.0), prompt("batch", 50)]
+    assert order(barely) == ["barely", "batch"]
+    assert order(barely, lead_s=0.2) == ["batch", "barely"]
+
+
+def test_overdue_prompts_have_every_second_step() -> None:
+    both = [prompt("urgent", 50, slo_s=1.0), prompt("waited", 9000, age_s=31.0)]
+    assert order(both, overdue_first=True) == ["waited", "urgent"]
+    assert order(both, overdue_first=False) == ["urgent", "waited"]
+
+
+STEP_S = 0.01
+TOKEN_S = 1 / TOKENS_PER_S
+
+
+@dataclass
+class Prompt:
+    arrival_s: float
+    tokens: int
+    slo_s: float | None
+    done: int = 0
+    first_token_s: float | None = None
+
+
+class Server:
+    """Prompts on a device that takes 10 ms a step and 1 ms a token, beside one decode that never ends."""
+
+    def __init__(self, prompts: list[Prompt], **fields: object) -> None:
+        config = SarathiConfig(
+            tbt_slo_ms=200,
+            prefill_order="deadline",
+            allow_request_slo=True,
+            **fields,  # type: ignore[arg-type]
+        )
+        self.controller = Controller(config)
+        self.prompts = prompts
+        self.now_s = 0.0
+        self.steps_s: list[float] = []
+
+    def run(self) -> None:
+        while any(p.first_token_s is None for p in self.prompts):
+            here = [p for p in self.prompts if p.arrival_s <= self.now_s and p.first_token_s is None]
+            partial, waiting = [p for p in here if p.done], [p for p in here if not p.done]
+            plan = self.controller.plan(self.view(partial, waiting))
+            served = [partial[i] for i in plan.prefill_order]
+            served += [waiting[i] for i in (plan.waiting_order or range(len(waiting)))]
+            self.step(plan, served)
+
+    def view(self, partial: list[Prompt], waiting: list[Prompt]) -> StepView:
+        def seen(p: Prompt) -> RequestView:
+            return RequestView(
+                str(id(p)), (0, p.arrival_s), self.now_s - p.arrival_s, p.done, p.tokens - p.done, p.slo_s
+            )
+
+        return StepView(self.now_s, 1, 1, 100, tuple(map(seen, partial)), tuple(map(seen, waiting)), 4096)
+
+    def step(self, plan: StepPlan, served: list[Prompt]) -> None:
+        left, work, sequences = plan.token_budget - 1, 0.0, 1
+        finished = []
+        for p in served:
+            chunk = min(left, p.tokens - p.done)
+            if chunk <= 0:
+                break
+            work += chunk_work(p.done, chunk)
+            p.done, left, sequences = p.done + chunk, left - chunk, sequences + 1
+            if p.done == p.tokens:
+                finished.append(p)
+        tokens = plan.token_budget - left
+        seconds = STEP_S + TOKEN_S * tokens
+        self.now_s += seconds
+        self.steps_s.append(seconds)
+        for p in finished:
+            p.first_token_s = self.now_s
+        shape = StepShape(tokens, 1, 100, work, sequences)
+        self.controller.observe(
+            StepRecord(
+                shape, plan.token_budget, plan.reason, self.controller.predict(shape), seconds, self.now_s
+            )
+        )
+
+
+PROMPTS = st.lists(
+    st.builds(
+        Prompt,
+        arrival_s=st.floats(0.0, 8.0),
+        tokens=st.one_of(st.integers(5, 200), st.integers(500, 4000)),
+        slo_s=st.one_of(st.none(), st.floats(0.1, 3.0)),
+    ),
+    min_size=1,
+    max_size=40,
+)
+COLD_S = 1.0
+"""Until the first chunks have grown."""
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+@given(PROMPTS, st.sampled_from([0.5, 2.0, 5.0]))
+def test_nothing_waits_beyond_the_stated_bound_and_everything_finishes(
+    prompts: list[Prompt], max_wait_s: float
+) -> None:
+    server = Server(prompts, prefill_max_wait_s=max_wait_s)
+    server.run()
+    # A step of the least promise: 10 of its 25 ms are not reading.
+    per_token_s = TOKEN_S + STEP_S / max(1.0, (0.1 / ARRIVAL_STEPS - STEP_S) / TOKEN_S)
+    for p in prompts:
+        before = sum(q.tokens for q in prompts if q.arrival_s <= p.arrival_s)
+        assert p.first_token_s is not None
+        wait_s = p.first_token_s - p.arrival_s
+        assert wait_s <= max_wait_s + 2 * before * per_token_s + 2 * max(server.steps_s) + COLD_S
+
+
+def test_promises_are_kept_beside_a_long_prompt_and_no_step_outlasts_an_arrival() -> None:
+    batch = [Prompt(0.0, 20_000, None), Prompt(3.0, 20_000, None)]
+    urgent = [Prompt(2.0 + 1.3 * i, 60, 0.4) for i in range(20)]
+    server = Server([*batch, *urgent])
+    server.run()
+    assert all(p.first_token_s is not None and p.first_token_s - p.arrival_s <= 0.4 for p in urgent)
+    assert max(server.steps_s[40:]) <= 0.4 / ARRIVAL_STEPS * 1.05
+
+
+def test_promises_are_kept_while_an_overdue_prompt_is_read() -> None:
+    urgent = [Prompt(0.5 * i, 50, 1.0) for i in range(60)]
+    server = Server([Prompt(0.0, 15_000, None), *urgent], prefill_max_wait_s=1.0)
+    server.run()
+    assert all(p.first_token_s is not None and p.first_token_s - p.arrival_s <= 1.0 for p in urgent)
