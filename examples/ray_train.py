@@ -5,6 +5,7 @@ python examples/ray_train.py
 """
 
 import argparse
+import os
 from typing import Any
 
 import ray
@@ -66,6 +67,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--storage", default=None, help="a folder for Ray's results; by default Ray's own")
     options = parser.parse_args()
+    # Ray takes a report from its workers so often: by default every 2 s, which are many steps here.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.02")
     # A small cluster of one machine; leave this line out to use the cluster that you have.
     ray.init(num_cpus=options.workers, include_dashboard=False, object_store_memory=200 * 1024 * 1024)
     try:

@@ -35,6 +35,48 @@ def bench(
         raise typer.Exit(1) from error
 
 
+def bench_parallel(
+    task: Annotated[str, typer.Option(help="A reference task.")] = "stdlib-gpt",
+    steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 800,
+    actors: Annotated[int, typer.Option(min=1, help="Ray actors of the measured part.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Searches of each kind, by turns.")] = 3,
+    workers: Annotated[str, typer.Option(help="Workers of the simulated part, with commas.")] = "1,2,10",
+    json: Annotated[Path | None, typer.Option(help="Where the figures go.")] = None,
+) -> None:
+    """Measure what probing in parallel saves with Ray actors here, and simulate a cluster."""
+    # torch and Ray take seconds to import, and the other commands need neither.
+    from autolrs_plugin.benchmark.parallel import bench_parallel as run_parallel
+    from autolrs_plugin.benchmark.tasks import TASKS
+
+    (name,) = _names("--task", task, list(TASKS))[:1]
+    counts = [int(part) for part in workers.split(",") if part.strip().isdigit()]
+    if not counts or min(counts) < 1 or len(counts) != len(workers.split(",")):
+        raise typer.BadParameter(f"--workers {workers!r}: must be whole numbers of at least 1, with commas.")
+    console = Console()
+    try:
+        run_parallel(name, steps, actors, repeats, counts, json, console)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
+
+
+def bench_overhead(
+    adapters: Annotated[str, typer.Option(help="Adapters with commas; all of them by default.")] = "",
+    steps: Annotated[int, typer.Option(min=20, help="Steps of the run in each.")] = 300,
+) -> None:
+    """Measure what an adapter adds to a framework's steps outside of searches."""
+    # torch and the frameworks take seconds to import.
+    from autolrs_plugin.benchmark.adapter_overhead import ADAPTERS, measure, overhead_table
+
+    chosen = _names("--adapters", adapters, list(ADAPTERS)) if adapters else list(ADAPTERS)
+    console = Console()
+    try:
+        console.print(overhead_table([measure(name, steps) for name in chosen]))
+    except ModuleNotFoundError as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
+
+
 def _names(option: str, text: str, valid: list[str]) -> list[str]:
     """Return the names in a comma-separated list, each once.
 

@@ -12,15 +12,16 @@ in the job itself, one after the other, as it did. Every state that is sent cost
 import functools
 import heapq
 import json
+import os
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -51,25 +52,19 @@ class Done:
 
 @dataclass
 class Watch:
-    """Notes every action of a run, and how long its search takes."""
+    """Notes every action of a run."""
 
     done: list[Done] = field(default_factory=list)
-    search_s: float = 0.0
-    _began: float = 0.0
     _ahead: int = 0
 
     def on_action(self, action: Action, controller: Controller) -> None:
         self._ahead = len(controller.ahead)
-        if isinstance(action, Probe) and not self._began:
-            self._began = time.perf_counter()
 
     def on_step(self, lr: float, loss: float) -> None:
         pass
 
     def on_result(self, action: Action, result: Result, controller: Controller) -> None:
         self.done.append(Done(type(action).__name__, result.seconds, self._ahead))
-        if isinstance(action, Probe):
-            self.search_s = time.perf_counter() - self._began
 
     def close(self) -> None:
         pass
@@ -104,20 +99,10 @@ def build(task_name: str) -> dict[str, Any]:
     }
 
 
-def run(task: str, steps: int, parallel_probes: int, probes: Any = None) -> tuple[AutoLRS, Watch]:
-    """Search and train; return the run and what was noted of it."""
-    watch = Watch()
-    tuner = AutoLRS(
-        **build(task),
-        max_steps=steps,
-        lr_range=LR_RANGE,
-        progress=False,
-        parallel_probes=parallel_probes,
-        probes=probes,
-        observers=[watch],
-    )
-    tuner.run()
-    return tuner, watch
+def tuner_of(task: str, steps: int, parallel_probes: int, **options: Any) -> AutoLRS:
+    """Return a run that has not begun."""
+    settings: dict[str, Any] = {"max_steps": steps, "lr_range": LR_RANGE, "progress": False}
+    return AutoLRS(**build(task), **settings, parallel_probes=parallel_probes, **options)
 
 
 def makespan(actions: Sequence[Done], workers: int, send_s: float) -> float:
@@ -145,14 +130,24 @@ def untuned(actions: Sequence[Done]) -> float:
     return sum(a.seconds for a in actions if a.kind in (Train.__name__, Evaluate.__name__))
 
 
-def measure(task: str, steps: int, actors: int) -> dict[str, Any]:
-    """Return the seconds of one search, one probe after the other and on `actors` Ray actors."""
+def search_seconds(tuner: AutoLRS) -> float:
+    """Search, up to the first step of the run itself; return the wall time from the first probe on."""
+    began = None
+    while not isinstance(action := tuner.next_action(), Train):
+        if began is None and isinstance(action, Probe):
+            began = time.perf_counter()
+        tuner.tell(tuner.perform(action))
+    assert began is not None, "a run that searches nothing"
+    return time.perf_counter() - began
+
+
+def measure(task: str, steps: int, actors: int, repeats: int) -> dict[str, Any]:
+    """Return the seconds of a search, one probe after the other and on `actors` Ray actors, by turns."""
     import ray  # seconds to import, and an extra
 
     from autolrs_plugin.integrations.ray import RayProbes
 
     torch.set_num_threads(1)
-    sequential, watch = run(task, steps, actors)
     started = time.perf_counter()
     ray.init(num_cpus=actors, include_dashboard=False, object_store_memory=200 * 1024 * 1024)
     try:
@@ -161,26 +156,31 @@ def measure(task: str, steps: int, actors: int) -> dict[str, Any]:
         if len(probes.actors) < actors:
             raise RuntimeError(f"{len(probes.actors)} of {actors} actors could be had: nothing was measured.")
         starting_s = time.perf_counter() - started
-        parallel, watch_parallel = run(task, steps, actors, probes)
+        rows, same = [], True
+        for _ in range(repeats):
+            sequential, parallel = (tuner_of(task, steps, actors, probes=p) for p in (None, probes))
+            seconds = search_seconds(sequential), search_seconds(parallel)
+            rows.append(
+                {"sequential_s": seconds[0], "parallel_s": seconds[1], "ratio": seconds[1] / seconds[0]}
+            )
+            same &= sequential.stages == parallel.stages
     finally:
         ray.shutdown()
     return {
         "task": task,
         "steps": steps,
         "actors": actors,
-        "sequential_search_s": watch.search_s,
-        "parallel_search_s": watch_parallel.search_s,
-        "ratio": watch_parallel.search_s / watch.search_s,
+        "repeats": rows,
+        "ratio": statistics.median(row["ratio"] for row in rows),
         "starting_s": starting_s,
-        "same_schedule": sequential.schedule == parallel.schedule,
-        "same_losses": sequential.losses == parallel.losses,
+        "same_decisions": same,
+        "load_average": os.getloadavg()[0],
     }
 
 
 def send_seconds(task: str) -> float:
     """Return what it takes to make a task's state one file's content and to make a state of that again."""
-    tuner = AutoLRS(**build(task), max_steps=1, lr_range=LR_RANGE, progress=False)
-    loop = tuner._loop
+    loop = tuner_of(task, 1, 1)._loop
     loop.snapshot()
     started = time.perf_counter()
     loop.receive(loop.kept_state())
@@ -193,15 +193,19 @@ def simulate(task: str, steps: int, workers: Sequence[int]) -> dict[str, Any]:
     send_s = send_seconds(task)
     rows = []
     for count in workers:
-        _, watch = run(task, steps, count)
+        watch = Watch()
+        tuner = tuner_of(task, steps, count, observers=[watch])
+        tuner.run()
         base = untuned(watch.done)
+        # Forecasts and Gaussian processes take their time in the job itself, whoever probes.
+        tuned = makespan(watch.done, count, send_s) + tuner.ledger.deciding_s
         rows.append(
             {
                 "workers": count,
                 "untuned_s": base,
-                "tuned_s": makespan(watch.done, count, send_s),
-                "one_worker_s": makespan(watch.done, 1, send_s),
-                "ratio": makespan(watch.done, count, send_s) / base,
+                "tuned_s": tuned,
+                "deciding_s": tuner.ledger.deciding_s,
+                "ratio": tuned / base,
                 "actions": [asdict(action) for action in watch.done],
             }
         )
@@ -209,42 +213,30 @@ def simulate(task: str, steps: int, workers: Sequence[int]) -> dict[str, Any]:
 
 
 def bench_parallel(
-    task: Annotated[str, typer.Option(help=f"A reference task: {', '.join(TASKS)}.")] = "stdlib-gpt",
-    steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 400,
-    actors: Annotated[int, typer.Option(min=1, help="Ray actors of the measured part.")] = 2,
-    workers: Annotated[str, typer.Option(help="Workers of the simulated part, with commas.")] = "1,2,10",
-    json_path: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    task: str,
+    steps: int,
+    actors: int,
+    repeats: int,
+    workers: Sequence[int],
+    json_path: Path | None,
+    console: Console,
 ) -> None:
-    """Measure what probing in parallel saves with actors here, and simulate a cluster."""
-    if task not in TASKS:
-        raise typer.BadParameter(f"--task {task!r}: is unknown; valid: {', '.join(TASKS)}")
-    counts = _counts(workers)
-    console = Console()
-    measured = measure(task, steps, actors)
-    table = Table("search", "seconds", title=f"{task}, {steps} steps: measured, one thread for each process")
-    table.add_row("one probe after the other", f"{measured['sequential_search_s']:.2f}")
-    table.add_row(f"on {actors} Ray actors", f"{measured['parallel_search_s']:.2f}")
-    table.add_row("ratio", f"{measured['ratio']:.3f}")
+    """Print what probing in parallel saves with actors here, and on a simulated cluster; write it to `json_path`."""
+    measured = measure(task, steps, actors, repeats)
+    title = f"{task}, {steps} steps: the search, measured; one thread for each process"
+    table = Table("one after the other [s]", f"on {actors} actors [s]", "ratio", title=title)
+    for row in measured["repeats"]:
+        table.add_row(f"{row['sequential_s']:.2f}", f"{row['parallel_s']:.2f}", f"{row['ratio']:.3f}")
     console.print(table)
-    same = measured["same_schedule"] and measured["same_losses"]
     console.print(
-        f"Starting Ray and the actors took {measured['starting_s']:.1f} s. "
-        + ("The decisions are the same." if same else "The decisions DIFFER.")
+        f"Median ratio {measured['ratio']:.3f}, at a load average of {measured['load_average']:.1f}. Starting Ray and "
+        f"the actors took {measured['starting_s']:.1f} s. "
+        + ("The decisions are the same." if measured["same_decisions"] else "The decisions DIFFER.")
     )
-    simulated = simulate(task, steps, counts)
+    simulated = simulate(task, steps, workers)
     console.print(_simulated_table(simulated))
     if json_path is not None:
         json_path.write_text(json.dumps({"measured": measured, "simulated": simulated}, indent=1) + "\n")
-
-
-def _counts(text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise typer.BadParameter(f"--workers {text!r}: must be whole numbers of at least 1, with commas.")
-    return counts
 
 
 def _simulated_table(simulated: Mapping[str, Any]) -> Table:
@@ -254,7 +246,3 @@ def _simulated_table(simulated: Mapping[str, Any]) -> Table:
         figures = (f"{row['tuned_s']:.2f}", f"{row['untuned_s']:.2f}", f"{row['ratio']:.3f}")
         table.add_row(str(row["workers"]), *figures)
     return table
-
-
-if __name__ == "__main__":
-    typer.run(bench_parallel)

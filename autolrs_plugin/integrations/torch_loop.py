@@ -15,12 +15,12 @@ from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
 from autolrs_plugin.training.data import Batches
-from autolrs_plugin.training.distributed import RankedPort, SharedJournals, ranks_of_job
+from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
 from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
 from autolrs_plugin.training.lr import ReplayLR
 from autolrs_plugin.training.progress import observers_for
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.session import JOURNAL_FILES, Observer, Prober, Session
+from autolrs_plugin.training.session import Observer, Prober, Session
 from autolrs_plugin.training.snapshot import Stateful
 
 
@@ -113,13 +113,8 @@ class AutoLRS:
         settings = {"validation": validate is not None, **settings}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping({**values, **settings}, origin="AutoLRS")
-        if resume not in (True, False, "auto"):
-            raise ValueError(f"resume={resume!r}: must be 'auto', True or False.")
         ranks = ranks_of_job()
-        if ranks is not None and probes is not None:
-            raise ValueError(
-                f"probes: cannot be carried out elsewhere for a job of {ranks.count} processes; leave it out."
-            )
+        _check_choices(resume, probes, 1 if ranks is None else ranks.count)
         if ranks is not None:
             train_step = ranks.averaged(train_step, "train_step")
             validate = ranks.averaged(validate, "validate")
@@ -135,25 +130,13 @@ class AutoLRS:
             count_tokens,
             keep,
         )
-        folder = None if run_dir is None else Path(run_dir)
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
-        shown = observers_for(config, progress, tensorboard) if ranks is None or ranks.leads else []
-        if probes is not None:
-            probes.attach(self._loop.kept_state)
         self._ranks = ranks
-        self._controller = Controller(config) if ranks is None else ranks.controller(config)
-        identity = self._loop.identity() if folder is not None else {}
-        self._session = Session(
-            self._controller,
-            self._loop if ranks is None else RankedPort(self._loop, ranks),
-            folder,
-            identity if ranks is None else ranks.identity(identity),
-            resume,
-            [*shown, *observers],
-            JOURNAL_FILES if ranks is None else SharedJournals(ranks),
-            probes,
-        )
+        shown = observers_for(config, progress, tensorboard) if ranks is None or ranks.leads else []
+        folder = None if run_dir is None else Path(run_dir)
+        self._session = _session(config, self._loop, ranks, folder, resume, [*shown, *observers], probes)
+        self._controller = self._session.controller
 
     def run(self) -> Schedule:
         """Search and train up to the end; return the schedule that was found.
@@ -229,3 +212,39 @@ class AutoLRS:
     def val_losses(self) -> tuple[tuple[int, float], ...]:
         """(step, validation loss) of each evaluation along the run so far."""
         return self._controller.val_losses
+
+
+def _check_choices(resume: bool | str, probes: Prober | None, processes: int) -> None:
+    """Raise ValueError, naming the argument, for what cannot be chosen."""
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume={resume!r}: must be 'auto', True or False.")
+    if processes > 1 and probes is not None:
+        raise ValueError(
+            f"probes: cannot be carried out elsewhere for a job of {processes} processes; leave it out."
+        )
+
+
+def _session(
+    config: AutoLRSConfig,
+    loop: TorchLoop,
+    ranks: Ranks | None,
+    folder: Path | None,
+    resume: bool | str,
+    observers: Sequence[Observer],
+    probes: Prober | None,
+) -> Session:
+    """Return the session of this process, or of this rank of several."""
+    if probes is not None:
+        probes.attach(loop.kept_state)
+    identity = loop.identity() if folder is not None else {}
+    if ranks is None:
+        return Session(Controller(config), loop, folder, identity, resume, observers, prober=probes)
+    return Session(
+        ranks.controller(config),
+        RankedPort(loop, ranks),
+        folder,
+        ranks.identity(identity),
+        resume,
+        observers,
+        SharedJournals(ranks),
+    )

@@ -16,6 +16,8 @@ Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """A loader, list or other iterable that can be iterated again and again, or a function that gives one epoch's."""
 
 
+_END = object()
+
 DISTRIBUTED_SEEDS = 2**32
 """A sampler that shares the data out among processes must have the same seed on all of them; the last 32 bits are."""
 
@@ -53,18 +55,18 @@ class BatchStream:
         Raises:
             ValueError: an epoch has no batches.
         """
-        if self._iterator is not None:
-            for batch in self._iterator:
-                self._batches += 1
-                return batch
+        # Never `for batch in iterator`: some loaders are their own iterators, and would begin again.
+        if self._iterator is not None and (batch := next(self._iterator, _END)) is not _END:
+            self._batches += 1
+            return batch
         self._epoch, self._epoch_rng, self._batches = uuid.uuid4().hex, rng_state(self._generators), 0
         self._starts_workers = _has_no_workers_yet(self._source)
         self._epochs += 1
         self._iterator = self._begin_epoch()
-        for batch in self._iterator:
-            self._batches = 1
-            return batch
-        raise ValueError(f"{self._name}: an epoch of it has no batches.")
+        if (batch := next(self._iterator, _END)) is _END:
+            raise ValueError(f"{self._name}: an epoch of it has no batches.")
+        self._batches = 1
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position."""
@@ -93,7 +95,7 @@ class BatchStream:
         set_rng_state(self._epoch_rng, self._generators)
         self._iterator = self._begin_epoch()
         while self._batches < state["batches"]:
-            if next(self._iterator, self) is self:
+            if next(self._iterator, _END) is _END:
                 raise ValueError(
                     f"{self._name}: an epoch ended after {self._batches} batches and had {state['batches']} before; "
                     "it must give the same batches from the same random state."
@@ -157,7 +159,8 @@ class ProbeBatches:
 
 def check_batches(source: object, name: str) -> None:
     """Raise TypeError naming the argument if `source` cannot be iterated again and again."""
-    if isinstance(source, Iterator):
+    # A DataLoader may be wrapped into one that is an iterator as well, and begins again with iter().
+    if isinstance(source, Iterator) and not isinstance(source, DataLoader):
         raise TypeError(
             f"{name}: a {type(source).__name__} can be iterated only once; give what it iterates over, such as a "
             "DataLoader or a list, or a function that returns a new one for each epoch."

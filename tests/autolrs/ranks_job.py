@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from autolrs_plugin import AutoLRS
-from autolrs_plugin.core.actions import Done, Evaluate, Probe, Result
+from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.training.lr import GroupRates
 from autolrs_plugin.training.snapshot import reshard
 from autolrs_plugin.training.tree import local
 from tests.autolrs.jobs import Net, bits
-from tests.autolrs.scripted import RATES, script
+from tests.autolrs.scripted import PROBING, RATES, script
 
 SEARCH = {"max_steps": 120, "lr_range": (1e-4, 1.0), "progress": False}
 SCRIPTED = {"max_steps": 7, "lr_range": (1e-3, 1.0), "progress": False}
@@ -157,12 +157,17 @@ def scripted(kind: str, rank: int, folder: Path) -> dict[str, Any]:
                 hands.tell(Result(val_loss=float(rank)))  # of one rank alone; the mean is 0.5
             else:
                 hands.tell(hands.perform(action))
+    # What an evaluation leaves behind must not be trained on: nothing is between it, the way back and the next step.
+    with script([Snapshot(), PROBING[2], Restore(), Train(0, RATES), Evaluate(7)]):
+        direct = RanksJob(kind, rank, 2)
+        direct.tuner(**SCRIPTED).run()
     plain = RanksJob(kind, rank, 2)
     plain.train_plainly(RATES)
     return {
         **told(tuner),
         "digests": job.digests(),
         "driven_digests": driven.digests(),
+        "direct_digests": direct.digests(),
         "plain_digests": plain.digests(),
         "driven_val_losses": hands.val_losses,
     }

@@ -84,6 +84,12 @@ def test_a_user_drives_it_on_every_rank(scenes: Scenes, kind: str) -> None:
         assert rank["driven_val_losses"] == [[5, 0.5], [7, 0.5]]  # 0 on one rank and 1 on the other
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_what_an_evaluation_gathers_is_not_trained_on(scenes: Scenes, kind: str) -> None:
+    for rank in scenes(kind, "scripted"):
+        assert rank["direct_digests"] == rank["plain_digests"]
+
+
 def test_fsdp_keeps_its_shards(scenes: Scenes) -> None:
     """Each rank holds half of every parameter, and the two halves differ."""
     first, second = scenes("fsdp", "search")
