@@ -170,9 +170,9 @@ def test_a_search_by_the_reward(tmp_path: Path) -> None:
         (1e-5, 1e-1), metric="eval_reward", search_budget=1.0, eval_cost_steps=0, progress=False
     )
     trainer = grpo(tmp_path, [tuner])
-    trainer.args.max_steps = 24
+    trainer.args.max_steps = 48
     trainer.train()
-    assert len(tuner.schedule) == 24
+    assert len(tuner.schedule) == 48
     judged = [c for stage in tuner.stages for c in stage.candidates if c.val_loss is not None]
     assert judged
     assert all(-8 <= c.val_loss <= 0 for c in judged)  # a reward counts the other way round
