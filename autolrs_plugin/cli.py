@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from autolrs_plugin import __version__
-from autolrs_plugin.benchmark.command import bench, bench_parallel
+from autolrs_plugin.benchmark.command import bench, bench_overhead, bench_parallel
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 
 app = typer.Typer(help="Finds the learning rate while training.", no_args_is_help=True)
@@ -56,7 +56,8 @@ def export(
 ) -> None:
     """Write a run's schedule, to be replayed: ReplayLR(optimizer, Schedule.load(FILE).lrs) is a torch scheduler."""
     with _clear_errors():
-        from autolrs_plugin.core.journal import FILE_NAME, Journal, recorded
+        from autolrs_plugin.core.journal import FILE_NAME, Journal
+        from autolrs_plugin.core.replay import recorded
         from autolrs_plugin.core.schedule import Schedule
 
         state = recorded(Journal.read(run / FILE_NAME))
@@ -143,6 +144,7 @@ def _exit(message: str) -> None:
 
 app.command()(bench)
 app.command("bench-parallel")(bench_parallel)
+app.command()(bench_overhead)
 
 
 def main() -> None:

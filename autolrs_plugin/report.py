@@ -9,10 +9,11 @@ from rich.console import Group
 from rich.table import Table
 
 from autolrs_plugin.core.actions import Probe
-from autolrs_plugin.core.config import AutoLRSConfig
+from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.journal import FILE_NAME, Journal, replay
+from autolrs_plugin.core.journal import FILE_NAME, Journal
 from autolrs_plugin.core.rehearsal import Rehearsal
+from autolrs_plugin.core.replay import replay
 from autolrs_plugin.core.schedule import warmup_steps
 from autolrs_plugin.core.state import Candidate, Stage
 
@@ -163,12 +164,16 @@ def draw_run(controller: Controller, path: Path) -> None:
     Beside them, the largest search near by: its probes' losses, and the loss that it was told for each rate.
 
     Raises:
+        ConfigError: `path` ends on no kind of picture.
         ModuleNotFoundError: matplotlib is not installed.
     """
     # Imported here: a quarter of a second, and only pictures need it.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise ConfigError(f"{str(path)!r}: must end on a kind of picture; valid: {', '.join(sorted(kinds))}.")
     searches = [s for s in controller.stages if sum(not c.diverged for c in s.candidates) > 1]
     beside = max(searches, key=lambda s: s.search_steps, default=None)
     axes = figure.subplots(2, 2 if beside else 1, squeeze=False, width_ratios=(2.4, 1) if beside else (1,))

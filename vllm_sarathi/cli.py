@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 
 from vllm_sarathi import __version__
-from vllm_sarathi.cli_rehearse import RayCommand, capacity, simulate, validate
+from vllm_sarathi.cli_live import live
+from vllm_sarathi.cli_rehearse import RayCommand, capacity, paper, simulate, validate
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
 from vllm_sarathi.core.step_trace import StepTraceError
 
@@ -125,55 +126,15 @@ def overhead(json: JsonOption = None) -> None:
 
 
 @bench.command()
-def live(
-    workload: Annotated[
-        list[str] | None,
-        typer.Option(help="chat, long, mix, burst or idle; may be given again. All, if not given."),
-    ] = None,
-    tbt_slo_ms: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="Promised time between tokens; may be given again. 150, 250 and 500, if not given."
-        ),
-    ] = None,
-    schedulers: Annotated[
-        str | None,
-        typer.Option(
-            help="Names with commas: sarathi, sarathi-deadline, default (vLLM's own); default@80 and "
-            "sarathi@256 have a fixed budget. Ours, stock and a sweep of five stock budgets, if not given."
-        ),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Less of everything: under 12 minutes.")] = False,
-    ttft_slo_ms: Annotated[
-        float, typer.Option(help="The promised time to first token of sarathi-deadline.")
-    ] = 2000.0,
-    model: Annotated[
-        str, typer.Option(help="A folder with a model, or its name on a model hub.")
-    ] = "build/models/SmolLM2-135M-Instruct",
-    out: Annotated[Path, typer.Option(help="Where data sets, raw results and logs go.")] = Path(
-        "build/bench/live"
-    ),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Use the finished runs in --out; keep the rows in --json.")
-    ] = False,
-    json: JsonOption = None,
-) -> None:
-    """Serve a real model with each scheduler under the same load, and see who keeps the promise."""
+def simulator(json: JsonOption = None) -> None:
+    """Measure how fast rehearsals are: steps per second with 64 running requests, and 2,048 chat requests."""
     with _clear_errors():
-        from vllm_sarathi.benchmark.live import parse_options, run_live
+        from vllm_sarathi.benchmark.results import write_rows
+        from vllm_sarathi.benchmark.speed import measure_speed, speed_table
 
-        options = parse_options(
-            workloads=workload or (),
-            tbt_slos_ms=tbt_slo_ms or (),
-            schedulers=schedulers,
-            quick=quick,
-            ttft_slo_ms=ttft_slo_ms,
-            model=model,
-            out=out,
-            json=json,
-            resume=resume,
-        )
-        run_live(options, Console())
+        rows = measure_speed()
+        Console().print(speed_table(rows))
+        write_rows(rows, json)
 
 
 @contextmanager
@@ -201,8 +162,9 @@ def _door(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-for _command in (simulate, capacity, validate):
+for _command in (simulate, capacity, validate, paper):
     app.command(cls=RayCommand)(_door(_command))
+bench.command()(_door(live))
 
 
 def _exit(message: str) -> None:

@@ -250,3 +250,37 @@ def validate(
     rows = room.validate(asked.choices, asked.loads, out, console)
     console.print(room.validate_table(rows))
     results.write_rows(rows, json)
+
+
+def paper(
+    quick: Annotated[
+        bool, typer.Option(help="Few requests, one seed: about a quarter of an hour on two cores.")
+    ] = False,
+    out: Annotated[
+        Path,
+        typer.Option(help="Where tables and plots go, and each finished search: a later run goes on there."),
+    ] = Path("build/paper"),
+    ray: RayOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Run the evaluation of Sarathi-Serve's paper again, in simulation, beside the published figures."""
+    from rich.table import Table
+
+    from vllm_sarathi.benchmark import farm, paper_report, results
+    from vllm_sarathi.benchmark import paper as room
+
+    scale = room.QUICK if quick else room.FULL
+    console = Console()
+    run_all = functools.partial(farm.run_all, console=console, ray=ray)
+    rows = room.run_cells(room.cells_of(scale), out / "cells", run_all)
+    tables = paper_report.tables_of(rows)
+    for path in paper_report.write_report(tables, out, scale.requests, scale.seeds):
+        console.print(f"wrote {path}", soft_wrap=True)
+    for name in ("capacity", "published"):
+        shown = Table(title=paper_report.TITLES[name])
+        for column in paper_report.COLUMNS[name]:
+            shown.add_column(column.replace("_", " "))
+        for row in paper_report.texts(name, tables[name]):
+            shown.add_row(*row)
+        console.print(shown)
+    results.write_rows(rows, json)

@@ -7,8 +7,9 @@ A file of lines, each a JSON object with a checksum over itself and all lines be
     {"kind": "result", "result": {...}, "checkpoint": {...}, "sha256": ...}       after it
     {"kind": "progress", "losses": [...], "sha256": ...}                          or, in its midst, the steps so far
 
-A line is on the disk before anything else happens. A last line without its end is one that a kill cut off: it is
-dropped, and its action repeated. Anything else that does not fit its checksum is refused.
+A line is written before anything else happens, and is safe from a kill from then on; one that took work is on the
+disk by then, safe from a loss of power. A last line without its end is one that was cut off: it is dropped, and its
+action repeated. Anything else that does not fit its checksum is refused.
 """
 
 import hashlib
@@ -17,15 +18,12 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
-from autolrs_plugin.core.config import AutoLRSConfig
-from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.state import RunState
 
 VERSION = 1
 FILE_NAME = "journal.jsonl"
@@ -148,7 +146,7 @@ class Journal:
             assert self.unfinished == action, f"{action} while {self.unfinished} has no result"
             return
         entry = Entry(action, books=dict(books or {}))
-        self._append({"kind": "intent", "action": action_to_mapping(action), "books": entry.books})
+        self._append(_intent(entry), sync=False)
         self.entries.append(entry)
 
     def complete(self, result: Result, checkpoint: Checkpoint | None = None) -> None:
@@ -157,7 +155,7 @@ class Journal:
         line: dict[str, Any] = {"kind": "result", "result": _plain(result)}
         if checkpoint is not None:
             line["checkpoint"] = _plain(checkpoint)
-        self._append(line)
+        self._append(line, sync=bool(result.losses) or result.val_loss is not None)
         self.entries[-1].result = result
         self.entries[-1].checkpoint = checkpoint
 
@@ -190,19 +188,20 @@ class Journal:
         self._file.truncate(length)
         self._file.seek(length)
 
-    def _append(self, body: dict[str, Any]) -> None:
+    def _append(self, body: dict[str, Any], sync: bool) -> None:
         assert self._file is not None, "the journal is closed"
         line, self._chain = _sealed(body, self._chain)
         self._file.write(line)
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if sync:
+            os.fsync(self._file.fileno())
 
 
 def journal_text(config: Mapping[str, Any], run: Mapping[str, Any], entries: Iterable[Entry]) -> str:
     """Return a whole journal as text: for a framework that keeps it in checkpoints of its own."""
     bodies = [_header(config, run, None)]
     for entry in entries:
-        bodies.append({"kind": "intent", "action": action_to_mapping(entry.action)})
+        bodies.append(_intent(entry))
         if entry.result is not None:
             bodies.append({"kind": "result", "result": _plain(entry.result)})
         elif entry.losses:
@@ -223,36 +222,6 @@ def read_text(text: str, origin: str) -> Journal:
     return parsed(Path(origin), text.encode())[0]
 
 
-def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
-    """Tell a new controller all results of a journal; yield each entry that has one after it was told.
-
-    Raises:
-        JournalError: the controller decides otherwise than the journal has it.
-    """
-    for number, entry in enumerate(journal.entries):
-        action = controller.next()
-        if not same_action(action, entry.action):
-            raise JournalError(
-                f"{journal.path}: action {number} was {_short(entry.action)}, and would now be {_short(action)}: the "
-                "run was decided by another version of autolrs_plugin or its libraries; nothing of it is used."
-            )
-        if entry.result is not None:
-            controller.tell(entry.result)
-            yield entry
-    # What the decisions took when they were made, not what it took to make them again.
-    if journal.entries:
-        controller.ledger.take_over(journal.entries[-1].books)
-
-
-def recorded(journal: Journal) -> RunState:
-    """Return what a journal's actions came to, without deciding anything again: no stages, whatever the version."""
-    state = RunState(AutoLRSConfig.from_mapping(journal.header["config"], origin=str(journal.path)))
-    for entry in journal.entries:
-        if entry.result is not None:
-            state.observe(entry.action, entry.result)
-    return state
-
-
 def action_to_mapping(action: Action) -> dict[str, Any]:
     """Return an action as plain values; `action_from_mapping` takes them back."""
     return {"kind": type(action).__name__, **_plain(action)}
@@ -262,28 +231,6 @@ def action_from_mapping(values: Mapping[str, Any]) -> Action:
     """Return the action that `action_to_mapping` gave as plain values."""
     action: Action = _built(_ACTIONS[values["kind"]], {k: v for k, v in values.items() if k != "kind"})
     return action
-
-
-def same_action(a: Action, b: Action) -> bool:
-    """Tell whether two actions are the same, their rates up to rounding.
-
-    Another processor rounds differently in the last bits, and a job may well resume on another machine.
-    """
-    if type(a) is not type(b):
-        return False
-    for name in (f.name for f in fields(a)):
-        x, y = getattr(a, name), getattr(b, name)
-        xs, ys = (x, y) if isinstance(x, tuple) else ((x,), (y,))
-        if len(xs) != len(ys) or not all(
-            math.isclose(p, q, rel_tol=1e-6) for p, q in zip(xs, ys, strict=True)
-        ):
-            return False
-    return True
-
-
-def _short(action: Action) -> str:
-    text = repr(action)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -315,6 +262,10 @@ def _header(
     if checkpoint is not None:
         header["checkpoint"] = _plain(checkpoint)
     return header
+
+
+def _intent(entry: Entry) -> dict[str, Any]:
+    return {"kind": "intent", "action": action_to_mapping(entry.action), "books": dict(entry.books)}
 
 
 def _sealed(body: dict[str, Any], chain: str) -> tuple[bytes, str]:

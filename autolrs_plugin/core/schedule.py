@@ -14,6 +14,9 @@ from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 
 VERSION = 1
 
+DECAY = 0.2
+"""Share of a run over which its learning rate falls to zero at the end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -98,22 +101,34 @@ class Schedule:
         return cls.from_mapping(values, origin=repr(str(path)))
 
 
-def unit_curve(step: int, steps: int, warmup_steps: int, final_decay: bool = True) -> float:
-    """Return the share of the peak at `step` of T = `steps`, in (0, 1]: linear warm-up, then linear to zero.
+def unit_curve(
+    step: int, steps: int, warmup_steps: int, final_decay: bool = True, decay_steps: int | None = None
+) -> float:
+    """Return the share of the peak at `step` of T = `steps`, in (0, 1]: linear warm-up, plateau, linear to zero.
 
     The decay reaches zero one step after the last, so that no step is wasted on a rate of zero
     (Defazio et al. 2023, "Optimal linear decay learning rate schedules and further refinements").
+
+    Args:
+        decay_steps: length of the decay; by default all that comes after the warm-up.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if not final_decay:
         return 1.0
-    return (steps - step) / (steps - warmup_steps)
+    after = steps - warmup_steps
+    return min(1.0, (steps - step) / (after if decay_steps is None else max(1, min(decay_steps, after))))
 
 
 def warmup_steps(config: AutoLRSConfig) -> int:
     """Return the number of warm-up steps of a run; at least one step is left after them."""
     return min(config.max_steps - 1, round(config.warmup * config.max_steps))
+
+
+def run_curve(step: int, config: AutoLRSConfig) -> float:
+    """Return the share of its peak that a run of the default plan has at `step`."""
+    decay = round(DECAY * config.max_steps)
+    return unit_curve(step, config.max_steps, warmup_steps(config), config.final_decay, decay)
 
 
 def preview(config: AutoLRSConfig, peak_lr: float | None = None) -> Schedule:
@@ -123,5 +138,4 @@ def preview(config: AutoLRSConfig, peak_lr: float | None = None) -> Schedule:
         peak_lr: the peak that a search might find; without one, the middle of `lr_range` on the log scale.
     """
     peak = math.sqrt(config.lr_range[0] * config.lr_range[1]) if peak_lr is None else peak_lr
-    warmup, steps = warmup_steps(config), config.max_steps
-    return Schedule(tuple(peak * unit_curve(t, steps, warmup, config.final_decay) for t in range(steps)))
+    return Schedule(tuple(peak * run_curve(t, config) for t in range(config.max_steps)))

@@ -113,13 +113,8 @@ class AutoLRS:
         settings = {"validation": validate is not None, **settings}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping({**values, **settings}, origin="AutoLRS")
-        if resume not in (True, False, "auto"):
-            raise ValueError(f"resume={resume!r}: must be 'auto', True or False.")
         ranks = ranks_of_job()
-        if ranks is not None and probes is not None:
-            raise ValueError(
-                f"probes: cannot be carried out elsewhere for a job of {ranks.count} processes; leave it out."
-            )
+        _check_choices(resume, probes, 1 if ranks is None else ranks.count)
         if ranks is not None:
             train_step = ranks.averaged(train_step, "train_step")
             validate = ranks.averaged(validate, "validate")
@@ -137,7 +132,6 @@ class AutoLRS:
         )
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
-        shown = observers_for(config, progress, tensorboard) if ranks is None or ranks.leads else []
         self._ranks = ranks
         shown = observers_for(config, progress, tensorboard) if ranks is None or ranks.leads else []
         folder = None if run_dir is None else Path(run_dir)
@@ -218,6 +212,16 @@ class AutoLRS:
     def val_losses(self) -> tuple[tuple[int, float], ...]:
         """(step, validation loss) of each evaluation along the run so far."""
         return self._controller.val_losses
+
+
+def _check_choices(resume: bool | str, probes: Prober | None, processes: int) -> None:
+    """Raise ValueError, naming the argument, for what cannot be chosen."""
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume={resume!r}: must be 'auto', True or False.")
+    if processes > 1 and probes is not None:
+        raise ValueError(
+            f"probes: cannot be carried out elsewhere for a job of {processes} processes; leave it out."
+        )
 
 
 def _session(

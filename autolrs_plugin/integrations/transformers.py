@@ -82,22 +82,35 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         self._generators, self._stateful, self._keep = tuple(generators), dict(stateful or {}), keep
         self._observer = StageLines() if progress else StageLog()
         self._host: TrainerHost | None = None
+        # As the Trainer makes a callback anew with `restore_callback_states_from_checkpoint`.
+        self._arguments = {
+            "metric": metric,
+            "greater_is_better": greater,
+            "loss_is_progress": loss_is_progress,
+        }
+        self._arguments |= {"keep": keep, "progress": progress, **self._settings}
 
     def state(self) -> dict[str, Any]:
         """Return the run so far, which the Trainer writes into each checkpoint."""
-        return {"args": self._settings, "attributes": {"journal": self.run.state()} if self.run else {}}
+        return {"args": self._arguments, "attributes": {"journal": self.run.state()} if self.run else {}}
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the Trainer that is being constructed, and give it a scheduler that tells the rates in use."""
         trainer = _calling_trainer()
         _check_trainer(trainer, self._metric, self._measures(trainer))
+        if args.restore_callback_states_from_checkpoint and (self._generators or self._stateful):
+            raise ValueError(
+                "restore_callback_states_from_checkpoint: would make an AutoLRSCallback without its generators= and "
+                "stateful=; leave it out: what the tuner has done is restored all the same."
+            )
         vars(trainer)["create_scheduler"] = lambda *args, **kwargs: _install_scheduler(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the run, or go on with the one in the checkpoint."""
         trainer = _calling_trainer()
         self._release()  # a run before may have ended in an error
-        saved = (state.stateful_callbacks.get(type(self).__name__) or {}).get("attributes", {}).get("journal")
+        # At step 0 it is not a checkpoint's, but this callback's own of a run before.
+        saved = self._in_checkpoint(state) if state.global_step > 0 else None
         check_begin("AutoLRSCallback", state.global_step, saved, self.run)
         if not isinstance(trainer.lr_scheduler, TunedLR):
             _check_trainer(trainer, self._metric, self._measures(trainer))
@@ -122,18 +135,12 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Search if a search is due, and set the step's learning rate."""
-        if self._host is None or self.run is None:
-            raise RuntimeError(
-                "AutoLRSCallback: was added to a Trainer that has already started; give it to the constructor: "
-                "Trainer(..., callbacks=[AutoLRSCallback(...)])."
-            )
-        self.run.before_step()
+        self._running()[0].before_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the step's loss."""
-        assert self.run is not None
-        assert self._host is not None
-        self.run.after_step(self._host.recorded_loss())
+        run, host = self._running()
+        run.after_step(host.recorded_loss())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let go of the Trainer's objects."""
@@ -142,6 +149,19 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
     def _measures(self, trainer: Trainer) -> bool:
         names = {c.__name__ for c in type(trainer).__mro__}
         return not names & LEARN_FROM_REWARDS if self._loss_is_progress is None else self._loss_is_progress
+
+    def _in_checkpoint(self, state: Any) -> str | None:
+        found = state.stateful_callbacks.get(type(self).__name__) or {}
+        journal: str | None = found.get("attributes", {}).get("journal")
+        return journal
+
+    def _running(self) -> tuple[HostedRun, TrainerHost]:
+        if self.run is None or self._host is None:
+            raise RuntimeError(
+                "AutoLRSCallback: was added to a Trainer that has already started; give it to the constructor: "
+                "Trainer(..., callbacks=[AutoLRSCallback(...)])."
+            )
+        return self.run, self._host
 
     def _release(self) -> None:
         if self._host is not None and self.run is not None:

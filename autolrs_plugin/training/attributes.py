@@ -21,7 +21,9 @@ class PlainAttributes:
 
     def __init__(self, owner: Any, leave: Sequence[str] = ()) -> None:
         self._owner = owner
-        self._leave = frozenset(leave)
+        # What torch keeps in a module (parameters, buffers, hooks, modes) is rolled back with the model.
+        torchs = vars(torch.nn.Module()) if isinstance(owner, torch.nn.Module) else ()
+        self._leave = frozenset(leave).union(torchs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the attributes by name."""

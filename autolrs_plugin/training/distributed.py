@@ -272,5 +272,5 @@ class _Mirror(Journal):
     def keep_only(self, names: set[str]) -> None:
         """Leave it to rank 0."""
 
-    def _append(self, body: dict[str, Any]) -> None:
+    def _append(self, body: dict[str, Any], sync: bool) -> None:
         """Leave it to rank 0."""

@@ -19,8 +19,9 @@ import torch
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.journal import Entry, JournalError, journal_text, read_text, replay
+from autolrs_plugin.core.journal import FILE_NAME, Entry, JournalError, journal_text, read_text
 from autolrs_plugin.core.ledger import Ledger
+from autolrs_plugin.core.replay import replay
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
@@ -136,7 +137,7 @@ class HostedRun:
     def before_step(self) -> float:
         """Carry out what is due before the framework's next step; set that step's learning rate and return it."""
         while not isinstance(self._action, Train | Done):
-            self._tell(self._session.perform(self._action))
+            self._act()
         if isinstance(self._action, Done):
             logger.warning(
                 "the framework takes more steps than the %d that AutoLRS was told of; they keep the last learning "
@@ -171,7 +172,7 @@ class HostedRun:
         seconds, self._seconds, self._losses = self._seconds, 0.0, []
         self._tell(Result(losses, seconds=max(seconds, 1e-9)))
         while isinstance(self._action, Evaluate):
-            self._tell(self._session.perform(self._action))
+            self._act()
 
     def state(self) -> str:
         """Return the run so far as text, for a checkpoint of the framework's between two of its steps."""
@@ -187,9 +188,13 @@ class HostedRun:
     def _losses_so_far(self) -> tuple[float, ...]:
         return tuple(float(loss) for loss in self._losses)
 
+    def _act(self) -> None:
+        """Carry out an action that is not training."""
+        self._tell(self._session.perform(self._action))
+
     def _tell(self, result: Result) -> None:
         self._session.tell(result)
-        self._entries.append(Entry(self._action, result))
+        self._entries.append(Entry(self._action, result, books=self.controller.ledger.overhead))
         # Asked for at once: between two steps the weights are whoever's the framework lets at them.
         self._action = self._session.next_action()
 
@@ -261,6 +266,12 @@ class HostedResults:
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Save a picture: learning rate and loss over the steps, with the probes as branches."""
         draw_run(self._held().controller, Path(path))
+
+    def save(self, run_dir: str | os.PathLike[str]) -> None:
+        """Write the run so far into a folder that `autolrs show`, `plot` and `export` take."""
+        path = Path(run_dir) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self._held().state(), encoding="utf-8")
 
     def _held(self) -> HostedRun:
         if self.run is None:

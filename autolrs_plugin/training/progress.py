@@ -51,8 +51,8 @@ class StageLog:
         for stage in controller.stages[self._stages :]:
             budget = controller.config.search_budget * controller.config.max_steps
             self.say(
-                f"stage {stage.index} at step {stage.first_step}: learning rate {stage.chosen_lr:.3g} after "
-                f"{len(stage.candidates)} probes ({stage.search_steps} steps; search so far "
+                f"stage {stage.index} ({stage.kind}) at step {stage.first_step}: learning rate {stage.chosen_lr:.3g} "
+                f"after {len(stage.candidates)} probes ({stage.search_steps} steps; search so far "
                 f"{controller.ledger.search.steps} of {budget:.0f}). {stage.reason}".rstrip()
             )
         self._stages = len(controller.stages)

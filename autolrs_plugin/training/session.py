@@ -16,7 +16,8 @@ import numpy as np
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError, replay
+from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError
+from autolrs_plugin.core.replay import replay
 
 OnStep = Callable[[float, float], None]
 """Called after each step with its learning rate and its loss."""

@@ -25,11 +25,12 @@ import torch
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Done
+from autolrs_plugin.core.journal import Journal
 from tests.autolrs.jobs import Job, batch_step, loader
 
 STEPS = 240
-WRITES = ((os, "fsync"), (os, "replace"), (Path, "unlink"))
-"""What the tuner makes its files last with: a kill before or after any of these must not matter."""
+WRITES = ((Journal, "_append"), (os, "fsync"), (os, "replace"), (Path, "unlink"))
+"""What the tuner writes its files with: a kill before or after any of these must not matter."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,4 @@
-"""Training in one's head: a noisy quadratic, whose best learning rate is known.
-
-Notation (Zhang et al. 2019, "Which algorithmic choices matter at which batch sizes?"): in each direction i of curvature
-h_i, SGD at rate lr takes v_i = E[w_i^2] to (1 - lr h_i)^2 v_i + lr^2 h_i s^2; the loss is the mean of h_i v_i / 2, on
-a floor. Slow directions want a large rate, the noise s a small one at the end, and 2 / h_max is where it diverges: a
-short run misjudges the best rate of a long one as in real training.
-"""
+"""Training in one's head: a loss that falls fastest at a known learning rate, and explodes above another."""
 
 import math
 from collections.abc import Sequence
@@ -13,45 +7,47 @@ import numpy as np
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.schedule import unit_curve, warmup_steps
+from autolrs_plugin.core.schedule import run_curve
 
 
 class Landscape:
-    """A run on a noisy quadratic.
+    """A run whose excess loss shrinks at each step by a share that depends on the learning rate.
 
     Args:
-        best_scale: learning rates are in units of this; all of the landscape moves with it.
-        noise: of the gradient (s), which makes large rates costly.
-        scatter: standard deviation of an observed training loss, relative to the loss.
+        best: the learning rate at which it shrinks fastest.
+        edge: at `edge * best` and above, the excess loss grows instead.
+        scatter: standard deviation of an observed training loss, as a share of it.
         seed: of that scatter.
+        speed: the share by which the excess shrinks at best.
     """
 
     def __init__(
-        self, best_scale: float = 1.0, noise: float = 0.3, scatter: float = 0.05, seed: int = 0
+        self,
+        best: float,
+        edge: float = 30.0,
+        scatter: float = 0.02,
+        seed: int = 0,
+        speed: float = 0.03,
     ) -> None:
-        self.curvature = np.geomspace(0.02, 1.0, 12) / best_scale
-        self.weight = 1.0 / self.curvature
-        self.noise, self.scatter, self.scale = noise, scatter, best_scale
-        self.v = np.ones(12)
-        self.kept = self.v.copy()
+        self.best, self.edge, self.scatter, self.speed = best, edge, scatter, speed
+        self.excess = self.kept = 3.0
         self.rng = np.random.default_rng(seed)
 
+    @property
     def loss(self) -> float:
-        """Return the expected loss at the present weights."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            return float(0.1 + np.mean(self.curvature * self.weight * self.v))
+        """The loss at the present weights."""
+        return 0.5 + self.excess
 
     def steps(
         self, lrs: Sequence[float], rng: np.random.Generator, above: float = math.inf
     ) -> tuple[float, ...]:
-        """Take steps; return their observed losses."""
+        """Take steps; return their observed losses, each of the weights before its step."""
         losses = []
         for lr in lrs:
-            observed = self.loss() * math.exp(self.scatter * rng.normal())
-            losses.append(observed if math.isfinite(observed) else math.nan)
-            with np.errstate(over="ignore", invalid="ignore"):
-                step = lr * self.curvature
-                self.v = (1 - step) ** 2 * self.v + step**2 * self.noise**2
+            losses.append(self.loss * math.exp(self.scatter * rng.normal()))
+            distance = math.log(lr / self.best)
+            growth = 1 - self.speed * math.exp(-(distance**2) / 2)
+            self.excess = min(self.excess * (2.0 if lr >= self.edge * self.best else growth), 1e300)
             if not losses[-1] <= above:
                 break
         return tuple(losses)
@@ -59,20 +55,19 @@ class Landscape:
     def perform(self, action: Action) -> Result:
         """Carry out an action."""
         if isinstance(action, Snapshot):
-            self.kept = self.v.copy()
+            self.kept = self.excess
         elif isinstance(action, Restore):
-            self.v = self.kept.copy()
+            self.excess = self.kept
         elif isinstance(action, Evaluate):
-            return Result(val_loss=self.loss())
+            return Result(val_loss=self.loss)
         elif isinstance(action, Train):
             return Result(losses=self.steps(action.lrs, self.rng))
         elif isinstance(action, Probe):
-            self.v = self.kept.copy()
+            self.excess = self.kept
             draw = np.random.default_rng([action.stage, action.draw])
             losses = self.steps(action.lrs, draw, action.abort_above)
-            held = math.isfinite(losses[-1]) and losses[-1] <= action.abort_above
-            # A loss of the probe's last weights; it may have diverged since its last training loss.
-            return Result(losses=losses, val_loss=self.loss() if action.evaluate and held else None)
+            held = len(losses) == len(action.lrs) and losses[-1] <= action.abort_above
+            return Result(losses=losses, val_loss=self.loss if action.evaluate and held else None)
         return Result()
 
 
@@ -85,20 +80,15 @@ def drive(controller: Controller, landscape: Landscape) -> list[Action]:
     return actions
 
 
-def final_loss(landscape: Landscape, lrs: Sequence[float]) -> float:
-    """Return the expected loss after a whole run from fresh weights."""
-    fresh = Landscape(landscape.scale, landscape.noise)
-    fresh.steps(lrs, np.random.default_rng(0))
-    loss = fresh.loss()
-    return loss if math.isfinite(loss) else math.inf
-
-
-def best_peak(landscape: Landscape, controller: Controller) -> tuple[float, float]:
-    """Return the best peak of the controller's own kind of schedule, and the loss that it comes to."""
+def best_peak(landscape: Landscape, controller: Controller) -> float:
+    """Return the peak that ends a run lowest, of a schedule of the controller's own shape."""
     config = controller.config
-    steps, warmup = config.max_steps, warmup_steps(config)
-    unit = np.array([unit_curve(t, steps, warmup, config.final_decay) for t in range(steps)])
-    peaks = np.geomspace(*config.lr_range, 400)
-    losses = [final_loss(landscape, peak * unit) for peak in peaks]
-    best = int(np.argmin(losses))
-    return float(peaks[best]), losses[best]
+    unit = [run_curve(t, config) for t in range(config.max_steps)]
+    peaks = np.geomspace(*config.lr_range, 200)
+
+    def final(peak: float) -> float:
+        fresh = Landscape(landscape.best, landscape.edge, 0.0, speed=landscape.speed)
+        fresh.steps([peak * share for share in unit], np.random.default_rng(0))
+        return fresh.loss
+
+    return float(min(peaks, key=final))

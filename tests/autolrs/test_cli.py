@@ -87,6 +87,10 @@ def test_plot_draws_a_picture(run: Path, tmp_path: Path) -> None:
     picture = tmp_path / "new" / "folder" / "out.png"
     assert str(picture) in output("plot", run, "-o", picture)
     assert picture.read_bytes()[1:4] == b"PNG"
+    for name in ("out", "out.xyz"):
+        assert f"{name}': must end on a kind of picture; valid: " in output(
+            "plot", run, "-o", tmp_path / name, code=2
+        )
 
 
 def test_export_writes_the_schedule_bit_for_bit(run: Path, rehearsal: Rehearsal, tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ configs = st.builds(
     validation=st.booleans(),
     eval_cost_steps=st.floats(0.0, 3.0),
     evaluations=st.integers(1, 12),
+    parallel_probes=st.integers(1, 4),
+    rewind=st.booleans(),
 )
 
 
@@ -83,6 +85,7 @@ def test_its_promises_hold_whatever_a_run_answers(config: AutoLRSConfig, seed: i
             kept = step
         elif isinstance(action, Restore):
             assert kept is not None
+            assert config.rewind or kept == step
             step, on_probe_weights = kept, False
             marks = [m for m in marks if m <= step]
         elif isinstance(action, Probe):

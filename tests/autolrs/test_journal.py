@@ -14,8 +14,8 @@ from autolrs_plugin.core.journal import (
     JournalError,
     action_from_mapping,
     action_to_mapping,
-    same_action,
 )
+from autolrs_plugin.core.replay import same_action
 
 FIRST = Checkpoint("0.safetensors", "ab")
 

@@ -8,7 +8,8 @@ from autolrs_plugin.benchmark.parallel import Done, makespan, untuned
 from autolrs_plugin.core.actions import Action, Evaluate, Probe, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.journal import Entry, journal_text, read_text, replay
+from autolrs_plugin.core.journal import Entry, journal_text, read_text
+from autolrs_plugin.core.replay import replay
 
 
 def answer(action: Action, shift: float = 0.0) -> Result:

@@ -40,7 +40,7 @@ def test_one_line_is_logged_per_search(caplog: pytest.LogCaptureFixture) -> None
     for line, stage in zip(lines, made.stages, strict=True):
         assert "\n" not in line
         assert line.startswith(
-            f"stage {stage.index} at step {stage.first_step}: learning rate {stage.chosen_lr:.3g} after "
+            f"stage {stage.index} ({stage.kind}) at step {stage.first_step}: learning rate {stage.chosen_lr:.3g} after "
             f"{len(stage.candidates)} probes"
         )
 
@@ -51,7 +51,7 @@ def test_a_bar_shows_the_steps_with_the_lines_above_it(capfd: pytest.CaptureFixt
     shown = capfd.readouterr().err
     assert [line.split(":")[0] for line in shown.splitlines() if line.startswith("stage ")][
         : len(made.stages)
-    ] == [f"stage {stage.index} at step {stage.first_step}" for stage in made.stages]
+    ] == [f"stage {stage.index} ({stage.kind}) at step {stage.first_step}" for stage in made.stages]
     assert "200/200" in shown
 
 

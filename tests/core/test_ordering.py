@@ -60,9 +60,18 @@ def test_what_was_read_counts() -> None:
 
 
 def test_the_time_of_the_steps_in_flight_counts() -> None:
-    barely = [prompt("barely", 900, slo_s=1.0), prompt("batch", 50)]
-    assert order(barely) == ["barely", "batch"]
-    assert order(barely, lead_s=0.2) == ["batch", "barely"]
+    barely = [prompt("barely", 900, slo_s=1.0), prompt("easy", 50, slo_s=9.0)]
+    assert order(barely) == ["barely", "easy"]
+    assert order(barely, lead_s=0.2) == ["easy", "barely"]
+
+
+def test_a_promise_that_was_given_up_is_owed_before_what_was_promised_nothing() -> None:
+    three = [
+        prompt("batch", 900, age_s=8.0),
+        prompt("late", 1200, age_s=2.0, slo_s=1.0),
+        prompt("kept", 50, slo_s=9.0),
+    ]
+    assert order(three) == ["kept", "late", "batch"]
 
 
 def test_overdue_prompts_have_every_second_step() -> None:
@@ -165,7 +174,7 @@ def test_nothing_waits_beyond_the_stated_bound_and_everything_finishes(
     # A step of the least promise: 10 of its 25 ms are not reading.
     per_token_s = TOKEN_S + STEP_S / max(1.0, (0.1 / ARRIVAL_STEPS - STEP_S) / TOKEN_S)
     for p in prompts:
-        before = sum(q.tokens for q in prompts if q.arrival_s <= p.arrival_s)
+        before = sum(q.tokens for q in prompts if q.arrival_s <= p.arrival_s + 1e-6)
         assert p.first_token_s is not None
         wait_s = p.first_token_s - p.arrival_s
         assert wait_s <= max_wait_s + 2 * before * per_token_s + 2 * max(server.steps_s) + COLD_S

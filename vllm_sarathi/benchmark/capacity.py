@@ -15,7 +15,7 @@ import numpy as np
 
 from vllm_sarathi.core.config import ConfigError, check_int, check_positive
 from vllm_sarathi.simulation.deployment import Deployment, build, deployment, scheduler_choice
-from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of
+from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of, paces
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
 from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
 
@@ -33,7 +33,8 @@ class Criterion:
 
     Attributes:
         tbt_slo_ms: the promised time between tokens; None for no promise.
-        percentile: which percentile of all gaps has to keep it.
+        tbt_mode: what it means: `gap`, or `pace` (token n by first token + n x SLO).
+        percentile: which percentile of all gaps, or paces, has to keep it.
         max_delay_s: the longest median scheduling delay, seconds.
         goodput: the share of the requests with promises of their own that has to keep them; None leaves them out.
     """
@@ -42,6 +43,7 @@ class Criterion:
     percentile: float = 99.0
     max_delay_s: float = 2.0
     goodput: float | None = None
+    tbt_mode: str = "gap"
 
     def holds(self, outcome: Outcome) -> bool:
         """Return whether a finished run meets it."""
@@ -49,9 +51,10 @@ class Criterion:
             return False
         if np.median(outcome.delays_s) > self.max_delay_s and self.goodput is None:
             return False
-        if self.tbt_slo_ms is None or self.goodput is not None or not len(outcome.gaps_s):
+        times_s = outcome.paces_s if self.tbt_mode == "pace" else outcome.gaps_s
+        if self.tbt_slo_ms is None or self.goodput is not None or not len(times_s):
             return True
-        return bool(np.percentile(outcome.gaps_s, self.percentile) * 1e3 <= self.tbt_slo_ms)
+        return bool(np.percentile(times_s, self.percentile) * 1e3 <= self.tbt_slo_ms)
 
 
 class Watch:
@@ -89,7 +92,8 @@ class Watch:
         assert log.scheduled_s is not None
         self._delayed_left -= log.scheduled_s - log.request.arrival_s > criterion.max_delay_s
         if criterion.tbt_slo_ms is not None:
-            self._late_gaps_left -= int((np.diff(log.token_s) * 1e3 > criterion.tbt_slo_ms).sum())
+            times_s = paces(log) if criterion.tbt_mode == "pace" else np.diff(log.token_s)
+            self._late_gaps_left -= int((times_s * 1e3 > criterion.tbt_slo_ms).sum())
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ class Task:
         seed: of the workload.
         settings: those of SarathiConfig, for `sarathi`.
         calibration_dir: as `deployment` takes it.
+        tolerance: how close the search comes, as a share.
     """
 
     deployment: str
@@ -145,6 +150,7 @@ class Task:
     seed: int = 0
     settings: tuple[tuple[str, Any], ...] = ()
     calibration_dir: str | None = None
+    tolerance: float = TOLERANCE
 
     @property
     def place(self) -> Deployment:
@@ -178,15 +184,22 @@ def rehearse(task: Task, rate_qps: float, to_the_end: bool = False) -> Outcome |
     return None if simulator.given_up else outcome_of(simulator.logs)
 
 
-def search(run: Callable[[float], bool], start: float, tolerance: float = TOLERANCE) -> float | None:
+def search(
+    run: Callable[[float], bool],
+    start: float,
+    tolerance: float = TOLERANCE,
+    rate_range: tuple[float, float] = RATE_RANGE,
+) -> float | None:
     """Return the highest rate at which `run` answers True, within `tolerance`; None where it never does.
 
     Args:
         run: tries a rate; supposed to be True below some rate and False above.
         start: the first rate that is tried.
         tolerance: how far the answer may be below the rate that fails, as a share.
+        rate_range: the least and the highest rate that are tried, as multiples of the first one; where the highest
+            is carried, it is the answer.
     """
-    least, most = start * RATE_RANGE[0], start * RATE_RANGE[1]
+    least, most = start * rate_range[0], start * rate_range[1]
     good, bad, rate = None, None, start
     while good is None or bad is None:
         if run(rate):
@@ -229,7 +242,7 @@ def find(task: Task) -> Found:
         return True
 
     start = first_rate(task)
-    qps = search(run, start)
+    qps = search(run, start, task.tolerance)
     outcome = rehearse(task, start * RATE_RANGE[0], to_the_end=True) if qps is None else outcomes[qps]
     assert outcome is not None
     return Found(qps, outcome.to_mapping(), runs)
@@ -244,15 +257,29 @@ def scheduler_fields(name: str) -> dict[str, Any]:
 def row_of(tasks: Sequence[Task], found: Sequence[Found], goodput: Sequence[Found] = ()) -> dict[str, Any]:
     """Return the row of a result file for the seeds of one search; figures are those of the first seed."""
     task = tasks[0]
+    slo_ms = task.criterion.tbt_slo_ms
+    return capacity_row(task.deployment, task.workload.name, slo_ms, task.scheduler, found, goodput)
+
+
+def capacity_row(
+    deployment_name: str,
+    workload: str,
+    tbt_slo_ms: float | None,
+    scheduler: str,
+    found: Sequence[Found],
+    goodput: Sequence[Found] = (),
+    tolerance: float = TOLERANCE,
+) -> dict[str, Any]:
+    """Return the row of a result file for searches that differ in their seed; `tolerance` is that of the search."""
     rates = [f.qps for f in found if f.qps is not None]
     kept = [f.qps for f in goodput if f.qps is not None]
     return {
-        "deployment": task.deployment,
-        "workload": task.workload.name,
-        "tbt_slo_ms": task.criterion.tbt_slo_ms,
-        **scheduler_fields(task.scheduler),
+        "deployment": deployment_name,
+        "workload": workload,
+        "tbt_slo_ms": tbt_slo_ms,
+        **scheduler_fields(scheduler),
         "capacity_qps": statistics.fmean(rates) if len(rates) == len(found) else None,
-        "ci_qps": list(confidence_range(rates)) if len(rates) == len(found) else None,
+        "ci_qps": list(confidence_range(rates, tolerance)) if len(rates) == len(found) else None,
         "gap_ms": found[0].outcome.get("gap_ms"),
         "ttft_ms": found[0].outcome.get("ttft_ms"),
         "goodput_qps": statistics.fmean(kept) if kept and len(kept) == len(goodput) else None,
@@ -263,11 +290,11 @@ T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t, two-sided 95%, for 1 to 9 degrees of freedom."""
 
 
-def confidence_range(rates: Sequence[float]) -> tuple[float, float]:
+def confidence_range(rates: Sequence[float], tolerance: float = TOLERANCE) -> tuple[float, float]:
     """Return a 95% range of the mean over seeds; with one seed, what the search itself leaves open."""
     mean = statistics.fmean(rates)
     if len(rates) < 2:
-        return mean, mean * (1 + TOLERANCE)
+        return mean, mean * (1 + tolerance)
     t = T_95[len(rates) - 2] if len(rates) - 2 < len(T_95) else 2.0
     half = t * statistics.stdev(rates) / math.sqrt(len(rates))
     return max(0.0, mean - half), mean + half

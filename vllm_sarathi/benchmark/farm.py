@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import re
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
@@ -19,6 +21,9 @@ PRELOAD = ["vllm_sarathi.engine.scheduler"]
 
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 """What vLLM reads when it is first imported; a rehearsal needs neither threads nor memory for a model."""
+
+
+KNOCK_S = 5.0
 
 
 def run_all(
@@ -79,6 +84,21 @@ def _by_processes(
     return [outputs[index] for index in range(len(inputs))]
 
 
+def _check_address(address: str | None) -> None:
+    """Knock at a HOST:PORT: Ray itself would wait for minutes.
+
+    Raises:
+        ConfigError: nobody is there.
+    """
+    match = re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address or "")
+    if match is None:
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--ray {address}: no Ray cluster answers there ({error}).") from error
+
+
 def _by_ray(
     function: Callable[[Input], Output],
     inputs: Sequence[Input],
@@ -90,6 +110,7 @@ def _by_ray(
         import ray
     except ModuleNotFoundError as error:
         raise ConfigError("--ray: Ray is not installed: pip install ray.") from error
+    _check_address(address)
     try:
         ray.init(
             address=None if address == "local" else address,

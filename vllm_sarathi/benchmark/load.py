@@ -69,11 +69,13 @@ def write_load(name: str, arrivals: Sequence[Arrival], model: str, folder: Path,
     return Load(name, model, tuple(arrivals), trace, seed)
 
 
-def client_flags(load: Load, base_url: str, result: Path, metadata: Mapping[str, str]) -> list[str]:
+def client_flags(
+    load: Load, base_url: str, result: Path, metadata: Mapping[str, str], served_name: str = SERVED_NAME
+) -> list[str]:
     """The flags of `vllm bench serve` that send `load` and write `result`."""
     return [
         *("--backend", "openai", "--base-url", base_url, "--endpoint", "/v1/completions"),
-        *("--model", load.model, "--served-model-name", SERVED_NAME),
+        *("--model", load.model, "--served-model-name", served_name),
         *("--dataset-name", "timed_trace", "--dataset-path", str(load.trace)),
         # A prompt is one block of words of its own.
         *("--timed-trace-chunk-hash-size", str(1 + max(each.prompt_tokens for each in load.arrivals))),
@@ -92,12 +94,13 @@ def send(
     *,
     env: Mapping[str, str],
     metadata: Mapping[str, str],
+    served_name: str = SERVED_NAME,
     while_running: Callable[[float], None] | None = None,
 ) -> None:
     """Send the load to a server, and leave what `vllm bench serve` saw in `result`.
 
-    `while_running` is called with the seconds since the last call. The client is ended by its process id
-    when we are interrupted.
+    `served_name` is the server's name for the model; `while_running` is called with the seconds since the last
+    call. The client is ended by its process id when we are interrupted.
 
     Raises:
         RuntimeError: the client failed, or was not done PATIENCE_S after the last arrival.
@@ -114,7 +117,7 @@ def send(
     }
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [*vllm_command("bench", "serve"), *client_flags(load, base_url, scratch, metadata)],
+            [*vllm_command("bench", "serve"), *client_flags(load, base_url, scratch, metadata, served_name)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

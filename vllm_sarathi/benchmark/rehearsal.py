@@ -70,7 +70,8 @@ class Asked:
     @property
     def criterion(self) -> Criterion:
         """When a run counts as carried."""
-        return Criterion(self.tbt_slo_ms, max_delay_s=self.max_delay_s)
+        mode = str(dict(self.settings).get("tbt_mode", "gap"))
+        return Criterion(self.tbt_slo_ms, max_delay_s=self.max_delay_s, tbt_mode=mode)
 
     def scheduler_settings(self, scheduler: str) -> tuple[tuple[str, Any], ...]:
         """Return the settings of one of the schedulers; baselines and fixed budgets take no promise."""

@@ -1,13 +1,16 @@
 """Whose prompt is read first.
 
-`fcfs` is the queue's own order. `deadline` is, in three ranks:
+`fcfs` is the queue's own order. `deadline` is, in four ranks:
 
 1. *overdue*, in every second step: it has waited longer than the bound; by arrival.
 2. *promised*: it has a time to first token that can still be kept; earliest deadline first, shortest remaining as
    tie-break.
-3. *the rest*: no promise, or one that is given up and so stops harming those that can be kept. The deadline is
-   implied by the length (arrival + STRETCH x the time to read it), so that a short prompt does not wait behind a
-   100k one, and a long one gains on later arrivals as it ages.
+3. *given up*: its time to first token cannot be kept any more, so it stops harming those that can be; but it is owed
+   before what was promised nothing.
+4. *the rest*: no promise.
+
+In the last two the deadline is implied by the length (arrival + STRETCH x the time to read it), so that a short prompt
+does not wait behind a 100k one, and a long one gains on later arrivals as it ages.
 
 Which promises are given up is not left to each prompt alone: those that can be kept together are as many as possible.
 Earliest deadline first keeps all where all can be kept; where one would be late, giving up the longest so far saves
@@ -27,7 +30,7 @@ from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.views import RequestView, StepRecord, StepShape, StepView, chunk_work
 
 STRETCH = 10.0
-"""A prompt without a promise is due after so many times the time that reading it alone takes."""
+"""A prompt without a promise to keep is due after so many times the time that reading it alone takes."""
 
 ARRIVAL_STEPS = 4
 """So many steps fit into the shortest promised time to first token, whatever decodes: who arrives finds up to two
@@ -98,13 +101,14 @@ def deadline_keys(
     keys = []
     for index, request in enumerate(requests):
         if overdue_first and index in overdue:
-            keys.append((0, -request.age_s, 0.0))
+            keys.append((0, -request.age_s, float(request.remaining_tokens)))
         elif index in promised:
             keys.append(promised[index])
         else:
             remaining_s = read_s(request.done_tokens, request.remaining_tokens)
             total_s = remaining_s + read_s(0, request.done_tokens)
-            keys.append((2, STRETCH * total_s - request.age_s, remaining_s))
+            was_promised = request.ttft_slo_s is not None or ttft_slo_s is not None
+            keys.append((2 if was_promised else 3, STRETCH * total_s - request.age_s, remaining_s))
     return keys
 
 
@@ -120,6 +124,7 @@ class DeadlineOrder:
     def __init__(self, config: SarathiConfig, model: CostModel, steps_per_token: int = 1) -> None:
         self._ttft_slo_s = None if config.ttft_slo_ms is None else config.ttft_slo_ms / 1e3
         self._max_wait_s = config.prefill_max_wait_s
+        self._clients_promise = config.allow_request_slo
         self._model = model
         self._steps_per_token = steps_per_token
         self._least_ttft_slo_s, self._least_seen_s = self._ttft_slo_s or math.inf, -math.inf
@@ -127,12 +132,18 @@ class DeadlineOrder:
         self._step_s = 0.0
         self._overdue_first = True
 
-    def longest_step_s(self, decode_step_s: float) -> float:
-        """Return how long a step may take that leaves who arrives now time for its first token."""
-        return max(
-            self._least_ttft_slo_s / ARRIVAL_STEPS / self._steps_per_token,
-            ARRIVAL_DECODE_STEPS * decode_step_s,
-        )
+    def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
+        """Return how long a step may take that leaves who arrives now time for its first token.
+
+        Args:
+            decode_step_s: how long decodes alone take; 0 while nobody knows.
+            tbt_slo_s: the promised time between tokens: what a step takes where clients may bring promises, and none
+                has yet; None while nobody knows.
+        """
+        least_s = self._least_ttft_slo_s / ARRIVAL_STEPS / self._steps_per_token
+        if least_s == math.inf and self._clients_promise:
+            least_s = math.inf if tbt_slo_s is None else tbt_slo_s / self._steps_per_token
+        return max(least_s, ARRIVAL_DECODE_STEPS * decode_step_s)
 
     def order(self, view: StepView) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Return the order of the partial prefills, those of them that yield, and the order of the queue."""

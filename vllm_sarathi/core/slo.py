@@ -19,7 +19,8 @@ COLD_TOKENS = 16
 """The first chunk beside decodes, before anything is known; also the floor that guarantees progress."""
 
 GROWTH = 2.0
-"""A step with decodes may be so many times the largest such seen: the model is trusted near what it has seen."""
+"""A step may be so many times the largest of its kind, with decodes or without, that was seen: the model is trusted
+near what it has seen."""
 
 PATIENCE_STEPS = 128
 """Prefills that find no room wait so many steps for one of the floor: that costs less than 1% of the gaps."""
@@ -60,6 +61,7 @@ class SloBudget:
         self._steps_per_token = steps_per_token
         self._decode_step_s: float | None = None
         self._most_tokens = 0
+        self._most_idle_tokens = 0
         self._steps_without_prefill = 0
         self._steps_since_decode_only = DECODE_ONLY_EVERY_STEPS
         self._by_deadline = (
@@ -99,6 +101,8 @@ class SloBudget:
         self.model.observe(shape, record.measured_s)
         if shape.decodes:  # a long prompt read alone says little of a small step beside decodes
             self._most_tokens = max(self._most_tokens, shape.tokens)
+        else:
+            self._most_idle_tokens = max(self._most_idle_tokens, shape.tokens)
         self._steps_since_decode_only = 0 if shape.prefill_work == 0 else self._steps_since_decode_only + 1
         if self._by_deadline is not None:
             self._by_deadline.observe(record)
@@ -147,7 +151,8 @@ class SloBudget:
             self._decode_step_s = decode_s if known is None else 0.98 * known + 0.02 * decode_s
 
     def _trusted_tokens(self, view: StepView) -> int:
-        return max(COLD_TOKENS, int(GROWTH * self._most_tokens) - view.decode_tokens)
+        most = self._most_tokens if view.decodes else self._most_idle_tokens
+        return max(COLD_TOKENS, int(GROWTH * most) - view.decode_tokens)
 
     def _seconds(self, view: StepView, tokens: int, work: float, sequences: int) -> float:
         return self.model.seconds(
@@ -213,7 +218,7 @@ class SloBudget:
     def _longest_step_s(self) -> float:
         if self._by_deadline is None:
             return math.inf
-        return self._by_deadline.longest_step_s(self._decode_step_s or 0.0)
+        return self._by_deadline.longest_step_s(self._decode_step_s or 0.0, self.tbt_slo_s)
 
     def _planned(self, prefill_tokens: int) -> None:
         if self._by_deadline is not None:

@@ -77,6 +77,10 @@ CONTRACT = (
     Touchpoint("vllm.v1.core.kv_cache_utils:init_none_hash"),
     Touchpoint("vllm.utils.hashing:get_hash_fn_by_name"),
     Touchpoint(
+        "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.allocate_new_blocks",
+        ("request_id", "num_tokens", "num_tokens_main_model"),
+    ),
+    Touchpoint(
         "vllm.v1.kv_cache_interface:FullAttentionSpec", ("block_size", "num_kv_heads", "head_size", "dtype")
     ),
     Touchpoint(

@@ -155,8 +155,10 @@ PAPER_DEPLOYMENTS = {
     "yi-34b/2xa100": "yi-34b/a100:tp2",
     "llama2-70b/8xa40": "llama2-70b/a40:tp4pp2",
     "falcon-180b/8xa100": "falcon-180b/a100:tp4pp2@4",
+    "falcon-180b/8xa100-tp8": "falcon-180b/a100:tp8@4",
 }
-"""The four of the paper (table 1); `@4` is four devices to a machine, with 100 Gbit Ethernet between machines."""
+"""The four of the paper (table 1), and the last one without a pipeline (section 5.3); `@4` is four devices to a
+machine, with 100 Gbit Ethernet between machines."""
 
 PATTERN = re.compile(
     r"(?:(?P<count>\d+)x)?(?P<device>[^:@]+)(?::tp(?P<tp>\d+)(?:pp(?P<pp>\d+))?)?(?:@(?P<node>\d+))?"

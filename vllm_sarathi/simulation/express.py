@@ -1,9 +1,10 @@
 """A faster way through vLLM's own scheduler for decodes to which nothing can happen in this step.
 
-Most running requests in most steps are *steady*: they decode one token, into a KV block that they already have,
-and do not finish. For those, vLLM's `schedule` and `update_from_output` only count, at some ten microseconds a
-request. The class made here takes them out of the parent's sight for the step, counts for them, and lets the parent
-decide all the rest. A request is hidden only where what the parent decides cannot depend on it:
+Most running requests in most steps are *steady*: they decode one token and do not finish. For those, vLLM's `schedule`
+and `update_from_output` only count, at some ten microseconds a request, and take a KV block now and then. The class
+made here takes them out of the parent's sight for the step, counts for them, takes their blocks from vLLM's own
+KV-cache coordinator, and lets the parent decide all the rest. A request is hidden only where what the parent decides
+cannot depend on it:
 
 - hidden requests come before every partial prefill in `running`, and the budget is lowered by what they take;
 - so many KV blocks are free that the parent cannot preempt anyone in this step;
@@ -42,17 +43,21 @@ class ExpressLane:
             or me.scheduler_config.long_prefill_token_threshold
             or me.connector is not None
         )
+        self._coordinator = me.kv_cache_manager.coordinator
         self._slots = tuple(name for name in LIMITS[1:] if hasattr(self, name))
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Schedule one step as the parent does."""
         parent: Any = super()
-        steady, visible = self._split() if self._has_express else ([], self.running)
-        if not steady or not self._nothing_can_be_preempted(len(steady), visible):
+        steady, visible, growing = self._split() if self._has_express else ([], self.running, [])
+        if not steady or not self._nothing_can_be_preempted(len(steady), visible, len(growing)):
             output = parent.schedule(*args, **kwargs)
             output.express = ((), output.num_scheduled_tokens)
             return output
         running, count, seen = self.running, len(steady), len(visible)
+        for request in growing:  # before the parent looks at how many blocks are free
+            tokens = request.num_computed_tokens + 1
+            self._coordinator.allocate_new_blocks(request.request_id, tokens, tokens)
         self._hide(count)
         self.running = visible
         output = parent.schedule(*args, **kwargs)
@@ -89,12 +94,13 @@ class ExpressLane:
         scheduler_output.num_scheduled_tokens = everything
         return result
 
-    def _split(self) -> tuple[list[Any], list[Any]]:
-        """Return the requests that are steady, and the other running ones in their order."""
+    def _split(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Return the requests that are steady, the other running ones in their order, and who needs a block."""
         size, longest = self.block_size, self.max_model_len - 3
         caching = self._caching
         steady: list[Any] = []
         visible: list[Any] = []
+        growing: list[Any] = []
         running = iter(self.running)
         for request in running:
             if request.is_prefill_chunk:
@@ -103,7 +109,7 @@ class ExpressLane:
             computed = request.num_computed_tokens
             offset = computed % size
             if (
-                offset
+                (offset or not caching)
                 and visible
                 and len(request._all_token_ids) + request.num_output_placeholders - computed == 1
                 and computed + 3 < request.num_prompt_tokens + request.max_tokens
@@ -111,15 +117,17 @@ class ExpressLane:
                 and not (caching and (offset == size - 1 or request.num_output_placeholders))
             ):
                 steady.append(request)
+                if not offset:
+                    growing.append(request)
             else:
                 visible.append(request)
         visible += running
-        return steady, visible
+        return steady, visible, growing
 
-    def _nothing_can_be_preempted(self, count: int, visible: list[Any]) -> bool:
+    def _nothing_can_be_preempted(self, count: int, visible: list[Any], growing: int) -> bool:
         me: Any = self
         left = self.max_num_scheduled_tokens - count
-        needed = left // self.block_size + 2 * len(visible)
+        needed = left // self.block_size + 2 * len(visible) + growing
         # In a pipeline, those whose last token is still under way take nothing.
         decodes = sum(
             not request.is_prefill_chunk

@@ -1,7 +1,7 @@
 """What a rehearsal came to, in figures: gaps between tokens, times to first token, delays, promises kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Outcome:
         kept: for each request with a promise of its own, whether it was kept.
         requests, completed: how many were sent, and how many finished.
         output_tokens_per_s: over the time from the first arrival to the last token.
+        paces_s: for every token after a request's first, the seconds since the first over the tokens since then.
     """
 
     gaps_s: NDArray[np.float64]
@@ -33,6 +34,7 @@ class Outcome:
     requests: int
     completed: int
     output_tokens_per_s: float
+    paces_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @property
     def goodput(self) -> float | None:
@@ -77,6 +79,7 @@ def outcome_of(logs: Sequence[RequestLog]) -> Outcome:
     tokens = sum(len(log.token_s) for log in logs)
     return Outcome(
         gaps_s=np.concatenate(gaps) if gaps else np.empty(0),
+        paces_s=np.concatenate([paces(log) for log in logs]) if logs else np.empty(0),
         ttfts_s=np.array([log.token_s[0] - log.request.arrival_s for log in answered]),
         delays_s=np.array(
             [log.scheduled_s - log.request.arrival_s for log in logs if log.scheduled_s is not None]
@@ -86,6 +89,15 @@ def outcome_of(logs: Sequence[RequestLog]) -> Outcome:
         completed=sum(log.finished for log in logs),
         output_tokens_per_s=tokens / (last_s - first_s) if last_s > first_s else 0.0,
     )
+
+
+def paces(log: RequestLog) -> NDArray[np.float64]:
+    """Return, for each token after the first, the seconds since the first over the tokens since then.
+
+    Token n is in time where it comes by first token + n x SLO (see `core.deadlines`): where this is within the SLO.
+    """
+    since_s = np.asarray(log.token_s[1:], dtype=np.float64) - (log.token_s[0] if log.token_s else 0.0)
+    return since_s / np.arange(1, len(since_s) + 1)
 
 
 def keeps_promise(log: RequestLog) -> bool | None:

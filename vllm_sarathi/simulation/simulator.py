@@ -201,10 +201,12 @@ class Simulator:
         """Return what a batch computes, its prefill chunks' prefix tokens, and the requests that sample a token."""
         requests = self.scheduler.requests
         by_name = self._by_name
-        context = prefix = prefills = 0
+        steady, visible = output.express  # those decode one token each, so there is nothing to find out
+        sampled = [request.request_id for request in steady]
+        context = sum([request.num_computed_tokens for request in steady]) - len(steady)
+        prefix = prefills = 0
         work = 0.0
-        sampled: list[str] = []
-        for name, tokens in output.num_scheduled_tokens.items():
+        for name, tokens in visible.items():
             request = requests[name]
             computed = request.num_computed_tokens
             if not request.is_prefill_chunk:
@@ -227,8 +229,9 @@ class Simulator:
         """Wait for a batch, and deliver its tokens."""
         self.now_s = now_s = max(self.now_s, batch.done_s)
         scheduler, by_name = self.scheduler, self._by_name
+        names = scheduler.settle(batch.output)
         sampled = set(batch.sampled)
-        result = build_output({n: [TOKEN] if n in sampled else [] for n in scheduler.settle(batch.output)})
+        result = build_output({name: [TOKEN] if name in sampled else [] for name in names})
         for name in batch.sampled:
             by_name[name].token_s.append(now_s)
         for outputs in scheduler.update_from_output(batch.output, result).values():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Snapshot, Train
 from autolrs_plugin.training.tree import TensorCopy
@@ -92,8 +92,28 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, weight_decay=0.01)
 
 
-def loader(data: Dataset, batch: int = BATCH) -> DataLoader:
-    return DataLoader(data, batch_size=batch, shuffle=True)
+class Counting(Sampler):
+    """Another order in each iteration, by a count of its own."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.epoch = size, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Any:
+        self.epoch += 1
+        yield from torch.randperm(self.size, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+
+
+def loader(data: Pictures, batch: int = BATCH, own: str | None = None) -> DataLoader:
+    """Return a loader that shuffles by the global generator, or by a `generator` or `sampler` of its own."""
+    options: dict[str, Any] = {"shuffle": True}
+    if own == "generator":
+        options["generator"] = torch.Generator().manual_seed(3)
+    elif own == "sampler":
+        options = {"sampler": Counting(len(data))}
+    return DataLoader(data, batch_size=batch, **options)
 
 
 def validation() -> dict[str, torch.Tensor]:

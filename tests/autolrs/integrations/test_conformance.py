@@ -10,16 +10,25 @@ import torch
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.training.lr import GroupRates
-from tests.autolrs.integrations import task, with_accelerate, with_trainer
+from tests.autolrs.integrations import task, with_accelerate, with_lightning, with_trainer
 from tests.autolrs.scripted import script
 
 Run = Callable[..., task.Outcome]
 
-FRAMEWORKS: dict[str, Run] = {"transformers": with_trainer.run, "accelerate": with_accelerate.run}
+FRAMEWORKS: dict[str, Run] = {
+    "transformers": with_trainer.run,
+    "accelerate": with_accelerate.run,
+    "lightning": with_lightning.run,
+    "lightning-manual": with_lightning.run_manual,
+}
 
 
 @pytest.fixture(params=FRAMEWORKS)
 def run(request: pytest.FixtureRequest) -> Run:
+    parameters = request.node.callspec.params
+    accumulate = parameters.get("accumulate", parameters.get("options", {}).get("accumulate"))
+    if request.param == "lightning-manual" and accumulate == 2:
+        pytest.skip("with manual optimisation there is no accumulation")
     return FRAMEWORKS[request.param]
 
 
@@ -56,6 +65,17 @@ def test_no_snapshot_is_held_outside_of_a_search(run: Run, tmp_path: Path) -> No
         outcome = run(tmp_path, {}, count=True)
     assert set(outcome.snapshots) == {before}
     assert task.snapshots_alive() == before
+
+
+@pytest.mark.parametrize("own", ["generator", "sampler"])
+@pytest.mark.parametrize("framework", ["accelerate", "lightning"])
+def test_what_a_loader_shuffles_by_is_rolled_back(framework: str, own: str, tmp_path: Path) -> None:
+    run = FRAMEWORKS[framework]
+    without = run(tmp_path / "without", None, replay=task.RATES, own=own)
+    with script(task.PROBING):
+        tuned = run(tmp_path / "tuned", {}, own=own)
+    assert tuned.trained_on == without.trained_on
+    assert tuned.bits == without.bits
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -45,12 +45,13 @@ def run(
     stop_at: int | None = None,
     seedable: bool = True,
     count: bool = False,
+    own: str | None = None,
 ) -> task.Outcome:
     """Train; with `tuned` as AutoLRS's settings, or with the rates of `replay`."""
     accelerator = Accelerator(
         cpu=True,
         gradient_accumulation_steps=accumulate,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=seedable),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=seedable and own is None),
         log_with=[tracker := Tracker()],
     )
     accelerator.init_trackers("task")
@@ -58,7 +59,7 @@ def run(
     optimizer = task.make_optimizer(model)
     rates = GroupRates(optimizer)
     model, optimizer, loader = accelerator.prepare(
-        model, optimizer, task.loader(task.Pictures(noise=noise), task.BATCH // accumulate)
+        model, optimizer, task.loader(task.Pictures(noise=noise), task.BATCH // accumulate, own)
     )
     judge, outcome = task.validation(), task.Outcome({}, [], 0)
 

@@ -49,8 +49,11 @@ def run(
     stop_at: int | None = None,
     seedable: bool = True,
     count: bool = False,
+    own: str | None = None,
+    **arguments: Any,
 ) -> task.Outcome:
     """Train; with `tuned` as AutoLRSCallback's settings, or with the rates of `replay`."""
+    assert own is None, "a Trainer makes its own loader"
     model = task.Net(dropout)
     optimizer = task.make_optimizer(model)
     args = TrainingArguments(
@@ -70,6 +73,7 @@ def run(
         # An evaluation draws from the generators; the plain loop that a long run is compared with has none.
         eval_strategy="steps" if steps == task.STEPS else "no",
         eval_steps=4,
+        **arguments,
     )
     watch = Watch(optimizer, stop_at, count)
     tuner = AutoLRSCallback(task.RANGE, progress=False, **tuned) if tuned is not None else None
@@ -82,6 +86,8 @@ def run(
         callbacks=[watch, *([tuner] if tuner else [])],
     )
     trainer.train(resume_from_checkpoint=None if resume is None else str(folder / f"checkpoint-{resume}"))
+    if tuner is not None:
+        tuner = next(c for c in trainer.callback_handler.callbacks if isinstance(c, AutoLRSCallback))
     outcome = task.Outcome(task.all_bits(model, optimizer), model.trained_on(), trainer.state.global_step)
     outcome.rates, outcome.snapshots, outcome.logs = watch.rates, watch.snapshots, watch.logs
     outcome.random = task.random_state()

@@ -270,9 +270,11 @@ def buildable_after_numba() -> Iterator[None]:
 
 
 @contextmanager
-def open_engine(model: Path, budget: int | None = None, **settings: Any) -> Iterator[RealEngine]:
-    """Yield an engine: ours with this token budget, or stock's without one."""
-    ours = SarathiConfig(token_budget=budget).engine_args() if budget is not None else {}
+def open_engine(
+    model: Path, budget: int | None = None, config: SarathiConfig | None = None, **settings: Any
+) -> Iterator[RealEngine]:
+    """Yield an engine: ours with this token budget, with `config` where it is given, or stock's without a budget."""
+    ours = (config or SarathiConfig(token_budget=budget)).engine_args() if budget is not None else {}
     with buildable_after_numba():
         engine = RealEngine(LLM(str(model), **{**SETTINGS, **ours, **settings}), budget)
     try:

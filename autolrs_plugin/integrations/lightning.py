@@ -1,0 +1,172 @@
+"""AutoLRS in a Lightning Trainer, as a callback."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from autolrs_plugin.training.attributes import PlainAttributes
+from autolrs_plugin.training.data import generators_of
+from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
+from autolrs_plugin.training.progress import StageLines, StageLog
+from autolrs_plugin.training.rng import Generator
+from autolrs_plugin.training.snapshot import Stateful
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+    from autolrs_plugin.integrations.lightning_host import LightningHost, loss_of
+except ImportError as error:
+    raise ModuleNotFoundError(
+        f"AutoLRS in Lightning: needs lightning ({error}): pip install 'vllm-sarathi[lightning]'",
+        name="lightning",
+    ) from error
+
+
+class AutoLRSCallback(Callback, HostedResults):
+    """Finds the learning rate while a Trainer trains: `Trainer(..., callbacks=[AutoLRSCallback((1e-6, 1e-2))])`.
+
+    A search takes place before a step, on batches that the train dataloader gives anew, and is rolled back bit for bit:
+    `global_step`, the order of the training batches, metrics and logs are what they would be without. Its state is in
+    Lightning's checkpoints. `configure_optimizers` returns one optimizer and no scheduler.
+
+    Automatic optimisation: accumulation, clipping, precision and the module's hooks around backward and step are as in
+    training. Manual optimisation: one `training_step` takes one optimizer step, and returns the loss.
+
+    Args:
+        lr_range: the least and the greatest learning rate to try, of the first parameter group.
+        search_budget: the steps that the search may take, as a fraction of the run's, in (0, 1].
+        seed: of everything that the search draws.
+        metric: what to decide by, as the module logs it in validation. None for `val_loss`, or for the training loss
+            where there is no validation.
+        greater_is_better: whether the metric grows with progress; None for: unless its name ends in `loss`.
+        generators: random number generators beside the global ones and the loader's that data or model draw from.
+        stateful: more objects to roll back, by name.
+        keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
+        progress: whether to print a line per search; it is logged (`autolrs_plugin`) without.
+        settings: the other settings of AutoLRSConfig.
+
+    Raises:
+        ConfigError: a setting that cannot be used. What cannot be tuned in the Trainer is refused before its first
+            step, by a sentence that names it.
+    """
+
+    def __init__(
+        self,
+        lr_range: tuple[float, float],
+        *,
+        search_budget: float = 0.25,
+        seed: int = 0,
+        metric: str | None = None,
+        greater_is_better: bool | None = None,
+        generators: Sequence[Generator] = (),
+        stateful: Mapping[str, Stateful] | None = None,
+        keep: str = "host",
+        progress: bool = True,
+        **settings: Any,
+    ) -> None:
+        self._settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
+        hosted_config("AutoLRSCallback", 1, False, self._settings)
+        greater = not (metric or "loss").endswith("loss") if greater_is_better is None else greater_is_better
+        self._metric, self._sign = metric, -1.0 if greater else 1.0
+        self._generators, self._stateful, self._keep = tuple(generators), dict(stateful or {}), keep
+        self._observer = StageLines() if progress else StageLog()
+        self._saved: str | None = None
+        self._losses: list[torch.Tensor] = []
+        self._step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run so far, for Lightning's checkpoints."""
+        return {"journal": self.run.state()} if self.run is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the run in a checkpoint."""
+        self._saved = state_dict.get("journal")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the Trainer before any training, and come before callbacks that log the learning rate."""
+        _check_trainer(trainer, pl_module)
+        for group in trainer.optimizers[0].param_groups:
+            group.setdefault("initial_lr", group["lr"])  # a checkpoint brings back the rate of its step
+        trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the run, or go on with the one in the checkpoint."""
+        check_begin("AutoLRSCallback", trainer.global_step, self._saved, self.run)
+        steps = trainer.estimated_stepping_batches
+        if not (math.isfinite(steps) and steps > 0):
+            raise ValueError(
+                "max_steps: is not given and the train dataloader has no length; give the Trainer max_steps."
+            )
+        host = LightningHost(trainer, pl_module, self._metric or "val_loss", self._sign)
+        if self._metric is not None and not host.validates:
+            raise ValueError(
+                f"metric={self._metric!r}: needs validation: a validation_step and a dataloader for it."
+            )
+        config = hosted_config("AutoLRSCallback", int(steps), host.validates, self._settings)
+        stateful = {"module": PlainAttributes(pl_module), **host.stateful(), **self._stateful}
+        generators = [*generators_of(trainer.train_dataloader), *self._generators]
+        loop = HostedLoop(pl_module, trainer.optimizers[0], host, stateful, generators, self._keep)
+        self.run = HostedRun(config, loop, self._saved, trainer.global_step, [self._observer])
+        if self._metric is not None and self._saved is None:
+            loop.evaluate()  # an unknown metric shows before any training
+        self._saved, self._losses, self._step = None, [], trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Search if a search is due, and set the step's learning rate."""
+        if self.run is None:
+            raise RuntimeError("AutoLRSCallback: was added to a Trainer that has already started.")
+        if not self._losses:
+            self.run.before_step()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the loss."""
+        assert self.run is not None
+        self._losses.append(loss_of(outputs))
+        taken, self._step = trainer.global_step - self._step, trainer.global_step
+        if taken > 1 or (taken == 0 and not pl_module.automatic_optimization):
+            raise ValueError(
+                f"training_step: took {taken} optimizer steps; with manual optimisation it must take one, and no more."
+            )
+        if taken:
+            losses, self._losses = self._losses, []
+            self.run.after_step(sum(losses))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the Trainer's objects."""
+        if self.run is not None:
+            self.run.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the module, whose methods Lightning gives to every callback."""
+        for name in ("log", "log_dict"):
+            vars(self).pop(name, None)
+
+
+def _check_trainer(trainer: Any, module: LightningModule) -> None:
+    """Raise ValueError or RuntimeError, naming it, for what AutoLRS cannot work with."""
+    if trainer.lr_scheduler_configs:
+        scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+        raise ValueError(
+            f"configure_optimizers: returns a {scheduler}, which would fight with AutoLRS over the learning rate; "
+            "leave it out."
+        )
+    if len(trainer.optimizers) != 1:
+        raise ValueError(
+            f"configure_optimizers: returns {len(trainer.optimizers)} optimizers; AutoLRS needs one."
+        )
+    if trainer.world_size > 1 or "DeepSpeed" in type(trainer.strategy).__name__:
+        raise RuntimeError(
+            f"strategy: {type(trainer.strategy).__name__} on {trainer.world_size} processes; AutoLRS in Lightning runs "
+            "in one process for now."
+        )
+    halves = any(p.dtype == torch.float16 and p.requires_grad for p in module.parameters())
+    if halves or (trainer.precision == "16-mixed" and trainer.precision_plugin.scaler is None):
+        raise ValueError(
+            f"precision={trainer.precision!r}: trains without a gradient scaler, and would underflow."
+        )

@@ -1,0 +1,199 @@
+"""What an adapter cannot work with is refused before any training, by a sentence that says what and why."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from lightning.pytorch import LightningModule
+from lightning.pytorch import Trainer as LightningTrainer
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from autolrs_plugin.core.config import ConfigError
+from autolrs_plugin.core.journal import JournalError
+from autolrs_plugin.integrations.accelerate import AutoLRS
+from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
+from autolrs_plugin.integrations.transformers import AutoLRSCallback
+from tests.autolrs.integrations import task, with_lightning, with_trainer
+from tests.autolrs.scripted import script
+from tests.test_house import BLOCKER, ROOT
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Any:
+        while True:
+            yield task.Pictures()[0]
+
+
+def trainer(folder: Path, callbacks: list[Any], model: Any = None, **options: Any) -> Trainer:
+    objects = {
+        "train_dataset": task.Pictures(),
+        "eval_dataset": task.Pictures(task.VALIDATION),
+        **{k: options.pop(k) for k in ("train_dataset", "eval_dataset", "optimizers") if k in options},
+    }
+    settings = {"max_steps": 4, "use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+    args = TrainingArguments(str(folder), **{**settings, **options})
+    return Trainer(model or task.Net(), args, callbacks=callbacks, **objects)
+
+
+def test_the_settings_are_looked_at_first() -> None:
+    for build in (AutoLRSCallback, LightningCallback):
+        with pytest.raises(ConfigError, match=r"AutoLRSCallback: unknown setting 'serach_budget'"):
+            build(task.RANGE, serach_budget=0.1)
+        with pytest.raises(ConfigError, match=r"lr_range=\(1.0, 0.1\): is reversed"):
+            build((1.0, 0.1))
+        with pytest.raises(ConfigError, match=r"'max_steps' is no setting here; the framework's own"):
+            build(task.RANGE, max_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"lr_scheduler_type": "cosine"}, r"lr_scheduler_type='cosine': would fight with AutoLRS"),
+        (
+            {"train_dataset": Endless(), "max_steps": -1},
+            r"does not implement __len__.*max_steps has to be specified",
+        ),
+        ({"model": task.Net().half()}, r"fp16: trains without a gradient scaler"),
+    ],
+    ids=["scheduler", "no length", "fp16"],
+)
+def test_a_trainer_that_cannot_be_tuned(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        trainer(tmp_path, [AutoLRSCallback(task.RANGE)], **options)
+
+
+def test_a_trainer_with_a_scheduler_of_its_own_or_two_callbacks(tmp_path: Path) -> None:
+    model = task.Net()
+    optimizer = task.make_optimizer(model)
+    both = optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with pytest.raises(ValueError, match=r"optimizers: has a scheduler, which would fight"):
+        trainer(tmp_path, [AutoLRSCallback(task.RANGE)], model=model, optimizers=both)
+    with pytest.raises(ValueError, match=r"callbacks: has 2 AutoLRSCallbacks"):
+        trainer(tmp_path, [AutoLRSCallback(task.RANGE), AutoLRSCallback(task.RANGE)])
+    with pytest.raises(ValueError, match=r"metric='eval_loss': needs an eval_dataset"):
+        trainer(tmp_path, [AutoLRSCallback(task.RANGE, metric="eval_loss")], eval_dataset=None)
+    with pytest.raises(ValueError, match=r"Trainer: its training loss is no measure of progress"):
+        trainer(tmp_path, [AutoLRSCallback(task.RANGE, loss_is_progress=False)])
+
+
+def test_a_metric_that_evaluation_does_not_produce(tmp_path: Path) -> None:
+    model = task.Net()
+    refused = trainer(tmp_path, [AutoLRSCallback(task.RANGE, metric="eval_bleu")], model=model)
+    with pytest.raises(
+        ValueError, match=r"metric='eval_bleu': evaluation does not produce it; it gives eval_loss\."
+    ):
+        refused.train()
+    assert model.trained_on() == []
+    callback = LightningCallback(task.RANGE, metric="bleu")
+    with pytest.raises(ValueError, match=r"metric='bleu': validation does not log it; it logs val_loss\."):
+        lightning(tmp_path, [callback])
+
+
+class Late(TrainerCallback):
+    """Adds a callback in the midst of training."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.add_callback(AutoLRSCallback(task.RANGE))
+
+
+def test_training_that_has_already_started(tmp_path: Path) -> None:
+    late = Late()
+    late.trainer = trainer(tmp_path, [late])
+    with pytest.raises(RuntimeError, match=r"was added to a Trainer that has already started"):
+        late.trainer.train()
+    with script(task.PROBING):
+        callback = AutoLRSCallback(task.RANGE, progress=False)
+        again = trainer(tmp_path, [callback], max_steps=task.STEPS)
+        again.train()
+        with pytest.raises(RuntimeError, match=r"AutoLRSCallback: has tuned 9 steps already; make a new one"):
+            again.train()
+        with_trainer.run(tmp_path, None, replay=task.RATES)
+        with pytest.raises(
+            RuntimeError, match=r"already started \(it is at step 3\) and the checkpoint holds no"
+        ):
+            with_trainer.run(tmp_path, {}, resume=3)
+
+
+def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
+    with script(task.PROBING):
+        with_trainer.run(tmp_path, {"seed": 1})
+        with pytest.raises(
+            JournalError, match=r"is of another run: its setting 'seed' is 1, and here it is 2"
+        ):
+            with_trainer.run(tmp_path, {"seed": 2}, resume=3)
+
+
+def lightning(
+    folder: Path, callbacks: list[Any], module: LightningModule | None = None, **options: Any
+) -> None:
+    module = module or with_lightning.Module(0.0, False, task.loader(task.Pictures()))
+    settings = {"max_steps": 4, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    quiet = {"enable_checkpointing": False, "enable_model_summary": False, "default_root_dir": folder}
+    LightningTrainer(callbacks=callbacks, **{**settings, **quiet, **options}).fit(module)
+
+
+def with_optimizers(make: Callable[[Any], Any]) -> LightningModule:
+    module = with_lightning.Module(0.0, False, task.loader(task.Pictures()))
+    module.configure_optimizers = lambda: make(task.make_optimizer(module.net))
+    return module
+
+
+def test_a_lightning_trainer_that_cannot_be_tuned(tmp_path: Path) -> None:
+    scheduled = with_optimizers(lambda o: ([o], [torch.optim.lr_scheduler.ConstantLR(o)]))
+    with pytest.raises(ValueError, match=r"configure_optimizers: returns a ConstantLR, which would fight"):
+        lightning(tmp_path, [LightningCallback(task.RANGE)], scheduled)
+    two = with_optimizers(lambda o: [o, o])
+    two.automatic_optimization = False
+    with pytest.raises(ValueError, match=r"configure_optimizers: returns 2 optimizers"):
+        lightning(tmp_path, [LightningCallback(task.RANGE)], two)
+    with pytest.raises(RuntimeError, match=r"more than one stateful callback of type `AutoLRSCallback`"):
+        lightning(tmp_path, [LightningCallback(task.RANGE), LightningCallback(task.RANGE)])
+    endless = with_lightning.Module(0.0, False, torch.utils.data.DataLoader(Endless(), batch_size=8))
+    with pytest.raises(ValueError, match=r"max_steps: is not given and the train dataloader has no length"):
+        lightning(tmp_path, [LightningCallback(task.RANGE)], endless, max_steps=-1, max_epochs=2)
+    halves = with_lightning.Module(0.0, False, task.loader(task.Pictures())).half()
+    with pytest.raises(ValueError, match=r"trains without a gradient scaler"):
+        lightning(tmp_path, [LightningCallback(task.RANGE)], halves)
+    assert halves.net.trained_on() == endless.net.trained_on() == scheduled.net.trained_on() == []
+
+
+def test_an_accelerator_that_cannot_be_tuned() -> None:
+    def build(scheduler: bool = False, prepare: bool = True, steps: int = 0) -> AutoLRS:
+        accelerator, model = Accelerator(cpu=True), task.Net()
+        things: list[Any] = [model, task.make_optimizer(model), task.loader(task.Pictures())]
+        if prepare:
+            things = list(accelerator.prepare(*things))
+        if scheduler:
+            accelerator.prepare(torch.optim.lr_scheduler.ConstantLR(things[1]))
+        for _ in range(steps):
+            model(**next(iter(things[2])))["loss"].backward()
+            things[1].step()
+        options: dict[str, Any] = {"max_steps": 4, "lr_range": task.RANGE, "progress": False}
+        tuner = AutoLRS(accelerator, *things, lambda batch: batch, **options)
+        with pytest.raises(ValueError, match=r"accelerator: has an AutoLRS already"):
+            AutoLRS(accelerator, *things, lambda batch: batch, **options)
+        return tuner
+
+    with pytest.raises(TypeError, match=r"optimizer: a AdamW; give what accelerator\.prepare returned"):
+        build(prepare=False)
+    with pytest.raises(ValueError, match=r"accelerator: has prepared a ConstantLR, which would fight"):
+        build(scheduler=True)
+    with pytest.raises(RuntimeError, match=r"AutoLRS: training has already started"):
+        build(steps=1).step({})
+
+
+@pytest.mark.parametrize("framework", ["transformers", "lightning", "accelerate"])
+def test_without_its_framework_an_adapter_names_the_extra(framework: str) -> None:
+    code = BLOCKER.format(blocked={framework}, names=[f"autolrs_plugin.integrations.{framework}"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode != 0
+    assert f"pip install 'vllm-sarathi[{framework}]'" in done.stderr.splitlines()[-1]

@@ -1,0 +1,206 @@
+"""`simulate` and `capacity` as a user calls them: rows, tables, pictures, and what a mistake is told."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vllm_sarathi.benchmark import farm, rehearsal
+from vllm_sarathi.benchmark.capacity import Found
+from vllm_sarathi.cli import app
+
+PLACE = ["--deployment", "mistral-7b/a100"]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Let everything run in this process, and return what `run_all` was asked for."""
+    asked: dict[str, Any] = {}
+
+    def run_all(function: Callable[[Any], Any], inputs: Sequence[Any], **options: Any) -> list[Any]:
+        asked.update(options, inputs=inputs)
+        return [function(value) for value in inputs]
+
+    monkeypatch.setattr(farm, "run_all", run_all)
+    return asked
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing run: a mistake has to be found before."""
+    monkeypatch.setattr(farm, "run_all", lambda *_, **__: pytest.fail("it ran"))
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "160"})
+
+
+def test_simulate_writes_a_row_for_each_scheduler_and_seed(here: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "rows.json"
+    names = "sarathi, default@512,prefill-first,"
+    done = invoke(
+        "simulate", *PLACE, "--rate", 2, "--requests", 12, "--seeds", 2, "--schedulers", names, "--json", path
+    )
+    assert done.exit_code == 0, done.output
+    written = json.loads(path.read_text())
+    assert written["schema"] == 1
+    rows = written["rows"]
+    assert [(r["scheduler"], r["token_budget"], r["seed"]) for r in rows] == [
+        ("sarathi", None, 0),
+        ("sarathi", None, 1),
+        ("default", 512, 0),
+        ("default", 512, 1),
+        ("prefill-first", None, 0),
+        ("prefill-first", None, 1),
+    ]
+    for row in rows:
+        assert (row["deployment"], row["workload"], row["rate_qps"]) == ("mistral-7b/a100", "chat", 2.0)
+        assert row["tbt_slo_ms"] == 100.0
+        assert row["completed"] == row["requests"] == 12
+        assert set(row["gap_ms"]) == {"p50", "p90", "p99", "max"}
+        assert set(row["ttft_ms"]) == {"mean", "p50", "p90", "p99"}
+        assert row["output_tokens_per_s"] > 0
+    assert "default@512" in done.output
+
+
+def test_a_trace_is_played_as_it_is_or_faster(here: dict[str, Any], tmp_path: Path) -> None:
+    trace = tmp_path / "azure.csv"
+    trace.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        + "".join(f"2023-11-16 18:15:{s:02d}.0000000,{100 + s},5\n" for s in range(0, 50, 5))
+    )
+    arguments = ["simulate", *PLACE, "--trace", trace, "--trace-format", "azure", "--schedulers", "default"]
+    for scale, rate in ((1, 0.2), (4, 0.8)):
+        done = invoke(*arguments, "--time-scale", scale, "--json", tmp_path / "rows.json")
+        assert done.exit_code == 0, done.output
+        [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+        assert row["rate_qps"] == pytest.approx(rate)
+        assert row["workload"] == "azure.csv"
+    done = invoke(*arguments, "--requests", 4, "--seeds", 2, "--json", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["requests"] for row in rows] == [4, 4]
+    assert rows[0]["ttft_ms"] != rows[1]["ttft_ms"]  # another piece of the trace
+
+
+def test_three_classes_have_a_goodput(here: dict[str, Any], tmp_path: Path) -> None:
+    done = invoke(
+        "simulate", *PLACE, "--rate", 0.2, "--requests", 20, "--workload", "classes",
+        "--schedulers", "sarathi", "--set", "prefill_order=deadline", "--set", "allow_request_slo=true",
+        "--json", tmp_path / "rows.json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert 0.5 < row["goodput"] <= 1.0
+    assert "promises kept" in done.output
+    assert dict(here["inputs"][0].settings) == {
+        "tbt_slo_ms": 100.0,
+        "prefill_order": "deadline",
+        "allow_request_slo": True,
+    }
+
+
+def test_capacity_makes_rows_a_table_and_a_picture(here: dict[str, Any], tmp_path: Path) -> None:
+    done = invoke(
+        "capacity", *PLACE, "--requests", 10, "--seeds", 2, "--schedulers", "sarathi@512,orca",
+        "--tbt-slo-ms", 60, "--json", tmp_path / "rows.json", "--plot", tmp_path / "a" / "b.png",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(r["scheduler"], r["token_budget"]) for r in rows] == [("sarathi", 512), ("orca", None)]
+    for row in rows:
+        low, high = row["ci_qps"]
+        assert low <= row["capacity_qps"] <= high
+        assert row["gap_ms"]["p99"] <= 60
+        assert row["goodput_qps"] is None
+    assert (tmp_path / "a" / "b.png").read_bytes().startswith(b"\x89PNG")
+    assert "P99 gap within 60 ms" in done.output
+    assert "promises kept" not in done.output
+
+
+def test_a_promise_that_nobody_can_keep_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    none = Found(None, {"gap_ms": {"p99": 12.3}, "ttft_ms": {"p50": 1.0, "p90": 2.0}})
+    monkeypatch.setattr(farm, "run_all", lambda function, inputs, **_: [none] * len(inputs))
+    plot = tmp_path / "none.png"
+    done = invoke("capacity", *PLACE, "--schedulers", "sarathi", "--tbt-slo-ms", 1, "--plot", plot)
+    assert done.exit_code == 0, done.output
+    assert "no rate meets it" in done.output
+    assert "12" in done.output
+    assert plot.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "address"), [(["--ray"], "local"), (["--ray", "auto"], "auto"), ([], None)]
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_ray_stands_with_an_address_and_without(
+    here: dict[str, Any], words: list[str], address: str | None, last: bool
+) -> None:
+    rest = ["--rate", 1, "--requests", 4, "--schedulers", "default"]
+    done = invoke("simulate", *PLACE, *([*rest, *words] if last else [*words, *rest]))
+    assert done.exit_code == 0, done.output
+    assert here["ray"] == address
+
+
+CHAT = ["simulate", *PLACE, "--rate", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["simulate", *PLACE], "--rate: how many requests per second?"),
+        (["simulate", *PLACE, "--rate", "0"], "--rate 0.0: must be a number above 0"),
+        (["simulate", *PLACE, "--rate", "nan"], "--rate nan: must be"),
+        ([*CHAT, "--tbt-slo-ms", "-1"], "--tbt-slo-ms -1.0: must be"),
+        ([*CHAT, "--tbt-slo-ms", "1e9"], "--tbt-slo-ms 1000000000.0: must be"),
+        ([*CHAT, "--requests", "1"], "--requests 1: must be a whole number of at least 2"),
+        ([*CHAT, "--seeds", "0"], "--seeds 0: must be"),
+        ([*CHAT, "--schedulers", "orka"], "unknown scheduler; did you mean 'orca'?"),
+        ([*CHAT, "--schedulers", " , "], "--schedulers: names none"),
+        ([*CHAT, "--schedulers", "sarathi@99999999"], "takes 32768 tokens at the most"),
+        ([*CHAT, "--workload", "chatt"], "--workload 'chatt': unknown; did you mean 'chat'?"),
+        ([*CHAT, "--arrivals", "gama"], "--arrivals 'gama': unknown; did you mean 'gamma'?"),
+        ([*CHAT, "--set", "tbt_mod=pace"], "--set: unknown key 'tbt_mod'; did you mean 'tbt_mode'?"),
+        ([*CHAT, "--set", "tbt_mode"], "--set 'tbt_mode': must be KEY=VALUE"),
+        ([*CHAT, "--set", "tbt_mode=pacy"], "--tbt-mode 'pacy': unknown; did you mean 'pace'?"),
+        ([*CHAT, "--set", "scheduler=orca"], "--set 'scheduler=orca': is said by --schedulers NAME here"),
+        ([*CHAT, "--set", "token_budget=5"], "--set 'token_budget=5': is said by --schedulers NAME@N here"),
+        ([*CHAT, "--too-long", "cut"], "--too-long 'cut': unknown"),
+        ([*CHAT, "--trace", "nowhere.csv"], "--trace nowhere.csv: cannot be read"),
+        (["capacity", *PLACE, "--max-delay-s", "0"], "--max-delay-s 0.0: must be"),
+        (["capacity", "--deployment", "mistral-7b/a1000"], "unknown device 'a1000'; did you mean 'a100'?"),
+        (["capacity", "--deployment", "llama2-70b/a100"], "--deployment llama2-70b/a100: does not fit"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_anything_runs(
+    nowhere: None, arguments: list[str], said: str
+) -> None:
+    done = invoke(*arguments)
+    assert done.exit_code == 1
+    assert re.sub(r"\s+", " ", done.output).startswith("error: ")
+    assert said in re.sub(r"\s+", " ", done.output)
+
+
+def test_requests_beyond_the_model_are_refused_or_counted(here: dict[str, Any], tmp_path: Path) -> None:
+    # 4,096 tokens of context; the paper's own deployments serve its datasets with more.
+    place = ["--deployment", "llama2-70b/a100:tp4", "--schedulers", "default", "--rate", 1, "--requests", 40]
+    refused = invoke("simulate", *place)
+    assert refused.exit_code == 1
+    assert re.search(r"\d+ of 40 requests are longer than the model's 4096 tokens", refused.output)
+    done = invoke("simulate", *place, "--too-long", "skip", "--json", tmp_path / "rows.json")
+    assert done.exit_code == 0, done.output
+    [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert f"{40 - row['requests']} requests are longer than the model's context and left out" in done.output
+    assert 0 < row["requests"] < 40
+
+
+def test_fixed_budgets_and_baselines_take_no_promise() -> None:
+    asked = rehearsal.Asked(
+        "mistral-7b/a100", "chat", ("sarathi",), 50.0, 8, 1, settings=(("tbt_mode", "pace"),)
+    )
+    assert asked.scheduler_settings("sarathi") == (("tbt_slo_ms", 50.0), ("tbt_mode", "pace"))
+    assert asked.scheduler_settings("sarathi@64") == (("tbt_mode", "pace"),)
+    assert asked.scheduler_settings("orca") == asked.scheduler_settings("default@64") == ()
