@@ -31,6 +31,7 @@ from vllm_sarathi.benchmark.validate import (
 from vllm_sarathi.benchmark.workloads import Arrival, Kind, Workload
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.core.cost_model import SCALES
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.core.views import StepShape, chunk_work
 from vllm_sarathi.engine.offline import config_folder
@@ -74,7 +75,7 @@ def test_the_fit_finds_the_device_and_its_scatter() -> None:
 
 def test_drawn_steps_scatter_as_the_measured_ones_did() -> None:
     shape = StepShape(4, 4, 600, 0.0, 4)
-    model = StepFit((0.05, *[0.0] * 11))
+    model = StepFit((0.05, *[0.0] * (len(SCALES) - 1)))
     times = CalibratedTimes(model, {False: (0.9, 1.1), True: (3.0,)}, seed=1)
     drawn = {round(times.stage_s(shape), 6) for _ in range(50)}
     assert drawn == {0.045, 0.055}
@@ -133,7 +134,7 @@ def parse(served: str, **changes: Any) -> validate.Asked:
 
 
 def test_a_simulated_client_waits_for_the_engine_and_the_way(tmp_path: Path) -> None:
-    fit = StepFit((0.05, *[0.0] * 11))
+    fit = StepFit((0.05, *[0.0] * (len(SCALES) - 1)))
     place = cpu_deployment(model(tmp_path), fit, {True: (1.0,), False: (1.0,)}, 1)
     figures = simulated(place, scheduler_choice("default"), [Arrival(0.0, 100, 5)], 0.02, 0)
     assert figures["ttft_ms"]["mean"] == pytest.approx(70.0)

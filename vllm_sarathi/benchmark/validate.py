@@ -7,6 +7,7 @@ the engine (the client, HTTP, the tokenizer, the queues between processes). Then
 for real, and the simulator is told nothing of how that went.
 """
 
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,6 +83,9 @@ LONE_GAP_S = 1.0
 
 STEP_TOKENS = 2048
 """vLLM's default for a server on a CPU; the same for all, so that what is called idle is the same."""
+
+BUSY_SHARE = 0.5
+"""Of the cores: a load above it before anything has started is somebody else's."""
 
 REPLICAS = 5
 """Simulations of each load, with other draws of the scatter; figures are their means."""
@@ -266,6 +270,7 @@ def validate(
         RuntimeError: a client failed, or requests did.
     """
     model = loads[0].model
+    _warn_of_other_work(console)
     with Stages(console) as stages:
         calibration = _calibrate(model, out, stages)
         lives = {choice.text: _serve(choice, loads, out, stages) for choice in choices}
@@ -285,6 +290,15 @@ def validate(
         ]
         rows += metric_rows(choice.text, simulations, lives[choice.text])
     return rows
+
+
+def _warn_of_other_work(console: Console) -> None:
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > BUSY_SHARE * cores:
+        console.print(
+            f"other work runs here (load {load:.1f} on {cores} cores): the calibration and the live runs "
+            "may meet machines of different speed, and the errors below are then those of the machine"
+        )
 
 
 def _calibrate(model: str, out: Path, stages: Stages) -> Calibration:
