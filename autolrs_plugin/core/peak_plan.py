@@ -169,6 +169,8 @@ class PeakSearch:
         self.first_loss, scatter = float(np.median(early)), float(np.std(early))
         self.above = max(diverged_above(self.first_loss), self.first_loss + DIVERGED_Z * scatter)
         held = next((i for i, loss in enumerate(losses) if not loss <= self.above), len(losses))
+        if held < len(losses):
+            candidates = [_candidate(rates, rising, math.inf, 0.0)]
         losses = losses[: max(1, held)]
         if scatter > RANGE_NOISE * (self.first_loss - losses.min()) and self._left_steps >= len(losses):
             # The same minibatches at the lowest rate: what is left of the difference is the learning rate's.

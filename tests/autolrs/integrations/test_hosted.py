@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
+from accelerate.state import GradientState
 from lightning.pytorch import Trainer as LightningTrainer
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
@@ -48,6 +49,7 @@ def test_a_hosted_run_goes_on_at_a_lower_rate_where_it_cannot_go_back(rewind: bo
 
 
 def test_accelerate_knows_nothing_of_a_probe_afterwards() -> None:
+    GradientState._reset_state()  # it is shared by all of a process: loaders that other tests left are none of ours
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     loader = accelerator.prepare(task.loader(task.Pictures()))
     gradients, batches = accelerator.gradient_state, iter(loader)
