@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from tests.autolrs.ray_job import broken, build
 ray = pytest.importorskip("ray")
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"max_steps": 120, "lr_range": (1e-5, 1.0), "progress": False, "parallel_probes": 2}
+SETTINGS = {"max_steps": 240, "lr_range": (1e-5, 1.0), "progress": False, "parallel_probes": 2}
 
 pytestmark = pytest.mark.slow
 
@@ -72,10 +71,12 @@ def test_a_killed_actor_costs_its_probe_not_the_run(
 ) -> None:
     probes = RayProbes(functools.partial(build, str(tmp_path), 0.2), actors=2)
     probes.start()
+    ended = threading.Event()
 
     def kill() -> None:
         while len(list(tmp_path.iterdir())) < 2:  # until both are in the midst of a probe
-            time.sleep(0.02)
+            if ended.wait(0.02):
+                return
         for actor in probes.actors[:killed]:
             ray.kill(actor)
 
@@ -83,6 +84,7 @@ def test_a_killed_actor_costs_its_probe_not_the_run(
     killer.start()
     with caplog.at_level(logging.WARNING, "autolrs_plugin"):
         found = searched(probes)
+    ended.set()
     killer.join()
     assert found == one_by_one
     assert caplog.text.count("an actor died") == killed
