@@ -170,6 +170,7 @@ def serve_and_load(
         "--scheduler=sarathi",
         f"--tbt-slo-ms={options.tbt_slo_ms:g}",
         "--calibration-dir=none",
+        f"--step-trace={options.out / 'steps.jsonl'}",  # `vllm-sarathi trace` shows what the scheduler did
         "--enable-lora",
         f"--max-lora-rank={RANK}",
         # One more than there are adapters: on CPUs, vLLM takes the last slot for requests without an adapter, too.

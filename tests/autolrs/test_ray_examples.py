@@ -25,9 +25,9 @@ def run(name: str, *options: str) -> str:
 
 
 def test_ray_probes() -> None:
-    told = run("ray_probes", "--steps=120")
+    told = run("ray_probes", "--steps=300")
     assert "peak: probed" in told
-    assert "steps on top of 120" in told
+    assert "steps on top of 300" in told
 
 
 def test_ray_train(tmp_path: Path) -> None:
