@@ -12,7 +12,7 @@ help:
 	@echo "make demo   serve a real model twice, stock and Sarathi, and compare (MODEL=folder-or-name for your own)"
 	@echo "make test   check style and types, then run the tests"
 	@echo "make lint   check style and types"
-	@echo "make bench  measure what the scheduler adds to a step, and who keeps the promise under load (12 minutes)"
+	@echo "make bench  measure: overhead, who keeps the promise under load, rehearsals, AutoLRS (about an hour, quiet machine)"
 	@echo "make clean  remove what was built and measured; .venv stays"
 
 setup:
@@ -33,6 +33,12 @@ bench: setup
 	@mkdir -p build/bench
 	@.venv/bin/vllm-sarathi bench overhead --json build/bench/overhead.json
 	@.venv/bin/vllm-sarathi bench live --quick --model "$(MODEL)" --json build/bench/live.json
+	@.venv/bin/vllm-sarathi bench simulator
+	@.venv/bin/vllm-sarathi validate --json build/bench/validate.json
+	@.venv/bin/vllm-sarathi paper --quick --out build/bench/paper --json build/bench/paper.json
+	@.venv/bin/autolrs bench --task mnist-resnet,stdlib-gpt,bert-mlm --json build/bench/autolrs.json
+	@.venv/bin/autolrs bench-overhead
+	@.venv/bin/autolrs bench-parallel --json build/bench/parallel.json
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
