@@ -1,11 +1,12 @@
 """AutoLRS as a method of the benchmark: told nothing but a range of seven decades and C steps in all."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from autolrs_plugin.benchmark.methods import CURVE_POINTS, Assignment, Curve, Outcome
-from autolrs_plugin.benchmark.tasks import Batch
+from autolrs_plugin.benchmark.tasks import Batch, Task
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.paper_plan import search_cost
@@ -14,6 +15,34 @@ from autolrs_plugin.integrations.torch_loop import AutoLRS
 LR_RANGE = (1e-6, 10.0)
 EPOCH = 50
 """Minibatches in one pass of the stream that AutoLRS is given: they are drawn at random, without end."""
+
+
+def as_arguments(task: Task, seed: int) -> dict[str, Any]:
+    """Return a reference task as AutoLRS takes it, keyword by keyword."""
+    job = task.build(seed)
+    job.model.train()
+    optimizer = task.optimizer(job, task.default_lr)
+    rng = np.random.default_rng([seed, 1])
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(EPOCH):
+            yield job.draw(rng)
+
+    def step(batch: Batch) -> float:
+        optimizer.zero_grad()
+        loss = job.loss(batch)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return {
+        "model": job.model,
+        "optimizer": optimizer,
+        "train_step": step,
+        "validate": job.validate,
+        "train_data": batches,
+        "generators": [rng],
+    }
 
 
 def autolrs(a: Assignment) -> Outcome:
@@ -32,31 +61,10 @@ def autolrs_paper(a: Assignment) -> Outcome:
 
 def _tuned(a: Assignment, steps: int, mode: str) -> Outcome:
     """One run of `steps` steps on the same weights and minibatches as the peers'."""
-    job = a.task.build(a.seed)
-    job.model.train()
-    optimizer = a.task.optimizer(job, a.task.default_lr)
-    rng = np.random.default_rng([a.seed, 1])
-
-    def batches() -> Iterator[Batch]:
-        for _ in range(EPOCH):
-            yield job.draw(rng)
-
-    def step(batch: Batch) -> float:
-        optimizer.zero_grad()
-        loss = job.loss(batch)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
     tuner = AutoLRS(
-        job.model,
-        optimizer,
+        **as_arguments(a.task, a.seed),
         max_steps=steps,
         lr_range=LR_RANGE,
-        train_step=step,
-        validate=job.validate,
-        train_data=batches,
-        generators=[rng],
         seed=a.seed,
         progress=False,
         mode=mode,

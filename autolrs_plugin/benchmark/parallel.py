@@ -15,24 +15,20 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from autolrs_plugin.benchmark.tasks import TASKS, Batch
+from autolrs_plugin.benchmark.ours import LR_RANGE, as_arguments
+from autolrs_plugin.benchmark.tasks import TASKS
 from autolrs_plugin.core.actions import Action, Evaluate, Probe, Result, Train
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.integrations.torch_loop import AutoLRS
-
-LR_RANGE = (1e-6, 10.0)
-EPOCH = 50
-"""Minibatches in one pass of the stream: they are drawn at random, without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,32 +67,8 @@ class Watch:
 
 
 def build(task_name: str) -> dict[str, Any]:
-    """Return a reference task as AutoLRS takes it."""
-    task = TASKS[task_name]
-    job = task.build(0)
-    job.model.train()
-    optimizer = task.optimizer(job, task.default_lr)
-    rng = np.random.default_rng([0, 1])
-
-    def batches() -> Iterator[Batch]:
-        for _ in range(EPOCH):
-            yield job.draw(rng)
-
-    def step(batch: Batch) -> float:
-        optimizer.zero_grad()
-        loss = job.loss(batch)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    return {
-        "model": job.model,
-        "optimizer": optimizer,
-        "train_step": step,
-        "validate": job.validate,
-        "train_data": batches,
-        "generators": [rng],
-    }
+    """Return a reference task as AutoLRS takes it, here and in every actor."""
+    return as_arguments(TASKS[task_name], 0)
 
 
 def tuner_of(task: str, steps: int, parallel_probes: int, **options: Any) -> AutoLRS:

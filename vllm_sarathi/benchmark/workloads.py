@@ -72,8 +72,8 @@ WORKLOADS = {
             "mix",
             "85% short prompts, 15% very long ones",
             (Kind(0.85, (30, 150), (32, 64)), Kind(0.15, (2000, 3000), (32, 64))),
-            requests=60,
-            rate_per_s=0.7,
+            requests=80,
+            rate_per_s=1.0,
         ),
         Workload(
             "burst",

@@ -99,6 +99,7 @@ class CostModel:
         self.quantile = quantile
         self.steps = 0
         self._scales = np.array(SCALES)
+        self._unabsorbed: list[tuple[list[float], float, float]] = []
         self._a: NDArray[np.float64] = np.zeros((size, size))
         self._b: NDArray[np.float64] = np.zeros(size)
         self._u: NDArray[np.float64] = np.zeros(size)
@@ -171,19 +172,29 @@ class CostModel:
         weight = self._weight(shape, measured_s, predicted_s) if predicted_s > 0 else 1.0
         if self._tiles.observe(shape, measured_s):
             self._forget()  # what was learnt by the old count of tokens is worth less now
-        x = np.array(features(shape, self._tiles.tile_tokens)) * self._scales
         # Relative to what was foretold: relative to the measured time, noise would pull the fit down.
-        unit = max(predicted_s, 0.5 * measured_s)
-        self._a *= FORGETTING
-        self._b *= FORGETTING
-        self._a += np.outer(x, x * (weight / unit**2))
-        self._b += x * (weight * measured_s / unit**2)
+        weight_a = weight / max(predicted_s, 0.5 * measured_s) ** 2
+        self._unabsorbed.append((features(shape, self._tiles.tile_tokens), weight_a, weight_a * measured_s))
         self._weight_sum = FORGETTING * self._weight_sum + weight
         self._unchecked_steps -= 1
         self.steps += 1
         self._eager_steps -= 1
         if self._eager_steps > 0 or self.steps % SOLVE_EVERY_STEPS == 0:
             self._solve()
+
+    def _absorb(self) -> None:
+        """Add the latest steps to the sums: some at once, as that costs hardly more than one."""
+        count = len(self._unabsorbed)
+        if not count:
+            return
+        rows, weights_a, weights_b = zip(*self._unabsorbed, strict=True)
+        self._unabsorbed.clear()
+        x = np.array(rows) * self._scales
+        fading = FORGETTING ** np.arange(count - 1, -1, -1)
+        self._a *= FORGETTING**count
+        self._b *= FORGETTING**count
+        self._a += (x.T * (fading * weights_a)) @ x
+        self._b += (fading * weights_b) @ x
 
     def _weight(self, shape: StepShape, measured_s: float, predicted_s: float) -> float:
         """Note the residual, and return how much the step is to count."""
@@ -222,6 +233,7 @@ class CostModel:
         elif not full or (max(latest) >= 1 / CHANGE_FACTOR and min(latest) <= CHANGE_FACTOR):
             return False
         middle = sorted(latest)[len(latest) // 2]
+        self._absorb()
         self._b *= middle
         self._tiles.forget_steps()
         self._forget()
@@ -229,6 +241,7 @@ class CostModel:
 
     def _forget(self) -> None:
         """Let what is to come count for more than what was learnt."""
+        self._absorb()
         self._a *= 0.2
         self._b *= 0.2
         self._weight_sum *= 0.2
@@ -258,12 +271,14 @@ class CostModel:
 
     def _solve(self) -> None:
         """Minimise u'Au - 2b'u under u >= 0, from the last solution on (block principal pivoting)."""
+        self._absorb()
         a = self._a + np.diag(RIDGES * (1e-12 + float(np.trace(self._a))))
         self._u = nonnegative_least_squares(a, self._b, self._u > 0)
         self._coefficients = (self._u * self._scales).tolist()
 
     def to_mapping(self) -> dict[str, Any]:
         """Return what was learnt as plain values; `load` takes them back."""
+        self._absorb()
         return {
             "knees": list(KNEES),
             "tile": self.tile_tokens,
@@ -304,6 +319,7 @@ class CostModel:
         if float(np.linalg.eigvalsh(a)[0]) < -1e-9 * float(np.trace(a)):
             raise ValueError("its numbers are not those of a step model")
         share = min(1.0, PRIOR_STEPS / weight)
+        self._unabsorbed.clear()
         self._a, self._b, self._weight_sum = a * share, b * share, weight * share
         self._spread = min(max(spread, 1e-3), 1.0)
         self._seen = dict.fromkeys(familiar, FAMILIAR_STEPS)

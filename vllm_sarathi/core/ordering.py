@@ -24,6 +24,7 @@ between go on keeping promises, or one long prompt that is overdue would break t
 import heapq
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.cost_model import CostModel
@@ -112,6 +113,23 @@ def deadline_keys(
     return keys
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Whose turn it is in a step.
+
+    Attributes:
+        prefills: indices into StepView.prefills, first served first.
+        held: indices of those that yield this step.
+        waiting: indices into StepView.waiting, first let in first; None leaves the queue as it is.
+        let_in: how many of the waiting, at the most, have their turn; None for all, those out of sight too.
+    """
+
+    prefills: tuple[int, ...]
+    held: tuple[int, ...] = ()
+    waiting: tuple[int, ...] | None = None
+    let_in: int | None = None
+
+
 class DeadlineOrder:
     """Orders the prompts of each step by deadline, from how fast prompts have been read so far.
 
@@ -145,8 +163,8 @@ class DeadlineOrder:
             least_s = math.inf if tbt_slo_s is None else tbt_slo_s / self._steps_per_token
         return max(least_s, ARRIVAL_DECODE_STEPS * decode_step_s)
 
-    def order(self, view: StepView) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Return the order of the partial prefills, those of them that yield, and the order of the queue."""
+    def order(self, view: StepView) -> Order:
+        """Return whose turn it is in the step at hand."""
         requests = (*view.prefills, *view.waiting)
         self._note_promises(view.now_s, requests)
         keys = deadline_keys(
@@ -163,7 +181,12 @@ class DeadlineOrder:
         first = min(waiting, default=None)
         # A prompt in flight yields its turn to a more urgent one that waits; it keeps its blocks and its slot.
         held = tuple(i for i in order if first is not None and first < partial[i])
-        return tuple(i for i in order if i not in held), held, waiting_order
+        served = tuple(i for i in order if i not in held)
+        if not held:
+            return Order(served, waiting=waiting_order)
+        # Nor does who is less urgent than it get that turn.
+        most_urgent = min(partial[i] for i in held)
+        return Order(served, held, waiting_order, sum(key < most_urgent for key in waiting))
 
     def planned(self, prefill_tokens: int) -> None:
         """Note what the step that was ordered last is going to read."""

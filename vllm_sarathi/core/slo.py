@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from vllm_sarathi.core.config import SarathiConfig, auto_factor
 from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.deadlines import TokenDeadlines
-from vllm_sarathi.core.ordering import DeadlineOrder
+from vllm_sarathi.core.ordering import DeadlineOrder, Order
 from vllm_sarathi.core.policies import arrival_order
 from vllm_sarathi.core.views import RequestView, StepPlan, StepRecord, StepView, chunk_work
 
@@ -79,20 +79,20 @@ class SloBudget:
 
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step."""
-        order, held, waiting_order = self._order(view)
+        order = self._order(view)
         longest_s = self._longest_step_s()
         if view.decodes == 0 and longest_s == math.inf:
             self._planned(view.max_tokens)
-            return StepPlan(view.max_tokens, order, held, waiting_order, reason="idle")
-        ahead = [view.prefills[i] for i in order]
-        ahead += [view.waiting[i] for i in (waiting_order or range(len(view.waiting)))]
-        if view.unseen_waiting:
+            return StepPlan(view.max_tokens, order.prefills, order.held, order.waiting, reason="idle")
+        ahead = [view.prefills[i] for i in order.prefills]
+        ahead += [view.waiting[i] for i in (order.waiting or range(len(view.waiting)))[: order.let_in]]
+        if view.unseen_waiting and order.let_in is None:
             # Nothing is known of them (further back in the queue, or in another one): as long as it takes.
             ahead.append(RequestView("unseen", (0.0, 0.0), 0.0, 0, view.max_tokens))
         prefill_tokens, reason = self._prefill_tokens(view, ahead, longest_s)
         self._planned(prefill_tokens)
         budget = min(view.max_tokens, max(1, view.decode_tokens + prefill_tokens))
-        return StepPlan(budget, order, held, waiting_order, reason=reason)
+        return StepPlan(budget, order.prefills, order.held, order.waiting, reason=reason)
 
     def observe(self, record: StepRecord) -> None:
         """Learn from a finished step."""
@@ -224,8 +224,8 @@ class SloBudget:
         if self._by_deadline is not None:
             self._by_deadline.planned(prefill_tokens)
 
-    def _order(self, view: StepView) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
-        """Return the order of the partial prefills, those of them that yield, and the order of the queue."""
+    def _order(self, view: StepView) -> Order:
+        """Return whose turn it is."""
         if self._by_deadline is None or not (view.prefills or view.waiting):
-            return arrival_order(view), (), None
+            return Order(arrival_order(view))
         return self._by_deadline.order(view)

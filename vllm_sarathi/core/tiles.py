@@ -19,6 +19,8 @@ CANDIDATES = (1, 32, 64, 128, 256)
 STEPS_KEPT = 96
 STEPS_NEEDED = 32
 LOOK_EVERY_STEPS = 16
+LOOK_AT_LEAST_EVERY_STEPS = 512
+"""Each look that finds nothing new doubles the time to the next, up to this: a look costs as much as ten steps."""
 
 CLEARLY = 0.5
 """A candidate takes over where its usual error is at most so much of the present one's."""
@@ -43,6 +45,7 @@ class TileFinder:
         self.tile_tokens = 1
         self._steps: deque[tuple[float, float, float, float]] = deque(maxlen=STEPS_KEPT)
         self._until_look = STEPS_NEEDED
+        self._look_every = LOOK_EVERY_STEPS
         self._last_best = 1
 
     def observe(self, shape: StepShape, measured_s: float) -> bool:
@@ -53,13 +56,14 @@ class TileFinder:
         self._until_look -= 1
         if self._until_look > 0:
             return False
-        self._until_look = LOOK_EVERY_STEPS
+        self._until_look = self._look_every
         return self._look()
 
     def forget_steps(self) -> None:
         """Drop the steps kept: the device has changed, and no line goes through old and new ones."""
         self._steps.clear()
         self._until_look = STEPS_NEEDED
+        self._look_every = LOOK_EVERY_STEPS
 
     def _look(self) -> bool:
         steps = np.array(self._steps, dtype=float)
@@ -67,7 +71,10 @@ class TileFinder:
         best = min(CANDIDATES, key=errors.__getitem__)
         present = errors[self.tile_tokens]
         again, self._last_best = best == self._last_best, best
-        if not again or present < NEGLIGIBLE or errors[best] > CLEARLY * present:
+        clearly = present >= NEGLIGIBLE and errors[best] <= CLEARLY * present
+        if not clearly:
+            self._look_every = min(2 * self._look_every, LOOK_AT_LEAST_EVERY_STEPS)
+        if not clearly or not again:
             return False
         self.tile_tokens = best
         return True
