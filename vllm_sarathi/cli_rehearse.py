@@ -3,6 +3,7 @@
 import functools
 import json as json_format
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -256,6 +257,10 @@ def paper(
     quick: Annotated[
         bool, typer.Option(help="Few requests, one seed: about a quarter of an hour on two cores.")
     ] = False,
+    sweep: Annotated[
+        bool,
+        typer.Option(help="With --quick, too: seven fixed budgets of stock vLLM, and pressure, for each row."),
+    ] = False,
     out: Annotated[
         Path,
         typer.Option(help="Where tables and plots go, and each finished search: a later run goes on there."),
@@ -269,14 +274,14 @@ def paper(
     from vllm_sarathi.benchmark import farm, paper_report, results
     from vllm_sarathi.benchmark import paper as room
 
-    scale = room.QUICK if quick else room.FULL
+    scale = replace(room.QUICK, sweep=sweep) if quick else room.FULL
     console = Console()
     run_all = functools.partial(farm.run_all, console=console, ray=ray)
     rows = room.run_cells(room.cells_of(scale), out / "cells", run_all)
     tables = paper_report.tables_of(rows)
     for path in paper_report.write_report(tables, out, scale.requests, scale.seeds):
         console.print(f"wrote {path}", soft_wrap=True)
-    for name in ("capacity", "published"):
+    for name in ("capacity", "sweep", "published") if scale.sweep else ("capacity", "published"):
         shown = Table(title=paper_report.TITLES[name])
         for column in paper_report.COLUMNS[name]:
             shown.add_column(column.replace("_", " "))

@@ -17,7 +17,7 @@ from vllm_sarathi.simulation.outcome import Outcome, paces
 from vllm_sarathi.simulation.simulator import RequestLog
 from vllm_sarathi.simulation.workload import SimulatedRequest
 
-TINY = paper.Scale(8, 1, 0.3, (100.0,))
+TINY = paper.Scale(8, 1, 0.3, (100.0,), sweep=True)
 
 
 def here(
@@ -54,6 +54,7 @@ def guessed(cell: paper.Cell) -> dict[str, Any]:
 def test_the_grid_is_the_papers() -> None:
     cells = paper.cells_of(paper.FULL)
     assert sum(cell.table == "capacity" for cell in cells) == 4 * 2 * 2 * 5
+    assert sum(cell.table == "sweep" for cell in cells) == 4 * 2 * 2 * 8
     assert len({cell.name for cell in cells}) == len(cells)
     names = {task.deployment for cell in cells for task in cell.tasks}
     assert names == {place.name for place in paper.DEPLOYMENTS} | {paper.TENSOR}
@@ -113,6 +114,11 @@ def test_the_report_has_each_table_beside_the_published_figures(
     assert float(
         published["yi-34b/2xa100, ablation: sarathi@1024, TBT P99 s"]["difference"]
     ) == pytest.approx(0)
+    assert len(tables["sweep"]) == 4 * 2 * 2
+    assert {row["best_budget"] for row in tables["sweep"]} <= set(paper.SWEPT)
+    for row in tables["sweep"]:
+        assert row["over_best"] == row["over_pressure"] == 2.0
+        assert row["worst_qps"] <= row["best_qps"]
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert report.count("## ") == len(paper_report.COLUMNS)
     assert "-23%" in report

@@ -194,3 +194,23 @@ def test_promises_are_kept_while_an_overdue_prompt_is_read() -> None:
     server = Server([Prompt(0.0, 15_000, None), *urgent], prefill_max_wait_s=1.0)
     server.run()
     assert all(p.first_token_s is not None and p.first_token_s - p.arrival_s <= 1.0 for p in urgent)
+
+
+def test_the_turn_of_one_that_yields_goes_to_the_more_urgent_alone() -> None:
+    controller = Controller(SarathiConfig(prefill_order="deadline", ttft_slo_ms=1000.0, tbt_slo_ms=10_000.0))
+    for _ in range(100):
+        for tokens in (2, 500):
+            shape = StepShape(tokens, 2, 1000, chunk_work(0, tokens - 2), 2 + (tokens > 2))
+            controller.observe(StepRecord(shape, tokens, "slo", None, 0.01 + tokens / TOKENS_PER_S, 0.0))
+    read = prompt("read", 3000, age_s=5.0, done=1000)
+    short, long = prompt("short", 50), prompt("long", 4000, age_s=3.0)
+
+    def budget(*waiting: RequestView) -> tuple[int, tuple[int, ...]]:
+        plan = controller.plan(StepView(0.0, 2, 2, 1000, (read,), waiting, 8192))
+        return plan.token_budget, plan.held
+
+    assert budget(short, long) == (52, (0,))
+    assert budget(short) == (52, (0,))
+    most, held = budget(long)
+    assert held == ()
+    assert most > 200

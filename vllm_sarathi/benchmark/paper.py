@@ -82,6 +82,10 @@ TRADEOFF_SCHEDULERS = (
 )
 
 
+SWEPT = (*(f"default@{budget}" for budget in (128, 256, 512, 1024, 2048, 4096, 8192)), "pressure")
+"""Stock vLLM at seven fixed budgets, and P-PAS: whoever tunes the one or switches on the other is to gain nothing."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """How much is spent.
@@ -91,15 +95,17 @@ class Scale:
         seeds: searches for each row.
         tolerance: as in `Task`.
         tradeoff_slos_ms: promises on the token budget's curve.
+        sweep: whether SWEPT is measured for each row of the capacity table.
     """
 
     requests: int
     seeds: int
     tolerance: float
     tradeoff_slos_ms: tuple[float, ...]
+    sweep: bool = False
 
 
-FULL = Scale(1024, 3, 0.02, TRADEOFF_SLOS_MS)
+FULL = Scale(1024, 3, 0.02, TRADEOFF_SLOS_MS, sweep=True)
 QUICK = Scale(256, 1, 0.06, (50.0, 200.0))
 
 
@@ -108,7 +114,7 @@ class Cell:
     """One row of one table.
 
     Attributes:
-        table: `capacity`, `tradeoff`, `parallel` or `ablation`.
+        table: `capacity`, `sweep`, `tradeoff`, `parallel` or `ablation`.
         label: what the row is called beside its scheduler: `strict`, `relaxed`, or nothing.
         tasks: its searches, one for each seed; for the ablation, one run at half of what the device can read.
     """
@@ -146,6 +152,8 @@ def cells_of(scale: Scale) -> list[Cell]:
             for label, slo_ms, budget in zip(STRICTNESS, place.slo_ms, place.budgets, strict=True):
                 for scheduler in (f"sarathi@{budget}", "sarathi", "default", "prefill-first", "orca"):
                     cells.append(_cell("capacity", label, place.name, dataset, slo_ms, scheduler, scale))
+                for scheduler in SWEPT if scale.sweep else ():
+                    cells.append(_cell("sweep", label, place.name, dataset, slo_ms, scheduler, scale))
     for slo_ms in scale.tradeoff_slos_ms:
         for scheduler in TRADEOFF_SCHEDULERS:
             cells.append(_cell("tradeoff", "", DEPLOYMENTS[0].name, "chat", slo_ms, scheduler, scale))

@@ -22,6 +22,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "capacity_qps",
         "over_prefill_first",
     ),
+    "sweep": (
+        "deployment",
+        "workload",
+        "promise",
+        "sarathi_qps",
+        "best_budget",
+        "best_qps",
+        "over_best",
+        "worst_qps",
+        "pressure_qps",
+        "over_pressure",
+    ),
     "tradeoff": ("deployment", "workload", "tbt_slo_ms", "scheduler", "capacity_qps"),
     "parallel": ("deployment", "workload", "promise", "tbt_slo_ms", "scheduler", "capacity_qps"),
     "ablation": ("scheduler", "rate_qps", "ttft_p50_s", "tbt_p99_s"),
@@ -32,6 +44,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 TITLES = {
     "capacity": "Capacity, requests per second (paper: figures 10 and 11)",
+    "sweep": "The promise alone against seven fixed budgets of stock vLLM, and P-PAS",
     "tradeoff": "Capacity by promise and token budget (figure 12)",
     "parallel": "Falcon-180B: tensor- against pipeline-parallel (figure 13)",
     "ablation": "Ablation, Yi-34B on two A100 (table 4)",
@@ -48,7 +61,10 @@ def tables_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """
     tables: dict[str, list[Row]] = {name: [] for name in COLUMNS}
     least = {_place(r): r["capacity_qps"] for r in rows if r.get("scheduler") == "prefill-first"}
+    tables["sweep"] = _sweep(rows)
     for row in rows:
+        if row["table"] == "sweep":
+            continue
         if row["table"] == "ablation":
             values = {
                 **row,
@@ -77,13 +93,42 @@ def tables_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     }
 
 
+def _sweep(rows: Sequence[Row]) -> list[Row]:
+    """Return a line for each deployment, data set and promise that was swept."""
+    lines = []
+    for ours in rows:
+        if ours["table"] != "capacity" or scheduler_of(ours) != "sarathi":
+            continue
+        swept = {
+            scheduler_of(r): r["capacity_qps"] or 0.0
+            for r in rows
+            if r["table"] == "sweep" and _place(r)[1:] == _place(ours)[1:]
+        }
+        if not swept:
+            continue
+        pressure, qps = swept.pop("pressure"), ours["capacity_qps"] or 0.0
+        best = max(swept, key=swept.__getitem__)
+        line = {
+            "promise": ours["label"],
+            "sarathi_qps": qps,
+            "best_budget": best,
+            "best_qps": swept[best],
+            "over_best": qps / swept[best] if swept[best] else None,
+            "worst_qps": min(swept.values()),
+            "pressure_qps": pressure,
+            "over_pressure": qps / pressure if pressure else None,
+        }
+        lines.append({**ours, **line})
+    return lines
+
+
 def _place(row: Row) -> tuple[Any, ...]:
     return row["table"], row.get("deployment"), row.get("workload"), row.get("tbt_slo_ms")
 
 
 def _text(key: str, value: Any) -> str:
     if value is None:
-        return "none" if key in ("capacity_qps", "over_prefill_first") else "-"
+        return "none" if key.endswith("_qps") or key.startswith("over_") else "-"
     if key == "difference":
         return f"{value:+.0%}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -105,6 +150,8 @@ def markdown(tables: dict[str, list[Row]], requests: int, seeds: int) -> str:
         "scheduling delay of at most 2 s; none: no rate meets it. No constant is fitted to a published figure.",
     ]
     for name, table in tables.items():
+        if not table:
+            continue
         columns = COLUMNS[name]
         lines += [
             "",

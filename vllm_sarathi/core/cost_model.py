@@ -91,10 +91,11 @@ class CostModel:
     """Predicts a step's seconds, learns from its measured seconds, and knows how far it is off.
 
     Args:
-        quantile: the share of steps that `margin` is to cover.
+        quantile: the share of steps that `margin` is to cover: half of what a promise to 99% leaves over, the other
+            half is for what no earlier step could tell.
     """
 
-    def __init__(self, quantile: float = 0.99) -> None:
+    def __init__(self, quantile: float = 0.995) -> None:
         size = len(SCALES)
         self.quantile = quantile
         self.steps = 0

@@ -36,6 +36,9 @@ TAIL_SHARE = 1 / 16
 TAIL_OVERRUN = 1.02
 """A chunk that would leave less than the share of itself is read whole if the step then overruns by 2% at most."""
 
+LEAST_PART_TOKENS = 256
+"""What is read is not divided among a pipeline's batches into smaller parts: reading the weights would take longer."""
+
 WAITING_SEEN = {"fcfs": 16, "deadline": 256}
 """How far into the queue each order looks."""
 
@@ -60,6 +63,7 @@ class SloBudget:
         self._factor = auto_factor(config.tbt_slo)
         self._steps_per_token = steps_per_token
         self._decode_step_s: float | None = None
+        self._last_prefill_tokens = 0
         self._most_tokens = 0
         self._most_idle_tokens = 0
         self._steps_without_prefill = 0
@@ -132,10 +136,10 @@ class SloBudget:
             and (self.unkeepable or self.config.tbt_slo_ms is None)
         ):
             return 0, "probe"
-        trusted = self._trusted_tokens(view)
-        tokens, reason = self._largest(view, ahead, available_s, min(room, trusted))
-        if reason == "limit" and trusted < room:
-            reason = "trust"
+        trusted, even = self._trusted_tokens(view), self._even_tokens(ahead)
+        tokens, reason = self._largest(view, ahead, available_s, min(room, trusted, even))
+        if reason == "limit" and min(trusted, even) < room:
+            reason = "trust" if trusted < even else "even"
         if tokens > 0:
             self._steps_without_prefill = 0
             return tokens, reason
@@ -154,6 +158,17 @@ class SloBudget:
         most = self._most_tokens if view.decodes else self._most_idle_tokens
         return max(COLD_TOKENS, int(GROWTH * most) - view.decode_tokens)
 
+    def _even_tokens(self, ahead: Sequence[RequestView]) -> float:
+        """Return the tokens that give all batches in a pipeline an even part of what is to be read.
+
+        A batch comes back when the longest beside it does (Sarathi-Serve, section 3.3: pipeline bubbles), so what fits
+        beside the one before it costs nothing, and a prompt in parts goes through the stages side by side.
+        """
+        if self._steps_per_token == 1:
+            return math.inf
+        left = sum(request.remaining_tokens for request in ahead)
+        return max(-(-left // self._steps_per_token), self._last_prefill_tokens, LEAST_PART_TOKENS)
+
     def _seconds(self, view: StepView, tokens: int, work: float, sequences: int) -> float:
         return self.model.seconds(
             view.decode_tokens + tokens,
@@ -164,13 +179,13 @@ class SloBudget:
         )
 
     def _largest(
-        self, view: StepView, ahead: Sequence[RequestView], available_s: float, most: int
+        self, view: StepView, ahead: Sequence[RequestView], available_s: float, most: float
     ) -> tuple[int, str]:
         """Return the most prefill tokens whose step is foretold to end in time, walking the prompts to be read."""
         limit_s = available_s / self.model.margin
         tokens, work = 0, 0.0
         for sequences, request in enumerate(ahead, start=1):
-            whole = min(request.remaining_tokens, most - tokens)
+            whole = int(min(request.remaining_tokens, most - tokens))
             if whole <= 0:
                 return tokens, "limit"
             done = request.done_tokens
@@ -221,6 +236,7 @@ class SloBudget:
         return self._by_deadline.longest_step_s(self._decode_step_s or 0.0, self.tbt_slo_s)
 
     def _planned(self, prefill_tokens: int) -> None:
+        self._last_prefill_tokens = prefill_tokens
         if self._by_deadline is not None:
             self._by_deadline.planned(prefill_tokens)
 
