@@ -8,7 +8,7 @@ from rich.console import Console
 
 WorkloadOption = Annotated[
     list[str] | None,
-    typer.Option(help="chat, long, mix, burst or idle; may be given again. All, if not given."),
+    typer.Option(help="chat, long, mix, rush, burst or idle; may be given again. All, if not given."),
 ]
 SloOption = Annotated[
     list[float] | None,

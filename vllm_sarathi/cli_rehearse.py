@@ -214,7 +214,7 @@ def _workload(asked: Any, console: Console) -> Any:
 
 def validate(
     model: Annotated[str, typer.Option(help="A folder with a model.")] = "build/models/SmolLM2-135M-Instruct",
-    workload: Annotated[str, typer.Option(help="validation, chat, long, mix or burst.")] = "validation",
+    workload: Annotated[str, typer.Option(help="validation, chat, long, mix, rush or burst.")] = "validation",
     schedulers: SchedulersOption = "default,sarathi",
     tbt_slo_ms: SloOption = 250.0,
     requests: Annotated[
@@ -259,7 +259,9 @@ def paper(
     ] = False,
     sweep: Annotated[
         bool,
-        typer.Option(help="With --quick, too: seven fixed budgets of stock vLLM, and pressure, for each row."),
+        typer.Option(
+            help="With --quick, too: seven fixed budgets of stock vLLM, and pressure, for each row."
+        ),
     ] = False,
     out: Annotated[
         Path,

@@ -89,21 +89,19 @@ def test_a_mistake_is_one_sentence_before_any_server_starts(
 
 def test_everything_is_the_default(tmp_path: Path) -> None:
     asked = options(tmp_path)
-    assert asked.workloads == ("chat", "long", "mix", "burst", "idle")
+    assert asked.workloads == ("chat", "long", "mix", "rush", "burst", "idle")
     assert asked.tbt_slos_ms == (150, 250, 500)
     sessions = plan_sessions(asked)
     stock = [session for session in sessions if session.contender.is_stock]
     ours = [session for session in sessions if not session.contender.is_stock]
     assert len(stock) == 6
-    assert all(session.workloads == ("chat", "long", "mix", "burst") for session in stock)
+    assert all(session.workloads == ("chat", "long", "mix", "rush", "burst") for session in stock)
     assert all(session.tbt_slo_ms is None for session in stock)
     assert all(len(session.workloads) == 1 for session in ours)
-    assert sum(session.contender.label == "sarathi" for session in ours) == 4 * 3
+    assert sum(session.contender.label == "sarathi" for session in ours) == 5 * 3
     deadline = [session for session in ours if session.contender.label == "sarathi-deadline"]
     assert [(session.workloads, session.tbt_slo_ms) for session in deadline] == [
-        (("mix",), 150),
-        (("mix",), 250),
-        (("mix",), 500),
+        ((workload,), promise) for workload in ("mix", "rush") for promise in (150, 250, 500)
     ]
 
 
@@ -124,7 +122,7 @@ def test_no_two_runs_share_a_result(tmp_path: Path) -> None:
         for session in plan_sessions(asked)
         for workload in session.workloads
     ]
-    assert len(set(results)) == len(results) == 6 * 4 + 4 * 3 + 3
+    assert len(set(results)) == len(results) == 6 * 5 + 5 * 3 + 6
 
 
 # --- What is made of the clients' results ---

@@ -32,7 +32,7 @@ TBT_SLOS_MS = (150.0, 250.0, 500.0)
 QUICK_WORKLOADS = ("chat", "mix")
 QUICK_SLOS_MS = (250.0,)
 
-DEADLINE_WORKLOADS = ("mix",)
+DEADLINE_WORKLOADS = ("mix", "rush")
 """Where ours with `--prefill-order deadline` takes part unless it is asked for: where lengths differ much."""
 
 

@@ -76,6 +76,13 @@ WORKLOADS = {
             rate_per_s=1.0,
         ),
         Workload(
+            "rush",
+            "the mix at a rate that fills the device",
+            (Kind(0.85, (30, 150), (32, 64)), Kind(0.15, (2000, 3000), (32, 64))),
+            requests=80,
+            rate_per_s=1.4,
+        ),
+        Workload(
             "burst",
             "short and medium prompts, sixteen at once",
             (Kind(1.0, (60, 300), (64, 160)),),

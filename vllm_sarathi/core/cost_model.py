@@ -57,6 +57,14 @@ CAUTIOUS_STEPS = 32
 MARGIN_RANGE = (1.0, 2.5)
 """A step that takes longer than the upper end is not the chunk's doing, and no chunk would have kept it."""
 
+MISSES_PLANNED = 1 / 3
+"""Where more hybrid steps may be late, so much of that is planned with; the rest is for what no step could tell."""
+
+MOST_MISSES = 0.05
+GAPS_ASSUMED = 1000.0
+GAPS_FORGOTTEN = 0.999
+"""All gaps are taken for those of hybrid steps at first, and the memory of which were is about 1,000 steps."""
+
 GUARD_GAIN = 0.02
 GUARD_MISSES = 0.03
 GUARD_RUN_STEPS = 8
@@ -91,13 +99,13 @@ class CostModel:
     """Predicts a step's seconds, learns from its measured seconds, and knows how far it is off.
 
     Args:
-        quantile: the share of steps that `margin` is to cover: half of what a promise to 99% leaves over, the other
-            half is for what no earlier step could tell.
+        promised: the share of gaps between tokens that is to be kept.
     """
 
-    def __init__(self, quantile: float = 0.995) -> None:
+    def __init__(self, promised: float = 0.99) -> None:
         size = len(SCALES)
-        self.quantile = quantile
+        self.promised = promised
+        self._gaps = self._hybrid_gaps = GAPS_ASSUMED
         self.steps = 0
         self._scales = np.array(SCALES)
         self._unabsorbed: list[tuple[list[float], float, float]] = []
@@ -126,6 +134,16 @@ class CostModel:
     def ready(self) -> bool:
         """True once anything has been learnt, and a prior has been compared with enough steps to see it fail."""
         return self.steps > 0 and self._unchecked_steps <= 0
+
+    @property
+    def quantile(self) -> float:
+        """The share of hybrid steps that `margin` is to cover.
+
+        The promise is to all gaps, and those of steps without prefill keep it by themselves: the fewer gaps are in
+        hybrid steps, the more of those steps may be late.
+        """
+        spread_out = MISSES_PLANNED * self._gaps / max(self._hybrid_gaps, 1e-9)
+        return 1.0 - min(MOST_MISSES, (1.0 - self.promised) * max(1.0, spread_out))
 
     @property
     def margin(self) -> float:
@@ -169,6 +187,10 @@ class CostModel:
         """Learn from a step; a time that is not finite and above zero (a broken clock) is passed over."""
         if not math.isfinite(measured_s) or measured_s <= 0.0:
             return
+        self._gaps = GAPS_FORGOTTEN * self._gaps + shape.decodes
+        self._hybrid_gaps *= GAPS_FORGOTTEN
+        if shape.sequences > shape.decodes:
+            self._hybrid_gaps += shape.decodes
         predicted_s = self.predict(shape)
         weight = self._weight(shape, measured_s, predicted_s) if predicted_s > 0 else 1.0
         if self._tiles.observe(shape, measured_s):
@@ -265,9 +287,10 @@ class CostModel:
         if count < 2:
             return max(low, caution)
         ordered = sorted(self._ratios)
-        centre, tail = (ordered[int(q * (count - 1))] for q in (0.5, 1 - 3 * (1 - self.quantile)))
+        quantile = self.quantile
+        centre, tail = (ordered[int(q * (count - 1))] for q in (0.5, 1 - 3 * (1 - quantile)))
         deviation = sum([abs(ratio - centre) for ratio in ordered]) / count
-        normal = centre + _NORMAL.inv_cdf(self.quantile) * math.sqrt(math.pi / 2) * deviation
+        normal = centre + _NORMAL.inv_cdf(quantile) * math.sqrt(math.pi / 2) * deviation
         return min(high, max(low, normal, tail, caution))
 
     def _solve(self) -> None:

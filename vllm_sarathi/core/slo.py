@@ -6,6 +6,7 @@ as the cost model foretells it, ends before the most urgent next token is due.
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 from vllm_sarathi.core.config import SarathiConfig, auto_factor
@@ -24,6 +25,9 @@ near what it has seen."""
 
 PATIENCE_STEPS = 128
 """Prefills that find no room wait so many steps for one of the floor: that costs less than 1% of the gaps."""
+
+READ_ALONE_KEPT = 16
+"""The latest steps without decodes, from which the first chunks beside decodes know what they can be."""
 
 DECODE_ONLY_EVERY_STEPS = 64
 """A step without prefill so often, where it matters how long decodes alone take: else nothing tells it apart."""
@@ -66,6 +70,7 @@ class SloBudget:
         self._last_prefill_tokens = 0
         self._most_tokens = 0
         self._most_idle_tokens = 0
+        self._read_alone: deque[tuple[int, float]] = deque(maxlen=READ_ALONE_KEPT)
         self._steps_without_prefill = 0
         self._steps_since_decode_only = DECODE_ONLY_EVERY_STEPS
         self._by_deadline = (
@@ -107,6 +112,7 @@ class SloBudget:
             self._most_tokens = max(self._most_tokens, shape.tokens)
         else:
             self._most_idle_tokens = max(self._most_idle_tokens, shape.tokens)
+            self._read_alone.append((shape.tokens, record.measured_s))
         self._steps_since_decode_only = 0 if shape.prefill_work == 0 else self._steps_since_decode_only + 1
         if self._by_deadline is not None:
             self._by_deadline.observe(record)
@@ -136,7 +142,7 @@ class SloBudget:
             and (self.unkeepable or self.config.tbt_slo_ms is None)
         ):
             return 0, "probe"
-        trusted, even = self._trusted_tokens(view), self._even_tokens(ahead)
+        trusted, even = self._trusted_tokens(view, available_s - decode_s), self._even_tokens(ahead)
         tokens, reason = self._largest(view, ahead, available_s, min(room, trusted, even))
         if reason == "limit" and min(trusted, even) < room:
             reason = "trust" if trusted < even else "even"
@@ -154,9 +160,13 @@ class SloBudget:
             known = self._decode_step_s
             self._decode_step_s = decode_s if known is None else 0.98 * known + 0.02 * decode_s
 
-    def _trusted_tokens(self, view: StepView) -> int:
-        most = self._most_tokens if view.decodes else self._most_idle_tokens
-        return max(COLD_TOKENS, int(GROWTH * most) - view.decode_tokens)
+    def _trusted_tokens(self, view: StepView, spare_s: float) -> int:
+        """Return the most prefill tokens that what has been seen so far speaks for, with `spare_s` beside decodes."""
+        if not view.decodes:
+            return max(COLD_TOKENS, int(GROWTH * self._most_idle_tokens))
+        # Read beside decodes, a prompt takes no longer than read alone.
+        alone = max((tokens for tokens, seconds in self._read_alone if seconds <= spare_s), default=0)
+        return max(COLD_TOKENS, int(GROWTH * self._most_tokens) - view.decode_tokens, alone)
 
     def _even_tokens(self, ahead: Sequence[RequestView]) -> float:
         """Return the tokens that give all batches in a pipeline an even part of what is to be read.
