@@ -42,6 +42,9 @@ HUBER = 2.0
 FAMILIAR_STEPS = 8
 """A surprise in a kind of step seen less often than this is a lesson; later it may be an outlier."""
 
+TELLING_STEPS = 3
+"""After so many of its kind a step's residual says something of the next one's."""
+
 CHANGE_WINDOW = 8
 CHANGE_FACTOR = 1.2
 SLOWER_WINDOW = 4
@@ -52,8 +55,10 @@ PRIOR_STEPS = 20.0
 """What an earlier run learnt counts as much as so many steps of this one."""
 
 RATIOS_KEPT = 256
-CAUTION = 0.2
-CAUTIOUS_STEPS = 32
+ALIKE_NEEDED = 24
+CAUTION = 0.15
+CAUTIOUS_STEPS = 24
+BIAS_STEPS = 128
 MARGIN_RANGE = (1.0, 2.5)
 """A step that takes longer than the upper end is not the chunk's doing, and no chunk would have kept it."""
 
@@ -115,7 +120,8 @@ class CostModel:
         self._coefficients = [0.0] * size
         self._spread = 0.1
         self._recent: deque[float] = deque(maxlen=CHANGE_WINDOW)
-        self._ratios: deque[float] = deque(maxlen=RATIOS_KEPT)
+        self._ratios: deque[tuple[float, float]] = deque(maxlen=RATIOS_KEPT)
+        self._early_ratios: deque[tuple[float, float]] = deque(maxlen=ALIKE_NEEDED)
         self._guard = 1.0
         self._steps_since_miss = GUARD_RUN_STEPS
         self._margin = self._margin_now()
@@ -225,11 +231,14 @@ class CostModel:
         kind = _kind(shape)
         seen = self._seen.get(kind, 0)
         self._seen[kind] = seen + 1
+        if seen >= TELLING_STEPS and ratio <= MARGIN_RANGE[1] and 0 < shape.decodes < shape.sequences:
+            if seen >= FAMILIAR_STEPS:
+                self._ratios.append((predicted_s, ratio))
+            else:
+                self._early_ratios.append((predicted_s, ratio))
+            self._note_miss(ratio > self.margin)
         if seen < FAMILIAR_STEPS:
             return 1.0
-        if ratio <= MARGIN_RANGE[1] and 0 < shape.decodes < shape.sequences:
-            self._ratios.append(ratio)
-            self._note_miss(ratio > self.margin)
         if self.steps % SOLVE_EVERY_STEPS == 0:
             self._margin = self._margin_now()
         if self._device_has_changed(ratio):
@@ -270,7 +279,8 @@ class CostModel:
         self._weight_sum *= 0.2
         self._eager_steps = EAGER_STEPS
         self._recent.clear()
-        self._ratios = deque(maxlen=RATIOS_KEPT)
+        self._ratios.clear()
+        self._early_ratios = deque(maxlen=0)  # what was wrong once is not trusted early again
         self._guard = 1.0
         self._margin = self._margin_now()
 
@@ -282,16 +292,31 @@ class CostModel:
         a caution that fades.
         """
         low, high = MARGIN_RANGE
-        count = len(self._ratios)
-        caution = 1.0 + CAUTION * max(0.0, 1.0 - count / CAUTIOUS_STEPS)
-        if count < 2:
+        seen = len(self._ratios) + len(self._early_ratios)
+        caution = 1.0 + CAUTION * max(0.0, 1.0 - seen / CAUTIOUS_STEPS)
+        if seen < 2:
             return max(low, caution)
-        ordered = sorted(self._ratios)
+        ordered = sorted(self._telling_ratios())
+        count = len(ordered)
         quantile = self.quantile
         centre, tail = (ordered[int(q * (count - 1))] for q in (0.5, 1 - 3 * (1 - quantile)))
         deviation = sum([abs(ratio - centre) for ratio in ordered]) / count
+        # Few steps that were quicker than foretold do not say that the next ones will be.
+        centre = max(centre, 1.0 - (1.0 - centre) * min(1.0, count / BIAS_STEPS))
         normal = centre + _NORMAL.inv_cdf(quantile) * math.sqrt(math.pi / 2) * deviation
         return min(high, max(low, normal, tail, caution))
+
+    def _telling_ratios(self) -> list[float]:
+        """Return the residuals of the longer steps, where there are enough: those that a margin is wanted for.
+
+        What disturbs a step often takes the same time whatever the step, so short ones are off by more of theirs.
+        """
+        kept = list(self._ratios)
+        if len(kept) < ALIKE_NEEDED:
+            kept += self._early_ratios
+        longest_s = sorted(predicted_s for predicted_s, _ in kept)[-1 - len(kept) // 8]
+        longer = [ratio for predicted_s, ratio in kept if predicted_s >= 0.5 * longest_s]
+        return longer if len(longer) >= ALIKE_NEEDED else [ratio for _, ratio in kept]
 
     def _solve(self) -> None:
         """Minimise u'Au - 2b'u under u >= 0, from the last solution on (block principal pivoting)."""
@@ -348,6 +373,7 @@ class CostModel:
         self._spread = min(max(spread, 1e-3), 1.0)
         self._seen = dict.fromkeys(familiar, FAMILIAR_STEPS)
         self._tiles.tile_tokens = tile
+        self._early_ratios = deque(maxlen=0)
         self._unchecked_steps = SLOWER_WINDOW
         self.steps = 1
         self._solve()
