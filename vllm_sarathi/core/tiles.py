@@ -20,7 +20,9 @@ STEPS_KEPT = 96
 STEPS_NEEDED = 32
 LOOK_EVERY_STEPS = 16
 LOOK_AT_LEAST_EVERY_STEPS = 512
-"""Each look that finds nothing new doubles the time to the next, up to this: a look costs as much as ten steps."""
+PATIENT_LOOKS = 24
+"""After so many looks each that finds nothing new doubles the time to the next, up to this: a look costs as much as ten
+steps."""
 
 CLEARLY = 0.5
 """A candidate takes over where its usual error is at most so much of the present one's."""
@@ -45,7 +47,7 @@ class TileFinder:
         self.tile_tokens = 1
         self._steps: deque[tuple[float, float, float, float]] = deque(maxlen=STEPS_KEPT)
         self._until_look = STEPS_NEEDED
-        self._look_every = LOOK_EVERY_STEPS
+        self._look_every, self._looks = LOOK_EVERY_STEPS, 0
         self._last_best = 1
 
     def observe(self, shape: StepShape, measured_s: float) -> bool:
@@ -63,7 +65,7 @@ class TileFinder:
         """Drop the steps kept: the device has changed, and no line goes through old and new ones."""
         self._steps.clear()
         self._until_look = STEPS_NEEDED
-        self._look_every = LOOK_EVERY_STEPS
+        self._look_every, self._looks = LOOK_EVERY_STEPS, 0
 
     def _look(self) -> bool:
         steps = np.array(self._steps, dtype=float)
@@ -72,7 +74,8 @@ class TileFinder:
         present = errors[self.tile_tokens]
         again, self._last_best = best == self._last_best, best
         clearly = present >= NEGLIGIBLE and errors[best] <= CLEARLY * present
-        if not clearly:
+        self._looks += 1
+        if not clearly and self._looks > PATIENT_LOOKS:
             self._look_every = min(2 * self._look_every, LOOK_AT_LEAST_EVERY_STEPS)
         if not clearly or not again:
             return False
