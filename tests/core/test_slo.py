@@ -203,28 +203,6 @@ def test_the_bound_on_waiting_comes_before_everything() -> None:
     assert order(policy, [], [prompt("urgent", 60, ttft_slo_s=1.0), waited])[0] == ["waited", "urgent"]
 
 
-def waiting_for(tokens: list[int], decodes: int = 2, unseen: int = 0) -> StepView:
-    prompts = tuple(RequestView(f"p{i}", (0, float(i)), 0.0, 0, n) for i, n in enumerate(tokens))
-    return StepView(0.0, decodes, decodes, 1000 * decodes, (), prompts, 8192, unseen)
-
-
-@pytest.mark.parametrize("decodes", [0, 2])
-def test_a_step_ends_where_those_it_has_read_would_wait_longer_than_one_more_costs(decodes: int) -> None:
-    loop = make_loop(slo_ms=10_000, max_tokens=8192)
-    loop.run(100)
-
-    def prefill_tokens(tokens: list[int], unseen: int = 0) -> int:
-        return loop.controller.plan(waiting_for(tokens, decodes, unseen)).token_budget - decodes
-
-    # The device takes some 20 ms a step and 0.4 ms a token: 40 ms for a hundred.
-    assert prefill_tokens([100, 100]) == 100
-    assert prefill_tokens([100] * 12) in (200, 300, 400)
-    assert prefill_tokens([3000, 100]) == 3000
-    assert prefill_tokens([100], unseen=1) == 100
-    assert prefill_tokens([100], unseen=50) > 100
-    assert prefill_tokens([3000]) >= 3000
-
-
 def test_the_first_chunks_beside_decodes_go_by_what_was_read_alone() -> None:
     controller = Controller(SarathiConfig(tbt_slo_ms=150))
     shape = StepShape(1000, 0, 0, chunk_work(0, 1000), 1)
@@ -233,3 +211,18 @@ def test_the_first_chunks_beside_decodes_go_by_what_was_read_alone() -> None:
     view = StepView(0.0, 1, 1, 1000, (), (RequestView("p", (0, 0.0), 0.0, 0, 5000),), 8192)
     chunk = controller.plan(view).token_budget - 1
     assert COLD_TOKENS < chunk <= 1000 * 0.15 / 0.5
+
+
+def test_batches_of_a_pipeline_get_even_parts_of_what_is_to_be_read() -> None:
+    loop = Loop(
+        Controller(SarathiConfig(tbt_slo_ms=10_000), 2), roofline(), prompt_tokens=4000, max_tokens=8192
+    )
+    loop.run(100)
+
+    def chunk(tokens: int) -> int:
+        waiting = (RequestView("p", (0, 0.0), 0.0, 0, tokens),)
+        return loop.controller.plan(StepView(0.0, 8, 8, 4000, (), waiting, 8192)).token_budget - 8
+
+    assert chunk(200) == 200  # too little to be divided
+    assert chunk(3000) == 1500
+    assert chunk(1500) == 1500  # as much as the one before it fits beside that for nothing
