@@ -185,3 +185,17 @@ def test_memories_of_memories_do_not_grow_heavier() -> None:
         learn(again, roofline(), 3, seed)
         model = again
     assert model.to_mapping()["weight"] < PRIOR_STEPS + 4
+
+
+def test_absorbing_several_steps_at_once_is_absorbing_them_one_by_one() -> None:
+    at_once, one_by_one, rng = CostModel(), CostModel(), random.Random(5)
+    for step in range(203):
+        # The device becomes three times slower between two solutions.
+        shape = StepShape(rng.randrange(20, 600), 8, 4000, rng.random() * 1e6, 9)
+        seconds = roofline(1.0 if step < 150 else 1 / 3)(shape) * rng.uniform(0.97, 1.03)
+        for model in (at_once, one_by_one):
+            model.observe(shape, seconds)
+        one_by_one.to_mapping()
+    ours, twin = at_once.to_mapping(), one_by_one.to_mapping()
+    np.testing.assert_allclose(ours["a"], twin["a"], rtol=1e-9)
+    np.testing.assert_allclose(ours["b"], twin["b"], rtol=1e-9)
