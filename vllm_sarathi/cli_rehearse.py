@@ -283,7 +283,9 @@ def paper(
     tables = paper_report.tables_of(rows)
     for path in paper_report.write_report(tables, out, scale.requests, scale.seeds):
         console.print(f"wrote {path}", soft_wrap=True)
-    for name in ("capacity", "sweep", "published") if scale.sweep else ("capacity", "published"):
+    for name in ("capacity", "sweep", "published"):
+        if not tables[name]:
+            continue
         shown = Table(title=paper_report.TITLES[name])
         for column in paper_report.COLUMNS[name]:
             shown.add_column(column.replace("_", " "))

@@ -73,12 +73,11 @@ def tables_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
             }
         else:
             base = least.get(_place(row))
-            over = row["capacity_qps"] / base if base and row["capacity_qps"] is not None else None
             values = {
                 **row,
                 "scheduler": scheduler_of(row),
                 "promise": row["label"],
-                "over_prefill_first": over,
+                "over_prefill_first": _over(row["capacity_qps"], base),
             }
         tables[row["table"]].append(values)
     # The pipeline's rows stand in the capacity table already.
@@ -113,13 +112,18 @@ def _sweep(rows: Sequence[Row]) -> list[Row]:
             "sarathi_qps": qps,
             "best_budget": best,
             "best_qps": swept[best],
-            "over_best": qps / swept[best] if swept[best] else None,
+            "over_best": _over(qps, swept[best]),
             "worst_qps": min(swept.values()),
             "pressure_qps": pressure,
-            "over_pressure": qps / pressure if pressure else None,
+            "over_pressure": _over(qps, pressure),
         }
         lines.append({**ours, **line})
     return lines
+
+
+def _over(qps: float | None, base: float | None) -> float | None:
+    """Return a capacity over another; None where one of them is none."""
+    return qps / base if base and qps is not None else None
 
 
 def _place(row: Row) -> tuple[Any, ...]:

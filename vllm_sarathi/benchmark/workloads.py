@@ -57,6 +57,8 @@ class Arrival:
     output_tokens: int
 
 
+MIXED = (Kind(0.85, (30, 150), (32, 64)), Kind(0.15, (2000, 3000), (32, 64)))
+
 WORKLOADS = {
     workload.name: workload
     for workload in (
@@ -71,14 +73,14 @@ WORKLOADS = {
         Workload(
             "mix",
             "85% short prompts, 15% very long ones",
-            (Kind(0.85, (30, 150), (32, 64)), Kind(0.15, (2000, 3000), (32, 64))),
+            MIXED,
             requests=80,
             rate_per_s=1.0,
         ),
         Workload(
             "rush",
             "the mix at a rate that fills the device",
-            (Kind(0.85, (30, 150), (32, 64)), Kind(0.15, (2000, 3000), (32, 64))),
+            MIXED,
             requests=80,
             rate_per_s=1.4,
         ),

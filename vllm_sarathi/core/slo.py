@@ -147,7 +147,7 @@ class SloBudget:
             and (self.unkeepable or self.config.tbt_slo_ms is None)
         ):
             return 0, "probe"
-        trusted, even = self._trusted_tokens(view, available_s - decode_s), self._even_tokens(ahead)
+        trusted, even = self._trusted_tokens(view, available_s - decode_s), self._even_tokens(ahead, room)
         tokens, reason = self._largest(view, ahead, available_s, min(room, trusted, even))
         if reason == "limit" and min(trusted, even) < room:
             reason = "trust" if trusted < even else "even"
@@ -174,14 +174,14 @@ class SloBudget:
         alone = max((n * min(1.0, spare_s / seconds) for n, seconds in self._read_alone), default=0.0)
         return max(COLD_TOKENS, int(GROWTH * self._most_tokens) - view.decode_tokens, int(alone))
 
-    def _even_tokens(self, ahead: Sequence[RequestView]) -> float:
-        """Return the tokens that give all batches in a pipeline an even part of what is to be read.
+    def _even_tokens(self, ahead: Sequence[RequestView], room: int) -> int:
+        """Return the tokens that give all batches in a pipeline an even part of what is to be read; `room` without one.
 
         A batch comes back when the longest beside it does (Sarathi-Serve, section 3.3: pipeline bubbles), so what fits
         beside the one before it costs nothing, and a prompt in parts goes through the stages side by side.
         """
         if self._steps_per_token == 1:
-            return math.inf
+            return room
         left = sum(request.remaining_tokens for request in ahead)
         return max(-(-left // self._steps_per_token), self._last_prefill_tokens, LEAST_PART_TOKENS)
 
@@ -195,13 +195,13 @@ class SloBudget:
         )
 
     def _largest(
-        self, view: StepView, ahead: Sequence[RequestView], available_s: float, most: float
+        self, view: StepView, ahead: Sequence[RequestView], available_s: float, most: int
     ) -> tuple[int, str]:
         """Return the most prefill tokens whose step is foretold to end in time, walking the prompts to be read."""
         limit_s = available_s / self.model.margin
         tokens, work = 0, 0.0
         for sequences, request in enumerate(ahead, start=1):
-            whole = int(min(request.remaining_tokens, most - tokens))
+            whole = min(request.remaining_tokens, most - tokens)
             if whole <= 0:
                 return tokens, "limit"
             done = request.done_tokens
