@@ -37,7 +37,7 @@ def bench(
 
 def bench_parallel(
     task: Annotated[str, typer.Option(help="A reference task.")] = "stdlib-gpt",
-    steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 800,
+    steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 1600,
     actors: Annotated[int, typer.Option(min=1, help="Ray actors of the measured part.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Searches of each kind, by turns.")] = 3,
     workers: Annotated[str, typer.Option(help="Workers of the simulated part, with commas.")] = "1,2,10",

@@ -63,7 +63,8 @@ class AutoLRSConfig:
         eval_cost_steps: what one evaluation costs, in training steps. Declared, not measured, so that no decision
             depends on the clock; the ledger holds what was measured.
         parallel_probes: how many learning rates the search asks for at a time. Those of one asking may be probed in
-            parallel; each is asked for without knowing what comes of the others, so that 1 decides best per step.
+            parallel; each is asked for without knowing what comes of the others, so that in the mode "paper" 1 decides
+            best per step. The default mode asks for a whole round at a time, and makes its last one fit this number.
         evaluations: how many times the validation loss is evaluated along the run, the last one at its end.
         rewind: whether steps of the run itself can be taken back. Where a framework owns the loop they cannot, for
             its step count and its data go on: after a divergence such a run goes on at a lower learning rate.

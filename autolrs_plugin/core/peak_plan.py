@@ -68,7 +68,7 @@ COARSE_PROBES, COARSE_SHARE = 4, 0.4
 """How many coarse probes there are, and their share of what the range test leaves; they are not evaluated."""
 
 FINE_PROBES, FINE_RATIO = 3, 2.5
-"""How many fine probes there are, and the ratio of each one's peak to the next."""
+"""How many fine probes there are, and the ratio of the middle one's peak to the outer ones'."""
 
 LEAST_PROBE_STEPS = 5
 """Probes shorter than this tell nothing: one round instead of two, or none."""
@@ -138,13 +138,20 @@ class PeakSearch:
             return math.sqrt(low * reference)
         coarse = LRSearch(low, reference)
         peak = yield from self._round(coarse, rates, steps, evaluate, last=not two_rounds)
-        if not two_rounds or all(o.diverged for o in coarse.observations):
-            return peak
-        factor = FINE_RATIO ** ((FINE_PROBES + 1) / 2)
+        probes, factor = self._fine_probes, FINE_RATIO**2
         low, high = max(self._low, peak / factor), min(self._high, peak * factor, 0.999 * coarse.ceiling)
-        rates = np.clip(peak * FINE_RATIO ** (np.arange(FINE_PROBES) - FINE_PROBES // 2), low, high)
-        steps, evaluate = self._longest(FINE_PROBES)
+        # Below the lowest rate that diverged there may be none: a fault of the job's own can make any probe diverge.
+        if not two_rounds or high <= low or all(o.diverged for o in coarse.observations):
+            return peak
+        rates = np.clip(peak * FINE_RATIO ** np.linspace(-1, 1, probes), low, high)
+        steps, evaluate = self._longest(probes)
         return (yield from self._round(LRSearch(low, high), rates, steps, evaluate, coarse, last=True))
+
+    @property
+    def _fine_probes(self) -> int:
+        """One more than otherwise, and each a little shorter, where that leaves nobody idle."""
+        at_once = self._config.parallel_probes
+        return FINE_PROBES + 1 if (FINE_PROBES + 1) % at_once == 0 and at_once > 1 else FINE_PROBES
 
     @property
     def _left_steps(self) -> float:
@@ -219,13 +226,13 @@ class PeakSearch:
     def _probe(
         self, first: int, curves: Sequence[tuple[float, ...]], above: float, evaluate: bool = False
     ) -> Generator[Action, Result, list[Result]]:
-        """Take a probe for each curve of learning rates; all of a stage see the same minibatches."""
-        stage, at_once = len(self._state.stages), self._config.parallel_probes
+        """Take a probe for each curve of learning rates; all of a stage see the same minibatches.
+
+        None of them waits for another's result, so all are announced: who is free takes the next.
+        """
+        stage = len(self._state.stages)
         probes = [Probe(stage, first + i, lrs, above, evaluate) for i, lrs in enumerate(curves)]
-        results: list[Result] = []
-        for start in range(0, len(probes), at_once):
-            results += yield from probe_together(self._state, probes[start : start + at_once])
-        return results
+        return (yield from probe_together(self._state, probes))
 
     def _judge(self, result: Result, steps: int) -> float:
         """Return the loss that a probe came to; infinite if it diverged."""

@@ -56,12 +56,18 @@ def test_what_is_announced_comes_whatever_the_losses_are(mode: str, parallel_pro
         assert groups > 0
 
 
-@pytest.mark.parametrize("mode", ["default", "paper"])
-def test_more_at_a_time_are_fewer_groups_of_as_many_probes(mode: str) -> None:
-    one, three = played(mode, 1)[1], played(mode, 3)[1]
+def test_more_at_a_time_are_fewer_groups_of_as_many_probes() -> None:
+    one, three = played("paper", 1)[1], played("paper", 3)[1]
     assert sum(ahead > 0 for _, ahead in one) == sum(ahead > 0 for _, ahead in three)
     # A group ends with a probe that announces none but itself.
     assert sum(ahead == 1 for _, ahead in three) < sum(ahead == 1 for _, ahead in one)
+
+
+@pytest.mark.parametrize(("parallel_probes", "fine"), [(1, 3), (2, 4), (3, 3), (4, 4)])
+def test_the_default_plan_leaves_no_prober_idle_at_the_end(parallel_probes: int, fine: int) -> None:
+    """And announces a round whole, as none of its probes waits for another."""
+    ahead = [n for action, n in played("default", parallel_probes)[1] if isinstance(action, Probe)]
+    assert ahead == [1, 1, 4, 3, 2, 1, *range(fine, 0, -1)]
 
 
 def test_a_run_goes_on_in_the_midst_of_a_group() -> None:
