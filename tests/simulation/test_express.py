@@ -66,7 +66,7 @@ class Watched:
             output = schedule(*args)
             self.batches.append(dict(output.num_scheduled_tokens))
             assert sum(output.num_scheduled_tokens.values()) == output.total_num_scheduled_tokens
-            self.hidden += len(output.express[0])
+            self.hidden += len(output.express.steady)
             return output
 
         scheduler.schedule = watched

@@ -118,7 +118,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             vllm_api.restore_limits(self, limits)
             if step is not None:
                 admitted = self.running[step.visible :]
-                self.running = step.stalled + self.running + step.hidden
+                if step.stalled or step.hidden:
+                    self.running = step.stalled + self.running + step.hidden
         if step is not None:
             self._guarded(self._note_shape, step, output, admitted)
         self._note(step, output)

@@ -10,10 +10,14 @@ cannot depend on it:
 - so many KV blocks are free that the parent cannot preempt anyone in this step;
 - one running request always stays visible, because vLLM asks whether there is any.
 
+Who is hidden mostly stays so for many steps: a `_Group` remembers it until somebody comes, goes, or nears an end.
+
 `tests/simulation/test_express.py` compares the two ways step by step. Only simulations use this.
 """
 
 import functools
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 from vllm_sarathi.engine.vllm_api import LIMITS, import_internal, scheduler_classes
@@ -22,8 +26,56 @@ TOKEN = 0
 """What every modelled model says; simulated requests ignore what it means."""
 
 
+LOOK_AGAIN_STEPS = 64
+"""After so many steps with the same group, those that it left visible are looked at again."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Requests that are hidden together.
+
+    Attributes:
+        head: the running requests before the first partial prefill, when the group was made.
+        steady: those of them that are hidden.
+        visible: the others.
+        growing: who needs a block, by steps from the first on, modulo the block size.
+        names: of the steady ones, each with its one token.
+        left: for how many more steps nothing can happen to them.
+        step: how many steps it has been through.
+    """
+
+    head: list[Any]
+    steady: list[Any]
+    visible: list[Any]
+    growing: list[list[Any]]
+    names: dict[str, int]
+    left: int
+    step: int = 0
+
+
+@dataclass(slots=True)
+class _Passage:
+    """A step's hidden requests, and what else it computes.
+
+    Attributes:
+        steady: the requests that are hidden.
+        visible: tokens of the others.
+        plain_steps: how many steps the parent had decided alone when this one was scheduled.
+        balanced: another step of the same requests begins where this one ends: what the one adds to the counts of
+            what is in flight, the other takes away, and neither is done.
+    """
+
+    steady: list[Any]
+    visible: dict[str, int]
+    plain_steps: int = 0
+    balanced: bool = False
+
+
 class ExpressLane:
     """A mix-in between our scheduler and vLLM's: see the module. `type(...)` puts it before vLLM's class."""
+
+    in_flight = 1
+    """Steps that are in flight when one is waited for; the simulator says it."""
 
     running: list[Any]
     block_size: int
@@ -45,16 +97,22 @@ class ExpressLane:
         )
         self._coordinator = me.kv_cache_manager.coordinator
         self._slots = tuple(name for name in LIMITS[1:] if hasattr(self, name))
+        self._group: _Group | None = None
+        self._under_way: deque[_Passage] = deque()
+        self._plain_steps = 0
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Schedule one step as the parent does."""
         parent: Any = super()
-        steady, visible, growing = self._split() if self._has_express else ([], self.running, [])
-        if not steady or not self._nothing_can_be_preempted(len(steady), visible, len(growing)):
+        group, visible = self._split() if self._has_express else (None, self.running)
+        growing = group.growing[group.step % self.block_size] if group else ()
+        if group is None or not self._nothing_can_be_preempted(len(group.steady), visible, len(growing)):
+            self._group = None
+            self._plain_steps += 1
             output = parent.schedule(*args, **kwargs)
-            output.express = ((), output.num_scheduled_tokens)
+            self._enter(output, _Passage([], output.num_scheduled_tokens))
             return output
-        running, count, seen = self.running, len(steady), len(visible)
+        running, count, seen = self.running, len(group.steady), len(visible)
         for request in growing:  # before the parent looks at how many blocks are free
             tokens = request.num_computed_tokens + 1
             self._coordinator.allocate_new_blocks(request.request_id, tokens, tokens)
@@ -65,64 +123,93 @@ class ExpressLane:
         assert len(visible) >= seen, "the parent preempted where it cannot"
         running += visible[seen:]
         self.running = running
-        self._advance(steady, output)
+        self._advance(group, output)
         return output
 
     def settle(self, output: Any) -> list[str]:
         """Count a finished step's tokens for the hidden requests; return the names that the parent is to hear of."""
-        steady, visible = output.express
-        asynchronous = self._asynchronous
+        passage: _Passage = output.express
+        assert self._under_way.popleft() is passage, "steps finish in their order"
+        steady, visible, waiting = passage.steady, passage.visible, self._asynchronous
+        balanced = passage.balanced
+        if passage.plain_steps != self._plain_steps:
+            steady = self._still_steady(passage)
         for request in steady:
-            if request.num_stale_output_tokens or request.status is not self._running_status:
-                visible[request.request_id] = 1  # preempted or ended since: the parent knows what to do
-                continue
-            request.num_in_flight_tokens -= 1
             request._output_token_ids.append(TOKEN)
             request._all_token_ids.append(TOKEN)
-            if asynchronous:
-                request.num_output_placeholders -= 1
+        if not balanced:
+            for request in steady:
+                request.num_in_flight_tokens -= 1
+                if waiting:
+                    request.num_output_placeholders -= 1
         if self._caching:
             for request in steady:
                 request.update_block_hashes()
         return list(visible)
 
+    def _still_steady(self, passage: _Passage) -> list[Any]:
+        """Show the parent those that were preempted or ended since: it knows what to do; return the others."""
+        steady = []
+        for request in passage.steady:
+            if request.num_stale_output_tokens or request.status is not self._running_status:
+                passage.visible[request.request_id] = 1
+            else:
+                steady.append(request)
+        return steady
+
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take in a finished step, after `settle`."""
         everything = scheduler_output.num_scheduled_tokens
-        scheduler_output.num_scheduled_tokens = scheduler_output.express[1]
+        scheduler_output.num_scheduled_tokens = scheduler_output.express.visible
         result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         scheduler_output.num_scheduled_tokens = everything
         return result
 
-    def _split(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Return the requests that are steady, the other running ones in their order, and who needs a block."""
+    def _split(self) -> tuple[_Group | None, list[Any]]:
+        """Return the requests that are hidden in this step, None without any, and all the others in their order."""
+        group, running = self._group, self.running
+        if group is not None:
+            group.step += 1
+            group.left -= 1
+            size = len(group.head)
+            rest = running[size:]
+            if group.left >= 0 and running[:size] == group.head and (not rest or rest[0].is_prefill_chunk):
+                return group, group.visible + rest
+        self._group = group = self._new_group()
+        return (group, group.visible + running[len(group.head) :]) if group else (None, running)
+
+    def _new_group(self) -> _Group | None:
+        """Look at each running request."""
         size, longest = self.block_size, self.max_model_len - 3
         caching = self._caching
+        head: list[Any] = []
         steady: list[Any] = []
         visible: list[Any] = []
-        growing: list[Any] = []
-        running = iter(self.running)
-        for request in running:
+        growing: list[list[Any]] = [[] for _ in range(size)]
+        # Where blocks are hashed, and where steps of several groups overlap, it has to be looked at every time.
+        left = 0 if caching or not (self._asynchronous or self.in_flight == 1) else LOOK_AGAIN_STEPS
+        for request in self.running:
             if request.is_prefill_chunk:
-                visible.append(request)
                 break
+            head.append(request)
             computed = request.num_computed_tokens
             offset = computed % size
+            until = min(request.num_prompt_tokens + request.max_tokens - 3, longest)
             if (
                 (offset or not caching)
                 and visible
                 and len(request._all_token_ids) + request.num_output_placeholders - computed == 1
-                and computed + 3 < request.num_prompt_tokens + request.max_tokens
-                and computed < longest
+                and computed < until
                 and not (caching and (offset == size - 1 or request.num_output_placeholders))
             ):
                 steady.append(request)
-                if not offset:
-                    growing.append(request)
+                growing[-offset % size].append(request)
+                left = min(left, until - 1 - computed)
             else:
                 visible.append(request)
-        visible += running
-        return steady, visible, growing
+        if not steady:
+            return None
+        return _Group(head, steady, visible, growing, {r.request_id: 1 for r in steady}, left)
 
     def _nothing_can_be_preempted(self, count: int, visible: list[Any], growing: int) -> bool:
         me: Any = self
@@ -141,22 +228,29 @@ class ExpressLane:
         for name in self._slots:
             setattr(self, name, getattr(self, name) - count)
 
-    def _advance(self, steady: list[Any], output: Any) -> None:
+    def _enter(self, output: Any, passage: _Passage) -> None:
+        """Note that a step is under way."""
+        passage.plain_steps = self._plain_steps
+        output.express = passage
+        self._under_way.append(passage)
+
+    def _advance(self, group: _Group, output: Any) -> None:
         """Do for the hidden requests what the parent does for the others after scheduling."""
         me: Any = self
-        asynchronous = self._asynchronous
+        steady, visible, waiting = group.steady, output.num_scheduled_tokens, self._asynchronous
+        self._enter(output, _Passage(steady, visible))
+        oldest = self._under_way[0]
+        oldest.balanced = len(self._under_way) == self.in_flight and oldest.steady is steady
         for request in steady:
             request.num_computed_tokens += 1
-            request.num_in_flight_tokens += 1
-            if asynchronous:
-                request.num_output_placeholders += 1
-        visible = output.num_scheduled_tokens
-        everything = {request.request_id: 1 for request in steady}
-        me.prev_step_scheduled_req_ids.update(everything)
-        everything.update(visible)
-        output.num_scheduled_tokens = everything
+        if not oldest.balanced:
+            for request in steady:
+                request.num_in_flight_tokens += 1
+                if waiting:
+                    request.num_output_placeholders += 1
+        me.prev_step_scheduled_req_ids.update(group.names)
+        output.num_scheduled_tokens = {**group.names, **visible}
         output.total_num_scheduled_tokens += len(steady)
-        output.express = (steady, visible)
 
 
 @functools.cache

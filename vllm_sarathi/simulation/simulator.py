@@ -103,6 +103,7 @@ class Simulator:
         self._by_name: dict[str, RequestLog] = {}
         self._next = 0
         self._naps = 0
+        scheduler.in_flight = in_flight
         self._hasher = block_hasher(scheduler.vllm_config)
         if hasattr(scheduler, "wall_clock"):
             scheduler.clock = scheduler.wall_clock = self._clock
@@ -201,7 +202,8 @@ class Simulator:
         """Return what a batch computes, its prefill chunks' prefix tokens, and the requests that sample a token."""
         requests = self.scheduler.requests
         by_name = self._by_name
-        steady, visible = output.express  # those decode one token each, so there is nothing to find out
+        # The steady ones decode one token each, so there is nothing to find out.
+        steady, visible = output.express.steady, output.express.visible
         sampled = [request.request_id for request in steady]
         context = sum([request.num_computed_tokens for request in steady]) - len(steady)
         prefix = prefills = 0
