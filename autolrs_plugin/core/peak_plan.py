@@ -3,7 +3,8 @@
 Notation: N is the number of steps of the run, n that of a probe, a peak the greatest learning rate of a schedule.
 
 1. Range test (Smith 2017): one probe whose rate rises over the whole range. The reference is where its loss was
-   lowest. Where minibatches scatter too much to see that, the same minibatches at the lowest rate are subtracted.
+   lowest. Where minibatches scatter too much to see that, the same minibatches at the lowest rate are subtracted;
+   the difference has little noise, and is not smoothed: the explosion next to the minimum would hide it.
 2. Four coarse probes from reference / WINDOW to the reference, then three longer ones around the least rate that is
    about as good as any of those. Each is a whole run in miniature, with warm-up and decay to zero: its cool-down tail
    shows what its rate has achieved. All of a stage see the same minibatches. A Gaussian process smooths them; the
@@ -122,7 +123,10 @@ class PeakSearch:
         """The length of the range test; 0 where the budget has no room for one."""
         least, wanted = RANGE_STEPS
         steps = min(max(wanted, round(RANGE_SHARE * self._left_steps)), int(self._left_steps))
-        return steps if steps >= least else 0
+        if steps < least:
+            return 0
+        # Short of steps, half of them for each of two: noise alone would point anywhere in the range.
+        return min(steps, max(least, int(self._left_steps / 2)))
 
     def run(self) -> Search:
         """Return the peak: by the fine probes, or by what came before them where the budget ends earlier."""
@@ -185,10 +189,12 @@ class PeakSearch:
             (still,) = yield from self._probe(1, [flat], self.above)
             candidates.append(_candidate(flat, still, still.losses[-1], 0.0))
             losses = losses[: len(still.losses)] - np.array(still.losses)
-        padded = np.pad(losses, 1, mode="edge")
-        smooth = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
+            self.above = max(self.above, self.first_loss + DIVERGED_Z * float(np.std(still.losses)))
+        else:
+            padded = np.pad(losses, 1, mode="edge")
+            losses = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
         # The loss of a step is that before its update: it shows the learning rate of the step before.
-        reference = rates[max(0, int(np.argmin(smooth)) - 1)]
+        reference = rates[max(0, int(np.argmin(losses)) - 1)]
         return self._close(
             "range", candidates, reference, "the loss was lowest here while the learning rate rose"
         )
@@ -207,13 +213,20 @@ class PeakSearch:
         unit = [unit_curve(t, steps, warmup) for t in range(steps)]
         curves = [tuple(float(lr) * share for share in unit) for lr in rates]
         results = yield from self._probe(0, curves, self.above, evaluate)
+        losses = [self._judge(result, steps) for result in results]
+        # Where minibatches scatter more than a probe gains, some probe's loss is above the first one.
+        worst = max([self.first_loss, *filter(math.isfinite, losses)])
         candidates = []
-        for lr, curve, result in zip(map(float, rates), curves, results, strict=True):
-            loss = self._judge(result, steps)
-            search.tell(lr, loss, max(NOISE * (self.first_loss - loss), 0.0) if math.isfinite(loss) else 0.0)
+        for lr, curve, result, loss in zip(map(float, rates), curves, results, losses, strict=True):
+            search.tell(lr, loss, NOISE * (worst - loss) if math.isfinite(loss) else 0.0)
             told = search.observations[-1]
             candidates.append(_candidate(curve, result, told.loss, told.std, lr))
         held = [o.std for o in search.observations if not o.diverged]
+        if not held and len({len(result.losses) for result in results}) == 1:
+            # Divergence comes the later the lower the rate is; a minibatch that is hard, at one step for all.
+            return self._close(
+                "peak", candidates, math.sqrt(rates[0] * rates[-1]), "one step was too hard at any rate"
+            )
         if earlier is not None and held:
             search.warm_start(earlier, doubt=max(held))
         if not last:

@@ -31,7 +31,7 @@ class Landscape:
     ) -> None:
         self.best, self.edge, self.scatter, self.speed = best, edge, scatter, speed
         self.excess = self.kept = 3.0
-        self.rng = np.random.default_rng(seed)
+        self.seed, self.rng = seed, np.random.default_rng(seed)
 
     @property
     def loss(self) -> float:
@@ -64,7 +64,7 @@ class Landscape:
             return Result(losses=self.steps(action.lrs, self.rng))
         elif isinstance(action, Probe):
             self.excess = self.kept
-            draw = np.random.default_rng([action.stage, action.draw])
+            draw = np.random.default_rng([self.seed, action.stage, action.draw])
             losses = self.steps(action.lrs, draw, action.abort_above)
             held = len(losses) == len(action.lrs) and losses[-1] <= action.abort_above
             return Result(losses=losses, val_loss=self.loss if action.evaluate and held else None)

@@ -40,6 +40,23 @@ def test_a_hard_minibatch_is_no_divergence() -> None:
     assert 0.2 <= max(controller.schedule.lrs) / best_peak(landscape, controller) <= 5.0
 
 
+@pytest.mark.parametrize("max_steps", [60, 240])
+def test_short_runs_on_noisy_minibatches_find_the_order_of_magnitude(max_steps: int) -> None:
+    """A short range test shows noise first of all, and a hard minibatch comes to all probes of a stage alike."""
+    off, reasons = [], []
+    for seed in range(20):
+        landscape = Landscape(3e-3, scatter=0.4, seed=seed, speed=0.15)
+        controller = controller_of(max_steps=max_steps, seed=seed)
+        drive(controller, landscape)
+        off.append(abs(math.log10(max(controller.schedule.lrs) / landscape.best)))
+        last = controller.stages[-1]
+        reasons.append(last.reason)
+        if "too hard at any rate" in last.reason:
+            assert last.chosen_lr == pytest.approx(math.sqrt(last.candidates[0].lr * last.candidates[-1].lr))
+    assert sorted(off)[14] <= 1.0
+    assert any("too hard at any rate" in reason for reason in reasons) == (max_steps == 240)
+
+
 @pytest.mark.parametrize("edge", [0.03, 3.0])
 def test_a_range_that_mostly_diverges_costs_little(edge: float) -> None:
     # At edge=0.03 everything above 3e-7 * 1e2 explodes: five of the seven decades.
