@@ -1,7 +1,8 @@
 """An idle system: single long prompts, one after the other, to a stock server and to ours.
 
-Both servers are up at once and only one of them is busy, so that whatever else the machine does falls on both
-alike. Each prompt goes to both; who is asked first changes from prompt to prompt.
+All servers are up at once and only one of them is busy, so that whatever else the machine does falls on all alike.
+There are two of each, for one process can be several percent quicker than another of the same program. Each prompt goes
+to all; who is asked first changes from prompt to prompt.
 """
 
 import asyncio
@@ -18,6 +19,8 @@ from vllm_sarathi.core.config import STOCK_SCHEDULER
 
 NAME = "idle"
 CONTENDERS = (parse_contender(OURS), parse_contender(STOCK_SCHEDULER))
+STARTED = (*CONTENDERS, *CONTENDERS[::-1])
+"""The servers in the order in which they are started: neither kind is the earlier one on the whole."""
 
 PROMPTS = 12
 QUICK_PROMPTS = 4
@@ -40,29 +43,30 @@ def idle_requests(count: int) -> list[StreamRequest]:
 def run_idle(
     model: str, tbt_slo_ms: float, count: int, out: Path, stages: Stages
 ) -> dict[str, list[StreamRecord]]:
-    """Send `count` long prompts one by one, and return what became of them by contender.
+    """Send `count` long prompts one by one, and return what became of them by contender, from both its servers.
 
     Raises:
         ServerError: a server did not come up.
     """
     records: dict[str, list[StreamRecord]] = {contender.label: [] for contender in CONTENDERS}
     with ExitStack() as stack:
-        base_urls = {}
-        for contender in CONTENDERS:
+        base_urls = []
+        for number, contender in enumerate(STARTED):
             flags = contender.flags(tbt_slo_ms, tbt_slo_ms)
             stages.begin(f"{NAME}: starting {' '.join(flags)}")
             server = serve(
                 model,
                 [*SERVER_FLAGS, *flags],
-                log_path=out / f"{NAME}-{contender.label}-{tbt_slo_ms:g}ms.server.log",
+                log_path=out / f"{NAME}-{contender.label}-{number}-{tbt_slo_ms:g}ms.server.log",
                 env=server_env(model),
             )
-            base_urls[contender.label] = stack.enter_context(server).base_url
-        stages.begin(f"{NAME}: {count} prompts to each, by turns", total=2 * count)
+            base_urls.append(stack.enter_context(server).base_url)
+        servers = list(zip((contender.label for contender in STARTED), base_urls, strict=True))
+        stages.begin(f"{NAME}: {count} prompts to each, by turns", total=len(servers) * count)
         for number, request in enumerate(idle_requests(count)):
-            turns = list(base_urls) if number % 2 == 0 else list(base_urls)[::-1]
-            for label in turns:
-                [record] = asyncio.run(play(base_urls[label], SERVED_NAME, [request])).records
+            first = number % len(servers)
+            for label, base_url in servers[first:] + servers[:first]:
+                [record] = asyncio.run(play(base_url, SERVED_NAME, [request])).records
                 records[label].append(_after(records[label], record))
                 stages.advance(1)
     return records
