@@ -203,6 +203,47 @@ def test_the_bound_on_waiting_comes_before_everything() -> None:
     assert order(policy, [], [prompt("urgent", 60, ttft_slo_s=1.0), waited])[0] == ["waited", "urgent"]
 
 
+def waiting_for(tokens: list[int], decodes: int = 2, unseen: int = 0) -> StepView:
+    prompts = tuple(RequestView(f"p{i}", (0, float(i)), 0.0, 0, n) for i, n in enumerate(tokens))
+    return StepView(0.0, decodes, decodes, 1000 * decodes, (), prompts, 8192, unseen)
+
+
+@pytest.mark.parametrize("decodes", [0, 2])
+def test_a_step_ends_where_those_it_has_read_would_wait_longer_than_one_more_costs(decodes: int) -> None:
+    def prefill_tokens(tokens: list[int], unseen: int = 0) -> int:
+        loop = make_loop(slo_ms=10_000, max_tokens=8192)
+        loop.run(100)
+        loop.controller.plan(StepView(0.0, 2, 2, 2000, (), (), 8192))  # nothing was left to read before
+        return loop.controller.plan(waiting_for(tokens, decodes, unseen)).token_budget - decodes
+
+    # The device takes some 20 ms a step and 0.4 ms a token: 40 ms for a hundred.
+    assert prefill_tokens([100, 100]) == 100
+    assert prefill_tokens([100] * 12) in (200, 300, 400)
+    assert prefill_tokens([3000, 100]) == 3000
+    assert prefill_tokens([100], unseen=1) == 100
+    assert prefill_tokens([100], unseen=50) > 100
+    assert prefill_tokens([3000]) >= 3000
+
+
+def test_of_a_crowd_at_a_cold_start_one_prompt_is_read_first() -> None:
+    controller = Controller(SarathiConfig(tbt_slo_ms=150))
+    assert controller.plan(waiting_for([300], decodes=0)).token_budget == 8192
+    plan = controller.plan(waiting_for([300] * 16, decodes=0))
+    assert (plan.token_budget, plan.reason) == (300, "cold")
+    assert controller.plan(waiting_for([9000, 300], decodes=0)).token_budget == 8192
+
+
+def test_in_a_long_queue_a_step_does_not_end_early() -> None:
+    loop = make_loop(slo_ms=10_000, max_tokens=8192)
+    loop.run(100)
+    loop.controller.plan(StepView(0.0, 2, 2, 2000, (), (), 8192))
+    view = waiting_for([100, 100])
+    assert loop.controller.plan(view).token_budget == 102
+    for _ in range(60):  # the queue has not been empty since
+        loop.controller.plan(view)
+    assert loop.controller.plan(view).token_budget == 202
+
+
 def test_the_first_chunks_beside_decodes_go_by_what_was_read_alone() -> None:
     controller = Controller(SarathiConfig(tbt_slo_ms=150))
     shape = StepShape(1000, 0, 0, chunk_work(0, 1000), 1)

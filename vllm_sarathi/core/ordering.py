@@ -198,7 +198,8 @@ class DeadlineOrder:
         tokens = record.shape.tokens - record.shape.decodes
         if tokens <= 0 or not 0 < record.measured_s < math.inf:
             return
-        if record.reason != "all" or self._tokens_per_s is None:  # else there was not enough to fill the step
+        # A step that had nothing more to read, or ended early, does not show how fast full ones read.
+        if record.reason not in ("all", "answer") or self._tokens_per_s is None:
             rate = tokens / record.measured_s
             known = rate if self._tokens_per_s is None else self._tokens_per_s
             self._tokens_per_s = 0.9 * known + 0.1 * rate

@@ -3,16 +3,13 @@
 The paper profiles one budget per deployment and leaves a dynamic one to future work (Sarathi-Serve,
 arXiv 2403.02310, section 4.3). Here the budget of a step is the largest number of prefill tokens whose step,
 as the cost model foretells it, ends before the most urgent next token is due.
-
-What lost: ending a step at the prompt after which those that were read would wait longer for the rest than those behind
-them for one more step. A burst had its first tokens 10% sooner, but a pipeline carried 28% fewer requests (simulated):
-each such step is also paid for by all that arrive later.
 """
 
 import math
 from collections import deque
 from collections.abc import Sequence
 
+from vllm_sarathi.core.backlog import Backlog
 from vllm_sarathi.core.config import SarathiConfig, auto_factor
 from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.deadlines import TokenDeadlines
@@ -43,6 +40,9 @@ ALIGNMENT_LOSS = 1 / 16
 TAIL_SHARE = 1 / 16
 TAIL_OVERRUN = 1.02
 """A chunk that would leave less than the share of itself is read whole if the step then overruns by 2% at most."""
+
+FIXED_SHARE = 0.5
+"""So much of what a step of decodes usually takes does one more step cost at least, whatever is in it."""
 
 LEAST_PART_TOKENS = 256
 """What is read is not divided among a pipeline's batches into smaller parts: reading the weights would take longer."""
@@ -77,6 +77,7 @@ class SloBudget:
         self._read_alone: deque[tuple[int, float]] = deque(maxlen=READ_ALONE_KEPT)
         self._steps_without_prefill = 0
         self._steps_since_decode_only = DECODE_ONLY_EVERY_STEPS
+        self._backlog = Backlog()
         self._by_deadline = (
             None if config.prefill_order == "fcfs" else DeadlineOrder(config, model, steps_per_token)
         )
@@ -94,16 +95,18 @@ class SloBudget:
         """Decide the next step."""
         order = self._order(view)
         longest_s = self._longest_step_s()
-        if view.decodes == 0 and longest_s == math.inf:
-            self._planned(view.max_tokens)
-            return StepPlan(view.max_tokens, order.prefills, order.held, order.waiting, reason="idle")
         ahead = [view.prefills[i] for i in order.prefills]
         ahead += [view.waiting[i] for i in (order.waiting or range(len(view.waiting)))[: order.let_in]]
         if view.unseen_waiting and order.let_in is None:
             # Nothing is known of them (further back in the queue, or in another one): as long as it takes.
             ahead.append(RequestView("unseen", (0.0, 0.0), 0.0, 0, view.max_tokens))
-        prefill_tokens, reason = self._prefill_tokens(view, ahead, longest_s)
+        if view.decodes == 0 and longest_s == math.inf:
+            prefill_tokens, reason = self._idle_tokens(view, ahead)
+        else:
+            prefill_tokens, reason = self._prefill_tokens(view, ahead, longest_s)
         self._planned(prefill_tokens)
+        read = _prompts_within(ahead, prefill_tokens)
+        self._backlog.planned(read, _left(view, ahead, read))
         budget = min(view.max_tokens, max(1, view.decode_tokens + prefill_tokens))
         return StepPlan(budget, order.prefills, order.held, order.waiting, reason=reason)
 
@@ -121,6 +124,17 @@ class SloBudget:
         self._steps_since_decode_only = 0 if shape.prefill_work == 0 else self._steps_since_decode_only + 1
         if self._by_deadline is not None:
             self._by_deadline.observe(record)
+
+    def _idle_tokens(self, view: StepView, ahead: Sequence[RequestView]) -> tuple[int, str]:
+        """Return how many tokens a step without decodes reads, and why: nothing bounds it but who has read enough."""
+        if self.model.ready:
+            tokens, reason = self._largest(view, ahead, math.inf, view.max_tokens)
+            if reason == "answer":
+                return tokens, reason
+        elif len(ahead) > 1:
+            # One prompt shows how fast others are read; all of them at once, and a crowd's first tokens are late.
+            return min(view.max_tokens, ahead[0].remaining_tokens), "cold"
+        return view.max_tokens, "idle"
 
     def _prefill_tokens(
         self, view: StepView, ahead: Sequence[RequestView], longest_s: float
@@ -210,7 +224,24 @@ class SloBudget:
                 return tokens + self._shaped(view, tokens, work, sequences, request, chunk, limit_s), "slo"
             tokens += whole
             work += chunk_work(done, whole)
+            if whole == request.remaining_tokens and self._answers_first(view, ahead, tokens, work, sequences):
+                return tokens, "answer"
         return tokens, "all"
+
+    def _answers_first(
+        self, view: StepView, ahead: Sequence[RequestView], tokens: int, work: float, prompts: int
+    ) -> bool:
+        """Tell whether ending the step here spares more waiting than it costs.
+
+        The prompts that are read by now wait for all that is read after them in the same step; what one more step costs
+        is waited for by those that are left, and by whoever comes while there is a queue.
+        """
+        left = _left(view, ahead, prompts)
+        if left <= 0 or self._steps_per_token > 1:  # the batches of a pipeline wait for the longest of them anyway
+            return False
+        step_s = self._seconds(view, tokens, work, prompts)
+        fixed_s = max(self._seconds(view, 0, 0.0, 0), FIXED_SHARE * (self._decode_step_s or 0.0))
+        return prompts * (step_s - fixed_s) > self._backlog.payers(left) * fixed_s
 
     def _largest_chunk(
         self, view: StepView, tokens: int, work: float, sequences: int, done: int, whole: int, limit_s: float
@@ -261,3 +292,17 @@ class SloBudget:
         if self._by_deadline is None or not (view.prefills or view.waiting):
             return Order(arrival_order(view))
         return self._by_deadline.order(view)
+
+
+def _left(view: StepView, ahead: Sequence[RequestView], read: int) -> int:
+    """Return how many prompts are there besides the first `read` of those ahead."""
+    return len(ahead) - read + max(0, view.unseen_waiting - 1)
+
+
+def _prompts_within(ahead: Sequence[RequestView], tokens: int) -> int:
+    """Return how many of the prompts ahead are read to their end by so many tokens."""
+    for read, request in enumerate(ahead):
+        tokens -= request.remaining_tokens
+        if tokens < 0:
+            return read
+    return len(ahead)
