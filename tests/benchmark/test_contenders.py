@@ -12,11 +12,12 @@ from vllm_sarathi.core.config import ConfigError
     [
         ("default", "--scheduler default"),
         ("default@80", "--scheduler default --max-num-batched-tokens 80"),
-        ("sarathi", "--scheduler sarathi --tbt-slo-ms 250"),
+        ("sarathi", "--scheduler sarathi --tbt-slo-ms 250 --calibration-dir none"),
         ("sarathi@256", "--scheduler sarathi --token-budget 256"),
         (
             "sarathi-deadline",
-            "--scheduler sarathi --tbt-slo-ms 250 --prefill-order deadline --ttft-slo-ms 2000",
+            "--scheduler sarathi --tbt-slo-ms 250 --calibration-dir none --prefill-order deadline"
+            " --ttft-slo-ms 2000",
         ),
     ],
 )

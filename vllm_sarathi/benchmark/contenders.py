@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vllm_sarathi.benchmark.server import MAX_NUM_SEQS
-from vllm_sarathi.core.config import STOCK_SCHEDULER, ConfigError, nearest_hint
+from vllm_sarathi.core.config import NO_CALIBRATION, STOCK_SCHEDULER, ConfigError, nearest_hint
 
 OURS = "sarathi"
 DEADLINE = "sarathi-deadline"
@@ -47,7 +47,8 @@ class Contender:
         flags = ["--scheduler", "sarathi"]
         if self.token_budget is not None:
             return [*flags, "--token-budget", str(self.token_budget)]
-        flags += ["--tbt-slo-ms", f"{tbt_slo_ms:g}"]
+        # What an earlier run has learnt of this machine would be a head start that a new user does not have.
+        flags += ["--tbt-slo-ms", f"{tbt_slo_ms:g}", "--calibration-dir", NO_CALIBRATION]
         if self.name == DEADLINE:
             flags += ["--prefill-order", "deadline", "--ttft-slo-ms", f"{ttft_slo_ms:g}"]
         return flags

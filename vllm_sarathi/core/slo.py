@@ -224,7 +224,9 @@ class SloBudget:
                 return tokens + self._shaped(view, tokens, work, sequences, request, chunk, limit_s), "slo"
             tokens += whole
             work += chunk_work(done, whole)
-            if whole == request.remaining_tokens and self._answers_first(view, ahead, tokens, work, sequences):
+            if whole == request.remaining_tokens and self._answers_first(
+                view, ahead, tokens, work, sequences
+            ):
                 return tokens, "answer"
         return tokens, "all"
 
@@ -237,7 +239,9 @@ class SloBudget:
         is waited for by those that are left, and by whoever comes while there is a queue.
         """
         left = _left(view, ahead, prompts)
-        if left <= 0 or self._steps_per_token > 1:  # the batches of a pipeline wait for the longest of them anyway
+        if (
+            left <= 0 or self._steps_per_token > 1
+        ):  # the batches of a pipeline wait for the longest of them anyway
             return False
         step_s = self._seconds(view, tokens, work, prompts)
         fixed_s = max(self._seconds(view, 0, 0.0, 0), FIXED_SHARE * (self._decode_step_s or 0.0))
