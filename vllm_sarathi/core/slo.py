@@ -100,7 +100,7 @@ class SloBudget:
         if view.unseen_waiting and order.let_in is None:
             # Nothing is known of them (further back in the queue, or in another one): as long as it takes.
             ahead.append(RequestView("unseen", (0.0, 0.0), 0.0, 0, view.max_tokens))
-        if view.decodes == 0 and longest_s == math.inf:
+        if view.decodes + view.decodes_elsewhere == 0 and longest_s == math.inf:
             prefill_tokens, reason = self._idle_tokens(view, ahead)
         else:
             prefill_tokens, reason = self._prefill_tokens(view, ahead, longest_s)
@@ -148,7 +148,7 @@ class SloBudget:
         decode_s = self._seconds(view, 0, 0.0, 0) if view.decodes else 0.0
         self._note_decode_step(decode_s)
         available_s = math.inf
-        if view.decodes:
+        if view.decodes + view.decodes_elsewhere:
             slo_s = self.tbt_slo_s
             if slo_s is None:
                 return min(room, COLD_TOKENS), "cold"

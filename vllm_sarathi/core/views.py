@@ -53,6 +53,8 @@ class StepView:
         max_tokens: the most tokens that the engine takes in one step.
         unseen_waiting: requests that wait beyond those in `waiting`.
         decode_views: the decodes one by one, where the policy asks for them; else empty.
+        decodes_elsewhere: requests that generate and cannot be in this step, as their last token is still on its way
+            through a pipeline; what follows it there waits for this step all the same.
     """
 
     now_s: float
@@ -64,6 +66,7 @@ class StepView:
     max_tokens: int
     unseen_waiting: int = 0
     decode_views: tuple[DecodeView, ...] = ()
+    decodes_elsewhere: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         """Return what the policy sees, and the waiting requests in it."""
         policy = self.controller.policy
         running = self.running
-        decodes = len(running) - len(partial)
+        generating = decodes = len(running) - len(partial)
         if self._pipelined:  # a decode whose last token is still in the pipeline cannot be in this step
             running = [r for r in running if r.is_prefill_chunk or r.num_tokens > r.num_computed_tokens]
             decodes = len(running) - len(partial)
@@ -236,6 +236,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             max_tokens=self.max_num_scheduled_tokens,
             unseen_waiting=unseen,
             decode_views=views,
+            decodes_elsewhere=generating - decodes,
         )
         return view, waiting
 
