@@ -2,6 +2,7 @@
 
 import random
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -231,6 +232,15 @@ def test_of_a_crowd_at_a_cold_start_one_prompt_is_read_first() -> None:
     plan = controller.plan(waiting_for([300] * 16, decodes=0))
     assert (plan.token_budget, plan.reason) == (300, "cold")
     assert controller.plan(waiting_for([9000, 300], decodes=0)).token_budget == 8192
+
+
+def test_decodes_elsewhere_in_a_pipeline_wait_for_the_step_as_well() -> None:
+    loop = make_loop(slo_ms=250, max_tokens=8192)
+    loop.run(200)
+    beside = loop.controller.plan(waiting_for([8000], decodes=1)).token_budget
+    view = waiting_for([8000], decodes=0)
+    assert loop.controller.plan(view).token_budget == 8192
+    assert loop.controller.plan(replace(view, decodes_elsewhere=3)).token_budget < 1.5 * beside
 
 
 def test_in_a_long_queue_a_step_does_not_end_early() -> None:
