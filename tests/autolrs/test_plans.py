@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Snapshot, Train
+from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.paper_plan import CANDIDATES, search_cost, stages
@@ -55,6 +56,30 @@ def test_short_runs_on_noisy_minibatches_find_the_order_of_magnitude(max_steps: 
             assert last.chosen_lr == pytest.approx(math.sqrt(last.candidates[0].lr * last.candidates[-1].lr))
     assert sorted(off)[14] <= 1.0
     assert any("too hard at any rate" in reason for reason in reasons) == (max_steps == 240)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_counts_as_diverged_goes_by_the_scatter_of_the_minibatches(seed: int) -> None:
+    controller = controller_of(max_steps=240)
+    actions = drive(controller, Landscape(3e-3, scatter=0.6, seed=seed))
+    rising, still = (c.losses for c in controller.stages[0].candidates)
+    first = np.median(rising[: max(2, len(controller.stages[0].candidates[0].losses) // 3)])
+    probes = [action for action in actions if isinstance(action, Probe) and action.stage > 0]
+    assert probes
+    assert all(probe.abort_above >= 0.9 * first + 5 * np.std(still) for probe in probes)
+
+
+def test_a_fault_at_the_lowest_rate_leaves_no_room_for_finer_probes_and_ends_no_run() -> None:
+    controller, landscape = controller_of(lr_range=(2e-3, 1.0)), Landscape(3e-3)
+    broken = False
+    while not isinstance(action := controller.next(), Done):
+        result = landscape.perform(action)
+        if isinstance(action, Probe) and len(controller.ahead) == 4:
+            result, broken = Result(losses=(math.nan,)), True
+        controller.tell(result)
+    assert broken
+    assert controller.step == 1000
+    assert [stage.kind for stage in controller.stages] == ["range", "peak"]
 
 
 @pytest.mark.parametrize("edge", [0.03, 3.0])

@@ -234,6 +234,13 @@ def test_of_a_crowd_at_a_cold_start_one_prompt_is_read_first() -> None:
     assert controller.plan(waiting_for([9000, 300], decodes=0)).token_budget == 8192
 
 
+def test_in_a_pipeline_a_step_does_not_end_early() -> None:
+    loop = Loop(Controller(SarathiConfig(tbt_slo_ms=10_000), 2), roofline(), max_tokens=8192)
+    loop.run(100)
+    loop.controller.plan(StepView(0.0, 2, 2, 2000, (), (), 8192))
+    assert loop.controller.plan(waiting_for([100, 100])).token_budget == 202
+
+
 def test_decodes_elsewhere_in_a_pipeline_wait_for_the_step_as_well() -> None:
     loop = make_loop(slo_ms=250, max_tokens=8192)
     loop.run(200)
