@@ -54,7 +54,7 @@ class Schedule:
         lower = [min(int(p), max(0, last - 1)) for p in positions]
         return Schedule(
             tuple(
-                self.lrs[i] + (p - i) * (self.lrs[min(i + 1, last)] - self.lrs[i])
+                (1 - (p - i)) * self.lrs[i] + (p - i) * self.lrs[min(i + 1, last)]  # exact at both ends
                 for p, i in zip(positions, lower, strict=True)
             )
         )

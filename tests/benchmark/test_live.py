@@ -269,12 +269,13 @@ def test_idle_asks_both_by_turns_with_the_same_prompts(
         records = idle.run_idle("m", 250.0, 3, tmp_path, stages)
     assert list(records) == ["sarathi", "default"]
     for streams in records.values():
-        assert [stream.error for stream in streams] == [None] * 3
+        assert [stream.error for stream in streams] == [None] * 6  # three prompts to each of two servers
         assert all(a.deliveries[-1].at_s <= b.sent_s for a, b in pairwise(streams))
     assert [a.prompt_tokens for a in records["sarathi"]] == [b.prompt_tokens for b in records["default"]]
     assert len({request.prompt[:50] for request in idle.idle_requests(idle.PROMPTS)}) == idle.PROMPTS
-    log = (tmp_path / "idle-sarathi-250ms.server.log").read_text()
-    assert "--scheduler sarathi --tbt-slo-ms 250" in log
+    for number, name in enumerate(("sarathi", "default", "default", "sarathi")):
+        log = (tmp_path / f"idle-{name}-{number}-250ms.server.log").read_text()
+        assert f"--scheduler {name}" in log
 
 
 def test_the_idle_verdict_is_of_medians() -> None:
