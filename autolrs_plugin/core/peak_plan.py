@@ -155,7 +155,7 @@ class PeakSearch:
     def _fine_probes(self) -> int:
         """One more than otherwise, and each a little shorter, where that leaves nobody idle."""
         at_once = self._config.parallel_probes
-        return FINE_PROBES + 1 if (FINE_PROBES + 1) % at_once == 0 and at_once > 1 else FINE_PROBES
+        return FINE_PROBES + 1 if at_once > 1 and (FINE_PROBES + 1) % at_once == 0 else FINE_PROBES
 
     @property
     def _left_steps(self) -> float:

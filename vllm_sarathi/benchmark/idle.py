@@ -50,7 +50,7 @@ def run_idle(
     """
     records: dict[str, list[StreamRecord]] = {contender.label: [] for contender in CONTENDERS}
     with ExitStack() as stack:
-        base_urls = []
+        servers: list[tuple[str, str]] = []
         for number, contender in enumerate(STARTED):
             flags = contender.flags(tbt_slo_ms, tbt_slo_ms)
             stages.begin(f"{NAME}: starting {' '.join(flags)}")
@@ -60,8 +60,7 @@ def run_idle(
                 log_path=out / f"{NAME}-{contender.label}-{number}-{tbt_slo_ms:g}ms.server.log",
                 env=server_env(model),
             )
-            base_urls.append(stack.enter_context(server).base_url)
-        servers = list(zip((contender.label for contender in STARTED), base_urls, strict=True))
+            servers.append((contender.label, stack.enter_context(server).base_url))
         stages.begin(f"{NAME}: {count} prompts to each, by turns", total=len(servers) * count)
         for number, request in enumerate(idle_requests(count)):
             first = number % len(servers)

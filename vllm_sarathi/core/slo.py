@@ -238,10 +238,10 @@ class SloBudget:
         The prompts that are read by now wait for all that is read after them in the same step; what one more step costs
         is waited for by those that are left, and by whoever comes while there is a queue.
         """
+        if self._steps_per_token > 1:  # the batches of a pipeline wait for the longest of them anyway
+            return False
         left = _left(view, ahead, prompts)
-        if (
-            left <= 0 or self._steps_per_token > 1
-        ):  # the batches of a pipeline wait for the longest of them anyway
+        if left <= 0:
             return False
         step_s = self._seconds(view, tokens, work, prompts)
         fixed_s = max(self._seconds(view, 0, 0.0, 0), FIXED_SHARE * (self._decode_step_s or 0.0))
