@@ -24,7 +24,7 @@ class TokenDeadlines:
         assert mode in ("gap", "pace")
         self._pace = mode == "pace"
         self._steps_per_token = steps_per_token
-        self._last_completion_s = float("-inf")
+        self.last_completion_s = float("-inf")
         self._first_token_s: dict[str, float] = {}
 
     @property
@@ -34,7 +34,7 @@ class TokenDeadlines:
 
     def completed(self, at_s: float) -> None:
         """Note that a step's tokens were delivered at `at_s`."""
-        self._last_completion_s = max(self._last_completion_s, at_s)
+        self.last_completion_s = max(self.last_completion_s, at_s)
 
     def available_s(self, view: StepView, tbt_slo_s: float) -> float:
         """Return the seconds from the last delivery within which the step has to end.
@@ -52,7 +52,7 @@ class TokenDeadlines:
         return available_s / self._steps_per_token
 
     def _pace_s(self, view: StepView, tbt_slo_s: float) -> float:
-        since_s = self._last_completion_s if self._last_completion_s <= view.now_s else view.now_s
+        since_s = self.last_completion_s if self.last_completion_s <= view.now_s else view.now_s
         due_s = [self._due_s(decode, tbt_slo_s, since_s) for decode in view.decode_views]
         if len(self._first_token_s) > 2 * len(due_s) + 64:
             running = {decode.request_id for decode in view.decode_views}

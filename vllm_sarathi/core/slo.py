@@ -15,6 +15,7 @@ from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.deadlines import TokenDeadlines
 from vllm_sarathi.core.ordering import DeadlineOrder, Order
 from vllm_sarathi.core.policies import arrival_order
+from vllm_sarathi.core.stages import StageClock
 from vllm_sarathi.core.views import RequestView, StepPlan, StepRecord, StepView, chunk_work
 
 COLD_TOKENS = 16
@@ -78,6 +79,7 @@ class SloBudget:
         self._steps_without_prefill = 0
         self._steps_since_decode_only = DECODE_ONLY_EVERY_STEPS
         self._backlog = Backlog()
+        self._stages = StageClock(steps_per_token)
         self._by_deadline = (
             None if config.prefill_order == "fcfs" else DeadlineOrder(config, model, steps_per_token)
         )
@@ -114,13 +116,16 @@ class SloBudget:
         """Learn from a finished step."""
         shape = record.shape
         self.deadlines.completed(record.completed_s)
-        self.model.observe(shape, record.measured_s)
+        measured_s = record.measured_s
+        if self._steps_per_token > 1 and record.started_s is not None:
+            measured_s = self._stages.seconds(record.started_s, record.completed_s)
+        self.model.observe(shape, measured_s)
         if shape.decodes:  # a long prompt read alone says little of a small step beside decodes
             self._most_tokens = max(self._most_tokens, shape.tokens)
         else:
             self._most_idle_tokens = max(self._most_idle_tokens, shape.tokens)
-            if 0 < record.measured_s < math.inf:
-                self._read_alone.append((shape.tokens, record.measured_s))
+            if 0 < measured_s < math.inf:
+                self._read_alone.append((shape.tokens, measured_s))
         self._steps_since_decode_only = 0 if shape.prefill_work == 0 else self._steps_since_decode_only + 1
         if self._by_deadline is not None:
             self._by_deadline.observe(record)
@@ -154,6 +159,8 @@ class SloBudget:
                 return min(room, COLD_TOKENS), "cold"
             available_s = self.deadlines.available_s(view, slo_s)
         self.unkeepable = decode_s > available_s
+        if view.in_flight and not self.unkeepable:
+            available_s = min(available_s, self._in_line_s(view, available_s))
         available_s = min(available_s, longest_s)
         if (
             view.decodes
@@ -161,7 +168,7 @@ class SloBudget:
             and (self.unkeepable or self.config.tbt_slo_ms is None)
         ):
             return 0, "probe"
-        trusted, even = self._trusted_tokens(view, available_s - decode_s), self._even_tokens(ahead, room)
+        trusted, even = self._trusted_tokens(view, available_s - decode_s), self._even_tokens(view, ahead, room)
         tokens, reason = self._largest(view, ahead, available_s, min(room, trusted, even))
         if reason == "limit" and min(trusted, even) < room:
             reason = "trust" if trusted < even else "even"
@@ -173,6 +180,12 @@ class SloBudget:
             self._steps_without_prefill = 0
             return min(room, COLD_TOKENS), "floor"
         return 0, "full"
+
+    def _in_line_s(self, view: StepView, available_s: float) -> float:
+        """Return how long a batch may take in a pipeline for it and those after it to be in time."""
+        gap_s = available_s * self._steps_per_token
+        due_s = self.deadlines.last_completion_s + gap_s if view.decodes else math.inf
+        return self._stages.longest_s(view.now_s, due_s, gap_s, view.in_flight)
 
     def _note_decode_step(self, decode_s: float) -> None:
         if decode_s > 0:
@@ -188,7 +201,7 @@ class SloBudget:
         alone = max((n * min(1.0, spare_s / seconds) for n, seconds in self._read_alone), default=0.0)
         return max(COLD_TOKENS, int(GROWTH * self._most_tokens) - view.decode_tokens, int(alone))
 
-    def _even_tokens(self, ahead: Sequence[RequestView], room: int) -> int:
+    def _even_tokens(self, view: StepView, ahead: Sequence[RequestView], room: int) -> int:
         """Return the tokens that give all batches in a pipeline an even part of what is to be read; `room` without one.
 
         A batch comes back when the longest beside it does (Sarathi-Serve, section 3.3: pipeline bubbles), so what fits
@@ -197,7 +210,8 @@ class SloBudget:
         if self._steps_per_token == 1:
             return room
         left = sum(request.remaining_tokens for request in ahead)
-        return max(-(-left // self._steps_per_token), self._last_prefill_tokens, LEAST_PART_TOKENS)
+        part = max(-(-left // self._steps_per_token), self._last_prefill_tokens, LEAST_PART_TOKENS)
+        return part + -(view.decode_tokens + part) % self.model.tile_tokens  # the rest of a tile costs nothing
 
     def _seconds(self, view: StepView, tokens: int, work: float, sequences: int) -> float:
         return self.model.seconds(

@@ -40,6 +40,19 @@ class DecodeView:
 
 
 @dataclass(frozen=True, slots=True)
+class InFlight:
+    """A batch inside a pipeline.
+
+    Attributes:
+        started_s: when it was handed out, on the clock of StepView.now_s.
+        stage_s: how long it is expected to take in each stage, seconds; 0 where nobody knows.
+    """
+
+    started_s: float
+    stage_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class StepView:
     """The state before a step.
 
@@ -55,6 +68,7 @@ class StepView:
         decode_views: the decodes one by one, where the policy asks for them; else empty.
         decodes_elsewhere: requests that generate and cannot be in this step, as their last token is still on its way
             through a pipeline; what follows it there waits for this step all the same.
+        in_flight: the batches inside a pipeline, oldest first; empty without one.
     """
 
     now_s: float
@@ -67,6 +81,7 @@ class StepView:
     unseen_waiting: int = 0
     decode_views: tuple[DecodeView, ...] = ()
     decodes_elsewhere: int = 0
+    in_flight: tuple[InFlight, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +137,7 @@ class StepRecord:
         predicted_s: how long it was expected to take, seconds; None where nobody foretold it.
         measured_s: seconds between the completion before it and its own, or since its start after an idle time.
         completed_s: when it completed, seconds on the clock of StepView.now_s.
+        started_s: when it was handed out, on the same clock; None where nobody noted it.
     """
 
     shape: StepShape
@@ -130,6 +146,7 @@ class StepRecord:
     predicted_s: float | None
     measured_s: float
     completed_s: float
+    started_s: float | None = None
 
 
 def chunk_work(done_tokens: int, chunk_tokens: float) -> float:

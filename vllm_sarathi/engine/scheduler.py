@@ -17,6 +17,7 @@ from vllm_sarathi.core.config import config_from_additional
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.views import (
     DecodeView,
+    InFlight,
     RequestView,
     StepPlan,
     StepRecord,
@@ -237,8 +238,12 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             unseen_waiting=unseen,
             decode_views=views,
             decodes_elsewhere=generating - decodes,
+            in_flight=self._inside() if self._pipelined else (),
         )
         return view, waiting
+
+    def _inside(self) -> tuple[InFlight, ...]:
+        return tuple(InFlight(s.started_s, s.predicted_s or 0.0) for s in self._in_flight if s is not None)
 
     def _seen_waiting(self, partial: list[Any]) -> list[Any]:
         """Return the waiting requests, from the head of the queue, that the policy is to see."""
@@ -344,6 +349,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             predicted_s=step.predicted_s,
             measured_s=now_s - (step.started_s if before_s is None else before_s),
             completed_s=now_s,
+            started_s=step.started_s,
         )
         self.controller.observe(record)
         if self.telemetry is not None:
