@@ -168,7 +168,10 @@ class SloBudget:
             and (self.unkeepable or self.config.tbt_slo_ms is None)
         ):
             return 0, "probe"
-        trusted, even = self._trusted_tokens(view, available_s - decode_s), self._even_tokens(view, ahead, room)
+        trusted, even = (
+            self._trusted_tokens(view, available_s - decode_s),
+            self._even_tokens(view, ahead, room),
+        )
         tokens, reason = self._largest(view, ahead, available_s, min(room, trusted, even))
         if reason == "limit" and min(trusted, even) < room:
             reason = "trust" if trusted < even else "even"
@@ -211,7 +214,9 @@ class SloBudget:
             return room
         left = sum(request.remaining_tokens for request in ahead)
         part = max(-(-left // self._steps_per_token), self._last_prefill_tokens, LEAST_PART_TOKENS)
-        return part + -(view.decode_tokens + part) % self.model.tile_tokens  # the rest of a tile costs nothing
+        return (
+            part + -(view.decode_tokens + part) % self.model.tile_tokens
+        )  # the rest of a tile costs nothing
 
     def _seconds(self, view: StepView, tokens: int, work: float, sequences: int) -> float:
         return self.model.seconds(
