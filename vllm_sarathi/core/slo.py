@@ -208,15 +208,26 @@ class SloBudget:
         """Return the tokens that give all batches in a pipeline an even part of what is to be read; `room` without one.
 
         A batch comes back when the longest beside it does (Sarathi-Serve, section 3.3: pipeline bubbles), so what fits
-        beside the one before it costs nothing, and a prompt in parts goes through the stages side by side.
+        beside the one before it costs nothing, and a prompt in parts goes through the stages side by side: m parts of
+        what takes a stage T in all, each with d for the decodes, are out of p stages after (m + p - 1) (T / m + d).
+        What is gained at the ends of a pipeline is gained by the n that are there; the d of each part puts off all who
+        come while there is a queue, too (see `Backlog`). With P of those, the least wait is at
+        m = sqrt((p - 1) T n / (d P)).
         """
-        if self._steps_per_token == 1:
+        stages = self._steps_per_token
+        if stages == 1:
             return room
         left = sum(request.remaining_tokens for request in ahead)
-        part = max(-(-left // self._steps_per_token), self._last_prefill_tokens, LEAST_PART_TOKENS)
-        return (
-            part + -(view.decode_tokens + part) % self.model.tile_tokens
-        )  # the rest of a tile costs nothing
+        fixed_s = self._seconds(view, 0, 0.0, 0) if view.decodes else self._decode_step_s
+        parts = float(stages)
+        if fixed_s:
+            work = sum(chunk_work(request.done_tokens, request.remaining_tokens) for request in ahead)
+            reading_s = self._seconds(view, left, work, len(ahead)) - fixed_s
+            payers = self._backlog.payers(len(ahead)) / max(1, len(ahead))
+            parts = max(parts, math.sqrt((stages - 1) * max(0.0, reading_s) / (payers * fixed_s)))
+        part = max(math.ceil(left / parts), self._last_prefill_tokens, LEAST_PART_TOKENS)
+        # The rest of a tile costs nothing.
+        return part + -(view.decode_tokens + part) % self.model.tile_tokens
 
     def _seconds(self, view: StepView, tokens: int, work: float, sequences: int) -> float:
         return self.model.seconds(
