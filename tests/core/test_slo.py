@@ -284,3 +284,30 @@ def test_batches_of_a_pipeline_get_even_parts_of_what_is_to_be_read() -> None:
     assert chunk(200) == 200  # too little to be divided
     assert chunk(3000) == 1500
     assert chunk(1500) == 1500  # as much as the one before it fits beside that for nothing
+
+
+def test_a_pipeline_gets_the_parts_that_are_out_of_it_soonest() -> None:
+    loop = Loop(
+        Controller(SarathiConfig(tbt_slo_ms=10_000), 2), roofline(), prompt_tokens=4000, max_tokens=8192
+    )
+    loop.run(100)
+
+    def chunk(*prompts: int) -> int:
+        waiting = tuple(RequestView(str(i), (0, float(i)), 0.0, 0, n) for i, n in enumerate(prompts))
+        return loop.controller.plan(StepView(0.0, 8, 8, 4000, (), waiting, 8192)).token_budget - 8
+
+    def out_after_s(parts: int) -> float:
+        model = loop.controller.model
+        decode_s = model.seconds(8, 8, 4000, 0.0, 8)
+        reading_s = model.seconds(8008, 8, 4000, 0.5 * 8000**2, 9) - decode_s
+        return (parts + 1) * (reading_s / parts + decode_s)
+
+    chunk()  # nothing to read: a queue of its own begins with the next one
+    part = chunk(8000)
+    best = min(range(2, 100), key=out_after_s)
+    assert best > 2
+    assert part == pytest.approx(8000 / best, rel=0.25)
+
+    for _ in range(50):
+        chunk(100)
+    assert chunk(8000) == 4000  # many wait behind: what each part costs beside its reading counts for more
