@@ -271,6 +271,22 @@ def test_the_first_chunks_beside_decodes_go_by_what_was_read_alone() -> None:
     assert COLD_TOKENS < chunk <= 1000 * 0.15 / 0.5
 
 
+def test_with_a_remembered_device_the_first_chunks_go_by_what_was_read_alone() -> None:
+    controller = Controller(SarathiConfig(tbt_slo_ms=200))
+    learnt = CostModel()
+    for tokens in (100, 200, 400, 800):
+        shape = StepShape(tokens, 0, 0, 0.5 * tokens**2, 1)
+        learnt.observe(shape, 0.01 + tokens / 2000)
+    controller.model.load(learnt.to_mapping())
+    view = StepView(0.0, 4, 4, 2000, (), (RequestView("p", (0, 0.0), 0.0, 0, 5000),), 8192)
+    assert controller.plan(view).token_budget == 4 + COLD_TOKENS
+
+    read = StepShape(1000, 0, 0, 0.5 * 1000**2, 1)  # half as fast as remembered
+    controller.observe(StepRecord(read, 8192, "idle", None, 1.0, 0.0))
+    assert not controller.model.ready
+    assert controller.plan(view).token_budget == 4 + 100  # half of the promise, as 1,000 tokens took a second
+
+
 def test_batches_of_a_pipeline_get_even_parts_of_what_is_to_be_read() -> None:
     loop = Loop(
         Controller(SarathiConfig(tbt_slo_ms=10_000), 2), roofline(), prompt_tokens=4000, max_tokens=8192

@@ -71,8 +71,8 @@ GAPS_FORGOTTEN = 0.999
 """All gaps are taken for those of hybrid steps at first, and the memory of which were is about 1,000 steps."""
 
 GUARD_GAIN = 0.02
-GUARD_MISSES = 0.03
-GUARD_RUN_STEPS = 8
+GUARD_MISSES = 0.015
+GUARD_RUN_STEPS = 16
 MOST_GUARD = 1.5
 """A hybrid step that outlasts the margin so soon after another raises it by the gain; each other step lowers it again,
 by so little that the given share of misses balances (after adaptive conformal inference; Gibbs and Candes, 2021). The

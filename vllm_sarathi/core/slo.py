@@ -149,7 +149,9 @@ class SloBudget:
         if not ahead or room <= 0:
             return 0, "none"
         if not self.model.ready:
-            return min(room, COLD_TOKENS), "cold"
+            # How long decodes take nobody knows yet: half of the promise is theirs.
+            spare_s = 0.5 * (self.tbt_slo_s or 0.0) / self._steps_per_token
+            return min(room, max(COLD_TOKENS, self._as_read_alone(spare_s))), "cold"
         decode_s = self._seconds(view, 0, 0.0, 0) if view.decodes else 0.0
         self._note_decode_step(decode_s)
         available_s = math.inf
@@ -199,10 +201,16 @@ class SloBudget:
         """Return the most prefill tokens that what has been seen so far speaks for, with `spare_s` beside decodes."""
         if not view.decodes:
             return max(COLD_TOKENS, int(GROWTH * self._most_idle_tokens))
-        # The time of a step is a convex curve of its tokens: beside decodes, a part of what was read alone adds no more
-        # than its part of the time that took.
-        alone = max((n * min(1.0, spare_s / seconds) for n, seconds in self._read_alone), default=0.0)
-        return max(COLD_TOKENS, int(GROWTH * self._most_tokens) - view.decode_tokens, int(alone))
+        seen = int(GROWTH * self._most_tokens) - view.decode_tokens
+        return max(COLD_TOKENS, seen, self._as_read_alone(spare_s))
+
+    def _as_read_alone(self, spare_s: float) -> int:
+        """Return the tokens that what was read alone speaks for, with `spare_s` beside decodes.
+
+        The time of a step is a convex curve of its tokens: beside decodes, a part of what was read alone adds no more
+        than its part of the time that took.
+        """
+        return int(max((n * min(1.0, spare_s / seconds) for n, seconds in self._read_alone), default=0.0))
 
     def _even_tokens(self, view: StepView, ahead: Sequence[RequestView], room: int) -> int:
         """Return the tokens that give all batches in a pipeline an even part of what is to be read; `room` without one.
