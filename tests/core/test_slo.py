@@ -10,6 +10,7 @@ import pytest
 from tests.core.devices import Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.slo import ALIGNMENT_LOSS, COLD_TOKENS, PATIENCE_STEPS, TILE_TOKENS, SloBudget
 from vllm_sarathi.core.views import DecodeView, RequestView, StepRecord, StepShape, StepView, chunk_work
 
