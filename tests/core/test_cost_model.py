@@ -199,3 +199,18 @@ def test_absorbing_several_steps_at_once_is_absorbing_them_one_by_one() -> None:
     ours, twin = at_once.to_mapping(), one_by_one.to_mapping()
     np.testing.assert_allclose(ours["a"], twin["a"], rtol=1e-9)
     np.testing.assert_allclose(ours["b"], twin["b"], rtol=1e-9)
+
+
+def test_misses_that_come_a_dozen_steps_apart_raise_the_margin() -> None:
+    model, rng = CostModel(), random.Random(0)
+
+    def step(late: float) -> None:
+        shape = StepShape(200 + rng.randrange(60), 8, 4000, 20_000.0, 9)
+        model.observe(shape, (0.03 + shape.tokens / 2000) * rng.gauss(1.0, 0.01) * late)
+
+    for _ in range(400):
+        step(1.0)
+    before = model.margin
+    for i in range(60):
+        step(1.12 if i % 12 == 0 else 1.0)
+    assert model.margin > before + 0.04

@@ -12,7 +12,15 @@ from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.slo import ALIGNMENT_LOSS, COLD_TOKENS, PATIENCE_STEPS, TILE_TOKENS, SloBudget
-from vllm_sarathi.core.views import DecodeView, RequestView, StepRecord, StepShape, StepView, chunk_work
+from vllm_sarathi.core.views import (
+    DecodeView,
+    InFlight,
+    RequestView,
+    StepRecord,
+    StepShape,
+    StepView,
+    chunk_work,
+)
 
 SLO_S = 0.15
 P99 = 2.326  # standard deviations
@@ -251,6 +259,21 @@ def test_decodes_elsewhere_in_a_pipeline_wait_for_the_step_as_well() -> None:
     assert loop.controller.plan(replace(view, decodes_elsewhere=3)).token_budget < 1.5 * beside
 
 
+def test_in_a_pipeline_a_batch_of_prompts_alone_is_not_due_when_others_are() -> None:
+    loop = Loop(
+        Controller(SarathiConfig(tbt_slo_ms=1000), 2), roofline(), prompt_tokens=4000, max_tokens=8192
+    )
+    loop.run(100)
+    read = StepShape(4000, 0, 0, 0.5 * 4000**2, 1)
+    loop.controller.observe(StepRecord(read, 8192, "idle", None, loop.device(read), loop.now_s))
+    now_s = loop.now_s + 60.0  # nothing has come out for a minute
+    waiting = (RequestView("p", (0, 0.0), 0.0, 0, 8000),)
+    view = StepView(
+        now_s, 0, 0, 0, (), waiting, 8192, decodes_elsewhere=3, in_flight=(InFlight(now_s, 0.01),)
+    )
+    assert loop.controller.plan(view).token_budget > 256
+
+
 def test_in_a_long_queue_a_step_does_not_end_early() -> None:
     loop = make_loop(slo_ms=10_000, max_tokens=8192)
     loop.run(100)
@@ -301,6 +324,8 @@ def test_batches_of_a_pipeline_get_even_parts_of_what_is_to_be_read() -> None:
     assert chunk(200) == 200  # too little to be divided
     assert chunk(3000) == 1500
     assert chunk(1500) == 1500  # as much as the one before it fits beside that for nothing
+    loop.controller.model._tiles.tile_tokens = 128
+    assert chunk(3100) == 1664 - 8  # half of it, and what fills the last tile for nothing
 
 
 def test_a_pipeline_gets_the_parts_that_are_out_of_it_soonest() -> None:
