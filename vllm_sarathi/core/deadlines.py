@@ -53,6 +53,8 @@ class TokenDeadlines:
 
     def _pace_s(self, view: StepView, tbt_slo_s: float) -> float:
         since_s = self.last_completion_s if self.last_completion_s <= view.now_s else view.now_s
+        if self._steps_per_token == 1:  # a step that still runs ends first, and its tokens count as delivered
+            since_s += sum(batch.stage_s for batch in view.in_flight)
         due_s = [self._due_s(decode, tbt_slo_s, since_s) for decode in view.decode_views]
         if len(self._first_token_s) > 2 * len(due_s) + 64:
             running = {decode.request_id for decode in view.decode_views}

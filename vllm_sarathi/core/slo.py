@@ -161,7 +161,7 @@ class SloBudget:
                 return min(room, COLD_TOKENS), "cold"
             available_s = self.deadlines.available_s(view, slo_s)
         self.unkeepable = decode_s > available_s
-        if view.in_flight and not self.unkeepable:
+        if self._steps_per_token > 1 and view.in_flight and not self.unkeepable:
             available_s = min(available_s, self._in_line_s(view, available_s))
         available_s = min(available_s, longest_s)
         if (

@@ -30,7 +30,7 @@ class DecodeView:
 
     Attributes:
         request_id: the engine's name for it.
-        output_tokens: tokens that it has generated.
+        output_tokens: tokens that it has generated, those of the steps in flight included.
         tbt_slo_s: its own promised time between tokens, seconds; None where it has none of its own.
     """
 
@@ -41,7 +41,7 @@ class DecodeView:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A batch inside a pipeline.
+    """A batch that has been handed out and is not back yet: inside a pipeline, or with asynchronous scheduling.
 
     Attributes:
         started_s: when it was handed out, on the clock of StepView.now_s.
@@ -68,7 +68,7 @@ class StepView:
         decode_views: the decodes one by one, where the policy asks for them; else empty.
         decodes_elsewhere: requests that generate and cannot be in this step, as their last token is still on its way
             through a pipeline; what follows it there waits for this step all the same.
-        in_flight: the batches inside a pipeline, oldest first; empty without one.
+        in_flight: the batches that are not back yet, oldest first.
     """
 
     now_s: float

@@ -238,7 +238,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             unseen_waiting=unseen,
             decode_views=views,
             decodes_elsewhere=generating - decodes,
-            in_flight=self._inside() if self._pipelined else (),
+            in_flight=self._inside() if self._pipelined or policy.needs_decode_views else (),
         )
         return view, waiting
 
@@ -279,7 +279,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
 
     def _decode_view(self, request: Any) -> DecodeView:
         promise = self._promises.get(request.request_id, NONE)
-        return DecodeView(request.request_id, request.num_output_tokens, promise.tbt_slo_s)
+        tokens = request.num_output_tokens + request.num_output_placeholders
+        return DecodeView(request.request_id, tokens, promise.tbt_slo_s)
 
     def _note_promise(self, request: Any) -> None:
         params = request.sampling_params
