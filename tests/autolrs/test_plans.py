@@ -63,7 +63,7 @@ def test_what_counts_as_diverged_goes_by_the_scatter_of_the_minibatches(seed: in
     controller = controller_of(max_steps=240)
     actions = drive(controller, Landscape(3e-3, scatter=0.6, seed=seed))
     rising, still = (c.losses for c in controller.stages[0].candidates)
-    first = np.median(rising[: max(2, len(controller.stages[0].candidates[0].losses) // 3)])
+    first = np.median(rising[: max(2, len(rising) // 3)])
     probes = [action for action in actions if isinstance(action, Probe) and action.stage > 0]
     assert probes
     assert all(probe.abort_above >= 0.9 * first + 5 * np.std(still) for probe in probes)

@@ -1,5 +1,6 @@
 """The SLO-driven budget in closed loop with devices whose truth is known."""
 
+import functools
 import random
 import statistics
 from dataclasses import replace
@@ -259,11 +260,23 @@ def test_decodes_elsewhere_in_a_pipeline_wait_for_the_step_as_well() -> None:
     assert loop.controller.plan(replace(view, decodes_elsewhere=3)).token_budget < 1.5 * beside
 
 
-def test_in_a_pipeline_a_batch_of_prompts_alone_is_not_due_when_others_are() -> None:
+def pipeline_loop(slo_ms: float) -> Loop:
+    """Return a loop with two stages that has learnt its device."""
     loop = Loop(
-        Controller(SarathiConfig(tbt_slo_ms=1000), 2), roofline(), prompt_tokens=4000, max_tokens=8192
+        Controller(SarathiConfig(tbt_slo_ms=slo_ms), 2), roofline(), prompt_tokens=4000, max_tokens=8192
     )
     loop.run(100)
+    return loop
+
+
+def chunk_beside_decodes(loop: Loop, *prompts: int) -> int:
+    """Return what is read of new prompts of so many tokens, beside eight decodes."""
+    waiting = tuple(RequestView(str(i), (0, float(i)), 0.0, 0, n) for i, n in enumerate(prompts))
+    return loop.controller.plan(StepView(0.0, 8, 8, 4000, (), waiting, 8192)).token_budget - 8
+
+
+def test_in_a_pipeline_a_batch_of_prompts_alone_is_not_due_when_others_are() -> None:
+    loop = pipeline_loop(slo_ms=1000)
     read = StepShape(4000, 0, 0, 0.5 * 4000**2, 1)
     loop.controller.observe(StepRecord(read, 8192, "idle", None, loop.device(read), loop.now_s))
     now_s = loop.now_s + 60.0  # nothing has come out for a minute
@@ -312,14 +325,8 @@ def test_with_a_remembered_device_the_first_chunks_go_by_what_was_read_alone() -
 
 
 def test_batches_of_a_pipeline_get_even_parts_of_what_is_to_be_read() -> None:
-    loop = Loop(
-        Controller(SarathiConfig(tbt_slo_ms=10_000), 2), roofline(), prompt_tokens=4000, max_tokens=8192
-    )
-    loop.run(100)
-
-    def chunk(tokens: int) -> int:
-        waiting = (RequestView("p", (0, 0.0), 0.0, 0, tokens),)
-        return loop.controller.plan(StepView(0.0, 8, 8, 4000, (), waiting, 8192)).token_budget - 8
+    loop = pipeline_loop(slo_ms=10_000)
+    chunk = functools.partial(chunk_beside_decodes, loop)
 
     assert chunk(200) == 200  # too little to be divided
     assert chunk(3000) == 1500
@@ -329,14 +336,8 @@ def test_batches_of_a_pipeline_get_even_parts_of_what_is_to_be_read() -> None:
 
 
 def test_a_pipeline_gets_the_parts_that_are_out_of_it_soonest() -> None:
-    loop = Loop(
-        Controller(SarathiConfig(tbt_slo_ms=10_000), 2), roofline(), prompt_tokens=4000, max_tokens=8192
-    )
-    loop.run(100)
-
-    def chunk(*prompts: int) -> int:
-        waiting = tuple(RequestView(str(i), (0, float(i)), 0.0, 0, n) for i, n in enumerate(prompts))
-        return loop.controller.plan(StepView(0.0, 8, 8, 4000, (), waiting, 8192)).token_budget - 8
+    loop = pipeline_loop(slo_ms=10_000)
+    chunk = functools.partial(chunk_beside_decodes, loop)
 
     def out_after_s(parts: int) -> float:
         model = loop.controller.model

@@ -24,7 +24,7 @@ class TokenDeadlines:
         assert mode in ("gap", "pace")
         self._pace = mode == "pace"
         self._steps_per_token = steps_per_token
-        self.last_completion_s = float("-inf")
+        self._last_completion_s = float("-inf")
         self._first_token_s: dict[str, float] = {}
 
     @property
@@ -34,10 +34,14 @@ class TokenDeadlines:
 
     def completed(self, at_s: float) -> None:
         """Note that a step's tokens were delivered at `at_s`."""
-        self.last_completion_s = max(self.last_completion_s, at_s)
+        self._last_completion_s = max(self._last_completion_s, at_s)
+
+    def last_delivery_s(self, now_s: float) -> float:
+        """Return when tokens were last delivered; not later than now, whatever the clock did."""
+        return min(self._last_completion_s, now_s)
 
     def available_s(self, view: StepView, tbt_slo_s: float) -> float:
-        """Return the seconds from the last delivery within which the step has to end.
+        """Return the seconds from the last delivery, or from the end of a step still under way, to the step's own end.
 
         Args:
             view: the step; its `decode_views` count where they are there.
@@ -52,7 +56,7 @@ class TokenDeadlines:
         return available_s / self._steps_per_token
 
     def _pace_s(self, view: StepView, tbt_slo_s: float) -> float:
-        since_s = self.last_completion_s if self.last_completion_s <= view.now_s else view.now_s
+        since_s = self.last_delivery_s(view.now_s)
         if self._steps_per_token == 1:  # a step that still runs ends first, and its tokens count as delivered
             since_s += sum(batch.stage_s for batch in view.in_flight)
         due_s = [self._due_s(decode, tbt_slo_s, since_s) for decode in view.decode_views]

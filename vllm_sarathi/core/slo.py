@@ -102,7 +102,7 @@ class SloBudget:
         if view.unseen_waiting and order.let_in is None:
             # Nothing is known of them (further back in the queue, or in another one): as long as it takes.
             ahead.append(RequestView("unseen", (0.0, 0.0), 0.0, 0, view.max_tokens))
-        if view.decodes + view.decodes_elsewhere == 0 and longest_s == math.inf:
+        if not view.generating and longest_s == math.inf:
             prefill_tokens, reason = self._idle_tokens(view, ahead)
         else:
             prefill_tokens, reason = self._prefill_tokens(view, ahead, longest_s)
@@ -155,7 +155,7 @@ class SloBudget:
         decode_s = self._seconds(view, 0, 0.0, 0) if view.decodes else 0.0
         self._note_decode_step(decode_s)
         available_s = math.inf
-        if view.decodes + view.decodes_elsewhere:
+        if view.generating:
             slo_s = self.tbt_slo_s
             if slo_s is None:
                 return min(room, COLD_TOKENS), "cold"
@@ -170,10 +170,8 @@ class SloBudget:
             and (self.unkeepable or self.config.tbt_slo_ms is None)
         ):
             return 0, "probe"
-        trusted, even = (
-            self._trusted_tokens(view, available_s - decode_s),
-            self._even_tokens(view, ahead, room),
-        )
+        trusted = self._trusted_tokens(view, available_s - decode_s)
+        even = self._even_tokens(view, ahead, room, decode_s)
         tokens, reason = self._largest(view, ahead, available_s, min(room, trusted, even))
         if reason == "limit" and min(trusted, even) < room:
             reason = "trust" if trusted < even else "even"
@@ -189,7 +187,7 @@ class SloBudget:
     def _in_line_s(self, view: StepView, available_s: float) -> float:
         """Return how long a batch may take in a pipeline for it and those after it to be in time."""
         gap_s = available_s * self._steps_per_token
-        due_s = self.deadlines.last_completion_s + gap_s if view.decodes else math.inf
+        due_s = self.deadlines.last_delivery_s(view.now_s) + gap_s if view.decodes else math.inf
         return self._stages.longest_s(view.now_s, due_s, gap_s, view.in_flight)
 
     def _note_decode_step(self, decode_s: float) -> None:
@@ -212,7 +210,7 @@ class SloBudget:
         """
         return int(max((n * min(1.0, spare_s / seconds) for n, seconds in self._read_alone), default=0.0))
 
-    def _even_tokens(self, view: StepView, ahead: Sequence[RequestView], room: int) -> int:
+    def _even_tokens(self, view: StepView, ahead: Sequence[RequestView], room: int, decode_s: float) -> int:
         """Return the tokens that give all batches in a pipeline an even part of what is to be read; `room` without one.
 
         A batch comes back when the longest beside it does (Sarathi-Serve, section 3.3: pipeline bubbles), so what fits
@@ -226,7 +224,7 @@ class SloBudget:
         if stages == 1:
             return room
         left = sum(request.remaining_tokens for request in ahead)
-        fixed_s = self._seconds(view, 0, 0.0, 0) if view.decodes else self._decode_step_s
+        fixed_s = decode_s if view.decodes else self._decode_step_s
         parts = float(stages)
         if fixed_s:
             work = sum(chunk_work(request.done_tokens, request.remaining_tokens) for request in ahead)

@@ -83,6 +83,11 @@ class StepView:
     decodes_elsewhere: int = 0
     in_flight: tuple[InFlight, ...] = ()
 
+    @property
+    def generating(self) -> int:
+        """Requests whose next token waits for this step, whether or not they are in it."""
+        return self.decodes + self.decodes_elsewhere
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
