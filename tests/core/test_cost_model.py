@@ -20,8 +20,8 @@ from vllm_sarathi.core.cost_model import (
     SLOWER_WINDOW,
     CostModel,
     features,
-    nonnegative_least_squares,
 )
+from vllm_sarathi.core.nonnegative import nonnegative_least_squares
 from vllm_sarathi.core.views import StepShape, chunk_work
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_sarathi.core.nonnegative import nonnegative_least_squares
 from vllm_sarathi.core.tiles import CANDIDATES, TileFinder, padded
 from vllm_sarathi.core.views import StepShape
 
@@ -78,9 +79,11 @@ MOST_GUARD = 1.5
 by so little that the given share of misses balances (after adaptive conformal inference; Gibbs and Candes, 2021). The
 residuals' quantile alone lags behind where they come in runs, as on a machine with neighbours."""
 
-SOLVE_EVERY_STEPS = 4
 EAGER_STEPS = 64
-"""The coefficients are solved for anew in each of the first steps and after a change; then now and then."""
+SOLVE_EVERY_STEPS = 4
+DECODES_ALONE_COUNT = 1 / 16
+"""The coefficients are solved for anew in each of the first steps and after a change; then now and then. Steps of
+decodes alone are much like one another, and count for that much of one."""
 
 
 _NORMAL = NormalDist()
@@ -91,7 +94,7 @@ def features(shape: StepShape, tile_tokens: int = 1) -> list[float]:
     tokens, prefills = padded(shape.tokens, tile_tokens), shape.sequences - shape.decodes
     return [
         1.0,
-        *(float(max(0, tokens - knee)) for knee in KNEES),
+        *[float(tokens - knee) if tokens > knee else 0.0 for knee in KNEES],
         float(shape.decodes),
         float(shape.decode_context_tokens),
         shape.prefill_work,
@@ -125,8 +128,10 @@ class CostModel:
         self._guard = 1.0
         self._steps_since_miss = GUARD_RUN_STEPS
         self._margin = self._margin_now()
+        self._hybrid_since_margin = False
         self._seen: dict[tuple[int, int], int] = {}
         self._eager_steps = EAGER_STEPS
+        self._until_solve = float(SOLVE_EVERY_STEPS)
         self._weight_sum = 0.0
         self._unchecked_steps = 0
         self._tiles = TileFinder()
@@ -208,7 +213,8 @@ class CostModel:
         self._unchecked_steps -= 1
         self.steps += 1
         self._eager_steps -= 1
-        if self._eager_steps > 0 or self.steps % SOLVE_EVERY_STEPS == 0:
+        self._until_solve -= DECODES_ALONE_COUNT if shape.prefill_work <= 0 else 1.0
+        if self._eager_steps > 0 or self._until_solve <= 0:
             self._solve()
 
     def _absorb(self) -> None:
@@ -237,10 +243,11 @@ class CostModel:
             else:
                 self._early_ratios.append((predicted_s, ratio))
             self._note_miss(ratio > self.margin)
+            self._hybrid_since_margin = True
         if seen < FAMILIAR_STEPS:
             return 1.0
-        if self.steps % SOLVE_EVERY_STEPS == 0:
-            self._margin = self._margin_now()
+        if self._hybrid_since_margin and self.steps % SOLVE_EVERY_STEPS == 0:
+            self._margin, self._hybrid_since_margin = self._margin_now(), False
         if self._device_has_changed(ratio):
             return 1.0
         residual = abs(ratio - 1.0)
@@ -258,6 +265,8 @@ class CostModel:
     def _device_has_changed(self, ratio: float) -> bool:
         """Rescale everything where the latest steps agree that the device is faster or slower than it was."""
         self._recent.append(ratio)
+        if 1 / CHANGE_FACTOR <= ratio <= CHANGE_FACTOR:
+            return False
         latest = list(self._recent)
         full = len(latest) == CHANGE_WINDOW
         if len(latest) >= SLOWER_WINDOW and min(latest[-SLOWER_WINDOW:]) > SLOWER_FACTOR:
@@ -320,6 +329,7 @@ class CostModel:
 
     def _solve(self) -> None:
         """Minimise u'Au - 2b'u under u >= 0, from the last solution on (block principal pivoting)."""
+        self._until_solve = float(SOLVE_EVERY_STEPS)
         self._absorb()
         a = self._a + np.diag(RIDGES * (1e-12 + float(np.trace(self._a))))
         self._u = nonnegative_least_squares(a, self._b, self._u > 0)
@@ -382,39 +392,3 @@ class CostModel:
 def _kind(shape: StepShape) -> tuple[int, int]:
     """Return a coarse name of a step's kind: the octave of its tokens, and of its prefixes."""
     return shape.tokens.bit_length(), int(shape.prefill_work / max(1, shape.tokens)).bit_length()
-
-
-def nonnegative_least_squares(
-    a: NDArray[np.float64], b: NDArray[np.float64], passive: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Minimise u'au - 2b'u under u >= 0 for a positive definite `a`.
-
-    Args:
-        a: shape [n, n]. b: shape [n].
-        passive: first guess of which u are above zero; the last step's answer mostly still holds.
-
-    Block principal pivoting (Kim and Park, 2011): exchange all that break the conditions at once, and one at a
-    time when that does not get closer.
-    """
-    size = len(b)
-    tolerance = 1e-9 * (1.0 + float(np.abs(b).max()))
-    passive = passive.copy()
-    best, patience = size + 1, 3
-    u = np.zeros(size)
-    for _ in range(50 + 10 * size):
-        u = np.zeros(size)
-        if passive.any():
-            u[passive] = np.linalg.solve(a[np.ix_(passive, passive)], b[passive])
-        wrong = np.where(passive, u < 0, (b - a @ u) > tolerance)
-        count = int(wrong.sum())
-        if count == 0:
-            return u
-        if count < best:
-            best, patience = count, 3
-        elif patience > 0:
-            patience -= 1
-        else:
-            last = int(np.flatnonzero(wrong)[-1])
-            wrong = np.arange(size) == last
-        passive = passive ^ wrong
-    return np.maximum(u, 0.0)

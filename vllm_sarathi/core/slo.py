@@ -95,6 +95,10 @@ class SloBudget:
 
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step."""
+        if view.decodes and not (view.prefills or view.waiting or view.unseen_waiting):
+            self._planned(0)
+            self._backlog.planned(0, 0)
+            return StepPlan(min(view.max_tokens, view.decode_tokens), (), reason="none")
         order = self._order(view)
         longest_s = self._longest_step_s()
         ahead = [view.prefills[i] for i in order.prefills]

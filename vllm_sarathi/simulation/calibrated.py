@@ -15,7 +15,8 @@ import numpy as np
 
 from vllm_sarathi.core.calibration import CalibrationError, calibration_folder, load_latest
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.core.cost_model import SCALES, CostModel, features, nonnegative_least_squares
+from vllm_sarathi.core.cost_model import SCALES, CostModel, features
+from vllm_sarathi.core.nonnegative import nonnegative_least_squares
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.core.views import StepShape
 

@@ -3,7 +3,7 @@
 Most running requests in most steps are *steady*: they decode one token and do not finish. For those, vLLM's `schedule`
 and `update_from_output` only count, at some ten microseconds a request, and take a KV block now and then. The class
 made here takes them out of the parent's sight for the step, counts for them, takes their blocks from vLLM's own
-KV-cache coordinator, and lets the parent decide all the rest. A request is hidden only where what the parent decides
+KV-cache managers, and lets the parent decide all the rest. A request is hidden only where what the parent decides
 cannot depend on it:
 
 - hidden requests come before every partial prefill in `running`, and the budget is lowered by what they take;
@@ -17,7 +17,8 @@ Who is hidden mostly stays so for many steps: a `_Group` remembers it until some
 
 import functools
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_sarathi.engine.vllm_api import LIMITS, import_internal, scheduler_classes
@@ -40,6 +41,8 @@ class _Group:
         visible: the others.
         growing: who needs a block, by steps from the first on, modulo the block size.
         names: of the steady ones, each with its one token.
+        token_lists: the lists that their tokens are counted in.
+        context: tokens that they read from the KV cache, summed.
         left: for how many more steps nothing can happen to them.
         step: how many steps it has been through.
     """
@@ -49,6 +52,8 @@ class _Group:
     visible: list[Any]
     growing: list[list[Any]]
     names: dict[str, int]
+    token_lists: list[list[int]]
+    context: int
     left: int
     step: int = 0
 
@@ -60,6 +65,8 @@ class _Passage:
     Attributes:
         steady: the requests that are hidden.
         visible: tokens of the others.
+        context: tokens that the hidden ones read from the KV cache, summed.
+        token_lists: the lists that their tokens are counted in.
         plain_steps: how many steps the parent had decided alone when this one was scheduled.
         balanced: another step of the same requests begins where this one ends: what the one adds to the counts of
             what is in flight, the other takes away, and neither is done.
@@ -67,6 +74,8 @@ class _Passage:
 
     steady: list[Any]
     visible: dict[str, int]
+    context: int = 0
+    token_lists: list[list[int]] = field(default_factory=list)
     plain_steps: int = 0
     balanced: bool = False
 
@@ -95,7 +104,7 @@ class ExpressLane:
             or me.scheduler_config.long_prefill_token_threshold
             or me.connector is not None
         )
-        self._coordinator = me.kv_cache_manager.coordinator
+        self._managers = me.kv_cache_manager.coordinator.single_type_managers
         self._slots = tuple(name for name in LIMITS[1:] if hasattr(self, name))
         self._group: _Group | None = None
         self._under_way: deque[_Passage] = deque()
@@ -115,7 +124,8 @@ class ExpressLane:
         running, count, seen = self.running, len(group.steady), len(visible)
         for request in growing:  # before the parent looks at how many blocks are free
             tokens = request.num_computed_tokens + 1
-            self._coordinator.allocate_new_blocks(request.request_id, tokens, tokens)
+            for manager in self._managers:
+                manager.allocate_new_blocks(request.request_id, tokens, tokens)
         self._hide(count)
         self.running = visible
         output = parent.schedule(*args, **kwargs)
@@ -131,12 +141,12 @@ class ExpressLane:
         passage: _Passage = output.express
         assert self._under_way.popleft() is passage, "steps finish in their order"
         steady, visible, waiting = passage.steady, passage.visible, self._asynchronous
-        balanced = passage.balanced
+        balanced, token_lists = passage.balanced, passage.token_lists
         if passage.plain_steps != self._plain_steps:
             steady = self._still_steady(passage)
-        for request in steady:
-            request._output_token_ids.append(TOKEN)
-            request._all_token_ids.append(TOKEN)
+            token_lists = _token_lists(steady)
+        for tokens in token_lists:
+            tokens.append(TOKEN)
         if not balanced:
             for request in steady:
                 request.num_in_flight_tokens -= 1
@@ -209,7 +219,9 @@ class ExpressLane:
                 visible.append(request)
         if not steady:
             return None
-        return _Group(head, steady, visible, growing, {r.request_id: 1 for r in steady}, left)
+        context = sum(request.num_computed_tokens for request in steady)
+        names = {request.request_id: 1 for request in steady}
+        return _Group(head, steady, visible, growing, names, _token_lists(steady), context, left)
 
     def _nothing_can_be_preempted(self, count: int, visible: list[Any], growing: int) -> bool:
         me: Any = self
@@ -238,7 +250,8 @@ class ExpressLane:
         """Do for the hidden requests what the parent does for the others after scheduling."""
         me: Any = self
         steady, visible, waiting = group.steady, output.num_scheduled_tokens, self._asynchronous
-        self._enter(output, _Passage(steady, visible))
+        self._enter(output, _Passage(steady, visible, group.context, group.token_lists))
+        group.context += len(steady)
         oldest = self._under_way[0]
         oldest.balanced = len(self._under_way) == self.in_flight and oldest.steady is steady
         for request in steady:
@@ -251,6 +264,10 @@ class ExpressLane:
         me.prev_step_scheduled_req_ids.update(group.names)
         output.num_scheduled_tokens = {**group.names, **visible}
         output.total_num_scheduled_tokens += len(steady)
+
+
+def _token_lists(requests: Sequence[Any]) -> list[list[int]]:
+    return [tokens for request in requests for tokens in (request._output_token_ids, request._all_token_ids)]
 
 
 @functools.cache

@@ -73,6 +73,7 @@ class RequestLog:
 @dataclass(slots=True)
 class _Batch:
     output: Any
+    steady: list[list[float]]
     sampled: list[str]
     done_s: float
 
@@ -100,6 +101,8 @@ class Simulator:
         self._in_flight = in_flight
         self._batches: deque[_Batch] = deque()
         self._stage_free_s = [0.0] * times.stages
+        self._steady: list[Any] = []
+        self._times_of_steady: list[list[float]] = []
         self._by_name: dict[str, RequestLog] = {}
         self._next = 0
         self._naps = 0
@@ -124,7 +127,7 @@ class Simulator:
             output = scheduler.schedule()
             executed = output.total_num_scheduled_tokens > 0
             # What holds nothing takes its turn in the queue all the same.
-            self._batches.append(self._launch(output) if executed else _Batch(output, [], self.now_s))
+            self._batches.append(self._launch(output) if executed else _Batch(output, [], [], self.now_s))
             self.steps += executed
             if len(self._batches) < self._in_flight and (executed or scheduler.has_requests()):
                 return True
@@ -196,19 +199,26 @@ class Simulator:
                 at_s += self._times.send_s(shape.tokens)
             at_s = max(at_s, free_s) + stage_s
             self._stage_free_s[stage] = at_s
-        return _Batch(output, sampled, at_s)
+        return _Batch(output, self._steady_times(output.express.steady), sampled, at_s)
+
+    def _steady_times(self, steady: list[Any]) -> list[list[float]]:
+        """Return where the tokens of the steady requests are logged; they mostly are those of the step before."""
+        if steady is not self._steady:
+            by_name = self._by_name
+            self._steady, self._times_of_steady = steady, [by_name[r.request_id].token_s for r in steady]
+        return self._times_of_steady
 
     def _shape(self, output: Any) -> tuple[StepShape, int, list[str]]:
-        """Return what a batch computes, its prefill chunks' prefix tokens, and the requests that sample a token."""
+        """Return what a batch computes, its prefill chunks' prefix tokens, and who samples a token but the steady."""
         requests = self.scheduler.requests
         by_name = self._by_name
-        # The steady ones decode one token each, so there is nothing to find out.
-        steady, visible = output.express.steady, output.express.visible
-        sampled = [request.request_id for request in steady]
-        context = sum([request.num_computed_tokens for request in steady]) - len(steady)
+        sampled: list[str] = []
+        context = (
+            output.express.context
+        )  # the steady ones decode one token each: there is nothing to find out
         prefix = prefills = 0
         work = 0.0
-        for name, tokens in visible.items():
+        for name, tokens in output.express.visible.items():
             request = requests[name]
             computed = request.num_computed_tokens
             if not request.is_prefill_chunk:
@@ -236,6 +246,8 @@ class Simulator:
         result = build_output({name: [TOKEN] if name in sampled else [] for name in names})
         for name in batch.sampled:
             by_name[name].token_s.append(now_s)
+        for times_s in batch.steady:
+            times_s.append(now_s)
         for outputs in scheduler.update_from_output(batch.output, result).values():
             for output in outputs.outputs:
                 if output.finish_reason is not None:
