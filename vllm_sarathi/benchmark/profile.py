@@ -43,6 +43,7 @@ class GridPolicy:
     waiting_seen = 0
     sees_one_step = True
     needs_decode_views = False
+    shortest_first_of = 0
 
     def __init__(self, model: CostModel) -> None:
         self.chunks: deque[int] = deque()

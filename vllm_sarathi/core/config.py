@@ -138,7 +138,8 @@ class SarathiConfig:
         tbt_mode: `gap` promises every gap; `pace` promises that token n comes by first token + n x SLO, so that
             a stream that is ahead has slack to lend.
         ttft_slo_ms: the promised time to first token, milliseconds; gives each waiting prompt a deadline.
-        prefill_order: `fcfs`, or `deadline`: earliest deadline first, shortest remaining as tie-break.
+        prefill_order: `fcfs`, in which those that come during the same step are read shortest first; or `deadline`:
+            earliest deadline first, shortest remaining as tie-break.
         prefill_max_wait_s: under `deadline`, a prompt that has waited so long goes before all later ones, seconds.
         allow_request_slo: whether clients may ask for promises of their own.
         min_request_slo_ms: the least promise that a client may ask for, milliseconds.

@@ -1,6 +1,7 @@
 """Whose prompt is read first.
 
-`fcfs` is the queue's own order. `deadline` is, in four ranks:
+`fcfs` is the queue's own order, into which the engine sorts those that come during the same step by their lengths (see
+`slo.SHORTEST_FIRST_OF`). `deadline` is, in four ranks:
 
 1. *overdue*, in every second step: it has waited longer than the bound; by arrival.
 2. *promised*: it has a time to first token that can still be kept; earliest deadline first, shortest remaining as

@@ -16,11 +16,14 @@ class Policy(Protocol):
         waiting_seen: how many waiting requests it wants to see, from the head of the queue.
         sees_one_step: whether those that would fill a step are enough; each one seen costs time in every step.
         needs_decode_views: whether it wants to see each decode.
+        shortest_first_of: so many prompts that came during the same step are read shortest first; 0 leaves any number
+            in the queue's own order.
     """
 
     waiting_seen: int
     sees_one_step: bool
     needs_decode_views: bool
+    shortest_first_of: int
 
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step."""
@@ -48,6 +51,7 @@ class FixedBudget:
     waiting_seen = 0
     sees_one_step = True
     needs_decode_views = False
+    shortest_first_of = 0
 
     def __init__(self, token_budget: int) -> None:
         assert token_budget >= 1
@@ -70,6 +74,7 @@ class Baseline:
     waiting_seen = 64
     sees_one_step = False
     needs_decode_views = False
+    shortest_first_of = 0
 
     def observe(self, record: StepRecord) -> None:
         """A baseline learns nothing."""

@@ -8,13 +8,14 @@ as the cost model foretells it, ends before the most urgent next token is due.
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vllm_sarathi.core.backlog import Backlog
 from vllm_sarathi.core.config import SarathiConfig, auto_factor
 from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.deadlines import TokenDeadlines
 from vllm_sarathi.core.ordering import DeadlineOrder, Order
-from vllm_sarathi.core.policies import arrival_order
+from vllm_sarathi.core.policies import arrival_order, decodes_only
 from vllm_sarathi.core.stages import StageClock
 from vllm_sarathi.core.views import RequestView, StepPlan, StepRecord, StepView, chunk_work
 
@@ -52,6 +53,11 @@ WAITING_SEEN = {"fcfs": 16, "deadline": 256}
 """How far into the queue each order looks."""
 
 
+SHORTEST_FIRST_OF = {"fcfs": 64, "deadline": 0}
+"""Of prompts that come during one step nobody was first, and read by their lengths they wait the least in the mean (the
+shortest job first). More of them are no burst but a batch job: its order may be meant, as where prefixes are shared."""
+
+
 class SloBudget:
     """Plans each step by the promised time between tokens.
 
@@ -66,6 +72,7 @@ class SloBudget:
         self.model = model
         self.deadlines = TokenDeadlines(config.tbt_mode, steps_per_token)
         self.waiting_seen = WAITING_SEEN[config.prefill_order]
+        self.shortest_first_of = SHORTEST_FIRST_OF[config.prefill_order]
         self.sees_one_step = config.prefill_order == "fcfs"
         self.needs_decode_views = self.deadlines.needs_decode_views or config.allow_request_slo
         self.unkeepable = False
@@ -113,6 +120,9 @@ class SloBudget:
         self._planned(prefill_tokens)
         read = _prompts_within(ahead, prefill_tokens)
         self._backlog.planned(read, _left(view, ahead, read))
+        if prefill_tokens == 0 and view.decodes:
+            # Held, not only left out of the budget: a decode that turns out to end would leave its token to a prompt.
+            return replace(decodes_only(view), reason=reason)
         budget = min(view.max_tokens, max(1, view.decode_tokens + prefill_tokens))
         return StepPlan(budget, order.prefills, order.held, order.waiting, reason=reason)
 

@@ -99,6 +99,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         self._by_deadline = config.prefill_order == "deadline"
         self._by_priority = vllm_api.is_priority_policy(self)
         self._promises: dict[str, Promise] = {}
+        self._arrived: set[str] = set()
         self._in_flight: deque[_Step | None] = deque()
         self._completed_s: float | None = None
         self._empty_steps = 0
@@ -109,6 +110,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         """Schedule one step by the controller's plan; arguments and result are the parent's."""
         if not self._chunked:
             return super().schedule(*args, **kwargs)
+        if self._arrived:
+            self._guarded(self._take_in_arrived)
         limits = vllm_api.save_limits(self)
         # An exception of ours would end the engine for every client; a stock step costs one promise.
         step = None if self._is_stuck() else self._guarded(self._apply_plan)
@@ -148,6 +151,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             self._guarded(self._note_promise, request)
         if self._by_deadline:
             self._guarded(self._bring_into_sight, request)
+        self._arrived.add(request.request_id)
 
     def shutdown(self) -> None:
         """End, as the parent does, with the last figures told."""
@@ -219,10 +223,10 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if partial:
             context -= sum([r.num_computed_tokens for r in partial])
         waiting: list[Any] = []
-        unseen = 0
-        if policy.waiting_seen:
+        unseen = self.get_request_counts()[1] if policy.waiting_seen else 0
+        if unseen:
             waiting = self._seen_waiting(partial)
-            unseen = self.get_request_counts()[1] - len(waiting)
+            unseen -= len(waiting)
         wall_s = self.wall_clock() if partial or waiting else 0.0
         views: tuple[DecodeView, ...] = ()
         if policy.needs_decode_views:
@@ -297,6 +301,12 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             or self._promises.get(request.request_id, NONE).ttft_slo_s is not None
         ):
             vllm_api.move_to_front(self, request)
+
+    def _take_in_arrived(self) -> None:
+        """Read the prompts that came during the step before this one shortest first, if the policy wants that."""
+        arrived, self._arrived = self._arrived, set()
+        if 1 < len(arrived) <= self.controller.policy.shortest_first_of:
+            vllm_api.sort_newest(self, arrived)
 
     def _is_stuck(self) -> bool:
         """True where a small budget alone keeps everything from moving.

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import logging
 import sys
+from collections import deque
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -259,6 +260,18 @@ def move_to_front(scheduler: Any, request: Any) -> None:
     if len(queue) > 1 and queue[-1] is request:
         queue.pop()
         queue.prepend_request(request)
+
+
+def sort_newest(scheduler: Any, names: set[str]) -> None:
+    """Bring those requests, as far as they are the last of an FCFS queue, into the order of their lengths."""
+    queue = scheduler.waiting
+    if not isinstance(queue, deque):
+        return
+    newest = []
+    while queue and queue[-1].request_id in names:
+        newest.append(queue.pop())
+    newest.reverse()  # prompts of the same length stay in their order
+    queue.extend(sorted(newest, key=lambda request: request.num_tokens))
 
 
 def uses_stock_only(vllm_config: Any) -> str | None:
