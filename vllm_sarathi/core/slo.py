@@ -52,7 +52,6 @@ LEAST_PART_TOKENS = 256
 WAITING_SEEN = {"fcfs": 16, "deadline": 256}
 """How far into the queue each order looks."""
 
-
 SHORTEST_FIRST_OF = {"fcfs": 64, "deadline": 0}
 """Of prompts that come during one step nobody was first, and read by their lengths they wait the least in the mean (the
 shortest job first). More of them are no burst but a batch job: its order may be meant, as where prefixes are shared."""

@@ -151,7 +151,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             self._guarded(self._note_promise, request)
         if self._by_deadline:
             self._guarded(self._bring_into_sight, request)
-        self._arrived.add(request.request_id)
+        if self._chunked:
+            self._arrived.add(request.request_id)
 
     def shutdown(self) -> None:
         """End, as the parent does, with the last figures told."""
