@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vllm_sarathi.benchmark.load import SEED
+
 WorkloadOption = Annotated[
     list[str] | None,
     typer.Option(help="chat, long, mix, rush, burst or idle; may be given again. All, if not given."),
@@ -28,6 +30,7 @@ OutOption = Annotated[Path, typer.Option(help="Where data sets, raw results and 
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Use the finished runs in --out; keep the rows in --json.")
 ]
+SeedOption = Annotated[int, typer.Option(help="What the requests and their times are drawn from.")]
 CapacityOption = Annotated[
     bool,
     typer.Option(
@@ -55,6 +58,7 @@ def live(
     model: ModelOption = "build/models/SmolLM2-135M-Instruct",
     out: OutOption = Path("build/bench/live"),
     resume: ResumeOption = False,
+    seed: SeedOption = SEED,
     capacity: CapacityOption = False,
     url: UrlOption = None,
     rate: RateOption = None,
@@ -79,6 +83,7 @@ def live(
         out=out,
         json=json,
         resume=resume,
+        seed=seed,
     )
     run_live(options, Console())
 

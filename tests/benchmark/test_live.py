@@ -21,7 +21,7 @@ from vllm_sarathi.benchmark.progress import Stages
 from vllm_sarathi.benchmark.reference_model import tiny_model
 from vllm_sarathi.benchmark.rows import RowFile, attainment, build_row
 from vllm_sarathi.benchmark.verdict import print_verdicts, verdict
-from vllm_sarathi.benchmark.workloads import WORKLOADS, Arrival, Kind, Workload
+from vllm_sarathi.benchmark.workloads import WORKLOADS, Arrival, Kind, Workload, draw_arrivals, trace_lines
 from vllm_sarathi.cli import app
 
 FIELDS = [
@@ -50,6 +50,7 @@ def options(tmp_path: Path, **changes: Any) -> Options:
         "out": tmp_path / "out",
         "json": tmp_path / "rows.json",
         "resume": False,
+        "seed": 0,
     }
     return parse_options(**(asked | changes))
 
@@ -72,6 +73,7 @@ def client_result(path: Path, **seen: list[Any]) -> Path:
         (["--workload", "mixx"], "--workload 'mixx': unknown workload; did you mean 'mix'?"),
         (["--tbt-slo-ms", "0"], "--tbt-slo-ms 0.0: must be a number above 0"),
         (["--tbt-slo-ms", "nan"], "--tbt-slo-ms nan: must be"),
+        (["--seed", "-1"], "--seed -1: must be 0 or more."),
         (["--ttft-slo-ms", "-1"], "--ttft-slo-ms -1.0: must be"),
         (["--schedulers", "sarathi,defualt"], "'defualt': unknown scheduler; did you mean 'default'?"),
         (["--schedulers", "default@x"], "'default@x': the budget after '@' must be a whole number"),
@@ -85,6 +87,16 @@ def test_a_mistake_is_one_sentence_before_any_server_starts(
     result = CliRunner().invoke(app, ["bench", "live", "--model", "m", *arguments])
     assert result.exit_code == 1
     assert f"error: {said}" in result.output.replace("--schedulers '", "'")
+
+
+def test_another_seed_draws_other_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "plan_sessions", lambda _: [])
+    drawn = []
+    for seed in (0, 3):
+        live.run_live(options(tmp_path, workloads=("chat",), seed=seed), Console(quiet=True))
+        drawn.append((tmp_path / "out" / "chat.trace.jsonl").read_text())
+    assert drawn == [trace_lines(draw_arrivals(WORKLOADS["chat"], seed)) for seed in (0, 3)]
+    assert drawn[0] != drawn[1]
 
 
 def test_everything_is_the_default(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ class Options:
         out: where data sets, clients' results and logs go.
         json: where the rows go, too.
         resume: whether finished runs in `out` are used instead of repeated.
+        seed: what the requests and their times are drawn from.
     """
 
     workloads: tuple[str, ...]
@@ -63,6 +64,7 @@ class Options:
     out: Path
     json: Path | None
     resume: bool
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def parse_options(
     out: Path,
     json: Path | None,
     resume: bool,
+    seed: int,
 ) -> Options:
     """Check what the user asked for, before any server starts; where nothing was said, all of it.
 
@@ -103,6 +106,8 @@ def parse_options(
     for tbt_slo_ms in tbt_slos_ms:
         check_positive("tbt_slo_ms", tbt_slo_ms, MAX_SLO_MS)
     check_positive("ttft_slo_ms", ttft_slo_ms, MAX_SLO_MS)
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: must be 0 or more.")
     contenders = default_contenders(quick) if schedulers is None else parse_contenders(schedulers)
     # A name on a model hub has one slash at the most; vLLM looks for whatever is no folder there, for minutes.
     if (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).is_dir():
@@ -120,6 +125,7 @@ def parse_options(
         out=out,
         json=json,
         resume=resume,
+        seed=seed,
     )
 
 
@@ -149,7 +155,10 @@ def run_live(options: Options, console: Console) -> list[Row]:
     file = RowFile(options.json, keep=options.resume)
     loads = {
         name: prepare(
-            quick(WORKLOADS[name]) if options.quick else WORKLOADS[name], options.model, options.out
+            quick(WORKLOADS[name]) if options.quick else WORKLOADS[name],
+            options.model,
+            options.out,
+            options.seed,
         )
         for name in options.workloads
         if name != idle.NAME
