@@ -19,9 +19,9 @@ What lost, by validation loss on the reference tasks of `autolrs bench` (seed 0 
   instead of 2.20 (bert-mlm); on mnist-resnet 0.03 and 0.1 are alike (0.133, 0.130). Hence HORIZON.
 * Decay over the whole run: 2.126, against 2.058 over the last half and 2.048 over the last fifth (stdlib-gpt, peak
   3e-3); 2.252, 2.226 and 2.234 (bert-mlm). Cosine and linear decays of equal length: no winner in nine peaks.
-* A decay by 1 - sqrt (Haegele et al. 2024), means of three seeds on stdlib-gpt, bert-mlm, mnist-resnet: 2.038, 2.239 and
-  0.132 over the last fifth, 2.063, 2.249 and 0.121 over the last third, against 2.029, 2.235 and 0.132; linear over the
-  last third: 2.040, 2.241, 0.130. A HORIZON of 1/2: 2.025, 2.230, 0.129: no more than seeds differ by.
+* A decay by 1 - sqrt (Haegele et al. 2024), means of three seeds on stdlib-gpt, bert-mlm, mnist-resnet: 2.038, 2.239,
+  0.132 over the last fifth, 2.063, 2.249, 0.121 over the last third, against 2.029, 2.235, 0.132; linear over the last
+  third: 2.040, 2.241, 0.130. A HORIZON of 1/2: 2.025, 2.230, 0.129: no more than seeds differ by.
 * Probes believed as they are: above the limit of stability the same rate (9.2e-3, stdlib-gpt) came to 3.24 and to
   3.92. With the standard error of the tail as the noise, four seeds chose 5.5e-3 to 4.5e-2.
 * The lowest coarse probe as the centre of the fine ones: on the flat part beyond the optimum chance decided, and one
