@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vllm_sarathi.benchmark.load import SEED
-
 WorkloadOption = Annotated[
     list[str] | None,
     typer.Option(help="chat, long, mix, rush, burst or idle; may be given again. All, if not given."),
@@ -58,7 +56,7 @@ def live(
     model: ModelOption = "build/models/SmolLM2-135M-Instruct",
     out: OutOption = Path("build/bench/live"),
     resume: ResumeOption = False,
-    seed: SeedOption = SEED,
+    seed: SeedOption = 0,
     capacity: CapacityOption = False,
     url: UrlOption = None,
     rate: RateOption = None,
