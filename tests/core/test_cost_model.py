@@ -60,6 +60,14 @@ def test_a_device_that_changes_is_learnt_anew(speed: float) -> None:
     assert errors[50] <= 0.03
 
 
+def test_what_decodes_alone_take_is_learnt_where_nothing_else_is_done() -> None:
+    model, shape = CostModel(), StepShape(32, 32, 40_000, 0.0, 32)
+    learn(model, roofline(), 400)
+    for _ in range(200):  # too little of a change to be taken for another device
+        model.observe(shape, 1.1 * roofline()(shape))
+    assert model.predict(shape) == pytest.approx(1.1 * roofline()(shape), rel=0.03)
+
+
 def test_the_online_fit_follows_its_slow_twin() -> None:
     model, rng, device = CostModel(), random.Random(3), roofline()
     rows, targets = [], []

@@ -119,3 +119,20 @@ def test_the_express_lane_where_requests_are_preempted(name: str, mode: str, sha
     )
     assert compare(express, plain) > 0, "nothing was preempted"
     assert express.hidden > 0 or (share_prefixes and mode == "async")
+
+
+def test_a_hidden_request_that_was_preempted_meanwhile_is_left_to_the_parent() -> None:
+    engine = simulator(requests(1), "default", "async", False)
+    scheduler = engine.scheduler
+    while not (scheduler._under_way and len(scheduler._under_way[0].steady) > 1):
+        assert engine.step()
+    passage, output = scheduler._under_way[0], engine._batches[0].output
+    assert output.express is passage
+    gone = passage.steady[0]
+    gone.num_stale_output_tokens = 1  # as vLLM marks one whose tokens are in flight when it is preempted
+    scheduler._plain_steps += 1
+    before = [request.num_tokens for request in passage.steady]
+    assert gone.request_id in scheduler.settle(output)
+    assert [r.num_tokens - was for r, was in zip(passage.steady, before, strict=True)] == [
+        0 if request is gone else 1 for request in passage.steady
+    ]
