@@ -73,7 +73,7 @@ class RequestLog:
 @dataclass(slots=True)
 class _Batch:
     output: Any
-    steady: list[list[float]]
+    times_of_steady: list[list[float]]
     sampled: list[str]
     done_s: float
 
@@ -213,9 +213,8 @@ class Simulator:
         requests = self.scheduler.requests
         by_name = self._by_name
         sampled: list[str] = []
-        context = (
-            output.express.context
-        )  # the steady ones decode one token each: there is nothing to find out
+        # The steady ones decode one token each, so there is nothing to find out.
+        context = output.express.context
         prefix = prefills = 0
         work = 0.0
         for name, tokens in output.express.visible.items():
@@ -246,7 +245,7 @@ class Simulator:
         result = build_output({name: [TOKEN] if name in sampled else [] for name in names})
         for name in batch.sampled:
             by_name[name].token_s.append(now_s)
-        for times_s in batch.steady:
+        for times_s in batch.times_of_steady:
             times_s.append(now_s)
         for outputs in scheduler.update_from_output(batch.output, result).values():
             for output in outputs.outputs:
