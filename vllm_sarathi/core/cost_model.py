@@ -266,7 +266,7 @@ class CostModel:
         """Rescale everything where the latest steps agree that the device is faster or slower than it was."""
         self._recent.append(ratio)
         if 1 / CHANGE_FACTOR <= ratio <= CHANGE_FACTOR:
-            return False
+            return False  # the row ends with it, whatever was before
         latest = list(self._recent)
         full = len(latest) == CHANGE_WINDOW
         if len(latest) >= SLOWER_WINDOW and min(latest[-SLOWER_WINDOW:]) > SLOWER_FACTOR:

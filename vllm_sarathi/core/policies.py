@@ -93,14 +93,14 @@ def whole_prompts(view: StepView, room: int) -> int:
     return total
 
 
-def decodes_only(view: StepView) -> StepPlan:
+def decodes_only(view: StepView, reason: str = "decodes") -> StepPlan:
     """Return the plan of a step without prefill."""
     return StepPlan(
         token_budget=min(view.max_tokens, max(1, view.decode_tokens)),
         prefill_order=(),
         held=tuple(range(len(view.prefills))),
         admit=False,
-        reason="decodes",
+        reason=reason,
     )
 
 

@@ -8,7 +8,6 @@ as the cost model foretells it, ends before the most urgent next token is due.
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 
 from vllm_sarathi.core.backlog import Backlog
 from vllm_sarathi.core.config import SarathiConfig, auto_factor
@@ -102,9 +101,10 @@ class SloBudget:
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step."""
         if view.decodes and not (view.prefills or view.waiting or view.unseen_waiting):
+            # The answer that all below comes to, without its cost: most steps of a server are such.
             self._planned(0)
             self._backlog.planned(0, 0)
-            return StepPlan(min(view.max_tokens, view.decode_tokens), (), reason="none")
+            return decodes_only(view, "none")
         order = self._order(view)
         longest_s = self._longest_step_s()
         ahead = [view.prefills[i] for i in order.prefills]
@@ -121,7 +121,7 @@ class SloBudget:
         self._backlog.planned(read, _left(view, ahead, read))
         if prefill_tokens == 0 and view.decodes:
             # Held, not only left out of the budget: a decode that turns out to end would leave its token to a prompt.
-            return replace(decodes_only(view), reason=reason)
+            return decodes_only(view, reason)
         budget = min(view.max_tokens, max(1, view.decode_tokens + prefill_tokens))
         return StepPlan(budget, order.prefills, order.held, order.waiting, reason=reason)
 

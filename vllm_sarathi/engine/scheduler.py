@@ -306,7 +306,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
     def _take_in_arrived(self) -> None:
         """Read the prompts that came during the step before this one shortest first, if the policy wants that."""
         arrived, self._arrived = self._arrived, set()
-        if 1 < len(arrived) <= self.controller.policy.shortest_first_of:
+        if not self._by_priority and 1 < len(arrived) <= self.controller.policy.shortest_first_of:
             vllm_api.sort_newest(self, arrived)
 
     def _is_stuck(self) -> bool:

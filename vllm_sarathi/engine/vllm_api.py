@@ -10,9 +10,9 @@ Importing this module imports no vLLM: the plugin is loaded in every vLLM proces
 import functools
 import importlib
 import inspect
+import itertools
 import logging
 import sys
-from collections import deque
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -265,13 +265,13 @@ def move_to_front(scheduler: Any, request: Any) -> None:
 def sort_newest(scheduler: Any, names: set[str]) -> None:
     """Bring those requests, as far as they are the last of an FCFS queue, into the order of their lengths."""
     queue = scheduler.waiting
-    if not isinstance(queue, deque):
-        return
-    newest = []
-    while queue and queue[-1].request_id in names:
-        newest.append(queue.pop())
+    newest = list(itertools.takewhile(lambda request: request.request_id in names, reversed(queue)))
     newest.reverse()  # prompts of the same length stay in their order
-    queue.extend(sorted(newest, key=lambda request: request.num_tokens))
+    # Sorted before any is taken out: an error in between would lose requests.
+    ordered = sorted(newest, key=lambda request: request.num_tokens)
+    for _ in ordered:
+        queue.pop()
+    queue.extend(ordered)
 
 
 def uses_stock_only(vllm_config: Any) -> str | None:
