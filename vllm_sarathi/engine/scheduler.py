@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm_sarathi.core.config import config_from_additional
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.views import (
+from vllm_sarathi.core.types import (
     DecodeView,
     InFlight,
     RequestView,
