@@ -12,9 +12,10 @@ from vllm_sarathi import SarathiConfig
 from vllm_sarathi.core.config import CONFIG_KEY, ConfigCarrier
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.engine import telemetry, vllm_api
+from vllm_sarathi.engine import telemetry
 from vllm_sarathi.engine.memory import CalibrationMemory, calibration_key, open_memory
 from vllm_sarathi.engine.telemetry import Telemetry, open_telemetry
+from vllm_sarathi.engine.vllm.internals import installed_version
 
 KEY = {"model": "m"}
 
@@ -114,7 +115,7 @@ def test_the_key_tells_deployments_apart(make_config: Any, model_folder: Path) -
     key = calibration_key(plain)
     assert key["model"] == str(model_folder)
     assert key["dtype"] == "torch.float32"
-    assert key["vllm"] == vllm_api.installed_version()
+    assert key["vllm"] == installed_version()
     assert calibration_key(make_config(SarathiConfig(tbt_slo_ms=9))) == key
     assert {k for k, v in calibration_key(other).items() if v != key[k]} == {"pipeline_parallel_size"}
 

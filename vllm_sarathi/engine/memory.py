@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.steptime.store import (
     CalibrationError,
     Key,
@@ -12,9 +14,7 @@ from vllm_sarathi.core.steptime.store import (
     load_calibration,
     save_calibration,
 )
-from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.engine.vllm_api import import_internal, installed_version, logger
+from vllm_sarathi.engine.vllm.internals import current_platform, installed_version, logger
 
 LEAST_STEPS = 32
 """What so few steps taught is not worth keeping."""
@@ -105,7 +105,7 @@ def calibration_key(vllm_config: Any) -> dict[str, str | int | bool | None]:
 
 
 def _device_name() -> str:
-    platform = import_internal("vllm.platforms").current_platform
+    platform = current_platform()
     if not platform.is_cpu():
         return str(platform.get_device_name())
     # To vLLM every CPU is "cpu". How many threads there are differs between its processes: cores it is.

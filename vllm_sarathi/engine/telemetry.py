@@ -22,7 +22,7 @@ from vllm_sarathi.core.types import StepRecord
 from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
 from vllm_sarathi.engine.metrics import leave_figures
 from vllm_sarathi.engine.trace_file import StepTraceFile
-from vllm_sarathi.engine.vllm_api import logger
+from vllm_sarathi.engine.vllm.internals import logger
 
 TICK_S = 1.0
 WINDOW_S = 10.0
