@@ -9,15 +9,15 @@ import pytest
 
 from tests.engine.modelled import tiny_engine_config
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.engine import vllm_api
 from vllm_sarathi.engine.offline import config_folder
+from vllm_sarathi.engine.vllm.internals import logger
 
 
 @pytest.fixture
 def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What our logger warns of; vLLM's handlers write to a stream that pytest does not see."""
     said: list[str] = []
-    monkeypatch.setattr(vllm_api.logger, "warning", lambda message, *args: said.append(message % args))
+    monkeypatch.setattr(logger, "warning", lambda message, *args: said.append(message % args))
     return said
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_sarathi.core.config import MAX_SLO_MS, SarathiConfig
-from vllm_sarathi.engine.vllm_api import logger
+from vllm_sarathi.engine.vllm.internals import logger
 
 
 @dataclass(frozen=True, slots=True)

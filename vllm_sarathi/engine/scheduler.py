@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm_sarathi.core.config import config_from_additional
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.views import (
+from vllm_sarathi.core.types import (
     DecodeView,
     InFlight,
     RequestView,
@@ -25,11 +25,20 @@ from vllm_sarathi.core.views import (
     StepView,
     chunk_work,
 )
-from vllm_sarathi.engine import vllm_api
 from vllm_sarathi.engine.promises import NONE, Promise, read_promise
 from vllm_sarathi.engine.telemetry import open_telemetry
+from vllm_sarathi.engine.vllm.contract import (
+    missing_attributes,
+    raise_violations,
+    scheduler_classes,
+)
+from vllm_sarathi.engine.vllm.internals import is_priority_policy, logger
+from vllm_sarathi.engine.vllm.limits import restore_limits, save_limits, set_limits
+from vllm_sarathi.engine.vllm.queues import move_to_front, reorder_waiting, sort_newest
+from vllm_sarathi.engine.vllm.runnable import can_hide, has_runnable_prefill, has_slot
+from vllm_sarathi.engine.vllm.support import check_engine
 
-Scheduler, AsyncScheduler = vllm_api.scheduler_classes()
+Scheduler, AsyncScheduler = scheduler_classes()
 
 EMPTY_STEPS_BEFORE_FULL_BUDGET = 3
 """After this many steps that took nothing, the engine's own limit applies for one step: see `_is_stuck`."""
@@ -80,14 +89,14 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
-        vllm_api.raise_violations(vllm_api.missing_scheduler_attributes(self))
+        raise_violations(missing_attributes("scheduler", self))
         config = config_from_additional(vllm_config.additional_config)
         # vLLM may switch chunking off after the model has loaded (non-causal layers): then stay out of its way.
         self._chunked = bool(self.scheduler_config.enable_chunked_prefill)
         if self._chunked:
-            vllm_api.check_engine(vllm_config, config)
+            check_engine(vllm_config, config)
         else:
-            vllm_api.logger.warning("vLLM has switched chunked prefill off; its stock scheduling applies.")
+            logger.warning("vLLM has switched chunked prefill off; its stock scheduling applies.")
         self.config = config
         stages = vllm_config.parallel_config.pipeline_parallel_size
         self.controller = Controller(config, stages)
@@ -97,7 +106,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         self.plan_failures = 0
         self._pipelined = stages > 1 and not vllm_config.scheduler_config.async_scheduling
         self._by_deadline = config.prefill_order == "deadline"
-        self._by_priority = vllm_api.is_priority_policy(self)
+        self._by_priority = is_priority_policy(self)
         self._promises: dict[str, Promise] = {}
         self._arrived: set[str] = set()
         self._in_flight: deque[_Step | None] = deque()
@@ -112,14 +121,14 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             return super().schedule(*args, **kwargs)
         if self._arrived:
             self._guarded(self._take_in_arrived)
-        limits = vllm_api.save_limits(self)
+        limits = save_limits(self)
         # An exception of ours would end the engine for every client; a stock step costs one promise.
         step = None if self._is_stuck() else self._guarded(self._apply_plan)
         admitted: list[Any] = []
         try:
             output = super().schedule(*args, **kwargs)
         finally:
-            vllm_api.restore_limits(self, limits)
+            restore_limits(self, limits)
             if step is not None:
                 admitted = self.running[step.visible :]
                 if step.stalled or step.hidden:
@@ -142,7 +151,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         """Queue a request; one whose id is already in use is refused in the log, as an error here ends the engine."""
         existing = self.requests.get(request.request_id)
         if existing is not None and existing.streaming_queue is None:
-            vllm_api.logger.error(
+            logger.error(
                 "Request id %r is already in use; the second request is dropped.", request.request_id
             )
             return
@@ -166,9 +175,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             return ours(*args)
         except Exception:
             self.plan_failures += 1
-            vllm_api.logger.error(
-                "Planning a step failed; stock scheduling goes on.\n%s", traceback.format_exc()
-            )
+            logger.error("Planning a step failed; stock scheduling goes on.\n%s", traceback.format_exc())
             return None
 
     def _apply_plan(self) -> _Step:
@@ -183,8 +190,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         hidden = [partial[i] for i in plan.held]
         if plan.waiting_order is not None:
             waiting = [waiting[i] for i in plan.waiting_order]
-            vllm_api.reorder_waiting(self, waiting)
-        if hidden and not vllm_api.can_hide(self, view.decodes, waiting[0] if waiting else None):
+            reorder_waiting(self, waiting)
+        if hidden and not can_hide(self, view.decodes, waiting[0] if waiting else None):
             ordered, hidden = ordered + hidden, []
         stalled: list[Any] = []
         if not plan.decodes and self._can_stall(ordered, waiting):
@@ -198,7 +205,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             # The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so
             # decodes get their tokens first, and a prefill is preempted before a decode is.
             self.running = [request for request in running if not request.is_prefill_chunk] + ordered
-        vllm_api.set_limits(self, plan.token_budget, len(hidden) + len(stalled), plan.admit)
+        set_limits(self, plan.token_budget, len(hidden) + len(stalled), plan.admit)
         return _Step(
             started_s, view, plan, partial, hidden, stalled, len(self.running), take_turns and not stalled
         )
@@ -206,8 +213,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
     def _can_stall(self, partial: list[Any], waiting: list[Any]) -> bool:
         """True where prompts can be read while the decodes stand: else nothing would move."""
         if partial:
-            return vllm_api.can_hide(self, 0, partial[0])
-        return bool(waiting) and vllm_api.has_slot(self) and vllm_api.can_hide(self, 0, waiting[0])
+            return can_hide(self, 0, partial[0])
+        return bool(waiting) and has_slot(self) and can_hide(self, 0, waiting[0])
 
     def _view(self, now_s: float, partial: list[Any]) -> tuple[StepView, list[Any]]:
         """Return what the policy sees, and the waiting requests in it."""
@@ -301,13 +308,13 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             self.config.ttft_slo_ms is not None
             or self._promises.get(request.request_id, NONE).ttft_slo_s is not None
         ):
-            vllm_api.move_to_front(self, request)
+            move_to_front(self, request)
 
     def _take_in_arrived(self) -> None:
         """Read the prompts that came during the step before this one shortest first, if the policy wants that."""
         arrived, self._arrived = self._arrived, set()
         if not self._by_priority and 1 < len(arrived) <= self.controller.policy.shortest_first_of:
-            vllm_api.sort_newest(self, arrived)
+            sort_newest(self, arrived)
 
     def _is_stuck(self) -> bool:
         """True where a small budget alone keeps everything from moving.
@@ -345,7 +352,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if output.total_num_scheduled_tokens:
             self._in_flight.append(step)
             self._empty_steps = 0
-        elif not self._in_flight and vllm_api.has_runnable_prefill(self):
+        elif not self._in_flight and has_runnable_prefill(self):
             self._empty_steps += 1
 
     def _observe(self, step: _Step | None) -> None:

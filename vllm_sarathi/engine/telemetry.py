@@ -16,13 +16,13 @@ from typing import Any
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.promise_watch import PromiseWatch
+from vllm_sarathi.core.slo_watch import SloWatch
 from vllm_sarathi.core.step_trace import StepSummary, TracedStep, summarise
-from vllm_sarathi.core.views import StepRecord
+from vllm_sarathi.core.types import StepRecord
 from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
 from vllm_sarathi.engine.metrics import leave_figures
 from vllm_sarathi.engine.trace_file import StepTraceFile
-from vllm_sarathi.engine.vllm_api import logger
+from vllm_sarathi.engine.vllm.internals import logger
 
 TICK_S = 1.0
 WINDOW_S = 10.0
@@ -45,7 +45,7 @@ class Telemetry:
     Args:
         controller: whose steps they are.
         rank: which of several data-parallel engines this is.
-        steps_per_token: steps that end between two tokens of a request: the depth of a pipeline, else 1.
+        pipeline: the stages of the device.
         log: whether to log a line and leave metrics, as vLLM does unless told `--disable-log-stats`.
         trace: the step trace, if there is to be one.
         memory: where the step model is kept for the next start, if it is to be.
@@ -57,16 +57,16 @@ class Telemetry:
         controller: Controller,
         *,
         rank: int = 0,
-        steps_per_token: int = 1,
+        pipeline: Pipeline = Pipeline(),
         log: bool = True,
         trace: StepTraceFile | None = None,
         memory: CalibrationMemory | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.watch = PromiseWatch(controller.model, steps_per_token)
+        self.watch = SloWatch(controller.model, pipeline)
         self._controller = controller
         self._rank = rank
-        self._steps_per_token = steps_per_token
+        self._pipeline = pipeline
         self._log = log
         self._trace = trace
         self._memory = memory
@@ -176,7 +176,7 @@ def _tick(telemetry_ref: "weakref.ref[Telemetry]", stop: threading.Event) -> Non
         del telemetry
 
 
-def log_line(summary: StepSummary, steps_per_token: int = 1) -> str:
+def log_line(summary: StepSummary, pipeline: Pipeline = Pipeline()) -> str:
     """Return a summary as a line of the log."""
     parts = [f"Sarathi: {summary.running} running, {summary.waiting} waiting, {summary.steps} steps"]
     if summary.budget_tokens is not None:
