@@ -39,12 +39,17 @@ KINDS = {
     "kv_cache_manager": "KVCacheManager",
     "coordinator": "KVCacheCoordinator",
     "block_pool": "BlockPool",
+    "lora_config": "LoRAConfig",
+    "lora_request": "LoRARequest",
+    "kv_cache_config": "KVCacheConfig",
+    "mm_position": "PlaceholderRange",
+    "encoder_cache_manager": "EncoderCacheManager",
     "engine_args": "EngineArgs",
 }
 """What a name stands for, wherever it stands in the code that handles vLLM's objects."""
 
-OURS_TOO = {"finished"}
-"""What objects of vLLM's have, too, but we only read of our own."""
+OURS_TOO = {"finished", "path"}
+"""What objects of vLLM's have, too, but we only read of our own or of Python's."""
 
 
 @pytest.fixture

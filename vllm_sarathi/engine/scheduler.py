@@ -205,7 +205,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             # The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so
             # decodes get their tokens first, and a prefill is preempted before a decode is.
             self.running = [request for request in running if not request.is_prefill_chunk] + ordered
-        set_limits(self, plan.token_budget, len(hidden) + len(stalled), plan.admit)
+        set_limits(self, plan.token_budget, hidden + stalled, plan.admit, waiting[0] if waiting else None)
         return _Step(
             started_s, view, plan, partial, hidden, stalled, len(self.running), take_turns and not stalled
         )
