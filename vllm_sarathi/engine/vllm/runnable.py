@@ -37,7 +37,7 @@ class Admission:
         decodes: requests that decode in the step; each may need a block.
 
     Attributes:
-        has_slot: whether one more request may run.
+        free_slots: how many more requests may run.
     """
 
     def __init__(self, scheduler: Any, decodes: int = 0) -> None:
@@ -47,8 +47,11 @@ class Admission:
         self._paused = scheduler.pause_state != states.UNPAUSED
         # Sessions that wait for input are not in `running`, but keep their slots.
         taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
-        self.has_slot = bool(taken < min(getattr(scheduler, name) for name in slot_limits(scheduler)))
+        slots = min(getattr(scheduler, name) for name in slot_limits(scheduler))
+        self.free_slots = max(0, int(slots - taken))
         self._decodes = decodes
+        self._adapters: set[int] | None = None
+        self._blocks_left: int | None = None
 
     def blocker(self, request: Any, cached_tokens: int = 0) -> Blocker | None:
         """Return what keeps a waiting request from running; None for nothing.
@@ -59,14 +62,14 @@ class Admission:
         """
         if self._paused_all or (self._paused and not request.num_computed_tokens):
             return Blocker.PAUSED
-        if not self.has_slot:
+        if not self.free_slots:
             return Blocker.SLOT
         start = request.num_computed_tokens or cached_tokens
         return (
             self._by_status(request)
             or self._by_adapter(request)
             or self._by_transfer(request)
-            or self._by_encoder(request, start)
+            or (self._by_encoder(request, start) if request.mm_features else None)
             or (None if self.has_blocks(request) else Blocker.BLOCKS)
         )
 
@@ -90,10 +93,11 @@ class Admission:
         scheduler = self._scheduler
         if not scheduler.lora_config or not request.lora_request:
             return None
-        # All that run count, also those that this step leaves out: the next step runs them together.
-        taken = adapters_of(scheduler.running)
-        full = len(taken) >= scheduler.lora_config.max_loras
-        return Blocker.ADAPTER if full and request.lora_request.lora_int_id not in taken else None
+        if self._adapters is None:
+            # All that run count, also those that this step leaves out: the next step runs them together.
+            self._adapters = adapters_of(scheduler.running)
+        full = len(self._adapters) >= scheduler.lora_config.max_loras
+        return Blocker.ADAPTER if full and request.lora_request.lora_int_id not in self._adapters else None
 
     def _by_transfer(self, request: Any) -> Blocker | None:
         scheduler = self._scheduler
@@ -130,9 +134,11 @@ class Admission:
         """
         scheduler = self._scheduler
         manager = scheduler.kv_cache_manager
-        free = manager.block_pool.get_num_free_blocks() - self.decode_blocks()
-        if scheduler.running:
-            free -= manager.watermark_blocks
+        if self._blocks_left is None:
+            self._blocks_left = manager.block_pool.get_num_free_blocks() - self.decode_blocks()
+            if scheduler.running:
+                self._blocks_left -= manager.watermark_blocks
+        free = self._blocks_left
         tokens = min(request.num_tokens, scheduler.max_model_len)
         needed = sum(_most_blocks(single, tokens) for single in manager.coordinator.single_type_managers)
         if needed <= free:
@@ -191,4 +197,4 @@ def can_hide(scheduler: Any, decodes: int, first: Any | None) -> bool:
 
 def has_slot(scheduler: Any) -> bool:
     """True where one more request may run."""
-    return Admission(scheduler).has_slot
+    return Admission(scheduler).free_slots > 0

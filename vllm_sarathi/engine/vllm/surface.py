@@ -179,7 +179,7 @@ SURFACES = (
         "BlockPool",
         "scheduler",
         "kv_cache_manager.block_pool",
-        ("cached_block_hash_to_block", "get_cached_block", "get_num_free_blocks"),
+        ("get_cached_block", "get_num_free_blocks"),
     ),
     Surface(
         "VllmConfig",
