@@ -1,5 +1,7 @@
 """A turn that was not taken is not given again at once."""
 
+import itertools
+
 from vllm_sarathi.engine.turns import MOST_PASS_STEPS, RefusedTurns
 
 
@@ -10,7 +12,7 @@ def test_who_did_not_run_is_passed_over_for_longer_each_time() -> None:
             given.append(step)
             turns.note("a", ran=False, step=step)
         step += 1
-    waits = [later - earlier for earlier, later in zip(given, given[1:], strict=False)]
+    waits = [later - earlier for earlier, later in itertools.pairwise(given)]
     assert waits[:7] == [2, 4, 8, 16, 32, 64, 128]
     assert set(waits[7:]) == {MOST_PASS_STEPS}
     assert not turns.is_passed_over("b", 0)

@@ -52,7 +52,7 @@ class CachedPrefixes:
         self._caching = bool(manager.enable_caching)
         groups = scheduler.kv_cache_config.kv_cache_groups
         self._chained = self._caching and len(groups) == 1 and _is_full_attention(groups[0].kv_cache_spec)
-        self._block_tokens = int(scheduler.block_size)
+        self._block_tokens = int(manager.coordinator.single_type_managers[0].block_size)
         # For a drafting head, vLLM computes the last block that it has found again.
         self._dropped_blocks = int(bool(getattr(manager.coordinator, "eagle_group_ids", ())))
         self._entries: dict[str, _Entry] = {}

@@ -188,6 +188,7 @@ SURFACES = (
         (
             "additional_config",
             "cache_config",
+            "is_mm_encoder_only",
             "lora_config",
             "model_config",
             "num_speculative_tokens",
@@ -210,6 +211,7 @@ SURFACES = (
             "max_num_scheduled_tokens",
             "max_num_seqs",
             "policy",
+            "prefill_schedule_interval",
             "scheduler_cls",
         ),
     ),
@@ -226,9 +228,11 @@ SURFACES = (
         (
             "data_parallel_rank",
             "data_parallel_size",
+            "distributed_executor_backend",
             "enable_expert_parallel",
             "pipeline_parallel_size",
             "tensor_parallel_size",
+            "world_size",
         ),
     ),
     Surface(
