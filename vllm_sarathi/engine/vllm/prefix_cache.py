@@ -67,7 +67,7 @@ class CachedPrefixes:
             return self._look(request)
         return entry.tokens
 
-    def refresh(self, requests: Sequence[Any], most_lookups: int = 64) -> None:
+    def refresh(self, requests: Sequence[Any], most_lookups: int = 32) -> None:
         """Look again at some of the requests, in turn.
 
         Args:

@@ -50,6 +50,7 @@ class Admission:
         slots = min(getattr(scheduler, name) for name in slot_limits(scheduler))
         self.free_slots = max(0, int(slots - taken))
         self._decodes = decodes
+        self._connected = scheduler.connector is not None or scheduler.ec_connector is not None
         self._adapters: set[int] | None = None
         self._blocks_left: int | None = None
 
@@ -67,14 +68,16 @@ class Admission:
         start = request.num_computed_tokens or cached_tokens
         return (
             self._by_status(request)
-            or self._by_adapter(request)
-            or self._by_transfer(request)
+            or (self._by_adapter(request) if request.lora_request else None)
+            or (self._by_transfer(request) if self._connected else None)
             or (self._by_encoder(request, start) if request.mm_features else None)
             or (None if self.has_blocks(request) else Blocker.BLOCKS)
         )
 
     def _by_status(self, request: Any) -> Blocker | None:
         status = request_status()
+        if request.status is status.WAITING and not request.num_stale_output_tokens:
+            return None
         if request.status == status.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
             wanted = request.structured_output_request
             grammar = wanted.grammar if wanted else None
@@ -91,7 +94,7 @@ class Admission:
 
     def _by_adapter(self, request: Any) -> Blocker | None:
         scheduler = self._scheduler
-        if not scheduler.lora_config or not request.lora_request:
+        if not scheduler.lora_config:
             return None
         if self._adapters is None:
             # All that run count, also those that this step leaves out: the next step runs them together.

@@ -52,6 +52,7 @@ CONTRACT = (
         ),
     ),
     Touchpoint("vllm.v1.request:RequestStatus.RUNNING"),
+    Touchpoint("vllm.v1.request:RequestStatus.WAITING"),
     Touchpoint("vllm.v1.request:RequestStatus.WAITING_FOR_REMOTE_KVS"),
     Touchpoint("vllm.v1.request:RequestStatus.WAITING_FOR_STREAMING_REQ"),
     Touchpoint("vllm.v1.request:RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR"),
