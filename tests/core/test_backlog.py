@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vllm_sarathi.core.backlog import KNOWN_PERIODS, Backlog
+from vllm_sarathi.core.limits.backlog import KNOWN_PERIODS, Backlog
 
 
 def play(backlog: Backlog, prompts: int) -> None:

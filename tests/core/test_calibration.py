@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.core.devices import Device, Loop, roofline
-from vllm_sarathi.core.calibration import (
+from vllm_sarathi.core.steptime.store import (
     CalibrationError,
     calibration_file,
     calibration_folder,
@@ -19,10 +19,10 @@ from vllm_sarathi.core.calibration import (
 )
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.cost_model import CostModel
+from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.files import write_whole
-from vllm_sarathi.core.slo import COLD_TOKENS
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.policies.slo import COLD_TOKENS
+from vllm_sarathi.core.types import StepShape
 
 SLO_S = 0.15
 KEY: dict[str, Any] = {"model": "m", "dtype": "bfloat16", "tensor_parallel_size": 1}
@@ -90,7 +90,7 @@ def test_auto_follows_this_device_and_not_the_remembered_one(learnt: dict[str, A
 
 
 def test_what_is_kept_is_found_again_under_its_key_alone(tmp_path: Path, learnt: dict[str, Any]) -> None:
-    model = CostModel()
+    model = StepTimeModel()
     folder = tmp_path / "new" / "folder"
     assert load_calibration(model, folder, KEY) is None
     path = save_calibration(learnt, folder, KEY)
@@ -99,7 +99,7 @@ def test_what_is_kept_is_found_again_under_its_key_alone(tmp_path: Path, learnt:
     shape = StepShape(100, 8, 4000, 5000.0, 9)
     assert model.predict(shape) == pytest.approx(roofline()(shape), rel=0.05)
     for change in ({"model": "n"}, {"dtype": "float32"}, {"tensor_parallel_size": 2}):
-        assert load_calibration(CostModel(), folder, {**KEY, **change}) is None
+        assert load_calibration(StepTimeModel(), folder, {**KEY, **change}) is None
     assert [p.name for p in folder.iterdir()] == [path.name]  # nothing half written is left
 
 
@@ -122,7 +122,7 @@ def test_a_broken_or_foreign_file_is_named_and_teaches_nothing(
 ) -> None:
     path = calibration_file(tmp_path, KEY)
     path.write_bytes(text.replace("KEY", json.dumps(KEY)).encode("latin-1"))
-    model = CostModel()
+    model = StepTimeModel()
     with pytest.raises(CalibrationError) as error:
         load_calibration(model, tmp_path, KEY)
     assert str(error.value).startswith(str(path))
@@ -133,7 +133,7 @@ def test_a_broken_or_foreign_file_is_named_and_teaches_nothing(
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     calibration_file(tmp_path, KEY).mkdir()
     with pytest.raises(CalibrationError, match="cannot be read"):
-        load_calibration(CostModel(), tmp_path, KEY)
+        load_calibration(StepTimeModel(), tmp_path, KEY)
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

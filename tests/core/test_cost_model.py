@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
 
 from tests.core.devices import roofline
-from vllm_sarathi.core.cost_model import (
+from vllm_sarathi.core.steptime.model import (
     FORGETTING,
     PRIOR_STEPS,
     SCALES,
     SLOWER_WINDOW,
-    CostModel,
+    StepTimeModel,
     features,
 )
-from vllm_sarathi.core.nonnegative import nonnegative_least_squares
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.steptime.nonnegative import nonnegative_least_squares
+from vllm_sarathi.core.types import StepShape, chunk_work
 
 
 def random_shape(rng: random.Random) -> StepShape:
@@ -36,7 +36,7 @@ def random_shape(rng: random.Random) -> StepShape:
     )
 
 
-def learn(model: CostModel, device: Any, steps: int, seed: int = 0, noise: float = 0.0) -> list[float]:
+def learn(model: StepTimeModel, device: Any, steps: int, seed: int = 0, noise: float = 0.0) -> list[float]:
     """Let the model learn; return the relative errors of its predictions, each made before its step."""
     rng, errors = random.Random(seed), []
     for _ in range(steps):
@@ -47,21 +47,21 @@ def learn(model: CostModel, device: Any, steps: int, seed: int = 0, noise: float
 
 
 def test_a_roofline_is_learnt_within_200_steps() -> None:
-    errors = sorted(learn(CostModel(), roofline(), 300)[200:])
+    errors = sorted(learn(StepTimeModel(), roofline(), 300)[200:])
     assert errors[50] <= 0.02
     assert errors[90] <= 0.06
 
 
 @pytest.mark.parametrize("speed", [0.5, 2.0])
 def test_a_device_that_changes_is_learnt_anew(speed: float) -> None:
-    model = CostModel()
+    model = StepTimeModel()
     learn(model, roofline(), 400)
     errors = sorted(learn(model, roofline(speed), 200, seed=1)[100:])
     assert errors[50] <= 0.03
 
 
 def test_what_decodes_alone_take_is_learnt_where_nothing_else_is_done() -> None:
-    model, shape = CostModel(), StepShape(32, 32, 40_000, 0.0, 32)
+    model, shape = StepTimeModel(), StepShape(32, 32, 40_000, 0.0, 32)
     learn(model, roofline(), 400)
     for _ in range(200):  # too little of a change to be taken for another device
         model.observe(shape, 1.1 * roofline()(shape))
@@ -69,7 +69,7 @@ def test_what_decodes_alone_take_is_learnt_where_nothing_else_is_done() -> None:
 
 
 def test_the_online_fit_follows_its_slow_twin() -> None:
-    model, rng, device = CostModel(), random.Random(3), roofline()
+    model, rng, device = StepTimeModel(), random.Random(3), roofline()
     rows, targets = [], []
     for step in range(120):
         shape = random_shape(rng)
@@ -104,7 +104,7 @@ def test_the_nonnegative_solver_finds_the_optimum(size: int, seed: int) -> None:
 
 
 def test_coefficients_are_physical_and_predictions_rise_with_tokens() -> None:
-    model = CostModel()
+    model = StepTimeModel()
     learn(model, roofline(), 300, noise=0.2)
     assert all(c >= 0 for c in model.coefficients)
     times = [model.seconds(n, 8, 4000, 0.0, 9) for n in range(8, 3000, 7)]
@@ -112,7 +112,7 @@ def test_coefficients_are_physical_and_predictions_rise_with_tokens() -> None:
 
 
 def test_outliers_hardly_move_it() -> None:
-    model, rng, device = CostModel(), random.Random(5), roofline()
+    model, rng, device = StepTimeModel(), random.Random(5), roofline()
     learn(model, device, 200)
     for i in range(300):
         shape = random_shape(rng)
@@ -124,7 +124,7 @@ def test_outliers_hardly_move_it() -> None:
 
 @pytest.mark.parametrize("clock", [float("nan"), float("inf"), 0.0, -1.0])
 def test_a_broken_clock_teaches_nothing(clock: float) -> None:
-    model = CostModel()
+    model = StepTimeModel()
     learn(model, roofline(), 50)
     before = model.coefficients
     for _ in range(10):
@@ -133,7 +133,7 @@ def test_a_broken_clock_teaches_nothing(clock: float) -> None:
 
 
 def test_the_margin_covers_p99_of_noisy_steps() -> None:
-    model, rng, device = CostModel(), random.Random(7), roofline()
+    model, rng, device = StepTimeModel(), random.Random(7), roofline()
     learn(model, device, 300, noise=0.1)
     over = 0
     for _ in range(2000):
@@ -146,9 +146,9 @@ def test_the_margin_covers_p99_of_noisy_steps() -> None:
 
 
 def test_what_was_learnt_is_a_prior_after_a_restart() -> None:
-    model, device = CostModel(), roofline()
+    model, device = StepTimeModel(), roofline()
     learn(model, device, 300)
-    again = CostModel()
+    again = StepTimeModel()
     again.load(json.loads(json.dumps(model.to_mapping())))
     assert sorted(learn(again, device, 30, seed=2))[15] < 0.05
 
@@ -167,14 +167,14 @@ def test_what_was_learnt_is_a_prior_after_a_restart() -> None:
     ],
 )
 def test_a_foreign_memory_is_refused(change: dict[str, Any]) -> None:
-    model = CostModel()
+    model = StepTimeModel()
     learn(model, roofline(), 30)
     with pytest.raises(ValueError):
-        CostModel().load({**model.to_mapping(), **change})
+        StepTimeModel().load({**model.to_mapping(), **change})
 
 
 def test_a_prior_is_not_ready_before_it_could_have_failed() -> None:
-    model, again = CostModel(), CostModel()
+    model, again = StepTimeModel(), StepTimeModel()
     learn(model, roofline(), 300)
     again.load(model.to_mapping())
     readiness = []
@@ -185,10 +185,10 @@ def test_a_prior_is_not_ready_before_it_could_have_failed() -> None:
 
 
 def test_memories_of_memories_do_not_grow_heavier() -> None:
-    model = CostModel()
+    model = StepTimeModel()
     learn(model, roofline(), 300)
     for seed in range(5):
-        again = CostModel()
+        again = StepTimeModel()
         again.load(model.to_mapping())
         learn(again, roofline(), 3, seed)
         model = again
@@ -196,7 +196,7 @@ def test_memories_of_memories_do_not_grow_heavier() -> None:
 
 
 def test_absorbing_several_steps_at_once_is_absorbing_them_one_by_one() -> None:
-    at_once, one_by_one, rng = CostModel(), CostModel(), random.Random(5)
+    at_once, one_by_one, rng = StepTimeModel(), StepTimeModel(), random.Random(5)
     for step in range(203):
         # The device becomes three times slower between two solutions.
         shape = StepShape(rng.randrange(20, 600), 8, 4000, rng.random() * 1e6, 9)
@@ -210,7 +210,7 @@ def test_absorbing_several_steps_at_once_is_absorbing_them_one_by_one() -> None:
 
 
 def test_misses_that_come_a_dozen_steps_apart_raise_the_margin() -> None:
-    model, rng = CostModel(), random.Random(0)
+    model, rng = StepTimeModel(), random.Random(0)
 
     def step(late: float) -> None:
         shape = StepShape(200 + rng.randrange(60), 8, 4000, 20_000.0, 9)

@@ -11,9 +11,9 @@ import pytest
 from tests.core.devices import Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.cost_model import CostModel
-from vllm_sarathi.core.slo import ALIGNMENT_LOSS, COLD_TOKENS, PATIENCE_STEPS, TILE_TOKENS, SloBudget
-from vllm_sarathi.core.views import (
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.policies.slo import ALIGNMENT_LOSS, COLD_TOKENS, PATIENCE_STEPS, TILE_TOKENS, SloBudget
+from vllm_sarathi.core.types import (
     DecodeView,
     InFlight,
     RequestView,
@@ -310,7 +310,7 @@ def test_the_first_chunks_beside_decodes_go_by_what_was_read_alone() -> None:
 
 def test_with_a_remembered_device_the_first_chunks_go_by_what_was_read_alone() -> None:
     controller = Controller(SarathiConfig(tbt_slo_ms=200))
-    learnt = CostModel()
+    learnt = StepTimeModel()
     for tokens in (100, 200, 400, 800):
         shape = StepShape(tokens, 0, 0, 0.5 * tokens**2, 1)
         learnt.observe(shape, 0.01 + tokens / 2000)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.engine.modelled import ModelledEngine
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.core.slo import SHORTEST_FIRST_OF
+from vllm_sarathi.core.policies.slo import SHORTEST_FIRST_OF
 
 
 def queue_of(

@@ -19,8 +19,8 @@ from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.trace import read_trace
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.cost_model import CAUTION
-from vllm_sarathi.core.views import StepRecord, StepShape
+from vllm_sarathi.core.steptime.model import CAUTION
+from vllm_sarathi.core.types import StepRecord, StepShape
 from vllm_sarathi.engine import metrics, plugin, telemetry
 from vllm_sarathi.engine.telemetry import Telemetry
 from vllm_sarathi.engine.trace_file import StepTraceFile

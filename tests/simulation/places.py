@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.deployment import (
     MEMORY_SHARE,
     RESERVED_BYTES,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.simulation.places import EvenTimes, requests_at_once, simulator, small_place
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.outcome import outcome_of
 from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
 

@@ -16,7 +16,7 @@ from typing import Any
 from vllm_sarathi import __version__
 from vllm_sarathi.benchmark.capacity import Criterion, Found, Task, Workload, find, rehearse, row_of
 from vllm_sarathi.core.files import write_whole
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import deployment
 
 DATASETS = {"chat": "openchat_sharegpt4", "arxiv": "arxiv_summarization"}

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.progress import Progress
 from rich.table import Table
 
-from vllm_sarathi.core.cost_model import CostModel
+from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.policies import arrival_order
 from vllm_sarathi.core.step_trace import quantile, relative_error
-from vllm_sarathi.core.views import StepPlan, StepRecord, StepView
+from vllm_sarathi.core.types import StepPlan, StepRecord, StepView
 from vllm_sarathi.engine.inprocess import InProcessEngine, engine_in_process
 
 LEVELS = (1, 4, 16, 64, 256)
@@ -45,7 +45,7 @@ class GridPolicy:
     needs_decode_views = False
     shortest_first_of = 0
 
-    def __init__(self, model: CostModel) -> None:
+    def __init__(self, model: StepTimeModel) -> None:
         self.chunks: deque[int] = deque()
         self.learning = True
         self.records: list[StepRecord] = []
@@ -104,7 +104,7 @@ def run_grid(engine: InProcessEngine, update: Callable[..., None], task: object,
     rng = random.Random(seed)
     controller = engine.scheduler.controller
     # What an earlier run left is not to be improved but replaced.
-    learnt = controller.model = CostModel()
+    learnt = controller.model = StepTimeModel()
     policy = controller.policy = GridPolicy(learnt)
     most = min(engine.max_num_seqs, engine.kv_tokens // (2 * max(CONTEXTS)))
     levels = sorted({min(level, most) for level in LEVELS})
@@ -133,7 +133,7 @@ def run_grid(engine: InProcessEngine, update: Callable[..., None], task: object,
     return Profile(tuple(policy.records[:count]), tuple(held_out))
 
 
-def _chunks_that_fit(model: CostModel, level: int, chunks: Sequence[int]) -> list[int]:
+def _chunks_that_fit(model: StepTimeModel, level: int, chunks: Sequence[int]) -> list[int]:
     """Return the chunks whose step is not foretold to take too long; a model that knows nothing passes all."""
     return [c for c in chunks if model.seconds(level + c, level, 0, 0.5 * c * c, level + 1) <= MOST_STEP_S]
 

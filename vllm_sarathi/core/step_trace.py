@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape
 
 
 class StepTraceError(ValueError):

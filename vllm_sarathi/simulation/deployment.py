@@ -16,7 +16,7 @@ from vllm_sarathi.core.config import (
     SarathiConfig,
     check_scheduler,
 )
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
 from vllm_sarathi.simulation.calibrated import (
     CalibratedTimes,

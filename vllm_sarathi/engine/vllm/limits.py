@@ -28,7 +28,7 @@ def set_limits(
     scheduler: Any,
     token_budget: int,
     hidden: Sequence[Any] = (),
-    admit: bool = True,
+    let_in: int | None = None,
     first: Any | None = None,
 ) -> None:
     """Set the token budget, and take what hidden requests hold out of what the step can give.
@@ -40,13 +40,15 @@ def set_limits(
         scheduler: vLLM's, whose `running` the hidden requests have been taken out of.
         token_budget: tokens of the step.
         hidden: running requests that the step leaves out.
-        admit: without it no slot is left for a waiting request.
+        let_in: the most waiting requests to let in; None for as many as there are slots.
         first: the waiting request that is to be let in first, if it can run; None for none.
     """
     scheduler.max_num_scheduled_tokens = token_budget
-    if hidden or not admit:
+    if hidden or let_in is not None:
         for name in slot_limits(scheduler):
-            left = getattr(scheduler, name) - len(hidden) if admit else len(scheduler.running)
+            left = getattr(scheduler, name) - len(hidden)
+            if let_in is not None:
+                left = min(left, len(scheduler.running) + let_in)
             setattr(scheduler, name, left)
     if hidden and scheduler.lora_config:
         _keep_adapters(scheduler, hidden, first)

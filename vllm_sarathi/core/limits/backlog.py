@@ -35,7 +35,7 @@ class Backlog:
             self._square_sum = FORGOTTEN * self._square_sum + self._read**2
             self._read = 0
 
-    def payers(self, left: int) -> float:
+    def delayed(self, left: int) -> float:
         """Return how many prompts are put off by one more step now, where `left` are there that it does not read.
 
         A step is more likely to be one of a long period than of a short one: the mean length is weighted by itself. One

@@ -1,6 +1,6 @@
 """What was learnt of a device, kept for the next start: one file per deployment, checked before it is believed.
 
-A file is JSON: `{"schema": 1, "key": {...}, "model": {...}}`. Its name is a digest of the key, and the key stands in
+A file is JSON: `{"schema": 2, "key": {...}, "model": {...}}`. Its name is a digest of the key, and the key stands in
 it in full, so that a file that was renamed or copied from elsewhere is not taken for ours.
 """
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import NO_CALIBRATION
-from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.files import write_whole
+from vllm_sarathi.core.steptime.model import StepTimeModel
 
-SCHEMA = 1
+SCHEMA = 2
 
 Key = Mapping[str, str | int | bool | None]
 """What the device, the model and the engine's settings were, as far as they decide how long a step takes."""
@@ -48,7 +48,7 @@ def calibration_file(folder: Path, key: Key) -> Path:
     return folder / f"calibration-{digest[:16]}.json"
 
 
-def load_calibration(model: CostModel, folder: Path, key: Key) -> Path | None:
+def load_calibration(model: StepTimeModel, folder: Path, key: Key) -> Path | None:
     """Give a model the prior that an earlier run left, and return its file; None where there is none.
 
     Raises:
@@ -64,7 +64,7 @@ def load_calibration(model: CostModel, folder: Path, key: Key) -> Path | None:
     return path
 
 
-def load_latest(model: CostModel, folder: Path, name: str) -> Path | None:
+def load_latest(model: StepTimeModel, folder: Path, name: str) -> Path | None:
     """Give a model what was last learnt of a model on a CPU, whatever the other settings were; return its file.
 
     Args:
@@ -102,7 +102,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return values
 
 
-def _load(model: CostModel, values: Mapping[str, Any], path: Path) -> None:
+def _load(model: StepTimeModel, values: Mapping[str, Any], path: Path) -> None:
     try:
         model.load(values["model"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -110,7 +110,7 @@ def _load(model: CostModel, values: Mapping[str, Any], path: Path) -> None:
 
 
 def save_calibration(learnt: Mapping[str, Any], folder: Path, key: Key) -> Path:
-    """Keep what `CostModel.to_mapping` returned, and return the file.
+    """Keep what `StepTimeModel.to_mapping` returned, and return the file.
 
     Raises:
         OSError: the folder cannot be made or written to.

@@ -13,7 +13,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape
 
 CANDIDATES = (1, 32, 64, 128, 256)
 STEPS_KEPT = 96

@@ -1,7 +1,6 @@
-"""Whose prompt is read first.
+"""`deadline`: the earliest deadline first.
 
-`fcfs` is the queue's own order, into which the engine sorts those that come during the same step by their lengths (see
-`slo.SHORTEST_FIRST_OF`). `deadline` is, in four ranks:
+`deadline` is, in four ranks:
 
 1. *overdue*, in every second step: it has waited longer than the bound; by arrival.
 2. *promised*: it has a time to first token that can still be kept; earliest deadline first, shortest remaining as
@@ -17,6 +16,9 @@ Which promises are given up is not left to each prompt alone: those that can be 
 Earliest deadline first keeps all where all can be kept; where one would be late, giving up the longest so far saves
 the most (Moore, 1968: it minimises the number of late jobs on one machine).
 
+Any number may wait: what the order has to see of them are the oldest, those whose deadline is next, and the oldest of
+each octave of lengths (see `Order.lists`).
+
 The bound: a prompt that has waited `max_wait_s` goes before every later arrival in at least every second step, so it
 has its first token no later than `max_wait_s` + twice the time to read it and those that arrived before it. The steps
 between go on keeping promises, or one long prompt that is overdue would break those of all that come meanwhile.
@@ -24,12 +26,26 @@ between go on keeping promises, or one long prompt that is overdue would break t
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.cost_model import CostModel
-from vllm_sarathi.core.views import RequestView, StepRecord, StepShape, StepView, chunk_work
+from vllm_sarathi.core.order.base import Facts, Turn, turn_by_keys
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.types import (
+    Pipeline,
+    Reason,
+    RequestView,
+    StepRecord,
+    StepShape,
+    StepView,
+    chunk_work,
+)
+
+OLDEST_SEEN = 8
+DUE_SEEN = 48
+OCTAVE_SEEN = 3
+OCTAVES = 24
+"""How many of those that wait are looked at: the oldest, the next due, and the oldest of each octave of lengths."""
 
 STRETCH = 10.0
 """A prompt without a promise to keep is due after so many times the time that reading it alone takes."""
@@ -108,112 +124,99 @@ def deadline_keys(
             keys.append(promised[index])
         else:
             remaining_s = read_s(request.done_tokens, request.remaining_tokens)
-            total_s = remaining_s + read_s(0, request.done_tokens)
+            own = request.done_tokens - request.cached_tokens
+            total_s = remaining_s + read_s(request.cached_tokens, own)
             was_promised = request.ttft_slo_s is not None or ttft_slo_s is not None
             keys.append((2 if was_promised else 3, STRETCH * total_s - request.age_s, remaining_s))
     return keys
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """Whose turn it is in a step.
-
-    Attributes:
-        prefills: indices into StepView.prefills, first served first.
-        held: indices of those that yield this step.
-        waiting: indices into StepView.waiting, first let in first; None leaves the queue as it is.
-        let_in: how many of the waiting, at the most, have their turn; None for all, those out of sight too.
-    """
-
-    prefills: tuple[int, ...]
-    held: tuple[int, ...] = ()
-    waiting: tuple[int, ...] | None = None
-    let_in: int | None = None
-
-
 class DeadlineOrder:
-    """Orders the prompts of each step by deadline, from how fast prompts have been read so far.
+    """Orders the prompts of each step by deadline, from how fast prompts have been prefilled so far.
 
     Args:
         config: the settings.
-        model: tells how long reading takes, until enough has been read to know.
-        steps_per_token: steps that end while one is in a pipeline.
+        model: tells how long prefill takes, until enough has been seen to know.
+        pipeline: the stages of the device.
     """
 
-    def __init__(self, config: SarathiConfig, model: CostModel, steps_per_token: int = 1) -> None:
+    sees_one_step = False
+    lists: Mapping[str, int] = {
+        "arrival": OLDEST_SEEN,
+        "due": DUE_SEEN,
+        **{f"octave {i}": OCTAVE_SEEN for i in range(OCTAVES)},
+    }
+
+    def __init__(self, config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> None:
         self._ttft_slo_s = None if config.ttft_slo_ms is None else config.ttft_slo_ms / 1e3
         self._max_wait_s = config.prefill_max_wait_s
         self._clients_promise = config.allow_request_slo
         self._model = model
-        self._steps_per_token = steps_per_token
+        self._pipeline = pipeline
         self._least_ttft_slo_s, self._least_seen_s = self._ttft_slo_s or math.inf, -math.inf
         self._tokens_per_s: float | None = None
         self._step_s = 0.0
         self._overdue_first = True
 
-    def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
-        """Return how long a step may take that leaves who arrives now time for its first token.
+    def keys(self, facts: Facts) -> Mapping[str, float]:
+        """Return when it arrived, when it is due, and its octave."""
+        octave = min(OCTAVES - 1, facts.remaining_tokens.bit_length())
+        keys = {"arrival": facts.arrival_s, f"octave {octave}": facts.arrival_s}
+        slo_s = self._ttft_slo_s if facts.ttft_slo_s is None else facts.ttft_slo_s
+        if slo_s is not None:
+            keys["due"] = facts.arrival_s + slo_s
+        return keys
 
-        Args:
-            decode_step_s: how long decodes alone take; 0 while nobody knows.
-            tbt_slo_s: the promised time between tokens: what a step takes where clients may bring promises, and none
-                has yet; None while nobody knows.
-        """
-        least_s = self._least_ttft_slo_s / ARRIVAL_STEPS / self._steps_per_token
+    def starts(self, wall_s: float) -> Mapping[str, float]:
+        """Return now for the deadlines: those that are over cannot be kept."""
+        return {"due": wall_s}
+
+    def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
+        """Return how long a step may take that leaves who arrives now time for its first token."""
+        least_s = self._pipeline.step_s(self._least_ttft_slo_s / ARRIVAL_STEPS)
         if least_s == math.inf and self._clients_promise:
-            least_s = math.inf if tbt_slo_s is None else tbt_slo_s / self._steps_per_token
+            least_s = math.inf if tbt_slo_s is None else self._pipeline.step_s(tbt_slo_s)
         return max(least_s, ARRIVAL_DECODE_STEPS * decode_step_s)
 
-    def order(self, view: StepView) -> Order:
+    def turn(self, view: StepView) -> Turn:
         """Return whose turn it is in the step at hand."""
         requests = (*view.prefills, *view.waiting)
-        self._note_promises(view.now_s, requests)
+        self._note_slos(view.now_s, requests)
         keys = deadline_keys(
             requests,
             self._ttft_slo_s,
             self._max_wait_s,
-            self._step_s * self._steps_per_token,
-            self._read_s,
+            self._pipeline.token_s(self._step_s),
+            self._prefill_s,
             self._overdue_first,
         )
-        partial, waiting = keys[: len(view.prefills)], keys[len(view.prefills) :]
-        order = sorted(range(len(partial)), key=partial.__getitem__)
-        waiting_order = tuple(sorted(range(len(waiting)), key=waiting.__getitem__))
-        first = min(waiting, default=None)
-        # A prompt in flight yields its turn to a more urgent one that waits; it keeps its blocks and its slot.
-        held = tuple(i for i in order if first is not None and first < partial[i])
-        served = tuple(i for i in order if i not in held)
-        if not held:
-            return Order(served, waiting=waiting_order)
-        # Nor does who is less urgent than it get that turn.
-        most_urgent = min(partial[i] for i in held)
-        return Order(served, held, waiting_order, sum(key < most_urgent for key in waiting))
+        return turn_by_keys(view, keys)
 
     def planned(self, prefill_tokens: int) -> None:
-        """Note what the step that was ordered last is going to read."""
+        """Note what the step that was ordered last is going to prefill."""
         if prefill_tokens > 0:
             self._overdue_first = not self._overdue_first
 
     def observe(self, record: StepRecord) -> None:
-        """Learn from a finished step how fast prompts are read."""
+        """Learn from a finished step how fast prompts are prefilled."""
         tokens = record.shape.tokens - record.shape.decodes
         if tokens <= 0 or not 0 < record.measured_s < math.inf:
             return
-        # A step that had nothing more to read, or ended early, does not show how fast full ones read.
-        if record.reason not in ("all", "answer") or self._tokens_per_s is None:
+        # A step that had nothing more to prefill, or ended early, does not show how fast full ones are.
+        if record.reason not in (Reason.ALL, Reason.ANSWER) or self._tokens_per_s is None:
             rate = tokens / record.measured_s
             known = rate if self._tokens_per_s is None else self._tokens_per_s
             self._tokens_per_s = 0.9 * known + 0.1 * rate
         self._step_s = 0.9 * self._step_s + 0.1 * record.measured_s
 
-    def _read_s(self, done_tokens: int, remaining_tokens: int) -> float:
+    def _prefill_s(self, done_tokens: int, remaining_tokens: int) -> float:
         if self._tokens_per_s is None:
             shape = StepShape(remaining_tokens, 0, 0, chunk_work(done_tokens, remaining_tokens), 1)
             return self._model.predict(shape)
         return remaining_tokens / self._tokens_per_s
 
-    def _note_promises(self, now_s: float, requests: Sequence[RequestView]) -> None:
-        """Keep the shortest promise of the last minutes."""
+    def _note_slos(self, now_s: float, requests: Sequence[RequestView]) -> None:
+        """Keep the shortest SLO of the last minutes."""
         own = [r.ttft_slo_s for r in requests if r.ttft_slo_s is not None]
         least_s = min([self._ttft_slo_s or math.inf, *own])
         if least_s <= self._least_ttft_slo_s or now_s - self._least_seen_s > PROMISE_REMEMBERED_S:

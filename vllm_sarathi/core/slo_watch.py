@@ -1,35 +1,36 @@
-"""PromiseWatch: notices a promise that no chunk size could keep, and says once what would help."""
+"""SloWatch: notices a promise that no chunk size could keep, and says once what would help."""
 
 import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
 
-from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.step_trace import TracedStep
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.types import ONE_STAGE, Pipeline
 
 LEAST_STEPS = 16
 STEPS_SEEN = 64
 """A judgement needs so many steps with decodes in them, one slow step being no proof, and looks at no more."""
 
 
-class PromiseWatch:
+class SloWatch:
     """Compares the time that decodes alone take with what is promised.
 
     Args:
         model: tells the decodes' part of a step that also read prompts.
-        steps_per_token: steps that end between two tokens of a request: the depth of a pipeline, else 1.
+        pipeline: the stages of the device.
 
     Attributes:
         unkeepable: whether decodes alone took longer than promised, at the last look.
         decode_step_s: how long they took, seconds, the median; None before the first look.
     """
 
-    def __init__(self, model: CostModel, steps_per_token: int = 1) -> None:
+    def __init__(self, model: StepTimeModel, pipeline: Pipeline = ONE_STAGE) -> None:
         self.unkeepable = False
         self.decode_step_s: float | None = None
         self._model = model
-        self._steps_per_token = steps_per_token
+        self._pipeline = pipeline
         self._said = False
         self._decoding: deque[TracedStep] = deque(maxlen=STEPS_SEEN)
 
@@ -65,12 +66,12 @@ class PromiseWatch:
     def _advice(self, step: TracedStep, slo_s: float) -> str:
         assert self.decode_step_s is not None
         margin = self._model.margin
-        needed_ms = math.ceil(self.decode_step_s * self._steps_per_token * margin * 1e3)
+        needed_ms = math.ceil(self._pipeline.token_s(self.decode_step_s) * margin * 1e3)
         fitting = [n for n in range(1, step.shape.decodes) if self._seconds(step, n) * margin <= slo_s]
         fewer = f", or fewer requests at once (--max-num-seqs of about {fitting[-1]})" if fitting else ""
-        promised_ms, taken_ms = (x * self._steps_per_token * 1e3 for x in (slo_s, self.decode_step_s))
+        promised_ms, taken_ms = (self._pipeline.token_s(x) * 1e3 for x in (slo_s, self.decode_step_s))
         return (
             f"The promise of {promised_ms:g} ms between tokens cannot be kept: decodes alone take {taken_ms:.0f} ms "
-            f"with {step.shape.decodes} of them running. Prompts are read in small pieces beside them. "
+            f"with {step.shape.decodes} of them running. Prompts get a fifth of the time beside them. "
             f"What would help: --tbt-slo-ms {needed_ms} or more{fewer}."
         )

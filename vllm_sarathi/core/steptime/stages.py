@@ -7,7 +7,7 @@ twice as much: a step-time model that learns from that sees a device that change
 
 from collections.abc import Sequence
 
-from vllm_sarathi.core.views import InFlight
+from vllm_sarathi.core.types import InFlight
 
 LONGEST_WITHIN = 1e-3
 """How exactly the longest time is found, as a share of the promise."""

@@ -1,0 +1,20 @@
+"""Stall-free batching with a fixed budget (Sarathi-Serve, arXiv 2403.02310, section 4.3): `--token-budget`.
+
+Decodes, then partial prefills, then new prompts. Decodes count against the budget: where it is smaller than what they
+need they take turns, and prefills wait until some have finished (no new decode can appear meanwhile, so that is
+bounded).
+"""
+
+from vllm_sarathi.core.order.base import Turn
+from vllm_sarathi.core.policies.base import Baseline
+from vllm_sarathi.core.types import Reason, StepPlan, StepView
+
+
+class FixedBudget(Baseline):
+    """Plans every step with the same token budget."""
+
+    waiting_seen = 0
+
+    def plan(self, view: StepView, turn: Turn) -> StepPlan:
+        """Decide the next step."""
+        return turn.plan(view, self.room(view), Reason.FIXED)
