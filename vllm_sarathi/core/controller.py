@@ -6,7 +6,7 @@ from vllm_sarathi.core.order.base import Turn
 from vllm_sarathi.core.policies import policy_maker
 from vllm_sarathi.core.policies.slo import SloPolicy
 from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.core.types import Pipeline, StepPlan, StepRecord, StepShape, StepView
+from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepPlan, StepRecord, StepShape, StepView
 
 NOBODY = Turn(())
 
@@ -19,7 +19,7 @@ class Controller:
         pipeline: the stages of the device.
     """
 
-    def __init__(self, config: SarathiConfig, pipeline: Pipeline = Pipeline()) -> None:
+    def __init__(self, config: SarathiConfig, pipeline: Pipeline = ONE_STAGE) -> None:
         self.config = config
         self.pipeline = pipeline
         self.model = StepTimeModel()

@@ -8,7 +8,7 @@ Two meanings of a promised time between tokens (TBT):
   come faster than promised has slack to lend: what a reader feels, who never waits for a word.
 """
 
-from vllm_sarathi.core.types import DecodeView, Pipeline, StepView
+from vllm_sarathi.core.types import ONE_STAGE, DecodeView, Pipeline, StepView
 
 
 class TokenDeadlines:
@@ -19,7 +19,7 @@ class TokenDeadlines:
         pipeline: the stages of the device.
     """
 
-    def __init__(self, mode: str, pipeline: Pipeline = Pipeline()) -> None:
+    def __init__(self, mode: str, pipeline: Pipeline = ONE_STAGE) -> None:
         assert mode in ("gap", "pace")
         self._pace = mode == "pace"
         self._pipeline = pipeline

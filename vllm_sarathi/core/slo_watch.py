@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.core.types import Pipeline
+from vllm_sarathi.core.types import ONE_STAGE, Pipeline
 
 LEAST_STEPS = 16
 STEPS_SEEN = 64
@@ -26,7 +26,7 @@ class SloWatch:
         decode_step_s: how long they took, seconds, the median; None before the first look.
     """
 
-    def __init__(self, model: StepTimeModel, pipeline: Pipeline = Pipeline()) -> None:
+    def __init__(self, model: StepTimeModel, pipeline: Pipeline = ONE_STAGE) -> None:
         self.unkeepable = False
         self.decode_step_s: float | None = None
         self._model = model

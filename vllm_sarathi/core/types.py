@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vllm_sarathi.core.chunk_rules import ANYWHERE, ChunkRules
+
 
 class Reason(StrEnum):
     """What set the token budget of a step; the word stands in the step trace."""
@@ -75,6 +77,10 @@ class Pipeline:
         return step_s * self.stages
 
 
+ONE_STAGE = Pipeline()
+"""A device without a pipeline."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestView:
     """One request with tokens left to prefill.
@@ -86,7 +92,8 @@ class RequestView:
         done_tokens: its leading tokens in the KV cache, those that a shared prefix has left there included.
         remaining_tokens: tokens left to prefill; output tokens too, after a preemption.
         ttft_slo_s: its own time-to-first-token SLO, seconds; None where it has none of its own.
-        whole_spans: parts of the prompt, as (start, end) in tokens, that no chunk may end within; those not yet done.
+        cached_tokens: those of the done tokens that it did not prefill itself, as another request had.
+        rules: where its chunks may end.
         encoder_inputs: images or sound that the encoder has not computed yet, as (start in the prompt, embeddings).
     """
 
@@ -96,7 +103,8 @@ class RequestView:
     done_tokens: int
     remaining_tokens: int
     ttft_slo_s: float | None = None
-    whole_spans: tuple[tuple[int, int], ...] = ()
+    cached_tokens: int = 0
+    rules: ChunkRules = ANYWHERE
     encoder_inputs: tuple[tuple[int, int], ...] = ()
 
 
@@ -147,7 +155,6 @@ class StepView:
             through a pipeline; what follows it there waits for this step all the same.
         in_flight: the batches that are not back yet, oldest first.
         free_slots: how many waiting requests the engine has slots for.
-        block_tokens: chunks of a hybrid model end on multiples of this; 1 for any.
     """
 
     now_s: float
@@ -162,7 +169,6 @@ class StepView:
     decodes_elsewhere: int = 0
     in_flight: tuple[InFlight, ...] = ()
     free_slots: int = 1 << 30
-    block_tokens: int = 1
 
     @property
     def generating(self) -> int:

@@ -57,10 +57,9 @@ class LastChunk:
 
 def last_chunk(candidate: Candidate) -> LastChunk | None:
     """Return the prompt in which a candidate ends; None where it holds no prefill."""
-    before, work, prompts = 0, 0.0, 0
-    for request in candidate.prompts:
+    before, work = 0, 0.0
+    for prompts, request in enumerate(candidate.prompts, start=1):
         left = candidate.tokens - before
-        prompts += 1
         if 0 < left <= request.remaining_tokens:
             return LastChunk(request, left, before, work, prompts)
         if left <= 0:

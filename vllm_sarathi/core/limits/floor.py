@@ -12,7 +12,7 @@ Three cases, each stated by what gives way:
 from vllm_sarathi.core.experience import Experience
 from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
-from vllm_sarathi.core.limits.shape import allowed_end, least_chunk
+from vllm_sarathi.core.limits.shape import fit_chunk, least_chunk
 from vllm_sarathi.core.types import Reason, StepView, chunk_work
 
 PREFILL_SHARE = 0.2
@@ -59,7 +59,7 @@ class Floor:
         """Return the largest chunk of the first prompt within `limit_s`, at least the least that moves it."""
         request = candidate.prompts[0]
         room = view.max_tokens - view.decode_tokens
-        least = max(least_chunk(request, view.block_tokens), min(COLD_TOKENS, request.remaining_tokens))
+        least = max(least_chunk(request), min(COLD_TOKENS, request.remaining_tokens))
         most = min(room, request.remaining_tokens, max(COLD_TOKENS, 2 * self._experience.most_tokens))
         low, high = 0, most + 1
         while high - low > 1:
@@ -67,5 +67,5 @@ class Floor:
             work = chunk_work(request.done_tokens, middle)
             fits = self._experience.seconds(view, middle, work, 1) <= limit_s
             low, high = (middle, high) if fits else (low, middle)
-        chunk = allowed_end(request, max(low, least), view.block_tokens)
+        chunk = fit_chunk(request, max(low, least))
         return min(room, max(chunk, least))

@@ -1,5 +1,6 @@
 """How the last chunk of a step ends: at the end of its prompt, at a tile's, or where nothing is cut."""
 
+from vllm_sarathi.core.chunk_rules import ANYWHERE
 from vllm_sarathi.core.experience import Experience
 from vllm_sarathi.core.limits.base import Candidate, last_chunk
 from vllm_sarathi.core.types import Reason, RequestView, StepView, chunk_work
@@ -45,52 +46,24 @@ class Tile:
         return candidate.tokens, candidate.reason
 
 
-def allowed_end(request: RequestView, chunk: int, block_tokens: int) -> int:
-    """Return the largest chunk of at most `chunk` tokens that cuts nothing; 0 where there is none.
-
-    Args:
-        request: the prompt.
-        chunk: tokens from its first one that is not done.
-        block_tokens: chunks end on multiples of this, or at the end of the prompt.
-    """
-    if chunk >= request.remaining_tokens:
-        return request.remaining_tokens
-    start = request.done_tokens
-    end = start + chunk
-    if block_tokens > 1:
-        end = max(start, end // block_tokens * block_tokens)
-    for first, last in reversed(request.whole_spans):
-        if first < end < last:
-            end = max(start, first)
-            if block_tokens > 1:
-                end = max(start, end // block_tokens * block_tokens)
-    return end - start
+def fit_chunk(request: RequestView, tokens: int) -> int:
+    """Return the largest next chunk of a prompt, of at most `tokens`, that cuts nothing; 0 where there is none."""
+    return request.rules.fit(request.done_tokens, request.done_tokens + request.remaining_tokens, tokens)
 
 
-def least_chunk(request: RequestView, block_tokens: int) -> int:
-    """Return the smallest chunk, at least 1 token, that cuts nothing."""
-    start = request.done_tokens
-    end = start + 1
-    if block_tokens > 1:
-        end = (start // block_tokens + 1) * block_tokens
-    for first, last in request.whole_spans:
-        if first < end < last:
-            end = last
-            if block_tokens > 1:
-                end = -(-end // block_tokens) * block_tokens
-    return min(request.remaining_tokens, end - start)
+def least_chunk(request: RequestView) -> int:
+    """Return the smallest next chunk of a prompt that cuts nothing, tokens."""
+    return request.rules.least(request.done_tokens, request.done_tokens + request.remaining_tokens)
 
 
 class Uncut:
     """Ends a chunk where nothing is cut: not within an image, and at whole blocks of a hybrid model's state."""
 
     def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
-        if view.block_tokens == 1 and not any(request.whole_spans for request in candidate.prompts):
-            return candidate.tokens, candidate.reason
         last = last_chunk(candidate)
-        if last is None:
+        if last is None or last.request.rules is ANYWHERE:
             return candidate.tokens, candidate.reason
-        chunk = allowed_end(last.request, last.tokens, view.block_tokens)
+        chunk = fit_chunk(last.request, last.tokens)
         if chunk == last.tokens:
             return candidate.tokens, candidate.reason
         return last.before + chunk, Reason.UNCUT

@@ -124,7 +124,8 @@ def deadline_keys(
             keys.append(promised[index])
         else:
             remaining_s = read_s(request.done_tokens, request.remaining_tokens)
-            total_s = remaining_s + read_s(0, request.done_tokens)
+            own = request.done_tokens - request.cached_tokens
+            total_s = remaining_s + read_s(request.cached_tokens, own)
             was_promised = request.ttft_slo_s is not None or ttft_slo_s is not None
             keys.append((2 if was_promised else 3, STRETCH * total_s - request.age_s, remaining_s))
     return keys

@@ -30,7 +30,7 @@ from vllm_sarathi.core.policies.base import Policy, decodes_only
 from vllm_sarathi.core.policies.fixed import FixedBudget
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.steptime.stages import StageClock
-from vllm_sarathi.core.types import Pipeline, Reason, RequestView, StepPlan, StepRecord, StepView
+from vllm_sarathi.core.types import ONE_STAGE, Pipeline, Reason, RequestView, StepPlan, StepRecord, StepView
 
 DECODES_ALONE_EVERY_STEPS = 64
 """A step without prefill so often, where it matters how long decodes alone take: else nothing tells it apart."""
@@ -59,7 +59,7 @@ class SloPolicy:
     waiting_seen = 16
     learns = True
 
-    def __init__(self, config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline = Pipeline()) -> None:
+    def __init__(self, config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline = ONE_STAGE) -> None:
         self.config = config
         self.model = model
         self.pipeline = pipeline

@@ -82,6 +82,9 @@ def _smoothness() -> NDArray[np.float64]:
 
 _SMOOTHNESS = SMOOTHNESS * _smoothness()
 _RIDGES = np.full(SIZE, RIDGE)
+_RIDGES[FIRST_SLOPE : FIRST_SLOPE + SEGMENTS] = (
+    1e-10  # one that nothing was seen of is not zero but its neighbour's
+)
 _RIDGES[HYBRID] = HYBRID_RIDGE
 _REGULAR = np.diag(_RIDGES) + _SMOOTHNESS
 _SCALES = np.array(SCALES)

@@ -1,4 +1,4 @@
-"""Promises that clients ask for: read once when a request arrives, so that nothing bad reaches a step.
+"""SLOs that clients ask for: read once when a request arrives, so that nothing bad reaches a step.
 
 An OpenAI client sends `vllm_xargs: {"tbt_slo_ms": 30, "ttft_slo_ms": 500}`, a Python one
 `SamplingParams(extra_args={...})`. Either is plain data from outside: any value may be anything.
@@ -14,22 +14,22 @@ from vllm_sarathi.engine.vllm.internals import logger
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
-    """A request's own promises, seconds; None where it has none."""
+class RequestSlo:
+    """A request's own SLOs, seconds; None where it has none."""
 
     tbt_slo_s: float | None = None
     ttft_slo_s: float | None = None
 
 
-NONE = Promise()
+NONE = RequestSlo()
 
 
-def read_promise(extra_args: object, config: SarathiConfig) -> Promise:
-    """Return the promises in a request's extra arguments; what is no valid promise is passed over, and logged."""
+def read_request_slo(extra_args: object, config: SarathiConfig) -> RequestSlo:
+    """Return the SLOs in a request's extra arguments; what is no valid SLO is passed over, and logged."""
     if not config.allow_request_slo or not isinstance(extra_args, Mapping):
         return NONE
-    promise = Promise(*(_seconds(extra_args, key, config) for key in ("tbt_slo_ms", "ttft_slo_ms")))
-    return NONE if promise == NONE else promise
+    slo = RequestSlo(*(_seconds(extra_args, key, config) for key in ("tbt_slo_ms", "ttft_slo_ms")))
+    return NONE if slo == NONE else slo
 
 
 def _seconds(extra_args: Mapping[Any, Any], key: str, config: SarathiConfig) -> float | None:
