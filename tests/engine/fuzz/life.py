@@ -287,7 +287,7 @@ class Life:
         if self.setup.images == "whole":
             self._check_images(step)
         if self.ours:
-            assert scheduler.plan_failures == 0, "an exception of ours"
+            assert scheduler.faults.total == 0, f"errors of ours: {dict(scheduler.faults.counts)}"
 
     def _check_images(self, step: Step) -> None:
         """No chunk ends inside an image."""
