@@ -39,6 +39,7 @@ def read_beside(make_engine: MakeEngine, sarathi: SarathiConfig | None, decodes:
         kv_groups=hybrid_groups(),
         change=align,
         block_size=BLOCK,
+        enable_prefix_caching=True,
         max_num_seqs=256,
     )
     for number in range(decodes):

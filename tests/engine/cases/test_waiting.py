@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.request import Request
 
 from tests.engine.cases.conftest import FCFS, OURS, MakeEngine, warm_up
@@ -111,65 +110,54 @@ class VisitedRequest(Request):
             Visits.names.add(id(self))
         return super().__getattribute__(name)
 
+    def __hash__(self) -> int:
+        if Visits.counting:
+            Visits.names.add(id(self))
+        return object.__hash__(self)
 
-class VisitedQueue(FCFSRequestQueue):
-    """A queue that notes what is taken out of it, put into it and gone through."""
 
-    def _note(self, items: int = 1) -> None:
+def counted(queue_class: Any) -> Any:
+    """Return a queue's class that notes what is gone through, and what is moved one by one."""
+
+    def note(items: int = 1) -> None:
         if Visits.counting:
             Visits.items += items
 
-    def __iter__(self) -> Iterator[Request]:
-        for item in super().__iter__():
-            self._note()
+    def noted(items: Iterable[Request]) -> Iterator[Request]:
+        for item in items:
+            note()
             yield item
 
-    def __reversed__(self) -> Iterator[Request]:
-        for item in super().__reversed__():
-            self._note()
-            yield item
+    class Counted(queue_class):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[Request]:
+            return noted(super().__iter__())
 
-    def __getitem__(self, index: Any) -> Any:
-        self._note(min(abs(index), len(self) - abs(index)) // 64 + 1)  # a deque goes there by blocks of 64
-        return super().__getitem__(index)
+        def __reversed__(self) -> Iterator[Request]:
+            return noted(super().__reversed__())
 
-    def pop_request(self) -> Request:
-        self._note()
-        return super().pop_request()
+        def pop_request(self) -> Request:
+            note()
+            return super().pop_request()
 
-    def pop(self) -> Request:  # type: ignore[override]
-        self._note()
-        return super().pop()
+        def remove(self, value: Request) -> None:
+            note(len(self))
+            super().remove(value)
 
-    def popleft(self) -> Request:
-        self._note()
-        return super().popleft()
+        def extend(self, items: Iterable[Request]) -> None:
+            super().extend(noted(items))
 
-    def remove(self, value: Request) -> None:
-        self._note(len(self))
-        super().remove(value)
+        def extendleft(self, items: Iterable[Request]) -> None:
+            super().extendleft(noted(items))
 
-    def remove_requests(self, requests: Iterable[Request]) -> None:
-        self._note(len(self))
-        super().remove_requests(requests)
+        def clear(self) -> None:
+            note(len(self))
+            super().clear()
 
-    def extend(self, items: Iterable[Request]) -> None:
-        listed = list(items)
-        self._note(len(listed))
-        super().extend(listed)
+        def rotate(self, n: int = 1) -> None:
+            note(abs(n))
+            super().rotate(n)
 
-    def extendleft(self, items: Iterable[Request]) -> None:
-        listed = list(items)
-        self._note(len(listed))
-        super().extendleft(listed)
-
-    def clear(self) -> None:
-        self._note(len(self))
-        super().clear()
-
-    def rotate(self, n: int = 1) -> None:
-        self._note(abs(n))
-        super().rotate(n)
+    return Counted
 
 
 def most_visits(
@@ -189,7 +177,8 @@ def most_visits(
     engine.run_until_answered(*(f"chat{number}" for number in range(1024)))
     for number in range(waiting):
         engine.add(f"w{number}", 30 + number % 70, max_tokens=2).__class__ = VisitedRequest
-    engine.scheduler.waiting.__class__ = VisitedQueue
+    queue = engine.scheduler.waiting
+    queue.__class__ = counted(type(queue))
     most = 0
     for number in range(140):
         if number % 5 == 0:
