@@ -14,15 +14,9 @@ from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.cost_model import CostModel
 from vllm_sarathi.core.views import StepShape
 from vllm_sarathi.engine.offline import config_folder
-from vllm_sarathi.simulation.deployment import (
-    MEMORY_SHARE,
-    PAPER_DEPLOYMENTS,
-    RESERVED_BYTES,
-    build,
-    deployment,
-    scheduler_choice,
-)
+from vllm_sarathi.simulation.deployment import PAPER_DEPLOYMENTS, build, deployment, scheduler_choice
 from vllm_sarathi.simulation.models import MODELS
+from vllm_sarathi.simulation.placement import MEMORY_SHARE, RESERVED_BYTES
 
 
 @pytest.mark.parametrize(

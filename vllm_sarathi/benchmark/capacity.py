@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from vllm_sarathi.core.config import ConfigError, check_int, check_positive
-from vllm_sarathi.simulation.deployment import Deployment, build, deployment, scheduler_choice
+from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of, paces
+from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
 from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
 

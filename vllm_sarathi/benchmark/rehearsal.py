@@ -20,9 +20,10 @@ from vllm_sarathi.benchmark.capacity import (
     scheduler_fields,
 )
 from vllm_sarathi.core.config import BASELINES, STOCK_SCHEDULER, ConfigError, check_choice, nearest_hint
-from vllm_sarathi.simulation.deployment import Deployment, deployment, scheduler_choice
+from vllm_sarathi.simulation.deployment import deployment, scheduler_choice
+from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.traces import TOO_LONG, read_trace
-from vllm_sarathi.simulation.workload import WORKLOADS
+from vllm_sarathi.simulation.workload import WORKLOAD_NAMES
 
 GOODPUT_SHARE = 0.99
 """Requests with promises of their own that have to keep them."""
@@ -96,9 +97,9 @@ def check_asked(asked: Asked) -> None:
         choice = scheduler_choice(name, **dict(asked.scheduler_settings(name)))
         if choice.config is not None and (choice.config.token_budget or 0) > longest:
             raise ConfigError(f"--schedulers {name!r}: a step there takes {longest} tokens at the most.")
-    if asked.trace is None and asked.workload not in (*WORKLOADS, "classes"):
+    if asked.trace is None and asked.workload not in WORKLOAD_NAMES:
         raise ConfigError(
-            f"--workload {asked.workload!r}: unknown; {nearest_hint(asked.workload, (*WORKLOADS, 'classes'))}"
+            f"--workload {asked.workload!r}: unknown; {nearest_hint(asked.workload, WORKLOAD_NAMES)}"
         )
     check_choice("arrivals", asked.arrivals, ("poisson", "gamma", "fixed"))
     check_choice("too_long", asked.too_long, TOO_LONG)
