@@ -52,6 +52,14 @@ class Disturbance:
         return ", ".join(parts) or "undisturbed"
 
 
+UNDISTURBED = Disturbance()
+
+
+def disturbed(times: StepTimes, disturbance: Disturbance, seed: int) -> StepTimes:
+    """Return the step times of a device under a disturbance; the same ones where there is none."""
+    return times if disturbance == UNDISTURBED else DisturbedTimes(times, disturbance, seed)
+
+
 class DisturbedTimes:
     """The step times of a device that is disturbed; see `simulator.StepTimes`.
 
