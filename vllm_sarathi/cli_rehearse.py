@@ -227,9 +227,9 @@ def capacity(
 def _workload(asked: Any, console: Console) -> Any:
     from vllm_sarathi.benchmark.rehearsal import workload_of
 
+    carried, skipped = workload_of(asked)
     for line in asked.place.source.lines:
         console.print(line, soft_wrap=True)
-    carried, skipped = workload_of(asked)
     if skipped:
         console.print(f"{skipped} requests are longer than the model's context and left out")
     return carried

@@ -20,7 +20,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -306,6 +305,6 @@ def summary_line(rows: Sequence[Row]) -> str:
     if not ratios:
         return f"{len(rows)} rows, and in none of them was any load carried"
     below = sum(ratio < 1 for ratio in ratios)
-    said = f"{len(rows)} rows: at least {min(ratios):.3f}, {statistics.median(ratios):.3f} in the median, {below} below 1"
+    said = f"{len(rows)} rows: at least {min(ratios):.3f}, median {statistics.median(ratios):.3f}, {below} below 1"
     kept = [run["sarathi"]["attainment"] for row in rows for run in row.get("disturbed", ())]
     return f"{said}; disturbed, at least {min(kept):.2%} of the gaps within the SLO" if kept else said

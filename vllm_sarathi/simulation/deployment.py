@@ -26,7 +26,7 @@ from vllm_sarathi.simulation.devices.measured import (
 )
 from vllm_sarathi.simulation.devices.roofline import device
 from vllm_sarathi.simulation.express import express_class
-from vllm_sarathi.simulation.models import model_shape, shape_of_config
+from vllm_sarathi.simulation.models import ModelShape, UnknownModel, model_shape, shape_of_config
 from vllm_sarathi.simulation.placement import (
     CPU,
     CPU_KV_CACHE_GIB,
@@ -108,7 +108,7 @@ def _deployment(
     }
     notes: tuple[str, ...] = ()
     if hub_name is None:
-        shape = model_shape(model_name)
+        shape = _described_shape(model_name)
     else:
         try:
             measured = kernels(hub_name, device_name, spread)
@@ -135,6 +135,19 @@ def _deployment(
     return RooflineDeployment(
         **common, max_tokens=longest, model=shape, devices_per_node=devices_per_node, notes=notes
     )
+
+
+def _described_shape(model_name: str) -> ModelShape:
+    """Return the shape of a model that no package knows; the error says what would know more."""
+    names = sorted(set(known_models().values()))
+    try:
+        return model_shape(model_name, names)
+    except UnknownModel as error:
+        if names or "/" not in model_name:
+            raise
+        raise ConfigError(
+            f"{error} Models by their names on a hub need pip install 'vllm-sarathi[devices]'."
+        ) from error
 
 
 def cpu_deployment(

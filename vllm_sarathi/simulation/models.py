@@ -1,7 +1,7 @@
 """The shapes of decoder models, as their config.json states them; no weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,20 @@ MODELS: dict[str, ModelShape] = {
 """Shapes by name, from each model's published config.json."""
 
 
-def model_shape(name: str) -> ModelShape:
+class UnknownModel(ConfigError):
+    """A name that is neither a model's nor a file's."""
+
+
+def model_shape(name: str, elsewhere: Iterable[str] = ()) -> ModelShape:
     """Return a model's shape.
 
     Args:
         name: a name from MODELS, a config.json, or a folder that holds one.
+        elsewhere: names that the caller knows without a shape, for the error.
 
     Raises:
-        ConfigError: no such name or file, or a file that lacks a key.
+        UnknownModel: no such name or file.
+        ConfigError: a file that lacks a key, or that is no dense model's.
     """
     if name.lower() in MODELS:
         return MODELS[name.lower()]
@@ -82,8 +88,9 @@ def model_shape(name: str) -> ModelShape:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
-        raise ConfigError(
-            f"--deployment: unknown model {name!r}, and no config.json is there; {nearest_hint(name, MODELS)}"
+        raise UnknownModel(
+            f"--deployment: unknown model {name!r}, and no config.json is there; "
+            f"{nearest_hint(name, (*MODELS, *elsewhere))}"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
