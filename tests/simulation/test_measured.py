@@ -92,6 +92,17 @@ def test_a_mixture_of_experts_is_concave_and_a_dense_model_is_not() -> None:
     assert dense.shared_s(64) - dense.shared_s(1) < dense.shared_s(1088) - dense.shared_s(1024)
 
 
+def test_latent_attention_is_found_inside_the_operator_that_has_it() -> None:
+    """Of such models the package counts no operator as attention: one of them has its projections, too."""
+    place = ("deepseek-ai/DeepSeek-V3", "h200", Spread(8, 1, True))
+    mine, theirs = times(place), kernels(*place)._engine
+    assert mine.stage_s(chunk(512, 65536)) > 1.1 * mine.stage_s(chunk(512))
+    whole_ms = theirs.mixed_step_latency(512, 0, 512, 0)
+    assert mine.stage_s(chunk(512)) * 1e3 == pytest.approx(whole_ms, rel=5e-3)
+    long = StepShape(32, 32, 32 * 16000, 0.0, 32)
+    assert mine.stage_s(long) * 1e3 == pytest.approx(theirs.decode_step_latency(32, 16000, 0), rel=3e-3)
+
+
 class Counting:
     """Kernels' engine, with a count of what it is asked."""
 
