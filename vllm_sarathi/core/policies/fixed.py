@@ -19,6 +19,8 @@ class FixedBudget(Baseline):
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
         budget = self.room(view)
-        if prompts := turn.prompts(view):  # what cannot be cut is above any budget, or it would never be prefilled
+        if prompts := turn.prompts(
+            view
+        ):  # what cannot be cut is above any budget, or it would never be prefilled
             budget = max(budget, view.decode_tokens + least_chunk(prompts[0]))
         return turn.plan(view, budget, Reason.FIXED)
