@@ -171,9 +171,9 @@ class SloPolicy:
         """Return the SLO; `auto` is a multiple of a decode step of the batch at hand, those being let in included."""
         if self.config.tbt_slo_ms is not None:
             return self.config.tbt_slo_ms / 1e3
-        joining = [request for request in prompts if request.request_id != "unseen"]
-        decodes = view.generating + len(joining)
-        context = view.decode_context_tokens + sum(r.done_tokens + r.remaining_tokens for r in joining)
+        decodes = view.generating + sum(request.request_id != "unseen" for request in prompts)
+        # Those that join are taken to have contexts like the others: one long prompt lengthens nobody's SLO.
+        context = view.decode_context_tokens * decodes // max(1, view.decodes)
         decode_s = self.model.seconds(decodes, decodes, context, 0.0, decodes)
         if decode_s > 0:
             self._auto_slo_s = self.config.tbt_slo_factor * self.pipeline.token_s(decode_s)
