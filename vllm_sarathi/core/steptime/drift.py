@@ -9,7 +9,7 @@ from collections import deque
 
 CHANGE_FACTOR = 1.2
 FASTER_STEPS = 8
-SLOWER_STEPS = 4
+SLOWER_STEPS = 3
 SLOWER_FACTOR = 1.3
 """So many steps in a row are off by so much, all to the same side."""
 

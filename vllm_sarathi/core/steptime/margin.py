@@ -14,7 +14,7 @@ from vllm_sarathi.core.types import StepShape
 
 RATIOS_KEPT = 256
 ALIKE_NEEDED = 24
-CAUTION = 0.15
+CAUTION = 0.13
 CAUTIOUS_STEPS = 24
 BIAS_STEPS = 128
 RANGE = (1.0, 2.5)

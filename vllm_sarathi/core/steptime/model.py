@@ -111,6 +111,7 @@ class StepTimeModel:
         self._coefficients = [0.0] * SIZE
         self._spread = 0.1
         self._seen: dict[tuple[int, int], int] = {}
+        self._kinds_seen: dict[Kind, int] = {}
         self._eager_steps = EAGER_STEPS
         self._until_solve = float(SOLVE_EVERY_STEPS)
         self._unchecked_steps = 0
@@ -222,7 +223,9 @@ class StepTimeModel:
         if seen >= TELLING_STEPS:
             self._margin.observe(shape, predicted_s, ratio, seen >= FAMILIAR_STEPS)
         self._prior_steps -= 1
-        if seen < FAMILIAR_STEPS and self._prior_steps < 0:
+        kind = _kind(shape)
+        self._kinds_seen[kind] = self._kinds_seen.get(kind, 0) + 1
+        if self._kinds_seen[kind] <= TELLING_STEPS and self._prior_steps < 0:
             return 1.0
         if self.steps % SOLVE_EVERY_STEPS == 0 and (shape.prefill_work > 0 or self.steps % 64 == 0):
             self._margin.renew()
@@ -230,6 +233,8 @@ class StepTimeModel:
         factor = drift.look(ratio)
         if factor is not None:
             self._rescale(factor, shape, drift.change_steps)
+            return 1.0
+        if seen < FAMILIAR_STEPS:
             return 1.0
         residual = abs(ratio - 1.0)
         self._spread += 0.02 * (1.25 * min(residual, 4 * self._spread) - self._spread)
