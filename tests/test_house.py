@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vllm_sarathi.engine.vllm.contract import TESTED_VERSIONS
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vllm_sarathi", "autolrs_plugin")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -151,3 +153,14 @@ def test_the_top_level_holds_what_it_may() -> None:
         pytest.skip("not a git checkout")
     tops = {line.partition("/")[0] for line in listed.stdout.splitlines()}
     assert {top for top in tops if not top.startswith(".")} <= TOP_LEVEL
+
+
+def test_the_table_in_the_readme_is_of_the_tested_versions() -> None:
+    """`make compat` writes it; a version in it has passed."""
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (\d+)\.(\d+)\.\d+ \|(.*)$", text.partition("<!-- compat")[2], re.M)
+    first, last = TESTED_VERSIONS
+    assert sorted((int(major), int(minor)) for major, minor, _ in rows) == [
+        (first[0], minor) for minor in range(first[1], last[1] + 1)
+    ]
+    assert not [row for row in rows if "failed" in row[2]]

@@ -30,10 +30,16 @@ class RayCommand(TyperCommand):
 
 DeploymentOption = Annotated[
     str,
-    typer.Option(help="MODEL/DEVICE, as mistral-7b/a100 or llama2-70b/a40:tp4pp2; MODEL may be a folder."),
+    typer.Option(
+        help="MODEL/DEVICE, as mistral-7b/a100, Qwen/Qwen3-32B/h100:tp4 (measured kernels, with the extra devices) or "
+        "meta-llama/Llama-3.1-70B/h100:fp8tp4; MODEL may be a folder."
+    ),
 ]
 WorkloadOption = Annotated[
-    str, typer.Option(help="chat, arxiv, uniform, zipf, mix, or classes (three promises).")
+    str,
+    typer.Option(
+        help="chat, arxiv, uniform, zipf, mix, classes (three promises), or mooncake (shared prefixes)."
+    ),
 ]
 SchedulersOption = Annotated[
     str, typer.Option(help="Names with commas between; NAME@N has a fixed budget of N.")
@@ -64,6 +70,11 @@ RayOption = Annotated[
 ]
 CalibrationOption = Annotated[
     str | None, typer.Option(help="For MODEL/cpu: the folder that `vllm-sarathi profile` filled.")
+]
+NoiseOption = Annotated[float, typer.Option(help="Noise of every step's time, as a share: 0.05 is 5%.")]
+PausesOption = Annotated[float, typer.Option(help="Pauses of 20 to 200 ms a minute.")]
+NeighbourOption = Annotated[
+    float, typer.Option(help="Steps take so many times as long while a neighbour is there, 5 s of every 10.")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the rows to this file, too.")]
 DEFAULT_SCHEDULERS = "sarathi,default,prefill-first,orca"
@@ -120,12 +131,16 @@ def simulate(
     time_scale: ScaleOption = 1.0,
     setting: SettingOption = None,
     calibration_dir: CalibrationOption = None,
+    noise: NoiseOption = 0.0,
+    pauses: PausesOption = 0.0,
+    neighbour: NeighbourOption = 1.0,
     ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
     """Rehearse one load on a deployment, and print what each scheduler makes of it."""
     from vllm_sarathi.benchmark import farm, rehearsal, results
     from vllm_sarathi.core.config import ConfigError, check_positive
+    from vllm_sarathi.simulation.devices.disturbed import Disturbance
 
     if rate is None and trace is None:
         raise ConfigError("--rate: how many requests per second? (A --trace has a rate of its own.)")
@@ -145,6 +160,7 @@ def simulate(
         time_scale=time_scale,
         settings=read_settings(setting),
         calibration_dir=calibration_dir,
+        disturbance=Disturbance(noise, pauses, neighbour=neighbour),
     )
     rehearsal.check_asked(asked)
     console = Console()
@@ -170,12 +186,16 @@ def capacity(
     time_scale: ScaleOption = 1.0,
     setting: SettingOption = None,
     calibration_dir: CalibrationOption = None,
+    noise: NoiseOption = 0.0,
+    pauses: PausesOption = 0.0,
+    neighbour: NeighbourOption = 1.0,
     ray: RayOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the answer in this file (PNG).")] = None,
     json: JsonOption = None,
 ) -> None:
     """Find the highest rate that each scheduler carries within the promise."""
     from vllm_sarathi.benchmark import farm, rehearsal, results
+    from vllm_sarathi.simulation.devices.disturbed import Disturbance
 
     asked = rehearsal.Asked(
         deployment=deployment,
@@ -192,6 +212,7 @@ def capacity(
         time_scale=time_scale,
         settings=read_settings(setting),
         calibration_dir=calibration_dir,
+        disturbance=Disturbance(noise, pauses, neighbour=neighbour),
     )
     rehearsal.check_asked(asked)
     console = Console()
@@ -207,6 +228,8 @@ def _workload(asked: Any, console: Console) -> Any:
     from vllm_sarathi.benchmark.rehearsal import workload_of
 
     carried, skipped = workload_of(asked)
+    for line in asked.place.source.lines:
+        console.print(line, soft_wrap=True)
     if skipped:
         console.print(f"{skipped} requests are longer than the model's context and left out")
     return carried
@@ -279,7 +302,7 @@ def paper(
     scale = replace(room.QUICK, sweep=sweep) if quick else room.FULL
     console = Console()
     run_all = functools.partial(farm.run_all, console=console, ray=ray)
-    rows = room.run_cells(room.cells_of(scale), out / "cells", run_all)
+    rows = room.rows_of(room.cells_of(scale), out / "cells", run_all)
     tables = paper_report.tables_of(rows)
     for path in paper_report.write_report(tables, out, scale.requests, scale.seeds):
         console.print(f"wrote {path}", soft_wrap=True)

@@ -201,6 +201,8 @@ FIELDS = {
     "gap_ms",
     "ttft_ms",
     "goodput_qps",
+    "source",
+    "disturbance",
 }
 
 

@@ -81,11 +81,11 @@ def test_what_was_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(paper, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
-        paper.run_cells(cells, tmp_path, here)
+        paper.rows_of(cells, tmp_path, here)
     half = list(ran)
     (tmp_path / f"{half[0]}.json").write_text("{half a row")  # as a full disk leaves one
     ran.clear()
-    rows = paper.run_cells(cells, tmp_path, here)
+    rows = paper.rows_of(cells, tmp_path, here)
     assert sorted(ran) == sorted([half[0], *(cell.name for cell in cells if cell.name not in half)])
     assert [row["scheduler"] for row in rows] == [c.tasks[0].scheduler.partition("@")[0] for c in cells]
 
@@ -94,7 +94,7 @@ def test_the_report_has_each_table_beside_the_published_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paper, "measure", guessed)
-    rows = paper.run_cells(paper.cells_of(TINY), tmp_path / "cells", here)
+    rows = paper.rows_of(paper.cells_of(TINY), tmp_path / "cells", here)
     tables = paper_report.tables_of(rows)
     files = paper_report.write_report(tables, tmp_path, 8, 1)
     assert {f.name for f in files} >= {

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,31 @@ def test_capacity_makes_rows_a_table_and_a_picture(here: dict[str, Any], tmp_pat
     assert "promises kept" not in done.output
 
 
+def test_a_disturbed_device_and_where_its_times_come_from(here: dict[str, Any], tmp_path: Path) -> None:
+    run = ["simulate", *PLACE, "--rate", 2, "--requests", 12, "--schedulers", "default"]
+    plain = invoke(*run, "--json", tmp_path / "plain.json")
+    noisy = invoke(*run, "--noise", 0.1, "--pauses", 20, "--neighbour", 2, "--json", tmp_path / "noisy.json")
+    assert plain.exit_code == noisy.exit_code == 0, noisy.output
+    assert "step times: roofline, from the device's data sheet" in plain.output
+    [quiet], [loud] = (json.loads((tmp_path / f"{n}.json").read_text())["rows"] for n in ("plain", "noisy"))
+    assert (quiet["source"], quiet["disturbance"]) == ("roofline", "undisturbed")
+    assert loud["disturbance"] == "noise 10%, 20 pauses a minute, neighbour x2"
+    assert loud["gap_ms"]["p90"] > 1.5 * quiet["gap_ms"]["p90"]
+
+
+def test_requests_that_share_prefixes_are_read_from_the_cache(here: dict[str, Any], tmp_path: Path) -> None:
+    run = ["simulate", *PLACE, "--rate", 0.5, "--requests", 60, "--schedulers", "default"]
+    done = invoke(*run, "--workload", "mooncake", "--json", tmp_path / "rows.json")
+    assert done.exit_code == 0, done.output
+    [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    task = here["inputs"][0]
+    alone = replace(task, workload=replace(task.workload, trace=tuple(
+        replace(request, prefix=()) for request in task.workload.at(0.5, 0)
+    )))  # fmt: skip
+    unshared = rehearsal.simulate_row(0.5, alone)
+    assert row["ttft_ms"]["mean"] < 0.9 * unshared["ttft_ms"]["mean"]
+
+
 def test_a_promise_that_nobody_can_keep_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     none = Found(None, {"gap_ms": {"p99": 12.3}, "ttft_ms": {"p50": 1.0, "p90": 2.0}})
     monkeypatch.setattr(farm, "run_all", lambda function, inputs, **_: [none] * len(inputs))
@@ -168,6 +194,8 @@ CHAT = ["simulate", *PLACE, "--rate", "1"]
         ([*CHAT, "--set", "tbt_mode=pacy"], "--tbt-mode 'pacy': unknown; did you mean 'pace'?"),
         ([*CHAT, "--set", "scheduler=orca"], "--set 'scheduler=orca': is said by --schedulers NAME here"),
         ([*CHAT, "--set", "token_budget=5"], "--set 'token_budget=5': is said by --schedulers NAME@N here"),
+        ([*CHAT, "--noise", "5"], "--noise 5.0: must be a number from 0 to 1"),
+        ([*CHAT, "--neighbour", "0.5"], "--neighbour 0.5: must be a number from 1 to 100"),
         ([*CHAT, "--too-long", "cut"], "--too-long 'cut': unknown"),
         ([*CHAT, "--trace", "nowhere.csv"], "--trace nowhere.csv: cannot be read"),
         (["capacity", *PLACE, "--max-delay-s", "0"], "--max-delay-s 0.0: must be"),

@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 
 from tests.core.devices import Device, Loop, roofline
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.files import write_whole
+from vllm_sarathi.core.policies.slo import COLD_TOKENS
+from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.steptime.store import (
     CalibrationError,
     calibration_file,
@@ -17,11 +22,6 @@ from vllm_sarathi.core.steptime.store import (
     load_calibration,
     save_calibration,
 )
-from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.core.files import write_whole
-from vllm_sarathi.core.policies.slo import COLD_TOKENS
 from vllm_sarathi.core.types import StepShape
 
 SLO_S = 0.15

@@ -11,8 +11,8 @@ import pytest
 from tests.core.devices import Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.policies.slo import ALIGNMENT_LOSS, COLD_TOKENS, PATIENCE_STEPS, TILE_TOKENS, SloBudget
+from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import (
     DecodeView,
     InFlight,

@@ -82,6 +82,7 @@ class ModelledEngine:
         in_flight: batches in flight: 1 is synchronous, 2 is asynchronous or a pipeline of 2.
         scheduler_cls: the class to drive; the configuration's own by default.
         draft: gives the draft tokens for (request id, position), for speculative decoding.
+        kv_cache_config: vLLM's description of the KV cache; by default that of a model with full attention alone.
     """
 
     def __init__(
@@ -91,8 +92,9 @@ class ModelledEngine:
         in_flight: int = 1,
         scheduler_cls: Any = None,
         draft: Callable[[str, int], list[int]] | None = None,
+        kv_cache_config: Any | None = None,
     ) -> None:
-        self.scheduler = build_scheduler(config, num_blocks, scheduler_cls)
+        self.scheduler = build_scheduler(config, num_blocks, scheduler_cls, kv_cache_config)
         self.in_flight = in_flight
         self.queue: deque[Step] = deque()
         self.outputs: dict[str, list[int]] = {}

@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import logging
+import os
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -26,6 +28,8 @@ from vllm_sarathi.engine.vllm.surface import CONTRACT, SURFACES, Surface, Touchp
 PACKAGE = Path(vllm_sarathi.__file__).parent
 DECLARED = {surface.kind: {*surface.attributes, *surface.some} for surface in SURFACES}
 
+PLAIN = (list, dict, set, str, int, deque, Path, re.Pattern, logging.Logger)
+
 KINDS = {
     "scheduler": "Scheduler",
     "request": "Request",
@@ -39,6 +43,11 @@ KINDS = {
     "kv_cache_manager": "KVCacheManager",
     "coordinator": "KVCacheCoordinator",
     "block_pool": "BlockPool",
+    "lora_config": "LoRAConfig",
+    "lora_request": "LoRARequest",
+    "kv_cache_config": "KVCacheConfig",
+    "mm_position": "PlaceholderRange",
+    "encoder_cache_manager": "EncoderCacheManager",
     "engine_args": "EngineArgs",
 }
 """What a name stands for, wherever it stands in the code that handles vLLM's objects."""
@@ -130,7 +139,7 @@ def real_attributes(make_config: Any) -> dict[str, set[str]]:
 def test_whatever_the_code_reads_of_vllms_objects_is_declared(make_config: Any) -> None:
     """A name that one of vLLM's objects has, and nothing of Python's, is taken to be vLLM's wherever it is read."""
     real = set().union(*real_attributes(make_config).values())
-    plain = {n for kind in (list, dict, set, str, int, deque, Path, re.Pattern) for n in dir(kind)}
+    plain = {n for kind in (*PLAIN, os) for n in dir(kind)}
     declared = set().union(*DECLARED.values())
     undeclared = {use for use in attributes_used() if use[2] in real - plain - declared - OURS_TOO}
     assert not undeclared

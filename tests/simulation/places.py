@@ -4,15 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_sarathi.core.types import StepShape
-from vllm_sarathi.simulation.deployment import (
-    MEMORY_SHARE,
-    RESERVED_BYTES,
-    Deployment,
-    build,
-    scheduler_choice,
-)
-from vllm_sarathi.simulation.devices import DEVICES
+from vllm_sarathi.simulation.deployment import build, scheduler_choice
+from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.models import ModelShape
+from vllm_sarathi.simulation.placement import MEMORY_SHARE, RESERVED_BYTES, Deployment, RooflineDeployment
 from vllm_sarathi.simulation.simulator import Simulator
 from vllm_sarathi.simulation.workload import SimulatedRequest
 
@@ -28,7 +23,7 @@ def small_place(mode: str = "sync", kv_tokens: int = 16384, max_sequences: int =
     token = SHAPE.kv_bytes_per_token / stages
     weights = SHAPE.parameters * SHAPE.dtype_bytes / stages
     memory = (weights + RESERVED_BYTES + (kv_tokens + 1) * token) / MEMORY_SHARE
-    return Deployment(
+    return RooflineDeployment(
         name="small",
         model=SHAPE,
         unit=replace(DEVICES["a100"], memory_bytes=memory),

@@ -9,20 +9,14 @@ from typing import Any
 
 import pytest
 
-from vllm_sarathi.core.steptime.store import save_calibration
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.steptime.store import save_calibration
 from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.engine.offline import config_folder
-from vllm_sarathi.simulation.deployment import (
-    MEMORY_SHARE,
-    PAPER_DEPLOYMENTS,
-    RESERVED_BYTES,
-    build,
-    deployment,
-    scheduler_choice,
-)
+from vllm_sarathi.simulation.deployment import PAPER_DEPLOYMENTS, build, deployment, scheduler_choice
 from vllm_sarathi.simulation.models import MODELS
+from vllm_sarathi.simulation.placement import MEMORY_SHARE, RESERVED_BYTES
 
 
 @pytest.mark.parametrize(
@@ -112,6 +106,45 @@ def test_a_config_json_that_is_none_says_why(tmp_path: Path, text: str, said: st
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=said):
         deployment(f"{tmp_path}/a100")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("num_local_experts", 8, "a mixture of experts"),  # Mixtral
+        ("num_experts", 128, "a mixture of experts"),  # Qwen3-MoE
+        ("n_routed_experts", 256, "a mixture of experts"),  # DeepSeek
+        ("kv_lora_rank", 512, "latent attention"),
+        ("quantization_config", {"quant_method": "fp8"}, "quantized weights"),
+        ("sliding_window", 4096, "attention within a window"),
+        ("layer_types", ["full_attention", "linear_attention"], "layers of full_attention, linear_attention"),
+        ("full_attention_interval", 4, "linear attention"),
+        ("mamba_d_state", 128, "Mamba layers"),
+        ("torch_dtype", "float8_e4m3fn", "weights of float8_e4m3fn"),
+    ],
+)
+def test_a_config_json_of_more_than_a_dense_model_is_refused(
+    tmp_path: Path, key: str, value: object, said: str
+) -> None:
+    folder = config_folder(tmp_path / "mine", **{key: value})
+    with pytest.raises(ConfigError, match=re.escape(f"{key!r} says {said}")):
+        deployment(f"{folder}/h100")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"sliding_window": None},
+        {"sliding_window": 4096, "use_sliding_window": False},  # Qwen2
+        {"sliding_window": 32768, "max_position_embeddings": 32768},
+        {"num_experts": 0, "quantization_config": None, "layer_types": ["full_attention"] * 2},
+        {"torch_dtype": "float16"},
+    ],
+)
+def test_a_dense_model_that_mentions_what_it_does_not_do_is_read(
+    tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    assert deployment(f"{config_folder(tmp_path / 'mine', **keys)}/h100").source.kind == "roofline"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from vllm_sarathi.core.types import StepShape, chunk_work
-from vllm_sarathi.simulation.devices import (
+from vllm_sarathi.simulation.devices.roofline import (
     ATTENTION_SHARE,
     BANDWIDTH_SHARE,
     COMPUTE_SHARE,

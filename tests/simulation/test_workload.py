@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from vllm_sarathi.simulation.workload import (
     CHAT,
     CLASSES,
     PREFIX_TOKENS,
+    WORKLOAD_NAMES,
     WORKLOADS,
     SimulatedRequest,
     arrival_times,
@@ -73,6 +75,37 @@ def test_three_classes_with_their_promises() -> None:
         assert all(kind.prompt[0] <= r.prompt_tokens <= kind.prompt[1] for r in mine)
 
 
+@pytest.mark.parametrize("seed", [1, 101])
+def test_mooncake_has_the_published_statistics_of_its_trace(seed: int) -> None:
+    """arXiv 2407.00079, section 4: mean lengths, hits of a cache that never forgets, blocks that are used once."""
+    requests = synthetic("mooncake", 6.6, 23_608, seed)
+    assert np.mean([r.prompt_tokens for r in requests]) == pytest.approx(7590, rel=0.03)
+    assert np.mean([r.output_tokens for r in requests]) == pytest.approx(182, rel=0.03)
+    uses = Counter(block for r in requests for block in r.prefix)
+    blocks = sum(uses.values())
+    assert (blocks - len(uses)) / blocks == pytest.approx(0.5, abs=0.02)
+    assert Counter(uses.values())[1] / len(uses) > 0.5
+    assert max(uses.values()) / len(requests) == pytest.approx(0.6, abs=0.02)
+
+
+def test_a_turn_of_mooncake_repeats_what_was_said_before() -> None:
+    requests = synthetic("mooncake", 1.0, 2000, seed=2)
+    last_of = {r.prefix[:-1]: r for r in requests if r.prompt_tokens % PREFIX_TOKENS}
+    repeated = 0
+    for request in requests:
+        assert len(request.prefix) == -(-request.prompt_tokens // PREFIX_TOKENS)
+        assert request.prompt_tokens + request.output_tokens <= 32_768
+        earlier = [
+            last_of[request.prefix[:n]]
+            for n in range(2, len(request.prefix))
+            if request.prefix[:n] in last_of
+        ]
+        before = [r for r in earlier if r.arrival_s < request.arrival_s]
+        repeated += bool(before)
+        assert all(r.prompt_tokens + r.output_tokens <= request.prompt_tokens for r in before[-1:])
+    assert repeated > 800
+
+
 @pytest.mark.parametrize(("kind", "squared_variation"), [("poisson", 1.0), ("gamma", 4.0), ("fixed", 0.0)])
 def test_arrivals_have_their_rate_and_their_burstiness(kind: str, squared_variation: float) -> None:
     times = arrival_times(kind, 5.0, MANY, rng())
@@ -83,7 +116,7 @@ def test_arrivals_have_their_rate_and_their_burstiness(kind: str, squared_variat
     assert gaps.var() / gaps.mean() ** 2 == pytest.approx(squared_variation, rel=0.1, abs=1e-9)
 
 
-@pytest.mark.parametrize("workload", [*WORKLOADS, "classes"])
+@pytest.mark.parametrize("workload", WORKLOAD_NAMES)
 def test_a_seed_decides_all_of_a_workload_and_the_rate_only_the_times(workload: str) -> None:
     np.random.seed(1)  # the global generator, which nobody may touch
     before = np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]

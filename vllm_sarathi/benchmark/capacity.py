@@ -8,14 +8,16 @@ them that is kept (`goodput`).
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from vllm_sarathi.core.config import ConfigError, check_int, check_positive
-from vllm_sarathi.simulation.deployment import Deployment, build, deployment, scheduler_choice
+from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
+from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance, disturbed
 from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of, paces
+from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
 from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
 
@@ -106,6 +108,7 @@ class Workload:
         arrivals: how they come, for a synthetic one.
         trace: the requests of a trace.
         max_tokens: longer requests of a synthetic workload are left out; None for no limit.
+        tbt_slo_ms, ttft_slo_ms: the SLO of every request, where those of the workload have none; None for none.
     """
 
     name: str
@@ -113,6 +116,8 @@ class Workload:
     arrivals: str = "poisson"
     trace: tuple[SimulatedRequest, ...] = ()
     max_tokens: int | None = None
+    tbt_slo_ms: float | None = None
+    ttft_slo_ms: float | None = None
 
     def window(self, seed: int) -> tuple[SimulatedRequest, ...]:
         """Return the piece of a trace that a seed stands for: one after the other, overlapping where it is short."""
@@ -124,9 +129,11 @@ class Workload:
         if self.trace:
             return at_rate(self.window(seed), rate_qps)
         made = synthetic(self.name, rate_qps, self.requests, seed, self.arrivals)
-        if self.max_tokens is None:
+        if self.max_tokens is not None:
+            made = [r for r in made if r.prompt_tokens + r.output_tokens <= self.max_tokens]
+        if self.tbt_slo_ms is None and self.ttft_slo_ms is None:
             return made
-        return [r for r in made if r.prompt_tokens + r.output_tokens <= self.max_tokens]
+        return [replace(r, tbt_slo_ms=self.tbt_slo_ms, ttft_slo_ms=self.ttft_slo_ms) for r in made]
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,7 @@ class Task:
         settings: those of SarathiConfig, for `sarathi`.
         calibration_dir: as `deployment` takes it.
         tolerance: how close the search comes, as a share.
+        disturbance: what disturbs the device.
     """
 
     deployment: str
@@ -151,6 +159,7 @@ class Task:
     settings: tuple[tuple[str, Any], ...] = ()
     calibration_dir: str | None = None
     tolerance: float = TOLERANCE
+    disturbance: Disturbance = UNDISTURBED
 
     @property
     def place(self) -> Deployment:
@@ -179,7 +188,8 @@ def rehearse(task: Task, rate_qps: float, to_the_end: bool = False) -> Outcome |
     requests = task.workload.at(rate_qps, task.seed)
     shared = any(request.prefix for request in requests)
     scheduler = build(place, scheduler_choice(task.scheduler, **dict(task.settings)), shared)
-    simulator = Simulator(scheduler, place.times(task.seed), requests, place.in_flight)
+    times = disturbed(place.times(task.seed), task.disturbance, task.seed)
+    simulator = Simulator(scheduler, times, requests, place.in_flight)
     simulator.run(None if to_the_end else Watch(task.criterion, requests))
     return None if simulator.given_up else outcome_of(simulator.logs)
 
@@ -227,8 +237,8 @@ def first_rate(task: Task) -> float:
     return 0.5 / (place.read_s(tokens) + 1e-3)
 
 
-def find(task: Task) -> Found:
-    """Search a task's capacity; the same task gives the same answer anywhere."""
+def find(task: Task, start_qps: float | None = None) -> Found:
+    """Search a task's capacity, from a first rate on; the same task and rate give the same answer anywhere."""
     outcomes: dict[float, Outcome] = {}
     runs = 0
 
@@ -241,7 +251,7 @@ def find(task: Task) -> Found:
         outcomes[rate_qps] = outcome
         return True
 
-    start = first_rate(task)
+    start = start_qps or first_rate(task)
     qps = search(run, start, task.tolerance)
     outcome = rehearse(task, start * RATE_RANGE[0], to_the_end=True) if qps is None else outcomes[qps]
     assert outcome is not None
@@ -258,7 +268,8 @@ def row_of(tasks: Sequence[Task], found: Sequence[Found], goodput: Sequence[Foun
     """Return the row of a result file for the seeds of one search; figures are those of the first seed."""
     task = tasks[0]
     slo_ms = task.criterion.tbt_slo_ms
-    return capacity_row(task.deployment, task.workload.name, slo_ms, task.scheduler, found, goodput)
+    row = capacity_row(task.deployment, task.workload.name, slo_ms, task.scheduler, found, goodput)
+    return row | {"source": task.place.source.kind, "disturbance": task.disturbance.text}
 
 
 def capacity_row(

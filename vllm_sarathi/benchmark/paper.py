@@ -6,16 +6,13 @@ and 14), and tensor- against pipeline-parallel serving (figure 13). Nothing here
 they stand beside ours, with the difference.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_sarathi import __version__
 from vllm_sarathi.benchmark.capacity import Criterion, Found, Task, Workload, find, rehearse, row_of
-from vllm_sarathi.core.files import write_whole
+from vllm_sarathi.benchmark.cells import name_of, run_cells
 from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import deployment
 
@@ -126,10 +123,7 @@ class Cell:
     @property
     def name(self) -> str:
         """A name for the cell's file, from all that decides its answer."""
-        text = json.dumps(
-            [__version__, self.table, self.label, [asdict(task) for task in self.tasks]], sort_keys=True
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:20]
+        return name_of(self.table, self.label, [asdict(task) for task in self.tasks])
 
 
 def _cell(
@@ -204,38 +198,12 @@ def overhead_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def run_cells(
+def rows_of(
     cells: Sequence[Cell], folder: Path, run_all: Callable[..., list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """Return the rows of all cells, in their order; those that an earlier run finished are read from its files.
-
-    Args:
-        cells: what to measure.
-        folder: keeps a file for each finished cell.
-        run_all: `farm.run_all` with all but its first two arguments and `done`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = {cell.name: row for cell in cells if (row := _kept(folder / f"{cell.name}.json")) is not None}
-    left = [cell for cell in cells if cell.name not in rows]
+    """Return the rows of all cells, in their order; see `cells.run_cells`."""
     # The long ones first: at the end no core waits for another.
-    left.sort(key=lambda cell: -cell.tasks[0].workload.requests)
-
-    def keep(index: int, row: dict[str, Any]) -> None:
-        write_whole(folder / f"{left[index].name}.json", json.dumps(row) + "\n")
-
-    if left:
-        measured = run_all(measure, left, done=keep)
-        rows.update({cell.name: row for cell, row in zip(left, measured, strict=True)})
-    return [rows[cell.name] for cell in cells]
-
-
-def _kept(path: Path) -> dict[str, Any] | None:
-    """Return a finished cell's row; None where there is none, or the file is not one of ours."""
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return row if isinstance(row, dict) and "table" in row else None
+    return run_cells(cells, measure, folder, run_all, order=lambda cell: -cell.tasks[0].workload.requests)
 
 
 def comparisons(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

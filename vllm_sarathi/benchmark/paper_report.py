@@ -57,7 +57,7 @@ def tables_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return each table's rows, with the columns of COLUMNS.
 
     Args:
-        rows: those of all cells, as `paper.run_cells` gives them.
+        rows: those of all cells, as `paper.rows_of` gives them.
     """
     tables: dict[str, list[Row]] = {name: [] for name in COLUMNS}
     least = {_place(r): r["capacity_qps"] for r in rows if r.get("scheduler") == "prefill-first"}

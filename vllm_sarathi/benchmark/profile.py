@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.progress import Progress
 from rich.table import Table
 
-from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.policies import arrival_order
 from vllm_sarathi.core.step_trace import quantile, relative_error
+from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import StepPlan, StepRecord, StepView
 from vllm_sarathi.engine.inprocess import InProcessEngine, engine_in_process
 

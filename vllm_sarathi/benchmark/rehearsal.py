@@ -20,9 +20,11 @@ from vllm_sarathi.benchmark.capacity import (
     scheduler_fields,
 )
 from vllm_sarathi.core.config import BASELINES, STOCK_SCHEDULER, ConfigError, check_choice, nearest_hint
-from vllm_sarathi.simulation.deployment import Deployment, deployment, scheduler_choice
+from vllm_sarathi.simulation.deployment import deployment, scheduler_choice
+from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance
+from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.traces import TOO_LONG, read_trace
-from vllm_sarathi.simulation.workload import WORKLOADS
+from vllm_sarathi.simulation.workload import WORKLOAD_NAMES
 
 GOODPUT_SHARE = 0.99
 """Requests with promises of their own that have to keep them."""
@@ -45,6 +47,7 @@ class Asked:
         too_long: what becomes of requests beyond the model's context, `refuse` or `skip`.
         settings: of SarathiConfig, for `sarathi` without a fixed budget.
         calibration_dir: as `deployment` takes it.
+        disturbance: what disturbs the device.
     """
 
     deployment: str
@@ -61,6 +64,7 @@ class Asked:
     time_scale: float = 1.0
     settings: tuple[tuple[str, Any], ...] = ()
     calibration_dir: str | None = None
+    disturbance: Disturbance = UNDISTURBED
 
     @property
     def place(self) -> Deployment:
@@ -96,9 +100,9 @@ def check_asked(asked: Asked) -> None:
         choice = scheduler_choice(name, **dict(asked.scheduler_settings(name)))
         if choice.config is not None and (choice.config.token_budget or 0) > longest:
             raise ConfigError(f"--schedulers {name!r}: a step there takes {longest} tokens at the most.")
-    if asked.trace is None and asked.workload not in (*WORKLOADS, "classes"):
+    if asked.trace is None and asked.workload not in WORKLOAD_NAMES:
         raise ConfigError(
-            f"--workload {asked.workload!r}: unknown; {nearest_hint(asked.workload, (*WORKLOADS, 'classes'))}"
+            f"--workload {asked.workload!r}: unknown; {nearest_hint(asked.workload, WORKLOAD_NAMES)}"
         )
     check_choice("arrivals", asked.arrivals, ("poisson", "gamma", "fixed"))
     check_choice("too_long", asked.too_long, TOO_LONG)
@@ -144,6 +148,7 @@ def tasks_of(asked: Asked, workload: Workload) -> list[list[Task]]:
                 seed,
                 asked.scheduler_settings(name),
                 asked.calibration_dir,
+                disturbance=asked.disturbance,
             )
             for seed in range(asked.seeds)
         ]
@@ -192,6 +197,8 @@ def simulate_row(rate_qps: float | None, task: Task) -> dict[str, Any]:
         **scheduler_fields(task.scheduler),
         "rate_qps": rate_qps,
         "seed": task.seed,
+        "source": task.place.source.kind,
+        "disturbance": task.disturbance.text,
         **outcome.to_mapping(),
     }
 

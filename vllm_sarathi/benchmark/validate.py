@@ -46,7 +46,6 @@ from vllm_sarathi.core.config import (
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.simulation.calibrated import Ratios, StepFit, fit_steps
 from vllm_sarathi.simulation.deployment import (
-    Deployment,
     SchedulerChoice,
     build,
     cpu_deployment,
@@ -54,6 +53,7 @@ from vllm_sarathi.simulation.deployment import (
 )
 from vllm_sarathi.simulation.models import model_shape
 from vllm_sarathi.simulation.outcome import outcome_of
+from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.simulator import Simulator
 from vllm_sarathi.simulation.traces import read_trace
 from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate

@@ -9,8 +9,8 @@ from vllm_sarathi.core.types import Pipeline, Reason, StepRecord, StepView
 PREFILL_ALONE_KEPT = 16
 """The latest steps without decodes, from which the first chunks beside decodes know what they can be."""
 
-LATE_CREDIT_PER_STEP = 1 / 128
-MOST_LATE_CREDIT = 4.0
+LATE_CREDIT_PER_STEP = 1 / 200
+MOST_LATE_CREDIT = 6.0
 """Less than 1% of the steps may be late on purpose, and so many may have been saved up."""
 
 

@@ -66,13 +66,16 @@ def _kv_cache_config(num_blocks: int, block_size: int) -> Any:
     return kv_cache_config_class()(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[group])
 
 
-def build_scheduler(config: Any, num_blocks: int, scheduler_cls: type[Any] | None = None) -> Any:
+def build_scheduler(
+    config: Any, num_blocks: int, scheduler_cls: type[Any] | None = None, kv_cache_config: Any | None = None
+) -> Any:
     """Return a scheduler as vLLM's engine core builds it.
 
     Args:
         config: vLLM's configuration; it is not changed and can serve many schedulers.
         num_blocks: KV-cache blocks.
         scheduler_cls: the class; by default the one that the configuration names.
+        kv_cache_config: vLLM's description of the KV cache; by default that of a model with full attention alone.
     """
     config = copy.copy(config)
     # A rehearsal neither believes what real devices have taught nor leaves anything for them.
@@ -84,7 +87,7 @@ def build_scheduler(config: Any, num_blocks: int, scheduler_cls: type[Any] | Non
     grammars = grammar_manager_class()(config)
     return (scheduler_cls or config.scheduler_config.get_scheduler_cls())(
         vllm_config=config,
-        kv_cache_config=_kv_cache_config(num_blocks, block_size),
+        kv_cache_config=kv_cache_config or _kv_cache_config(num_blocks, block_size),
         structured_output_manager=grammars,
         include_finished_set=False,
         log_stats=False,

@@ -13,12 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
-from vllm_sarathi.core.steptime.store import CalibrationError, calibration_folder, load_latest
 from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.core.steptime.features import SCALES, features
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.steptime.nonnegative import nonnegative_least_squares
-from vllm_sarathi.core.step_trace import TracedStep
+from vllm_sarathi.core.steptime.store import CalibrationError, calibration_folder, load_latest
 from vllm_sarathi.core.types import StepShape
 
 FIT_ROUNDS = 6

@@ -1,8 +1,7 @@
-"""A deployment: a model on devices, its memory, its step times, and a scheduler built for it."""
+"""Deployments and schedulers by name, and a scheduler built for a deployment."""
 
 import copy
 import functools
-import math
 import os
 import re
 import tempfile
@@ -16,139 +15,32 @@ from vllm_sarathi.core.config import (
     SarathiConfig,
     check_scheduler,
 )
-from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
-from vllm_sarathi.simulation.calibrated import (
-    CalibratedTimes,
-    Ratios,
-    StepModel,
-    calibrated_model,
-    normal_ratios,
+from vllm_sarathi.simulation.calibrated import Ratios, StepModel, calibrated_model, normal_ratios
+from vllm_sarathi.simulation.devices.measured import (
+    NotMeasured,
+    Spread,
+    kernels,
+    known_models,
+    model_config,
 )
-from vllm_sarathi.simulation.devices import Device, Roofline, device
+from vllm_sarathi.simulation.devices.roofline import device
 from vllm_sarathi.simulation.express import express_class
-from vllm_sarathi.simulation.models import ModelShape, model_shape
-from vllm_sarathi.simulation.simulator import StepTimes
-
-MEMORY_SHARE = 0.9
-"""vLLM's `gpu_memory_utilization` by default."""
-
-RESERVED_BYTES = 3e9
-"""Activations of the largest step, captured graphs and the device's own context, per device."""
+from vllm_sarathi.simulation.models import ModelShape, UnknownModel, model_shape, shape_of_config
+from vllm_sarathi.simulation.placement import (
+    CPU,
+    CPU_KV_CACHE_GIB,
+    CPU_MEMORY_VARIABLE,
+    CalibratedDeployment,
+    Deployment,
+    MeasuredDeployment,
+    RooflineDeployment,
+)
 
 BLOCK_TOKENS = 16
 
 PAPER_MAX_TOKENS = 16384
 """The longest request of the paper's datasets; the paper serves all its models with it."""
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """A model on devices.
-
-    Attributes:
-        name: as the user wrote it.
-        model: the model's shape.
-        unit: each of the devices.
-        tensor_parallel, stages: how the model is spread.
-        devices_per_node: devices in one machine.
-        max_tokens: the longest request, tokens.
-        max_sequences: the most requests in a step.
-        step_tokens: vLLM's default for the tokens of a step there.
-    """
-
-    name: str
-    model: ModelShape
-    unit: Device
-    tensor_parallel: int
-    stages: int
-    devices_per_node: int
-    max_tokens: int
-    max_sequences: int
-    step_tokens: int
-
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens that the KV cache holds.
-
-        Raises:
-            ConfigError: the model does not fit, with the arithmetic.
-        """
-        devices = self.tensor_parallel * self.stages
-        weights = self.model.parameters * self.model.dtype_bytes / devices
-        share = max(1.0, self.model.kv_heads / self.tensor_parallel) / self.model.kv_heads
-        token = self.model.kv_bytes_per_token * share / self.stages
-        room = MEMORY_SHARE * self.unit.memory_bytes - weights - RESERVED_BYTES
-        tokens = int(room / token)
-        if tokens < self.max_tokens:
-            raise ConfigError(
-                f"--deployment {self.name}: does not fit: {MEMORY_SHARE:.0%} of {self.unit.memory_bytes / 1e9:.0f} GB "
-                f"per device less {weights / 1e9:.1f} GB of weights ({self.model.parameters / 1e9:.1f}e9 parameters "
-                f"over {devices}) less {RESERVED_BYTES / 1e9:.0f} GB reserved leaves {room / 1e9:.1f} GB of KV cache, "
-                f"and one request of {self.max_tokens} tokens needs {self.max_tokens * token / 1e9:.1f} GB; "
-                "spread it over more devices (MODEL/DEVICE:tp2pp2)."
-            )
-        return tokens
-
-    def times(self, seed: int = 0) -> StepTimes:
-        """Return how long its steps take; `seed` is for what scatters."""
-        return Roofline(self.model, self.unit, self.tensor_parallel, self.stages, self.devices_per_node)
-
-    def read_s(self, tokens: float) -> float:
-        """Return the seconds to read a prompt of so many tokens with nothing beside it."""
-        count = max(1, round(tokens))
-        return self.times().stage_s(StepShape(count, 0, 0, chunk_work(0, count), 1), 0)
-
-    @property
-    def in_flight(self) -> int:
-        """Batches in flight, as vLLM does it by default: asynchronous on one stage, else one per stage."""
-        return 2 if self.stages == 1 else self.stages
-
-
-CPU_KV_CACHE_GIB = 4
-CPU = Device(math.nan, math.nan, CPU_KV_CACHE_GIB * 2**30, math.nan, math.nan, default_sequences=128)
-"""A CPU has no data sheet here: nothing but its memory for the KV cache, and vLLM's defaults, is stated."""
-
-CPU_MEMORY_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
-"""GiB for the KV cache, as `vllm serve` reads it."""
-
-
-@dataclass(frozen=True)
-class CalibratedDeployment(Deployment):
-    """A model on a CPU that has been measured.
-
-    Attributes:
-        step_model: how long its steps take.
-        step_ratios: how they scatter.
-    """
-
-    step_model: StepModel
-    step_ratios: Ratios
-
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens that the KV cache holds.
-
-        Raises:
-            ConfigError: too few for one request, with the arithmetic.
-        """
-        room, token = self.unit.memory_bytes, self.model.kv_bytes_per_token
-        if room < self.max_tokens * token:
-            raise ConfigError(
-                f"--deployment {self.name}: does not fit: {CPU_MEMORY_VARIABLE} is {room / 2**30:.0f} GiB, and one "
-                f"request of {self.max_tokens} tokens needs {self.max_tokens * token / 2**30:.1f} GiB of KV cache."
-            )
-        return int(room / token)
-
-    def times(self, seed: int = 0) -> StepTimes:
-        """Return how long its steps take; `seed` is for what scatters."""
-        return CalibratedTimes(self.step_model, self.step_ratios, seed)
-
-    @property
-    def in_flight(self) -> int:
-        """One batch: vLLM schedules synchronously on a CPU."""
-        return 1
-
 
 PAPER_DEPLOYMENTS = {
     "mistral-7b/a100": "mistral-7b/a100:tp1",
@@ -161,22 +53,27 @@ PAPER_DEPLOYMENTS = {
 machine, with 100 Gbit Ethernet between machines."""
 
 PATTERN = re.compile(
-    r"(?:(?P<count>\d+)x)?(?P<device>[^:@]+)(?::tp(?P<tp>\d+)(?:pp(?P<pp>\d+))?)?(?:@(?P<node>\d+))?"
+    r"(?:(?P<count>\d+)x)?(?P<device>[^:@]+)"
+    r"(?::(?=.)(?P<precision>fp8)?(?:tp(?P<tp>\d+))?(?:pp(?P<pp>\d+))?(?P<ep>ep)?)?(?:@(?P<node>\d+))?"
 )
 
 
 def deployment(name: str, calibration_dir: str | None = None) -> Deployment:
     """Return a deployment by name.
 
+    The name is `MODEL/DEVICE`. A model by its name on a hub, `OWNER/MODEL`, has its step times from measured kernels
+    where aiconfigurator-core is installed and knows model and device; else, and for the short names of
+    `models.MODELS` and a folder with a config.json, they are a roofline's.
+
     Args:
-        name: `MODEL/DEVICE`, with `:tp4` or `:tp4pp2` for several devices and `@4` for four of them to a machine;
-            `MODEL/4xDEVICE` is short for `:tp4`. The model may be a folder with a config.json.
+        name: `MODEL/DEVICE`, with what the devices are to do after a colon: `:tp4` or `:tp4pp2` for several, `:fp8`
+            (or `:fp8tp4`) for weights in FP8 instead of the checkpoint's own precision, `ep` at the end for experts
+            that are distributed whole; and `@4` for four devices to a machine. `MODEL/4xDEVICE` is short for `:tp4`.
         calibration_dir: where the calibrations for `MODEL/cpu` are, as `--calibration-dir` of `vllm serve` takes it.
 
     Raises:
         ConfigError: an unknown model or device, or a model that does not fit.
     """
-    from_paper = name.lower() in PAPER_DEPLOYMENTS
     model_name, _, rest = PAPER_DEPLOYMENTS.get(name.lower(), name).rpartition("/")
     if model_name and rest.lower() == "cpu":
         learnt = calibrated_model(model_name, calibration_dir)
@@ -186,31 +83,71 @@ def deployment(name: str, calibration_dir: str | None = None) -> Deployment:
         raise ConfigError(
             f"--deployment {name!r}: must be MODEL/DEVICE, as in {', '.join(PAPER_DEPLOYMENTS)}."
         )
-    shape, unit = model_shape(model_name), device(match["device"])
-    tensor_parallel = int(match["tp"] or match["count"] or 1)
-    stages = int(match["pp"] or 1)
     devices_per_node = int(match["node"] or 8)
     if devices_per_node < 1:
         raise ConfigError(f"--deployment {name!r}: a machine has at least 1 device, not {devices_per_node}.")
-    if tensor_parallel < 1 or shape.heads % tensor_parallel:
-        raise ConfigError(
-            f"--deployment {name!r}: {shape.heads} attention heads cannot be shared by {tensor_parallel} devices."
-        )
-    if not 1 <= stages <= shape.layers:
-        raise ConfigError(f"--deployment {name!r}: {stages} stages for {shape.layers} layers.")
-    made = Deployment(
-        name=name,
-        model=shape,
-        unit=unit,
-        tensor_parallel=tensor_parallel,
-        stages=stages,
-        devices_per_node=devices_per_node,
-        max_tokens=max(shape.max_position, PAPER_MAX_TOKENS) if from_paper else shape.max_position,
-        max_sequences=unit.default_sequences,
-        step_tokens=unit.default_step_tokens,
-    )
+    tensor_parallel, stages = int(match["tp"] or match["count"] or 1), int(match["pp"] or 1)
+    spread = Spread(tensor_parallel, stages, bool(match["ep"]), match["precision"])
+    made = _deployment(name, model_name, match["device"].lower(), spread, devices_per_node)
     _ = made.kv_tokens
     return made
+
+
+def _deployment(
+    name: str, model_name: str, device_name: str, spread: Spread, devices_per_node: int
+) -> Deployment:
+    """Return a deployment from measured kernels where there are any, else from a data sheet."""
+    unit, hub_name = device(device_name), known_models().get(model_name.lower())
+    common: dict[str, Any] = {
+        "name": name,
+        "unit": unit,
+        "tensor_parallel": spread.tensor_parallel,
+        "stages": spread.stages,
+        "max_sequences": unit.default_sequences,
+        "step_tokens": unit.default_step_tokens,
+    }
+    notes: tuple[str, ...] = ()
+    if hub_name is None:
+        shape = _described_shape(model_name)
+    else:
+        try:
+            measured = kernels(hub_name, device_name, spread)
+        except NotMeasured as reason:
+            notes = (f"{reason}.",)
+            shape = shape_of_config(model_config(hub_name), f"--deployment {name}: {reason}; its config.json")
+        else:
+            return MeasuredDeployment(**common, max_tokens=measured.max_tokens, kernels=measured)
+    if spread.precision is not None or spread.expert_parallel:
+        why = notes[0] if notes else "name the model as its hub does, OWNER/MODEL."
+        raise ConfigError(
+            f"--deployment {name!r}: {spread.precision or 'ep'} needs measured kernels, and there are none: {why}"
+        )
+    ways = spread.tensor_parallel
+    if ways < 1 or shape.heads % ways:
+        raise ConfigError(
+            f"--deployment {name!r}: {shape.heads} attention heads cannot be shared by {ways} devices."
+        )
+    if not 1 <= spread.stages <= shape.layers:
+        raise ConfigError(f"--deployment {name!r}: {spread.stages} stages for {shape.layers} layers.")
+    longest = shape.max_position
+    if name.lower() in PAPER_DEPLOYMENTS:
+        longest = max(longest, PAPER_MAX_TOKENS)
+    return RooflineDeployment(
+        **common, max_tokens=longest, model=shape, devices_per_node=devices_per_node, notes=notes
+    )
+
+
+def _described_shape(model_name: str) -> ModelShape:
+    """Return the shape of a model that no package knows; the error says what would know more."""
+    names = sorted(set(known_models().values()))
+    try:
+        return model_shape(model_name, names)
+    except UnknownModel as error:
+        if names or "/" not in model_name:
+            raise
+        raise ConfigError(
+            f"{error} Models by their names on a hub need pip install 'vllm-sarathi[devices]'."
+        ) from error
 
 
 def cpu_deployment(
@@ -236,7 +173,6 @@ def cpu_deployment(
         unit=replace(CPU, memory_bytes=int(space) * 2**30),
         tensor_parallel=1,
         stages=1,
-        devices_per_node=1,
         max_tokens=shape.max_position,
         max_sequences=CPU.default_sequences,
         step_tokens=CPU.default_step_tokens,

@@ -1,7 +1,7 @@
 """The shapes of decoder models, as their config.json states them; no weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,20 @@ MODELS: dict[str, ModelShape] = {
 """Shapes by name, from each model's published config.json."""
 
 
-def model_shape(name: str) -> ModelShape:
+class UnknownModel(ConfigError):
+    """A name that is neither a model's nor a file's."""
+
+
+def model_shape(name: str, elsewhere: Iterable[str] = ()) -> ModelShape:
     """Return a model's shape.
 
     Args:
         name: a name from MODELS, a config.json, or a folder that holds one.
+        elsewhere: names that the caller knows without a shape, for the error.
 
     Raises:
-        ConfigError: no such name or file, or a file that lacks a key.
+        UnknownModel: no such name or file.
+        ConfigError: a file that lacks a key, or that is no dense model's.
     """
     if name.lower() in MODELS:
         return MODELS[name.lower()]
@@ -82,8 +88,9 @@ def model_shape(name: str) -> ModelShape:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
-        raise ConfigError(
-            f"--deployment: unknown model {name!r}, and no config.json is there; {nearest_hint(name, MODELS)}"
+        raise UnknownModel(
+            f"--deployment: unknown model {name!r}, and no config.json is there; "
+            f"{nearest_hint(name, (*MODELS, *elsewhere))}"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -96,13 +103,54 @@ def model_shape(name: str) -> ModelShape:
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
+NOT_DENSE = {
+    "num_experts": "a mixture of experts",
+    "num_local_experts": "a mixture of experts",
+    "n_routed_experts": "a mixture of experts",
+    "moe_num_experts": "a mixture of experts",
+    "kv_lora_rank": "latent attention",
+    "quantization_config": "quantized weights",
+    "compression_config": "quantized weights",
+    "linear_num_value_heads": "linear attention",
+    "full_attention_interval": "linear attention",
+    "attn_layer_period": "Mamba layers",
+    "hybrid_override_pattern": "Mamba layers",
+    "mamba_d_state": "Mamba layers",
+    "ssm_cfg": "Mamba layers",
+    "block_configs": "layers of several shapes",
+}
+"""Keys of a config.json that say that a model is none of those described by ModelShape, where they are set."""
+
+
+def _check_dense(config: Mapping[str, Any], origin: str) -> None:
+    """Raise ConfigError naming the key that says that a model is more than a dense one of 16 or 32 bits."""
+    said = {
+        key: what for key, what in NOT_DENSE.items() if config.get(key) not in (None, 0, False, {}, [], "")
+    }
+    kinds = set(config.get("layer_types") or ())
+    if kinds - {"full_attention"}:
+        said["layer_types"] = f"layers of {', '.join(sorted(kinds))}"
+    window = config.get("sliding_window")
+    positions = config.get("max_position_embeddings") or 0
+    if isinstance(window, int) and window < positions and config.get("use_sliding_window", True):
+        said["sliding_window"] = "attention within a window"
+    dtype = config.get("torch_dtype") or config.get("dtype")
+    if dtype is not None and str(dtype) not in DTYPE_BYTES:
+        said["torch_dtype" if "torch_dtype" in config else "dtype"] = f"weights of {dtype}"
+    for key, what in said.items():
+        raise ConfigError(
+            f"{origin}: {key!r} says {what}, which a roofline of a dense model would get wrong; a model of "
+            "aiconfigurator-core (pip install 'vllm-sarathi[devices]'), named OWNER/MODEL, has measured times."
+        )
+
 
 def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
     """Return the shape that a config.json describes; `origin` names it in errors.
 
     Raises:
-        ConfigError: a key is missing.
+        ConfigError: a key is missing, or one says that the model is no dense one of 16 or 32 bits.
     """
+    _check_dense(config, origin)
     keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
     for key in keys:
         if not isinstance(config.get(key), int):

@@ -3,6 +3,8 @@
 Every draw comes from a generator that is passed in, so that a seed gives the same workload anywhere.
 """
 
+import heapq
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -126,7 +128,7 @@ WORKLOADS: dict[str, Callable[[np.random.Generator, int], Lengths]] = {
     "zipf": zipf_lengths,
     "mix": mixed_lengths,
 }
-"""Lengths by name, as `--workload` takes it; `classes` (below) is one more."""
+"""Lengths by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,36 +188,8 @@ def arrival_times(
     return np.asarray(np.cumsum(gaps) - gaps[0], dtype=np.float64)
 
 
-def synthetic(
-    workload: str, rate_qps: float, count: int, seed: int, arrivals: str = "poisson"
-) -> list[SimulatedRequest]:
-    """Return a workload by name, at a rate.
-
-    Args:
-        workload: a name from WORKLOADS, or `classes`.
-        rate_qps: requests per second.
-        count: how many requests.
-        seed: seeds both the lengths and the arrivals; the lengths do not depend on the rate.
-        arrivals: as `arrival_times` takes it.
-
-    Raises:
-        ConfigError: an unknown workload, or a value out of range.
-    """
-    lengths_rng, arrivals_rng = (np.random.default_rng([seed, stream]) for stream in (0, 1))
-    times = arrival_times(arrivals, rate_qps, count, arrivals_rng)
-    if workload == "classes":
-        return _classes(times, lengths_rng)
-    if workload not in WORKLOADS:
-        raise ConfigError(
-            f"--workload {workload!r}: unknown; {nearest_hint(workload, (*WORKLOADS, 'classes'))}"
-        )
-    prompts, outputs = WORKLOADS[workload](lengths_rng, count)
-    return [
-        SimulatedRequest(float(t), int(p), int(o)) for t, p, o in zip(times, prompts, outputs, strict=True)
-    ]
-
-
-def _classes(times: NDArray[np.float64], rng: np.random.Generator) -> list[SimulatedRequest]:
+def classes(times: NDArray[np.float64], rng: np.random.Generator) -> list[SimulatedRequest]:
+    """Return requests of CLASSES at these times."""
     shares = [c.share for c in CLASSES]
     requests = []
     for time_s, index in zip(times, rng.choice(len(CLASSES), len(times), p=shares), strict=True):
@@ -231,6 +205,102 @@ def _classes(times: NDArray[np.float64], rng: np.random.Generator) -> list[Simul
             )
         )
     return requests
+
+
+MOST_TOKENS = 32_768
+"""Tokens of a request of `mooncake` in all."""
+
+CONTINUE_SHARE = 0.62
+"""With this probability an answer is followed by another turn."""
+
+RETURN_REQUESTS = LogNormal(40, 120)
+"""How many requests of others come before the next turn of a conversation."""
+
+FIRST_TURN, NEXT_TURN, ANSWER = LogNormal(3400, 14000), LogNormal(700, 5700), LogNormal(96, 414)
+"""Tokens that a conversation begins with beside its system prompt, that a turn adds, and that are answered."""
+
+GREETED_SHARE = 0.6
+"""Conversations that begin with the block that all of them share."""
+
+SYSTEM_PROMPT_BLOCKS = (0, 0, 12, 4, 0, 2, 8, 1)
+"""Blocks that each application puts after that one; the first applications are the most frequent."""
+
+
+def mooncake(times: NDArray[np.float64], rng: np.random.Generator) -> list[SimulatedRequest]:
+    """Return requests at these times that share prefixes as those of Mooncake's trace do (arXiv 2407.00079, section 4).
+
+    Published: blocks of 512 tokens named by `hash_ids`; prompts of 7,590 tokens and answers of 182 on average; about
+    half of the blocks are found in a cache that never forgets (table 1); more than half of them are used once, and a
+    few, like the first of a common system prompt, by a large share of all requests (figure 6). Not published, and set
+    so that these come out: conversations whose every turn repeats what was said, after one of a few system prompts.
+    One figure is not the trace's: a few of its prompts are longer than 100k tokens, and none here longer than 32k, so
+    that models of 40k can serve it.
+    """
+    heads, names = [], itertools.count(1)
+    for blocks in SYSTEM_PROMPT_BLOCKS:
+        heads.append(list(itertools.islice(names, blocks)))
+    popularity = 1 / np.arange(1, len(heads) + 1)
+    popularity /= popularity.sum()
+
+    def draw(lengths: LogNormal, most: int) -> int:
+        return min(int(lengths.draw(rng, 1)[0]), most)
+
+    returning: list[tuple[int, int, list[int], int]] = []
+    requests = []
+    for index, time_s in enumerate(times):
+        if returning and returning[0][0] <= index:
+            _, _, said, tokens = heapq.heappop(returning)
+            tokens += draw(NEXT_TURN, MOST_TOKENS // 2)
+        else:
+            said = [0, *heads[rng.choice(len(heads), p=popularity)]] if rng.random() < GREETED_SHARE else []
+            tokens = len(said) * PREFIX_TOKENS + draw(FIRST_TURN, MOST_TOKENS // 2)
+        answer = draw(ANSWER, MOST_TOKENS // 8)
+        tokens = min(tokens, MOST_TOKENS - answer)
+        said += itertools.islice(names, max(0, tokens // PREFIX_TOKENS - len(said)))
+        # The last block is not whole: nobody shares it.
+        last = itertools.islice(names, 1 if tokens % PREFIX_TOKENS else 0)
+        requests.append(SimulatedRequest(float(time_s), tokens, answer, prefix=(*said, *last)))
+        if rng.random() < CONTINUE_SHARE and tokens + answer < MOST_TOKENS // 2:
+            back = index + 1 + draw(RETURN_REQUESTS, len(times))
+            heapq.heappush(returning, (back, index, said, tokens + answer))
+    return requests
+
+
+STREAMS: dict[str, Callable[[NDArray[np.float64], np.random.Generator], list[SimulatedRequest]]] = {
+    "classes": classes,
+    "mooncake": mooncake,
+}
+"""Requests by the times at which they come, for workloads that are more than lengths."""
+
+WORKLOAD_NAMES = (*WORKLOADS, *STREAMS)
+"""What `--workload` takes."""
+
+
+def synthetic(
+    workload: str, rate_qps: float, count: int, seed: int, arrivals: str = "poisson"
+) -> list[SimulatedRequest]:
+    """Return a workload by name, at a rate.
+
+    Args:
+        workload: one of WORKLOAD_NAMES.
+        rate_qps: requests per second.
+        count: how many requests.
+        seed: seeds both the lengths and the arrivals; the lengths do not depend on the rate.
+        arrivals: as `arrival_times` takes it.
+
+    Raises:
+        ConfigError: an unknown workload, or a value out of range.
+    """
+    lengths_rng, arrivals_rng = (np.random.default_rng([seed, stream]) for stream in (0, 1))
+    times = arrival_times(arrivals, rate_qps, count, arrivals_rng)
+    if workload in STREAMS:
+        return STREAMS[workload](times, lengths_rng)
+    if workload not in WORKLOADS:
+        raise ConfigError(f"--workload {workload!r}: unknown; {nearest_hint(workload, WORKLOAD_NAMES)}")
+    prompts, outputs = WORKLOADS[workload](lengths_rng, count)
+    return [
+        SimulatedRequest(float(t), int(p), int(o)) for t, p, o in zip(times, prompts, outputs, strict=True)
+    ]
 
 
 def at_rate(requests: Sequence[SimulatedRequest], rate_qps: float) -> list[SimulatedRequest]:

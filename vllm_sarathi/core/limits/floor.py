@@ -1,11 +1,12 @@
 """Where no prefill fits beside the decodes, neither the prompts nor the gaps starve.
 
-Three cases, each stated by what gives way:
+Four cases, each stated by what gives way:
 
 - decodes alone are late already: they cannot be kept, so the prompts get PREFILL_SHARE of the time;
-- decodes alone are in time, and any prefill beside them is not: a step may be late on purpose, by at most as much as
-  the SLO again, less often than the promised share of gaps may be late (`Experience.late_credit`). As it is late
-  anyway, it takes as many tokens as that time holds, so that few such steps do;
+- decodes alone are in time, and any prefill beside them is not: a step may be late on purpose, by at most LATE_TIMES,
+  less often than the promised share of gaps may be late (`Experience.late_credit`). As it is late anyway, it takes as
+  many tokens as that time holds, so that few such steps do;
+- what comes next cannot be cut (an image, a block of a hybrid model's state) and is only a little too long: it goes;
 - a prompt has waited for `max_wait_s`: as in the first case, the gaps give way.
 """
 
@@ -21,8 +22,11 @@ PREFILL_SHARE = 0.2
 OVERHEAD_TIMES = 4.0
 """Then a step reads for at least so many times what it costs that it reads at all, and the next ones read nothing."""
 
-LATE_TIMES = 2.0
+LATE_TIMES = 4.0
 """A step that is late on purpose takes at most so many times what it may."""
+
+UNCUT_TIMES = 1.5
+"""Something that cannot be cut goes into any step that then takes at most so many times what it may."""
 
 
 class Floor:
@@ -42,6 +46,9 @@ class Floor:
             return candidate.tokens, candidate.reason
         if not view.decodes:
             return self._chunk(view, candidate, 0.0), Reason.FLOOR
+        least = least_chunk(candidate.prompts[0])
+        if least > 1 and self._fits(view, candidate, least):
+            return least, Reason.UNCUT
         overdue = any(request.age_s >= self._max_wait_s for request in candidate.prompts[:1])
         if not candidate.late and not overdue:
             if candidate.reason is Reason.GROWTH or self._experience.late_credit < 1.0:
@@ -54,6 +61,13 @@ class Floor:
         if (self._experience.steps_without_prefill + 1) * share_s < prefill_s:
             return 0, Reason.FULL
         return self._chunk(view, candidate, decode_s + prefill_s), Reason.FLOOR
+
+    def _fits(self, view: StepView, candidate: Candidate, chunk: int) -> bool:
+        """True where the smallest chunk of the first prompt is not much too long."""
+        if candidate.late or chunk > view.max_tokens - view.decode_tokens:
+            return False
+        work = chunk_work(candidate.prompts[0].done_tokens, chunk)
+        return self._experience.seconds(view, chunk, work, 1) <= UNCUT_TIMES * candidate.available_s
 
     def _chunk(self, view: StepView, candidate: Candidate, limit_s: float) -> int:
         """Return the largest chunk of the first prompt within `limit_s`, at least the least that moves it."""

@@ -1,6 +1,7 @@
 """The ablation without hybrid batches (Sarathi-Serve, arXiv 2403.02310, section 5.4): chunks and decodes in turn."""
 
 from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.limits.shape import least_chunk
 from vllm_sarathi.core.order.base import Turn
 from vllm_sarathi.core.policies.base import Baseline, decodes_only
 from vllm_sarathi.core.steptime.model import StepTimeModel
@@ -27,4 +28,5 @@ class ChunkedOnly(Baseline):
             self._decodes_next = False
             return decodes_only(view)
         self._decodes_next = True
-        return turn.plan(view, self.room(view), Reason.CHUNK, decodes=False)
+        budget = max(self.room(view), *(least_chunk(prompt) for prompt in turn.prompts(view)[:1]), 1)
+        return turn.plan(view, budget, Reason.CHUNK, decodes=False)

@@ -16,7 +16,7 @@ from vllm_sarathi.engine.vllm.internals import (
 )
 from vllm_sarathi.engine.vllm.surface import CONTRACT, SURFACES, Surface, Touchpoint
 
-TESTED_VERSIONS = ((0, 30), (0, 32))
+TESTED_VERSIONS = ((0, 30), (0, 33))
 """First and last minor release of vLLM that the contract and the scheduler-level tests were run against."""
 
 

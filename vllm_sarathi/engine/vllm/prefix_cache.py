@@ -1,6 +1,6 @@
 """How much of a waiting request vLLM would find in its prefix cache, looked up without leaving a trace."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class CachedPrefixes:
 
     Blocks are hashed in a chain, and vLLM evicts from the tail: with full attention alone, a find of n blocks stands
     while the block n - 1 is cached and the block n is not. That is looked at, not the whole prompt. With other layers
-    the whole prompt is looked up again, after any change of the cache.
+    the whole prompt is looked up again.
 
     Args:
         scheduler: vLLM's.
@@ -52,11 +52,10 @@ class CachedPrefixes:
         self._caching = bool(manager.enable_caching)
         groups = scheduler.kv_cache_config.kv_cache_groups
         self._chained = self._caching and len(groups) == 1 and _is_full_attention(groups[0].kv_cache_spec)
-        self._block_tokens = int(scheduler.block_size)
+        self._block_tokens = int(manager.coordinator.single_type_managers[0].block_size)
         # For a drafting head, vLLM computes the last block that it has found again.
         self._dropped_blocks = int(bool(getattr(manager.coordinator, "eagle_group_ids", ())))
         self._entries: dict[str, _Entry] = {}
-        self._cache_state: tuple[int, int] | None = None
         self._turn = 0
 
     def tokens(self, request: Any) -> int:
@@ -68,24 +67,28 @@ class CachedPrefixes:
             return self._look(request)
         return entry.tokens
 
-    def refresh(self, requests: Iterable[Any], at_most: int = 32) -> None:
-        """Look again at some of `requests`, in turn, if the cache has changed since; bounded by `at_most`."""
-        if not self._caching:
+    def refresh(self, requests: Sequence[Any], most_lookups: int = 32) -> None:
+        """Look again at some of the requests, in turn.
+
+        Args:
+            requests: those that wait and are of interest.
+            most_lookups: blocks that may be looked for, so that the cost is bounded; one request is looked at in any
+                case.
+        """
+        if not self._caching or not requests:
             return
-        state = (len(self._pool.cached_block_hash_to_block), self._pool.get_num_free_blocks())
-        if state == self._cache_state:
-            return
-        waiting = list(requests)
         if len(self._entries) > 2 * len(self._scheduler.requests) + 64:
             known = self._scheduler.requests
             self._entries = {name: entry for name, entry in self._entries.items() if name in known}
-        if len(waiting) <= at_most:
-            self._cache_state = state  # all are looked at
-        for i in range(min(at_most, len(waiting))):
-            request = waiting[(self._turn + i) % len(waiting)]
+        for _ in range(len(requests)):
+            request = requests[self._turn % len(requests)]
+            self._turn += 1
+            most_lookups -= 2
             if not self._stands(request):
-                self._look(request)
-        self._turn += at_most
+                found = self._look(request)
+                most_lookups -= found // self._block_tokens if self._chained else len(request.block_hashes)
+            if most_lookups <= 0:
+                break
 
     def _look(self, request: Any) -> int:
         found = cached_tokens(self._scheduler, request)

@@ -48,8 +48,11 @@ class Admission:
         # Sessions that wait for input are not in `running`, but keep their slots.
         taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
         slots = min(getattr(scheduler, name) for name in slot_limits(scheduler))
-        self.free_slots = max(0, slots - taken)
+        self.free_slots = max(0, int(slots - taken))
         self._decodes = decodes
+        self._connected = scheduler.connector is not None or scheduler.ec_connector is not None
+        self._adapters: set[int] | None = None
+        self._blocks_left: int | None = None
 
     def blocker(self, request: Any, cached_tokens: int = 0) -> Blocker | None:
         """Return what keeps a waiting request from running; None for nothing.
@@ -65,14 +68,16 @@ class Admission:
         start = request.num_computed_tokens or cached_tokens
         return (
             self._by_status(request)
-            or self._by_adapter(request)
-            or self._by_transfer(request)
-            or self._by_encoder(request, start)
+            or (self._by_adapter(request) if request.lora_request else None)
+            or (self._by_transfer(request) if self._connected else None)
+            or (self._by_encoder(request, start) if request.mm_features else None)
             or (None if self.has_blocks(request) else Blocker.BLOCKS)
         )
 
     def _by_status(self, request: Any) -> Blocker | None:
         status = request_status()
+        if request.status is status.WAITING and not request.num_stale_output_tokens:
+            return None
         if request.status == status.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
             wanted = request.structured_output_request
             grammar = wanted.grammar if wanted else None
@@ -89,12 +94,13 @@ class Admission:
 
     def _by_adapter(self, request: Any) -> Blocker | None:
         scheduler = self._scheduler
-        if not scheduler.lora_config or not request.lora_request:
+        if not scheduler.lora_config:
             return None
-        # All that run count, also those that this step leaves out: the next step runs them together.
-        taken = adapters_of(scheduler.running)
-        full = len(taken) >= scheduler.lora_config.max_loras
-        return Blocker.ADAPTER if full and request.lora_request.lora_int_id not in taken else None
+        if self._adapters is None:
+            # All that run count, also those that this step leaves out: the next step runs them together.
+            self._adapters = adapters_of(scheduler.running)
+        full = len(self._adapters) >= scheduler.lora_config.max_loras
+        return Blocker.ADAPTER if full and request.lora_request.lora_int_id not in self._adapters else None
 
     def _by_transfer(self, request: Any) -> Blocker | None:
         scheduler = self._scheduler
@@ -131,9 +137,11 @@ class Admission:
         """
         scheduler = self._scheduler
         manager = scheduler.kv_cache_manager
-        free = manager.block_pool.get_num_free_blocks() - self.decode_blocks()
-        if scheduler.running:
-            free -= manager.watermark_blocks
+        if self._blocks_left is None:
+            self._blocks_left = manager.block_pool.get_num_free_blocks() - self.decode_blocks()
+            if scheduler.running:
+                self._blocks_left -= manager.watermark_blocks
+        free = self._blocks_left
         tokens = min(request.num_tokens, scheduler.max_model_len)
         needed = sum(_most_blocks(single, tokens) for single in manager.coordinator.single_type_managers)
         if needed <= free:
@@ -161,7 +169,8 @@ def _most_blocks(manager: Any, tokens: int) -> int:
         # The running state, the one that is being written, a checkpoint, and those of drafts.
         return 3 + int(manager.num_speculative_blocks)
     blocks = -(-tokens // manager.block_size)
-    cap = manager.max_admission_blocks_per_request  # sliding windows give back what has left the window
+    # Sliding windows give back what has left the window. vLLM 0.30 has no public name for it: then all is counted.
+    cap = getattr(manager, "max_admission_blocks_per_request", None)
     return int(blocks if cap is None else min(blocks, cap))
 
 
@@ -191,4 +200,4 @@ def can_hide(scheduler: Any, decodes: int, first: Any | None) -> bool:
 
 def has_slot(scheduler: Any) -> bool:
     """True where one more request may run."""
-    return bool(Admission(scheduler).free_slots)
+    return Admission(scheduler).free_slots > 0

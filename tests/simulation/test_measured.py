@@ -1,0 +1,240 @@
+"""Measured devices: step times against the package that they come from, and what is asked of it."""
+
+import re
+import sys
+from typing import Any
+
+import pytest
+
+from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.core.types import StepShape, chunk_work
+from vllm_sarathi.simulation.deployment import deployment
+from vllm_sarathi.simulation.devices import measured
+from vllm_sarathi.simulation.devices.measured import MeasuredTimes, Spread, kernels
+from vllm_sarathi.simulation.placement import MeasuredDeployment, RooflineDeployment
+
+pytest.importorskip("aiconfigurator_core")
+
+QWEN = ("Qwen/Qwen3-32B", "h100", Spread(4))
+PLACES = [
+    QWEN,
+    ("meta-llama/Meta-Llama-3.1-8B", "h100", Spread()),
+    ("meta-llama/Meta-Llama-3.1-70B", "h100", Spread(4, precision="fp8")),
+    ("Qwen/Qwen3-30B-A3B", "h100", Spread()),
+    ("openai/gpt-oss-120b", "h200", Spread()),
+]
+
+
+def times(place: tuple[str, str, Spread] = QWEN) -> MeasuredTimes:
+    return MeasuredTimes(kernels(*place), place[2].stages)
+
+
+def chunk(tokens: int, prefix: int = 0, decodes: int = 0, context: int = 0) -> StepShape:
+    return StepShape(tokens + decodes, decodes, decodes * context, chunk_work(prefix, tokens), decodes + 1)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place[0])
+def test_decodes_alone_take_what_the_package_says(place: tuple[str, str, Spread]) -> None:
+    mine, theirs = times(place), kernels(*place)._engine
+    for decodes, context in ((1, 100), (7, 1000), (32, 4096), (130, 777), (256, 3001)):
+        step = StepShape(decodes, decodes, decodes * context, 0.0, decodes)
+        expected_ms = theirs.decode_step_latency(decodes, context, 0)
+        assert mine.stage_s(step) * 1e3 == pytest.approx(expected_ms, rel=3e-3)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place[0])
+def test_a_whole_prompt_beside_decodes_takes_what_the_package_says(place: tuple[str, str, Spread]) -> None:
+    """Nothing is spread over chunks there, so the package's own sum is right."""
+    mine, theirs = times(place), kernels(*place)._engine
+    for tokens, decodes in ((512, 32), (1024, 1), (2048, 100), (700, 0)):
+        expected_ms = theirs.mixed_step_latency(tokens, decodes, tokens, 0)
+        assert mine.stage_s(chunk(tokens, 0, decodes, tokens)) * 1e3 == pytest.approx(expected_ms, rel=5e-3)
+
+
+def test_a_chunk_costs_more_the_longer_its_prefix() -> None:
+    mine, attention = times(), kernels(*QWEN)
+    near, far, farther = (mine.stage_s(chunk(512, prefix)) for prefix in (0, 8192, 32768))
+    assert 1.05 * near < far
+    assert 1.2 * far < farther
+    # The package's own sum gives the last chunk of a prompt the mean of all of them, at most.
+    averaged_s = attention._engine.mixed_step_latency(512, 0, 32768 + 512, 0) / 1e3
+    assert farther > 1.15 * averaged_s
+
+
+def test_what_is_in_the_cache_is_read_and_not_computed() -> None:
+    mine = times()
+    cached = mine.stage_s(chunk(512, 8192))
+    assert cached < 0.2 * mine.stage_s(chunk(8704))
+    assert cached > mine.stage_s(chunk(512))
+
+
+def test_chunks_of_one_length_are_asked_for_as_they_are() -> None:
+    k = kernels(*QWEN)
+    two = k.chunk_attention_s(2, 1024, 2 * chunk_work(4096, 512))
+    parts = k._engine.evaluate_context_ops(k._chunk_ops, 2, 512, 4096)
+    assert two == pytest.approx(sum(part[1] for part in parts) / 1e3)
+    # Others count by their tokens and pairs: a short one beside a long one is not two long ones.
+    unlike = k.chunk_attention_s(2, 1024, chunk_work(0, 1000) + chunk_work(4096, 24))
+    assert k.chunk_attention_s(2, 1024, 2 * chunk_work(0, 512)) <= unlike < two
+
+
+def test_a_step_of_several_chunks_shares_all_but_the_attention() -> None:
+    mine = times()
+    three = StepShape(600, 0, 0, 3 * chunk_work(0, 200), 3)
+    assert mine.stage_s(three) < 0.65 * 3 * mine.stage_s(chunk(200))
+
+
+def test_a_mixture_of_experts_is_concave_and_a_dense_model_is_not() -> None:
+    """Each token of few wakes experts of its own; facts that the scheduler's own model has to learn."""
+    experts, dense = kernels(*PLACES[3]), kernels(*PLACES[1])
+    first, later = (experts.shared_s(64) - experts.shared_s(1), experts.shared_s(320) - experts.shared_s(257))
+    assert first > 5 * later
+    assert dense.shared_s(64) - dense.shared_s(1) < dense.shared_s(1088) - dense.shared_s(1024)
+
+
+def test_latent_attention_is_found_inside_the_operator_that_has_it() -> None:
+    """Of such models the package counts no operator as attention: one of them has its projections, too."""
+    place = ("deepseek-ai/DeepSeek-V3", "h200", Spread(8, 1, True))
+    mine, theirs = times(place), kernels(*place)._engine
+    assert mine.stage_s(chunk(512, 65536)) > 1.1 * mine.stage_s(chunk(512))
+    whole_ms = theirs.mixed_step_latency(512, 0, 512, 0)
+    assert mine.stage_s(chunk(512)) * 1e3 == pytest.approx(whole_ms, rel=5e-3)
+    long = StepShape(32, 32, 32 * 16000, 0.0, 32)
+    assert mine.stage_s(long) * 1e3 == pytest.approx(theirs.decode_step_latency(32, 16000, 0), rel=3e-3)
+
+
+class Counting:
+    """Kernels' engine, with a count of what it is asked."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.asked = engine, 0
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*args: Any, **kwargs: Any) -> Any:
+            self.asked += 1
+            return getattr(self.engine, name)(*args, **kwargs)
+
+        return ask
+
+
+def test_decodes_whose_contexts_grow_are_looked_up_and_not_asked_for() -> None:
+    k = measured.Kernels(*QWEN)
+    mine, counting = MeasuredTimes(k), Counting(k._engine)
+    k._engine = counting
+    for step in range(5000):
+        mine.stage_s(StepShape(64, 64, 64 * (1000 + step), 0.0, 64))
+    # Two ends of each line between tabulated contexts, and all but the attention once.
+    assert counting.asked <= 2 + 2 * (5000 / measured.CONTEXT_STEP_TOKENS + 2)
+
+
+def test_stages_share_the_layers_and_send_what_they_have() -> None:
+    one, two = times(), times((QWEN[0], QWEN[1], Spread(4, 2)))
+    step = chunk(512, 0, 32, 1000)
+    assert two.stages == 2
+    assert 2 * two.stage_s(step) == pytest.approx(one.stage_s(step), rel=0.01)
+    assert two.send_s(512) > 10 * two.send_s(1) > one.send_s(1) == 0.0
+
+
+# --- Deployments ---
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "spread"),
+    [
+        ("Qwen/Qwen3-32B/h100:tp4", "Qwen/Qwen3-32B", Spread(4)),
+        ("qwen/qwen3-32b/4xH100", "Qwen/Qwen3-32B", Spread(4)),
+        ("meta-llama/Llama-3.1-8B/h100", "meta-llama/Meta-Llama-3.1-8B", Spread()),
+        (
+            "meta-llama/Llama-3.1-8B-Instruct/h100:fp8",
+            "meta-llama/Meta-Llama-3.1-8B",
+            Spread(precision="fp8"),
+        ),
+        ("meta-llama/Llama-3.1-70B/h100:fp8tp4", "meta-llama/Meta-Llama-3.1-70B", Spread(4, 1, False, "fp8")),
+        ("Qwen/Qwen3-30B-A3B/h100:tp2ep", "Qwen/Qwen3-30B-A3B", Spread(2, 1, True)),
+        ("Qwen/Qwen3-30B-A3B/h100:tp2pp2", "Qwen/Qwen3-30B-A3B", Spread(2, 2)),
+    ],
+)
+def test_hub_names_are_measured(name: str, model: str, spread: Spread) -> None:
+    place = deployment(name)
+    assert isinstance(place, MeasuredDeployment)
+    assert place.kernels is kernels(model, "h100", spread)
+    assert (place.tensor_parallel, place.stages) == (spread.tensor_parallel, spread.stages)
+    assert place.source.kind == "measured"
+    assert model in place.source.detail
+    assert place.step_tokens == 8192
+
+
+def test_the_kv_cache_knows_experts_latent_attention_and_fp8() -> None:
+    dense = deployment("meta-llama/Llama-3.1-8B/h100")
+    assert isinstance(dense, MeasuredDeployment)
+    assert dense.kernels.memory.kv_token == 131072
+    assert dense.kv_tokens == pytest.approx(0.9 * 80 * 2**30 / 131072 - 2 * 8.03e9 / 131072, rel=0.1)
+    full, half = (deployment(f"meta-llama/Llama-3.1-70B/h100:{how}tp4") for how in ("", "fp8"))
+    assert isinstance(full, MeasuredDeployment)
+    assert isinstance(half, MeasuredDeployment)
+    # Embeddings and the output stay as they are.
+    assert half.kernels.memory.weights == pytest.approx(full.kernels.memory.weights / 2, rel=0.05)
+    experts = deployment("Qwen/Qwen3-30B-A3B/h100")
+    assert isinstance(experts, MeasuredDeployment)
+    assert experts.kernels.memory.weights == pytest.approx(2 * 30.5e9, rel=0.03)
+    latent = deployment("deepseek-ai/DeepSeek-V3/h200:tp8ep")
+    assert isinstance(latent, MeasuredDeployment)
+    assert latent.kernels.memory.kv_token == pytest.approx(61 * (512 + 64), rel=0.01)  # not split by heads
+
+
+def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
+    with pytest.raises(ConfigError) as refused:
+        deployment("meta-llama/Llama-3.1-70B/h100")
+    for piece in ("90% of 86 GB", "141.1 GB of weights", "needs 42.9 GB", "tp2pp2"):
+        assert piece in str(refused.value)
+
+
+def test_a_fallback_to_other_frameworks_rows_is_said() -> None:
+    latent = deployment("deepseek-ai/DeepSeek-V3/h200:tp8ep").source
+    assert any("low-fidelity" in text and "mla_context_module" in text for text in latent.warnings)
+    # The same tables are loaded for a model that does not use them.
+    assert not deployment("Qwen/Qwen3-32B/h200:tp4").source.warnings
+    assert latent.lines[1].startswith("warning: low-fidelity")
+
+
+def test_estimates_are_told_from_measurements() -> None:
+    static = deployment("nvidia/Llama-3.1-70B-Instruct-FP8/h100:tp4").source
+    assert any("estimates" in text and "context_qkv_gemm" in text for text in static.warnings)
+
+
+def test_a_device_without_tables_is_a_roofline_and_says_why() -> None:
+    place = deployment("Qwen/Qwen3-32B/l4:tp8")
+    assert isinstance(place, RooflineDeployment)
+    assert place.times().stage_s(chunk(512)) == deployment("qwen3-32b/l4:tp8").times().stage_s(chunk(512))
+    assert place.source.lines[0].startswith("step times: roofline")
+    assert "no tables of vLLM on l4" in place.source.lines[1]
+    assert deployment("qwen3-32b/h100:tp4").source.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("openai/gpt-oss-120b/a100:tp8", "'num_local_experts' says a mixture of experts"),
+        ("Qwen/Qwen3-32B/h100:tp3", "64 attention heads cannot be shared by 3"),
+        ("Qwen/Qwen3-33B/h100", "did you mean 'Qwen/Qwen3-32B'?"),
+        ("mistral-7b/a100:fp8", "fp8 needs measured kernels"),
+        ("mistral-7b/a100:tp2ep", "ep needs measured kernels"),
+        (
+            "Qwen/Qwen3-32B/l4:fp8tp8",
+            "fp8 needs measured kernels, and there are none: aiconfigurator-core has no",
+        ),
+        ("Qwen/Qwen3-32B/h100:", "must be MODEL/DEVICE"),
+    ],
+)
+def test_a_mistake_is_one_sentence(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        deployment(name)
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiconfigurator_core.sdk.common", None)
+    monkeypatch.setattr(measured, "known_models", measured.known_models.__wrapped__)
+    monkeypatch.setattr("vllm_sarathi.simulation.deployment.known_models", measured.known_models)
+    assert deployment("qwen3-32b/h100:tp4").source.kind == "roofline"
+    with pytest.raises(ConfigError, match=re.escape("pip install 'vllm-sarathi[devices]'")):
+        deployment("Qwen/Qwen3-32B/h100:tp4")

@@ -1,0 +1,386 @@
+"""Step times from measured kernels: a thin source over the package aiconfigurator-core (`vllm-sarathi[devices]`).
+
+The package holds kernel times that its makers measured on real devices with vLLM's own kernels, and adds them up for
+a step. A step is what its parts take:
+
+    decodes alone     generation kernels at that batch, attention at the mean context
+    with a chunk      context kernels at all of the step's tokens, attention of the chunks over their prefixes,
+                      attention of the decodes
+
+Its own sum for a step with a chunk, `mixed_step_latency`, spreads a prompt's attention evenly over its chunks
+(divided by ceil(isl / chunk)), so the chunk at the end of a long prompt costs too little there, and a prefix makes
+attention cheaper. The sum here asks for the attention of the very chunk over its very prefix instead.
+
+Left out, as there: the padding of decodes to the sizes of captured graphs, sampling and detokenisation.
+"""
+
+import functools
+import importlib.metadata
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_sarathi.core.types import StepShape
+from vllm_sarathi.simulation.devices.roofline import HOST_S
+from vllm_sarathi.simulation.devices.source import Source
+
+PACKAGE = "aiconfigurator-core"
+BACKEND = "vllm"
+
+SYSTEMS = {"a100": "a100_sxm", "h100": "h100_sxm", "h200": "h200_sxm", "b200": "b200_sxm", "l4": "l4"}
+"""Our names of devices, and the package's."""
+
+PRECISIONS = ("fp8",)
+"""Precisions of the weights that a deployment's name may ask for; without one, the checkpoint's own."""
+
+CONTEXT_STEP_TOKENS = 64
+"""Attention of decodes is asked for at every so many tokens of context, and is a line between."""
+
+TABLES = frozenset({"silicon", "mixed"})
+"""Sources of the package that are measured, `mixed` in part."""
+
+FORMULA = "empirical"
+"""The package's word for element-wise kernels: their bytes over a measured share of the bandwidth."""
+
+ACTIVATION_TOKENS = 8192
+"""The largest step that memory is kept for: vLLM's default on devices of this size."""
+
+PROBE_CHUNK, PROBE_DECODES, PROBE_CONTEXT = 512, 32, 4096
+"""The steps whose parts are looked at to say how far to trust a deployment's times."""
+
+
+class NotMeasured(Exception):
+    """There are no measured times of this model on this device; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a model is spread over devices.
+
+    Attributes:
+        tensor_parallel: devices that share each layer.
+        stages: pipeline stages.
+        expert_parallel: whether experts are distributed whole; else each is cut like every other layer.
+        precision: of the weights, one of PRECISIONS; None for the checkpoint's own.
+    """
+
+    tensor_parallel: int = 1
+    stages: int = 1
+    expert_parallel: bool = False
+    precision: str | None = None
+
+    def arguments(self, experts: bool) -> dict[str, Any]:
+        """Return what the package calls it; `experts` says whether the model has any."""
+        made: dict[str, Any] = {"tp_size": self.tensor_parallel, "pp_size": self.stages}
+        if experts:
+            made["moe_ep_size" if self.expert_parallel else "moe_tp_size"] = self.tensor_parallel
+        if self.precision is not None:
+            made["gemm_quant_mode"] = self.precision
+            if experts:
+                made["moe_quant_mode"] = self.precision
+        return made
+
+
+@functools.cache
+def known_models() -> dict[str, str]:
+    """Return the models that the package has a config.json of, by how they may be named in lower case.
+
+    A name may leave out the owner's `Meta-` and an `-Instruct` that changes nothing of the shape. Empty where the
+    package is not installed.
+    """
+    try:
+        from aiconfigurator_core.sdk.common import DefaultHFModels
+    except ModuleNotFoundError:
+        return {}
+    names: dict[str, str] = {}
+    for name in sorted(DefaultHFModels):
+        plain = name.lower().replace("/meta-", "/")
+        for alias in (name.lower(), plain, plain + "-instruct"):
+            names.setdefault(alias, name)
+    return names
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """Return the config.json that the package has of one of `known_models`."""
+    config: dict[str, Any] = _read_config(name)["raw_config"]
+    return config
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    from aiconfigurator_core.sdk.utils import get_model_config_from_model_path
+
+    read: dict[str, Any] = get_model_config_from_model_path(name)
+    return read
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One device's memory, bytes, by the package's model of vLLM.
+
+    Attributes:
+        capacity: all of it.
+        weights: of the model, its share.
+        other: activations of the largest step, communication and the runtime.
+        kv_token: one token in the KV cache, its share.
+        tokens_in: how many tokens so many bytes of KV cache hold; layers with a sliding window end to grow.
+    """
+
+    capacity: float
+    weights: float
+    other: float
+    kv_token: float
+    tokens_in: Callable[[float], int]
+
+
+class Kernels:
+    """The kernel times of a model on devices, compiled once and asked for many times.
+
+    Args:
+        model: one of the values of `known_models`.
+        unit: the device, one of SYSTEMS.
+        spread: how the model is spread.
+
+    Raises:
+        NotMeasured: the package lacks the device, or tables for this model or precision on it.
+    """
+
+    def __init__(self, model: str, unit: str, spread: Spread) -> None:
+        self._model = model
+        self.system = SYSTEMS[unit]
+        self.version = _tables_of(self.system)
+        config = _read_config(model)
+        self.max_tokens = int(config["context"])
+        self._arguments = spread.arguments(experts=bool(config["num_experts"]))
+        try:
+            with _quiet():
+                self._compile()
+        except (ValueError, RuntimeError, KeyError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise NotMeasured(f"{PACKAGE} has no {model} on {self.system}: {reason}") from error
+        self._shared: dict[int, float] = {}
+        self._decode_fixed: dict[int, float] = {}
+        self._decode_attention: dict[int, tuple[float, float]] = {}
+
+    def _compile(self) -> None:
+        from aiconfigurator_core.sdk.engine import EngineHandle
+
+        # The wrapper's methods only convert types: without it a query is a third quicker.
+        engine = EngineHandle.compile(self._model, self.system, BACKEND, **self._arguments)._engine
+        self._engine = engine
+        parts = engine.mixed_step_breakdown_per_op(PROBE_CHUNK, PROBE_DECODES, PROBE_CONTEXT, 2)
+        shared, chunk, attention = parts
+        decode = engine.decode_step_per_op(PROBE_DECODES, PROBE_CONTEXT, 2)
+        self._chunk_ops, self._shared_ops = _attention_first(
+            lambda index, prefix: engine.evaluate_context_ops([index], 1, PROBE_CHUNK, prefix)[0], chunk
+        )
+        self._decode_ops, _ = _attention_first(
+            lambda index, more: engine.evaluate_generation_ops([index], PROBE_DECODES, PROBE_CONTEXT + more)[
+                0
+            ],
+            attention,
+        )
+        self.parts = tuple((name, time_ms, source) for name, time_ms, _, source in (*shared, *chunk, *decode))
+        self.p2p_s = sum(time_ms for name, time_ms, *_ in shared if name.endswith("_p2p")) / 1e3
+        self.provenance = engine.last_provenance()
+
+    def decode_s(self, decodes: int, context_tokens: int) -> float:
+        """Return the seconds of a step of decodes alone; `context_tokens` is summed over them."""
+        fixed_s = self._decode_fixed.get(decodes)
+        if fixed_s is None:
+            total_ms = self._engine.decode_step_latency(decodes, PROBE_CONTEXT, 0)
+            fixed_s = total_ms / 1e3 - self._attend_s(decodes, PROBE_CONTEXT + 1)
+            self._decode_fixed[decodes] = fixed_s
+        return fixed_s + self.decode_attention_s(decodes, context_tokens)
+
+    def decode_attention_s(self, decodes: int, context_tokens: int) -> float:
+        """Return the seconds that decodes read the KV cache, at the mean of their contexts."""
+        mean = context_tokens / decodes + 1
+        slot = int(mean / CONTEXT_STEP_TOKENS)
+        key = slot << 20 | decodes
+        line = self._decode_attention.get(key)
+        if line is None:
+            start, end = slot * CONTEXT_STEP_TOKENS, (slot + 1) * CONTEXT_STEP_TOKENS
+            base_s, next_s = self._attend_s(decodes, max(1, start)), self._attend_s(decodes, end)
+            slope = (next_s - base_s) / CONTEXT_STEP_TOKENS
+            line = self._decode_attention[key] = (base_s - slope * start, slope)
+        return line[0] + line[1] * mean
+
+    def _attend_s(self, decodes: int, context: int) -> float:
+        parts = self._engine.evaluate_generation_ops(self._decode_ops, decodes, context)
+        return float(sum(part[1] for part in parts)) / 1e3
+
+    def shared_s(self, tokens: int) -> float:
+        """Return the seconds of all but the attention in a step that reads a prompt."""
+        seconds = self._shared.get(tokens)
+        if seconds is None:
+            parts = self._engine.evaluate_context_ops(self._shared_ops, 1, tokens)
+            seconds = self._shared[tokens] = sum(part[1] for part in parts) / 1e3
+        return seconds
+
+    def chunk_attention_s(self, chunks: int, tokens: int, work: float) -> float:
+        """Return the seconds of the attention of chunks.
+
+        Several chunks count as many of one length over one prefix, with as many tokens and as many pairs in all.
+
+        Args:
+            chunks: how many, at least 1.
+            tokens: their lengths, summed.
+            work: their token pairs, as StepShape.prefill_work counts them.
+        """
+        length = -(-tokens // chunks)
+        prefix = max(0, round(work / tokens - tokens / chunks / 2))
+        parts = self._engine.evaluate_context_ops(self._chunk_ops, chunks, length, prefix)
+        return float(sum(part[1] for part in parts)) / 1e3
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """One device's memory."""
+        from aiconfigurator_core.sdk.memory import KVCacheEstimator
+
+        found = KVCacheEstimator.from_request(
+            self._model,
+            self.system,
+            BACKEND,
+            self.version,
+            max_num_tokens=ACTIVATION_TOKENS,
+            max_batch_size=1,
+            **self._arguments,
+        ).breakdown
+        return Memory(
+            found["gpu_memory_capacity_bytes"],
+            found["weights_bytes"],
+            found["non_kv_bytes"] - found["weights_bytes"],
+            found["kv_size_per_token_bytes"],
+            found["tokens_from_kv_bytes"],
+        )
+
+    @property
+    def source(self) -> Source:
+        """Where the times come from, and how far to trust them."""
+        total_ms = sum(time_ms for _, time_ms, _ in self.parts)
+        tables = sum(time_ms for _, time_ms, source in self.parts if source in TABLES) / total_ms
+        formula = sum(time_ms for _, time_ms, source in self.parts if source == FORMULA) / total_ms
+        warnings = []
+        guessed = {n for n, _, source in self.parts if source not in TABLES and source != FORMULA}
+        if guessed:
+            warnings.append(
+                f"{PACKAGE} estimates {1 - tables - formula:.0%} of a step's time from other tables: "
+                f"{', '.join(sorted(guessed))}."
+            )
+        if borrowed := self._borrowed_tables():
+            warnings.append(
+                f"low-fidelity fallback: on {self.system} rows of other frameworks fill {', '.join(borrowed)}."
+            )
+        if self.provenance is not None:
+            warnings.append(f"{PACKAGE} borrows between shapes or operators ({self.provenance}).")
+        version = importlib.metadata.version(PACKAGE)
+        detail = (
+            f"{PACKAGE} {version}, {self._model} on {self.system}, tables of vLLM {self.version}: {tables:.0%} of a "
+            f"step's time from kernel tables, {formula:.0%} by formula"
+        )
+        return Source("measured", detail, tuple(warnings))
+
+    def _borrowed_tables(self) -> list[str]:
+        """Return those of the model's tables into which the package takes rows of other frameworks."""
+        from aiconfigurator_core.sdk import perf_database
+
+        with _quiet():
+            database = perf_database.get_database(self.system, BACKEND, self.version)
+        assert database is not None, "it was loaded to compile the model"
+        return sorted(
+            table
+            for table, sources in database.data_provenance.items()
+            if any(source["channel"] == "cross_backend" for source in sources)
+            # A table's name begins with its family, which the operators that use it have in theirs.
+            and any(f"_{table.partition('_')[0]}_" in f"{name}_" for name, *_ in self.parts)
+        )
+
+
+@functools.cache
+def kernels(model: str, unit: str, spread: Spread) -> Kernels:
+    """Return the kernel times of a model on devices, compiled once in a process; see `Kernels`."""
+    return Kernels(model, unit, spread)
+
+
+class MeasuredTimes:
+    """Step times of a model from measured kernels; see `simulator.StepTimes`.
+
+    Args:
+        measured: the kernel times.
+        stages: pipeline stages; they share the layers evenly.
+    """
+
+    def __init__(self, measured: Kernels, stages: int = 1) -> None:
+        self.stages = stages
+        self.host_s = HOST_S
+        self._kernels = measured
+        self._send_token_s = measured.p2p_s / max(1, stages - 1) / (PROBE_CHUNK + PROBE_DECODES)
+
+    def stage_s(self, shape: StepShape, prefix_tokens: int = 0) -> float:
+        """Return the seconds that each stage works on a batch; the prefixes are in `shape.prefill_work`."""
+        kernels, decodes = self._kernels, shape.decodes
+        chunks = shape.sequences - decodes
+        if not chunks:
+            return kernels.decode_s(decodes, shape.decode_context_tokens) / self.stages
+        seconds = kernels.shared_s(shape.tokens)
+        seconds += kernels.chunk_attention_s(chunks, shape.tokens - decodes, shape.prefill_work)
+        if decodes:
+            seconds += kernels.decode_attention_s(decodes, shape.decode_context_tokens)
+        return seconds / self.stages
+
+    def send_s(self, tokens: int) -> float:
+        """Return the seconds to send a batch's activations to the next stage."""
+        return self._send_token_s * tokens
+
+
+@functools.cache
+def _tables_of(system: str) -> str:
+    """Return the version of vLLM whose kernels were measured on a system.
+
+    Raises:
+        NotMeasured: there is none, or the package is not installed.
+    """
+    try:
+        from aiconfigurator_core.sdk import perf_database
+    except ModuleNotFoundError as error:
+        raise NotMeasured(f"{PACKAGE} is not installed: pip install 'vllm-sarathi[devices]'") from error
+    if not (perf_database.get_version_slots(system, BACKEND) or {}).get("current"):
+        raise NotMeasured(f"{PACKAGE} has no tables of vLLM on {system}")
+    return str(perf_database.resolve_query_version(system, BACKEND, "current"))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let the package log nothing: it warns of every table of a system, `Kernels.source` of those that are used."""
+    logger = logging.getLogger("aiconfigurator_core")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _attention_first(
+    ask: Callable[[int, int], tuple[str, float, float, str]],
+    attention: Sequence[tuple[str, float, float, str]],
+) -> tuple[list[int], list[int]]:
+    """Return the positions of the operators that read a prefix, and of the others.
+
+    Args:
+        ask: answers for the operator at a position, with so many tokens of prefix more; ValueError past the end.
+        attention: what the package itself counts as attention; some models have it inside a larger operator.
+    """
+    names = {name for name, *_ in attention}
+    reading: list[int] = []
+    others: list[int] = []
+    while True:
+        index = len(reading) + len(others)
+        try:
+            name, near_ms, *_ = ask(index, 0)
+        except ValueError:
+            return reading, others
+        far_ms = ask(index, 4 * PROBE_CONTEXT)[1]
+        (reading if name in names or far_ms > 1.05 * near_ms else others).append(index)
