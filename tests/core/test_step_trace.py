@@ -11,7 +11,7 @@ from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.slo_watch import LEAST_STEPS, SloWatch
 from vllm_sarathi.core.step_trace import TracedStep, parse_line, summarise
-from vllm_sarathi.core.types import StepRecord, StepShape
+from vllm_sarathi.core.types import Pipeline, StepRecord, StepShape
 
 HYBRID = TracedStep(1.5e9, StepShape(40, 8, 4000, 512.0, 9), 48, "slo", 0.09, 0.1, 0.15, 9, 2)
 DECODES = replace(
@@ -135,7 +135,7 @@ def test_a_slow_device_is_judged_over_several_looks() -> None:
 
 
 def test_decodes_alone_are_enough_to_notice() -> None:
-    watch = SloWatch(Controller(SarathiConfig()).model, steps_per_token=2)
+    watch = SloWatch(Controller(SarathiConfig()).model, pipeline=Pipeline(2))
     said = watch.look([replace(DECODES, slo_s=0.02)] * LEAST_STEPS)
     assert said is not None
     assert "The promise of 40 ms between tokens cannot be kept: decodes alone take 80 ms" in said

@@ -130,7 +130,7 @@ def test_no_clock_but_the_virtual_one_is_read(monkeypatch: pytest.MonkeyPatch, m
         monkeypatch.undo()
     assert all(log.finished for log in engine.logs)
     assert [log.token_s for log in engine.logs] == [log.token_s for log in same.logs]
-    assert engine.scheduler.plan_failures == 0
+    assert engine.scheduler.faults.total == 0
 
 
 def test_a_scheduler_that_lets_nobody_in_is_found_out() -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.progress import Progress
 from rich.table import Table
 
-from vllm_sarathi.core.policies import arrival_order
+from vllm_sarathi.core.order.base import Turn
 from vllm_sarathi.core.step_trace import quantile, relative_error
 from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.core.types import StepPlan, StepRecord, StepView
+from vllm_sarathi.core.types import Reason, StepPlan, StepRecord, StepView
 from vllm_sarathi.engine.inprocess import InProcessEngine, engine_in_process
 
 LEVELS = (1, 4, 16, 64, 256)
@@ -40,10 +40,9 @@ GRID_S = 90.0
 class GridPolicy:
     """Gives each step the next chunk of a list; while the list is empty, as much as the engine takes."""
 
-    waiting_seen = 0
-    sees_one_step = True
+    waiting_seen = 1
     needs_decode_views = False
-    shortest_first_of = 0
+    learns = True
 
     def __init__(self, model: StepTimeModel) -> None:
         self.chunks: deque[int] = deque()
@@ -51,12 +50,12 @@ class GridPolicy:
         self.records: list[StepRecord] = []
         self._model = model
 
-    def plan(self, view: StepView) -> StepPlan:
+    def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
         tokens = view.max_tokens
         if self.chunks:
             tokens = min(tokens, max(1, view.decode_tokens + self.chunks.popleft()))
-        return StepPlan(tokens, arrival_order(view), reason="profile")
+        return turn.plan(view, tokens, Reason.PROFILE)
 
     def observe(self, record: StepRecord) -> None:
         """Note a finished step, and learn from it unless it is held out."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.config import BASELINES, SarathiConfig
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.steptime.store import (
     CalibrationError,
@@ -66,7 +66,7 @@ class CalibrationMemory:
 
 def open_memory(vllm_config: Any, config: SarathiConfig, model: StepTimeModel) -> CalibrationMemory | None:
     """Return an engine's memory, already loaded into the model; None where there is none, or nothing learns."""
-    if config.token_budget is not None:
+    if config.token_budget is not None or config.scheduler in BASELINES:  # nothing learns
         return None
     try:
         folder = calibration_folder(config.calibration_dir)

@@ -208,7 +208,6 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             self.running = running
         first = waiting[0] if waiting and let_in != 0 and not ordered else None
         set_limits(self, plan.token_budget, hidden + stalled, let_in, first)
-        turns = take_turns and not stalled
         return _Step(
             started_s,
             view,
@@ -216,9 +215,9 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             partial,
             hidden,
             stalled,
-            len(self.running),
-            turns,
-            first if hidden else None,
+            visible=len(self.running),
+            decodes_take_turns=take_turns and not stalled,
+            first=first if hidden or stalled else None,
         )
 
     def _may_yield(self, view: StepView, plan: StepPlan, waiting: list[Any]) -> bool:

@@ -9,7 +9,8 @@ import pytest
 from tests.engine.real.engines import RealEngine, buildable_after_numba
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.reference_model import build_reference_model
-from vllm_sarathi.core.policies import FixedBudget
+from vllm_sarathi.core.policies.fixed import FixedBudget
+from vllm_sarathi.core.types import ONE_STAGE
 
 vllm = pytest.importorskip("vllm")
 
@@ -66,5 +67,6 @@ def test_the_promise_is_kept_and_a_constant_budget_breaks_it(
 ) -> None:
     # From a cold start; twice the promise, and one hiccup of the machine, are allowed for.
     assert longest_gaps_s(engine)[1] < 2 * SLO_S
-    monkeypatch.setattr(engine.scheduler.controller, "policy", FixedBudget(2048))
+    constant = FixedBudget(SarathiConfig(token_budget=2048), engine.scheduler.controller.model, ONE_STAGE)
+    monkeypatch.setattr(engine.scheduler.controller, "policy", constant)
     assert longest_gaps_s(engine)[1] > 2 * SLO_S

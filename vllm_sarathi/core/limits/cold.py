@@ -7,6 +7,9 @@ from vllm_sarathi.core.types import Reason, StepView
 COLD_TOKENS = 16
 """The first chunk beside decodes; also the least that guarantees progress."""
 
+IDLE_TOKENS = 256
+"""The first chunk where nothing decodes, and a step may still not take for ever."""
+
 DECODES_SHARE = 0.5
 """How long decodes take is not known yet: so much of the SLO is theirs."""
 
@@ -20,5 +23,6 @@ class Cold:
     def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
         if self._experience.model.ready:
             return candidate.tokens, candidate.reason
-        tokens = max(COLD_TOKENS, self._experience.tokens_as_alone(DECODES_SHARE * candidate.available_s))
+        least = COLD_TOKENS if view.generating else IDLE_TOKENS
+        tokens = max(least, self._experience.tokens_as_alone(DECODES_SHARE * candidate.available_s))
         return min(candidate.tokens, tokens), Reason.COLD

@@ -25,6 +25,9 @@ OVERHEAD_TIMES = 4.0
 LATE_TIMES = 4.0
 """A step that is late on purpose takes at most so many times what it may."""
 
+LATE_GROWTH = 4
+"""It grows faster beyond what was seen than a step that is to be in time."""
+
 UNCUT_TIMES = 1.5
 """Something that cannot be cut goes into any step that then takes at most so many times what it may."""
 
@@ -74,7 +77,7 @@ class Floor:
         request = candidate.prompts[0]
         room = view.max_tokens - view.decode_tokens
         least = max(least_chunk(request), min(COLD_TOKENS, request.remaining_tokens))
-        most = min(room, request.remaining_tokens, max(COLD_TOKENS, 2 * self._experience.most_tokens))
+        most = min(room, request.remaining_tokens, max(COLD_TOKENS, LATE_GROWTH * self._experience.most_tokens))
         low, high = 0, most + 1
         while high - low > 1:
             middle = (low + high) // 2

@@ -5,7 +5,7 @@ from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.types import Reason, StepView
 
-GROWTH = 2.0
+GROWTH = 2.5
 """A step may be so many times the largest of its kind, with decodes or without, that was seen."""
 
 

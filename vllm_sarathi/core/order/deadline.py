@@ -119,7 +119,7 @@ def deadline_keys(
     keys = []
     for index, request in enumerate(requests):
         if overdue_first and index in overdue:
-            keys.append((0, -request.age_s, float(request.remaining_tokens)))
+            keys.append((0, -request.age_s, float(index)))  # of one moment, the first in the queue
         elif index in promised:
             keys.append(promised[index])
         else:

@@ -32,6 +32,9 @@ from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.steptime.stages import StageClock
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, Reason, RequestView, StepPlan, StepRecord, StepView
 
+JOINING_SHARE = 0.8
+"""`auto` is a multiple of a decode step of the batch at hand; where many join, of so much of what it will be."""
+
 DECODES_ALONE_EVERY_STEPS = 64
 """A step without prefill so often, where it matters how long decodes alone take: else nothing tells it apart."""
 
@@ -171,9 +174,10 @@ class SloPolicy:
         """Return the SLO; `auto` is a multiple of a decode step of the batch at hand, those being let in included."""
         if self.config.tbt_slo_ms is not None:
             return self.config.tbt_slo_ms / 1e3
-        joining = [request for request in prompts if request.request_id != "unseen"]
-        decodes = view.generating + len(joining)
-        context = view.decode_context_tokens + sum(r.done_tokens + r.remaining_tokens for r in joining)
+        joining = sum(request.request_id != "unseen" for request in prompts)
+        decodes = max(view.generating, int((view.generating + joining) * JOINING_SHARE))
+        # Those that join are taken to have contexts like the others: one long prompt lengthens nobody's SLO.
+        context = view.decode_context_tokens * decodes // max(1, view.decodes)
         decode_s = self.model.seconds(decodes, decodes, context, 0.0, decodes)
         if decode_s > 0:
             self._auto_slo_s = self.config.tbt_slo_factor * self.pipeline.token_s(decode_s)

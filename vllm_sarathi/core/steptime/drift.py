@@ -9,7 +9,7 @@ from collections import deque
 
 CHANGE_FACTOR = 1.2
 FASTER_STEPS = 8
-SLOWER_STEPS = 4
+SLOWER_STEPS = 3
 SLOWER_FACTOR = 1.3
 """So many steps in a row are off by so much, all to the same side."""
 
@@ -19,7 +19,11 @@ RELAPSE_STEPS = 2000
 
 
 class DriftDetector:
-    """Watches the ratio of measured to predicted times."""
+    """Watches the ratio of measured to predicted times.
+
+    Attributes:
+        change_steps: how many steps the change seen last took to be seen; 0 where it is one that comes and goes.
+    """
 
     def __init__(self) -> None:
         self._high: deque[float] = deque(maxlen=SLOWER_STEPS)
@@ -27,6 +31,7 @@ class DriftDetector:
         self._low_count = 0
         self._faster_steps = FASTER_STEPS
         self._since_faster = RELAPSE_STEPS
+        self.change_steps = 0
 
     def look(self, ratio: float) -> float | None:
         """Take in a step, and return the factor by which the device has changed; None where it has not.
@@ -46,8 +51,10 @@ class DriftDetector:
             self._low_count = 0
         if len(self._high) == SLOWER_STEPS:
             factor = sorted(self._high)[SLOWER_STEPS // 2]
+            self.change_steps = SLOWER_STEPS
             if self._since_faster < RELAPSE_STEPS:
                 self._faster_steps = min(MOST_FASTER_STEPS, 2 * self._faster_steps)
+                self.change_steps = 0
             self._clear()
             return factor
         if self._low_count >= self._faster_steps:
@@ -55,6 +62,7 @@ class DriftDetector:
             if self._since_faster >= 4 * RELAPSE_STEPS:
                 self._faster_steps = max(FASTER_STEPS, self._faster_steps // 2)
             self._since_faster = 0
+            self.change_steps = self._low_count
             self._clear()
             return factor
         return None

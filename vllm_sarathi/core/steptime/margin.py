@@ -2,8 +2,8 @@
 
 What is promised is a share of all gaps between tokens (99%), and steps without prefill keep it by themselves: the fewer
 gaps are in hybrid steps, the more of those may be late. So the margin is a quantile of the hybrid steps' residuals,
-moved by what share of the gaps they have. Residuals outlive a change of the device: that it changes is one of the
-things that a margin is for.
+moved by what share of the gaps they have. Residuals outlive a change of the device. Those of the change itself do so,
+too, where it comes again and again: that a device changes is then one of the things that a margin is for.
 """
 
 import math
@@ -14,7 +14,7 @@ from vllm_sarathi.core.types import StepShape
 
 RATIOS_KEPT = 256
 ALIKE_NEEDED = 24
-CAUTION = 0.15
+CAUTION = 0.13
 CAUTIOUS_STEPS = 24
 BIAS_STEPS = 128
 RANGE = (1.0, 2.5)
@@ -32,6 +32,7 @@ GUARD_GAIN = 0.02
 GUARD_MISSES = 0.015
 GUARD_RUN_STEPS = 16
 MOST_GUARD = 1.5
+MISS = 1.005
 """A hybrid step that outlasts the margin so soon after another raises it by the gain; each other step lowers it again,
 by so little that the given share of misses balances (after adaptive conformal inference; Gibbs and Candes, 2021). The
 residuals' quantile alone lags behind where they come in runs, as on a machine with neighbours."""
@@ -108,7 +109,7 @@ class Margin:
             self._alone.append(ratio)
             return
         (self._ratios if familiar else self._early).append((predicted_s, ratio))
-        self._note_miss(ratio > self.factor)
+        self._note_miss(ratio > MISS * self.factor)
         self._new = True
 
     def renew(self) -> None:
@@ -119,9 +120,15 @@ class Margin:
             ordered = sorted(self._alone)
             self._alone_margin = max(1.0, _upper(ordered, self.promised, len(ordered)))
 
-    def distrust(self) -> None:
-        """Trust no early residuals from now on: what was predicted was wrong."""
+    def changed(self, steps: int) -> None:
+        """Note that the device has changed: early residuals are trusted no more.
+
+        Args:
+            steps: so many of the latest residuals are those of the change itself, and are dropped.
+        """
         self._early = deque(maxlen=0)
+        for _ in range(min(steps, len(self._ratios))):
+            self._ratios.pop()
         self._quantile_s = self._quantile_now()
 
     def _note_miss(self, missed: bool) -> None:

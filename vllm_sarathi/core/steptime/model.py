@@ -59,6 +59,9 @@ TELLING_STEPS = 3
 PRIOR_STEPS = 20.0
 """What an earlier run learnt counts as much as so many steps of this one."""
 
+PRIOR_CHECKED_STEPS = 64
+"""For so many steps every kind of step tells whether the device is as it was, not only those that were seen often."""
+
 EAGER_STEPS = 64
 SOLVE_EVERY_STEPS = 4
 DECODES_ALONE_COUNT = 1 / 16
@@ -108,9 +111,11 @@ class StepTimeModel:
         self._coefficients = [0.0] * SIZE
         self._spread = 0.1
         self._seen: dict[tuple[int, int], int] = {}
+        self._kinds_seen: dict[Kind, int] = {}
         self._eager_steps = EAGER_STEPS
         self._until_solve = float(SOLVE_EVERY_STEPS)
         self._unchecked_steps = 0
+        self._prior_steps = 0
 
     @property
     def tile_tokens(self) -> int:
@@ -217,20 +222,26 @@ class StepTimeModel:
         self._seen[familiarity] = seen + 1
         if seen >= TELLING_STEPS:
             self._margin.observe(shape, predicted_s, ratio, seen >= FAMILIAR_STEPS)
-        if seen < FAMILIAR_STEPS:
+        self._prior_steps -= 1
+        kind = _kind(shape)
+        self._kinds_seen[kind] = self._kinds_seen.get(kind, 0) + 1
+        if self._kinds_seen[kind] <= TELLING_STEPS and self._prior_steps < 0:
             return 1.0
         if self.steps % SOLVE_EVERY_STEPS == 0 and (shape.prefill_work > 0 or self.steps % 64 == 0):
             self._margin.renew()
-        factor = self._drift[shape.sequences > shape.decodes].look(ratio)
+        drift = self._drift[shape.sequences > shape.decodes]
+        factor = drift.look(ratio)
         if factor is not None:
-            self._rescale(factor, shape)
+            self._rescale(factor, shape, drift.change_steps)
+            return 1.0
+        if seen < FAMILIAR_STEPS:
             return 1.0
         residual = abs(ratio - 1.0)
         self._spread += 0.02 * (1.25 * min(residual, 4 * self._spread) - self._spread)
         self._spread = max(self._spread, 1e-3)
         return min(1.0, HUBER * self._spread / residual) if residual > 0 else 1.0
 
-    def _rescale(self, factor: float, shape: StepShape) -> None:
+    def _rescale(self, factor: float, shape: StepShape, steps: int) -> None:
         """Let what is known follow a device that has changed: slower in everything, faster in what has shown it."""
         self._absorb()
         prefill = shape.sequences > shape.decodes
@@ -239,7 +250,7 @@ class StepTimeModel:
                 self._sums[kind] = (a, factor * b, weight)
         self._tiles.forget_steps()
         self._fade_all(0.2)
-        self._margin.distrust()
+        self._margin.changed(steps if prefill else 0)
 
     def _fade_all(self, share: float) -> None:
         """Let what is to come count for more than what was learnt."""
@@ -293,8 +304,9 @@ class StepTimeModel:
         self._spread = min(max(spread, 1e-3), 1.0)
         self._seen = dict.fromkeys(familiar, FAMILIAR_STEPS)
         self._tiles.tile_tokens = tile
-        self._margin.distrust()
+        self._margin.changed(0)
         self._unchecked_steps = SLOWER_STEPS
+        self._prior_steps = PRIOR_CHECKED_STEPS
         self.steps = 1
         self._solve()
 
