@@ -52,30 +52,6 @@ FOUND: dict[str, tuple[Setup, list[Event]]] = {
             Add(4, 14, seed=1, copies=2, adapter=3),
         ],
     ),
-    "decodes stand in a pipeline": (
-        Setup(
-            "prefill-first@24",
-            "pipeline",
-            in_flight=2,
-            block_size=32,
-            blocks=44,
-            caching=True,
-            adapters=2,
-            priorities=True,
-            groups="hybrid",
-        ),
-        [
-            Add(11, 5, seed=5, copies=5, adapter=3),
-            Steps(7),
-            Add(9, 6, seed=2, copies=5, adapter=3),
-            Steps(25),
-            Add(89, 7, seed=5, adapter=1),
-            Add(14, 15, seed=5, priority=1, adapter=2),
-            Steps(7),
-            Add(126, 16, seed=4, priority=2, adapter=3, grammar=True),
-            Add(127, 22, seed=1, priority=2, adapter=2),
-        ],
-    ),
     # What was loaded from elsewhere waits in a queue of its own, which vLLM serves first.
     "decodes stand for a load": (
         Setup("prefill-first", slots=8, block_size=32, blocks=24, groups="sliding", connector="recompute"),
@@ -140,8 +116,4 @@ def test_images_stay_whole(name: str) -> None:
 @pytest.mark.parametrize("name", FOUND)
 def test_no_other_policy_has_the_same_fault(name: str, policy: str) -> None:
     setup, events = FOUND[name]
-    if setup.priorities and policy in ("deadline", "sjf"):
-        pytest.skip("refused beside --scheduling-policy priority")
-    if setup.mode == "pipeline" and setup.adapters:
-        pytest.skip("stock vLLM breaks in such lives, too: see search.is_upstream")
     Life(replace(setup, policy=policy)).play(events)
