@@ -330,7 +330,7 @@ class Life:
             if not scheduler.requests:
                 break
             self._step()
-        assert not scheduler.requests, f"never finished: {self._left()}"
+        assert not scheduler.requests, f"never finished\n{self._left()}"
         while engine.queue:
             engine.finish_oldest()
         lost = self.added.keys() - engine.finished.keys() - engine.aborted
