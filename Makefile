@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint compat bench clean
 
 # The model that `make demo` and `make bench` serve: a folder, or a name on a model hub.
 MODEL ?= build/models/SmolLM2-135M-Instruct
@@ -12,6 +12,7 @@ help:
 	@echo "make demo   serve a real model twice, stock and Sarathi, and compare (MODEL=folder-or-name for your own)"
 	@echo "make test   check style and types, then run the tests"
 	@echo "make lint   check style and types"
+	@echo "make compat check each supported vLLM in an environment of its own, and write the README's table of them"
 	@echo "make bench  measure: overhead, who keeps the promise under load, rehearsals, AutoLRS (about an hour, quiet machine)"
 	@echo "make clean  remove what was built and measured; .venv stays"
 
@@ -28,6 +29,9 @@ lint: setup
 
 test: lint
 	.venv/bin/pytest
+
+compat:
+	@.ci/compat $(VERSIONS)
 
 bench: setup
 	@mkdir -p build/bench

@@ -1,12 +1,15 @@
 """The rules of the house, read off the code: who may import whom, how large a room may be."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from vllm_sarathi.engine.vllm.contract import TESTED_VERSIONS
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vllm_sarathi", "autolrs_plugin")
@@ -72,10 +75,16 @@ def test_imports_have_no_cycle() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_only_one_module_imports_vllm_internals(path: Path) -> None:
-    if name_of(path) == "vllm_sarathi.engine.vllm_api":
+def test_only_one_package_names_vllm_internals(path: Path) -> None:
+    """No import of vLLM, and no string that names a module of it or something in one, stands elsewhere."""
+    if name_of(path).startswith("vllm_sarathi.engine.vllm"):
         return
     assert not [t for t in imports_of(path) if t == "vllm" or t.startswith("vllm.")]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not re.fullmatch(r"vllm(\.\w+)+(:[\w.]+)?", node.value), (
+                f"{node.value!r} names an internal"
+            )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -144,3 +153,14 @@ def test_the_top_level_holds_what_it_may() -> None:
         pytest.skip("not a git checkout")
     tops = {line.partition("/")[0] for line in listed.stdout.splitlines()}
     assert {top for top in tops if not top.startswith(".")} <= TOP_LEVEL
+
+
+def test_the_table_in_the_readme_is_of_the_tested_versions() -> None:
+    """`make compat` writes it; a version in it has passed."""
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (\d+)\.(\d+)\.\d+ \|(.*)$", text.partition("<!-- compat")[2], re.M)
+    first, last = TESTED_VERSIONS
+    assert sorted((int(major), int(minor)) for major, minor, _ in rows) == [
+        (first[0], minor) for minor in range(first[1], last[1] + 1)
+    ]
+    assert not [row for row in rows if "failed" in row[2]]

@@ -31,9 +31,9 @@ from vllm_sarathi.benchmark.validate import (
 from vllm_sarathi.benchmark.workloads import Arrival, Kind, Workload
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.core.cost_model import SCALES
 from vllm_sarathi.core.step_trace import TracedStep
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.steptime.features import SCALES
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.engine.offline import config_folder
 from vllm_sarathi.simulation.calibrated import CalibratedTimes, StepFit, fit_steps
 from vllm_sarathi.simulation.deployment import cpu_deployment, scheduler_choice

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.views import RequestView, StepRecord, StepShape, StepView, chunk_work
+from vllm_sarathi.core.types import RequestView, StepRecord, StepShape, StepView, chunk_work
 
 Device = Callable[[StepShape], float]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vllm_sarathi.core.backlog import KNOWN_PERIODS, Backlog
+from vllm_sarathi.core.limits.backlog import KNOWN_PERIODS, Backlog
 
 
 def play(backlog: Backlog, prompts: int) -> None:
@@ -15,10 +15,10 @@ def play(backlog: Backlog, prompts: int) -> None:
 
 def test_before_anything_is_known_a_period_is_at_its_half() -> None:
     backlog = Backlog()
-    assert backlog.payers(3) == 3
+    assert backlog.delayed(3) == 3
     for _ in range(10):
         backlog.planned(1, 3)
-    assert backlog.payers(3) == 10
+    assert backlog.delayed(3) == 10
 
 
 def test_bursts_of_one_size_are_paid_by_those_that_are_left_alone() -> None:
@@ -27,7 +27,7 @@ def test_bursts_of_one_size_are_paid_by_those_that_are_left_alone() -> None:
         play(backlog, 16)
     for left in range(15, 0, -1):
         backlog.planned(1, left)
-        assert backlog.payers(left) == left
+        assert backlog.delayed(left) == left
 
 
 def test_under_load_those_that_will_come_pay_too() -> None:
@@ -35,7 +35,7 @@ def test_under_load_those_that_will_come_pay_too() -> None:
     for prompts in (1, 2, 1, 40, 1, 3):
         play(backlog, prompts)
     backlog.planned(1, 1)
-    assert backlog.payers(1) > 10
+    assert backlog.delayed(1) > 10
 
 
 def test_a_period_longer_than_all_before_it_is_at_its_half() -> None:
@@ -44,7 +44,7 @@ def test_a_period_longer_than_all_before_it_is_at_its_half() -> None:
         play(backlog, 2)
     for _ in range(30):
         backlog.planned(1, 2)
-    assert backlog.payers(2) == 30
+    assert backlog.delayed(2) == 30
 
 
 @pytest.mark.parametrize("load", [0.3, 0.9])
@@ -62,7 +62,7 @@ def test_the_count_is_that_of_a_queue(load: float) -> None:
             continue
         waiting -= 1
         backlog.planned(1, waiting)
-        said.append(backlog.payers(waiting))
+        said.append(backlog.delayed(waiting))
         periods[-1].append(1)
     truth = [len(period) - 1 - i for period in periods for i in range(len(period))]
     assert 0.5 < np.mean(said) / np.mean(truth) < 2.5

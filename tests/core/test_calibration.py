@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from tests.core.devices import Device, Loop, roofline
-from vllm_sarathi.core.calibration import (
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.files import write_whole
+from vllm_sarathi.core.limits.cold import COLD_TOKENS
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.steptime.store import (
     CalibrationError,
     calibration_file,
     calibration_folder,
     load_calibration,
     save_calibration,
 )
-from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.cost_model import CostModel
-from vllm_sarathi.core.files import write_whole
-from vllm_sarathi.core.slo import COLD_TOKENS
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape, chunk_work
 
 SLO_S = 0.15
 KEY: dict[str, Any] = {"model": "m", "dtype": "bfloat16", "tensor_parallel_size": 1}
@@ -90,16 +90,16 @@ def test_auto_follows_this_device_and_not_the_remembered_one(learnt: dict[str, A
 
 
 def test_what_is_kept_is_found_again_under_its_key_alone(tmp_path: Path, learnt: dict[str, Any]) -> None:
-    model = CostModel()
+    model = StepTimeModel()
     folder = tmp_path / "new" / "folder"
     assert load_calibration(model, folder, KEY) is None
     path = save_calibration(learnt, folder, KEY)
     assert json.loads(path.read_text())["key"] == KEY
     assert load_calibration(model, folder, KEY) == path
-    shape = StepShape(100, 8, 4000, 5000.0, 9)
+    shape = StepShape(120, 8, 4000, chunk_work(12_000, 112), 9)
     assert model.predict(shape) == pytest.approx(roofline()(shape), rel=0.05)
     for change in ({"model": "n"}, {"dtype": "float32"}, {"tensor_parallel_size": 2}):
-        assert load_calibration(CostModel(), folder, {**KEY, **change}) is None
+        assert load_calibration(StepTimeModel(), folder, {**KEY, **change}) is None
     assert [p.name for p in folder.iterdir()] == [path.name]  # nothing half written is left
 
 
@@ -109,12 +109,12 @@ def test_what_is_kept_is_found_again_under_its_key_alone(tmp_path: Path, learnt:
         ("{", "is not valid JSON"),
         ("\xff\xfe", "is not valid JSON"),
         ("[]", "has schema None"),
-        ('{"schema": 2}', "has schema 2; this version reads 1"),
-        ('{"schema": 1, "key": {"model": "other"}}', "was learnt elsewhere"),
-        ('{"schema": 1, "key": KEY}', "holds no step model"),
-        ('{"schema": 1, "key": KEY, "model": 3}', "holds no step model"),
-        ('{"schema": 1, "key": KEY, "model": {"a": "x", "b": []}}', "holds no step model"),
-        ('{"schema": 1, "key": KEY, "model": {"a": [[1]], "b": [1], "weight": {}}}', "holds no step model"),
+        ('{"schema": 1}', "has schema 1; this version reads 2"),
+        ('{"schema": 2, "key": {"model": "other"}}', "was learnt elsewhere"),
+        ('{"schema": 2, "key": KEY}', "holds no step model"),
+        ('{"schema": 2, "key": KEY, "model": 3}', "holds no step model"),
+        ('{"schema": 2, "key": KEY, "model": {"kinds": "x"}}', "holds no step model"),
+        ('{"schema": 2, "key": KEY, "model": {"kinds": [{"a": [[1]]}]}}', "holds no step model"),
     ],
 )
 def test_a_broken_or_foreign_file_is_named_and_teaches_nothing(
@@ -122,18 +122,18 @@ def test_a_broken_or_foreign_file_is_named_and_teaches_nothing(
 ) -> None:
     path = calibration_file(tmp_path, KEY)
     path.write_bytes(text.replace("KEY", json.dumps(KEY)).encode("latin-1"))
-    model = CostModel()
+    model = StepTimeModel()
     with pytest.raises(CalibrationError) as error:
         load_calibration(model, tmp_path, KEY)
     assert str(error.value).startswith(str(path))
     assert message in str(error.value)
-    assert (model.ready, model.steps, model.to_mapping()["weight"]) == (False, 0, 0.0)
+    assert (model.ready, model.steps, len(model.to_mapping()["kinds"])) == (False, 0, 0.0)
 
 
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     calibration_file(tmp_path, KEY).mkdir()
     with pytest.raises(CalibrationError, match="cannot be read"):
-        load_calibration(CostModel(), tmp_path, KEY)
+        load_calibration(StepTimeModel(), tmp_path, KEY)
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

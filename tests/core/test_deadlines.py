@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from vllm_sarathi.core.deadlines import TokenDeadlines
-from vllm_sarathi.core.views import DecodeView, InFlight, StepView
+from vllm_sarathi.core.types import DecodeView, InFlight, StepView
 
 
 def test_a_step_that_still_runs_uses_up_slack_before_the_next_one() -> None:

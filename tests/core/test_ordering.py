@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.ordering import ARRIVAL_STEPS, deadline_keys, kept_promises
-from vllm_sarathi.core.views import RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
+from vllm_sarathi.core.order.deadline import ARRIVAL_STEPS, deadline_keys, kept_promises
+from vllm_sarathi.core.types import RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
 
 TOKENS_PER_S = 1000.0
 

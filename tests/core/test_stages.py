@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_sarathi.core.stages import LONGEST_WITHIN, StageClock
-from vllm_sarathi.core.views import InFlight
+from vllm_sarathi.core.steptime.stages import LONGEST_WITHIN, StageClock
+from vllm_sarathi.core.types import InFlight
 
 
 class Pipeline:

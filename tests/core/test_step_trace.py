@@ -9,9 +9,9 @@ import pytest
 from tests.core.devices import Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.promise_watch import LEAST_STEPS, PromiseWatch
+from vllm_sarathi.core.slo_watch import LEAST_STEPS, SloWatch
 from vllm_sarathi.core.step_trace import TracedStep, parse_line, summarise
-from vllm_sarathi.core.views import StepRecord, StepShape
+from vllm_sarathi.core.types import Pipeline, StepRecord, StepShape
 
 HYBRID = TracedStep(1.5e9, StepShape(40, 8, 4000, 512.0, 9), 48, "slo", 0.09, 0.1, 0.15, 9, 2)
 DECODES = replace(
@@ -96,7 +96,7 @@ def loop_with(slo_ms: float, **fields: Any) -> Loop:
 def test_a_promise_below_the_decodes_own_time_is_told_once_with_what_helps() -> None:
     # Truth: n decodes alone take (3 + max(20, 0.4 n) + 0.5 n + 0.2 n) ms: 51 ms for the 40.
     loop = loop_with(40, decodes=40)
-    watch = PromiseWatch(loop.controller.model)
+    watch = SloWatch(loop.controller.model)
     loop.run(300)
     said = watch.look(traced(loop, 100, 0.04))
     assert watch.unkeepable
@@ -114,13 +114,13 @@ def test_a_promise_below_the_decodes_own_time_is_told_once_with_what_helps() -> 
 
 def test_a_promise_that_is_kept_is_not_spoken_of() -> None:
     loop = loop_with(150)
-    watch = PromiseWatch(loop.controller.model)
+    watch = SloWatch(loop.controller.model)
     assert watch.look(traced(loop, 200, 0.15)) is None
     assert not watch.unkeepable
 
 
 def test_a_few_slow_steps_prove_nothing() -> None:
-    watch = PromiseWatch(Controller(SarathiConfig()).model)
+    watch = SloWatch(Controller(SarathiConfig()).model)
     slow = replace(DECODES, measured_s=3.0)
     assert watch.look([slow] * (LEAST_STEPS - 1)) is None
     assert watch.look([DECODES] * (LEAST_STEPS + 1)) is None
@@ -128,14 +128,14 @@ def test_a_few_slow_steps_prove_nothing() -> None:
 
 
 def test_a_slow_device_is_judged_over_several_looks() -> None:
-    watch = PromiseWatch(Controller(SarathiConfig()).model)
+    watch = SloWatch(Controller(SarathiConfig()).model)
     said = [watch.look([replace(DECODES, measured_s=3.0)]) for _ in range(LEAST_STEPS)]
     assert said[:-1] == [None] * (LEAST_STEPS - 1)
     assert said[-1] is not None
 
 
 def test_decodes_alone_are_enough_to_notice() -> None:
-    watch = PromiseWatch(Controller(SarathiConfig()).model, steps_per_token=2)
+    watch = SloWatch(Controller(SarathiConfig()).model, pipeline=Pipeline(2))
     said = watch.look([replace(DECODES, slo_s=0.02)] * LEAST_STEPS)
     assert said is not None
     assert "The promise of 40 ms between tokens cannot be kept: decodes alone take 80 ms" in said

@@ -1,23 +1,22 @@
 """Configurations shared by the tests of the engine: they need vLLM, but no weights."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.modelled import tiny_engine_config
+from tests.engine.modelled import adapted, tiny_engine_config
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.engine import vllm_api
 from vllm_sarathi.engine.offline import config_folder
+from vllm_sarathi.engine.vllm.internals import logger
 
 
 @pytest.fixture
 def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What our logger warns of; vLLM's handlers write to a stream that pytest does not see."""
     said: list[str] = []
-    monkeypatch.setattr(vllm_api.logger, "warning", lambda message, *args: said.append(message % args))
+    monkeypatch.setattr(logger, "warning", lambda message, *args: said.append(message % args))
     return said
 
 
@@ -36,17 +35,6 @@ def make_config(model_folder: Path) -> Callable[..., Any]:
         key = repr(sorted(engine_args.items(), key=str))
         if key not in cache:
             cache[key] = tiny_engine_config(model_folder, **engine_args)
-        config = copy.copy(cache[key])
-        config.scheduler_config = copy.copy(config.scheduler_config)
-        config.parallel_config = copy.copy(config.parallel_config)
-        if mode == "async":  # vLLM's CPU platform switches it off; the scheduler itself needs no device
-            config.scheduler_config.async_scheduling = True
-        if mode == "pipeline":
-            config.parallel_config.pipeline_parallel_size = 2
-        if sarathi is not None:
-            args = sarathi.engine_args()
-            config.scheduler_config.scheduler_cls = args["scheduler_cls"]
-            config.additional_config = args["additional_config"]
-        return config
+        return adapted(cache[key], sarathi, mode)
 
     return make

@@ -4,6 +4,7 @@ No weights and no tokenizer: the next token of a request is a hash of its id and
 can be compared token for token whatever order they were scheduled in.
 """
 
+import copy
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.request import RequestStatus
 
+from vllm_sarathi import SarathiConfig
 from vllm_sarathi.engine.offline import (
     block_hasher,
     build_output,
@@ -36,6 +38,22 @@ def tiny_engine_config(folder: Path, **engine_args: Any) -> Any:
         "enable_prefix_caching": False,
     }
     return engine_config(folder, **{**defaults, **engine_args})
+
+
+def adapted(config: Any, sarathi: SarathiConfig | None, mode: str = "sync") -> Any:
+    """Return a copy of a VllmConfig with our scheduler, or with stock's, in a mode: `sync`, `async` or `pipeline`."""
+    config = copy.copy(config)
+    config.scheduler_config = copy.copy(config.scheduler_config)
+    config.parallel_config = copy.copy(config.parallel_config)
+    if mode == "async":  # vLLM's CPU platform switches it off; the scheduler itself needs no device
+        config.scheduler_config.async_scheduling = True
+    if mode == "pipeline":
+        config.parallel_config.pipeline_parallel_size = 2
+    if sarathi is not None:
+        args = sarathi.engine_args()
+        config.scheduler_config.scheduler_cls = args["scheduler_cls"]
+        config.additional_config = args["additional_config"]
+    return config
 
 
 @dataclass
@@ -64,6 +82,7 @@ class ModelledEngine:
         in_flight: batches in flight: 1 is synchronous, 2 is asynchronous or a pipeline of 2.
         scheduler_cls: the class to drive; the configuration's own by default.
         draft: gives the draft tokens for (request id, position), for speculative decoding.
+        kv_cache_config: vLLM's description of the KV cache; by default that of a model with full attention alone.
     """
 
     def __init__(
@@ -73,8 +92,9 @@ class ModelledEngine:
         in_flight: int = 1,
         scheduler_cls: Any = None,
         draft: Callable[[str, int], list[int]] | None = None,
+        kv_cache_config: Any | None = None,
     ) -> None:
-        self.scheduler = build_scheduler(config, num_blocks, scheduler_cls)
+        self.scheduler = build_scheduler(config, num_blocks, scheduler_cls, kv_cache_config)
         self.in_flight = in_flight
         self.queue: deque[Step] = deque()
         self.outputs: dict[str, list[int]] = {}

@@ -16,7 +16,7 @@ def check_step(engine: ModelledEngine, step: Step, budget: int) -> None:
     check_stall_free(engine, step, budget)
     check_hybrid(engine, step, budget)
     assert scheduled or step.preempted or not (step.decodes_allowed or step.partial_before), "no progress"
-    assert engine.scheduler.plan_failures == 0
+    assert engine.scheduler.faults.total == 0
 
 
 def check_stall_free(engine: ModelledEngine, step: Step, budget: int) -> None:

@@ -11,10 +11,11 @@ from tests.engine.modelled import ModelledEngine
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.core.config import CONFIG_KEY, ConfigCarrier
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.cost_model import CostModel
-from vllm_sarathi.engine import telemetry, vllm_api
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.engine import telemetry
 from vllm_sarathi.engine.memory import CalibrationMemory, calibration_key, open_memory
 from vllm_sarathi.engine.telemetry import Telemetry, open_telemetry
+from vllm_sarathi.engine.vllm.internals import installed_version
 
 KEY = {"model": "m"}
 
@@ -37,7 +38,7 @@ def test_what_one_run_learns_the_next_one_knows(tmp_path: Path) -> None:
     loop, watched = working(tmp_path)
     loop.run(100)
     watched.close()
-    model = CostModel()
+    model = StepTimeModel()
     CalibrationMemory(tmp_path, KEY).load(model)
     shape = loop.shape(200)
     assert model.predict(shape) == pytest.approx(roofline()(shape), rel=0.05)
@@ -65,7 +66,7 @@ def test_a_broken_file_costs_one_warning_and_is_replaced(tmp_path: Path, warned:
     watched.close()
     [path] = tmp_path.iterdir()
     path.write_text("{")
-    memory, model = CalibrationMemory(tmp_path, KEY), CostModel()
+    memory, model = CalibrationMemory(tmp_path, KEY), StepTimeModel()
     memory.load(model)
     assert not model.steps
     assert len(warned) == 1
@@ -91,7 +92,7 @@ def test_a_folder_that_cannot_be_written_to_costs_one_warning(tmp_path: Path, wa
 def test_only_what_learns_and_may_remember_has_a_memory(make_config: Any, tmp_path: Path) -> None:
     def memory_of(**settings: Any) -> CalibrationMemory | None:
         config = SarathiConfig(**settings)
-        return open_memory(make_config(config), config, CostModel())
+        return open_memory(make_config(config), config, StepTimeModel())
 
     memory = memory_of(calibration_dir=str(tmp_path))
     assert memory is not None
@@ -114,7 +115,7 @@ def test_the_key_tells_deployments_apart(make_config: Any, model_folder: Path) -
     key = calibration_key(plain)
     assert key["model"] == str(model_folder)
     assert key["dtype"] == "torch.float32"
-    assert key["vllm"] == vllm_api.installed_version()
+    assert key["vllm"] == installed_version()
     assert calibration_key(make_config(SarathiConfig(tbt_slo_ms=9))) == key
     assert {k for k, v in calibration_key(other).items() if v != key[k]} == {"pipeline_parallel_size"}
 

@@ -14,8 +14,9 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_sarathi import SarathiConfig, SarathiScheduler
 from vllm_sarathi.core.config import CONFIG_KEY, SCHEDULER_CLS, ConfigError, config_from_additional
-from vllm_sarathi.engine import plugin, vllm_api
+from vllm_sarathi.engine import plugin
 from vllm_sarathi.engine.offline import config_folder
+from vllm_sarathi.engine.vllm.internals import logger
 
 
 @pytest.fixture
@@ -264,4 +265,4 @@ def test_a_namespace_without_our_flags_is_served_by_stock(model_folder: Path) ->
 
 
 def test_the_logger_is_a_child_of_vllms() -> None:
-    assert vllm_api.logger.name.startswith("vllm.")
+    assert logger.name.startswith("vllm.")

@@ -144,5 +144,5 @@ def test_a_failing_plan_costs_a_stock_step_and_not_the_engine(make_engine: Any, 
     monkeypatch.setattr(engine.scheduler.controller, "plan", lambda view: 1 / 0)
     engine.add("a", 100, max_tokens=3)
     engine.drain(most_steps=10)
-    assert engine.scheduler.plan_failures > 0
+    assert engine.scheduler.faults.total > 0
     assert len(engine.outputs["a"]) == 3

@@ -46,7 +46,7 @@ class SloPlay(Play):
     def step(self) -> None:
         step = self.engine.step()
         self.steps += 1
-        assert self.engine.scheduler.plan_failures == 0
+        assert self.engine.scheduler.faults.total == 0
         assert sum(step.scheduled.values()) <= self.budget
         assert len({r.request_id for r in self.engine.scheduler.running}) == len(
             self.engine.scheduler.running

@@ -19,11 +19,12 @@ from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.trace import read_trace
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.cost_model import CAUTION
-from vllm_sarathi.core.views import StepRecord, StepShape
-from vllm_sarathi.engine import metrics, plugin, telemetry, vllm_api
+from vllm_sarathi.core.steptime.margin import CAUTION
+from vllm_sarathi.core.types import StepRecord, StepShape
+from vllm_sarathi.engine import metrics, plugin, telemetry
 from vllm_sarathi.engine.telemetry import Telemetry
 from vllm_sarathi.engine.trace_file import StepTraceFile
+from vllm_sarathi.engine.vllm.internals import logger
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def handle(record: logging.LogRecord) -> None:
         said.append(record.getMessage())
 
-    monkeypatch.setattr(vllm_api.logger, "handle", handle)
-    monkeypatch.setattr(vllm_api.logger, "level", logging.INFO)
-    monkeypatch.setattr(vllm_api.logger, "_cache", {})
+    monkeypatch.setattr(logger, "handle", handle)
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    monkeypatch.setattr(logger, "_cache", {})
     return said
 
 
@@ -60,7 +61,7 @@ def test_each_step_of_the_scheduler_is_a_line_of_the_trace(make_config: Any, tmp
     engine.add("b", 100, max_tokens=5)
     engine.add("c", 100, max_tokens=5)
     steps = 5 + engine.drain()
-    assert engine.scheduler.plan_failures == 0
+    assert engine.scheduler.faults.total == 0
     engine.scheduler.shutdown()
     traced = read_trace(file)
     assert len(traced) == steps
@@ -218,7 +219,7 @@ def test_a_full_disk_does_not_end_the_engine(make_config: Any, warned: list[str]
     engine.add("a", 20)
     engine.drain()
     engine.scheduler.shutdown()
-    assert engine.scheduler.plan_failures == 0
+    assert engine.scheduler.faults.total == 0
     assert len(warned) == 1
 
 

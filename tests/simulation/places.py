@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.deployment import build, scheduler_choice
 from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.models import ModelShape

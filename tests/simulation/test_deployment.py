@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from vllm_sarathi.core.calibration import save_calibration
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.core.cost_model import CostModel
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.steptime.store import save_calibration
+from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.engine.offline import config_folder
 from vllm_sarathi.simulation.deployment import PAPER_DEPLOYMENTS, build, deployment, scheduler_choice
 from vllm_sarathi.simulation.models import MODELS
@@ -192,7 +192,7 @@ def test_the_scheduler_is_the_very_class_that_serves() -> None:
 def calibrate(
     folder: Path, served: str, decode_s: float, device: str = "Some CPU, 2 cores", **key: Any
 ) -> None:
-    model = CostModel()
+    model = StepTimeModel()
     for _ in range(64):
         model.observe(StepShape(1, 1, 100, 0.0, 1), decode_s)
     save_calibration(model.to_mapping(), folder, {"model": served, "device": device, **key})

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.devices.roofline import (
     ATTENTION_SHARE,
     BANDWIDTH_SHARE,

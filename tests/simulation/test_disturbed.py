@@ -5,7 +5,7 @@ import pytest
 
 from tests.simulation.places import EvenTimes
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance, disturbed
 
 STEP = StepShape(8, 8, 8000, 0.0, 8)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import deployment
 from vllm_sarathi.simulation.devices import measured
 from vllm_sarathi.simulation.devices.measured import MeasuredTimes, Spread, kernels

@@ -21,7 +21,7 @@ def play(
     scheduler = build(place, scheduler_choice(name, **settings))
     simulator = Simulator(scheduler, place.times(), requests, place.in_flight)
     simulator.run()
-    assert scheduler.plan_failures == 0
+    assert scheduler.faults.total == 0
     return simulator.logs, outcome_of(simulator.logs)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.simulation.places import EvenTimes, requests_at_once, simulator, small_place
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.outcome import outcome_of
 from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
 
@@ -130,7 +130,7 @@ def test_no_clock_but_the_virtual_one_is_read(monkeypatch: pytest.MonkeyPatch, m
         monkeypatch.undo()
     assert all(log.finished for log in engine.logs)
     assert [log.token_s for log in engine.logs] == [log.token_s for log in same.logs]
-    assert engine.scheduler.plan_failures == 0
+    assert engine.scheduler.faults.total == 0
 
 
 def test_a_scheduler_that_lets_nobody_in_is_found_out() -> None:

@@ -27,7 +27,7 @@ import vllm_sarathi
 from vllm_sarathi.benchmark.capacity import Criterion, Task, Workload, find, first_rate, rehearse
 from vllm_sarathi.benchmark.cells import Row, name_of
 from vllm_sarathi.core.config import ConfigError, nearest_hint
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.deployment import deployment
 from vllm_sarathi.simulation.devices.disturbed import Disturbance
 from vllm_sarathi.simulation.outcome import Outcome

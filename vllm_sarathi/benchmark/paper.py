@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_sarathi.benchmark.capacity import Criterion, Found, Task, Workload, find, rehearse, row_of
 from vllm_sarathi.benchmark.cells import name_of, run_cells
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import deployment
 
 DATASETS = {"chat": "openchat_sharegpt4", "arxiv": "arxiv_summarization"}

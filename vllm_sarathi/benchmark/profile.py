@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.progress import Progress
 from rich.table import Table
 
-from vllm_sarathi.core.cost_model import CostModel
-from vllm_sarathi.core.policies import arrival_order
+from vllm_sarathi.core.order.base import Turn
 from vllm_sarathi.core.step_trace import quantile, relative_error
-from vllm_sarathi.core.views import StepPlan, StepRecord, StepView
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.types import Reason, StepPlan, StepRecord, StepView
 from vllm_sarathi.engine.inprocess import InProcessEngine, engine_in_process
 
 LEVELS = (1, 4, 16, 64, 256)
@@ -40,23 +40,22 @@ GRID_S = 90.0
 class GridPolicy:
     """Gives each step the next chunk of a list; while the list is empty, as much as the engine takes."""
 
-    waiting_seen = 0
-    sees_one_step = True
+    waiting_seen = 1
     needs_decode_views = False
-    shortest_first_of = 0
+    learns = True
 
-    def __init__(self, model: CostModel) -> None:
+    def __init__(self, model: StepTimeModel) -> None:
         self.chunks: deque[int] = deque()
         self.learning = True
         self.records: list[StepRecord] = []
         self._model = model
 
-    def plan(self, view: StepView) -> StepPlan:
+    def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
         tokens = view.max_tokens
         if self.chunks:
             tokens = min(tokens, max(1, view.decode_tokens + self.chunks.popleft()))
-        return StepPlan(tokens, arrival_order(view), reason="profile")
+        return turn.plan(view, tokens, Reason.PROFILE)
 
     def observe(self, record: StepRecord) -> None:
         """Note a finished step, and learn from it unless it is held out."""
@@ -104,7 +103,7 @@ def run_grid(engine: InProcessEngine, update: Callable[..., None], task: object,
     rng = random.Random(seed)
     controller = engine.scheduler.controller
     # What an earlier run left is not to be improved but replaced.
-    learnt = controller.model = CostModel()
+    learnt = controller.model = StepTimeModel()
     policy = controller.policy = GridPolicy(learnt)
     most = min(engine.max_num_seqs, engine.kv_tokens // (2 * max(CONTEXTS)))
     levels = sorted({min(level, most) for level in LEVELS})
@@ -133,7 +132,7 @@ def run_grid(engine: InProcessEngine, update: Callable[..., None], task: object,
     return Profile(tuple(policy.records[:count]), tuple(held_out))
 
 
-def _chunks_that_fit(model: CostModel, level: int, chunks: Sequence[int]) -> list[int]:
+def _chunks_that_fit(model: StepTimeModel, level: int, chunks: Sequence[int]) -> list[int]:
     """Return the chunks whose step is not foretold to take too long; a model that knows nothing passes all."""
     return [c for c in chunks if model.seconds(level + c, level, 0, 0.5 * c * c, level + 1) <= MOST_STEP_S]
 

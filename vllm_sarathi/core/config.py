@@ -8,18 +8,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-BASELINES = (
-    "prefill-first",
-    "orca",
-    "request-level",
-    "pressure",
-    "chunked-only",
-    "hybrid-only",
-)
-"""Schedulers to compare with; a token budget is the most that they take in one step."""
+from vllm_sarathi.core.policies import POLICIES
 
-SCHEDULERS = ("sarathi", *BASELINES)
+SCHEDULERS = tuple(POLICIES)
 """Schedulers of ours, by the name that `--scheduler` takes."""
+
+BASELINES = tuple(name for name in SCHEDULERS if name != "sarathi")
+"""Schedulers to compare with; a token budget is the most that they take in one step."""
 
 STOCK_SCHEDULER = "default"
 """The name that `--scheduler` takes for vLLM's own scheduler."""
@@ -34,7 +29,7 @@ AUTO_FACTOR = 5.0
 """The paper's strict promise: five times a decode step (section 5, "SLOs"); its relaxed one is 25 times."""
 
 TBT_MODES = ("gap", "pace")
-PREFILL_ORDERS = ("fcfs", "deadline")
+PREFILL_ORDERS = ("fcfs", "sjf", "deadline")
 
 
 class ConfigError(ValueError):
@@ -138,9 +133,10 @@ class SarathiConfig:
         tbt_mode: `gap` promises every gap; `pace` promises that token n comes by first token + n x SLO, so that
             a stream that is ahead has slack to lend.
         ttft_slo_ms: the promised time to first token, milliseconds; gives each waiting prompt a deadline.
-        prefill_order: `fcfs`, in which those that come during the same step are read shortest first; or `deadline`:
-            earliest deadline first, shortest remaining as tie-break.
-        prefill_max_wait_s: under `deadline`, a prompt that has waited so long goes before all later ones, seconds.
+        prefill_order: `fcfs`, the order of arrival; `sjf`, the shortest prompt first; or `deadline`: earliest deadline
+            first, shortest remaining as tie-break.
+        prefill_max_wait_s: a prompt that has waited so long goes before all later ones, and before the gaps between
+            tokens where both cannot be had, seconds.
         allow_request_slo: whether clients may ask for promises of their own.
         min_request_slo_ms: the least promise that a client may ask for, milliseconds.
         step_trace: a file that gets a line per step; None writes none.
@@ -172,10 +168,14 @@ class SarathiConfig:
         None, "Promised time to first token, in milliseconds; a deadline for each prompt.", "MS"
     )
     prefill_order: str = _setting(
-        "fcfs", "Which prompt is read first: by arrival, or by deadline.", "{fcfs,deadline}"
+        "fcfs",
+        "Which prompt is prefilled first: the first to arrive, the shortest, or the one whose deadline is next.",
+        "{fcfs,sjf,deadline}",
     )
     prefill_max_wait_s: float = _setting(
-        30.0, "With --prefill-order deadline: after so many seconds a prompt goes before all later ones.", "S"
+        30.0,
+        "After so many seconds of waiting a prompt goes before all later ones, and before the gaps between tokens.",
+        "S",
     )
     allow_request_slo: bool = _setting(
         False, "Let clients ask for promises of their own (vllm_xargs: tbt_slo_ms, ttft_slo_ms)."
@@ -192,6 +192,11 @@ class SarathiConfig:
         "user's cache folder); 'none' starts cold and keeps nothing.",
         "DIR",
     )
+
+    @property
+    def tbt_slo_factor(self) -> float:
+        """The factor in `tbt_slo`: 5 in `auto`, 25 in `auto:25x`."""
+        return auto_factor(self.tbt_slo)
 
     def __post_init__(self) -> None:
         if check_scheduler(self.scheduler) == STOCK_SCHEDULER:

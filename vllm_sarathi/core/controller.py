@@ -1,32 +1,14 @@
 """Controller: the one place that decides a step, in the live engine, in the simulator and in tests."""
 
-from dataclasses import replace
-
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.cost_model import CostModel
-from vllm_sarathi.core.policies import (
-    ChunkedOnly,
-    FixedBudget,
-    HybridOnly,
-    Orca,
-    Policy,
-    PrefillFirst,
-    Pressure,
-    RequestLevel,
-)
-from vllm_sarathi.core.slo import SloBudget
-from vllm_sarathi.core.views import StepPlan, StepRecord, StepShape, StepView
+from vllm_sarathi.core.order import make_order
+from vllm_sarathi.core.order.base import Turn
+from vllm_sarathi.core.policies import policy_maker
+from vllm_sarathi.core.policies.slo import SloPolicy
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepPlan, StepRecord, StepShape, StepView
 
-CHUNK_TOKENS = 512
-"""The paper's strict budget, for `chunked-only` without one of its own."""
-
-BASELINES: dict[str, type[Policy]] = {
-    "prefill-first": PrefillFirst,
-    "orca": Orca,
-    "request-level": RequestLevel,
-    "pressure": Pressure,
-    "hybrid-only": HybridOnly,
-}
+NOBODY = Turn(())
 
 
 class Controller:
@@ -34,35 +16,33 @@ class Controller:
 
     Args:
         config: the settings.
-        steps_per_token: steps that end between two tokens of a request: the depth of a pipeline, else 1.
+        pipeline: the stages of the device.
     """
 
-    def __init__(self, config: SarathiConfig, steps_per_token: int = 1) -> None:
+    def __init__(self, config: SarathiConfig, pipeline: Pipeline = ONE_STAGE) -> None:
         self.config = config
-        self.model = CostModel()
-        self.policy: Policy
-        self._most_tokens: int | None = None
-        if config.scheduler == "chunked-only":
-            self.policy = ChunkedOnly(config.token_budget or CHUNK_TOKENS)
-        elif config.scheduler in BASELINES:
-            self.policy = BASELINES[config.scheduler]()
-            self._most_tokens = config.token_budget
-        elif config.token_budget is not None:
-            self.policy = FixedBudget(config.token_budget)
-        else:
-            self.policy = SloBudget(config, self.model, steps_per_token)
+        self.pipeline = pipeline
+        self.model = StepTimeModel()
+        self.policy = policy_maker(config.scheduler)(config, self.model, pipeline)
+        self.order = make_order(config, self.model, pipeline)
 
     @property
     def tbt_slo_s(self) -> float | None:
-        """The promised time between tokens, seconds; None where there is none, or none is known yet."""
-        return self.policy.tbt_slo_s if isinstance(self.policy, SloBudget) else None
+        """The time-between-tokens SLO, seconds; None where there is none, or none is known yet."""
+        return self.policy.tbt_slo_s if isinstance(self.policy, SloPolicy) else None
 
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step; the answer is always within the engine's limits."""
-        if self._most_tokens is not None:
-            view = replace(view, max_tokens=min(self._most_tokens, view.max_tokens))
-        plan = self.policy.plan(view)
+        prompts = view.prefills or view.waiting or view.unseen_waiting
+        turn = self.order.turn(view) if prompts else NOBODY
+        policy = self.policy
+        if prompts and isinstance(policy, SloPolicy):
+            decode_s = policy.experience.decode_step_s or 0.0
+            policy.longest_step_s = self.order.longest_step_s(decode_s, policy.tbt_slo_s)
+        plan = policy.plan(view, turn)
         assert 1 <= plan.token_budget <= view.max_tokens, plan
+        if prompts:
+            self.order.planned(plan.token_budget - view.decode_tokens)
         return plan
 
     def predict(self, shape: StepShape) -> float | None:
@@ -72,3 +52,9 @@ class Controller:
     def observe(self, record: StepRecord) -> None:
         """Learn from a finished step."""
         self.policy.observe(record)
+        self.order.observe(record)
+
+    def ended(self, prompt_tokens: int, answer_tokens: int) -> None:
+        """Learn from a request that has ended."""
+        if isinstance(self.policy, SloPolicy):
+            self.policy.answers.ended(prompt_tokens, answer_tokens)

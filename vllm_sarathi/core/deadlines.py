@@ -8,7 +8,7 @@ Two meanings of a promised time between tokens (TBT):
   come faster than promised has slack to lend: what a reader feels, who never waits for a word.
 """
 
-from vllm_sarathi.core.views import DecodeView, StepView
+from vllm_sarathi.core.types import ONE_STAGE, DecodeView, Pipeline, StepView
 
 
 class TokenDeadlines:
@@ -16,14 +16,13 @@ class TokenDeadlines:
 
     Args:
         mode: `gap` or `pace`.
-        steps_per_token: steps that end between two tokens of a request: the batches that a pipeline keeps in
-            flight, 1 without one.
+        pipeline: the stages of the device.
     """
 
-    def __init__(self, mode: str, steps_per_token: int = 1) -> None:
+    def __init__(self, mode: str, pipeline: Pipeline = ONE_STAGE) -> None:
         assert mode in ("gap", "pace")
         self._pace = mode == "pace"
-        self._steps_per_token = steps_per_token
+        self._pipeline = pipeline
         self._last_completion_s = float("-inf")
         self._first_token_s: dict[str, float] = {}
 
@@ -53,11 +52,11 @@ class TokenDeadlines:
             own = [d.tbt_slo_s for d in view.decode_views if d.tbt_slo_s is not None]
             covered = len(own) == view.decodes > 0
             available_s = min(own) if covered else min([tbt_slo_s, *own])
-        return available_s / self._steps_per_token
+        return self._pipeline.step_s(available_s)
 
     def _pace_s(self, view: StepView, tbt_slo_s: float) -> float:
         since_s = self.last_delivery_s(view.now_s)
-        if self._steps_per_token == 1:  # a step that still runs ends first, and its tokens count as delivered
+        if not self._pipeline:  # a step that still runs ends first, and its tokens count as delivered
             since_s += sum(batch.stage_s for batch in view.in_flight)
         due_s = [self._due_s(decode, tbt_slo_s, since_s) for decode in view.decode_views]
         if len(self._first_token_s) > 2 * len(due_s) + 64:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape
 
 
 class StepTraceError(ValueError):
@@ -67,6 +67,7 @@ class TracedStep:
             "decode_context_tokens": shape.decode_context_tokens,
             "prefill_work": shape.prefill_work,
             "sequences": shape.sequences,
+            "encoder_tokens": shape.encoder_tokens,
             "token_budget": self.token_budget,
             "reason": self.reason,
             "predicted_s": None if self.predicted_s is None else round(self.predicted_s, 6),
@@ -105,6 +106,8 @@ def parse_line(line: str) -> TracedStep:
             _check_number(key, values[key], (int, float))
     if values["measured_s"] <= 0 or not isinstance(values["reason"], str):
         raise ValueError("has a step of no length, or a reason that is no text")
+    values.setdefault("encoder_tokens", 0)  # traces of before 0.2 have none
+    _check_number("encoder_tokens", values["encoder_tokens"], int)
     shape = StepShape(**{name: values.pop(name) for name in StepShape.__dataclass_fields__})
     return TracedStep(shape=shape, **{k: values[k] for k in TracedStep.__dataclass_fields__ if k != "shape"})
 

@@ -5,7 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vllm_sarathi.engine.vllm_api import import_internal
+from vllm_sarathi.engine.vllm.contract import missing_attributes, raise_violations
+from vllm_sarathi.engine.vllm.internals import (
+    argument_parser_class,
+    llm_engine_class,
+    sampling_params_class,
+    server_args_class,
+    server_context,
+)
 
 MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
@@ -18,6 +25,7 @@ class InProcessEngine:
     """
 
     def __init__(self, engine: Any) -> None:
+        raise_violations(missing_attributes("engine", engine))
         self._engine = engine
         self._requests = 0
         self.scheduler: Any = engine.engine_core.engine_core.scheduler
@@ -29,7 +37,7 @@ class InProcessEngine:
 
     def add(self, prompt_tokens: Sequence[int], max_tokens: int) -> str:
         """Queue a request that generates exactly `max_tokens`, and return its name."""
-        params = import_internal("vllm.sampling_params").SamplingParams(
+        params = sampling_params_class()(
             max_tokens=max_tokens, ignore_eos=True, temperature=0.0, detokenize=False
         )
         self._requests += 1
@@ -55,10 +63,10 @@ def engine_in_process(flags: Sequence[str]) -> Iterator[InProcessEngine]:
     Raises:
         SystemExit: vLLM's command line refuses a flag; it has said why.
     """
-    parser_class = import_internal("vllm.utils.argparse_utils").FlexibleArgumentParser
-    arguments = import_internal("vllm.engine.arg_utils").AsyncEngineArgs
-    llm_engine = import_internal("vllm.v1.engine.llm_engine").LLMEngine
-    context = import_internal("vllm.usage.usage_lib").UsageContext.OPENAI_API_SERVER
+    parser_class = argument_parser_class()
+    arguments = server_args_class()
+    llm_engine = llm_engine_class()
+    context = server_context()
     parser = arguments.add_cli_args(parser_class(prog="vllm-sarathi profile"))
     engine_args = arguments.from_cli_args(parser.parse_args(list(flags)))
     # Configured as for a server, whose core has a process of its own: on a CPU that decides how many cores compute.

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_sarathi.core.calibration import (
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.steptime.store import (
     CalibrationError,
     Key,
     calibration_folder,
     load_calibration,
     save_calibration,
 )
-from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.cost_model import CostModel
-from vllm_sarathi.engine.vllm_api import import_internal, installed_version, logger
+from vllm_sarathi.engine.vllm.internals import current_platform, installed_version, logger
 
 LEAST_STEPS = 32
 """What so few steps taught is not worth keeping."""
@@ -33,7 +33,7 @@ class CalibrationMemory:
         self.key = key
         self._complained = False
 
-    def load(self, model: CostModel) -> None:
+    def load(self, model: StepTimeModel) -> None:
         """Give the model what an earlier run learnt, as a prior; without it, the start is a cold one."""
         try:
             path = load_calibration(model, self.folder, self.key)
@@ -45,7 +45,7 @@ class CalibrationMemory:
         else:
             logger.info("Calibration read from %s.", path)
 
-    def snapshot(self, model: CostModel) -> dict[str, Any] | None:
+    def snapshot(self, model: StepTimeModel) -> dict[str, Any] | None:
         """Return what a model has learnt, for `save`; None while that is too little."""
         return model.to_mapping() if model.steps >= LEAST_STEPS else None
 
@@ -64,7 +64,7 @@ class CalibrationMemory:
         self._complained = True
 
 
-def open_memory(vllm_config: Any, config: SarathiConfig, model: CostModel) -> CalibrationMemory | None:
+def open_memory(vllm_config: Any, config: SarathiConfig, model: StepTimeModel) -> CalibrationMemory | None:
     """Return an engine's memory, already loaded into the model; None where there is none, or nothing learns."""
     if config.token_budget is not None:
         return None
@@ -105,7 +105,7 @@ def calibration_key(vllm_config: Any) -> dict[str, str | int | bool | None]:
 
 
 def _device_name() -> str:
-    platform = import_internal("vllm.platforms").current_platform
+    platform = current_platform()
     if not platform.is_cpu():
         return str(platform.get_device_name())
     # To vLLM every CPU is "cpu". How many threads there are differs between its processes: cores it is.

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import CONFIG_KEY, NO_CALIBRATION, ConfigCarrier, config_from_additional
-from vllm_sarathi.engine.vllm_api import import_internal
+from vllm_sarathi.engine.vllm.internals import (
+    engine_args_class,
+    full_attention_spec_class,
+    grammar_manager_class,
+    kv_cache_config_class,
+    kv_cache_group_class,
+    model_output_class,
+    request_block_hasher,
+    request_class,
+    sampling_params_class,
+)
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -42,26 +52,30 @@ def config_folder(folder: Path, **changes: Any) -> Path:
 def engine_config(folder: Path, **engine_args: Any) -> Any:
     """Return vLLM's configuration for a folder made by `config_folder`; `engine_args` are those of EngineArgs."""
     args = {"skip_tokenizer_init": True, "load_format": "dummy", "dtype": "float32", "seed": 0, **engine_args}
-    return (
-        import_internal("vllm.engine.arg_utils").EngineArgs(model=str(folder), **args).create_engine_config()
-    )
+    return engine_args_class()(model=str(folder), **args).create_engine_config()
 
 
 def _kv_cache_config(num_blocks: int, block_size: int) -> Any:
-    kv = import_internal("vllm.v1.kv_cache_interface")
-    torch = import_internal("torch")
-    spec = kv.FullAttentionSpec(block_size=block_size, num_kv_heads=2, head_size=32, dtype=torch.float32)
-    group = kv.KVCacheGroupSpec(["layer"], spec)
-    return kv.KVCacheConfig(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[group])
+    # Imported here: vLLM brings it, and it takes seconds.
+    import torch
+
+    spec = full_attention_spec_class()(
+        block_size=block_size, num_kv_heads=2, head_size=32, dtype=torch.float32
+    )
+    group = kv_cache_group_class()(["layer"], spec)
+    return kv_cache_config_class()(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[group])
 
 
-def build_scheduler(config: Any, num_blocks: int, scheduler_cls: type[Any] | None = None) -> Any:
+def build_scheduler(
+    config: Any, num_blocks: int, scheduler_cls: type[Any] | None = None, kv_cache_config: Any | None = None
+) -> Any:
     """Return a scheduler as vLLM's engine core builds it.
 
     Args:
         config: vLLM's configuration; it is not changed and can serve many schedulers.
         num_blocks: KV-cache blocks.
         scheduler_cls: the class; by default the one that the configuration names.
+        kv_cache_config: vLLM's description of the KV cache; by default that of a model with full attention alone.
     """
     config = copy.copy(config)
     # A rehearsal neither believes what real devices have taught nor leaves anything for them.
@@ -70,10 +84,10 @@ def build_scheduler(config: Any, num_blocks: int, scheduler_cls: type[Any] | Non
     config.cache_config = copy.copy(config.cache_config)
     config.cache_config.num_gpu_blocks = num_blocks
     block_size = config.cache_config.block_size
-    grammars = import_internal("vllm.v1.structured_output").StructuredOutputManager(config)
+    grammars = grammar_manager_class()(config)
     return (scheduler_cls or config.scheduler_config.get_scheduler_cls())(
         vllm_config=config,
-        kv_cache_config=_kv_cache_config(num_blocks, block_size),
+        kv_cache_config=kv_cache_config or _kv_cache_config(num_blocks, block_size),
         structured_output_manager=grammars,
         include_finished_set=False,
         log_stats=False,
@@ -86,11 +100,7 @@ def block_hasher(config: Any) -> Any:
     """Return what hashes a request's blocks for prefix caching, or None where that is off."""
     if not config.cache_config.enable_prefix_caching:
         return None
-    utils = import_internal("vllm.v1.core.kv_cache_utils")
-    algorithm = config.cache_config.prefix_caching_hash_algo
-    hash_block = import_internal("vllm.utils.hashing").get_hash_fn_by_name(algorithm)
-    utils.init_none_hash(hash_block)
-    return utils.get_request_block_hasher(config.cache_config.block_size, hash_block)
+    return request_block_hasher(config)
 
 
 def build_request(
@@ -103,8 +113,8 @@ def build_request(
     **fields: Any,
 ) -> Any:
     """Return a request as the engine core makes it; `sampling` goes to SamplingParams, `fields` to Request."""
-    params = import_internal("vllm.sampling_params").SamplingParams
-    return import_internal("vllm.v1.request").Request(
+    params = sampling_params_class()
+    return request_class()(
         request_id=name,
         prompt_token_ids=list(prompt_tokens),
         sampling_params=params(max_tokens=max_tokens, ignore_eos=True, **(sampling or {})),
@@ -116,7 +126,7 @@ def build_request(
 
 def build_output(sampled: Mapping[str, Sequence[int]]) -> Any:
     """Return a model's output: for each scheduled request the tokens that it sampled, none while it prefills."""
-    return import_internal("vllm.v1.outputs").ModelRunnerOutput(
+    return model_output_class()(
         req_ids=list(sampled),
         req_id_to_index={name: i for i, name in enumerate(sampled)},
         sampled_token_ids=[list(tokens) for tokens in sampled.values()],

@@ -24,9 +24,10 @@ from vllm_sarathi.core.config import (
     flag_name,
     read_config_file,
 )
-from vllm_sarathi.engine import vllm_api
 from vllm_sarathi.engine.metrics import serve_figures
 from vllm_sarathi.engine.trace_file import check_step_trace
+from vllm_sarathi.engine.vllm.internals import loaded_engine_args, logger
+from vllm_sarathi.engine.vllm.support import check_engine, stock_scheduler_path, uses_stock_only
 
 GROUP_TITLE = "Sarathi"
 DEST_PREFIX = "sarathi_flag_"
@@ -36,7 +37,7 @@ REGISTERED = "_sarathi_registered"
 
 def register() -> None:
     """Join vLLM's command line and its configuration; calling it again does nothing."""
-    engine_args = vllm_api.loaded_engine_args()
+    engine_args = loaded_engine_args()
     if engine_args is None or REGISTERED in vars(engine_args):
         return
     setattr(engine_args, REGISTERED, True)
@@ -102,7 +103,7 @@ def _add_flag(parser: Any, group: Any, flag: str, **options: Any) -> None:
     name = flag
     if flag in parser._option_string_actions:
         name = "--sarathi-" + flag.removeprefix("--")
-        vllm_api.logger.warning("%s belongs to vLLM or another plugin; vllm-sarathi's is %s.", flag, name)
+        logger.warning("%s belongs to vLLM or another plugin; vllm-sarathi's is %s.", flag, name)
     group.add_argument(name, dest=dest, default=argparse.SUPPRESS, **options)
 
 
@@ -221,14 +222,12 @@ def check_before_load(vllm_config: Any) -> None:
     if not names_our_scheduler(scheduler_config.scheduler_cls):
         return
     config = config_from_additional(vllm_config.additional_config)
-    reason = vllm_api.uses_stock_only(vllm_config)
+    reason = uses_stock_only(vllm_config)
     if reason is not None:
-        vllm_api.logger.warning(
-            "%s is %s: vLLM's own scheduler serves it.", vllm_config.model_config.model, reason
-        )
-        scheduler_config.scheduler_cls = vllm_api.stock_scheduler_path(vllm_config)
+        logger.warning("%s is %s: vLLM's own scheduler serves it.", vllm_config.model_config.model, reason)
+        scheduler_config.scheduler_cls = stock_scheduler_path(vllm_config)
         return
-    vllm_api.check_engine(vllm_config, config)
+    check_engine(vllm_config, config)
     check_step_trace(config.step_trace)
     serve_figures()
 

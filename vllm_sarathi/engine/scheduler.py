@@ -7,36 +7,30 @@ restore.
 
 import itertools
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_sarathi.core.config import config_from_additional
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.views import (
-    DecodeView,
-    InFlight,
-    RequestView,
-    StepPlan,
-    StepRecord,
-    StepShape,
-    StepView,
-    chunk_work,
-)
-from vllm_sarathi.engine import vllm_api
-from vllm_sarathi.engine.promises import NONE, Promise, read_promise
+from vllm_sarathi.core.types import InFlight, Pipeline, StepPlan, StepRecord, StepShape, StepView, chunk_work
+from vllm_sarathi.engine.faults import Faults
 from vllm_sarathi.engine.telemetry import open_telemetry
+from vllm_sarathi.engine.views import ViewBuilder
+from vllm_sarathi.engine.vllm import runnable
+from vllm_sarathi.engine.vllm.chunking import Chunking
+from vllm_sarathi.engine.vllm.contract import missing_attributes, raise_violations, scheduler_classes
+from vllm_sarathi.engine.vllm.images import encoder_tokens
+from vllm_sarathi.engine.vllm.internals import logger
+from vllm_sarathi.engine.vllm.limits import restore_limits, save_limits, set_limits
+from vllm_sarathi.engine.vllm.queues import reorder_waiting
+from vllm_sarathi.engine.vllm.support import check_engine
 
-Scheduler, AsyncScheduler = vllm_api.scheduler_classes()
+Scheduler, AsyncScheduler = scheduler_classes()
 
 EMPTY_STEPS_BEFORE_FULL_BUDGET = 3
 """After this many steps that took nothing, the engine's own limit applies for one step: see `_is_stuck`."""
-
-
-LOOK_FAR_EVERY_STEPS = 64
-"""An order that looks some way into the queue looks through all of it so often."""
 
 
 @dataclass(slots=True)
@@ -51,12 +45,13 @@ class _Step:
     stalled: list[Any]
     visible: int
     decodes_take_turns: bool
+    first: Any | None
     shape: StepShape | None = None
     predicted_s: float | None = None
 
 
 class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the parent is resolved at run time
-    """Stall-free, hybrid batches within a promised time between tokens (Sarathi-Serve, arXiv 2403.02310).
+    """Stall-free, hybrid batches within a time-between-tokens SLO (Sarathi-Serve, arXiv 2403.02310).
 
     Name this one class in `scheduler_cls`; where vLLM resolves asynchronous scheduling to on, the object
     made is of the subclass that keeps the asynchronous scheduler's books.
@@ -80,26 +75,25 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
-        vllm_api.raise_violations(vllm_api.missing_scheduler_attributes(self))
+        raise_violations(missing_attributes("scheduler", self))
         config = config_from_additional(vllm_config.additional_config)
         # vLLM may switch chunking off after the model has loaded (non-causal layers): then stay out of its way.
         self._chunked = bool(self.scheduler_config.enable_chunked_prefill)
         if self._chunked:
-            vllm_api.check_engine(vllm_config, config)
+            check_engine(vllm_config, config)
         else:
-            vllm_api.logger.warning("vLLM has switched chunked prefill off; its stock scheduling applies.")
+            logger.warning("vLLM has switched chunked prefill off; its stock scheduling applies.")
         self.config = config
-        stages = vllm_config.parallel_config.pipeline_parallel_size
-        self.controller = Controller(config, stages)
+        pipeline = Pipeline(vllm_config.parallel_config.pipeline_parallel_size)
+        self.controller = Controller(config, pipeline)
+        self.faults = Faults()
         self.telemetry = open_telemetry(vllm_config, config, self.controller, self.log_stats)
         self.clock: Callable[[], float] = time.monotonic
         self.wall_clock: Callable[[], float] = time.time
-        self.plan_failures = 0
-        self._pipelined = stages > 1 and not vllm_config.scheduler_config.async_scheduling
-        self._by_deadline = config.prefill_order == "deadline"
-        self._by_priority = vllm_api.is_priority_policy(self)
-        self._promises: dict[str, Promise] = {}
-        self._arrived: set[str] = set()
+        stepwise = bool(pipeline) and not vllm_config.scheduler_config.async_scheduling
+        self._views = ViewBuilder(self, config, self.controller, stepwise)
+        self._chunking = Chunking(self)
+        self._engine_limit = self.max_num_scheduled_tokens
         self._in_flight: deque[_Step | None] = deque()
         self._completed_s: float | None = None
         self._empty_steps = 0
@@ -110,16 +104,17 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         """Schedule one step by the controller's plan; arguments and result are the parent's."""
         if not self._chunked:
             return super().schedule(*args, **kwargs)
-        if self._arrived:
-            self._guarded(self._take_in_arrived)
-        limits = vllm_api.save_limits(self)
-        # An exception of ours would end the engine for every client; a stock step costs one promise.
+        limits, running = save_limits(self), self.running
+        # An exception of ours would end the engine for every client; a stock step costs one SLO.
         step = None if self._is_stuck() else self._guarded(self._apply_plan)
+        if step is None:  # the plan failed half-way, perhaps: nothing of it stays
+            restore_limits(self, limits)
+            self.running = running
         admitted: list[Any] = []
         try:
             output = super().schedule(*args, **kwargs)
         finally:
-            vllm_api.restore_limits(self, limits)
+            restore_limits(self, limits)
             if step is not None:
                 admitted = self.running[step.visible :]
                 if step.stalled or step.hidden:
@@ -142,17 +137,12 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         """Queue a request; one whose id is already in use is refused in the log, as an error here ends the engine."""
         existing = self.requests.get(request.request_id)
         if existing is not None and existing.streaming_queue is None:
-            vllm_api.logger.error(
+            logger.error(
                 "Request id %r is already in use; the second request is dropped.", request.request_id
             )
             return
+        self._guarded(self._views.added, request)
         super().add_request(request)
-        if self.config.allow_request_slo:
-            self._guarded(self._note_promise, request)
-        if self._by_deadline:
-            self._guarded(self._bring_into_sight, request)
-        if self._chunked:
-            self._arrived.add(request.request_id)
 
     def shutdown(self) -> None:
         """End, as the parent does, with the last figures told."""
@@ -160,154 +150,91 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             self._guarded(self.telemetry.close)
         super().shutdown()
 
+    def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Free a request that has ended; arguments and result are the parent's."""
+        self._guarded(self.controller.ended, request.num_prompt_tokens, request.num_output_tokens)
+        self._guarded(self._views.ended, request)
+        return super()._free_request(request, *args, **kwargs)
+
+    def _try_schedule_encoder_inputs(
+        self, request: Any, num_computed_tokens: int, num_new_tokens: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Size a chunk with images in it, as the parent does, and cut none that must stay whole.
+
+        The parent leaves one whole only where the budget holds the largest image; ours may be smaller.
+        """
+        rules = self._chunking.rules(request, num_computed_tokens)
+        if self._chunked and rules.whole:
+            end = max(request.num_tokens, num_computed_tokens + num_new_tokens)
+            if rules.least(num_computed_tokens, end) <= self._engine_limit:
+                num_new_tokens = rules.fit(num_computed_tokens, end, num_new_tokens)
+        return super()._try_schedule_encoder_inputs(
+            request, num_computed_tokens, num_new_tokens, *args, **kwargs
+        )
+
     def _guarded(self, ours: Callable[..., Any], *args: Any) -> Any:
         """Call code of ours; what it raises is logged and counted, and None is returned."""
         try:
             return ours(*args)
-        except Exception:
-            self.plan_failures += 1
-            vllm_api.logger.error(
-                "Planning a step failed; stock scheduling goes on.\n%s", traceback.format_exc()
-            )
+        except Exception as error:
+            self.faults.note(error)
             return None
 
     def _apply_plan(self) -> _Step:
         """Ask for a plan and set it on the parent."""
         started_s = self.clock()
-        running = self.running
-        partial = [request for request in running if request.is_prefill_chunk]
-        view, waiting = self._view(started_s, partial)
+        sight = self._views.look(started_s, self.wall_clock(), self._inside())
+        view, partial, waiting = sight.view, sight.partial, sight.waiting
         plan = self.controller.plan(view)
-        take_turns = view.decode_tokens > plan.token_budget
         ordered = [partial[i] for i in plan.prefill_order]
         hidden = [partial[i] for i in plan.held]
-        if plan.waiting_order is not None:
+        if plan.waiting_order is not None and plan.let_in != 0:
             waiting = [waiting[i] for i in plan.waiting_order]
-            vllm_api.reorder_waiting(self, waiting)
-        if hidden and not vllm_api.can_hide(self, view.decodes, waiting[0] if waiting else None):
-            ordered, hidden = ordered + hidden, []
+            reorder_waiting(self, waiting)
+        let_in = plan.let_in
+        if hidden and not self._may_yield(view, plan, waiting):
+            ordered, hidden, let_in = ordered + hidden, [], None if let_in else let_in
+        decodes = [request for request in self.running if not request.is_prefill_chunk]
         stalled: list[Any] = []
+        take_turns = view.decode_tokens > plan.token_budget
         if not plan.decodes and self._can_stall(ordered, waiting):
-            stalled = [request for request in running if not request.is_prefill_chunk]
-            self.running = ordered
+            stalled, decodes = decodes, []
         elif take_turns:
-            decodes = [request for request in running if not request.is_prefill_chunk]
             decodes.sort(key=lambda request: self._last_served.get(request.request_id, -1))
-            self.running = decodes + ordered
-        elif hidden or (partial and running[-len(partial) :] != ordered):
-            # The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so
-            # decodes get their tokens first, and a prefill is preempted before a decode is.
-            self.running = [request for request in running if not request.is_prefill_chunk] + ordered
-        vllm_api.set_limits(self, plan.token_budget, len(hidden) + len(stalled), plan.admit)
+        # The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so decodes get
+        # their tokens first, and a prefill is preempted before a decode is.
+        running = decodes + ordered
+        if hidden or stalled or take_turns or running != self.running:
+            self.running = running
+        first = waiting[0] if waiting and let_in != 0 and not ordered else None
+        set_limits(self, plan.token_budget, hidden + stalled, let_in, first)
+        turns = take_turns and not stalled
         return _Step(
-            started_s, view, plan, partial, hidden, stalled, len(self.running), take_turns and not stalled
+            started_s,
+            view,
+            plan,
+            partial,
+            hidden,
+            stalled,
+            len(self.running),
+            turns,
+            first if hidden else None,
         )
+
+    def _may_yield(self, view: StepView, plan: StepPlan, waiting: list[Any]) -> bool:
+        """True where prompts in flight may be hidden: nothing has to be preempted, and somebody can use the turn."""
+        if plan.token_budget <= view.decode_tokens or plan.prefill_order:  # those that are not hidden use it
+            return runnable.can_hide(self, view.decodes, None)
+        return bool(waiting) and runnable.can_hide(self, view.decodes, waiting[0])
 
     def _can_stall(self, partial: list[Any], waiting: list[Any]) -> bool:
-        """True where prompts can be read while the decodes stand: else nothing would move."""
+        """True where prompts can be prefilled while the decodes stand: else nothing would move."""
         if partial:
-            return vllm_api.can_hide(self, 0, partial[0])
-        return bool(waiting) and vllm_api.has_slot(self) and vllm_api.can_hide(self, 0, waiting[0])
+            return runnable.can_hide(self, 0, partial[0])
+        return bool(waiting) and runnable.has_slot(self) and runnable.can_hide(self, 0, waiting[0])
 
-    def _view(self, now_s: float, partial: list[Any]) -> tuple[StepView, list[Any]]:
-        """Return what the policy sees, and the waiting requests in it."""
-        policy = self.controller.policy
-        running = self.running
-        generating = decodes = len(running) - len(partial)
-        if self._pipelined:  # a decode whose last token is still in the pipeline cannot be in this step
-            running = [r for r in running if r.is_prefill_chunk or r.num_tokens > r.num_computed_tokens]
-            decodes = len(running) - len(partial)
-        decode_tokens = decodes
-        if self.num_spec_tokens:
-            decode_tokens += sum(len(r.spec_token_ids) for r in running if not r.is_prefill_chunk)
-        context = sum([r.num_computed_tokens for r in running])
-        if partial:
-            context -= sum([r.num_computed_tokens for r in partial])
-        waiting: list[Any] = []
-        unseen = self.get_request_counts()[1] if policy.waiting_seen else 0
-        if unseen:
-            waiting = self._seen_waiting(partial)
-            unseen -= len(waiting)
-        wall_s = self.wall_clock() if partial or waiting else 0.0
-        views: tuple[DecodeView, ...] = ()
-        if policy.needs_decode_views:
-            views = tuple(self._decode_view(r) for r in self.running if not r.is_prefill_chunk)
-        view = StepView(
-            now_s=now_s,
-            decodes=decodes,
-            decode_tokens=decode_tokens,
-            decode_context_tokens=context,
-            prefills=tuple([self._request_view(request, wall_s) for request in partial]),
-            waiting=tuple([self._request_view(request, wall_s) for request in waiting]),
-            max_tokens=self.max_num_scheduled_tokens,
-            unseen_waiting=unseen,
-            decode_views=views,
-            decodes_elsewhere=generating - decodes,
-            in_flight=self._inside() if self._pipelined or policy.needs_decode_views else (),
-        )
-        return view, waiting
-
-    def _inside(self) -> tuple[InFlight, ...]:
-        return tuple(InFlight(s.started_s, s.predicted_s or 0.0) for s in self._in_flight if s is not None)
-
-    def _seen_waiting(self, partial: list[Any]) -> list[Any]:
-        """Return the waiting requests, from the head of the queue, that the policy is to see."""
-        policy = self.controller.policy
-        if policy.sees_one_step:
-            return self._within_one_step(partial, itertools.islice(self.waiting, policy.waiting_seen))
-        looks_far = self._by_deadline and self._step % LOOK_FAR_EVERY_STEPS == 0
-        return list(self.waiting if looks_far else itertools.islice(self.waiting, policy.waiting_seen))
-
-    def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
-        """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`."""
-        room = self.max_num_scheduled_tokens
-        for request in partial:
-            room -= request.num_tokens - request.num_computed_tokens
-        reached = []
-        for request in waiting:
-            if room <= 0:
-                break
-            room -= request.num_tokens - request.num_computed_tokens
-            reached.append(request)
-        return reached
-
-    def _request_view(self, request: Any, wall_s: float) -> RequestView:
-        done = request.num_computed_tokens
-        return RequestView(
-            request_id=request.request_id,
-            rank=(request.priority if self._by_priority else 0, request.arrival_time),
-            age_s=max(0.0, wall_s - request.arrival_time),
-            done_tokens=done,
-            remaining_tokens=max(1, request.num_tokens - done),
-            ttft_slo_s=self._promises.get(request.request_id, NONE).ttft_slo_s,
-        )
-
-    def _decode_view(self, request: Any) -> DecodeView:
-        promise = self._promises.get(request.request_id, NONE)
-        tokens = request.num_output_tokens + request.num_output_placeholders
-        return DecodeView(request.request_id, tokens, promise.tbt_slo_s)
-
-    def _note_promise(self, request: Any) -> None:
-        params = request.sampling_params
-        promise = read_promise(getattr(params, "extra_args", None), self.config)
-        if promise is not NONE:
-            self._promises[request.request_id] = promise
-        if len(self._promises) > 2 * len(self.requests) + 64:  # forget those that have finished
-            self._promises = {k: v for k, v in self._promises.items() if k in self.requests}
-
-    def _bring_into_sight(self, request: Any) -> None:
-        """Put a request with a deadline where the next step sees it, however long the queue is."""
-        if (
-            self.config.ttft_slo_ms is not None
-            or self._promises.get(request.request_id, NONE).ttft_slo_s is not None
-        ):
-            vllm_api.move_to_front(self, request)
-
-    def _take_in_arrived(self) -> None:
-        """Read the prompts that came during the step before this one shortest first, if the policy wants that."""
-        arrived, self._arrived = self._arrived, set()
-        if not self._by_priority and 1 < len(arrived) <= self.controller.policy.shortest_first_of:
-            vllm_api.sort_newest(self, arrived)
+    def _inside(self) -> list[InFlight]:
+        return [InFlight(s.started_s, s.predicted_s or 0.0) for s in self._in_flight if s is not None]
 
     def _is_stuck(self) -> bool:
         """True where a small budget alone keeps everything from moving.
@@ -332,8 +259,11 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             decode_context_tokens=0 if step.stalled else step.view.decode_context_tokens,
             prefill_work=work,
             sequences=len(scheduled),
+            encoder_tokens=encoder_tokens(self, output),
         )
         step.predicted_s = self.controller.predict(step.shape)
+        if step.first is not None:
+            self._views.note_turn(step.first, step.first.request_id in scheduled)
 
     def _note(self, step: _Step | None, output: Any) -> None:
         """Keep the books that the next steps need."""
@@ -345,7 +275,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if output.total_num_scheduled_tokens:
             self._in_flight.append(step)
             self._empty_steps = 0
-        elif not self._in_flight and vllm_api.has_runnable_prefill(self):
+        elif not self._in_flight and runnable.has_runnable_prefill(self):
             self._empty_steps += 1
 
     def _observe(self, step: _Step | None) -> None:

@@ -16,13 +16,13 @@ from typing import Any
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.promise_watch import PromiseWatch
+from vllm_sarathi.core.slo_watch import SloWatch
 from vllm_sarathi.core.step_trace import StepSummary, TracedStep, summarise
-from vllm_sarathi.core.views import StepRecord
+from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepRecord
 from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
 from vllm_sarathi.engine.metrics import leave_figures
 from vllm_sarathi.engine.trace_file import StepTraceFile
-from vllm_sarathi.engine.vllm_api import logger
+from vllm_sarathi.engine.vllm.internals import logger
 
 TICK_S = 1.0
 WINDOW_S = 10.0
@@ -45,7 +45,7 @@ class Telemetry:
     Args:
         controller: whose steps they are.
         rank: which of several data-parallel engines this is.
-        steps_per_token: steps that end between two tokens of a request: the depth of a pipeline, else 1.
+        pipeline: the stages of the device.
         log: whether to log a line and leave metrics, as vLLM does unless told `--disable-log-stats`.
         trace: the step trace, if there is to be one.
         memory: where the step model is kept for the next start, if it is to be.
@@ -57,16 +57,16 @@ class Telemetry:
         controller: Controller,
         *,
         rank: int = 0,
-        steps_per_token: int = 1,
+        pipeline: Pipeline = ONE_STAGE,
         log: bool = True,
         trace: StepTraceFile | None = None,
         memory: CalibrationMemory | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.watch = PromiseWatch(controller.model, steps_per_token)
+        self.watch = SloWatch(controller.model, pipeline)
         self._controller = controller
         self._rank = rank
-        self._steps_per_token = steps_per_token
+        self._pipeline = pipeline
         self._log = log
         self._trace = trace
         self._memory = memory
@@ -87,7 +87,7 @@ class Telemetry:
         """Take in a finished step; called from the engine's loop."""
         slo_s = self._controller.tbt_slo_s
         if slo_s is not None:
-            slo_s /= self._steps_per_token
+            slo_s = self._pipeline.step_s(slo_s)
         self._pending.append((self._wall_clock(), record, slo_s, running, waiting))
         if self._memory is not None and time.monotonic() >= self._next_save_s:
             self._next_save_s = time.monotonic() + SAVE_EVERY_S
@@ -133,13 +133,13 @@ class Telemetry:
         if not steps:
             return
         summary = summarise(steps)
-        logger.info("%s", log_line(summary, self._steps_per_token))
+        logger.info("%s", log_line(summary, self._pipeline))
         if advice := self.watch.look(steps):
             logger.warning("%s", advice)
         for name in self._totals:
             self._totals[name] += getattr(summary, name)
         figures = {
-            "tbt_slo_seconds": None if summary.slo_s is None else summary.slo_s * self._steps_per_token,
+            "tbt_slo_seconds": None if summary.slo_s is None else self._pipeline.token_s(summary.slo_s),
             "promise_unkeepable": int(self.watch.unkeepable),
             "decode_step_seconds": summary.decode_step_s,
             "token_budget": summary.budget_tokens,
@@ -176,13 +176,13 @@ def _tick(telemetry_ref: "weakref.ref[Telemetry]", stop: threading.Event) -> Non
         del telemetry
 
 
-def log_line(summary: StepSummary, steps_per_token: int = 1) -> str:
+def log_line(summary: StepSummary, pipeline: Pipeline = ONE_STAGE) -> str:
     """Return a summary as a line of the log."""
     parts = [f"Sarathi: {summary.running} running, {summary.waiting} waiting, {summary.steps} steps"]
     if summary.budget_tokens is not None:
         parts.append(f"budget P50 {summary.budget_tokens} tokens")
     if summary.slo_s is not None and summary.attainment is not None:
-        slo_ms = summary.slo_s * steps_per_token * 1e3
+        slo_ms = pipeline.token_s(summary.slo_s) * 1e3
         parts.append(f"{summary.attainment:.1%} of {summary.gaps} gaps within {slo_ms:.4g} ms")
     if summary.error_p50 is not None and summary.error_p90 is not None:
         parts.append(f"prediction error P50 {summary.error_p50:.1%}, P90 {summary.error_p90:.1%}")
@@ -207,7 +207,7 @@ def open_telemetry(
     return Telemetry(
         controller,
         rank=rank,
-        steps_per_token=parallel.pipeline_parallel_size,
+        pipeline=controller.pipeline,
         log=log,
         trace=trace,
         memory=memory,

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.engine.vllm_api import logger
+from vllm_sarathi.engine.vllm.internals import logger
 
 MAX_TRACE_BYTES = 64 * 2**20
 """A step trace of this size becomes FILE.jsonl.1, in place of an older one, and FILE.jsonl starts anew."""

@@ -13,12 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
-from vllm_sarathi.core.calibration import CalibrationError, calibration_folder, load_latest
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.core.cost_model import SCALES, CostModel, features
-from vllm_sarathi.core.nonnegative import nonnegative_least_squares
 from vllm_sarathi.core.step_trace import TracedStep
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.steptime.features import SCALES, features
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.steptime.nonnegative import nonnegative_least_squares
+from vllm_sarathi.core.steptime.store import CalibrationError, calibration_folder, load_latest
+from vllm_sarathi.core.types import StepShape
 
 FIT_ROUNDS = 6
 HUBER_SHARE = 0.15
@@ -123,7 +124,7 @@ def fit_steps(steps: Sequence[TracedStep]) -> tuple[StepFit, Ratios]:
     return fit, ratios
 
 
-def calibrated_model(name: str, calibration_dir: str | None) -> CostModel:
+def calibrated_model(name: str, calibration_dir: str | None) -> StepTimeModel:
     """Return the step times that `vllm-sarathi profile` has last measured for a model.
 
     Args:
@@ -133,7 +134,7 @@ def calibrated_model(name: str, calibration_dir: str | None) -> CostModel:
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
-    model = CostModel()
+    model = StepTimeModel()
     try:
         folder = calibration_folder(calibration_dir)
         found = None if folder is None else load_latest(model, folder, name)

@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_sarathi.engine.vllm_api import LIMITS, import_internal, scheduler_classes
+from vllm_sarathi.engine.vllm.contract import scheduler_classes
+from vllm_sarathi.engine.vllm.internals import request_status
+from vllm_sarathi.engine.vllm.limits import slot_limits
 
 TOKEN = 0
 """What every modelled model says; simulated requests ignore what it means."""
@@ -96,7 +98,7 @@ class ExpressLane:
         me: Any = self
         self._caching = bool(me.vllm_config.cache_config.enable_prefix_caching)
         self._asynchronous = bool(me.scheduler_config.async_scheduling)
-        self._running_status = import_internal("vllm.v1.request").RequestStatus.RUNNING
+        self._running_status = request_status().RUNNING
         self._has_express = not (
             me.num_spec_tokens
             or me.lora_config
@@ -105,7 +107,7 @@ class ExpressLane:
             or me.connector is not None
         )
         self._managers = me.kv_cache_manager.coordinator.single_type_managers
-        self._slots = tuple(name for name in LIMITS[1:] if hasattr(self, name))
+        self._slots = slot_limits(self)
         self._group: _Group | None = None
         self._under_way: deque[_Passage] = deque()
         self._plain_steps = 0

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.calibrated import CalibratedTimes, Ratios, StepModel
 from vllm_sarathi.simulation.devices.measured import Kernels, MeasuredTimes
 from vllm_sarathi.simulation.devices.roofline import Device, Roofline

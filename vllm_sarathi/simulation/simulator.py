@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.engine.offline import block_hasher, build_output, build_request
 from vllm_sarathi.simulation.express import TOKEN
 from vllm_sarathi.simulation.workload import SimulatedRequest, prompt_token_ids

@@ -198,7 +198,7 @@ class RealEngine:
 
     def _check(self, budget: int) -> None:
         assert isinstance(self.scheduler, SarathiScheduler)
-        assert self.scheduler.plan_failures == 0
+        assert self.scheduler.faults.total == 0
         assert self.scheduler.max_num_scheduled_tokens == self._limit, (
             "the engine's own limit was not restored"
         )

@@ -11,8 +11,8 @@ from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.profile import HELD_OUT_LEVELS, HELD_OUT_STEPS
 from vllm_sarathi.benchmark.trace import read_trace
 from vllm_sarathi.cli import app
-from vllm_sarathi.core.calibration import calibration_file
-from vllm_sarathi.core.views import StepShape, chunk_work
+from vllm_sarathi.core.steptime.store import calibration_file
+from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.engine.memory import calibration_key
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.simulator import StepTimes
 
 

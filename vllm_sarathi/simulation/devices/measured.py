@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.devices.roofline import HOST_S
 from vllm_sarathi.simulation.devices.source import Source
 

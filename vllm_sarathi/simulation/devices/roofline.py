@@ -24,7 +24,7 @@ import math
 from dataclasses import dataclass
 
 from vllm_sarathi.core.config import ConfigError, nearest_hint
-from vllm_sarathi.core.views import StepShape
+from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.models import ModelShape
 
 COMPUTE_SHARE = 0.75

@@ -1,0 +1,89 @@
+"""An image whose attention looks both ways is read in one step, whatever the budget is."""
+
+import pytest
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
+
+from tests.engine.cases.conftest import OURS, MakeEngine
+from tests.engine.virtual import VirtualEngine
+from vllm_sarathi import SarathiConfig
+
+IMAGE_TOKENS = 576
+PROMPT_TOKENS = 640
+WORST_TTFT = 5.0
+"""Over stock's: where the image alone takes longer than the SLO, waiting only breaks both."""
+
+POLICIES = {
+    "auto": SarathiConfig(calibration_dir="none"),
+    **OURS,
+    "short-slo": SarathiConfig(tbt_slo_ms=60.0, calibration_dir="none"),
+    "fixed-512": SarathiConfig(token_budget=512, calibration_dir="none"),
+    "fixed-40": SarathiConfig(token_budget=40, calibration_dir="none"),
+    "chunked-only-100": SarathiConfig(scheduler="chunked-only", token_budget=100, calibration_dir="none"),
+    "hybrid-only": SarathiConfig(scheduler="hybrid-only", calibration_dir="none"),
+}
+
+
+def whole_images_only(config: object) -> None:
+    config.scheduler_config.disable_chunked_mm_input = True  # type: ignore[attr-defined]
+
+
+def image(name: str, offset: int) -> MultiModalFeatureSpec:
+    place = PlaceholderRange(offset=offset, length=IMAGE_TOKENS)
+    return MultiModalFeatureSpec(data=None, modality="image", identifier=name, mm_position=place)
+
+
+def give_encoder(engine: VirtualEngine, tokens_per_step: int = 2048, cache_tokens: int = 4096) -> None:
+    """Let the scheduler of a model without images take some."""
+    engine.scheduler.max_num_encoder_input_tokens = tokens_per_step
+    engine.scheduler.encoder_cache_manager = EncoderCacheManager(cache_size=cache_tokens)
+
+
+def chunk_ends(engine: VirtualEngine, name: str) -> list[int]:
+    """Return the positions of a prompt at which the chunks that were read of it end."""
+    position, ends = 0, []
+    for step in engine.steps:
+        if name in step.scheduled and position < PROMPT_TOKENS:
+            position += step.scheduled[name]
+            ends.append(position)
+    return ends
+
+
+def read_an_image(make_engine: MakeEngine, sarathi: SarathiConfig | None, offset: int) -> VirtualEngine:
+    engine = make_engine(sarathi, change=whole_images_only)
+    give_encoder(engine)
+    for number in range(4):
+        engine.add(f"chat{number}", 40, max_tokens=2000)
+    engine.run(60)
+    engine.add("image", PROMPT_TOKENS, max_tokens=20, mm_features=[image("cat", offset)])
+    engine.run_until_answered("image", most_s=60)
+    inside = [end for end in chunk_ends(engine, "image") if offset < end < offset + IMAGE_TOKENS]
+    assert not inside, f"the image at {offset} was cut at {inside}"
+    return engine
+
+
+@pytest.mark.parametrize("offset", [0, 20, 64])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_image_is_not_cut(make_engine: MakeEngine, policy: str, offset: int) -> None:
+    stock = read_an_image(make_engine, None, offset)
+    ours = read_an_image(make_engine, POLICIES[policy], offset)
+    assert ours.ttft_s("image") <= WORST_TTFT * stock.ttft_s("image")
+
+
+@pytest.mark.parametrize("order", OURS)
+def test_a_full_encoder_holds_up_nobody_else(make_engine: MakeEngine, order: str) -> None:
+    """An image that finds no room in the encoder's cache: the half-read prompt goes on."""
+
+    def ttft_s(sarathi: SarathiConfig | None) -> float:
+        engine = make_engine(sarathi)
+        give_encoder(engine, cache_tokens=IMAGE_TOKENS)
+        engine.add("chat", 40, max_tokens=2000)
+        engine.run(60)
+        # Half of its image is read, and the whole of it is in the encoder's cache.
+        engine.add("long", 6000, max_tokens=20, mm_features=[image("a", 0)])
+        engine.run_until(lambda: engine.scheduler.requests["long"].num_computed_tokens >= 64)
+        engine.add("image", PROMPT_TOKENS, max_tokens=20, mm_features=[image("b", 0)])
+        engine.run_until_answered("long", "image", most_s=200)
+        return max(engine.ttft_s("long"), engine.ttft_s("image"))
+
+    assert ttft_s(OURS[order]) <= 1.5 * ttft_s(None)

@@ -1,0 +1,89 @@
+"""What the steps so far have shown of the device, beside the step-time model itself."""
+
+import math
+from collections import deque
+
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.types import Pipeline, Reason, StepRecord, StepView
+
+PREFILL_ALONE_KEPT = 16
+"""The latest steps without decodes, from which the first chunks beside decodes know what they can be."""
+
+LATE_CREDIT_PER_STEP = 1 / 200
+MOST_LATE_CREDIT = 6.0
+"""Less than 1% of the steps may be late on purpose, and so many may have been saved up."""
+
+
+class Experience:
+    """Answers what the limits ask of the device.
+
+    Args:
+        model: the step-time model; whoever holds this object lets it learn.
+        pipeline: the stages of the device.
+    """
+
+    def __init__(self, model: StepTimeModel, pipeline: Pipeline) -> None:
+        self.model = model
+        self.pipeline = pipeline
+        self.decode_step_s: float | None = None
+        self.most_tokens = 0
+        self.most_idle_tokens = 0
+        self.last_prefill_tokens = 0
+        self.steps_without_prefill = 0
+        self.steps_since_decodes_alone = 0
+        self.late_credit = MOST_LATE_CREDIT
+        self._prefill_alone: deque[tuple[int, float]] = deque(maxlen=PREFILL_ALONE_KEPT)
+
+    def seconds(self, view: StepView, tokens: int, work: float, prompts: int, encoder: int = 0) -> float:
+        """Return the predicted seconds of a step of the view's decodes and so much prefill.
+
+        Args:
+            view: the step.
+            tokens, work, prompts: the prefill, as in StepShape.
+            encoder: embeddings that an encoder computes.
+        """
+        return self.model.seconds(
+            view.decode_tokens + tokens,
+            view.decodes,
+            view.decode_context_tokens,
+            work,
+            view.decodes + prompts,
+            encoder,
+        )
+
+    def decodes_alone_s(self, view: StepView) -> float:
+        """Return the predicted seconds of the view's decodes alone; 0 without any."""
+        return self.seconds(view, 0, 0.0, 0) if view.decodes else 0.0
+
+    def tokens_as_alone(self, spare_s: float) -> int:
+        """Return the prefill tokens that steps without decodes speak for, with `spare_s` beside decodes.
+
+        Beside decodes a part of what was prefilled alone adds no more than its part of the time that took.
+        """
+        return int(max((n * min(1.0, spare_s / taken) for n, taken in self._prefill_alone), default=0.0))
+
+    def note_decode_step(self, decode_s: float) -> None:
+        """Take in what decodes alone are predicted to take."""
+        if decode_s > 0:
+            known = self.decode_step_s
+            self.decode_step_s = decode_s if known is None else 0.98 * known + 0.02 * decode_s
+
+    def planned(self, prefill_tokens: int, reason: Reason) -> None:
+        """Note what a step is going to prefill, where something could be."""
+        self.last_prefill_tokens = prefill_tokens
+        self.steps_without_prefill = 0 if prefill_tokens else self.steps_without_prefill + 1
+        if reason is Reason.FLOOR:
+            self.late_credit -= 1.0
+
+    def observe(self, record: StepRecord, stage_s: float) -> None:
+        """Take in a finished step that took `stage_s` seconds in each stage."""
+        shape = record.shape
+        if shape.decodes:  # a long prompt alone says little of a small step beside decodes
+            self.most_tokens = max(self.most_tokens, shape.tokens)
+            self.late_credit = min(MOST_LATE_CREDIT, self.late_credit + LATE_CREDIT_PER_STEP)
+        else:
+            self.most_idle_tokens = max(self.most_idle_tokens, shape.tokens)
+            if 0 < stage_s < math.inf:
+                self._prefill_alone.append((shape.tokens, stage_s))
+        alone = shape.sequences == shape.decodes
+        self.steps_since_decodes_alone = 0 if alone else self.steps_since_decodes_alone + 1

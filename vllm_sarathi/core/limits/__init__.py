@@ -1,0 +1,1 @@
+"""What bounds the prefill of a step: one small object each, (view, candidate) -> (tokens, reason)."""

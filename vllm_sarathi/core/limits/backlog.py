@@ -1,0 +1,47 @@
+"""Who waits for a step: those that are there, and those that will come before the queue is empty again.
+
+Time that a step spends on anything but reading is not only paid by the prompts that wait now. While there is a queue,
+all that join it are put off, too, up to the moment when there is nothing left to read (in queueing theory, the end of
+the busy period). Near saturation those are many more than can be seen.
+"""
+
+FORGOTTEN = 0.95
+"""What remains of an earlier busy period's weight after each one."""
+
+KNOWN_PERIODS = 4
+"""After so many, how many prompts a busy period has is known."""
+
+
+class Backlog:
+    """Counts the prompts of busy periods."""
+
+    def __init__(self) -> None:
+        self._read = 0
+        self._periods = 0
+        self._sum = self._square_sum = 0.0
+
+    def planned(self, read: int, left: int) -> None:
+        """Note a step.
+
+        Args:
+            read: prompts whose last token it reads.
+            left: prompts that are to be read after it, as far as they are there.
+        """
+        if read or left:
+            self._read += read
+        elif self._read:
+            self._periods += 1
+            self._sum = FORGOTTEN * self._sum + self._read
+            self._square_sum = FORGOTTEN * self._square_sum + self._read**2
+            self._read = 0
+
+    def delayed(self, left: int) -> float:
+        """Return how many prompts are put off by one more step now, where `left` are there that it does not read.
+
+        A step is more likely to be one of a long period than of a short one: the mean length is weighted by itself. One
+        that has lasted longer than that, or before any are known, is taken to be at its half.
+        """
+        expected = 0.0
+        if self._periods >= KNOWN_PERIODS:
+            expected = self._square_sum / self._sum - self._read
+        return max(left, expected if expected > 0 else self._read)

@@ -1,0 +1,83 @@
+"""The step that is being sized, and what a limit on it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vllm_sarathi.core.types import Reason, RequestView, StepView, chunk_work
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A step that is being sized.
+
+    Attributes:
+        prompts: whose turn it is, in the order of their turns.
+        tokens: prefill tokens, as far as the limits so far allow them.
+        reason: which of those decided.
+        available_s: how long the step may take.
+        decode_s: how long its decodes alone are predicted to take; 0 without any, or where that is not known.
+        late: whether decodes alone are predicted to miss the SLO.
+    """
+
+    prompts: Sequence[RequestView]
+    tokens: int
+    reason: Reason
+    available_s: float
+    decode_s: float = 0.0
+    late: bool = False
+
+
+class Limit(Protocol):
+    """One bound on the prefill of a step."""
+
+    def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
+        """Return the prefill tokens that it allows, and the reason: the candidate's own where it changes nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LastChunk:
+    """The prompt in which a candidate ends.
+
+    Attributes:
+        request: the prompt.
+        tokens: of it in the step.
+        before: prefill tokens of the prompts before it.
+        work: the attention work of those.
+        prompts: how many prompts the step reads, this one included.
+    """
+
+    request: RequestView
+    tokens: int
+    before: int
+    work: float
+    prompts: int
+
+
+def last_chunk(candidate: Candidate) -> LastChunk | None:
+    """Return the prompt in which a candidate ends; None where it holds no prefill."""
+    before, work = 0, 0.0
+    for prompts, request in enumerate(candidate.prompts, start=1):
+        left = candidate.tokens - before
+        if 0 < left <= request.remaining_tokens:
+            return LastChunk(request, left, before, work, prompts)
+        if left <= 0:
+            return None
+        before += request.remaining_tokens
+        work += chunk_work(request.done_tokens, request.remaining_tokens)
+    return None
+
+
+def complete_within(prompts: Sequence[RequestView], tokens: int) -> int:
+    """Return how many of the prompts are complete after so many tokens."""
+    for count, request in enumerate(prompts):
+        tokens -= request.remaining_tokens
+        if tokens < 0:
+            return count
+    return len(prompts)
+
+
+def prompts_left(view: StepView, prompts: Sequence[RequestView], complete: int) -> int:
+    """Return how many prompts are there besides the first `complete` of those whose turn it is."""
+    return len(prompts) - complete + max(0, view.unseen_waiting - 1)

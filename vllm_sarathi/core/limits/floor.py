@@ -1,0 +1,85 @@
+"""Where no prefill fits beside the decodes, neither the prompts nor the gaps starve.
+
+Four cases, each stated by what gives way:
+
+- decodes alone are late already: they cannot be kept, so the prompts get PREFILL_SHARE of the time;
+- decodes alone are in time, and any prefill beside them is not: a step may be late on purpose, by at most LATE_TIMES,
+  less often than the promised share of gaps may be late (`Experience.late_credit`). As it is late anyway, it takes as
+  many tokens as that time holds, so that few such steps do;
+- what comes next cannot be cut (an image, a block of a hybrid model's state) and is only a little too long: it goes;
+- a prompt has waited for `max_wait_s`: as in the first case, the gaps give way.
+"""
+
+from vllm_sarathi.core.experience import Experience
+from vllm_sarathi.core.limits.base import Candidate
+from vllm_sarathi.core.limits.cold import COLD_TOKENS
+from vllm_sarathi.core.limits.shape import fit_chunk, least_chunk
+from vllm_sarathi.core.types import Reason, StepView, chunk_work
+
+PREFILL_SHARE = 0.2
+"""Of the time, where decodes alone are late or a prompt has waited for too long."""
+
+OVERHEAD_TIMES = 4.0
+"""Then a step reads for at least so many times what it costs that it reads at all, and the next ones read nothing."""
+
+LATE_TIMES = 4.0
+"""A step that is late on purpose takes at most so many times what it may."""
+
+UNCUT_TIMES = 1.5
+"""Something that cannot be cut goes into any step that then takes at most so many times what it may."""
+
+
+class Floor:
+    """Gives a step some prefill where the other limits leave none.
+
+    Args:
+        experience: what is known of the device.
+        max_wait_s: as in the configuration.
+    """
+
+    def __init__(self, experience: Experience, max_wait_s: float) -> None:
+        self._experience = experience
+        self._max_wait_s = max_wait_s
+
+    def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
+        if candidate.tokens > 0:
+            return candidate.tokens, candidate.reason
+        if not view.decodes:
+            return self._chunk(view, candidate, 0.0), Reason.FLOOR
+        least = least_chunk(candidate.prompts[0])
+        if least > 1 and self._fits(view, candidate, least):
+            return least, Reason.UNCUT
+        overdue = any(request.age_s >= self._max_wait_s for request in candidate.prompts[:1])
+        if not candidate.late and not overdue:
+            if candidate.reason is Reason.GROWTH or self._experience.late_credit < 1.0:
+                return 0, candidate.reason if candidate.reason is Reason.GROWTH else Reason.FULL
+            return self._chunk(view, candidate, LATE_TIMES * candidate.available_s), Reason.FLOOR
+        decode_s = candidate.decode_s
+        overhead_s = self._experience.seconds(view, 1, 0.5, 1) - decode_s
+        share_s = PREFILL_SHARE / (1 - PREFILL_SHARE) * decode_s
+        prefill_s = max(share_s, OVERHEAD_TIMES * overhead_s)
+        if (self._experience.steps_without_prefill + 1) * share_s < prefill_s:
+            return 0, Reason.FULL
+        return self._chunk(view, candidate, decode_s + prefill_s), Reason.FLOOR
+
+    def _fits(self, view: StepView, candidate: Candidate, chunk: int) -> bool:
+        """True where the smallest chunk of the first prompt is not much too long."""
+        if candidate.late or chunk > view.max_tokens - view.decode_tokens:
+            return False
+        work = chunk_work(candidate.prompts[0].done_tokens, chunk)
+        return self._experience.seconds(view, chunk, work, 1) <= UNCUT_TIMES * candidate.available_s
+
+    def _chunk(self, view: StepView, candidate: Candidate, limit_s: float) -> int:
+        """Return the largest chunk of the first prompt within `limit_s`, at least the least that moves it."""
+        request = candidate.prompts[0]
+        room = view.max_tokens - view.decode_tokens
+        least = max(least_chunk(request), min(COLD_TOKENS, request.remaining_tokens))
+        most = min(room, request.remaining_tokens, max(COLD_TOKENS, 2 * self._experience.most_tokens))
+        low, high = 0, most + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            work = chunk_work(request.done_tokens, middle)
+            fits = self._experience.seconds(view, middle, work, 1) <= limit_s
+            low, high = (middle, high) if fits else (low, middle)
+        chunk = fit_chunk(request, max(low, least))
+        return min(room, max(chunk, least))

@@ -1,0 +1,114 @@
+"""Who is let in now is judged by what the batch will cost until its answers end.
+
+Contexts grow by a token in every step, and shrink by a whole request where an answer ends. With n requests that read C
+tokens of context, and answers of m tokens on average whose ends nobody knows (a memoryless length), after t steps
+n exp(-t/m) of them are left, and they read (C + n t) exp(-t/m). The costliest moment of that is held within the SLO,
+with room for what chance adds: while nobody is let in, the contexts are a random walk that falls, since answers end
+together with their prompts, and it climbs by more than a few (p + m)^2 / p only rarely (Lundberg's inequality; p is the
+length of a prompt).
+
+Decodes alone so stay within the SLO. Where prompts cannot be let in for that reason, they wait for answers to end; one
+that has waited for `max_wait_s` is let in all the same, and then the gaps give way.
+"""
+
+import math
+from collections.abc import Sequence
+
+from vllm_sarathi.core.experience import Experience
+from vllm_sarathi.core.limits.base import Candidate
+from vllm_sarathi.core.types import Reason, RequestView, StepView
+
+MEMORY = 0.98
+"""Weight of an answer's length against that of the one after it: the memory is about 50 answers."""
+
+LEAST_ANSWERS = 8
+"""What so few answers say of the next ones is not believed."""
+
+MOMENTS = (0.0, 0.25, 0.5, 1.0)
+"""When the batch is looked at, in mean lengths of an answer from now."""
+
+CHANCE = 1.0
+"""How much of (p + m)^2 / p is left free for chance."""
+
+
+class Answers:
+    """Learns how long prompts and answers are on average, per deployment."""
+
+    def __init__(self) -> None:
+        self._weight = self._prompts = self._answers = 0.0
+
+    def ended(self, prompt_tokens: int, answer_tokens: int) -> None:
+        """Take in a request that has ended."""
+        self._weight = MEMORY * self._weight + 1.0
+        self._prompts = MEMORY * self._prompts + prompt_tokens
+        self._answers = MEMORY * self._answers + answer_tokens
+
+    @property
+    def known(self) -> bool:
+        """Whether enough have ended."""
+        return self._weight >= LEAST_ANSWERS - 1
+
+    @property
+    def mean_tokens(self) -> float:
+        """The mean length of an answer, tokens."""
+        return self._answers / self._weight
+
+    @property
+    def chance_tokens(self) -> float:
+        """The tokens of context that chance may add while nobody is let in."""
+        prompt = max(1.0, self._prompts / self._weight)
+        return CHANCE * (prompt + self.mean_tokens) ** 2 / prompt
+
+
+class Growth:
+    """Bounds how many waiting requests are let in.
+
+    Args:
+        experience: what is known of the device.
+        answers: how long answers are.
+        max_wait_s: a prompt that has waited so long is let in whatever it costs.
+    """
+
+    def __init__(self, experience: Experience, answers: Answers, max_wait_s: float) -> None:
+        self._experience = experience
+        self._answers = answers
+        self._max_wait_s = max_wait_s
+
+    def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
+        if not view.decodes or not self._answers.known or candidate.late:
+            return candidate.tokens, candidate.reason
+        inside = {request.request_id for request in view.prefills}
+        limit_s = candidate.available_s / self._experience.model.decode_margin
+        count = view.generating + len(view.prefills)
+        context = view.decode_context_tokens + _tokens(view.prefills)
+        tokens = 0
+        for request in candidate.prompts:
+            if request.request_id not in inside:
+                count += 1
+                context += request.done_tokens + request.remaining_tokens
+                if request.age_s < self._max_wait_s and self._peak_s(count, context) > limit_s:
+                    return (
+                        (tokens, Reason.GROWTH)
+                        if tokens < candidate.tokens
+                        else (candidate.tokens, candidate.reason)
+                    )
+            tokens += request.remaining_tokens
+            if tokens >= candidate.tokens:
+                break
+        return candidate.tokens, candidate.reason
+
+    def _peak_s(self, count: int, context: int) -> float:
+        """Return the seconds of the costliest step of decodes alone that is to be expected."""
+        answers, seconds = self._answers, self._experience.model.seconds
+        mean, chance = answers.mean_tokens, answers.chance_tokens
+        peak_s = 0.0
+        for moment in MOMENTS:
+            left = math.exp(-moment)
+            decodes = max(1, math.ceil(count * left))
+            read = int((context + count * moment * mean) * left + chance)
+            peak_s = max(peak_s, seconds(decodes, decodes, read, 0.0, decodes))
+        return peak_s
+
+
+def _tokens(requests: Sequence[RequestView]) -> int:
+    return sum(request.done_tokens + request.remaining_tokens for request in requests)

@@ -1,0 +1,44 @@
+"""Whether to end a step where a prompt ends: does that spare more waiting than it costs?
+
+The prompts that are complete by now wait for all that is prefilled after them in the same step; what one more step
+costs is waited for by those that are left, and by whoever comes while there is a queue.
+"""
+
+from collections.abc import Sequence
+
+from vllm_sarathi.core.experience import Experience
+from vllm_sarathi.core.limits.backlog import Backlog
+from vllm_sarathi.core.limits.base import prompts_left
+from vllm_sarathi.core.types import RequestView, StepView
+
+FIXED_SHARE = 0.5
+"""So much of what a step of decodes usually takes does one more step cost at least, whatever is in it."""
+
+
+class StopEarly:
+    """Decides at the end of each prompt in a step."""
+
+    def __init__(self, experience: Experience, backlog: Backlog) -> None:
+        self._experience = experience
+        self._backlog = backlog
+
+    def __call__(
+        self, view: StepView, prompts: Sequence[RequestView], tokens: int, work: float, complete: int
+    ) -> bool:
+        """Tell whether to end the step.
+
+        Args:
+            view: the step.
+            prompts: whose turn it is.
+            tokens, work: the prefill so far, as in StepShape.
+            complete: how many of the prompts that completes.
+        """
+        experience = self._experience
+        if experience.pipeline:  # the batches of a pipeline wait for the longest of them anyway
+            return False
+        left = prompts_left(view, prompts, complete)
+        if left <= 0:
+            return False
+        step_s = experience.seconds(view, tokens, work, complete)
+        fixed_s = max(experience.seconds(view, 0, 0.0, 0), FIXED_SHARE * (experience.decode_step_s or 0.0))
+        return complete * (step_s - fixed_s) > self._backlog.delayed(left) * fixed_s

@@ -1,0 +1,223 @@
+"""`deadline`: the earliest deadline first.
+
+`deadline` is, in four ranks:
+
+1. *overdue*, in every second step: it has waited longer than the bound; by arrival.
+2. *promised*: it has a time to first token that can still be kept; earliest deadline first, shortest remaining as
+   tie-break.
+3. *given up*: its time to first token cannot be kept any more, so it stops harming those that can be; but it is owed
+   before what was promised nothing.
+4. *the rest*: no promise.
+
+In the last two the deadline is implied by the length (arrival + STRETCH x the time to read it), so that a short prompt
+does not wait behind a 100k one, and a long one gains on later arrivals as it ages.
+
+Which promises are given up is not left to each prompt alone: those that can be kept together are as many as possible.
+Earliest deadline first keeps all where all can be kept; where one would be late, giving up the longest so far saves
+the most (Moore, 1968: it minimises the number of late jobs on one machine).
+
+Any number may wait: what the order has to see of them are the oldest, those whose deadline is next, and the oldest of
+each octave of lengths (see `Order.lists`).
+
+The bound: a prompt that has waited `max_wait_s` goes before every later arrival in at least every second step, so it
+has its first token no later than `max_wait_s` + twice the time to read it and those that arrived before it. The steps
+between go on keeping promises, or one long prompt that is overdue would break those of all that come meanwhile.
+"""
+
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.order.base import Facts, Turn, turn_by_keys
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.types import (
+    Pipeline,
+    Reason,
+    RequestView,
+    StepRecord,
+    StepShape,
+    StepView,
+    chunk_work,
+)
+
+OLDEST_SEEN = 8
+DUE_SEEN = 48
+OCTAVE_SEEN = 3
+OCTAVES = 24
+"""How many of those that wait are looked at: the oldest, the next due, and the oldest of each octave of lengths."""
+
+STRETCH = 10.0
+"""A prompt without a promise to keep is due after so many times the time that reading it alone takes."""
+
+ARRIVAL_STEPS = 4
+"""So many steps fit into the shortest promised time to first token, whatever decodes: who arrives finds up to two
+steps in flight, and has to be read in the third."""
+
+ARRIVAL_DECODE_STEPS = 4
+"""But a step may take so many times a decode step: else what it costs beside the prompts would be most of it."""
+
+PROMISE_REMEMBERED_S = 600.0
+"""A short promise to one request is expected again for so long."""
+
+Key = tuple[int, float, float]
+
+ReadTime = Callable[[int, int], float]
+"""Seconds to read so many remaining tokens after so many done ones."""
+
+
+def kept_promises(
+    requests: Sequence[RequestView], ttft_slo_s: float | None, lead_s: float, read_s: ReadTime
+) -> dict[int, Key]:
+    """Return the keys of those requests, by index, whose time to first token can be kept together.
+
+    Args:
+        requests: all that are to be read.
+        ttft_slo_s: the promise to requests without one of their own; None for none.
+        lead_s: seconds before the first of them can be read, and between reading and answering.
+        read_s: how long reading takes.
+    """
+    jobs = []
+    for index, request in enumerate(requests):
+        slo_s = ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
+        if slo_s is not None and request.age_s < slo_s:
+            jobs.append((slo_s - request.age_s, read_s(request.done_tokens, request.remaining_tokens), index))
+    kept: dict[int, Key] = {}
+    longest: list[tuple[float, int]] = []
+    end_s = lead_s
+    for due_s, remaining_s, index in sorted(jobs):
+        end_s += remaining_s
+        kept[index] = (1, due_s, remaining_s)
+        heapq.heappush(longest, (-remaining_s, index))
+        if end_s > due_s:
+            shorter_s, given_up = heapq.heappop(longest)
+            end_s += shorter_s
+            del kept[given_up]
+    return kept
+
+
+def deadline_keys(
+    requests: Sequence[RequestView],
+    ttft_slo_s: float | None,
+    max_wait_s: float,
+    lead_s: float,
+    read_s: ReadTime,
+    overdue_first: bool = True,
+) -> list[Key]:
+    """Return each request's place in `deadline` order; smaller goes first.
+
+    Args:
+        requests, ttft_slo_s, lead_s, read_s: as in `kept_promises`.
+        max_wait_s: the bound on waiting.
+        overdue_first: whether it is the turn of those that have waited longer.
+    """
+    overdue = {i for i, request in enumerate(requests) if request.age_s >= max_wait_s}
+    # While some are overdue, half of the steps are theirs.
+    promised = kept_promises(
+        requests, ttft_slo_s, lead_s, (lambda done, left: 2 * read_s(done, left)) if overdue else read_s
+    )
+    keys = []
+    for index, request in enumerate(requests):
+        if overdue_first and index in overdue:
+            keys.append((0, -request.age_s, float(request.remaining_tokens)))
+        elif index in promised:
+            keys.append(promised[index])
+        else:
+            remaining_s = read_s(request.done_tokens, request.remaining_tokens)
+            own = request.done_tokens - request.cached_tokens
+            total_s = remaining_s + read_s(request.cached_tokens, own)
+            was_promised = request.ttft_slo_s is not None or ttft_slo_s is not None
+            keys.append((2 if was_promised else 3, STRETCH * total_s - request.age_s, remaining_s))
+    return keys
+
+
+class DeadlineOrder:
+    """Orders the prompts of each step by deadline, from how fast prompts have been prefilled so far.
+
+    Args:
+        config: the settings.
+        model: tells how long prefill takes, until enough has been seen to know.
+        pipeline: the stages of the device.
+    """
+
+    sees_one_step = False
+    lists: Mapping[str, int] = {
+        "arrival": OLDEST_SEEN,
+        "due": DUE_SEEN,
+        **{f"octave {i}": OCTAVE_SEEN for i in range(OCTAVES)},
+    }
+
+    def __init__(self, config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> None:
+        self._ttft_slo_s = None if config.ttft_slo_ms is None else config.ttft_slo_ms / 1e3
+        self._max_wait_s = config.prefill_max_wait_s
+        self._clients_promise = config.allow_request_slo
+        self._model = model
+        self._pipeline = pipeline
+        self._least_ttft_slo_s, self._least_seen_s = self._ttft_slo_s or math.inf, -math.inf
+        self._tokens_per_s: float | None = None
+        self._step_s = 0.0
+        self._overdue_first = True
+
+    def keys(self, facts: Facts) -> Mapping[str, float]:
+        """Return when it arrived, when it is due, and its octave."""
+        octave = min(OCTAVES - 1, facts.remaining_tokens.bit_length())
+        keys = {"arrival": facts.arrival_s, f"octave {octave}": facts.arrival_s}
+        slo_s = self._ttft_slo_s if facts.ttft_slo_s is None else facts.ttft_slo_s
+        if slo_s is not None:
+            keys["due"] = facts.arrival_s + slo_s
+        return keys
+
+    def starts(self, wall_s: float) -> Mapping[str, float]:
+        """Return now for the deadlines: those that are over cannot be kept."""
+        return {"due": wall_s}
+
+    def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
+        """Return how long a step may take that leaves who arrives now time for its first token."""
+        least_s = self._pipeline.step_s(self._least_ttft_slo_s / ARRIVAL_STEPS)
+        if least_s == math.inf and self._clients_promise:
+            least_s = math.inf if tbt_slo_s is None else self._pipeline.step_s(tbt_slo_s)
+        return max(least_s, ARRIVAL_DECODE_STEPS * decode_step_s)
+
+    def turn(self, view: StepView) -> Turn:
+        """Return whose turn it is in the step at hand."""
+        requests = (*view.prefills, *view.waiting)
+        self._note_slos(view.now_s, requests)
+        keys = deadline_keys(
+            requests,
+            self._ttft_slo_s,
+            self._max_wait_s,
+            self._pipeline.token_s(self._step_s),
+            self._prefill_s,
+            self._overdue_first,
+        )
+        return turn_by_keys(view, keys)
+
+    def planned(self, prefill_tokens: int) -> None:
+        """Note what the step that was ordered last is going to prefill."""
+        if prefill_tokens > 0:
+            self._overdue_first = not self._overdue_first
+
+    def observe(self, record: StepRecord) -> None:
+        """Learn from a finished step how fast prompts are prefilled."""
+        tokens = record.shape.tokens - record.shape.decodes
+        if tokens <= 0 or not 0 < record.measured_s < math.inf:
+            return
+        # A step that had nothing more to prefill, or ended early, does not show how fast full ones are.
+        if record.reason not in (Reason.ALL, Reason.ANSWER) or self._tokens_per_s is None:
+            rate = tokens / record.measured_s
+            known = rate if self._tokens_per_s is None else self._tokens_per_s
+            self._tokens_per_s = 0.9 * known + 0.1 * rate
+        self._step_s = 0.9 * self._step_s + 0.1 * record.measured_s
+
+    def _prefill_s(self, done_tokens: int, remaining_tokens: int) -> float:
+        if self._tokens_per_s is None:
+            shape = StepShape(remaining_tokens, 0, 0, chunk_work(done_tokens, remaining_tokens), 1)
+            return self._model.predict(shape)
+        return remaining_tokens / self._tokens_per_s
+
+    def _note_slos(self, now_s: float, requests: Sequence[RequestView]) -> None:
+        """Keep the shortest SLO of the last minutes."""
+        own = [r.ttft_slo_s for r in requests if r.ttft_slo_s is not None]
+        least_s = min([self._ttft_slo_s or math.inf, *own])
+        if least_s <= self._least_ttft_slo_s or now_s - self._least_seen_s > PROMISE_REMEMBERED_S:
+            self._least_ttft_slo_s, self._least_seen_s = least_s, now_s

@@ -1,0 +1,92 @@
+"""What a policy is, and what several of them share."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.order.base import Turn
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.types import Pipeline, Reason, RequestView, StepPlan, StepRecord, StepView
+
+
+class Policy(Protocol):
+    """Decides how much of a step is whose, with no state of the engine in it.
+
+    Attributes:
+        waiting_seen: how many waiting requests it wants to see in the queue's own order.
+        needs_decode_views: whether it wants to see each decode.
+        learns: whether it learns step times, so that they are worth keeping for the next start.
+    """
+
+    waiting_seen: int
+    needs_decode_views: bool
+    learns: bool
+
+    def plan(self, view: StepView, turn: Turn) -> StepPlan:
+        """Decide the next step, of which `turn` says whose it is."""
+        ...
+
+    def observe(self, record: StepRecord) -> None:
+        """Learn from a finished step."""
+        ...
+
+
+class PolicyMaker(Protocol):
+    """Makes a policy."""
+
+    def __call__(self, config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> Policy:
+        """Return a policy.
+
+        Args:
+            config: the settings.
+            model: the step-time model, which learns from the same steps.
+            pipeline: the stages of the device.
+        """
+        ...
+
+
+class Baseline:
+    """What the schedulers to compare with have in common: they see some of the queue, and learn nothing.
+
+    Args:
+        config: the settings; a token budget is the most that a baseline takes in one step.
+        model, pipeline: not used.
+    """
+
+    waiting_seen = 64
+    needs_decode_views = False
+    learns = False
+
+    def __init__(self, config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> None:
+        self._most_tokens = config.token_budget
+
+    def observe(self, record: StepRecord) -> None:
+        """A baseline learns nothing."""
+
+    def room(self, view: StepView) -> int:
+        """Return the most tokens of a step."""
+        return min(view.max_tokens, self._most_tokens or view.max_tokens)
+
+
+def whole_prompts(prompts: Sequence[RequestView], room: int) -> int:
+    """Return the tokens of the first prompts that are prefilled whole within `room`; one too long for it is cut."""
+    total = 0
+    for request in prompts:
+        if total + request.remaining_tokens > room:
+            return total if total else max(0, room)
+        total += request.remaining_tokens
+    return total
+
+
+def decodes_only(view: StepView, reason: Reason = Reason.DECODES) -> StepPlan:
+    """Return the plan of a step without prefill.
+
+    All prompts are held, not only left out of the budget: a decode that turns out to end would leave its token to one.
+    """
+    return StepPlan(
+        token_budget=min(view.max_tokens, max(1, view.decode_tokens)),
+        prefill_order=(),
+        held=tuple(range(len(view.prefills))),
+        let_in=0,
+        reason=reason,
+    )

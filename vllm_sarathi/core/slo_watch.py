@@ -1,0 +1,77 @@
+"""SloWatch: notices a promise that no chunk size could keep, and says once what would help."""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+
+from vllm_sarathi.core.step_trace import TracedStep
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.types import ONE_STAGE, Pipeline
+
+LEAST_STEPS = 16
+STEPS_SEEN = 64
+"""A judgement needs so many steps with decodes in them, one slow step being no proof, and looks at no more."""
+
+
+class SloWatch:
+    """Compares the time that decodes alone take with what is promised.
+
+    Args:
+        model: tells the decodes' part of a step that also read prompts.
+        pipeline: the stages of the device.
+
+    Attributes:
+        unkeepable: whether decodes alone took longer than promised, at the last look.
+        decode_step_s: how long they took, seconds, the median; None before the first look.
+    """
+
+    def __init__(self, model: StepTimeModel, pipeline: Pipeline = ONE_STAGE) -> None:
+        self.unkeepable = False
+        self.decode_step_s: float | None = None
+        self._model = model
+        self._pipeline = pipeline
+        self._said = False
+        self._decoding: deque[TracedStep] = deque(maxlen=STEPS_SEEN)
+
+    def look(self, steps: Sequence[TracedStep]) -> str | None:
+        """Judge the promise, with the steps since the last look.
+
+        Returns:
+            What to tell the operator, the first time that it is broken; else None.
+        """
+        decoding = self._decoding
+        decoding.extend(step for step in steps if step.shape.decodes > 0 and step.slo_s is not None)
+        if len(decoding) < LEAST_STEPS:
+            return None
+        self.decode_step_s = statistics.median(self._alone_s(step) for step in decoding)
+        slo_s = decoding[-1].slo_s
+        assert slo_s is not None
+        self.unkeepable = self.decode_step_s > slo_s
+        if not self.unkeepable or self._said:
+            return None
+        self._said = True
+        return self._advice(decoding[-1], slo_s)
+
+    def _alone_s(self, step: TracedStep) -> float:
+        """Return how long the step's decodes take without the prompts beside them."""
+        if step.shape.prefill_work == 0:
+            return step.measured_s
+        return self._seconds(step, step.shape.decodes)
+
+    def _seconds(self, step: TracedStep, decodes: int) -> float:
+        context = step.shape.decode_context_tokens * decodes // step.shape.decodes
+        return self._model.seconds(decodes, decodes, context, 0.0, decodes)
+
+    def _advice(self, step: TracedStep, slo_s: float) -> str:
+        assert self.decode_step_s is not None
+        margin = self._model.margin
+        needed_ms = math.ceil(self._pipeline.token_s(self.decode_step_s) * margin * 1e3)
+        fitting = [n for n in range(1, step.shape.decodes) if self._seconds(step, n) * margin <= slo_s]
+        fewer = f", or fewer requests at once (--max-num-seqs of about {fitting[-1]})" if fitting else ""
+        promised_ms, taken_ms = (self._pipeline.token_s(x) * 1e3 for x in (slo_s, self.decode_step_s))
+        return (
+            f"The promise of {promised_ms:g} ms between tokens cannot be kept: decodes alone take {taken_ms:.0f} ms "
+            f"with {step.shape.decodes} of them running. Prompts get a fifth of the time beside them. "
+            f"What would help: --tbt-slo-ms {needed_ms} or more{fewer}."
+        )

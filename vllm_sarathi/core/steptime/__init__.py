@@ -1,0 +1,1 @@
+"""How long a step takes: learnt from the steps as they happen, with a margin for what cannot be predicted."""

@@ -1,0 +1,173 @@
+"""The factor on a prediction that covers the promised share of the gaps, from how far predictions were off.
+
+What is promised is a share of all gaps between tokens (99%), and steps without prefill keep it by themselves: the fewer
+gaps are in hybrid steps, the more of those may be late. So the margin is a quantile of the hybrid steps' residuals,
+moved by what share of the gaps they have. Residuals outlive a change of the device. Those of the change itself do so,
+too, where it comes again and again: that a device changes is then one of the things that a margin is for.
+"""
+
+import math
+from collections import deque
+from statistics import NormalDist
+
+from vllm_sarathi.core.types import StepShape
+
+RATIOS_KEPT = 256
+ALIKE_NEEDED = 24
+CAUTION = 0.15
+CAUTIOUS_STEPS = 24
+BIAS_STEPS = 128
+RANGE = (1.0, 2.5)
+"""A step that takes longer than the upper end is not the chunk's doing, and no chunk would have kept it."""
+
+MISSES_PLANNED = 1 / 3
+"""Where more hybrid steps may be late, so much of that is planned with; the rest is for what no step could tell."""
+
+MOST_MISSES = 0.05
+GAPS_ASSUMED = 1000.0
+GAPS_FORGOTTEN = 0.999
+"""All gaps are taken for those of hybrid steps at first, and the memory of which were is about 1,000 steps."""
+
+GUARD_GAIN = 0.02
+GUARD_MISSES = 0.015
+GUARD_RUN_STEPS = 16
+MOST_GUARD = 1.5
+MISS = 1.005
+"""A hybrid step that outlasts the margin so soon after another raises it by the gain; each other step lowers it again,
+by so little that the given share of misses balances (after adaptive conformal inference; Gibbs and Candes, 2021). The
+residuals' quantile alone lags behind where they come in runs, as on a machine with neighbours."""
+
+STALE_STEPS = 500.0
+STALE_CAUTION = 0.15
+"""Where no hybrid step was seen for so long, the next ones are planned with more caution, until some are."""
+
+FRESH_STEPS = 8
+"""So many hybrid steps end that caution."""
+
+_NORMAL = NormalDist()
+
+
+class Margin:
+    """Learns the margin from the ratios of measured to predicted times.
+
+    Args:
+        promised: the share of gaps between tokens that is to be kept.
+    """
+
+    def __init__(self, promised: float = 0.99) -> None:
+        self.promised = promised
+        self._gaps = self._hybrid_gaps = GAPS_ASSUMED
+        self._ratios: deque[tuple[float, float]] = deque(maxlen=RATIOS_KEPT)
+        self._early: deque[tuple[float, float]] = deque(maxlen=ALIKE_NEEDED)
+        self._alone: deque[float] = deque(maxlen=RATIOS_KEPT)
+        self._guard = 1.0
+        self._steps_since_miss = GUARD_RUN_STEPS
+        self._stale_steps = 0.0
+        self._quantile_s = self._quantile_now()
+        self._alone_margin = 1.0 + CAUTION
+        self._new = False
+
+    @property
+    def quantile(self) -> float:
+        """The share of hybrid steps that the margin is to cover."""
+        spread_out = MISSES_PLANNED * self._gaps / max(self._hybrid_gaps, 1e-9)
+        return 1.0 - min(MOST_MISSES, (1.0 - self.promised) * max(1.0, spread_out))
+
+    @property
+    def factor(self) -> float:
+        """The factor that covers `quantile` of the hybrid steps, from their latest residuals."""
+        stale = min(1.0, self._stale_steps / STALE_STEPS)
+        return self._quantile_s * self._guard + STALE_CAUTION * stale
+
+    @property
+    def alone(self) -> float:
+        """The factor that covers the promised share of steps of decodes alone."""
+        return self._alone_margin
+
+    def saw(self, shape: StepShape) -> None:
+        """Count a step's gaps."""
+        self._gaps = GAPS_FORGOTTEN * self._gaps + shape.decodes
+        self._hybrid_gaps *= GAPS_FORGOTTEN
+        if shape.sequences > shape.decodes > 0:
+            self._hybrid_gaps += shape.decodes
+            self._stale_steps = max(0.0, self._stale_steps - STALE_STEPS / FRESH_STEPS)
+        elif shape.decodes:
+            self._stale_steps = min(STALE_STEPS, self._stale_steps + 1.0)
+
+    def observe(self, shape: StepShape, predicted_s: float, ratio: float, familiar: bool) -> None:
+        """Take in a residual.
+
+        Args:
+            shape: the step.
+            predicted_s: what was predicted, seconds.
+            ratio: the measured over the predicted time.
+            familiar: whether steps of this kind had been seen often.
+        """
+        if ratio > RANGE[1] or not shape.decodes:
+            return
+        if shape.sequences == shape.decodes:
+            self._alone.append(ratio)
+            return
+        (self._ratios if familiar else self._early).append((predicted_s, ratio))
+        self._note_miss(ratio > MISS * self.factor)
+        self._new = True
+
+    def renew(self) -> None:
+        """Compute the quantiles anew from what has been taken in; it costs some ten microseconds."""
+        if self._new:
+            self._quantile_s, self._new = self._quantile_now(), False
+        if len(self._alone) >= CAUTIOUS_STEPS:
+            ordered = sorted(self._alone)
+            self._alone_margin = max(1.0, _upper(ordered, self.promised, len(ordered)))
+
+    def changed(self, steps: int) -> None:
+        """Note that the device has changed: early residuals are trusted no more.
+
+        Args:
+            steps: so many of the latest residuals are those of the change itself, and are dropped.
+        """
+        self._early = deque(maxlen=0)
+        for _ in range(min(steps, len(self._ratios))):
+            self._ratios.pop()
+        self._quantile_s = self._quantile_now()
+
+    def _note_miss(self, missed: bool) -> None:
+        in_a_run = missed and self._steps_since_miss < GUARD_RUN_STEPS
+        self._steps_since_miss = 0 if missed else self._steps_since_miss + 1
+        step = 1.0 if in_a_run else -GUARD_MISSES
+        self._guard = min(MOST_GUARD, max(1.0, self._guard + GUARD_GAIN * step))
+
+    def _quantile_now(self) -> float:
+        """Return the residuals' quantile; while residuals are few, at least a caution that fades."""
+        low, high = RANGE
+        seen = len(self._ratios) + len(self._early)
+        caution = 1.0 + CAUTION * max(0.0, 1.0 - seen / CAUTIOUS_STEPS)
+        if seen < 2:
+            return max(low, caution)
+        ordered = sorted(self._telling())
+        return min(high, max(low, _upper(ordered, self.quantile, len(ordered)), caution))
+
+    def _telling(self) -> list[float]:
+        """Return the residuals of the longer steps, where there are enough: those that a margin is wanted for.
+
+        What disturbs a step often takes the same time whatever the step, so short ones are off by more of theirs.
+        """
+        kept = list(self._ratios)
+        if len(kept) < ALIKE_NEEDED:
+            kept += self._early
+        longest_s = sorted(predicted_s for predicted_s, _ in kept)[-1 - len(kept) // 8]
+        longer = [ratio for predicted_s, ratio in kept if predicted_s >= 0.5 * longest_s]
+        return longer if len(longer) >= ALIKE_NEEDED else [ratio for _, ratio in kept]
+
+
+def _upper(ordered: list[float], quantile: float, count: int) -> float:
+    """Return the quantile of sorted ratios, the larger of two estimates.
+
+    A normal distribution's, from the mean deviation, is steadier than the few largest of a sample; where the
+    residuals' own tail is heavier, a quantile somewhat below the wanted one shows it.
+    """
+    centre, tail = (ordered[int(q * (count - 1))] for q in (0.5, 1 - 3 * (1 - quantile)))
+    deviation = sum([abs(ratio - centre) for ratio in ordered]) / count
+    # Few steps that were quicker than predicted do not say that the next ones will be.
+    centre = max(centre, 1.0 - (1.0 - centre) * min(1.0, count / BIAS_STEPS))
+    return max(tail, centre + _NORMAL.inv_cdf(quantile) * math.sqrt(math.pi / 2) * deviation)

@@ -1,0 +1,203 @@
+"""What the controller sees: vLLM's queues as a StepView, and the requests behind it."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.order.base import Facts
+from vllm_sarathi.core.types import DecodeView, InFlight, RequestView, StepView
+from vllm_sarathi.engine.request_slo import NONE, RequestSlo, read_request_slo
+from vllm_sarathi.engine.turns import RefusedTurns
+from vllm_sarathi.engine.vllm.chunking import Chunking
+from vllm_sarathi.engine.vllm.images import encoder_inputs
+from vllm_sarathi.engine.vllm.internals import is_priority_policy
+from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes
+from vllm_sarathi.engine.vllm.runnable import Admission, Blocker
+from vllm_sarathi.engine.vllm.turn_queue import install_turn_queue
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A step as the controller sees it, and as vLLM holds it.
+
+    Attributes:
+        view: what the controller sees.
+        partial: the requests behind `view.prefills`.
+        waiting: the requests behind `view.waiting`.
+    """
+
+    view: StepView
+    partial: list[Any]
+    waiting: list[Any]
+
+
+class ViewBuilder:
+    """Looks at a scheduler before each step.
+
+    Args:
+        scheduler: vLLM's, and ours.
+        config: the settings.
+        controller: says what it wants to see.
+        stepwise_pipeline: whether a decode waits for its last token to come out of a pipeline.
+    """
+
+    def __init__(
+        self, scheduler: Any, config: SarathiConfig, controller: Controller, stepwise_pipeline: bool
+    ) -> None:
+        self._scheduler = scheduler
+        self._config = config
+        self._controller = controller
+        self._pipelined = stepwise_pipeline
+        self._by_priority = is_priority_policy(scheduler)
+        self._looks_far = bool(controller.order.lists) and not self._by_priority
+        self._prefixes = CachedPrefixes(scheduler)
+        self._chunking = Chunking(scheduler)
+        self._refused = RefusedTurns()
+        self._slos: dict[str, RequestSlo] = {}
+        self._keyed_tokens: dict[str, int] = {}
+        self._cached_at_start: dict[str, int] = {}
+        self._step = 0
+        if self._looks_far:
+            install_turn_queue(scheduler, controller.order, self._keys)
+
+    def added(self, request: Any) -> None:
+        """Note the SLOs that a new request asks for; called before it is queued."""
+        if self._config.allow_request_slo:
+            slo = read_request_slo(getattr(request.sampling_params, "extra_args", None), self._config)
+            if slo is not NONE:
+                self._slos[request.request_id] = slo
+
+    def ended(self, request: Any) -> None:
+        """Forget a request that has ended."""
+        for notes in (self._slos, self._keyed_tokens, self._cached_at_start):
+            notes.pop(request.request_id, None)
+        self._refused.note(request.request_id, ran=True, step=self._step)
+
+    def note_turn(self, request: Any, taken: bool) -> None:
+        """Note whether a request that others yielded to has used its turn."""
+        self._refused.note(request.request_id, taken, self._step)
+
+    def look(self, now_s: float, wall_s: float, in_flight: Iterable[InFlight]) -> Sight:
+        """Return the step at hand.
+
+        Args:
+            now_s: the time on the clock of StepView.now_s.
+            wall_s: seconds since the epoch, as vLLM notes arrivals.
+            in_flight: as StepView.in_flight.
+        """
+        scheduler, policy = self._scheduler, self._controller.policy
+        running = scheduler.running
+        partial = [request for request in running if request.is_prefill_chunk]
+        generating = decodes = len(running) - len(partial)
+        if self._pipelined:  # a decode whose last token is still in the pipeline cannot be in this step
+            running = [r for r in running if r.is_prefill_chunk or r.num_tokens > r.num_computed_tokens]
+            decodes = len(running) - len(partial)
+        decode_tokens = decodes
+        if scheduler.num_spec_tokens:
+            decode_tokens += sum(len(r.spec_token_ids) for r in running if not r.is_prefill_chunk)
+        context = sum([r.num_computed_tokens for r in running])
+        if partial:
+            context -= sum([r.num_computed_tokens for r in partial])
+        admission = Admission(scheduler, decodes)
+        waiting, unseen = self._waiting(admission, partial, wall_s)
+        views: tuple[DecodeView, ...] = ()
+        if policy.needs_decode_views:
+            views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
+        view = StepView(
+            now_s=now_s,
+            decodes=decodes,
+            decode_tokens=decode_tokens,
+            decode_context_tokens=context,
+            prefills=tuple([self._partial_view(request, wall_s) for request in partial]),
+            waiting=tuple([self._waiting_view(request, wall_s) for request in waiting]),
+            max_tokens=scheduler.max_num_scheduled_tokens,
+            unseen_waiting=unseen,
+            decode_views=views,
+            decodes_elsewhere=generating - decodes,
+            in_flight=tuple(in_flight) if self._pipelined or policy.needs_decode_views else (),
+            free_slots=admission.free_slots,
+        )
+        return Sight(view, partial, waiting)
+
+    def _waiting(self, admission: Admission, partial: list[Any], wall_s: float) -> tuple[list[Any], int]:
+        """Return the waiting requests that the order wants to see and that could be scheduled, and how many others."""
+        scheduler, order = self._scheduler, self._controller.order
+        count = scheduler.get_request_counts()[1]
+        if not count or not admission.free_slots:
+            return [], count
+        if self._looks_far:
+            seen = scheduler.waiting.candidates(order.starts(wall_s))
+        else:
+            seen = list(itertools.islice(scheduler.waiting, self._controller.policy.waiting_seen))
+            if order.sees_one_step and self._controller.policy.learns:
+                seen = self._within_one_step(partial, seen)
+        self._step += 1
+        self._prefixes.refresh(seen)
+        if self._looks_far:
+            for request in seen:
+                if self._left(request) != self._keyed_tokens.get(request.request_id):
+                    scheduler.waiting.rekey(request)
+        waiting = []
+        for request in seen:
+            blocker = admission.blocker(request, self._prefixes.tokens(request))
+            if blocker is None and not self._refused.is_passed_over(request.request_id, self._step):
+                waiting.append(request)
+            elif blocker is Blocker.BLOCKS and self._stops(request, wall_s):
+                break
+        return waiting, max(0, count - len(seen))
+
+    def _stops(self, request: Any, wall_s: float) -> bool:
+        """True where nobody may pass a request that waits for KV blocks: others would go on taking them."""
+        return not self._looks_far or wall_s - request.arrival_time >= self._config.prefill_max_wait_s
+
+    def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
+        """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`."""
+        room = self._scheduler.max_num_scheduled_tokens
+        for request in partial:
+            room -= request.num_tokens - request.num_computed_tokens
+        reached = []
+        for request in waiting:
+            if room <= 0:
+                break
+            room -= request.num_tokens - self._prefixes.tokens(request)
+            reached.append(request)
+        return reached
+
+    def _request_view(self, request: Any, wall_s: float, done: int, cached: int) -> RequestView:
+        return RequestView(
+            request_id=request.request_id,
+            rank=(request.priority if self._by_priority else 0, request.arrival_time),
+            age_s=max(0.0, wall_s - request.arrival_time),
+            done_tokens=done,
+            remaining_tokens=max(1, request.num_tokens - done),
+            ttft_slo_s=self._slos.get(request.request_id, NONE).ttft_slo_s,
+            cached_tokens=cached,
+            rules=self._chunking.rules(request, done),
+            encoder_inputs=encoder_inputs(request, done) if request.has_encoder_inputs else (),
+        )
+
+    def _partial_view(self, request: Any, wall_s: float) -> RequestView:
+        cached = self._cached_at_start.get(request.request_id, 0)
+        return self._request_view(request, wall_s, request.num_computed_tokens, cached)
+
+    def _waiting_view(self, request: Any, wall_s: float) -> RequestView:
+        done = self._prefixes.tokens(request)
+        if done:
+            self._cached_at_start[request.request_id] = done
+        return self._request_view(request, wall_s, done, done)
+
+    def _left(self, request: Any) -> int:
+        return max(1, int(request.num_tokens) - self._prefixes.tokens(request))
+
+    def _decode_view(self, request: Any) -> DecodeView:
+        slo = self._slos.get(request.request_id, NONE)
+        tokens = request.num_output_tokens + request.num_output_placeholders
+        return DecodeView(request.request_id, tokens, slo.tbt_slo_s)
+
+    def _keys(self, request: Any) -> Any:
+        left = self._keyed_tokens[request.request_id] = self._left(request)
+        slo_s = self._slos.get(request.request_id, NONE).ttft_slo_s
+        return self._controller.order.keys(Facts(request.arrival_time, left, slo_s))

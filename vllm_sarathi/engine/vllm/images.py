@@ -1,0 +1,23 @@
+"""What an encoder computes for the images or sound in a prompt."""
+
+from typing import Any
+
+
+def encoder_inputs(request: Any, done_tokens: int) -> tuple[tuple[int, int], ...]:
+    """Return a request's items that reach beyond its done tokens, as (start in the prompt, embeddings)."""
+    return tuple(
+        (feature.mm_position.offset, request.get_num_encoder_embeds(index))
+        for index, feature in enumerate(request.mm_features)
+        if feature.mm_position.offset + feature.mm_position.length > done_tokens
+    )
+
+
+def encoder_tokens(scheduler: Any, output: Any) -> int:
+    """Return the embeddings that an encoder computes in a step."""
+    if not output.scheduled_encoder_inputs:
+        return 0
+    return sum(
+        scheduler.requests[name].get_num_encoder_embeds(index)
+        for name, items in output.scheduled_encoder_inputs.items()
+        for index in items
+    )

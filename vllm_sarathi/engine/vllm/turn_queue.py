@@ -1,0 +1,97 @@
+"""A queue of waiting requests for orders that look beyond its head: any of them comes to the front in constant time."""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from vllm_sarathi.core.order.base import Order
+from vllm_sarathi.core.order.index import WaitingIndex
+from vllm_sarathi.engine.vllm.internals import resolve
+
+
+class TurnQueue:
+    """vLLM's queue in the order in which it was put, with an index by the keys of an order of ours."""
+
+    def __init__(self, order: Order, keys: Callable[[Any], Mapping[str, float]]) -> None:
+        self._requests: OrderedDict[Any, None] = OrderedDict()
+        self._index: WaitingIndex[Any] = WaitingIndex(order.lists)
+        self._keys = keys
+
+    def add_request(self, request: Any) -> None:
+        self._requests[request] = None
+        self._index.add(request, self._keys(request))
+
+    def pop_request(self) -> Any:
+        request, _ = self._requests.popitem(last=False)
+        self._index.discard(request)
+        return request
+
+    def peek_request(self) -> Any:
+        if not self._requests:
+            raise IndexError("peek from an empty queue")
+        return next(iter(self._requests))
+
+    def prepend_request(self, request: Any) -> None:
+        self.add_request(request)
+        self._requests.move_to_end(request, last=False)
+
+    def prepend_requests(self, requests: Iterable[Any]) -> None:
+        for request in requests:
+            self.prepend_request(request)
+
+    def remove_request(self, request: Any) -> None:
+        del self._requests[request]
+        self._index.discard(request)
+
+    def remove_requests(self, requests: Iterable[Any]) -> None:
+        for request in requests:
+            if request in self._requests:
+                self.remove_request(request)
+
+    def candidates(self, starts: Mapping[str, float]) -> list[Any]:
+        """Return the requests that the order could want next."""
+        return self._index.candidates(starts)
+
+    def rekey(self, request: Any) -> None:
+        """Sort a request anew, whose keys have changed."""
+        if request in self._requests:
+            self._index.add(request, self._keys(request))
+
+    def bring_to_front(self, requests: list[Any]) -> None:
+        """Bring those requests, in their order, to the head."""
+        if all(a is b for a, b in zip(self._requests, requests, strict=False)):
+            return
+        for request in reversed(requests):
+            self._requests.move_to_end(request, last=False)
+
+    def __contains__(self, request: Any) -> bool:
+        return request in self._requests
+
+    def __bool__(self) -> bool:
+        return bool(self._requests)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._requests)
+
+
+@functools.cache
+def _queue_class() -> Any:
+    """Return the class that vLLM takes for one of its own; its base is imported when it is asked for."""
+    base: Any = resolve("vllm.v1.core.sched.request_queue:RequestQueue")
+    return type("VllmTurnQueue", (TurnQueue, base), {})
+
+
+def install_turn_queue(scheduler: Any, order: Order, keys: Callable[[Any], Mapping[str, float]]) -> None:
+    """Give a scheduler that has just been made a queue for orders that look beyond its head.
+
+    Args:
+        scheduler: vLLM's; nothing waits yet.
+        order: says what is to be seen.
+        keys: a waiting request's keys, as `Order.keys`.
+    """
+    assert not scheduler.waiting
+    scheduler.waiting = _queue_class()(order, keys)
