@@ -9,10 +9,10 @@ import torch
 from autolrs_plugin.training.attributes import PlainAttributes
 from autolrs_plugin.training.data import generators_of
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, hosted_config
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import as_number
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.snapshot import Stateful
 
 try:
     from accelerate import Accelerator, skip_first_batches

@@ -9,9 +9,9 @@ import torch
 from autolrs_plugin.training.attributes import PlainAttributes
 from autolrs_plugin.training.data import generators_of
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.snapshot import Stateful
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

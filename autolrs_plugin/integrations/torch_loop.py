@@ -16,12 +16,12 @@ from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
 from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
 from autolrs_plugin.training.lr import ReplayLR
 from autolrs_plugin.training.progress import observers_for
 from autolrs_plugin.training.rng import Generator
 from autolrs_plugin.training.session import Observer, Prober, Session
-from autolrs_plugin.training.snapshot import Stateful
 
 
 class AutoLRS:

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.lr import TunedLR
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.snapshot import Stateful
 
 try:
     from transformers import Trainer, TrainerCallback

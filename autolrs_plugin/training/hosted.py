@@ -25,10 +25,10 @@ from autolrs_plugin.core.replay import replay
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop
 from autolrs_plugin.training.rng import Generator, seed_all
 from autolrs_plugin.training.session import Observer, OnStep, Session, Steps, check_same_run
-from autolrs_plugin.training.snapshot import Stateful
 
 logger = logging.getLogger("autolrs_plugin")
 

@@ -167,6 +167,8 @@ class Session:
         self._pending: Action | None = None
         self._pending_since = 0.0
         self._nan_evaluations = 0
+        # Whether this session itself has left the job in the kept state.
+        self._clean = self._performed = False
         self._journal: Journal | None = None
         self._current: Checkpoint | None = None
         self._kept: Checkpoint | None = None
@@ -214,6 +216,7 @@ class Session:
     def perform(self, action: Action) -> Result:
         """Carry out an action on the port; return its result, which `tell` takes."""
         assert action == self._pending, f"{action} is not the action that was asked for"
+        self._performed = True
         if isinstance(action, Probe):
             return self._probe(action)
         started = time.perf_counter()
@@ -254,6 +257,10 @@ class Session:
             self._follow(action, checkpoint)
             self._journal.keep_only({c.file for c in (self._current, self._kept) if c is not None})
         self._pending = None
+        in_kept = isinstance(action, Snapshot | Restore | Probe) or (
+            self._clean and isinstance(action, Evaluate)
+        )
+        self._clean, self._performed = self._performed and in_kept, False
         self._fingerprint = self._port.fingerprint()
         for observer in self._observers:
             observer.on_result(action, result, self.controller)
@@ -277,7 +284,12 @@ class Session:
             result = self._prober.probe((probe, *self.controller.ahead[1:]), seed)
             if result is not None:
                 return _as_waited_for(result, time.perf_counter() - started)
-        return carry_out(probe, self._port, seed, self._on_step)
+        try:
+            return carry_out(probe, self._port, seed, self._on_step, self._clean)
+        except BaseException:
+            # All is as before the probe: whoever catches this may ask for it again.
+            self._pending, self._clean, self._performed = None, True, False
+            raise
 
     def _check_val_loss(self, action: Action, result: Result) -> None:
         if result.val_loss is None or self._nan_evaluations < 0:
@@ -361,24 +373,48 @@ def evaluated(port: Port) -> float:
     return loss
 
 
-def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep) -> Result:
-    """Carry out a probe on a port that has kept a state; `seed` is the search's. Return its result."""
+def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep, clean: bool = False) -> Result:
+    """Carry out a probe on a port that has kept a state; `seed` is the search's. Return its result.
+
+    A probe is a transaction: whatever ends it, an exception or Ctrl-C included, the job is in the kept state then.
+
+    Args:
+        probe: the probe.
+        port: the training job.
+        seed: of the search.
+        on_step: called after each step.
+        clean: whether the job is in the kept state already.
+    """
     started = time.perf_counter()
-    port.restore()
+    if not clean:
+        _go_back(port)
     restored = time.perf_counter()
-    steps = port.probe(probe.lrs, probe_seed(seed, probe), probe.abort_above, on_step)
-    probed = time.perf_counter()
-    held = len(steps.losses) == len(probe.lrs) and math.isfinite(steps.losses[-1])
-    val_loss = evaluated(port) if probe.evaluate and held else None
+    try:
+        steps = port.probe(probe.lrs, probe_seed(seed, probe), probe.abort_above, on_step)
+        probed = time.perf_counter()
+        held = len(steps.losses) == len(probe.lrs) and math.isfinite(steps.losses[-1])
+        val_loss = evaluated(port) if probe.evaluate and held else None
+        evaluated_at = time.perf_counter()
+    finally:
+        _go_back(port)
     ended = time.perf_counter()
     return Result(
         losses=steps.losses,
         val_loss=val_loss,
         seconds=ended - started,
-        eval_seconds=ended - probed,
-        restore_seconds=restored - started,
+        eval_seconds=evaluated_at - probed,
+        restore_seconds=ended - evaluated_at + restored - started,
         tokens=steps.tokens,
     )
+
+
+def _go_back(port: Port) -> None:
+    """Go back to the kept state, wholly: an interrupt in its midst is let out afterwards."""
+    try:
+        port.restore()
+    except KeyboardInterrupt:
+        port.restore()
+        raise
 
 
 def _as_waited_for(result: Result, seconds: float) -> Result:
