@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from autolrs_plugin.training.attributes import is_plain
-from autolrs_plugin.training.inventory import Inventory
+from autolrs_plugin.training.inventory import Inventory, made_anew
 from autolrs_plugin.training.rng import (
     Generator,
     rng_kept,
@@ -197,21 +197,30 @@ def generators_of(source: object) -> list[torch.Generator]:
 def data_state(source: object) -> dict[str, Any]:
     """Return the plain attributes and the generators of a source of batches and of what it is made of, by path."""
     found = Inventory({"": source}, {}, data=True)
+    held = {path: slots.get() for path, slots in found.slots.items()}
     attributes = {
-        path: copy.deepcopy({k: v for k, v in slots.get().items() if is_plain(v, most_bytes=0)})
-        for path, slots in found.slots.items()
+        path: copy.deepcopy({k: v for k, v in values.items() if is_plain(v, most_bytes=0)})
+        for path, values in held.items()
     }
-    return {"attributes": attributes, "generators": {p: state_of(g) for p, g in found.generators.items()}}
+    return {
+        "attributes": attributes,
+        "names": {path: list(values) for path, values in held.items()},
+        "generators": {path: state_of(generator) for path, generator in found.generators.items()},
+    }
 
 
 def set_data_state(source: object, state: dict[str, Any]) -> None:
     """Set what `data_state` returned."""
     found = Inventory({"": source}, {}, data=True)
     for path, slots in found.slots.items():
+        for name in slots.get().keys() - state["names"].get(path, slots.get().keys()):
+            slots.delete(name)
         for name, value in copy.deepcopy(state["attributes"].get(path, {})).items():
             slots.set(name, value)
-    for path in state["generators"].keys() & found.generators.keys():
-        set_state_of(found.generators[path], state["generators"][path])
+    for path, value in state["generators"].items():
+        generator = found.generators.get(path) or made_anew(found, path, value)
+        if generator is not None:
+            set_state_of(generator, value)
 
 
 def _set_epoch(source: Any, epoch: int) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autolrs_plugin.training.attributes import ATOMS, MANY, FunctionSlots, Slots, held, names_in
-from autolrs_plugin.training.rng import Generator
+from autolrs_plugin.training.rng import Generator, like_state
 
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
@@ -207,6 +207,20 @@ class Inventory:
 def joined(path: str, name: str) -> str:
     """Return the path to an attribute."""
     return f"{path}.{name}" if path and name else path or name
+
+
+def made_anew(found: Inventory, path: str, state: Any) -> Generator | None:
+    """Return a generator of the kind that has this state, put where there is none yet; None if it has no place.
+
+    Some are made where they are first needed, which in another process has not happened yet.
+    """
+    owner, _, name = path.rpartition(".")
+    slots = found.slots.get(owner)
+    if slots is None:
+        return None
+    generator = like_state(state)
+    slots.set(name, generator)
+    return generator
 
 
 _LIBRARIES = tuple(sysconfig.get_paths()[k] for k in ("stdlib", "platstdlib", "purelib", "platlib"))

@@ -94,3 +94,14 @@ def set_state_of(generator: Generator, value: Any) -> None:
         generator.setstate(value)
     else:
         generator.set_state(value)
+
+
+def like_state(value: Any) -> Generator:
+    """Return a new generator of the kind whose state `state_of` returned as `value`."""
+    if isinstance(value, torch.Tensor):
+        return torch.Generator()
+    if isinstance(value, tuple):
+        return random.Random()
+    if "has_gauss" in value:
+        return np.random.RandomState()
+    return np.random.Generator(getattr(np.random, value["bit_generator"])())

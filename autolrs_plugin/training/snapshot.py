@@ -10,7 +10,7 @@ import torch
 from autolrs_plugin.training.attributes import MOST_BYTES, FunctionSlots, Slots, is_plain, is_record
 from autolrs_plugin.training.checking import check_job
 from autolrs_plugin.training.fingerprint import digest_of, leaves, tensor_digest, weights_fingerprint
-from autolrs_plugin.training.inventory import Inventory, Stateful, is_stateful, joined, position
+from autolrs_plugin.training.inventory import Inventory, Stateful, is_stateful, joined, made_anew, position
 from autolrs_plugin.training.rng import (
     Generator,
     check_generator,
@@ -262,6 +262,7 @@ class JobState:
             "gradients": lambda: {name: p.grad for name, p in self.trainable().items()},
             "buffers": lambda: {name: module._buffers for name, module in modules.items()},
             "modes": lambda: {name: module.training for name, module in modules.items()},
+            "trains": lambda: {name: p.requires_grad for name, p in self.parameters.items() if p.is_leaf},
             "extra": lambda: {name: module.get_extra_state() for name, module in self._with_extra_state()},
             "optimizers": lambda: {path: self._optimizer_state(o) for path, o in found.optimizers.items()},
             "stateful": lambda: {name: thing.state_dict() for name, thing in self._stateful().items()},
@@ -289,6 +290,8 @@ class JobState:
                     now.update(then)
         for name, kept in state.get("parameters", {}).items():
             restorer.into(origins.parameters[name], kept)
+        for name, trains in state.get("trains", {}).items():
+            origins.parameters[name].requires_grad_(trains)
         for name, kept in state.get("gradients", {}).items():
             parameter = origins.parameters[name]
             restorer.mesh = getattr(parameter, "device_mesh", None)
@@ -308,8 +311,11 @@ class JobState:
             things[name].load_state_dict(Restorer().restored(None, state["stateful"][name]))
         self._restore_slots(restorer, state["attributes"], origins)
         # Last, because restoring the data may draw from the generators.
-        for path in state["generators"].keys() & found.generators.keys():
-            set_state_of(found.generators[path], Restorer().restored(None, state["generators"][path]))
+        for path, kept in state["generators"].items():
+            value = Restorer().restored(None, kept)
+            generator = found.generators.get(path) or made_anew(found, path, value)
+            if generator is not None:
+                set_state_of(generator, value)
         set_rng_state(Restorer().restored(None, state["rng"]), self.generators)
 
     def _restore_slots(self, restorer: Restorer, attributes: Mapping[str, Any], origins: Origins) -> None:

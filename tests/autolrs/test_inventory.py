@@ -294,16 +294,16 @@ class Growing(Kind):
     """A frozen layer that the step lets train later, in a group of its own."""
 
     def prepare(self) -> None:
-        self.model.body.requires_grad_(False)
+        self.model.norm.requires_grad_(False)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer, self.count = torch.optim.AdamW(trained, lr=0.1), 0
 
     def after(self, loss: torch.Tensor, index: torch.Tensor) -> None:
         self.count += 1
         if self.count == 4:
-            self.model.body.requires_grad_(True)
+            self.model.norm.requires_grad_(True)
             lr = self.optimizer.param_groups[0]["lr"]
-            self.optimizer.add_param_group({"params": list(self.model.body.parameters()), "lr": lr / 10})
+            self.optimizer.add_param_group({"params": list(self.model.norm.parameters()), "lr": lr / 10})
 
     def seen(self) -> Any:
         return self.count, [len(group["params"]) for group in self.optimizer.param_groups]
@@ -524,25 +524,21 @@ def test_a_probe_that_ends_in_an_error_has_changed_nothing(
     for _ in range(5):
         torch.manual_seed(0)
         job, left = kind(), draw.randrange(1, 4)
-        plain, where = job.after, draw.choice(["forward", "step", "after", "validate"])
-        armed = False
+        where = draw.choice(["forward", "step", "after", "validate"])
+        armed = [0]
 
-        def fail(here: str, job: Any = job, where: str = where) -> None:
-            nonlocal left
-            if armed and here == where:
-                left -= 1
-                if left <= 0 or where == "validate":
-                    raise error("boom")
-
-        def at(here: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def at(here: str, function: Callable[..., Any], where: str = where, armed: list[int] = armed) -> Any:
             def wrapped(*args: Any, **kwargs: Any) -> Any:
                 result = function(*args, **kwargs)
-                fail(here)
+                if armed[0] and here == where:
+                    armed[0] -= 1
+                    if not armed[0]:
+                        raise error("boom")
                 return result
 
             return wrapped
 
-        job.after = at("after", plain)  # type: ignore[method-assign]
+        job.after = at("after", job.after)  # type: ignore[method-assign]
         job.loss = at("forward", job.loss)  # type: ignore[method-assign]
         job.optimizer.step = at("step", job.optimizer.step)
         job.validate = at("validate", job.validate)  # type: ignore[method-assign]
@@ -551,10 +547,10 @@ def test_a_probe_that_ends_in_an_error_has_changed_nothing(
         for _ in range(2):
             tuner.tell(tuner.perform(tuner.next_action()))
         before, state = everything(job), torch.get_rng_state()
-        armed = True
+        armed[0] = 1 if where == "validate" else left
         with pytest.raises(error, match="boom"):
             tuner.perform(tuner.next_action())
-        armed = False
+        armed[0] = 0
         assert everything(job) == before
         assert torch.equal(torch.get_rng_state(), state)
         tuner.run()  # and it goes on
@@ -643,6 +639,6 @@ def test_misuse_is_told_in_a_sentence() -> None:
     with pytest.raises(
         TypeError, match=r"optimizer: a list is no torch.optim.Optimizer; put several into one"
     ):
-        AutoLRS(job.model, [job.optimizer], max_steps=7, lr_range=(1e-3, 1.0), train_step=job.step)
+        AutoLRS(job.model, [job.optimizer], max_steps=7, lr_range=(1e-3, 1.0), train_step=job.validate)
     with pytest.raises(TypeError, match=r"model: a dict is no torch.nn.Module"):
-        AutoLRS({}, job.optimizer, max_steps=7, lr_range=(1e-3, 1.0), train_step=job.step)
+        AutoLRS({}, job.optimizer, max_steps=7, lr_range=(1e-3, 1.0), train_step=job.validate)
