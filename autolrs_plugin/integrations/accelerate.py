@@ -188,7 +188,8 @@ def check_accelerator(accelerator: Accelerator, model: torch.nn.Module) -> None:
     """
     if str(accelerator.distributed_type).endswith("DEEPSPEED"):
         raise RuntimeError(
-            "DeepSpeed: keeps its state where AutoLRS cannot roll it back; train with DDP or with FSDP2 (fsdp_version: 2)."
+            "DeepSpeed: keeps its state where AutoLRS cannot roll it back; train with DDP, or with FSDP2 "
+            "(fsdp_version: 2)."
         )
     if str(accelerator.distributed_type).endswith("FSDP") and not accelerator.is_fsdp2:
         raise RuntimeError(
