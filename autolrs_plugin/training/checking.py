@@ -1,5 +1,10 @@
 """What of a model and an optimizer cannot be rolled back, and is refused by a sentence."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 
 
@@ -31,6 +36,33 @@ def check_job(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
             raise ValueError(
                 f"model: the parameter {name!r} is uninitialised; pass one batch through the model first."
             )
+
+
+def check_functions(validate: object, run_dir: Path | None) -> None:
+    """Raise if what is to be called cannot be, or a folder is none.
+
+    Raises:
+        TypeError: `validate` cannot be called.
+        ValueError: `run_dir` is a file.
+    """
+    if validate is not None and not callable(validate):
+        raise TypeError(
+            f"validate: a {type(validate).__name__} cannot be called; give a function that returns the validation "
+            "loss, such as one that goes through your loader."
+        )
+    if run_dir is not None and run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"run_dir={str(run_dir)!r}: is a file; give a folder.")
+
+
+def plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with numpy's numbers as Python's own."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(plain(v) for v in value)
+        return value.item() if isinstance(value, np.generic) else value
+
+    return {name: plain(value) for name, value in settings.items()}
 
 
 def _check_wrapper(model: torch.nn.Module) -> None:

@@ -25,11 +25,13 @@ from autolrs_plugin.core.replay import replay
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
+from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.distributed import RankedPort, ranks_of_job
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop
+from autolrs_plugin.training.ports import Observer, OnStep, Port, Steps
 from autolrs_plugin.training.rng import Generator, seed_all
-from autolrs_plugin.training.session import Observer, OnStep, Port, Session, Steps, check_same_run
+from autolrs_plugin.training.session import Session, check_same_run
 
 logger = logging.getLogger("autolrs_plugin")
 
@@ -108,7 +110,7 @@ class HostedLoop(TorchLoop):
 
     def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
         """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
-        self._probed = True
+        self._probed = self._in_probe = True
         seed_all(seed, self._job.generators)
         try:
             with self._host.probing(seed) as self._train_step:
@@ -280,7 +282,7 @@ def hosted_config(name: str, max_steps: int, validation: bool, settings: Mapping
         if key in settings:
             raise ConfigError(f"{name}: {key!r} is no setting here; the framework's own settings decide it.")
     fixed = {"max_steps": max_steps, "validation": validation, "rewind": False}
-    return AutoLRSConfig.from_mapping({**settings, **fixed}, origin=name)
+    return AutoLRSConfig.from_mapping(plain_numbers({**settings, **fixed}), origin=name)
 
 
 def check_begin(name: str, step: int, state: str | None, run: HostedRun | None) -> None:

@@ -5,7 +5,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from autolrs_plugin.training.fingerprint import weights_digest
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.keeper import Keeper
 from autolrs_plugin.training.lr import GroupRates
+from autolrs_plugin.training.ports import OnStep, Steps
 from autolrs_plugin.training.rng import Generator, seed_all
-from autolrs_plugin.training.session import OnStep, Steps
 from autolrs_plugin.training.snapshot import COUNT, JobState
 from autolrs_plugin.training.tree import Copier
 
@@ -84,7 +84,7 @@ class TorchLoop:
         self._job = JobState(model, optimizer, stateful, all_generators, roots)
         self._keeper = Keeper(self._job, keep)
         self._before_probes: dict[str, str] | None = None
-        self._probed = self._verified = False
+        self._probed = self._verified = self._in_probe = False
         self.rates = GroupRates(optimizer)
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
@@ -94,7 +94,7 @@ class TorchLoop:
 
     def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
         """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
-        self._probed = True
+        self._probed = self._in_probe = True
         seed_all(seed, self._job.generators)
         if self._probe_batches is None:
             return self._steps(lrs, on_step, None, abort_above)
@@ -121,6 +121,7 @@ class TorchLoop:
             RuntimeError: the first probe has changed something that cannot be set back; the message names it.
         """
         self._keeper.restore()
+        self._in_probe = False
         if self._probed and self._before_probes is not None:
             before, self._before_probes, self._verified = self._before_probes, None, True
             check_same(before, self._job.digests())
@@ -134,6 +135,10 @@ class TorchLoop:
             yield
         finally:
             self._job.restore(probed)
+
+    def as_trained(self) -> AbstractContextManager[None]:
+        """Inside, the job is that of the real step; outside of probes it is that anyway."""
+        return self.as_kept() if self._in_probe else nullcontext()
 
     def fingerprint(self) -> str:
         """Return a value that changes when a weight does."""

@@ -642,3 +642,45 @@ def test_misuse_is_told_in_a_sentence() -> None:
         AutoLRS(job.model, [job.optimizer], max_steps=7, lr_range=(1e-3, 1.0), train_step=job.validate)
     with pytest.raises(TypeError, match=r"model: a dict is no torch.nn.Module"):
         AutoLRS({}, job.optimizer, max_steps=7, lr_range=(1e-3, 1.0), train_step=job.validate)
+
+
+def test_misuse_of_functions_folders_and_numbers(tmp_path: Path) -> None:
+    job = Kind()
+    with pytest.raises(TypeError, match=r"validate: a list cannot be called; give a function"):
+        tuner_of(job, validate=[1, 2])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"run_dir='.*file': is a file; give a folder"):
+        tuner_of(job, run_dir=tmp_path / "file")
+    with script(PLAN):
+        tuner_of(job, max_steps=np.int64(7), lr_range=tuple(np.array([1e-3, 1.0])), seed=np.int32(0)).run()
+
+
+def test_what_a_signal_handler_saves_in_a_probe_is_of_the_real_step() -> None:
+    job, whole, saved = Kind(), Kind(), []
+    with script(PLAN):
+        tuner = tuner_of(job)
+
+    def after(loss: torch.Tensor, index: torch.Tensor) -> None:
+        with tuner.as_trained():
+            saved.append((copy.deepcopy(job.model.state_dict()), job.rates()))
+
+    job.after = after  # type: ignore[method-assign]
+    tuner.run()
+    with script(PLAN):
+        tuner_of(whole).run()
+    assert everything(job) == everything(whole)
+    real, probed = saved[1], saved[2 : 2 + 9]
+    for weights, rates in probed:
+        assert rates == real[1]
+        assert all(torch.equal(value, weights[name]) for name, value in real[0].items())
+
+
+def test_a_lock_that_workers_have_inherited_ends_with_close(tmp_path: Path) -> None:
+    job = Kind()
+    with script(PLAN):
+        tuner = tuner_of(job, run_dir=tmp_path)
+        workers = iter(DataLoader(list(range(4)), num_workers=1, persistent_workers=True))  # a fork
+        next(workers)
+        tuner.close()
+        tuner_of(Kind(), run_dir=tmp_path).run()
+    del workers
