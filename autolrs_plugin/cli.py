@@ -3,6 +3,7 @@
 Every room is imported where its command runs: looking at a run needs no torch, and `--help` nothing at all.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,14 @@ def plot(run: Run, out: Annotated[Path, typer.Option("-o", "--out", help="The pi
 
 @app.command()
 def export(
-    run: Run, out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")]
+    run: Run,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")],
+    fields: Annotated[
+        Path | None,
+        typer.Option(
+            help="A JSON file for learning_rate, lr_scheduler_type, warmup_ratio and min_lr_ratio, too."
+        ),
+    ] = None,
 ) -> None:
     """Write a run's schedule, to be replayed: ReplayLR(optimizer, Schedule.load(FILE).lrs) is a torch scheduler."""
     with _clear_errors():
@@ -67,6 +75,12 @@ def export(
         Schedule(tuple(state.lrs)).save(out)
         missing = "" if state.step == state.config.max_steps else f" of {state.config.max_steps}, so far"
         typer.echo(f"the schedule of {state.step} steps{missing} is in {out}")
+        if fields is not None:
+            from autolrs_plugin.core.export import to_fields
+
+            closest = to_fields(state.lrs)
+            fields.write_text(json.dumps(closest.settings()) + "\n", encoding="utf-8")
+            typer.echo(f"{closest.deviation()}; they are in {fields}")
 
 
 @app.command()

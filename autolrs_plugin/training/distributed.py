@@ -32,7 +32,7 @@ from autolrs_plugin.core.journal import (
 )
 from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage
 from autolrs_plugin.training.loop import as_number
-from autolrs_plugin.training.session import OnStep, Port, Steps
+from autolrs_plugin.training.ports import OnStep, Port, Steps
 
 RANK_SEEDS = 2**32
 """Probes draw from a seed of each rank's own: so far apart, with the same last 32 bits on all ranks."""
