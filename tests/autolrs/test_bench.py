@@ -36,7 +36,7 @@ def build(seed: int) -> Job:
     return Job(torch.nn.Linear(8, 2), draw, [(x[150:], y[150:])])
 
 
-TOY = Task("toy", C, build, sgd=True, default_lr=1e-3, grid=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1))
+TOY = Task("toy", C, build, kind="SGD, momentum 0.9", default_lr=1e-3, grid=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1))
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "greedylr"])

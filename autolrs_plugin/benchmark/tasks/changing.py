@@ -1,0 +1,61 @@
+"""Reference tasks that change on the way: at half of the run."""
+
+import torch
+from torch import Tensor, nn
+
+from autolrs_plugin.benchmark.tasks.base import Batch, Job
+from autolrs_plugin.benchmark.tasks.images import DIGITS_TRAINED, TRAINED, digits, drawn, mnist
+
+CHANGE = 0.5
+
+
+def mnist_shift(seed: int) -> Job:
+    """A convolutional network; from the middle on, images are negatives, upside down, and classes are renamed."""
+    images, labels = mnist()
+    before, after = (images, labels), (-images.flip(2), (labels * 3 + 1) % 10)
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 5, 2), nn.ReLU(), nn.Conv2d(8, 16, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
+    )
+
+    def judged(data: Batch) -> list[Batch]:
+        return [(data[0][TRAINED:], data[1][TRAINED:])]
+
+    job = Job(model, drawn(*before, TRAINED, 32), judged(before))
+
+    def at(progress: float) -> None:
+        data = after if progress >= CHANGE else before
+        job.draw, job.validation = drawn(*data, TRAINED, 32), judged(data)
+
+    job.at = at
+    return job
+
+
+class Unfrozen(nn.Module):
+    """A body that gets no gradient until it is `open`, and a head on top of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU()
+        )
+        self.head = nn.Linear(32, 10)
+        self.open = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.open and torch.is_grad_enabled()):
+            features = self.body(x)
+        return self.head(features)
+
+
+def digits_unfreeze(seed: int) -> Job:
+    """A head alone in the first half; its random body joins in in the second."""
+    images, labels = digits()
+    torch.manual_seed(seed)
+    model = Unfrozen()
+
+    def at(progress: float) -> None:
+        model.open = progress >= CHANGE
+
+    judged = [(images[DIGITS_TRAINED:], labels[DIGITS_TRAINED:])]
+    return Job(model, drawn(images, labels, DIGITS_TRAINED, 32), judged, at=at)
