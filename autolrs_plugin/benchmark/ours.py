@@ -9,7 +9,7 @@ from autolrs_plugin.benchmark.methods import CURVE_POINTS, Assignment, Curve, Ou
 from autolrs_plugin.benchmark.tasks import Batch, Job, Task
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
-from autolrs_plugin.core.paper_plan import search_cost
+from autolrs_plugin.core.plans.paper import search_cost
 from autolrs_plugin.integrations.torch_loop import AutoLRS
 
 LR_RANGE = (1e-6, 10.0)
@@ -42,9 +42,23 @@ def _arguments(task: Task, job: Job, seed: int) -> dict[str, Any]:
 
 
 def autolrs(a: Assignment) -> Outcome:
-    """The default mode: the run has what the largest search that it may do leaves of C."""
-    budget = AutoLRSConfig(max_steps=1, lr_range=LR_RANGE).search_budget
-    return _tuned(a, int(a.steps / (1 + budget)), "default")
+    """The default: told the optimizer, and so its learning rate."""
+    return _tuned(a, _steps(a), "staged")
+
+
+def autolrs_no_prior(a: Assignment) -> Outcome:
+    """The default, with the optimizer's learning rate forgotten."""
+    return _tuned(a, _steps(a), "staged", prior=None)
+
+
+def autolrs_once(a: Assignment) -> Outcome:
+    """The search before the first step alone."""
+    return _tuned(a, _steps(a), "once")
+
+
+def _steps(a: Assignment) -> int:
+    """Return the steps of the run: what the largest search that it may do leaves of C."""
+    return int(a.steps / (1 + AutoLRSConfig(max_steps=1, lr_range=LR_RANGE).search_budget))
 
 
 def autolrs_paper(a: Assignment) -> Outcome:
@@ -55,7 +69,7 @@ def autolrs_paper(a: Assignment) -> Outcome:
     return _tuned(a, steps, "paper")
 
 
-def _tuned(a: Assignment, steps: int, mode: str) -> Outcome:
+def _tuned(a: Assignment, steps: int, mode: str, **settings: Any) -> Outcome:
     """One run of `steps` steps on the same weights and minibatches as the peers'."""
     job = a.task.build(a.seed)
     tuner = AutoLRS(
@@ -65,6 +79,7 @@ def _tuned(a: Assignment, steps: int, mode: str) -> Outcome:
         seed=a.seed,
         progress=False,
         mode=mode,
+        **settings,
         eval_cost_steps=a.eval_cost_steps,
         evaluations=CURVE_POINTS,
     )

@@ -15,12 +15,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from autolrs_plugin import __version__
 from autolrs_plugin.benchmark.methods import PEERS, Assignment, Outcome
-from autolrs_plugin.benchmark.ours import autolrs, autolrs_paper
+from autolrs_plugin.benchmark.ours import autolrs, autolrs_no_prior, autolrs_once, autolrs_paper
 from autolrs_plugin.benchmark.table import Run, draw_task, task_table, write_rows
 from autolrs_plugin.benchmark.tasks import Job, Task
 
 METHODS: dict[str, Callable[[Assignment], Outcome]] = {
     "autolrs": autolrs,
+    "autolrs-no-prior": autolrs_no_prior,
+    "autolrs-once": autolrs_once,
     "autolrs-paper": autolrs_paper,
     **PEERS,
 }

@@ -17,7 +17,7 @@ from autolrs_plugin.report import draw_run
 from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
 from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
-from autolrs_plugin.training.lr import ReplayLR
+from autolrs_plugin.training.lr import ReplayLR, prior_of
 from autolrs_plugin.training.progress import observers_for
 from autolrs_plugin.training.rng import Generator
 from autolrs_plugin.training.session import Observer, Prober, Session
@@ -65,6 +65,8 @@ class AutoLRS:
         count_tokens: returns the tokens (or samples) of a batch, for the books.
         search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
         seed: of everything that the search draws.
+        prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
+            optimizer was built with, a number, or None to know none.
         run_dir: a folder for the journal and the states of the run: with it, a killed job goes on where it was, to
             bitwise the same weights, if the same script is started again.
         resume: `auto` goes on with the run in `run_dir`, or begins one; True insists on a run, and takes over its
@@ -101,6 +103,7 @@ class AutoLRS:
         count_tokens: Callable[[Any], int] | None = None,
         search_budget: float = 0.25,
         seed: int = 0,
+        prior: float | str | None = "optimizer",
         run_dir: str | os.PathLike[str] | None = None,
         resume: bool | str = "auto",
         keep: str = "host",
@@ -110,7 +113,8 @@ class AutoLRS:
         probes: Prober | None = None,
         **settings: Any,
     ) -> None:
-        settings = {"validation": validate is not None, **settings}
+        prior_lr = prior_of(optimizer) if prior == "optimizer" else prior
+        settings = {"validation": validate is not None, "prior_lr": prior_lr, **settings}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping({**values, **settings}, origin="AutoLRS")
         ranks = ranks_of_job()
