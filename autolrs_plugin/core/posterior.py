@@ -10,11 +10,12 @@ A probe that diverged is no number to be fitted: it is a ceiling, and nothing at
 
 THE EVIDENCE TEST. The present rate is left for another one only if, with d = mu(present) - mu(other),
 
-    d > CLEARLY * std(d)   and   d > MARGIN (upwards) or d > MARGIN_DOWN (downwards).
+    d > clearly * std(d)   and   d > margin,        (clearly, margin) = COLD, UP or DOWN.
 
 The first part asks whether it could be noise. The second is for what a short probe gets wrong about a long run (the
-short-horizon bias, Wu et al. 2018): it is the least advantage in gained loss that short probes do not show by
-mistake, larger downwards, because a lower rate shows at once what a higher one only shows after the run's own decay.
+short-horizon bias, Wu et al. 2018). A lower rate shows at once what a higher one only shows after the run's own
+decay: so probes are biased against higher rates along the run, and what speaks for one all the same is believed
+soon (UP), what speaks for a lower one late (DOWN). From the first weights the bias goes either way (COLD).
 Without the evidence, the present rate stays, and is asked about again at a later stage.
 """
 
@@ -30,11 +31,8 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 Array = NDArray[np.float64]
 
-CLEARLY = 2.0
-"""Standard deviations of a difference that are no noise."""
-
-MARGIN = 0.15
-MARGIN_DOWN = 0.5
+COLD, UP, DOWN = (2.0, 0.15), (1.0, 0.05), (2.0, 0.5)
+"""Of the evidence test: standard deviations of a difference that are no noise, and the least difference."""
 
 AMPLITUDE = 0.5
 """Prior standard deviation of a shortfall."""
@@ -154,10 +152,11 @@ class RatePosterior:
         gain = float(mean[-1] - mean[best])
         spread = covariance[-1, -1] + covariance[best, best] - 2 * covariance[-1, best]
         doubt = math.sqrt(max(0.0, float(spread)))
-        up = points[best] > self._centre or alarmed
-        moved = must_move or (gain > CLEARLY * doubt and gain > (MARGIN if up else MARGIN_DOWN))
+        up = points[best] > self._centre
+        clearly, margin = COLD if alarmed or (up and not self._progress) else UP if up else DOWN
+        moved = must_move or (gain > clearly * doubt and gain > margin)
         variance = np.diag(covariance) + covariance[best, best] - 2 * covariance[:, best]
-        as_good = mean - mean[best] <= np.maximum(MARGIN, CLEARLY * np.sqrt(np.maximum(0.0, variance)))
+        as_good = mean - mean[best] <= np.maximum(COLD[1], COLD[0] * np.sqrt(np.maximum(0.0, variance)))
         good = points[:-1][as_good[:-1]]
         lr = 10 ** float(points[best] if moved else self._centre)
         return Verdict(lr, moved, gain, doubt, 10 ** float(good.min()), 10 ** float(good.max()))

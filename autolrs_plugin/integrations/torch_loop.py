@@ -101,7 +101,7 @@ class AutoLRS:
         stateful: Mapping[str, Stateful] | None = None,
         generators: Sequence[Generator] = (),
         count_tokens: Callable[[Any], int] | None = None,
-        search_budget: float = 0.25,
+        search_budget: float = 0.2,
         seed: int = 0,
         prior: float | str | None = "optimizer",
         run_dir: str | os.PathLike[str] | None = None,

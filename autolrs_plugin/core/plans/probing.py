@@ -28,8 +28,12 @@ RAMP = 0.25
 COOL = 0.4
 """Share of a probe in which its rate falls to zero."""
 
-TAIL = 0.25
+TAIL = 0.3
 """Share of a probe's steps whose training losses are its loss."""
+
+LEAST_TAIL = 3
+PLATEAU_Z = 2.0
+"""A gain below so many standard deviations of a few minibatches' losses is none."""
 
 SAME_RATE = 0.05
 COLD = 10.0
@@ -62,7 +66,7 @@ class Tried:
     @property
     def tail(self) -> Array:
         """The training losses that are its loss."""
-        count = max(2, round(TAIL * len(self.probe.lrs)))
+        count = max(LEAST_TAIL, round(TAIL * len(self.probe.lrs)))
         return np.array(self.result.losses[-count:])
 
 
@@ -141,7 +145,9 @@ def shortfalls(probes: Sequence[Tried], before: float, progress: float, extra_st
     best = int(np.argmin(losses))
     noise = [difference_std(p, probes[best]) if i != best else 0.0 for i, p in enumerate(probes)]
     # Where nothing has been gained beyond the noise, differences are measured in noise, and decide nothing.
-    unit = max(before - float(losses[best]), max(noise), 1e-12 * max(1.0, abs(before)))
+    scatter = float(np.std(np.diff(probes[0].result.losses))) / math.sqrt(2)
+    unsure = PLATEAU_Z * scatter * math.sqrt(0.5 + 1 / len(probes[0].tail))
+    unit = max(before - float(losses[best]), unsure, *noise, 1e-12 * max(1.0, abs(before)))
     return [
         Seen(
             math.log10(p.lr),

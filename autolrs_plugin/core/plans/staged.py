@@ -45,7 +45,7 @@ from autolrs_plugin.core.plans.probing import (
     tried,
 )
 from autolrs_plugin.core.plans.training import diverged_above, evaluation_steps
-from autolrs_plugin.core.plans.watch import FINE, LOST, RISEN, STALLED, Watch
+from autolrs_plugin.core.plans.watch import FELL, LOST, RISEN, STALLED, Watch
 from autolrs_plugin.core.posterior import RatePosterior, Seen, Verdict
 from autolrs_plugin.core.schedule import DECAY, run_curve
 from autolrs_plugin.core.state import Plan, RunState, Stage, probe_together
@@ -53,8 +53,11 @@ from autolrs_plugin.core.state import Plan, RunState, Stage, probe_together
 SHARES = (0.0, 0.1, 0.3)
 """Progress at which stages are planned."""
 
-PARTS = (0.4, 0.35, 0.25)
+PARTS = (0.35, 0.35, 0.3)
 """Each planned stage's part of the search's steps; what one leaves goes to the next."""
+
+UNPLANNED = 0.35
+"""Share of the search's steps that planned stages leave."""
 
 MOST_PROBES = (4, 3, 2)
 WIDTHS = (1.0, 0.5, 0.5)
@@ -63,10 +66,13 @@ WIDTHS = (1.0, 0.5, 0.5)
 LEAST_STEPS = 8
 """No probe is shorter."""
 
+EVALUATION = 8.0
+"""Probes are evaluated if that costs at most this part of them."""
+
 HOPE = 0.02
 """No probe is taken for a lesser expected improvement of the shortfall."""
 
-COLD_STD = 0.1
+COLD_STD = 0.05
 """Standard deviation of a shortfall from the first weights, for what so early probes cannot know."""
 
 HORIZON, HORIZON_STD = 0.35, 0.4
@@ -106,7 +112,7 @@ def once_plan(state: RunState) -> Plan:
 def find_plan(state: RunState) -> Plan:
     """Search before the first step, take everything back, and train nothing."""
     run = StagedRun(state, SHARES[:1])
-    yield from run.stage("find", 0, run.left_steps)
+    yield from run.stage("find", 0, state.budget_left_steps)
     yield Done()
 
 
@@ -168,7 +174,7 @@ class StagedRun:
             elif planned:
                 yield from self.stage("planned", planned[-1], self._allotted(planned[-1]))
             elif pending and state.step < LATEST * config.max_steps:
-                yield from self.stage(pending, 1, self.left_steps)
+                yield from self.stage(pending, 1, state.budget_left_steps)
             pending = yield from self._chunk(marks)
         yield Done()
 
@@ -206,6 +212,10 @@ class StagedRun:
         if found == RISEN:
             if self._suspected is not None and self._suspected[0] == first:
                 self._change(self._suspected[1])
+            self.watch.forget()
+            self.seen.clear()
+            return "change"
+        if found == FELL:
             self.watch.forget()
             self.seen.clear()
             return "change"
@@ -254,9 +264,9 @@ class StagedRun:
 
     @property
     def left_steps(self) -> float:
-        """What the search may still take; two chunks are kept back, to be thrown away if the run goes wrong."""
-        kept_back = 2 * self._chunk_steps if self.state.config.rewind else 0
-        return self.state.budget_left_steps - kept_back
+        """What planned stages may still take; the rest is for chunks to take back, and for stages that nobody planned."""
+        config = self.state.config
+        return self.state.budget_left_steps - UNPLANNED * config.search_budget * config.max_steps
 
     def _allotted(self, index: int) -> float:
         return self.left_steps * PARTS[index] / sum(PARTS[index : len(self.shares)])
@@ -266,7 +276,7 @@ class StagedRun:
         config = self.state.config
         for count in range(most, 1, -1):
             each = allotted / count
-            evaluate = config.validation and 4 * config.eval_cost_steps <= each
+            evaluate = config.validation and EVALUATION * config.eval_cost_steps <= each
             steps = int(each - config.eval_cost_steps if evaluate else each)
             if steps >= LEAST_STEPS:
                 return steps, evaluate

@@ -6,6 +6,8 @@
 A chunk has gone wrong if its losses end not finite, or explode, or if its level lies above the lowest one before by
 more than RISE_Z standard errors and more than RISE_SHARE of what has been gained so far. It stalls if it lies above
 the forecast by as much: a line through the last levels over the logarithm of the step, with its own standard error.
+It fell if it lies below the forecast by FALL_SHARE of what has been gained: a plateau has ended, or layers have been
+unfrozen, and what was found out before may not hold any more.
 """
 
 import math
@@ -17,11 +19,12 @@ import numpy as np
 RISE_Z = 4.0
 RISE_SHARE = 0.1
 STALL_SHARE = 0.1
+FALL_SHARE = 0.3
 FORECAST_CHUNKS = 8
 LEAST_CHUNKS = 4
 """So many chunks make a forecast."""
 
-FINE, RISEN, STALLED, LOST = "fine", "risen", "stalled", "lost"
+FINE, RISEN, STALLED, FELL, LOST = "fine", "risen", "stalled", "fell", "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class Watch:
     chunks: list[Chunk] = field(default_factory=list)
 
     def judge(self, losses: Sequence[float], end: int) -> str:
-        """Return what a chunk of losses up to the real step `end` is: FINE, RISEN, STALLED or LOST."""
+        """Return what a chunk of losses up to the real step `end` is: FINE, RISEN, STALLED, FELL or LOST."""
         chunk = summary(losses, end)
         tail = losses[-max(1, len(losses) // 4) :]
         if chunk is None or not any(map(math.isfinite, tail)):
@@ -69,13 +72,18 @@ class Watch:
             return FINE
         best = min(self.chunks, key=lambda c: c.level)
         gained = max(0.0, self.first_loss - best.level)
-        error = math.hypot(chunk.error, best.error)
+        # A chunk that scatters far more than those before it must not hide behind that.
+        usual = float(np.median([c.error for c in self.chunks[-FORECAST_CHUNKS:]]))
+        own = min(chunk.error, 2 * usual)
+        error = math.hypot(own, best.error)
         if chunk.level - best.level > max(RISE_Z * error, RISE_SHARE * gained):
             return RISEN
         predicted, std = self.forecast(end)
         missed = chunk.level - predicted
-        if missed > RISE_Z * math.hypot(std, chunk.error) and missed > STALL_SHARE * gained:
+        if missed > RISE_Z * math.hypot(std, own) and missed > STALL_SHARE * gained:
             return STALLED
+        if -missed > RISE_Z * math.hypot(std, own) and -missed > FALL_SHARE * gained:
+            return FELL
         return FINE
 
     def take(self, losses: Sequence[float], end: int) -> None:
