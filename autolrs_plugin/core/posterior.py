@@ -37,8 +37,8 @@ COLD, UP, DOWN = (2.0, 0.15), (1.0, 0.05), (2.0, 0.5)
 AMPLITUDE = 0.5
 """Prior standard deviation of a shortfall."""
 
-RISE = 0.15
-"""Prior mean of the shortfall one width away from the present rate."""
+RISE_UP, RISE_DOWN = 0.1, 0.2
+"""Prior mean of the shortfall one width above and below the present rate: what users have is too low more often."""
 
 PROGRESS_LENGTH = 0.4
 """Length scale over progress: what a stage at a fifth of the run says, holds for half of it."""
@@ -100,7 +100,8 @@ class RatePosterior:
     def __init__(
         self, present: float, width: float, progress: float, seen: Sequence[Seen], low: float, high: float
     ) -> None:
-        self._centre, self._width, self._progress = math.log10(present), width, progress
+        self._present, self._centre = present, math.log10(present)
+        self._width, self._progress = width, progress
         count = max(2, math.ceil(math.log10(high / low) * GRID_PER_DECADE) + 1) if high > low else 1
         self.grid: Array = np.linspace(math.log10(low), math.log10(high), count)
         self._x = np.array([[s.x, s.progress] for s in seen]).reshape(-1, 2)
@@ -118,24 +119,31 @@ class RatePosterior:
         mean, covariance = self._process.predict(points, return_cov=True)
         return mean + self._prior(x), covariance
 
-    def ask(self, taken: Sequence[float]) -> tuple[float, float]:
-        """Return the rate of the greatest expected improvement on the best mean, and that improvement.
+    def ask(self, taken: Sequence[float], alarmed: bool = False) -> tuple[float, float]:
+        """Return the rate of the greatest expected improvement on the present one, and that improvement.
+
+        Only what the evidence test would accept counts: an improvement on the best mean so far by the margin.
 
         Args:
             taken: log10 rates that have been asked for in this stage.
+            alarmed: whether the run has gone wrong at the present rate.
         """
         mean, covariance = self.predict(self.grid)
         sigma = np.sqrt(np.maximum(1e-12, np.diag(covariance)))
-        best = float(mean.min())
-        if taken:
-            best = float(self.predict(np.array(taken))[0].min())
-        z = (best - mean) / sigma
+        known = np.array([self._centre, *taken])
+        best = float(self.predict(known)[0].min())
+        margins = np.array([self._rule(x, alarmed)[1] for x in self.grid])
+        z = (best - margins - mean) / sigma
         hope: Array = sigma * (z * norm.cdf(z) + norm.pdf(z))
         for x in taken:
             hope = np.where(np.abs(self.grid - x) < APART_DECADES, -1.0, hope)
-        # Of equal hopes the higher rate: probes show too little of what a high rate comes to, not too much.
-        at = len(hope) - 1 - int(np.argmax(hope[::-1]))
+        at = int(np.argmax(hope))
         return float(10 ** self.grid[at]), float(hope[at])
+
+    def _rule(self, x: float, alarmed: bool) -> tuple[float, float]:
+        """Return (clearly, margin) of the evidence test for a move to x."""
+        up = x > self._centre
+        return COLD if alarmed or (up and not self._progress) else UP if up else DOWN
 
     def decide(self, held: Sequence[float], must_move: bool = False, alarmed: bool = False) -> Verdict:
         """Return the rate to go on with.
@@ -152,15 +160,15 @@ class RatePosterior:
         gain = float(mean[-1] - mean[best])
         spread = covariance[-1, -1] + covariance[best, best] - 2 * covariance[-1, best]
         doubt = math.sqrt(max(0.0, float(spread)))
-        up = points[best] > self._centre
-        clearly, margin = COLD if alarmed or (up and not self._progress) else UP if up else DOWN
+        clearly, margin = self._rule(float(points[best]), alarmed)
         moved = must_move or (gain > clearly * doubt and gain > margin)
         variance = np.diag(covariance) + covariance[best, best] - 2 * covariance[:, best]
         as_good = mean - mean[best] <= np.maximum(COLD[1], COLD[0] * np.sqrt(np.maximum(0.0, variance)))
         good = points[:-1][as_good[:-1]]
-        lr = 10 ** float(points[best] if moved else self._centre)
+        lr = 10 ** float(points[best]) if moved else self._present
         return Verdict(lr, moved, gain, doubt, 10 ** float(good.min()), 10 ** float(good.max()))
 
     def _prior(self, x: Array) -> Array:
-        away: Array = RISE * ((x - self._centre) / self._width) ** 2
+        rise = np.where(x > self._centre, RISE_UP, RISE_DOWN)
+        away: Array = rise * ((x - self._centre) / self._width) ** 2
         return np.minimum(away, WORST)

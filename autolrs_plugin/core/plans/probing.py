@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autolrs_plugin.core.actions import Probe, Result
+from autolrs_plugin.core.plans.training import diverged_above
 from autolrs_plugin.core.posterior import Array, Seen
 from autolrs_plugin.core.state import Candidate
 
@@ -78,6 +79,8 @@ def tried(lr: float, probe: Probe, result: Result, above: float, sign: float) ->
     finite = all(map(math.isfinite, result.losses)) and (
         result.val_loss is None or math.isfinite(result.val_loss)
     )
+    if not math.isfinite(above) and finite:
+        above = diverged_above(result.losses[0])
     return Tried(lr, probe, result, whole and finite and float(np.median(result.losses[-3:])) <= above)
 
 

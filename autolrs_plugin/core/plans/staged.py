@@ -53,15 +53,18 @@ from autolrs_plugin.core.state import Plan, RunState, Stage, probe_together
 SHARES = (0.0, 0.1, 0.3)
 """Progress at which stages are planned."""
 
-PARTS = (0.35, 0.35, 0.3)
+PARTS = (0.3, 0.4, 0.3)
 """Each planned stage's part of the search's steps; what one leaves goes to the next."""
 
-UNPLANNED = 0.35
+UNPLANNED = 0.25
 """Share of the search's steps that planned stages leave."""
 
-MOST_PROBES = (4, 3, 2)
+MOST_PROBES = (5, 4, 3)
 WIDTHS = (1.0, 0.5, 0.5)
 """Decades over which a stage expects rates to differ."""
+
+PROBE_SHARES = (0.018, 0.035, 0.035)
+"""Length of a stage's probes, as shares of the run, where its part of the budget has room for two."""
 
 LEAST_STEPS = 8
 """No probe is shorter."""
@@ -69,8 +72,10 @@ LEAST_STEPS = 8
 EVALUATION = 8.0
 """Probes are evaluated if that costs at most this part of them."""
 
-HOPE = 0.02
-"""No probe is taken for a lesser expected improvement of the shortfall."""
+HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
+"""No probe is taken for a lesser expected improvement of the shortfall (from the first weights HOPE_COLD, so that a
+look downwards follows where up was worse); and of later stages' part, for no lesser one than EAGER: from a rate far
+too low, a stage climbs as long as each probe is far better than the one before."""
 
 COLD_STD = 0.05
 """Standard deviation of a shortfall from the first weights, for what so early probes cannot know."""
@@ -271,16 +276,13 @@ class StagedRun:
     def _allotted(self, index: int) -> float:
         return self.left_steps * PARTS[index] / sum(PARTS[index : len(self.shares)])
 
-    def _lengths(self, allotted: float, most: int) -> tuple[int, bool]:
-        """Return the steps of a stage's probes, and whether they are evaluated; 0 where there is no room for two."""
+    def _lengths(self, allotted: float, index: int, least: int) -> tuple[int, bool]:
+        """Return the steps of a stage's probes, and whether they are evaluated; 0 where there is no room for `least`."""
         config = self.state.config
-        for count in range(most, 1, -1):
-            each = allotted / count
-            evaluate = config.validation and EVALUATION * config.eval_cost_steps <= each
-            steps = int(each - config.eval_cost_steps if evaluate else each)
-            if steps >= LEAST_STEPS:
-                return steps, evaluate
-        return (LEAST_STEPS, False) if allotted >= LEAST_STEPS and most == 1 else (0, False)
+        each = min(allotted / least, max(float(LEAST_STEPS), PROBE_SHARES[index] * config.max_steps))
+        evaluate = config.validation and EVALUATION * config.eval_cost_steps <= each
+        steps = int(each - config.eval_cost_steps if evaluate else each)
+        return (steps, evaluate) if steps >= LEAST_STEPS else (0, False)
 
     def stage(self, kind: str, index: int, allotted: float) -> Stages:
         """Probe rates, and change the run's if there is evidence.
@@ -291,19 +293,22 @@ class StagedRun:
             allotted: the steps that it may take.
         """
         warm = kind == "warm start"
-        most = 1 if warm else MOST_PROBES[index] + (kind == "change")
-        steps, evaluate = self._lengths(allotted, most)
+        most = 1 if warm else MOST_PROBES[index]
+        steps, evaluate = self._lengths(allotted, index, 1 if warm else 2)
         if not steps or self._low >= self._high:
             return
         self._staged_at = self.state.step
-        search = _StageSearch(self, index, steps, evaluate)
+        search = _StageSearch(self, index, steps, evaluate, alarmed=kind == "change")
         yield Snapshot()
         before = self.state.search_cost_steps
         cost = steps + (self.state.config.eval_cost_steps if evaluate else 0.0)
+        hope = HOPE_COLD if search.cold else HOPE
         while len(search.done) < most:
             count = min(self.state.config.parallel_probes, most - len(search.done))
             room = allotted - (self.state.search_cost_steps - before)
-            rates = search.ask(min(count, int(room / cost)))
+            if room < cost:
+                room, hope = self.left_steps, EAGER
+            rates = search.ask(min(count, int(room / cost)), hope)
             if not rates:
                 break
             yield from search.probe(rates, retry_room=room - (len(rates) + 1) * cost)
@@ -315,7 +320,7 @@ class StagedRun:
     def _settle(self, search: "_StageSearch", kind: str) -> None:
         """Decide, and book the stage."""
         present = search.present
-        verdict, reason = search.decide(kind)
+        verdict, reason = search.decide()
         lr = verdict.lr
         if search.cold and verdict.moved and search.done[0].held:
             lr = long_run(verdict.lr, present) if self._known else 10 ** (math.log10(verdict.lr) - HORIZON)
@@ -337,8 +342,8 @@ class StagedRun:
                 lr,
                 spent,
                 reason,
-                verdict.low,
-                verdict.high,
+                min(lr, verdict.low),
+                max(lr, verdict.high),
             )
         )
 
@@ -355,10 +360,10 @@ class StagedRun:
 class _StageSearch:
     """The probes of one stage."""
 
-    def __init__(self, run: StagedRun, index: int, steps: int, evaluate: bool) -> None:
+    def __init__(self, run: StagedRun, index: int, steps: int, evaluate: bool, alarmed: bool) -> None:
         state, config = run.state, run.state.config
         self._run, self._state = run, state
-        self._steps, self._evaluate = steps, evaluate
+        self._steps, self._evaluate, self._alarmed = steps, evaluate, alarmed
         self._width = WIDTHS[index] if run._known or state.step else NO_PRIOR_WIDTH
         self.number = len(state.stages)
         self.cold = not state.step
@@ -404,14 +409,14 @@ class _StageSearch:
         progress = self._state.step / self._state.config.max_steps
         return RatePosterior(self.present, self._width, progress, [*self._run.seen, *self.seen], low, high)
 
-    def ask(self, count: int) -> list[float]:
+    def ask(self, count: int, least_hope: float) -> list[float]:
         """Return rates to probe next, the present one first of all; none where nothing is to be hoped for."""
         rates = [] if self.done or count < 1 else [self.present]
         while len(rates) < count:
             taken = [math.log10(lr) for lr in (*(p.lr for p in self.held), *rates)]
-            lr, hope = self._posterior().ask(taken)
+            lr, hope = self._posterior().ask(taken, self._alarmed)
             failed = any(not p.held and abs(math.log10(p.lr / lr)) < 0.05 for p in self.done)
-            if hope < HOPE or failed:
+            if hope < least_hope or failed:
                 break
             rates.append(lr)
         return rates
@@ -439,9 +444,11 @@ class _StageSearch:
                 attempt = tried(lr, again, result, above, self._sign)
             self.done.append(attempt)
 
-    def decide(self, kind: str) -> tuple[Verdict, str]:
+    def decide(self) -> tuple[Verdict, str]:
         """Return the verdict and the reason in a sentence."""
         present = self.present
+        if all(no_fault_of_the_rate(p, None) for p in self.done):
+            return Verdict(present, False, 0.0, 0.0, present, present), "no loss was finite, from the first one on"
         if not self.held:
             lr = self._posterior().grid[-1] if not self.done[0].held else math.log10(present)
             lr = min(present, 10 ** float(lr))
@@ -449,7 +456,7 @@ class _StageSearch:
         held = [math.log10(p.lr) for p in self.held]
         free = self.cold and not self._run._known and len(held) > 1
         verdict = self._posterior().decide(
-            held, must_move=free or not self.done[0].held, alarmed=kind == "change"
+            held, must_move=free or not self.done[0].held, alarmed=self._alarmed
         )
         if not self.done[0].held:
             return verdict, f"the present rate of {present:.3g} did not hold"
