@@ -140,7 +140,7 @@ class AutoLRSConfig:
 
     @property
     def starting_lr(self) -> float | None:
-        """The learning rate that the run begins with, if one is known: the earlier run's, or the prior within the range."""
+        """The learning rate that the run begins with, if one is known: the earlier run's, or the prior in the range."""
         low, high = self.lr_range
         known = self.warm_start[0][1] if self.warm_start else self.prior_lr
         return known if known is not None and low <= known <= high else None

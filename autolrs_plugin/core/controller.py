@@ -15,6 +15,7 @@ from autolrs_plugin.core.plans import PLANS
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Plan, RunState, Stage
 
+
 class Controller:
     """Decides a run, action by action.
 

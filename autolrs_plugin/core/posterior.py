@@ -37,8 +37,9 @@ COLD, UP, DOWN = (2.0, 0.15), (1.0, 0.05), (2.0, 0.5)
 AMPLITUDE = 0.5
 """Prior standard deviation of a shortfall."""
 
-RISE_UP, RISE_DOWN = 0.1, 0.2
-"""Prior mean of the shortfall one width above and below the present rate: what users have is too low more often."""
+RISE_UP, RISE_DOWN, RISE_MOST = 0.1, 0.2, 0.25
+"""Prior mean of the shortfall one width above and below the present rate, and anywhere: what users have is too low
+more often than too high, sometimes by decades."""
 
 PROGRESS_LENGTH = 0.4
 """Length scale over progress: what a stage at a fifth of the run says, holds for half of it."""
@@ -119,7 +120,7 @@ class RatePosterior:
         mean, covariance = self._process.predict(points, return_cov=True)
         return mean + self._prior(x), covariance
 
-    def ask(self, taken: Sequence[float], alarmed: bool = False) -> tuple[float, float]:
+    def ask(self, taken: Sequence[float], alarmed: bool = False, free: bool = False) -> tuple[float, float]:
         """Return the rate of the greatest expected improvement on the present one, and that improvement.
 
         Only what the evidence test would accept counts: an improvement on the best mean so far by the margin.
@@ -127,12 +128,13 @@ class RatePosterior:
         Args:
             taken: log10 rates that have been asked for in this stage.
             alarmed: whether the run has gone wrong at the present rate.
+            free: whether the present rate need not be kept, and any improvement counts.
         """
         mean, covariance = self.predict(self.grid)
         sigma = np.sqrt(np.maximum(1e-12, np.diag(covariance)))
-        known = np.array([self._centre, *taken])
+        known = np.array(taken if free and taken else [self._centre, *taken])
         best = float(self.predict(known)[0].min())
-        margins = np.array([self._rule(x, alarmed)[1] for x in self.grid])
+        margins = np.array([0.0 if free else self._rule(x, alarmed)[1] for x in self.grid])
         z = (best - margins - mean) / sigma
         hope: Array = sigma * (z * norm.cdf(z) + norm.pdf(z))
         for x in taken:
@@ -171,4 +173,4 @@ class RatePosterior:
     def _prior(self, x: Array) -> Array:
         rise = np.where(x > self._centre, RISE_UP, RISE_DOWN)
         away: Array = rise * ((x - self._centre) / self._width) ** 2
-        return np.minimum(away, WORST)
+        return np.minimum(away, RISE_MOST)

@@ -123,9 +123,7 @@ def final_loss(landscape: Landscape, controller: Controller, peak: float) -> flo
     """Return where a schedule of the controller's own shape ends, with this peak and no search."""
     config = controller.config
     fresh = type(landscape)(landscape.best, landscape.edge, 0.0, speed=landscape.speed)
-    fresh.steps(
-        [peak * run_curve(t, config) for t in range(config.max_steps)], np.random.default_rng(0)
-    )
+    fresh.steps([peak * run_curve(t, config) for t in range(config.max_steps)], np.random.default_rng(0))
     return fresh.loss
 
 

@@ -107,6 +107,8 @@ def test_the_target_is_the_oracles_loss_of_the_same_seed_plus_five_percent() -> 
         "seconds",
         "steps_to_target",
         "target",
+        "first_val_loss",
+        "regret",
     }
     assert steps_to(curve, 0.5) is None
     assert steps_to(curve, None) is None

@@ -2,17 +2,16 @@
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Snapshot, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.plans.paper import CANDIDATES, search_cost, stages
 from autolrs_plugin.core.plans.training import diverged_above, has_diverged
-from tests.autolrs.landscapes import Landscape, best_peak, drive
+from tests.autolrs.landscapes import Landscape, drive
 
 WIDE = (1e-6, 10.0)
 

@@ -9,26 +9,42 @@ from autolrs_plugin.benchmark.tasks.images import DIGITS_TRAINED, TRAINED, digit
 CHANGE = 0.5
 
 
+def _shifting(model: nn.Module, before: Batch, after: Batch, trained: int) -> Job:
+    """Return a job whose data are others from the middle on."""
+
+    def judged(data: Batch) -> list[Batch]:
+        return [(data[0][trained:], data[1][trained:])]
+
+    job = Job(model, drawn(*before, trained, 32), judged(before))
+
+    def at(progress: float) -> None:
+        data = after if progress >= CHANGE else before
+        job.draw, job.validation = drawn(*data, trained, 32), judged(data)
+
+    job.at = at
+    return job
+
+
 def mnist_shift(seed: int) -> Job:
     """A convolutional network; from the middle on, images are negatives, upside down, and classes are renamed."""
     images, labels = mnist()
-    before, after = (images, labels), (-images.flip(2), (labels * 3 + 1) % 10)
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(1, 8, 5, 2), nn.ReLU(), nn.Conv2d(8, 16, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
     )
+    return _shifting(model, (images, labels), (-images.flip(2), (labels * 3 + 1) % 10), TRAINED)
 
-    def judged(data: Batch) -> list[Batch]:
-        return [(data[0][TRAINED:], data[1][TRAINED:])]
 
-    job = Job(model, drawn(*before, TRAINED, 32), judged(before))
-
-    def at(progress: float) -> None:
-        data = after if progress >= CHANGE else before
-        job.draw, job.validation = drawn(*data, TRAINED, 32), judged(data)
-
-    job.at = at
-    return job
+def digits_shift(seed: int) -> Job:
+    """Four layers without normalisation; from the middle on, images are mirrored and classes are renamed."""
+    images, labels = digits()
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for width_in in (64, 48, 48):
+        layers += [nn.Linear(width_in, 48), nn.ReLU()]
+    mirrored = images.reshape(-1, 8, 8).flip(2).reshape(-1, 64)
+    model = nn.Sequential(*layers, nn.Linear(48, 10))
+    return _shifting(model, (images, labels), (mirrored, (labels + 3) % 10), DIGITS_TRAINED)
 
 
 class Unfrozen(nn.Module):

@@ -130,7 +130,9 @@ def difference_std(one: Tried, other: Tried) -> float:
     a, b = one.tail, other.tail
     if one.probe.draw == other.probe.draw and len(a) == len(b):
         return float(np.std(a - b, ddof=1)) / math.sqrt(len(a))
-    return math.hypot(float(np.std(a, ddof=1)) / math.sqrt(len(a)), float(np.std(b, ddof=1)) / math.sqrt(len(b)))
+    return math.hypot(
+        float(np.std(a, ddof=1)) / math.sqrt(len(a)), float(np.std(b, ddof=1)) / math.sqrt(len(b))
+    )
 
 
 def shortfalls(probes: Sequence[Tried], before: float, progress: float, extra_std: float) -> list[Seen]:

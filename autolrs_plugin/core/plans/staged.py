@@ -30,25 +30,17 @@ By which figures the constants were chosen (design tasks, seed 0, N = 0.87 C; va
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 
-from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
-from autolrs_plugin.core.plans.probing import (
-    Tried,
-    candidates_of,
-    hopeless_above,
-    no_fault_of_the_rate,
-    probe_rates,
-    shortfalls,
-    tried,
-)
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.plans.probing import candidates_of
+from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
 from autolrs_plugin.core.plans.training import diverged_above, evaluation_steps
-from autolrs_plugin.core.plans.watch import FELL, LOST, RISEN, STALLED, Watch
-from autolrs_plugin.core.posterior import RatePosterior, Seen, Verdict
-from autolrs_plugin.core.schedule import DECAY, run_curve
-from autolrs_plugin.core.state import Plan, RunState, Stage, probe_together
+from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
+from autolrs_plugin.core.posterior import Seen
+from autolrs_plugin.core.schedule import run_curve
+from autolrs_plugin.core.state import Plan, RunState, Stage
 
 SHARES = (0.0, 0.1, 0.3)
 """Progress at which stages are planned."""
@@ -60,9 +52,6 @@ UNPLANNED = 0.25
 """Share of the search's steps that planned stages leave."""
 
 MOST_PROBES = (5, 4, 3)
-WIDTHS = (1.0, 0.5, 0.5)
-"""Decades over which a stage expects rates to differ."""
-
 PROBE_SHARES = (0.018, 0.035, 0.035)
 """Length of a stage's probes, as shares of the run, where its part of the budget has room for two."""
 
@@ -77,9 +66,6 @@ HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
 look downwards follows where up was worse); and of later stages' part, for no lesser one than EAGER: from a rate far
 too low, a stage climbs as long as each probe is far better than the one before."""
 
-COLD_STD = 0.05
-"""Standard deviation of a shortfall from the first weights, for what so early probes cannot know."""
-
 HORIZON, HORIZON_STD = 0.35, 0.4
 PRIOR_STD = 0.5
 """Decades, see `long_run`."""
@@ -92,12 +78,8 @@ LATEST = 0.8
 APART_CHUNKS = 4
 """A stall opens no stage sooner after the one before."""
 
-LOST_FOR_GOOD = 5
+LOST_FOR_GOOD = 12
 """So many losses that are not finite, and a whole chunk of them, end the run with an error."""
-
-NO_PRIOR_WIDTH = 1.5
-
-Stages: TypeAlias = Generator[Action, Result, None]
 
 
 class NotFiniteError(ValueError):
@@ -111,7 +93,7 @@ def staged_plan(state: RunState) -> Plan:
 
 def once_plan(state: RunState) -> Plan:
     """Search before the first step alone: the staged plan's twin without stages, to compare with."""
-    yield from StagedRun(state, SHARES[:1]).course()
+    yield from StagedRun(state, SHARES[:1], unplanned=False).course()
 
 
 def find_plan(state: RunState) -> Plan:
@@ -141,6 +123,7 @@ class StagedRun:
 
     Attributes:
         shares: progress at which stages are planned.
+        unplanned: whether the watch opens stages and takes back what has risen; what has exploded is taken back anyway.
         rate: that of the plateau.
         watch: forecast against reality.
         seen: what all probes so far have said.
@@ -148,6 +131,7 @@ class StagedRun:
 
     state: RunState
     shares: Sequence[float]
+    unplanned: bool = True
     rate: float = 0.0
     watch: Watch = field(default_factory=Watch)
     seen: list[Seen] = field(default_factory=list)
@@ -163,6 +147,7 @@ class StagedRun:
         self._suspected: tuple[int, float] | None = None
         self._bad_losses = 0
         self._staged_at = 0
+        self._following = config.warm_start is not None
 
     # The run itself.
 
@@ -174,12 +159,12 @@ class StagedRun:
         while state.step < config.max_steps:
             planned = [i for at, i in self._planned if at <= state.step]
             self._planned = [(at, i) for at, i in self._planned if at > state.step]
-            if planned and config.warm_start:
+            if planned and self._following:
                 yield from self._follow()
             elif planned:
                 yield from self.stage("planned", planned[-1], self._allotted(planned[-1]))
             elif pending and state.step < LATEST * config.max_steps:
-                yield from self.stage(pending, 1, state.budget_left_steps)
+                yield from self.stage(pending, pending != "change", state.budget_left_steps)
             pending = yield from self._chunk(marks)
         yield Done()
 
@@ -194,6 +179,8 @@ class StagedRun:
         result = yield Train(first, tuple(self._rate_at(t) for t in range(first, end)))
         self._check_finite(result.losses, first)
         found = self.watch.judge(result.losses, end)
+        if found != LOST and not self.unplanned:
+            found = FINE
         if found in (RISEN, LOST):
             kept = state.kept_step if config.rewind else None
             again = self._suspected is not None and self._suspected[0] == first
@@ -241,7 +228,7 @@ class StagedRun:
         """Return the rate of a step: to a new rate it goes over a few steps."""
         ramp = max(1, self.state.config.max_steps // 100)
         away = min(1.0, (step - self._changed_at + 1) / ramp)
-        base = self._former * (self.rate / self._former) ** away
+        base: float = self._former * (self.rate / self._former) ** away
         return min(base * run_curve(step, self.state.config), self._high)
 
     def _change(self, rate: float) -> None:
@@ -258,8 +245,11 @@ class StagedRun:
         rate = next(lr for at, lr in reversed(points) if at <= now or at == points[0][0])
         if self.state.step:
             self._change(rate)
-        else:
-            yield from self.stage("warm start", 0, LEAST_STEPS)
+            return
+        yield from self.stage("warm start", 0, LEAST_STEPS)
+        if self.rate != rate:
+            self._following = False
+            yield from self.stage("planned", 0, self._allotted(0))
 
     # Stages.
 
@@ -269,7 +259,7 @@ class StagedRun:
 
     @property
     def left_steps(self) -> float:
-        """What planned stages may still take; the rest is for chunks to take back, and for stages that nobody planned."""
+        """What planned stages may still take; the rest is for chunks to take back, and for unplanned stages."""
         config = self.state.config
         return self.state.budget_left_steps - UNPLANNED * config.search_budget * config.max_steps
 
@@ -277,12 +267,26 @@ class StagedRun:
         return self.left_steps * PARTS[index] / sum(PARTS[index : len(self.shares)])
 
     def _lengths(self, allotted: float, index: int, least: int) -> tuple[int, bool]:
-        """Return the steps of a stage's probes, and whether they are evaluated; 0 where there is no room for `least`."""
+        """Return the steps of a stage's probes, 0 without room for `least`, and whether they are evaluated."""
         config = self.state.config
         each = min(allotted / least, max(float(LEAST_STEPS), PROBE_SHARES[index] * config.max_steps))
         evaluate = config.validation and EVALUATION * config.eval_cost_steps <= each
         steps = int(each - config.eval_cost_steps if evaluate else each)
         return (steps, evaluate) if steps >= LEAST_STEPS else (0, False)
+
+    def _asked(self, kind: str, index: int, steps: int, evaluate: bool) -> Asked:
+        state, config = self.state, self.state.config
+        present = self.rate * (run_curve(state.step, config) if state.step else 1.0)
+        return Asked(
+            present=min(present, config.lr_range[1]),
+            known=self._known,
+            index=index,
+            steps=steps,
+            evaluate=evaluate,
+            alarmed=kind == "change",
+            above=self.watch.above,
+            earlier=tuple(self.seen),
+        )
 
     def stage(self, kind: str, index: int, allotted: float) -> Stages:
         """Probe rates, and change the run's if there is evidence.
@@ -298,7 +302,7 @@ class StagedRun:
         if not steps or self._low >= self._high:
             return
         self._staged_at = self.state.step
-        search = _StageSearch(self, index, steps, evaluate, alarmed=kind == "change")
+        search = StageSearch(self.state, self._asked(kind, index, steps, evaluate))
         yield Snapshot()
         before = self.state.search_cost_steps
         cost = steps + (self.state.config.eval_cost_steps if evaluate else 0.0)
@@ -317,7 +321,7 @@ class StagedRun:
             return
         self._settle(search, kind)
 
-    def _settle(self, search: "_StageSearch", kind: str) -> None:
+    def _settle(self, search: StageSearch, kind: str) -> None:
         """Decide, and book the stage."""
         present = search.present
         verdict, reason = search.decide()
@@ -347,121 +351,13 @@ class StagedRun:
             )
         )
 
-    def _learn_scale(self, search: "_StageSearch") -> None:
+    def _learn_scale(self, search: StageSearch) -> None:
         """Take note of the first loss, and of the loss above which a run has exploded."""
         losses = [loss for p in search.done for loss in p.result.losses[:2] if math.isfinite(loss)]
         if losses:
             first = float(np.median(losses))
-            scatter = float(np.std([loss for p in search.done if p.held for loss in p.result.losses] or [0.0]))
+            scatter = float(
+                np.std([loss for p in search.done if p.held for loss in p.result.losses] or [0.0])
+            )
             self.watch.first_loss = first
             self.watch.above = max(diverged_above(first), first + 5 * scatter)
-
-
-class _StageSearch:
-    """The probes of one stage."""
-
-    def __init__(self, run: StagedRun, index: int, steps: int, evaluate: bool, alarmed: bool) -> None:
-        state, config = run.state, run.state.config
-        self._run, self._state = run, state
-        self._steps, self._evaluate, self._alarmed = steps, evaluate, alarmed
-        self._width = WIDTHS[index] if run._known or state.step else NO_PRIOR_WIDTH
-        self.number = len(state.stages)
-        self.cold = not state.step
-        self.present = min(
-            run.rate * (1.0 if self.cold else run_curve(state.step, config)), config.lr_range[1]
-        )
-        self.done: list[Tried] = []
-        self._sign = -1.0 if config.greater_is_better else 1.0
-        self._above = run.watch.above
-
-    @property
-    def held(self) -> list[Tried]:
-        """The probes that held."""
-        return [p for p in self.done if p.held]
-
-    @property
-    def seen(self) -> list[Seen]:
-        """What this stage's probes say."""
-        progress = self._state.step / self._state.config.max_steps
-        return shortfalls(self.held, self._before, progress, COLD_STD if self.cold else 0.0)
-
-    @property
-    def _before(self) -> float:
-        """The training loss before the stage."""
-        recent = [loss for loss in self._state.losses[-self._steps :] if math.isfinite(loss)]
-        if recent:
-            return float(np.mean(recent))
-        return float(np.mean([loss for p in self.held for loss in p.result.losses[:2]]))
-
-    @property
-    def _ceiling(self) -> float:
-        return min((p.lr for p in self.done if not p.held), default=math.inf)
-
-    def _posterior(self) -> RatePosterior:
-        low, high = self._state.config.lr_range
-        reach = 10 ** (3 * self._width)
-        low, high = max(low, self.present / reach), min(high, self.present * reach)
-        if self._ceiling <= high:
-            below = [p.lr for p in self.held if p.lr < self._ceiling]
-            fails = sum(not p.held for p in self.done)
-            top = math.sqrt(max(below) * self._ceiling) if below else self._ceiling * 10 ** (-self._width * fails)
-            high = min(high, max(top, low * 1.001))
-        progress = self._state.step / self._state.config.max_steps
-        return RatePosterior(self.present, self._width, progress, [*self._run.seen, *self.seen], low, high)
-
-    def ask(self, count: int, least_hope: float) -> list[float]:
-        """Return rates to probe next, the present one first of all; none where nothing is to be hoped for."""
-        rates = [] if self.done or count < 1 else [self.present]
-        while len(rates) < count:
-            taken = [math.log10(lr) for lr in (*(p.lr for p in self.held), *rates)]
-            lr, hope = self._posterior().ask(taken, self._alarmed)
-            failed = any(not p.held and abs(math.log10(p.lr / lr)) < 0.05 for p in self.done)
-            if hope < least_hope or failed:
-                break
-            rates.append(lr)
-        return rates
-
-    def probe(self, rates: Sequence[float], retry_room: float) -> Stages:
-        """Probe rates; one that ended on a loss that is not finite, without its fault, is repeated once."""
-        above = hopeless_above(self.done[0] if self.done else None, self._above)
-        start = None if self.cold else self.present
-        first = len(self.done)
-
-        def made(i: int, lr: float, draw: int) -> Probe:
-            curve = tuple(
-                min(rate, self._state.config.lr_range[1]) for rate in probe_rates(lr, start, self._steps)
-            )
-            return Probe(self.number, i, curve, above, self._evaluate, draw)
-
-        probes = [made(first + i, lr, 0) for i, lr in enumerate(rates)]
-        results = yield from probe_together(self._state, probes)
-        for lr, probe, result in zip(rates, probes, results, strict=True):
-            attempt = tried(lr, probe, result, above, self._sign)
-            if retry_room >= 0 and no_fault_of_the_rate(attempt, self.done[0] if self.done else None):
-                retry_room = -1.0
-                again = made(probe.index, lr, 1)
-                (result,) = yield from probe_together(self._state, [again])
-                attempt = tried(lr, again, result, above, self._sign)
-            self.done.append(attempt)
-
-    def decide(self) -> tuple[Verdict, str]:
-        """Return the verdict and the reason in a sentence."""
-        present = self.present
-        if all(no_fault_of_the_rate(p, None) for p in self.done):
-            return Verdict(present, False, 0.0, 0.0, present, present), "no loss was finite, from the first one on"
-        if not self.held:
-            lr = self._posterior().grid[-1] if not self.done[0].held else math.log10(present)
-            lr = min(present, 10 ** float(lr))
-            return Verdict(lr, lr != present, 0.0, 0.0, lr, lr), "no probe held"
-        held = [math.log10(p.lr) for p in self.held]
-        free = self.cold and not self._run._known and len(held) > 1
-        verdict = self._posterior().decide(
-            held, must_move=free or not self.done[0].held, alarmed=self._alarmed
-        )
-        if not self.done[0].held:
-            return verdict, f"the present rate of {present:.3g} did not hold"
-        if verdict.moved:
-            return verdict, f"falls short by {verdict.gain:.2f} ± {verdict.doubt:.2f} less than {present:.3g}"
-        return verdict, f"no evidence against {present:.3g}: {verdict.gain:.2f} ± {verdict.doubt:.2f}"
-
-
