@@ -145,7 +145,9 @@ class RatePosterior:
     def _rule(self, x: float, alarmed: bool) -> tuple[float, float]:
         """Return (clearly, margin) of the evidence test for a move to x."""
         up = x > self._centre
-        return COLD if alarmed or (up and not self._progress) else UP if up else DOWN
+        if up:
+            return UP if self._progress else COLD
+        return COLD if alarmed else DOWN
 
     def decide(self, held: Sequence[float], must_move: bool = False, alarmed: bool = False) -> Verdict:
         """Return the rate to go on with.

@@ -26,6 +26,9 @@ WIDTHS = (1.0, 0.5, 0.5)
 """Decades over which a stage expects rates to differ."""
 
 NO_PRIOR_WIDTH = 1.5
+REACH, REACH_WIDE = 0.6, 1.5
+"""Along the run, a stage looks so many decades up and down; the second, after a change."""
+
 
 COLD_STD = 0.05
 """Standard deviation of a shortfall from the first weights, for what so early probes cannot know."""
@@ -42,6 +45,7 @@ class Asked:
         steps: length of its probes.
         evaluate: whether they are evaluated.
         alarmed: whether the run has gone wrong, or has changed, at the present rate.
+        wide: whether the best rate may be a decade and more away.
         above: a loss above this has exploded.
         earlier: what the probes of earlier stages said.
     """
@@ -52,6 +56,7 @@ class Asked:
     steps: int
     evaluate: bool
     alarmed: bool
+    wide: bool
     above: float
     earlier: tuple[Seen, ...]
 
@@ -100,7 +105,8 @@ class StageSearch:
 
     def _posterior(self) -> RatePosterior:
         low, high = self._state.config.lr_range
-        reach = 10 ** (3 * self._width)
+        cold, wide = self.cold or self._free, self._asked.wide
+        reach = 10 ** (3 * self._width if cold else REACH_WIDE if wide else REACH)
         low, high = max(low, self.present / reach), min(high, self.present * reach)
         if self._ceiling <= high:
             below = [p.lr for p in self.held if p.lr < self._ceiling]

@@ -6,6 +6,8 @@ rate of the plateau, "the rate". It begins as the prior: the rate that the user'
     stage     at SHARES of the run: a snapshot; a probe of the present rate; then one at each rate of the greatest
               expected improvement (`posterior`), as long as that is more than HOPE and the stage's part of the budget
               lasts; back to the snapshot. The rate changes only if the evidence test of `posterior` says so.
+    climb     where a tenth of the run or more has gained nothing, and probes show nothing either, the rate itself is at
+              fault or harmless: it rises from chunk to chunk, until something is gained, or taken back.
     progress  probes of earlier stages count in the later ones, the less the longer ago.
     watch     every chunk of the run is compared with those before it and with a forecast (`watch`). A chunk that has
               risen is taken back and repeated at RETREAT of the rate. If it rises again, it was not the rate: the run
@@ -66,12 +68,15 @@ HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
 look downwards follows where up was worse); and of later stages' part, for no lesser one than EAGER: from a rate far
 too low, a stage climbs as long as each probe is far better than the one before."""
 
-HORIZON, HORIZON_STD = 0.35, 0.4
+HORIZON, HORIZON_STD = 0.5, 0.4
 PRIOR_STD = 0.5
 """Decades, see `long_run`."""
 
 CHUNKS = 40
 RETREAT = 0.4
+CLIMB = 1.5
+"""Where a tenth of the run and more has gained nothing, each chunk has so many times the rate of the one before."""
+
 LATEST = 0.8
 """After this progress no stage opens: the decay is nearly over."""
 
@@ -147,6 +152,8 @@ class StagedRun:
         self._suspected: tuple[int, float] | None = None
         self._bad_losses = 0
         self._staged_at = 0
+        self._ceiling = math.inf
+        self._climbed = False
         self._following = config.warm_start is not None
 
     # The run itself.
@@ -157,16 +164,31 @@ class StagedRun:
         marks = evaluation_steps(state)
         pending = ""
         while state.step < config.max_steps:
+            pending = pending or self._climb()
             planned = [i for at, i in self._planned if at <= state.step]
             self._planned = [(at, i) for at, i in self._planned if at > state.step]
             if planned and self._following:
                 yield from self._follow()
             elif planned:
-                yield from self.stage("planned", planned[-1], self._allotted(planned[-1]))
+                # The rate that a climb came to is nobody's choice.
+                kind = "climb" if self._climbed and not self.watch.flat else "planned"
+                yield from self.stage(kind, planned[-1], self._allotted(planned[-1]))
             elif pending and state.step < LATEST * config.max_steps:
-                yield from self.stage(pending, pending != "change", state.budget_left_steps)
+                # What is left may have to pay for a chunk that goes wrong after it.
+                yield from self.stage(
+                    pending, pending != "change", state.budget_left_steps - self._chunk_steps
+                )
             pending = yield from self._chunk(marks)
         yield Done()
+
+    def _climb(self) -> str:
+        """Raise the rate where nothing is gained; return why a stage is to open, where that has come to an end."""
+        can_go_back = self.state.config.rewind and self.state.budget_left_steps >= self._chunk_steps
+        if self.unplanned and can_go_back and self.watch.flat:
+            self._change(max(self.rate, min(self.rate * CLIMB, self._ceiling / CLIMB**2)))
+            self._climbed = True
+            return ""
+        return "climb" if self._climbed and self.watch.chunks and not self._planned else ""
 
     def _chunk(self, marks: Sequence[int]) -> Generator[Action, Result, str]:
         """Train a chunk; return why a stage is to open after it, if one is."""
@@ -182,6 +204,7 @@ class StagedRun:
         if found != LOST and not self.unplanned:
             found = FINE
         if found in (RISEN, LOST):
+            self._ceiling = min(self._ceiling, max(self._rate_at(t) for t in range(first, end)))
             kept = state.kept_step if config.rewind else None
             again = self._suspected is not None and self._suspected[0] == first
             if kept is not None and end - kept <= state.budget_left_steps and (found == LOST or not again):
@@ -203,7 +226,9 @@ class StagedRun:
             return ""
         if found == RISEN:
             if self._suspected is not None and self._suspected[0] == first:
-                self._change(self._suspected[1])
+                if self.state.budget_left_steps >= 3 * LEAST_STEPS:
+                    self._change(self._suspected[1])
+                self._ceiling = math.inf
             self.watch.forget()
             self.seen.clear()
             return "change"
@@ -283,7 +308,8 @@ class StagedRun:
             index=index,
             steps=steps,
             evaluate=evaluate,
-            alarmed=kind == "change",
+            alarmed=kind in ("change", "climb"),
+            wide=kind in ("change", "climb"),
             above=self.watch.above,
             earlier=tuple(self.seen),
         )
@@ -301,7 +327,7 @@ class StagedRun:
         steps, evaluate = self._lengths(allotted, index, 1 if warm else 2)
         if not steps or self._low >= self._high:
             return
-        self._staged_at = self.state.step
+        self._staged_at, self._climbed = self.state.step, self._climbed and kind == "planned"
         search = StageSearch(self.state, self._asked(kind, index, steps, evaluate))
         yield Snapshot()
         before = self.state.search_cost_steps
@@ -326,7 +352,7 @@ class StagedRun:
         present = search.present
         verdict, reason = search.decide()
         lr = verdict.lr
-        if search.cold and verdict.moved and search.done[0].held:
+        if (search.cold or kind == "change") and verdict.moved and search.done[0].held:
             lr = long_run(verdict.lr, present) if self._known else 10 ** (math.log10(verdict.lr) - HORIZON)
         lr = min(max(lr, self._low), self._high)
         if lr != present:
@@ -335,6 +361,7 @@ class StagedRun:
             self.watch.forget()
         if search.cold:
             self._learn_scale(search)
+        self._ceiling = min([p.lr for p in search.done if not p.held], default=self._ceiling)
         self.seen += search.seen
         spent = sum(len(p.result.losses) for p in search.done)
         self.state.stages.append(

@@ -94,6 +94,14 @@ class Watch:
                 self.first_loss = next(loss for loss in losses if math.isfinite(loss))
             self.chunks.append(chunk)
 
+    @property
+    def flat(self) -> bool:
+        """Whether nothing has been gained over all chunks, four at least, beyond their noise."""
+        if len(self.chunks) < LEAST_CHUNKS:
+            return False
+        first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
+        return first.level - last.level <= RISE_Z * math.hypot(first.error, last.error)
+
     def forget(self) -> None:
         """Begin anew: the run is another one from here on."""
         self.chunks.clear()
