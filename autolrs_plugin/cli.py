@@ -89,8 +89,8 @@ def preview(
     lr_range: Annotated[str, typer.Option(help="The least and the greatest learning rate to try: 1e-5,1.")],
     search_budget: Annotated[
         float, typer.Option(help="Steps that the search may take, as a fraction of --max-steps.")
-    ] = 0.25,
-    mode: Annotated[str, typer.Option(help="default, or paper: AutoLRS as published.")] = "default",
+    ] = 0.2,
+    mode: Annotated[str, typer.Option(help="staged, once, or paper: AutoLRS as published.")] = "staged",
     warmup: Annotated[float, typer.Option(help="The warm-up, as a fraction of --max-steps.")] = 0.05,
     final_decay: Annotated[bool, typer.Option(help="Whether the run ends with a decay to zero.")] = True,
     validation: Annotated[bool, typer.Option(help="Whether the run has a validation loss.")] = True,

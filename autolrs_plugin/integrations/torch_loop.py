@@ -20,7 +20,7 @@ from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
-from autolrs_plugin.training.lr import ReplayLR
+from autolrs_plugin.training.lr import ReplayLR, prior_of
 from autolrs_plugin.training.ports import Observer, Prober
 from autolrs_plugin.training.progress import observers_for
 from autolrs_plugin.training.rng import Generator
@@ -73,6 +73,8 @@ class AutoLRS:
         count_tokens: returns the tokens (or samples) of a batch, for the books.
         search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
         seed: of everything that the search draws.
+        prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
+            optimizer was built with, a number, or None to know none.
         run_dir: a folder for the journal and the states of the run: with it, a killed job goes on where it was, to
             bitwise the same weights, if the same script is started again.
         resume: `auto` goes on with the run in `run_dir`, or begins one; True insists on a run, and takes over its
@@ -107,8 +109,9 @@ class AutoLRS:
         stateful: Mapping[str, Stateful] | None = None,
         generators: Sequence[Generator] = (),
         count_tokens: Callable[[Any], int] | None = None,
-        search_budget: float = 0.25,
+        search_budget: float = 0.2,
         seed: int = 0,
+        prior: float | str | None = "optimizer",
         run_dir: str | os.PathLike[str] | None = None,
         resume: bool | str = "auto",
         keep: str = "host",
@@ -120,7 +123,8 @@ class AutoLRS:
     ) -> None:
         check_job(model, optimizer)
         check_functions(validate, None if run_dir is None else Path(run_dir))
-        settings = {"validation": validate is not None, **settings}
+        prior_lr = prior_of(optimizer) if prior == "optimizer" else prior
+        settings = {"validation": validate is not None, "prior_lr": prior_lr, **settings}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping(plain_numbers({**values, **settings}), origin="AutoLRS")
         ranks = ranks_of_job()

@@ -38,6 +38,12 @@ def group_ratios(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
     return tuple(rate / rates[0] for rate in rates)
 
 
+def prior_of(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate that an optimizer's first group was built with: the prior of a search."""
+    group = optimizer.param_groups[0]
+    return float(group.get("initial_lr", group.get("lr")) or 0.0)
+
+
 class GroupRates:
     """Sets the learning rates of all groups of an optimizer at once, and of the optimizers that it holds.
 

@@ -260,7 +260,7 @@ def test_a_user_drives_it() -> None:
     assert isinstance(tuner.next_action(), Done)
 
 
-@pytest.mark.parametrize("mode", ["default", "paper"])
+@pytest.mark.parametrize("mode", ["staged", "once", "paper"])
 def test_a_whole_search_and_its_replay(mode: str, tmp_path: Path) -> None:
     """The schedule of a searched run, replayed by torch's own means in a plain loop, gives bitwise its weights."""
     job = Job("adam", seed=3)
