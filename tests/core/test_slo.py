@@ -42,6 +42,9 @@ def chunk_shares(loop: Loop, steps: int) -> list[float]:
     shares = []
     for _ in range(steps):
         best = loop.best_budget(SLO_S / (1 + P99 * loop.noise))
+        over = best % TILE_TOKENS
+        if over <= ALIGNMENT_LOSS * (best - loop.decodes):  # a whole tile, where that loses little
+            best -= over
         loop.step()
         shares.append((loop.budgets[-1] - loop.decodes) / (best - loop.decodes))
     return shares

@@ -106,7 +106,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             return super().schedule(*args, **kwargs)
         limits, running = save_limits(self), self.running
         # An exception of ours would end the engine for every client; a stock step costs one SLO.
-        step = None if self._is_stuck() else self._guarded(self._apply_plan)
+        step = None if self._is_stuck() else self.guarded(self._apply_plan)
         if step is None:  # the plan failed half-way, perhaps: nothing of it stays
             restore_limits(self, limits)
             self.running = running
@@ -120,14 +120,14 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
                 if step.stalled or step.hidden:
                     self.running = step.stalled + self.running + step.hidden
         if step is not None:
-            self._guarded(self._note_shape, step, output, admitted)
+            self.guarded(self._note_shape, step, output, admitted)
         self._note(step, output)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take in a finished step; arguments and result are the parent's."""
         if scheduler_output.total_num_scheduled_tokens and self._in_flight:
-            self._guarded(self._observe, self._in_flight.popleft())
+            self.guarded(self._observe, self._in_flight.popleft())
         result = super().update_from_output(scheduler_output, model_runner_output)
         if not self.running and not self._in_flight:
             self._completed_s = None  # idle: the next step's time counts from its own start
@@ -141,19 +141,19 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
                 "Request id %r is already in use; the second request is dropped.", request.request_id
             )
             return
-        self._guarded(self._views.added, request)
+        self.guarded(self._views.added, request)
         super().add_request(request)
 
     def shutdown(self) -> None:
         """End, as the parent does, with the last figures told."""
         if self.telemetry is not None:
-            self._guarded(self.telemetry.close)
+            self.guarded(self.telemetry.close)
         super().shutdown()
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Free a request that has ended; arguments and result are the parent's."""
-        self._guarded(self.controller.ended, request.num_prompt_tokens, request.num_output_tokens)
-        self._guarded(self._views.ended, request)
+        self.guarded(self.controller.ended, request.num_prompt_tokens, request.num_output_tokens)
+        self.guarded(self._views.ended, request)
         return super()._free_request(request, *args, **kwargs)
 
     def _try_schedule_encoder_inputs(
@@ -172,7 +172,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             request, num_computed_tokens, num_new_tokens, *args, **kwargs
         )
 
-    def _guarded(self, ours: Callable[..., Any], *args: Any) -> Any:
+    def guarded(self, ours: Callable[..., Any], *args: Any) -> Any:
         """Call code of ours; what it raises is logged and counted, and None is returned."""
         try:
             return ours(*args)

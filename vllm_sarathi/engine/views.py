@@ -61,7 +61,7 @@ class ViewBuilder:
         self._cached_at_start: dict[str, int] = {}
         self._step = 0
         if self._looks_far:
-            install_turn_queue(scheduler, controller.order, self._keys)
+            install_turn_queue(scheduler, controller.order, self._keys_or_none)
 
     def added(self, request: Any) -> None:
         """Note the SLOs that a new request asks for; called before it is queued."""
@@ -196,6 +196,10 @@ class ViewBuilder:
         slo = self._slos.get(request.request_id, NONE)
         tokens = request.num_output_tokens + request.num_output_placeholders
         return DecodeView(request.request_id, tokens, slo.tbt_slo_s)
+
+    def _keys_or_none(self, request: Any) -> Any:
+        """Return the keys, and none where an error of ours keeps them from us: vLLM's own `add_request` asks."""
+        return self._scheduler.guarded(self._keys, request) or {}
 
     def _keys(self, request: Any) -> Any:
         left = self._keyed_tokens[request.request_id] = self._left(request)

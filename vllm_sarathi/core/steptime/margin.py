@@ -17,8 +17,8 @@ ALIKE_NEEDED = 24
 CAUTION = 0.13
 CAUTIOUS_STEPS = 24
 BIAS_STEPS = 128
-RANGE = (1.012, 2.5)
-"""The best fit is off by about a percent somewhere. A step that takes longer than the upper end is not the chunk's
+RANGE = (1.006, 2.5)
+"""The best fit is off by a little somewhere. A step that takes longer than the upper end is not the chunk's
 doing, and no chunk would have kept it."""
 
 MISSES_PLANNED = 1 / 3
