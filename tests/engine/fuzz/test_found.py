@@ -18,6 +18,11 @@ FOUND: dict[str, tuple[Setup, list[Event]]] = {
             Add(82, 17, seed=3, adapter=1),
         ],
     ),
+    # A running request that gets nothing counts, too: here its image is larger than the budget.
+    "an adapter beside an image that waits": (
+        Setup("prefill-first@24", limit=256, blocks=27, caching=True, adapters=1, images="whole"),
+        [Add(160, 2, adapter=3, images=(49,)), Add(61, 17, seed=5, adapter=1)],
+    ),
     # Decodes stand for a prompt that cannot be let in: nobody moves any more.
     "decodes stand for a paused prompt": (
         Setup("prefill-first", slots=2, limit=256, blocks=400, caching=True, threshold=20),
