@@ -3,6 +3,7 @@
 Every room is imported where its command runs: looking at a run needs no torch, and `--help` nothing at all.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,14 @@ def plot(run: Run, out: Annotated[Path, typer.Option("-o", "--out", help="The pi
 
 @app.command()
 def export(
-    run: Run, out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")]
+    run: Run,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")],
+    fields: Annotated[
+        Path | None,
+        typer.Option(
+            help="A JSON file for learning_rate, lr_scheduler_type, warmup_ratio and min_lr_ratio, too."
+        ),
+    ] = None,
 ) -> None:
     """Write a run's schedule, to be replayed: ReplayLR(optimizer, Schedule.load(FILE).lrs) is a torch scheduler."""
     with _clear_errors():
@@ -67,6 +75,12 @@ def export(
         Schedule(tuple(state.lrs)).save(out)
         missing = "" if state.step == state.config.max_steps else f" of {state.config.max_steps}, so far"
         typer.echo(f"the schedule of {state.step} steps{missing} is in {out}")
+        if fields is not None:
+            from autolrs_plugin.core.export import to_fields
+
+            closest = to_fields(state.lrs)
+            fields.write_text(json.dumps(closest.settings()) + "\n", encoding="utf-8")
+            typer.echo(f"{closest.deviation()}; they are in {fields}")
 
 
 @app.command()
@@ -75,8 +89,8 @@ def preview(
     lr_range: Annotated[str, typer.Option(help="The least and the greatest learning rate to try: 1e-5,1.")],
     search_budget: Annotated[
         float, typer.Option(help="Steps that the search may take, as a fraction of --max-steps.")
-    ] = 0.25,
-    mode: Annotated[str, typer.Option(help="default, or paper: AutoLRS as published.")] = "default",
+    ] = 0.2,
+    mode: Annotated[str, typer.Option(help="staged, once, or paper: AutoLRS as published.")] = "staged",
     warmup: Annotated[float, typer.Option(help="The warm-up, as a fraction of --max-steps.")] = 0.05,
     final_decay: Annotated[bool, typer.Option(help="Whether the run ends with a decay to zero.")] = True,
     validation: Annotated[bool, typer.Option(help="Whether the run has a validation loss.")] = True,

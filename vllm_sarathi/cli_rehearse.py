@@ -134,6 +134,10 @@ def simulate(
     noise: NoiseOption = 0.0,
     pauses: PausesOption = 0.0,
     neighbour: NeighbourOption = 1.0,
+    save_trace: Annotated[
+        Path | None,
+        typer.Option(help="Write the requests of the first seed to this file, in Mooncake's format."),
+    ] = None,
     ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -141,6 +145,7 @@ def simulate(
     from vllm_sarathi.benchmark import farm, rehearsal, results
     from vllm_sarathi.core.config import ConfigError, check_positive
     from vllm_sarathi.simulation.devices.disturbed import Disturbance
+    from vllm_sarathi.simulation.traces import write_trace
 
     if rate is None and trace is None:
         raise ConfigError("--rate: how many requests per second? (A --trace has a rate of its own.)")
@@ -165,6 +170,8 @@ def simulate(
     rehearsal.check_asked(asked)
     console = Console()
     carried = _workload(asked, console)
+    if save_trace is not None:
+        write_trace(carried.at(rate, 0) if rate else carried.window(0), save_trace)
     run_all = functools.partial(farm.run_all, console=console, ray=ray)
     rows = rehearsal.simulate_rows(asked, carried, rate, run_all)
     console.print(rehearsal.simulate_table(rows))

@@ -3,14 +3,17 @@
 C counts everything: training steps, and the evaluations that a method decides by, each at its measured cost in
 training steps. Evaluations for the learning curve are the judge's, and are on nobody's account.
 
-    constant, cosine, wsd   the optimizer's default learning rate in torch; cosine and wsd warm up for 5%
+    constant, cosine, wsd   the task's default learning rate; cosine and wsd warm up for 5%
     sweep                   five cosines of C/5 steps at a practitioner's five learning rates, the best kept
     asha                    Optuna's successive halving over the span of those five: cosines of at most C/4 steps
     greedylr                transformers' GreedyLR from the default learning rate, fed 50 validation losses
     schedule-free           schedulefree's AdamW or SGD at its own default, 5% warm-up as its authors advise
     prodigy                 prodigyopt at lr=1 with cosine annealing, as its authors advise
     oracle                  the five cosines at C steps each: 5C in all, the reference that nobody can afford
-    autolrs, autolrs-paper  this package, told nothing but a range of seven decades
+    autolrs                 this package, told a range of seven decades and the optimizer with its default rate
+    autolrs-no-prior        the same, with the default rate forgotten
+    autolrs-once            the same, with the search before the first step alone
+    autolrs-paper           AutoLRS as published
 """
 
 import math
@@ -102,13 +105,11 @@ class Training:
             if lr_at is not None:
                 for group in self._optimizer.param_groups:
                     group["lr"] = lr_at(self.steps_taken)
-            self._optimizer.zero_grad()
-            value = self.job.loss(self.job.draw(self._rng))
-            value.backward()
-            self._optimizer.step()
+            self.job.at(self.steps_taken / steps)
+            value = self.assignment.task.step(self.job, self._optimizer, self.job.draw(self._rng))
             self.steps_taken += 1
             self.assignment.on_steps(1)
-            if not math.isfinite(value.item()):
+            if not math.isfinite(value):
                 return math.inf  # the rest of its steps would only be burnt
             if self.steps_taken % every == 0 or self.steps_taken == stop:
                 loss = self._judge()
@@ -126,6 +127,7 @@ def validate(job: Job, optimizer: Any, rng: np.random.Generator) -> float:
     """Return the validation loss, at the averaged weights where the optimizer keeps such (Schedule-Free)."""
     if not hasattr(optimizer, "eval"):
         return job.validate()
+    weights = [p.detach().clone() for p in job.parameters()]
     optimizer.eval()
     norms = [m for m in job.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     if norms:
@@ -135,6 +137,9 @@ def validate(job: Job, optimizer: Any, rng: np.random.Generator) -> float:
                 job.model(job.draw(rng)[0])
     loss = job.validate()
     optimizer.train()
+    with torch.no_grad():  # there and back again rounds
+        for parameter, weight in zip(job.parameters(), weights, strict=True):
+            parameter.copy_(weight)
     return loss
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from autolrs_plugin.benchmark.methods import CURVE_POINTS, Assignment, Curve, Outcome
-from autolrs_plugin.benchmark.tasks import Batch, Task
+from autolrs_plugin.benchmark.methods import CURVE_POINTS, Assignment, Curve, Outcome, validate
+from autolrs_plugin.benchmark.tasks import Batch, Job, Task
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
-from autolrs_plugin.core.paper_plan import search_cost
+from autolrs_plugin.core.plans.paper import search_cost
 from autolrs_plugin.integrations.torch_loop import AutoLRS
 
 LR_RANGE = (1e-6, 10.0)
@@ -19,7 +19,10 @@ EPOCH = 50
 
 def as_arguments(task: Task, seed: int) -> dict[str, Any]:
     """Return a reference task as AutoLRS takes it, keyword by keyword."""
-    job = task.build(seed)
+    return _arguments(task, task.build(seed), seed)
+
+
+def _arguments(task: Task, job: Job, seed: int) -> dict[str, Any]:
     job.model.train()
     optimizer = task.optimizer(job, task.default_lr)
     rng = np.random.default_rng([seed, 1])
@@ -28,27 +31,34 @@ def as_arguments(task: Task, seed: int) -> dict[str, Any]:
         for _ in range(EPOCH):
             yield job.draw(rng)
 
-    def step(batch: Batch) -> float:
-        optimizer.zero_grad()
-        loss = job.loss(batch)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
     return {
         "model": job.model,
         "optimizer": optimizer,
-        "train_step": step,
-        "validate": job.validate,
+        "train_step": lambda batch: task.step(job, optimizer, batch),
+        "validate": lambda: validate(job, optimizer, np.random.default_rng(0)),
         "train_data": batches,
         "generators": [rng],
     }
 
 
 def autolrs(a: Assignment) -> Outcome:
-    """The default mode: the run has what the largest search that it may do leaves of C."""
-    budget = AutoLRSConfig(max_steps=1, lr_range=LR_RANGE).search_budget
-    return _tuned(a, int(a.steps / (1 + budget)), "default")
+    """The default: told the optimizer, and so its learning rate."""
+    return _tuned(a, _steps(a), "staged")
+
+
+def autolrs_no_prior(a: Assignment) -> Outcome:
+    """The default, with the optimizer's learning rate forgotten."""
+    return _tuned(a, _steps(a), "staged", prior=None)
+
+
+def autolrs_once(a: Assignment) -> Outcome:
+    """The search before the first step alone."""
+    return _tuned(a, _steps(a), "once")
+
+
+def _steps(a: Assignment) -> int:
+    """Return the steps of the run: what the largest search that it may do leaves of C."""
+    return int(a.steps / (1 + AutoLRSConfig(max_steps=1, lr_range=LR_RANGE).search_budget))
 
 
 def autolrs_paper(a: Assignment) -> Outcome:
@@ -59,21 +69,25 @@ def autolrs_paper(a: Assignment) -> Outcome:
     return _tuned(a, steps, "paper")
 
 
-def _tuned(a: Assignment, steps: int, mode: str) -> Outcome:
+def _tuned(a: Assignment, steps: int, mode: str, **settings: Any) -> Outcome:
     """One run of `steps` steps on the same weights and minibatches as the peers'."""
+    job = a.task.build(a.seed)
     tuner = AutoLRS(
-        **as_arguments(a.task, a.seed),
+        **_arguments(a.task, job, a.seed),
         max_steps=steps,
         lr_range=LR_RANGE,
         seed=a.seed,
         progress=False,
         mode=mode,
+        **settings,
         eval_cost_steps=a.eval_cost_steps,
         evaluations=CURVE_POINTS,
     )
     curve: Curve = []
     cost = 0.0
     while not isinstance(action := tuner.next_action(), Done):
+        if isinstance(action, Train):
+            job.at(action.first_step / steps)
         result = tuner.perform(action)
         tuner.tell(result)
         cost += _cost(action, result, a.eval_cost_steps)

@@ -1,5 +1,6 @@
 """Runs methods on tasks, each (task, method, seed) once: what is in the folder already is not run again."""
 
+import functools
 import hashlib
 import json
 import statistics
@@ -14,12 +15,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from autolrs_plugin import __version__
 from autolrs_plugin.benchmark.methods import PEERS, Assignment, Outcome
-from autolrs_plugin.benchmark.ours import autolrs, autolrs_paper
+from autolrs_plugin.benchmark.ours import autolrs, autolrs_no_prior, autolrs_once, autolrs_paper
 from autolrs_plugin.benchmark.table import Run, draw_task, task_table, write_rows
 from autolrs_plugin.benchmark.tasks import Job, Task
 
 METHODS: dict[str, Callable[[Assignment], Outcome]] = {
     "autolrs": autolrs,
+    "autolrs-no-prior": autolrs_no_prior,
+    "autolrs-once": autolrs_once,
     "autolrs-paper": autolrs_paper,
     **PEERS,
 }
@@ -109,12 +112,18 @@ def _run(assignment: Assignment, method: str) -> Run:
         seconds=time.perf_counter() - started + outcome.seconds,
         curve=[list(point) for point in outcome.curve],
         overheads=outcome.overheads,
+        first_val_loss=_first_val_loss(assignment.task, assignment.seed),
     )
+
+
+@functools.cache
+def _first_val_loss(task: Task, seed: int) -> float:
+    return task.build(seed).validate()
 
 
 def _path(out: Path, task: Task, steps: int, eval_cost_steps: float, method: str, seed: int) -> Path:
     """Return where a result is kept: its name changes with every setting that it depends on."""
-    settings = [__version__, steps, eval_cost_steps, task.sgd, task.default_lr, task.grid]
+    settings = [__version__, steps, eval_cost_steps, task.kind, task.default_lr, task.grid, task.clip]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     return out / f"{task.name}-{method}-{seed}-{digest}.json"
 
@@ -135,9 +144,7 @@ def measure_eval_cost(task: Task, job: Job) -> float:
     job.model.train()
 
     def step() -> None:
-        optimizer.zero_grad()
-        job.loss(job.draw(rng)).backward()
-        optimizer.step()
+        task.step(job, optimizer, job.draw(rng))
 
     step()  # the first of each is slower
     job.validate()

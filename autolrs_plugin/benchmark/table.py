@@ -27,6 +27,7 @@ class Run:
         seconds: wall time, without the judge's evaluations.
         curve: (compute so far in steps, validation loss).
         overheads: of ours: `deciding` (share of the wall time) and `snapshot_steps` (of one snapshot or restore).
+        first_val_loss: before training.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Run:
     seconds: float
     curve: list[list[float]]
     overheads: dict[str, float]
+    first_val_loss: float = math.nan
 
     def save(self, path: Path) -> None:
         """Write the run as JSON, whole or not at all."""
@@ -61,6 +63,21 @@ def targets(runs: Sequence[Run]) -> dict[tuple[str, int], float]:
     }
 
 
+def regrets(runs: Sequence[Run]) -> dict[tuple[str, str, int], float]:
+    """Return, by (task, method, seed), the share of what the oracle learns that a run does not: (L - O) / (F - O).
+
+    L is the run's final loss, O the oracle's of the same seed, F the loss before training. Infinite for a run that
+    diverged; runs without an oracle are left out. Below 0 where a run is better than the oracle.
+    """
+    oracles = {(r.task, r.seed): r.final_val_loss for r in runs if r.method == "oracle"}
+    known = {}
+    for r in runs:
+        oracle = oracles.get((r.task, r.seed), math.inf)
+        if oracle < r.first_val_loss:
+            known[r.task, r.method, r.seed] = (r.final_val_loss - oracle) / (r.first_val_loss - oracle)
+    return known
+
+
 def steps_to(curve: Sequence[Sequence[float]], target: float | None) -> float | None:
     """Return the compute at which a curve is first at the target or below; None if it never is."""
     if target is None:
@@ -70,12 +87,14 @@ def steps_to(curve: Sequence[Sequence[float]], target: float | None) -> float | 
 
 def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the runs as the rows of `--json`; a loss that is not finite is null there."""
-    known = targets(runs)
+    known, regret = targets(runs), regrets(runs)
     result = []
     for run in runs:
         target = known.get((run.task, run.seed))
         row = {k: v for k, v in asdict(run).items() if k not in ("curve", "overheads")}
-        row["final_val_loss"] = run.final_val_loss if math.isfinite(run.final_val_loss) else None
+        row["regret"] = regret.get((run.task, run.method, run.seed))
+        for key in ("final_val_loss", "first_val_loss", "regret"):
+            row[key] = row[key] if row[key] is not None and math.isfinite(row[key]) else None
         result.append({**row, "steps_to_target": steps_to(run.curve, target), "target": target})
     return result
 
@@ -97,15 +116,26 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def task_table(task: str, steps: int, runs: Sequence[Run]) -> Table:
     """Return the table of a task: mean and spread over the seeds."""
-    known = targets(runs)
+    known, regret = targets(runs), regrets(runs)
     seeds = len({r.seed for r in runs})
     table = Table(
-        "method", "peak LR", "final val. loss", "C in all", "search", "C to target", "seconds", expand=False
+        "method",
+        "peak LR",
+        "final val. loss",
+        "worst seed",
+        "regret",
+        "worst seed",
+        "C in all",
+        "search",
+        "C to target",
+        "seconds",
+        expand=False,
     )
     table.title = f"{task}: C = {steps} steps, {seeds} seed{'s' if seeds > 1 else ''}"
     table.caption = f"target: the oracle's loss plus {TARGET_SLACK:.0%}"
     for method, group in by_method(runs).items():
         reached = [steps_to(r.curve, known.get((r.task, r.seed))) for r in group]
+        lost = [v for r in group if (v := regret.get((r.task, r.method, r.seed))) is not None]
         hits = [cost / steps for cost in reached if cost is not None]
         to_target = f"{statistics.fmean(hits):.2f}" if hits else "-"
         if 0 < len(hits) < len(group):
@@ -114,6 +144,9 @@ def task_table(task: str, steps: int, runs: Sequence[Run]) -> Table:
             method,
             f"{statistics.geometric_mean([r.lr for r in group]):.2g}",
             spread([r.final_val_loss for r in group]),
+            f"{max(r.final_val_loss for r in group):.4f}",
+            f"{statistics.fmean(lost):.3f}" if lost else "-",
+            f"{max(lost):.3f}" if lost else "-",
             f"{statistics.fmean(r.steps_total for r in group) / steps:.2f}",
             f"{statistics.fmean(r.steps_search / r.steps_total for r in group):.0%}",
             to_target,

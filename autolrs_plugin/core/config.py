@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-MODES = ("default", "paper")
+MODES = ("staged", "once", "paper", "find")
+"""The names of the plans, see `plans`."""
 
 MAX_LR = 1e6
 """A learning rate above this is a mistake in the unit."""
@@ -42,6 +43,24 @@ def check_lr_range(value: object) -> tuple[float, float]:
     return low, high
 
 
+def check_warm_start(value: object) -> tuple[tuple[float, float], ...] | None:
+    """Return `value` as points; raise ConfigError if it is neither None nor points of an earlier run."""
+    if value is None:
+        return None
+    rule = "must be (progress, learning rate) pairs from progress 0 on, rising, each rate above 0"
+    if not isinstance(value, tuple | list) or not value:
+        raise ConfigError(f"warm_start={value!r}: {rule}.")
+    points = []
+    for point in value:
+        if not isinstance(point, tuple | list) or len(point) != 2 or not all(map(_is_number, point)):
+            raise ConfigError(f"warm_start={value!r}: {rule}.")
+        points.append((float(point[0]), float(point[1])))
+    progress = [at for at, _ in points]
+    if progress[0] != 0 or progress != sorted(set(progress)) or min(lr for _, lr in points) <= 0:
+        raise ConfigError(f"warm_start={value!r}: {rule}.")
+    return tuple(points)
+
+
 @dataclass(frozen=True)
 class AutoLRSConfig:
     """Settings of one run and of the search for its learning rate.
@@ -54,8 +73,9 @@ class AutoLRSConfig:
         lr_range: the least and the greatest learning rate that may be tried, of the first parameter group.
         search_budget: steps that the search may take, as a fraction of max_steps, in (0, 1]; evaluations that
             serve the search count as `eval_cost_steps` each. The search's share of all steps is below it.
-        mode: `default`, or `paper` for AutoLRS as published (its search always takes as many steps as the
-            training: `search_budget` is not read).
+        mode: `staged`; `once` for its search before the first step alone; `paper` for AutoLRS as published (its
+            search always takes as many steps as the training: `search_budget` is not read); `find` to search and
+            train nothing.
         seed: of everything drawn by the search.
         warmup: fraction of max_steps over which the learning rate rises to its peak, in [0, 0.5].
         final_decay: whether the run ends with a decay to zero.
@@ -68,6 +88,11 @@ class AutoLRSConfig:
         evaluations: how many times the validation loss is evaluated along the run, the last one at its end.
         rewind: whether steps of the run itself can be taken back. Where a framework owns the loop they cannot, for
             its step count and its data go on: after a divergence such a run goes on at a lower learning rate.
+        prior_lr: the learning rate that the optimizer was built with: where the search begins, and what it keeps
+            without evidence. None to know none; one outside of `lr_range` is none.
+        warm_start: (progress, learning rate) of the plateau of an earlier run, from progress 0 on: it is followed,
+            and hardly searched.
+        greater_is_better: whether a greater validation value is a better one, as of an accuracy.
 
     Raises:
         ConfigError: a value of a wrong type or out of range.
@@ -75,8 +100,8 @@ class AutoLRSConfig:
 
     max_steps: int
     lr_range: tuple[float, float]
-    search_budget: float = 0.25
-    mode: str = "default"
+    search_budget: float = 0.2
+    mode: str = "staged"
     seed: int = 0
     warmup: float = 0.05
     final_decay: bool = True
@@ -85,6 +110,9 @@ class AutoLRSConfig:
     evaluations: int = 5
     parallel_probes: int = 1
     rewind: bool = True
+    prior_lr: float | None = None
+    warm_start: tuple[tuple[float, float], ...] | None = None
+    greater_is_better: bool = False
 
     def __post_init__(self) -> None:
         check_int("max_steps", self.max_steps, minimum=1)
@@ -99,13 +127,23 @@ class AutoLRSConfig:
         check_int("seed", self.seed, minimum=0)
         if not _is_number(self.warmup) or not 0 <= self.warmup <= 0.5:
             raise ConfigError(f"warmup={self.warmup!r}: must be a fraction of max_steps from 0 to 0.5.")
-        for key in ("final_decay", "validation", "rewind"):
+        for key in ("final_decay", "validation", "rewind", "greater_is_better"):
             if not isinstance(getattr(self, key), bool):
                 raise ConfigError(f"{key}={getattr(self, key)!r}: must be True or False.")
         if not _is_number(self.eval_cost_steps) or self.eval_cost_steps < 0:
             raise ConfigError(f"eval_cost_steps={self.eval_cost_steps!r}: must be a number of at least 0.")
         check_int("evaluations", self.evaluations, minimum=1)
         check_int("parallel_probes", self.parallel_probes, minimum=1)
+        if self.prior_lr is not None and not (_is_number(self.prior_lr) and self.prior_lr >= 0):
+            raise ConfigError(f"prior_lr={self.prior_lr!r}: must be a learning rate, or None.")
+        object.__setattr__(self, "warm_start", check_warm_start(self.warm_start))
+
+    @property
+    def starting_lr(self) -> float | None:
+        """The learning rate that the run begins with, if one is known: the earlier run's, or the prior in the range."""
+        low, high = self.lr_range
+        known = self.warm_start[0][1] if self.warm_start else self.prior_lr
+        return known if known is not None and low <= known <= high else None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: str = "AutoLRSConfig") -> "AutoLRSConfig":
@@ -127,4 +165,5 @@ class AutoLRSConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the settings as plain values; `from_mapping` takes them back."""
-        return {**asdict(self), "lr_range": list(self.lr_range)}
+        points = None if self.warm_start is None else [list(point) for point in self.warm_start]
+        return {**asdict(self), "lr_range": list(self.lr_range), "warm_start": points}

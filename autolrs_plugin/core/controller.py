@@ -11,12 +11,9 @@ from collections.abc import Callable, Iterable
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.ledger import Ledger
-from autolrs_plugin.core.paper_plan import paper_plan
-from autolrs_plugin.core.peak_plan import peak_plan
+from autolrs_plugin.core.plans import PLANS
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Plan, RunState, Stage
-
-PLANS: dict[str, Callable[[RunState], Plan]] = {"default": peak_plan, "paper": paper_plan}
 
 
 class Controller:

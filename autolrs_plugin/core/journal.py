@@ -172,6 +172,11 @@ class Journal:
     def close(self) -> None:
         """Let other processes write."""
         if self._file is not None:
+            if sys.platform != "win32":
+                import fcntl
+
+                # Worker processes of a loader may have inherited the file, and with it the lock.
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
             self._file = None
 

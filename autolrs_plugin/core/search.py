@@ -65,15 +65,11 @@ class Decision:
         lr: the learning rate.
         loss: its posterior mean loss; not finite where nothing finite was told.
         std: its posterior standard deviation.
-        gain: how much lower that loss is than the present learning rate's; 0 where there is none.
-        changed: whether it differs from the present one.
     """
 
     lr: float
     loss: float
     std: float
-    gain: float
-    changed: bool
 
 
 class LRSearch:
@@ -98,24 +94,6 @@ class LRSearch:
         """Take a loss and its standard deviation; a loss that is not finite says that the probe diverged."""
         finite = math.isfinite(loss) and abs(loss) < TOO_LARGE
         self.observations.append(Observation(lr, loss if finite else math.inf, abs(std) if finite else 0.0))
-
-    def warm_start(self, earlier: "LRSearch", doubt: float) -> None:
-        """Take over an earlier search's shape: its losses, centred on ours, each more doubtful by `doubt`.
-
-        Its ceilings do not come along: a learning rate that diverged then may hold now.
-        """
-        theirs = [o for o in earlier.observations if not o.diverged]
-        ours = [o for o in self.observations if not o.diverged]
-        if not theirs:
-            return
-        shift = 0.0
-        if ours:
-            # Only losses at like learning rates tell how far the level has moved.
-            mean, _ = earlier.posterior([o.lr for o in ours])
-            shift = float(np.median([o.loss for o in ours] - mean))
-        for o in theirs:
-            if self.low <= o.lr <= self.high:
-                self.tell(o.lr, o.loss + shift, math.hypot(o.std, doubt))
 
     @property
     def ceiling(self) -> float:
@@ -174,30 +152,15 @@ class LRSearch:
         improvement: Array = sigma * (z * norm.cdf(z) + norm.pdf(z))
         return improvement
 
-    def decide(self, present: float | None = None, clearly: float = 1.0) -> Decision:
-        """Return the learning rate of the lowest posterior mean.
-
-        Args:
-            present: the learning rate in use; it is left only for a gain of `clearly` standard deviations of
-                the difference between the two posteriors.
-        """
+    def decide(self) -> Decision:
+        """Return the learning rate of the lowest posterior mean."""
         grid = self.grid
-        inside = present is not None and self.low <= present < self.ceiling
         if all(o.diverged for o in self.observations):
-            lr = float(present) if present is not None and inside else float(grid[0])
-            return Decision(lr, math.inf, math.inf, 0.0, lr != present)
-        points = np.append(grid, present) if present is not None and inside else grid
-        mean, covariance = self._predict(points, [])
-        best = int(np.argmin(mean[: len(grid)]))
-        if present is None or not inside:
-            std = math.sqrt(max(0.0, covariance[best, best]))
-            return Decision(float(grid[best]), float(mean[best]), std, 0.0, True)
-        gain = float(mean[-1] - mean[best])
-        doubt = math.sqrt(max(0.0, covariance[-1, -1] + covariance[best, best] - 2 * covariance[-1, best]))
-        change = gain > clearly * doubt
-        index = best if change else len(points) - 1
-        std = math.sqrt(max(0.0, covariance[index, index]))
-        return Decision(float(points[index]), float(mean[index]), std, gain, change)
+            return Decision(float(grid[0]), math.inf, math.inf)
+        mean, covariance = self._predict(grid, [])
+        best = int(np.argmin(mean))
+        std = math.sqrt(max(0.0, covariance[best, best]))
+        return Decision(float(grid[best]), float(mean[best]), std)
 
     def _predict(self, lrs: Array, believed: list[Observation]) -> tuple[Array, Array]:
         """Return the posterior mean, shape [n], and covariance, shape [n, n], in the losses' own units."""

@@ -46,11 +46,13 @@ class Stage:
     Attributes:
         index: which stage, from 0.
         first_step: real steps taken before it.
-        kind: what was searched for: `range`, `peak`, or `paper`.
+        kind: why it was opened: `planned`, `change`, `stall`, `warm start`, `find` or `paper`.
         candidates: the probes, in the order in which they ran.
         chosen_lr: the learning rate decided for.
         search_steps: steps that its probes took.
         reason: one sentence on why.
+        low: the least learning rate that is not clearly worse than the best.
+        high: the greatest such rate.
     """
 
     index: int
@@ -60,6 +62,8 @@ class Stage:
     chosen_lr: float
     search_steps: int
     reason: str
+    low: float = 0.0
+    high: float = math.inf
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the stage as plain values."""

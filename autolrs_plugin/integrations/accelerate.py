@@ -1,18 +1,17 @@
 """AutoLRS in a hand-written loop on Accelerate's Accelerator."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
-from autolrs_plugin.training.attributes import PlainAttributes
 from autolrs_plugin.training.data import generators_of
-from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, hosted_config
+from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, hosted_config, saved_by
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import as_number
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.snapshot import Stateful
 
 try:
     from accelerate import Accelerator, skip_first_batches
@@ -56,7 +55,7 @@ class AutoLRS(HostedResults):
 
     Raises:
         ConfigError, ValueError, TypeError: an argument that cannot be used; the message names it.
-        RuntimeError: several processes, DeepSpeed, or training that has already started.
+        RuntimeError: DeepSpeed, FSDP1, or training that has already started.
     """
 
     def __init__(
@@ -85,11 +84,13 @@ class AutoLRS(HostedResults):
         check_accelerator(accelerator, model)
         self._host = _Host(accelerator, loader, train_step, validate)
         self._optimizer = optimizer.optimizer
-        rolled_back = {"sampler": PlainAttributes(sampler_of(loader)), **(stateful or {})}
+        rolled_back = dict(stateful or {})
         if accelerator.scaler is not None:
             rolled_back["scaler"] = accelerator.scaler
         all_generators = [*generators_of(loader), *generators]
-        self._loop = HostedLoop(model, self._optimizer, self._host, rolled_back, all_generators, keep)
+        parts = {"train_step": train_step, "validate": validate, "loader": loader}
+        roots = {name: part for name, part in parts.items() if part is not None}
+        self._loop = HostedLoop(model, self._optimizer, self._host, rolled_back, all_generators, keep, roots)
         self._observer = StageLines() if progress else StageLog()
         self._saved: str | None = None
         self._losses: list[Any] = []
@@ -153,6 +154,10 @@ class _Host:
             losses.append(as_number(self.train_step(next(batches)), "train_step"))
         return sum(losses) / len(losses)
 
+    def saving(self, as_kept: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
+        """Inside, `accelerator.save_state` saves inside of `as_kept()`."""
+        return saved_by(self.accelerator, "save_state", as_kept)
+
     def evaluate(self) -> Any:
         assert self._validate is not None, "no plan evaluates without validation"
         return self._validate()
@@ -179,24 +184,22 @@ def check_accelerator(accelerator: Accelerator, model: torch.nn.Module) -> None:
 
     Raises:
         ValueError: half precision without a gradient scaler.
-        RuntimeError: DeepSpeed, or several processes.
+        RuntimeError: DeepSpeed or FSDP1.
     """
     if str(accelerator.distributed_type).endswith("DEEPSPEED"):
-        raise RuntimeError("DeepSpeed: keeps its state where AutoLRS cannot roll it back; train without it.")
-    if accelerator.num_processes > 1:
-        raise RuntimeError(f"{accelerator.num_processes} processes: AutoLRS runs in one here, for now.")
+        raise RuntimeError(
+            "DeepSpeed: keeps its state where AutoLRS cannot roll it back; train with DDP, or with FSDP2 "
+            "(fsdp_version: 2)."
+        )
+    if str(accelerator.distributed_type).endswith("FSDP") and not accelerator.is_fsdp2:
+        raise RuntimeError(
+            "FSDP1: flattens the parameters, so that a step cannot be undone; use fsdp_version: 2, or DDP."
+        )
     halves = any(p.dtype == torch.float16 and p.requires_grad for p in model.parameters())
     if (halves or accelerator.mixed_precision == "fp16") and accelerator.scaler is None:
         raise ValueError(
             "fp16: trains without a gradient scaler here, and would underflow; use bf16 or fp32."
         )
-
-
-def sampler_of(loader: Any) -> Any:
-    """Return the innermost sampler of a loader."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    batch_sampler = getattr(batch_sampler, "batch_sampler", batch_sampler)
-    return getattr(batch_sampler, "sampler", batch_sampler)
 
 
 def _endless(loader: Any) -> Any:

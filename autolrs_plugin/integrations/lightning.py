@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 
-from autolrs_plugin.training.attributes import PlainAttributes
-from autolrs_plugin.training.data import generators_of
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.snapshot import Stateful
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -74,6 +72,8 @@ class AutoLRSCallback(Callback, HostedResults):
         self._observer = StageLines() if progress else StageLog()
         self._saved: str | None = None
         self._losses: list[torch.Tensor] = []
+        self._last: Any = 0.0
+        self._begun = False
         self._step = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,13 +105,21 @@ class AutoLRSCallback(Callback, HostedResults):
                 f"metric={self._metric!r}: needs validation: a validation_step and a dataloader for it."
             )
         config = hosted_config("AutoLRSCallback", int(steps), host.validates, self._settings)
-        stateful = {"module": PlainAttributes(pl_module), **host.stateful(), **self._stateful}
-        generators = [*generators_of(trainer.train_dataloader), *self._generators]
-        loop = HostedLoop(pl_module, trainer.optimizers[0], host, stateful, generators, self._keep)
+        stateful = {**host.stateful(), **self._stateful}
+        generators = [*host.generators, *self._generators]
+        loop = HostedLoop(
+            pl_module,
+            trainer.optimizers[0],
+            host,
+            stateful,
+            generators,
+            self._keep,
+            {"train_dataloader": host.loaders},
+        )
         self.run = HostedRun(config, loop, self._saved, trainer.global_step, [self._observer])
         if self._metric is not None and self._saved is None:
             loop.evaluate()  # an unknown metric shows before any training
-        self._saved, self._losses, self._step = None, [], trainer.global_step
+        self._saved, self._losses, self._step, self._begun = None, [], trainer.global_step, False
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -119,23 +127,27 @@ class AutoLRSCallback(Callback, HostedResults):
         """Search if a search is due, and set the step's learning rate."""
         if self.run is None:
             raise RuntimeError("AutoLRSCallback: was added to a Trainer that has already started.")
-        if not self._losses:
+        if not self._begun:
             self.run.before_step()
+            self._begun = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the loss."""
         assert self.run is not None
-        self._losses.append(loss_of(outputs))
+        if (loss := loss_of(outputs)) is not None:
+            self._losses.append(loss)
         taken, self._step = trainer.global_step - self._step, trainer.global_step
         if taken > 1 or (taken == 0 and not pl_module.automatic_optimization):
             raise ValueError(
                 f"training_step: took {taken} optimizer steps; with manual optimisation it must take one, and no more."
             )
         if taken:
-            losses, self._losses = self._losses, []
-            self.run.after_step(sum(losses))
+            losses, self._losses, self._begun = self._losses, [], False
+            # A step whose batches were all skipped has no loss of its own: that of the step before stands for it.
+            self._last = sum(losses) if losses else self._last
+            self.run.after_step(self._last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the Trainer's objects."""
@@ -160,10 +172,11 @@ def _check_trainer(trainer: Any, module: LightningModule) -> None:
         raise ValueError(
             f"configure_optimizers: returns {len(trainer.optimizers)} optimizers; AutoLRS needs one."
         )
-    if trainer.world_size > 1 or "DeepSpeed" in type(trainer.strategy).__name__:
+    strategy = type(trainer.strategy).__name__
+    if "DeepSpeed" in strategy or "FSDP" in strategy:
         raise RuntimeError(
-            f"strategy: {type(trainer.strategy).__name__} on {trainer.world_size} processes; AutoLRS in Lightning runs "
-            "in one process for now."
+            f"strategy: {strategy} keeps its state where AutoLRS cannot roll it back; train with 'ddp', or with "
+            "ModelParallelStrategy and fully_shard (FSDP2) in configure_model."
         )
     halves = any(p.dtype == torch.float16 and p.requires_grad for p in module.parameters())
     if halves or (trainer.precision == "16-mixed" and trainer.precision_plugin.scaler is None):

@@ -3,17 +3,20 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
-from torch.utils.data import DataLoader
+from torch.utils._pytree import tree_unflatten
 
-from autolrs_plugin.training.attributes import PlainAttributes
 from autolrs_plugin.training.data import ProbeBatches, generators_of
+from autolrs_plugin.training.hosted import saved_by
 from autolrs_plugin.training.loop import as_number
+
+MOST_SKIPPED = 100
+"""So many batches may be skipped in a row."""
 
 
 class LightningHost:
@@ -21,47 +24,69 @@ class LightningHost:
 
     def __init__(self, trainer: Any, module: Any, metric: str, sign: float) -> None:
         self._trainer, self._module, self._metric, self._sign = trainer, module, metric, sign
-        loader = trainer.train_dataloader
-        self._batches = ProbeBatches(loader, "train_dataloader", generators_of(loader))
+        self._combined = trainer.fit_loop._combined_loader
+        self.loaders = list(self._combined.flattened)
+        if len(self.loaders) > 1 and self._combined._mode == "sequential":
+            raise ValueError(
+                "train_dataloader: a CombinedLoader in the mode 'sequential' gives one loader after the other, so a "
+                "probe would see the first alone; use 'max_size_cycle', 'min_size' or 'max_size'."
+            )
+        self.generators = [generator for loader in self.loaders for generator in generators_of(loader)]
+        self._batches = [ProbeBatches(loader, "train_dataloader", self.generators) for loader in self.loaders]
         self._val_loop = trainer.fit_loop.epoch_loop.val_loop
-        self._val_loop.setup_data()
-        self.validates = self._val_loop._combined_loader is not None and not self._val_loop.skip
+        self.validates = bool(trainer.enable_validation)
+        if self.validates:
+            self._val_loop.setup_data()
+            self.validates = self._val_loop._combined_loader is not None and not self._val_loop.skip
 
     def stateful(self) -> dict[str, Any]:
-        """Return what else than the module changes in a probe."""
-        loader, scaler = (
-            self._trainer.train_dataloader,
-            getattr(self._trainer.precision_plugin, "scaler", None),
-        )
-        # A DataLoader is copied for probes; a loader of the user's own that has a position is read ahead and rewound.
-        positioned = not isinstance(loader, DataLoader) and hasattr(loader, "load_state_dict")
-        sampler = getattr(loader, "sampler", None)
-        found = {
-            "loader": loader if positioned else None,
-            "sampler": PlainAttributes(sampler) if sampler is not None else None,
-            "scaler": scaler,
-        }
-        return {name: thing for name, thing in found.items() if thing is not None}
+        """Return what else than the module and the loaders changes in a probe."""
+        scaler = getattr(self._trainer.precision_plugin, "scaler", None)
+        return {} if scaler is None else {"scaler": scaler}
+
+    @contextmanager
+    def saving(self, as_kept: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """Inside, a checkpoint that is asked for is made inside of `as_kept()`, with the state of all callbacks."""
+        trainer = self._trainer
+        real = trainer.loggers, trainer.callbacks
+
+        @contextmanager
+        def heard() -> Iterator[None]:
+            now = trainer.loggers, trainer.callbacks
+            trainer.loggers, trainer.callbacks = real
+            try:
+                with as_kept():
+                    yield
+            finally:
+                trainer.loggers, trainer.callbacks = now
+
+        with saved_by(trainer, "save_checkpoint", heard):
+            yield
 
     @contextmanager
     def probing(self, seed: int) -> Iterator[Callable[[], Any]]:
-        batches = self._batches.draw(seed)
+        batches = self._drawn(seed)
         count = iter(range(2**62))
         with _deaf(self._trainer), _muted(self._module):
             yield lambda: self._step(batches, count)
 
+    def _drawn(self, seed: int) -> Iterator[Any]:
+        streams = [batches.draw(seed) for batches in self._batches]
+        while True:
+            yield tree_unflatten([next(stream) for stream in streams], self._combined._spec)
+
     def _step(self, batches: Iterator[Any], count: Iterator[int]) -> Any:
         trainer, module = self._trainer, self._module
         if not module.automatic_optimization:
-            return loss_of(self._forward(next(batches), next(count)))
+            return loss_of(self._forward_with_loss(batches, count))
         optimizer: Any = module.optimizers()
         losses: list[torch.Tensor] = []
 
         def closure() -> torch.Tensor:
-            index = next(count)
-            loss = loss_of(self._forward(next(batches), index), graph=True) / trainer.accumulate_grad_batches
+            output = self._forward_with_loss(batches, count)
+            loss = loss_of(output, graph=True) / trainer.accumulate_grad_batches
             if not losses:
-                module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
+                module.optimizer_zero_grad(trainer.current_epoch, 0, optimizer)
             losses.append(loss.detach().clone())
             trainer.strategy.backward(loss, optimizer)
             return loss
@@ -70,6 +95,16 @@ class LightningHost:
             closure()
         module.optimizer_step(trainer.current_epoch, len(losses), optimizer, closure)
         return sum(losses)
+
+    def _forward_with_loss(self, batches: Iterator[Any], count: Iterator[int]) -> Any:
+        """Return what training_step returns, from the next batch that it does not skip by returning None."""
+        for _ in range(MOST_SKIPPED):
+            output = self._forward(next(batches), next(count))
+            if loss_of(output) is not None:
+                return output
+        raise ValueError(
+            f"training_step: returned None for {MOST_SKIPPED} batches in a row, so nothing is trained."
+        )
 
     def _forward(self, batch: Any, index: int) -> Any:
         strategy, module = self._trainer.strategy, self._module
@@ -128,11 +163,13 @@ def _muted(module: Any) -> Iterator[None]:
 
 
 def loss_of(output: Any, graph: bool = False) -> Any:
-    """Return the loss in what a training_step has returned, with its graph or without.
+    """Return the loss in what a training_step has returned, with its graph or without; None if it skipped the batch.
 
     Raises:
         ValueError: there is none.
     """
+    if output is None or output == {}:
+        return None
     loss = output.get("loss") if isinstance(output, Mapping) else output
     if not isinstance(loss, torch.Tensor):
         raise ValueError("training_step: returned no loss; AutoLRS needs it, with manual optimisation, too.")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from autolrs_plugin.core.ledger import Ledger
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
+from autolrs_plugin.training.checking import check_functions, check_job, plain_numbers
 from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
-from autolrs_plugin.training.lr import ReplayLR
+from autolrs_plugin.training.lr import ReplayLR, prior_of
+from autolrs_plugin.training.ports import Observer, Prober
 from autolrs_plugin.training.progress import observers_for
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.session import Observer, Prober, Session
-from autolrs_plugin.training.snapshot import Stateful
+from autolrs_plugin.training.session import Session
 
 
 class AutoLRS:
@@ -30,9 +33,14 @@ class AutoLRS:
     `run()` does everything. Or drive it yourself: `next_action()` gives an action; carry it out (`set_lr` before each
     step), or have it carried out by `perform(action)`; `tell(result)`; until the action is `Done`.
 
-    Every probe is undone bit for bit, so the run is the one that a plain loop with the found schedule gives. What is
-    undone: trainable parameters, gradients, buffers, the optimizer, `scaler`, `scheduler`, `stateful`, every global
-    random number generator and those in `generators`, and the position in the data, given in one of three ways:
+    Every probe is undone bit for bit, so the run is the one that a plain loop with the found schedule gives; whatever
+    ends a probe, Ctrl-C included, the job is then what it was before it. What is undone is all that `train_step` and
+    the other arguments reach: modules with their buffers and attributes (a teacher, a metric), optimizers wherever they
+    are held, LR schedulers, scalers, random number generators, tensors and objects of your own. The first probe is
+    checked: what it changed for good is named in an error before the run goes on. Probes call `train_step`, too: what
+    it logs, they log; counts and logs in variables of its own (numbers alone) stay, and a warning names them.
+
+    The position in the data is undone as well, given in one of three ways:
 
     * `train_data`, with `train_step(batch)` (recommended): a DataLoader, a list of batches, or a function that returns
       an epoch's batches. Probes draw their own batches from it, or from `probe_data`. A loader's position in another
@@ -65,6 +73,8 @@ class AutoLRS:
         count_tokens: returns the tokens (or samples) of a batch, for the books.
         search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
         seed: of everything that the search draws.
+        prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
+            optimizer was built with, a number, or None to know none.
         run_dir: a folder for the journal and the states of the run: with it, a killed job goes on where it was, to
             bitwise the same weights, if the same script is started again.
         resume: `auto` goes on with the run in `run_dir`, or begins one; True insists on a run, and takes over its
@@ -99,8 +109,9 @@ class AutoLRS:
         stateful: Mapping[str, Stateful] | None = None,
         generators: Sequence[Generator] = (),
         count_tokens: Callable[[Any], int] | None = None,
-        search_budget: float = 0.25,
+        search_budget: float = 0.2,
         seed: int = 0,
+        prior: float | str | None = "optimizer",
         run_dir: str | os.PathLike[str] | None = None,
         resume: bool | str = "auto",
         keep: str = "host",
@@ -110,9 +121,12 @@ class AutoLRS:
         probes: Prober | None = None,
         **settings: Any,
     ) -> None:
-        settings = {"validation": validate is not None, **settings}
+        check_job(model, optimizer)
+        check_functions(validate, None if run_dir is None else Path(run_dir))
+        prior_lr = prior_of(optimizer) if prior == "optimizer" else prior
+        settings = {"validation": validate is not None, "prior_lr": prior_lr, **settings}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
-        config = AutoLRSConfig.from_mapping({**values, **settings}, origin="AutoLRS")
+        config = AutoLRSConfig.from_mapping(plain_numbers({**values, **settings}), origin="AutoLRS")
         ranks = ranks_of_job()
         _check_choices(resume, probes, 1 if ranks is None else ranks.count)
         if ranks is not None:
@@ -183,6 +197,10 @@ class AutoLRS:
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Save a picture: learning rate and loss over the steps, with the probes as branches."""
         draw_run(self._controller, Path(path))
+
+    def as_trained(self) -> AbstractContextManager[None]:
+        """Inside, in the midst of a probe, the job is that of the real step: to save it from a signal handler."""
+        return self._loop.as_trained()
 
     def close(self) -> None:
         """Let another process write to `run_dir`."""

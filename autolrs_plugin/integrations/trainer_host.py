@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from autolrs_plugin.integrations.accelerate import probe_batches
 from autolrs_plugin.training.attributes import PlainAttributes, kept
+from autolrs_plugin.training.hosted import saved_by
 
 NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "_time")
 
@@ -48,11 +49,48 @@ class TrainerHost:
         # A loss that measures nothing can still tell that training has broken down.
         return loss if self._measures else 0.0 * loss
 
+    def roots(self) -> dict[str, Any]:
+        """Return what else than the model has state that a probe may change."""
+        trainer = self._trainer
+        found = {"train_dataset": trainer.train_dataset, "data_collator": trainer.data_collator}
+        return {**found, "eval_dataset": trainer.eval_dataset}
+
+    @contextmanager
+    def saving(self, as_kept: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """Inside, a checkpoint that is asked for is made inside of `as_kept()`, and heard of by all callbacks."""
+        trainer, handler = self._trainer, self._trainer.callback_handler
+        real = trainer.state, trainer.control, handler.callbacks
+
+        @contextmanager
+        def unmuted() -> Iterator[None]:
+            now = trainer.state, trainer.control, handler.callbacks
+            trainer.state, trainer.control, handler.callbacks = real
+            try:
+                with as_kept():
+                    trainer.state, trainer.control, handler.callbacks = real
+                    yield
+            finally:
+                trainer.state, trainer.control, handler.callbacks = now
+
+        with saved_by(trainer, "_save_checkpoint", unmuted), saved_by(trainer, "save_model", as_kept):
+            yield
+
     @contextmanager
     def probing(self, seed: int) -> Iterator[Callable[[], Any]]:
-        loader = self._trainer.get_train_dataloader()
+        loader = self._loader()
         with _muted(self._trainer), probe_batches(self._trainer.accelerator, loader, seed) as batches:
             yield lambda: self._step(batches)
+
+    def _loader(self) -> Any:
+        """Return a loader of the Trainer's for one probe: its workers, if it has any, end with it."""
+        trainer, args = self._trainer, self._trainer.args
+        persistent, known = args.dataloader_persistent_workers, len(trainer.accelerator._dataloaders)
+        args.dataloader_persistent_workers = False
+        try:
+            return trainer.get_train_dataloader()
+        finally:
+            args.dataloader_persistent_workers = persistent
+            del trainer.accelerator._dataloaders[known:]
 
     def _step(self, batches: Iterator[Any]) -> Any:
         trainer, args, accelerator = self._trainer, self._trainer.args, self._trainer.accelerator

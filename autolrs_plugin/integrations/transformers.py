@@ -1,14 +1,15 @@
 """AutoLRS in a transformers Trainer, and in the trainers of TRL that build on it."""
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.lr import TunedLR
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.snapshot import Stateful
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -22,6 +23,8 @@ except ImportError as error:
         "pip install 'vllm-sarathi[transformers]'",
         name="transformers",
     ) from error
+
+logger = logging.getLogger("autolrs_plugin")
 
 LEARN_FROM_REWARDS = {
     f"{method}Trainer"
@@ -108,9 +111,13 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the run, or go on with the one in the checkpoint."""
         trainer = _calling_trainer()
-        self._release()  # a run before may have ended in an error
+        again = self._host is not None  # the Trainer begins again after an error, with a smaller batch
+        self._release()
         # At step 0 it is not a checkpoint's, but this callback's own of a run before.
         saved = self._in_checkpoint(state) if state.global_step > 0 else None
+        if again and saved is None and state.global_step == 0:
+            logger.warning("AutoLRSCallback: the Trainer begins anew after an error, and so does the search.")
+            self.run = None
         check_begin("AutoLRSCallback", state.global_step, saved, self.run)
         if not isinstance(trainer.lr_scheduler, TunedLR):
             _check_trainer(trainer, self._metric, self._measures(trainer))
@@ -126,7 +133,9 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         if trainer.accelerator.scaler is not None:
             stateful["scaler"] = trainer.accelerator.scaler
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        loop = HostedLoop(trainer.model, optimizer, host, stateful, self._generators, self._keep)
+        loop = HostedLoop(
+            trainer.model, optimizer, host, stateful, self._generators, self._keep, host.roots()
+        )
         self.run = HostedRun(config, loop, saved, state.global_step, [self._observer])
         if self._metric is not None and saved is None:
             loop.evaluate()  # an unknown metric shows before any training

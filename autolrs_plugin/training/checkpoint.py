@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,15 @@ from safetensors.torch import load, save, save_file
 from autolrs_plugin.core.journal import sync_folder
 from autolrs_plugin.training.tree import Sharding, TensorCopy
 
-VERSION = 1
+VERSION = 2
 _HEADER = "autolrs"
+
+_COLLECTIONS: dict[str, Callable[[Iterable[Any]], Any]] = {
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "Size": lambda items: torch.Size(list(items)),
+}
 
 
 class CheckpointError(RuntimeError):
@@ -84,7 +91,9 @@ def checkpoint_from_bytes(data: bytes) -> dict[str, Any]:
 
 def _packed(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     tensors = _Tensors()
-    document = {"version": VERSION, "state": _encode(state, tensors, "state")}
+    # The job's own objects are of this process alone.
+    plain = {key: value for key, value in state.items() if key != "origins"}
+    document = {"version": VERSION, "state": _encode(plain, tensors, "state")}
     return tensors.by_name, {_HEADER: json.dumps(document, allow_nan=False)}
 
 
@@ -131,13 +140,19 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
         return {tag: pairs}
     if type(value) is deque:
         return {"deque": [_encode(v, tensors, where) for v in value], "maxlen": value.maxlen}
-    if type(value) in (list, tuple, set):
+    if type(value) in (list, tuple, set, frozenset, torch.Size):
         items = [_encode(v, tensors, f"{where}[{i}]") for i, v in enumerate(value)]
         return items if type(value) is list else {type(value).__name__: items}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return {"ndarray": value.tolist(), "dtype": str(value.dtype)}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return {"scalar": value.item(), "dtype": str(value.dtype)}
+    if type(value) is bytes:
+        return {"bytes": value.hex()}
+    if type(value) is complex:
+        return {"complex": [value.real, value.imag]}
+    if type(value) in (range, slice):
+        return {type(value).__name__: [value.start, value.stop, value.step]}
     if isinstance(value, torch.dtype | torch.device):
         return {type(value).__name__: str(value).removeprefix("torch.")}
     raise CheckpointError(
@@ -187,11 +202,14 @@ def _decode(value: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
         return kind({_decode(k, tensor): _decode(v, tensor) for k, v in body})
     if tag == "deque":
         return deque((_decode(v, tensor) for v in body), extra["maxlen"])
-    if tag in ("tuple", "set"):
-        items = (_decode(v, tensor) for v in body)
-        return tuple(items) if tag == "tuple" else set(items)
+    if tag in _COLLECTIONS:
+        return _COLLECTIONS[tag](_decode(v, tensor) for v in body)
     plain: dict[str, Callable[[], Any]] = {
         "float": lambda: float(body),
+        "bytes": lambda: bytes.fromhex(body),
+        "complex": lambda: complex(*body),
+        "range": lambda: range(*body),
+        "slice": lambda: slice(*body),
         "ndarray": lambda: np.array(body, dtype=extra["dtype"]),
         "scalar": lambda: np.dtype(extra["dtype"]).type(body),
         "dtype": lambda: getattr(torch, body),

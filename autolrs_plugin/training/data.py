@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from autolrs_plugin.training.rng import Generator, rng_kept, rng_state, set_rng_state
+from autolrs_plugin.training.attributes import is_plain
+from autolrs_plugin.training.inventory import Inventory, made_anew
+from autolrs_plugin.training.rng import (
+    Generator,
+    rng_kept,
+    rng_state,
+    set_rng_state,
+    set_state_of,
+    state_of,
+)
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """A loader, list or other iterable that can be iterated again and again, or a function that gives one epoch's."""
@@ -25,7 +34,8 @@ DISTRIBUTED_SEEDS = 2**32
 class BatchStream:
     """The run's own batches, epoch after epoch, drawn exactly as `for batch in source` would draw them.
 
-    Its position is the state of all random number generators where the epoch began, and a count of batches: going
+    Its position is the state of all random number generators, and of its samplers and data sets, where the epoch began,
+    and a count of batches: going
     back within a process to where it still stands costs nothing, anything else begins the epoch again and skips.
 
     Args:
@@ -45,6 +55,7 @@ class BatchStream:
         self._iterator: Iterator[Any] | None = None
         self._epoch: str | None = None
         self._epoch_rng: dict[str, Any] = {}
+        self._epoch_data: dict[str, Any] = {}
         self._starts_workers = False
         self._batches = 0
         self._epochs = 0
@@ -60,6 +71,7 @@ class BatchStream:
             self._batches += 1
             return batch
         self._epoch, self._epoch_rng, self._batches = uuid.uuid4().hex, rng_state(self._generators), 0
+        self._epoch_data = data_state(self._source)
         self._starts_workers = _has_no_workers_yet(self._source)
         self._epochs += 1
         self._iterator = self._begin_epoch()
@@ -73,6 +85,7 @@ class BatchStream:
         return {
             "epoch": self._epoch,
             "rng": self._epoch_rng,
+            "data": self._epoch_data,
             "batches": self._batches,
             "starts_workers": self._starts_workers,
             "epochs": self._epochs,
@@ -92,6 +105,8 @@ class BatchStream:
             return
         if _keeps_workers(self._source):
             _make_workers(self._source, wanted=not self._starts_workers)
+        self._epoch_data = state["data"]
+        set_data_state(self._source, self._epoch_data)
         set_rng_state(self._epoch_rng, self._generators)
         self._iterator = self._begin_epoch()
         while self._batches < state["batches"]:
@@ -177,6 +192,35 @@ def generators_of(source: object) -> list[torch.Generator]:
     samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
     found = [getattr(thing, "generator", None) for thing in (source, *samplers)]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def data_state(source: object) -> dict[str, Any]:
+    """Return the plain attributes and the generators of a source of batches and of what it is made of, by path."""
+    found = Inventory({"": source}, {}, data=True)
+    held = {path: slots.get() for path, slots in found.slots.items()}
+    attributes = {
+        path: copy.deepcopy({k: v for k, v in values.items() if is_plain(v, most_bytes=0)})
+        for path, values in held.items()
+    }
+    return {
+        "attributes": attributes,
+        "names": {path: list(values) for path, values in held.items()},
+        "generators": {path: state_of(generator) for path, generator in found.generators.items()},
+    }
+
+
+def set_data_state(source: object, state: dict[str, Any]) -> None:
+    """Set what `data_state` returned."""
+    found = Inventory({"": source}, {}, data=True)
+    for path, slots in found.slots.items():
+        for name in slots.get().keys() - state["names"].get(path, slots.get().keys()):
+            slots.delete(name)
+        for name, value in copy.deepcopy(state["attributes"].get(path, {})).items():
+            slots.set(name, value)
+    for path, value in state["generators"].items():
+        generator = found.generators.get(path) or made_anew(found, path, value)
+        if generator is not None:
+            set_state_of(generator, value)
 
 
 def _set_epoch(source: Any, epoch: int) -> None:

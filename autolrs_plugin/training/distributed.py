@@ -21,7 +21,7 @@ from torch import distributed
 
 from autolrs_plugin.core.actions import Action, Result
 from autolrs_plugin.core.config import AutoLRSConfig
-from autolrs_plugin.core.controller import PLANS, Controller
+from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import (
     Checkpoint,
     Journal,
@@ -30,9 +30,10 @@ from autolrs_plugin.core.journal import (
     action_to_mapping,
     parsed,
 )
+from autolrs_plugin.core.plans import PLANS
 from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage
 from autolrs_plugin.training.loop import as_number
-from autolrs_plugin.training.session import OnStep, Port, Steps
+from autolrs_plugin.training.ports import OnStep, Port, Steps
 
 RANK_SEEDS = 2**32
 """Probes draw from a seed of each rank's own: so far apart, with the same last 32 bits on all ranks."""

@@ -9,14 +9,14 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from autolrs_plugin.core.actions import Action, Done, Evaluate, Result, Train
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Snapshot, Train
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Entry, JournalError, journal_text, read_text
@@ -25,10 +25,13 @@ from autolrs_plugin.core.replay import replay
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
+from autolrs_plugin.training.checking import plain_numbers
+from autolrs_plugin.training.distributed import RankedPort, ranks_of_job
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop
+from autolrs_plugin.training.ports import Observer, OnStep, Port, Steps
 from autolrs_plugin.training.rng import Generator, seed_all
-from autolrs_plugin.training.session import Observer, OnStep, Session, Steps, check_same_run
-from autolrs_plugin.training.snapshot import Stateful
+from autolrs_plugin.training.session import Session, check_same_run
 
 logger = logging.getLogger("autolrs_plugin")
 
@@ -46,6 +49,9 @@ class Host(Protocol):
     def evaluate(self) -> Any:
         """Return the validation loss, unseen by the framework's loggers and callbacks."""
 
+    def saving(self, as_kept: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
+        """Inside, in a probe, a checkpoint that the framework is asked for is made inside of `as_kept()`."""
+
 
 class HostedLoop(TorchLoop):
     """The session's port for a loop that a framework owns.
@@ -57,6 +63,10 @@ class HostedLoop(TorchLoop):
         stateful: more objects to roll back, by name.
         generators: random number generators beside the global ones that data or model draw from.
         keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
+        roots: more parts of the job, by name, from which state may be reached: data sets, collators, functions.
+
+    Attributes:
+        ranks: the processes that train together; None where this one is alone.
     """
 
     def __init__(
@@ -67,9 +77,32 @@ class HostedLoop(TorchLoop):
         stateful: Mapping[str, Stateful],
         generators: Sequence[Generator],
         keep: str,
+        roots: Mapping[str, Any],
     ) -> None:
-        super().__init__(model, optimizer, None, host.evaluate, None, None, stateful, generators, None, keep)
+        arguments = (None, None, None, None, stateful, generators, None, keep, roots)
+        super().__init__(model, optimizer, *arguments)
         self._host = host
+        self._validate = host.evaluate
+        self.ranks = ranks_of_job()
+
+    def port(self) -> Port:
+        """Return the session's port: this, or on one rank of several its part."""
+        return self if self.ranks is None else RankedPort(self, self.ranks)
+
+    def evaluate(self) -> float:
+        """Return the validation loss, the mean over the ranks."""
+        return self.mean(super().evaluate())
+
+    def mean(self, loss: Any) -> Any:
+        """Return the mean of a loss over the ranks; where there is one alone, the loss itself, not read yet."""
+        return loss if self.ranks is None else self.ranks.mean(float(loss))
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Inside, in a probe, a checkpoint is that of the real step."""
+        return self._host.saving(self.as_kept)
+
+    def _take(self, batch: Any, with_batch: bool = False) -> float:
+        return float(self.mean(super()._take(batch, with_batch)))
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
         """Never called: the framework takes the run's own steps."""
@@ -77,6 +110,7 @@ class HostedLoop(TorchLoop):
 
     def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
         """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
+        self._probed = self._in_probe = True
         seed_all(seed, self._job.generators)
         try:
             with self._host.probing(seed) as self._train_step:
@@ -112,15 +146,19 @@ class HostedRun:
         observers: Sequence[Observer] = (),
     ) -> None:
         assert not config.rewind, "a hosted run cannot take back its own steps"
-        self.controller = Controller(config)
+        self._ranks = loop.ranks
+        self.controller = Controller(config) if self._ranks is None else self._ranks.controller(config)
         self._loop = loop
         self._kind = loop.kind()
+        if self._ranks is not None:
+            self._kind["processes"] = self._ranks.count
         self._entries: list[Entry] = []
         self._losses: list[Any] = []
         self._seconds = self._since = 0.0
         if state is not None:
             self._resume(state, step)
-        self._session = Session(self.controller, loop, observers=observers)
+        shown = observers if self._ranks is None or self._ranks.leads else ()
+        self._session = Session(self.controller, loop.port(), observers=shown)
         self._action: Action = self._session.next_action()
 
     @property
@@ -157,7 +195,7 @@ class HostedRun:
         """Take the loss of the framework's step: a number, or a tensor of one element, which is not read yet."""
         if not isinstance(self._action, Train):
             return
-        self._losses.append(loss)
+        self._losses.append(self._loop.mean(loss))
         self._seconds += time.perf_counter() - self._since
         if len(self._losses) < len(self._action.lrs):
             return
@@ -175,8 +213,11 @@ class HostedRun:
             self._act()
 
     def state(self) -> str:
-        """Return the run so far as text, for a checkpoint of the framework's between two of its steps."""
+        """Return the run so far as text, for a checkpoint of the framework's; in a search, that before the search."""
         entries = list(self._entries)
+        begun = max((i for i, entry in enumerate(entries) if isinstance(entry.action, Snapshot)), default=0)
+        if not any(isinstance(entry.action, Train) for entry in [*entries[begun:], Entry(self._action)]):
+            del entries[begun:]
         if isinstance(self._action, Train) and self._losses:
             entries.append(Entry(self._action, losses=self._losses_so_far()))
         return journal_text(self.controller.config.to_mapping(), self._kind, entries)
@@ -190,7 +231,9 @@ class HostedRun:
 
     def _act(self) -> None:
         """Carry out an action that is not training."""
-        self._tell(self._session.perform(self._action))
+        with self._loop.saving() if isinstance(self._action, Probe) else nullcontext():
+            result = self._session.perform(self._action)
+        self._tell(result)
 
     def _tell(self, result: Result) -> None:
         self._session.tell(result)
@@ -211,6 +254,24 @@ class HostedRun:
             )
 
 
+@contextmanager
+def saved_by(owner: Any, name: str, inside: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Inside, a call of the method `name` of `owner` takes place inside of `inside()`."""
+    own, method = vars(owner).get(name), getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with inside():
+            return method(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+    try:
+        yield
+    finally:
+        vars(owner).pop(name, None)
+        if own is not None:
+            setattr(owner, name, own)
+
+
 def hosted_config(name: str, max_steps: int, validation: bool, settings: Mapping[str, Any]) -> AutoLRSConfig:
     """Return the settings of a hosted run; `name` is the user's door, for errors.
 
@@ -221,7 +282,7 @@ def hosted_config(name: str, max_steps: int, validation: bool, settings: Mapping
         if key in settings:
             raise ConfigError(f"{name}: {key!r} is no setting here; the framework's own settings decide it.")
     fixed = {"max_steps": max_steps, "validation": validation, "rewind": False}
-    return AutoLRSConfig.from_mapping({**settings, **fixed}, origin=name)
+    return AutoLRSConfig.from_mapping(plain_numbers({**settings, **fixed}), origin=name)
 
 
 def check_begin(name: str, step: int, state: str | None, run: HostedRun | None) -> None:

@@ -2,8 +2,10 @@
 
 import hashlib
 import inspect
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,19 @@ import numpy as np
 import torch
 
 from autolrs_plugin.training.data import Batches, BatchStream, ProbeBatches, generators_of
+from autolrs_plugin.training.fingerprint import weights_digest
+from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.keeper import Keeper
 from autolrs_plugin.training.lr import GroupRates
+from autolrs_plugin.training.ports import OnStep, Steps
 from autolrs_plugin.training.rng import Generator, seed_all
-from autolrs_plugin.training.session import OnStep, Steps
-from autolrs_plugin.training.snapshot import JobState, Stateful, fingerprint, weights_digest
+from autolrs_plugin.training.snapshot import COUNT, JobState
+from autolrs_plugin.training.tree import Copier
+
+logger = logging.getLogger("autolrs_plugin")
+
+POSITION = "the position in train_data"
+"""The name of the run's own stream of data among what is rolled back."""
 
 TrainStep = Callable[..., Any]
 """Takes one optimizer step, given a batch or nothing, and returns its loss."""
@@ -47,6 +57,7 @@ class TorchLoop:
         generators: Sequence[Generator],
         count_tokens: Callable[[Any], int] | None,
         keep: str,
+        roots: Mapping[str, Any] | None = None,
     ) -> None:
         _check_step(train_step, train_data, probe_data, "data" in stateful)
         self._train_step = train_step
@@ -58,13 +69,22 @@ class TorchLoop:
         self._probe_batches: ProbeBatches | None = None
         if train_data is not None:
             self._stream = BatchStream(train_data, "train_data", all_generators)
-            stateful = {**stateful, "train_data": self._stream}
+            stateful = {**stateful, POSITION: self._stream}
             if probe_data is None:
                 self._probe_batches = ProbeBatches(train_data, "train_data", all_generators)
             else:
                 self._probe_batches = ProbeBatches(probe_data, "probe_data", all_generators)
-        self._job = JobState(model, optimizer, stateful, all_generators)
+        parts = {
+            "train_step": train_step,
+            "validate": validate,
+            "train_data": train_data,
+            "probe_data": probe_data,
+        }
+        roots = {name: part for name, part in (parts | dict(roots or {})).items() if part is not None}
+        self._job = JobState(model, optimizer, stateful, all_generators, roots)
         self._keeper = Keeper(self._job, keep)
+        self._before_probes: dict[str, str] | None = None
+        self._probed = self._verified = self._in_probe = False
         self.rates = GroupRates(optimizer)
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
@@ -74,6 +94,7 @@ class TorchLoop:
 
     def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
         """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
+        self._probed = self._in_probe = True
         seed_all(seed, self._job.generators)
         if self._probe_batches is None:
             return self._steps(lrs, on_step, None, abort_above)
@@ -90,14 +111,38 @@ class TorchLoop:
     def snapshot(self) -> None:
         """Keep the whole state, in place of the one kept before."""
         self._keeper.save()
+        self._before_probes = None if self._verified else self._job.digests()
+        self._probed = False
 
     def restore(self) -> None:
-        """Go back to the kept state."""
+        """Go back to the kept state.
+
+        Raises:
+            RuntimeError: the first probe has changed something that cannot be set back; the message names it.
+        """
         self._keeper.restore()
+        self._in_probe = False
+        if self._probed and self._before_probes is not None:
+            before, self._before_probes, self._verified = self._before_probes, None, True
+            check_same(before, self._job.digests())
+
+    @contextmanager
+    def as_kept(self) -> Iterator[None]:
+        """Inside, in the midst of a probe, the job is what it is when no probe is; afterwards the probe goes on."""
+        probed = self._job.capture(Copier())
+        self._keeper.restore()
+        try:
+            yield
+        finally:
+            self._job.restore(probed)
+
+    def as_trained(self) -> AbstractContextManager[None]:
+        """Inside, the job is that of the real step; outside of probes it is that anyway."""
+        return self.as_kept() if self._in_probe else nullcontext()
 
     def fingerprint(self) -> str:
         """Return a value that changes when a weight does."""
-        return fingerprint(self._job)
+        return self._job.fingerprint()
 
     def write_state(self, path: Path) -> str:
         """Write the state to a file; return its SHA-256."""
@@ -118,7 +163,7 @@ class TorchLoop:
     def only_probe(self) -> None:
         """Make this a replica: it takes probes alone, from states that it is sent, and never follows the run's data."""
         self._stream = None
-        self._job.stateful.pop("train_data", None)
+        self._job.stateful.pop(POSITION, None)
 
     def receive(self, state: bytes) -> None:
         """Make the state that `kept_state` gave in another process the kept one."""
@@ -186,6 +231,29 @@ class TorchLoop:
                 "train_step: is missing; give it, or carry out the action yourself and tell() the result."
             )
         return as_number(self._train_step(batch) if with_batch else self._train_step(), "train_step")
+
+
+def check_same(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """Look at what a probe has changed for good.
+
+    Raises:
+        RuntimeError: it changed something of the job; the message names it.
+    """
+    changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+    counts = [path for path in changed if path.endswith(COUNT)]
+    if counts:
+        logger.warning(
+            "%s: changed by a probe, and not set back, as probes call train_step, too; keep what training depends on "
+            "in the model or in an object with state_dict(), given as stateful=.",
+            ", ".join(counts[:5]),
+        )
+    lost = [path for path in changed if path not in counts]
+    if lost:
+        raise RuntimeError(
+            f"{', '.join(lost[:5])}: was changed by the first probe and cannot be set back, so the run would differ "
+            "from one without probes. Give what batches are drawn from as train_data= or data=, and other state as "
+            "stateful= (a module, an optimizer, or an object with state_dict() and load_state_dict())."
+        )
 
 
 def as_number(value: Any, source: str) -> float:

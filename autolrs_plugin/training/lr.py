@@ -3,11 +3,13 @@
 A rate of the search is that of the first parameter group; every other group keeps its ratio to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
+
+from autolrs_plugin.training.inventory import Inventory
 
 
 def group_ratios(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
@@ -36,8 +38,16 @@ def group_ratios(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
     return tuple(rate / rates[0] for rate in rates)
 
 
+def prior_of(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate that an optimizer's first group was built with: the prior of a search."""
+    group = optimizer.param_groups[0]
+    return float(group.get("initial_lr", group.get("lr")) or 0.0)
+
+
 class GroupRates:
-    """Sets the learning rates of all groups of an optimizer at once.
+    """Sets the learning rates of all groups of an optimizer at once, and of the optimizers that it holds.
+
+    A group that is added later keeps the ratio to the first group's rate that it is added with.
 
     Attributes:
         ratios: each group's rate divided by the first group's, as found at the start; 0 stays 0.
@@ -49,16 +59,35 @@ class GroupRates:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self.ratios = group_ratios(optimizer)
+        groups = optimizer.param_groups
+        self._first = _rate_of(groups[0])
+        self._by_group = {id(group): ratio for group, ratio in zip(groups, self.ratios, strict=True)}
+        for group in self._inner():
+            self._by_group[id(group)] = _rate_of(group) / self._first
 
     def set(self, lr: float) -> None:
         """Give the first group the rate `lr` and the others theirs."""
-        for group, ratio in zip(self._optimizer.param_groups, self.ratios, strict=True):
+        groups = [*self._optimizer.param_groups, *self._inner()]
+        now = float(groups[0]["lr"]) or self._first
+        for group in groups:
+            ratio = self._by_group.setdefault(id(group), float(group["lr"]) / now)
             rate = group["lr"]
             # A tensor's identity matters to compiled and captured optimizers, which read it.
             if isinstance(rate, torch.Tensor):
                 rate.fill_(lr * ratio)
             else:
                 group["lr"] = lr * ratio
+
+    def _inner(self) -> list[dict[str, Any]]:
+        """Return the groups of optimizers inside that are not the groups of the one around them."""
+        own = {id(group) for group in self._optimizer.param_groups}
+        found = Inventory({"optimizer": self._optimizer}, {}).optimizers.values()
+        groups = {id(group): group for inner in found for group in inner.param_groups if id(group) not in own}
+        return [group for group in groups.values() if group.get("lr") is not None]
+
+
+def _rate_of(group: Mapping[str, Any]) -> float:
+    return float(group.get("initial_lr", group["lr"]))
 
 
 class ReplayLR(LRScheduler):  # type: ignore[misc]  # torch has no types here

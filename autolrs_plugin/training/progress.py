@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.training.session import Observer
+from autolrs_plugin.training.ports import Observer
 
 logger = logging.getLogger("autolrs_plugin")
 

@@ -28,7 +28,7 @@ def rng_state(generators: Sequence[Generator] = ()) -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state(),
-        "generators": [_state_of(generator) for generator in generators],
+        "generators": [state_of(generator) for generator in generators],
     }
     # Asking an accelerator that has not been used yet would start it.
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -48,7 +48,7 @@ def set_rng_state(state: dict[str, Any], generators: Sequence[Generator] = ()) -
     if "mps" in state:
         torch.mps.set_rng_state(state["mps"])
     for generator, value in zip(generators, state["generators"], strict=True):
-        _set_state_of(generator, value)
+        set_state_of(generator, value)
 
 
 def seed_all(seed: int, generators: Sequence[Generator] = ()) -> None:
@@ -77,7 +77,7 @@ def rng_kept(generators: Sequence[Generator] = ()) -> Iterator[None]:
         set_rng_state(state, generators)
 
 
-def _state_of(generator: Generator) -> Any:
+def state_of(generator: Generator) -> Any:
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
     if isinstance(generator, random.Random):
@@ -87,10 +87,21 @@ def _state_of(generator: Generator) -> Any:
     return generator.get_state()
 
 
-def _set_state_of(generator: Generator, value: Any) -> None:
+def set_state_of(generator: Generator, value: Any) -> None:
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = value
     elif isinstance(generator, random.Random):
         generator.setstate(value)
     else:
         generator.set_state(value)
+
+
+def like_state(value: Any) -> Generator:
+    """Return a new generator of the kind whose state `state_of` returned as `value`."""
+    if isinstance(value, torch.Tensor):
+        return torch.Generator()
+    if isinstance(value, tuple):
+        return random.Random()
+    if "has_gauss" in value:
+        return np.random.RandomState()
+    return np.random.Generator(getattr(np.random, value["bit_generator"])())

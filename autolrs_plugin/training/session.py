@@ -7,8 +7,8 @@ current and the kept one are there at any time: that is all a killed job needs t
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,67 +18,10 @@ from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, 
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError
 from autolrs_plugin.core.replay import replay
-
-OnStep = Callable[[float, float], None]
-"""Called after each step with its learning rate and its loss."""
+from autolrs_plugin.training.ports import Observer, OnStep, Port, Prober, Steps
 
 MAX_NAN_EVALUATIONS = 3
 """So many probes with finite training losses and no finite validation loss, and never one: validate is at fault."""
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Training steps taken: the loss of each, and tokens (or samples) trained on in all."""
-
-    losses: tuple[float, ...]
-    tokens: int = 0
-
-
-class Port(Protocol):
-    """What a training framework implements."""
-
-    def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
-        """Take one step at each learning rate on the run's own stream of data."""
-
-    def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
-        """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
-
-    def evaluate(self) -> float:
-        """Return the validation loss; afterwards the job is what it was before, generators included."""
-
-    def snapshot(self) -> None:
-        """Keep the whole state, in place of the one kept before."""
-
-    def restore(self) -> None:
-        """Go back to the kept state."""
-
-    def fingerprint(self) -> str:
-        """Return a value that changes when a weight does."""
-
-    def write_state(self, path: Path) -> str:
-        """Write the state to a file, whole or not at all; return its SHA-256."""
-
-    def read_state(self, path: Path, sha256: str) -> None:
-        """Go to the state that a file holds."""
-
-    def keep_state(self, path: Path, sha256: str) -> None:
-        """Make the state that a file holds the kept one."""
-
-
-class Observer(Protocol):
-    """Whoever shows the progress of a run."""
-
-    def on_action(self, action: Action, controller: Controller) -> None:
-        """An action is about to be carried out."""
-
-    def on_step(self, lr: float, loss: float) -> None:
-        """A step was taken, of the run or of a probe."""
-
-    def on_result(self, action: Action, result: Result, controller: Controller) -> None:
-        """The controller has taken an action's result."""
-
-    def close(self) -> None:
-        """The run is complete, or has failed."""
 
 
 class Journals(Protocol):
@@ -105,27 +48,6 @@ class JournalFiles:
 
 
 JOURNAL_FILES = JournalFiles()
-
-
-class Prober(Protocol):
-    """Whoever carries out probes elsewhere than in this process."""
-
-    def attach(self, kept_state: Callable[[], bytes]) -> None:
-        """Take note of what returns the state that every probe starts from, as a file's content."""
-
-    def probe(self, ahead: Sequence[Probe], seed: int) -> Result | None:
-        """Return the result of the first of `ahead`; None where nobody can: then it is carried out here.
-
-        Args:
-            ahead: probes that are next whatever comes of the first; all may be begun.
-            seed: of the search.
-        """
-
-    def forget(self) -> None:
-        """The kept state is another one from now on."""
-
-    def close(self) -> None:
-        """No probe will follow."""
 
 
 class Session:
@@ -167,6 +89,8 @@ class Session:
         self._pending: Action | None = None
         self._pending_since = 0.0
         self._nan_evaluations = 0
+        # Whether this session itself has left the job in the kept state.
+        self._clean = self._performed = False
         self._journal: Journal | None = None
         self._current: Checkpoint | None = None
         self._kept: Checkpoint | None = None
@@ -214,6 +138,7 @@ class Session:
     def perform(self, action: Action) -> Result:
         """Carry out an action on the port; return its result, which `tell` takes."""
         assert action == self._pending, f"{action} is not the action that was asked for"
+        self._performed = True
         if isinstance(action, Probe):
             return self._probe(action)
         started = time.perf_counter()
@@ -254,6 +179,10 @@ class Session:
             self._follow(action, checkpoint)
             self._journal.keep_only({c.file for c in (self._current, self._kept) if c is not None})
         self._pending = None
+        in_kept = isinstance(action, Snapshot | Restore | Probe) or (
+            self._clean and isinstance(action, Evaluate)
+        )
+        self._clean, self._performed = self._performed and in_kept, False
         self._fingerprint = self._port.fingerprint()
         for observer in self._observers:
             observer.on_result(action, result, self.controller)
@@ -277,7 +206,12 @@ class Session:
             result = self._prober.probe((probe, *self.controller.ahead[1:]), seed)
             if result is not None:
                 return _as_waited_for(result, time.perf_counter() - started)
-        return carry_out(probe, self._port, seed, self._on_step)
+        try:
+            return carry_out(probe, self._port, seed, self._on_step, self._clean)
+        except BaseException:
+            # All is as before the probe: whoever catches this may ask for it again.
+            self._pending, self._clean, self._performed = None, True, False
+            raise
 
     def _check_val_loss(self, action: Action, result: Result) -> None:
         if result.val_loss is None or self._nan_evaluations < 0:
@@ -361,24 +295,48 @@ def evaluated(port: Port) -> float:
     return loss
 
 
-def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep) -> Result:
-    """Carry out a probe on a port that has kept a state; `seed` is the search's. Return its result."""
+def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep, clean: bool = False) -> Result:
+    """Carry out a probe on a port that has kept a state; `seed` is the search's. Return its result.
+
+    A probe is a transaction: whatever ends it, an exception or Ctrl-C included, the job is in the kept state then.
+
+    Args:
+        probe: the probe.
+        port: the training job.
+        seed: of the search.
+        on_step: called after each step.
+        clean: whether the job is in the kept state already.
+    """
     started = time.perf_counter()
-    port.restore()
+    if not clean:
+        _go_back(port)
     restored = time.perf_counter()
-    steps = port.probe(probe.lrs, probe_seed(seed, probe), probe.abort_above, on_step)
-    probed = time.perf_counter()
-    held = len(steps.losses) == len(probe.lrs) and math.isfinite(steps.losses[-1])
-    val_loss = evaluated(port) if probe.evaluate and held else None
+    try:
+        steps = port.probe(probe.lrs, probe_seed(seed, probe), probe.abort_above, on_step)
+        probed = time.perf_counter()
+        held = len(steps.losses) == len(probe.lrs) and math.isfinite(steps.losses[-1])
+        val_loss = evaluated(port) if probe.evaluate and held else None
+        evaluated_at = time.perf_counter()
+    finally:
+        _go_back(port)
     ended = time.perf_counter()
     return Result(
         losses=steps.losses,
         val_loss=val_loss,
         seconds=ended - started,
-        eval_seconds=ended - probed,
-        restore_seconds=restored - started,
+        eval_seconds=evaluated_at - probed,
+        restore_seconds=ended - evaluated_at + restored - started,
         tokens=steps.tokens,
     )
+
+
+def _go_back(port: Port) -> None:
+    """Go back to the kept state, wholly: an interrupt in its midst is let out afterwards."""
+    try:
+        port.restore()
+    except KeyboardInterrupt:
+        port.restore()
+        raise
 
 
 def _as_waited_for(result: Result, seconds: float) -> Result:

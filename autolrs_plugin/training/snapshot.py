@@ -1,41 +1,72 @@
 """The whole state of a training job, taken and restored bit for bit."""
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from autolrs_plugin.training.rng import Generator, check_generator, rng_kept, rng_state, set_rng_state
-from autolrs_plugin.training.tree import Copier, Restorer, local
+from autolrs_plugin.training.attributes import MOST_BYTES, FunctionSlots, Slots, is_plain, is_record
+from autolrs_plugin.training.checking import check_job
+from autolrs_plugin.training.fingerprint import digest_of, leaves, tensor_digest, weights_fingerprint
+from autolrs_plugin.training.inventory import Inventory, Stateful, is_stateful, joined, made_anew, position
+from autolrs_plugin.training.rng import (
+    Generator,
+    check_generator,
+    rng_state,
+    set_rng_state,
+    set_state_of,
+    state_of,
+)
+from autolrs_plugin.training.tree import Copier, Restorer
 
 _GROUP_PARAMS = "params"
-_OPTIMIZER_OWN = frozenset({"param_groups", "state", "defaults"})
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+ORIGINS = "origins"
+"""The part of a captured state that holds the job's own objects, and is not written to files."""
 
 
-class Stateful(Protocol):
-    """Whatever keeps its state as torch's own objects do: schedulers, scalers, samplers, averages of weights."""
+COUNT = " (a count or a log)"
 
-    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state_dict: Any) -> Any: ...
+@dataclass
+class Origins:
+    """The job's own objects when a state was captured: they are what is put back.
+
+    Attributes:
+        found: the inventory.
+        parameters: every parameter by name.
+        names: the name of every parameter by its id.
+        notes: what each copy is a copy of.
+        objects: by path and name, what is held that is no plain value.
+        lengths: by path and name, how long a list is that is too long to be copied.
+    """
+
+    found: Inventory
+    parameters: dict[str, torch.Tensor]
+    names: dict[int, str]
+    notes: dict[int, Any] = field(default_factory=dict)
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lengths: dict[str, dict[str, int]] = field(default_factory=dict)
+    params: dict[str, list[list[torch.Tensor]]] = field(default_factory=dict)
+    children: dict[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
 
 
 class JobState:
-    """Everything of a training job that a step changes.
+    """Everything of a training job that a step changes: what `Inventory` finds.
 
-    Trainable parameters and their gradients, buffers (always all), train/eval modes, the optimizer with all options
-    of its groups and its own attributes, the state of every `stateful` object, and every random number generator.
-    Frozen parameters are not copied: no step changes them.
+    Trainable parameters and their gradients, buffers (always all), train/eval modes, optimizers with all options of
+    their groups, plain attributes, the state of every stateful object, and every random number generator. A frozen
+    parameter is copied where a trainable one has its shape, for it may be its average (a teacher, a target network),
+    or where its module was given as `stateful`; the others are watched.
 
     Args:
         model: the model.
-        optimizer: its optimizer; one that wraps another is followed.
-        stateful: more objects to take along, by name (an AMP scaler, a scheduler, the data, an average of weights).
+        optimizer: its optimizer.
+        stateful: more objects to take along, by name (an AMP scaler, a scheduler, the data, a metric, a teacher).
         generators: random number generators beside the global ones.
+        roots: more parts of the job, by name, from which state may be reached: functions, loaders.
 
     Raises:
         ValueError: the optimizer has no parameters, or none of the model's; or a parameter is still uninitialised.
@@ -46,40 +77,47 @@ class JobState:
         self,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        stateful: Mapping[str, Stateful] | None = None,
+        stateful: Mapping[str, Any] | None = None,
         generators: Sequence[Generator] = (),
+        roots: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_job(model, optimizer)
+        check_job(model, optimizer)
         reshard(model)
         self.model = model
         self.optimizer = optimizer
-        self.stateful = dict(stateful or {})
         self.generators = tuple(generators)
+        given = dict(stateful or {})
+        walked = torch.nn.Module | torch.optim.Optimizer
+        self._given = {name: thing for name, thing in given.items() if isinstance(thing, walked)}
+        self.stateful: dict[str, Stateful] = {n: thing for n, thing in given.items() if n not in self._given}
         for name, thing in self.stateful.items():
-            if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
+            if not is_stateful(thing):
                 raise TypeError(
                     f"{name}: a {type(thing).__name__} has no state_dict() and load_state_dict(), so it cannot be "
                     "rolled back."
                 )
         for generator in self.generators:
             check_generator(generator)
-        self.parameters = dict(model.named_parameters())
-        names = {id(p): name for name, p in self.parameters.items()}
-        for index, parameter in enumerate(_params_of(optimizer)):
-            if id(parameter) not in names:
-                self.parameters[f"optimizer.{index}"] = parameter
-                names[id(parameter)] = f"optimizer.{index}"
-        self._names = names
+        self._roots = dict(roots or {})
+        self._look()
+        self._initial = {
+            (path, name): digest_of(Copier(share=True).copy(value))
+            for path, slots in self.found.slots.items()
+            if slots.kind in ("user", "data")
+            for name, value in self._plain(slots).items()
+        }
 
     def trainable(self) -> dict[str, torch.Tensor]:
         """Return the parameters that a step may change, by name."""
-        optimized = {id(p) for p in _params_of(self.optimizer)}
-        return {n: p for n, p in self.parameters.items() if p.requires_grad or id(p) in optimized}
+        return {name: p for name, p in self.parameters.items() if name in self._moving}
 
     def frozen(self) -> dict[str, torch.Tensor]:
         """Return the parameters that no step changes, by name."""
-        trainable = self.trainable()
-        return {n: p for n, p in self.parameters.items() if n not in trainable}
+        return {name: p for name, p in self.parameters.items() if name not in self._moving}
+
+    def fingerprint(self) -> str:
+        """Return a few bytes that change when a weight does."""
+        return weights_fingerprint(self.trainable(), self.frozen())
 
     def capture(self, copier: Copier, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the state now, as plain containers of TensorCopy and plain values.
@@ -89,150 +127,263 @@ class JobState:
             old: a state captured before that nobody needs any more: its memory is used again.
         """
         reshard(self.model)
-        parameters = self.trainable()
-        live = {
-            "parameters": parameters,
-            "gradients": {name: p.grad for name, p in parameters.items()},
-            "buffers": {name: module._buffers for name, module in self.model.named_modules()},
-            "modes": {name: module.training for name, module in self.model.named_modules()},
-            "extra": {name: module.get_extra_state() for name, module in _with_extra_state(self.model)},
-            "optimizer": self._optimizer_state(self.optimizer),
-            "stateful": {name: thing.state_dict() for name, thing in self.stateful.items()},
-            "rng": rng_state(self.generators),
-        }
+        self._look()
         olds = old or {}
-        return {key: copier.copy(value, olds.get(key)) for key, value in live.items()}
+        state = {key: copier.copy(part(), olds.get(key)) for key, part in self._parts().items()}
+        attributes = self._attributes(changed_only=copier.shares)
+        state["attributes"] = copier.copy(attributes, olds.get("attributes"), note=True)
+        if not copier.shares:
+            state[ORIGINS] = self._origins(copier.origins)
+        return state
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
-        """Leave the job as it was after something that only looks at it: buffers, train/eval modes and generators."""
-        modules = list(self.model.modules())
-        modes = [module.training for module in modules]
-        kept = Copier().copy([module._buffers for module in modules])
-        with rng_kept(self.generators):
+        """Leave the job as it was after something that only looks at it.
+
+        Buffers, train/eval modes, gradients, attributes of modules and generators; and the weights, where an optimizer
+        swaps them for others to evaluate (Schedule-Free).
+        """
+        self._look()
+        parts = {"buffers", "modes", "rng", "generators"}
+        if any(_swaps_weights(optimizer) for optimizer in self.found.optimizers.values()):
+            parts |= {"parameters", "optimizers"}
+        kept = self._glance(parts)
+        gradients = [(p, p.grad) for p in self.parameters.values()]
+        for parameter, _ in gradients:
+            parameter.grad = None
+        try:
             yield
-        restorer = Restorer()
-        with torch.no_grad():
-            for module, training, buffers in zip(modules, modes, kept, strict=True):
-                module.training = training
-                restorer.restored(module._buffers, buffers)
+        finally:
+            self.restore(kept)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Make the job what it was when `state` was captured; tensors in use are written in place."""
         reshard(self.model)
+        origins = state.get(ORIGINS)
+        if origins is None:
+            self._look()
+            origins = Origins(self.found, self.parameters, self._names)
         with torch.no_grad():
-            self._restore(Restorer(), state)
+            self._restore(Restorer(origins.notes), state, origins)
+        self._look()
 
-    def _restore(self, restorer: Restorer, state: Mapping[str, Any]) -> None:
-        for name, kept in state["parameters"].items():
-            restorer.into(self.parameters[name], kept)
-        for name, kept in state["gradients"].items():
-            parameter = self.parameters[name]
+    def digests(self) -> dict[str, str]:
+        """Return a digest of everything that is reached, by the path to it: also of what is only watched."""
+        share = Copier(share=True)
+        state = self.capture(share)
+        del state["attributes"]
+        found = {path: digest for key, value in state.items() for path, digest in leaves(key, value)}
+        for path, slots in self.found.slots.items():
+            for name, value in slots.get().items():
+                kind = COUNT if isinstance(slots, FunctionSlots) and is_record(value) else ""
+                if is_plain(value, self._names):
+                    found[joined(path, name) + kind] = digest_of(share.copy(value))
+        for name, parameter in self.frozen().items():
+            found[f"{name} (a frozen weight)"] = str(tensor_digest(parameter))
+        for path, iterator in self.found.iterators.items():
+            where = share.copy(_visible(position(iterator)))
+            found[f"{path} (a {type(iterator).__name__})"] = f"{id(iterator)} {digest_of(where)}"
+        return found
+
+    # What there is.
+
+    def _look(self) -> None:
+        skip = {**self.stateful, **{str(i): generator for i, generator in enumerate(self.generators)}}
+        self.found = Inventory(
+            {"": self.model, "optimizer": self.optimizer, **self._given, **self._roots}, skip
+        )
+        self.parameters: dict[str, torch.Tensor] = {}
+        self._names: dict[int, str] = {}
+        for path, module in self.found.modules.items():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) not in self._names:
+                    self._add(joined(path, name), parameter)
+        optimized: set[int] = set()
+        for path, optimizer in self.found.optimizers.items():
+            for index, parameter in enumerate(_params_of(optimizer)):
+                optimized.add(id(parameter))
+                if id(parameter) not in self._names:
+                    self._add(f"{path}.{index}", parameter)
+        given = tuple(f"{name}." for name in self._given)
+        moving = {n: p for n, p in self.parameters.items() if p.requires_grad or id(p) in optimized}
+        shapes = {tuple(p.shape) for p in moving.values()}
+        self._moving = {
+            n
+            for n, p in self.parameters.items()
+            if n in moving or tuple(p.shape) in shapes or n.startswith(given)
+        }
+
+    def _add(self, name: str, parameter: torch.Tensor) -> None:
+        self.parameters[name] = parameter
+        self._names[id(parameter)] = name
+
+    def _stateful(self) -> dict[str, Stateful]:
+        return {**self.stateful, **self.found.stateful}
+
+    def _with_extra_state(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        for name, module in self.found.modules.items():
+            if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
+                yield name, module
+
+    def _plain(self, slots: Slots) -> dict[str, Any]:
+        most = MOST_BYTES[slots.kind]
+        return {k: v for k, v in slots.get().items() if is_plain(v, self._names, most)}
+
+    def _attributes(self, changed_only: bool, kinds: Collection[str] = tuple(MOST_BYTES)) -> dict[str, Any]:
+        """Return plain attributes by path and name; the user's variables only as far as the script did not set them."""
+        found = {path: self._plain(slots) for path, slots in self.found.slots.items() if slots.kind in kinds}
+        if changed_only:
+            for path, values in found.items():
+                for name in [n for n in values if (path, n) in self._initial]:
+                    if digest_of(Copier(share=True).copy(values[name])) == self._initial[path, name]:
+                        del values[name]
+        return found
+
+    def _origins(self, notes: dict[int, Any]) -> Origins:
+        origins = Origins(self.found, self.parameters, self._names, notes)
+        for path, slots in self.found.slots.items():
+            objects = {
+                k: v for k, v in slots.get().items() if not is_plain(v, self._names, MOST_BYTES[slots.kind])
+            }
+            origins.objects[path] = objects
+            origins.lengths[path] = {k: len(v) for k, v in objects.items() if type(v) is list}
+        for path, optimizer in self.found.optimizers.items():
+            origins.params[path] = [list(group[_GROUP_PARAMS]) for group in optimizer.param_groups]
+        for path, module in self.found.modules.items():
+            origins.children[path] = dict(module._parameters), dict(module._modules)
+        return origins
+
+    def _parts(self) -> dict[str, Callable[[], Any]]:
+        modules, found = self.found.modules, self.found
+        return {
+            "parameters": self.trainable,
+            "gradients": lambda: {name: p.grad for name, p in self.trainable().items()},
+            "buffers": lambda: {name: module._buffers for name, module in modules.items()},
+            "modes": lambda: {name: module.training for name, module in modules.items()},
+            "trains": lambda: {name: p.requires_grad for name, p in self.parameters.items() if p.is_leaf},
+            "extra": lambda: {name: module.get_extra_state() for name, module in self._with_extra_state()},
+            "optimizers": lambda: {path: self._optimizer_state(o) for path, o in found.optimizers.items()},
+            "stateful": lambda: {name: thing.state_dict() for name, thing in self._stateful().items()},
+            "generators": lambda: {path: state_of(generator) for path, generator in found.generators.items()},
+            "rng": lambda: rng_state(self.generators),
+        }
+
+    def _glance(self, parts: Collection[str]) -> dict[str, Any]:
+        """Return a state of some parts alone; of the attributes, those of modules."""
+        copier = Copier()
+        state = {key: copier.copy(part()) for key, part in self._parts().items() if key in parts}
+        state["attributes"] = copier.copy(self._attributes(False, ("module",)), note=True)
+        state[ORIGINS] = Origins(self.found, self.parameters, self._names, copier.origins)
+        return state
+
+    # Going back.
+
+    def _restore(self, restorer: Restorer, state: Mapping[str, Any], origins: Origins) -> None:
+        found = origins.found
+        for path, children in origins.children.items():
+            module = found.modules[path]
+            for now, then in zip((module._parameters, module._modules), children, strict=True):
+                if [(k, id(v)) for k, v in now.items()] != [(k, id(v)) for k, v in then.items()]:
+                    now.clear()
+                    now.update(then)
+        for name, kept in state.get("parameters", {}).items():
+            restorer.into(origins.parameters[name], kept)
+        for name, trains in state.get("trains", {}).items():
+            origins.parameters[name].requires_grad_(trains)
+        for name, kept in state.get("gradients", {}).items():
+            parameter = origins.parameters[name]
             restorer.mesh = getattr(parameter, "device_mesh", None)
             parameter.grad = restorer.restored(parameter.grad, kept)
-        for name, module in self.model.named_modules():
-            restorer.restored(module._buffers, state["buffers"].get(name, {}))
-            module.training = state["modes"].get(name, module.training)
-        for name, module in _with_extra_state(self.model):
-            module.set_extra_state(restorer.restored(None, state["extra"][name]))
-        self._restore_optimizer(restorer, self.optimizer, state["optimizer"])
-        for name, thing in self.stateful.items():
-            thing.load_state_dict(Restorer().restored(None, state["stateful"][name]))
+        for name, module in found.modules.items():
+            if "buffers" in state:
+                restorer.restored(module._buffers, state["buffers"].get(name, {}))
+                module.training = state["modes"].get(name, module.training)
+            if name in state.get("extra", {}):
+                module.set_extra_state(restorer.restored(None, state["extra"][name]))
+        for path, kept in state.get("optimizers", {}).items():
+            if path not in found.optimizers:
+                raise ValueError(f"{path}: is no optimizer now, and was one when the state was taken.")
+            self._restore_optimizer(restorer, path, found.optimizers[path], kept, origins)
+        things = {**self.stateful, **found.stateful}
+        for name in [name for name in things if name in state.get("stateful", {})]:
+            things[name].load_state_dict(Restorer().restored(None, state["stateful"][name]))
+        self._restore_slots(restorer, state["attributes"], origins)
         # Last, because restoring the data may draw from the generators.
-        rng = Restorer().restored(None, state["rng"])
-        set_rng_state(rng, self.generators)
+        for path, kept in state["generators"].items():
+            value = Restorer().restored(None, kept)
+            generator = found.generators.get(path) or made_anew(found, path, value)
+            if generator is not None:
+                set_state_of(generator, value)
+        set_rng_state(Restorer().restored(None, state["rng"]), self.generators)
+
+    def _restore_slots(self, restorer: Restorer, attributes: Mapping[str, Any], origins: Origins) -> None:
+        in_memory = bool(origins.children)
+        for path, slots in origins.found.slots.items():
+            kept, now = attributes.get(path, {}), slots.get()
+            then = origins.objects.get(path, {})
+            for name, value in now.items():
+                made = in_memory and path in attributes and name not in kept and name not in then
+                if made and (slots.kind in ("user", "data") or is_plain(value, origins.names)):
+                    slots.delete(name)
+            for name, thing in then.items():
+                if now.get(name) is not thing:
+                    slots.set(name, thing)
+                if name in origins.lengths.get(path, {}) and not (
+                    _leaves_records(slots) and is_record(thing)
+                ):
+                    del thing[origins.lengths[path][name] :]
+            for name, value in kept.items():
+                if _leaves_records(slots) and is_record(value) and is_record(now.get(name)):
+                    continue
+                restored = restorer.restored(now.get(name), value)
+                if name not in now or now[name] is not restored:
+                    slots.set(name, restored)
 
     def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return {
             "groups": [{k: v for k, v in g.items() if k != _GROUP_PARAMS} for g in optimizer.param_groups],
             "state": {self._key(key): value for key, value in optimizer.state.items()},
-            "attributes": {k: v for k, v in vars(optimizer).items() if self._is_own(k, v)},
-            "inner": {name: self._optimizer_state(inner) for name, inner in _inner_optimizers(optimizer)},
         }
 
-    def _restore_optimizer(self, restorer: Restorer, optimizer: torch.optim.Optimizer, kept: Any) -> None:
-        if len(optimizer.param_groups) != len(kept["groups"]):
+    def _restore_optimizer(
+        self, restorer: Restorer, path: str, optimizer: torch.optim.Optimizer, kept: Any, origins: Origins
+    ) -> None:
+        groups = optimizer.param_groups
+        if path in origins.params:
+            del groups[len(origins.params[path]) :]  # a group that was added since
+        if len(groups) != len(kept["groups"]):
             raise ValueError(
-                f"optimizer: has {len(optimizer.param_groups)} parameter groups now and had {len(kept['groups'])}; "
-                "groups cannot be added or removed while tuning."
+                f"{path}: has {len(groups)} parameter groups now and had {len(kept['groups'])} when the state was "
+                "taken; add or leave out groups before the run is resumed, so that they are the same."
             )
-        for group, kept_group in zip(optimizer.param_groups, kept["groups"], strict=True):
+        for index, (group, kept_group) in enumerate(zip(groups, kept["groups"], strict=True)):
             options = restorer.restored({k: v for k, v in group.items() if k != _GROUP_PARAMS}, kept_group)
             params = group[_GROUP_PARAMS]
+            if path in origins.params:
+                params[:] = origins.params[path][index]
             group.clear()
             group.update({_GROUP_PARAMS: params, **options})
-        by_parameter = {self._unkey(key): value for key, value in kept["state"].items()}
+        by_parameter = {_unkey(key, origins): value for key, value in kept["state"].items()}
         values = {}
         for key, value in by_parameter.items():
             restorer.mesh = getattr(key, "device_mesh", None)
             values[key] = restorer.restored(optimizer.state.get(key), value)
         optimizer.state.clear()
         optimizer.state.update(values)
-        own = {k: v for k, v in vars(optimizer).items() if self._is_own(k, v)}
-        for name in own.keys() - kept["attributes"].keys():
-            delattr(optimizer, name)
-        for name, value in kept["attributes"].items():
-            setattr(optimizer, name, restorer.restored(own.get(name), value))
-        for name, inner in _inner_optimizers(optimizer):
-            self._restore_optimizer(restorer, inner, kept["inner"][name])
 
     def _key(self, key: Any) -> tuple[str, Any]:
         return ("parameter", self._names[id(key)]) if isinstance(key, torch.Tensor) else ("key", key)
 
-    def _unkey(self, key: tuple[str, Any]) -> Any:
-        kind, name = key
-        return self.parameters[name] if kind == "parameter" else name
 
-    def _is_own(self, name: str, value: Any) -> bool:
-        """Return whether an attribute of an optimizer is state: counters and tensors that it keeps outside `state`."""
-        return name not in _OPTIMIZER_OWN and not name.endswith("_hooks") and self._is_plain(value)
-
-    def _is_plain(self, value: Any) -> bool:
-        if isinstance(value, torch.Tensor):
-            return id(value) not in self._names
-        if isinstance(value, dict):
-            return all(self._is_plain(v) and not isinstance(k, torch.Tensor) for k, v in value.items())
-        if isinstance(value, list | tuple):
-            return all(self._is_plain(v) for v in value)
-        return isinstance(value, bool | int | float | str | None)
+def _leaves_records(slots: Slots) -> bool:
+    return isinstance(slots, FunctionSlots)
 
 
-def fingerprint(job: JobState) -> str:
-    """Return a few bytes that change when a weight does: cheap enough for every action.
-
-    Trainable parameters count by the sum of their bits as integers, frozen ones by torch's count of writes.
-    """
-    trainable = job.trainable()
-    sums = [_bit_sum(local(p.detach())) for p in trainable.values()]
-    digest = hashlib.sha256()
-    for device in dict.fromkeys(s.device for s in sums):
-        digest.update(repr(torch.stack([s for s in sums if s.device == device]).tolist()).encode())
-    frozen = [(p._version, p.data_ptr()) for n, p in job.parameters.items() if n not in trainable]
-    digest.update(repr(frozen).encode())
-    return digest.hexdigest()[:16]
-
-
-def weights_digest(parameters: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of names, types, shapes and every bit of `parameters`."""
-    digest = hashlib.sha256()
-    for name, parameter in parameters.items():
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        data = local(parameter.detach()).cpu().contiguous().reshape(-1)
-        digest.update(data.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _bit_sum(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    integers = tensor.view(_INTEGERS[tensor.element_size()])
-    if tensor.is_contiguous() and tensor.element_size() < 8:
-        flat = integers.reshape(-1)
-        per_word = 8 // tensor.element_size()
-        # Whole 64-bit words are summed thirty times as fast as smaller integers, which torch widens first.
-        if flat.numel() % per_word == 0 and flat.storage_offset() % per_word == 0 and flat.numel():
-            integers = flat.view(torch.int64)
-    return integers.sum(dtype=torch.int64)
+def _unkey(key: tuple[str, Any], origins: Origins) -> Any:
+    kind, name = key
+    return origins.parameters[name] if kind == "parameter" else name
 
 
 def reshard(model: torch.nn.Module) -> None:
@@ -246,47 +397,18 @@ def reshard(model: torch.nn.Module) -> None:
             module.reshard()
 
 
-def _check_wrapper(model: torch.nn.Module) -> None:
-    kinds = type(model).__mro__
-    if any(kind.__module__.partition(".")[0] == "deepspeed" for kind in kinds):
-        raise ValueError(
-            f"model: a {type(model).__name__} partitions weights and optimizer state out of reach, so a step of it "
-            "cannot be undone; train with DistributedDataParallel or FSDP2 (fully_shard) to use AutoLRS."
-        )
-    if any(kind.__name__ == "FullyShardedDataParallel" for kind in kinds):
-        raise ValueError(
-            "model: FullyShardedDataParallel (FSDP1) flattens the parameters, so a step of it cannot be undone; use "
-            "FSDP2 (torch.distributed.fsdp.fully_shard)."
-        )
+def _swaps_weights(optimizer: Any) -> bool:
+    """Tell whether an optimizer evaluates at other weights than it trains: it has modes, as a module has."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
 
-def _check_job(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    _check_wrapper(model)
-    params = list(_params_of(optimizer))
-    if not params:
-        raise ValueError("optimizer: has no parameters; there is nothing to train.")
-    of_model = {id(p): name for name, p in model.named_parameters()}
-    if not any(id(p) in of_model for p in params):
-        raise ValueError(
-            "optimizer: none of its parameters belongs to the model; was it built for another one?"
-        )
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
-            raise ValueError(
-                f"model: the parameter {name!r} is uninitialised; pass one batch through the model first."
-            )
+def _visible(where: Any) -> Any:
+    """Return of an iterator's position what can be compared: plain values by their content, others by identity."""
+    if isinstance(where, dict):
+        return {name: value if is_plain(value) else id(value) for name, value in where.items()}
+    return where
 
 
 def _params_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
     for group in optimizer.param_groups:
         yield from group[_GROUP_PARAMS]
-
-
-def _inner_optimizers(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.optim.Optimizer]]:
-    return ((n, v) for n, v in list(vars(optimizer).items()) if isinstance(v, torch.optim.Optimizer))
-
-
-def _with_extra_state(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    for name, module in model.named_modules():
-        if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
-            yield name, module

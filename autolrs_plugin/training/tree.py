@@ -7,9 +7,11 @@ compiled graphs, flattened buffers and the caller's own variables refer to them.
 
 import copy
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -61,34 +63,49 @@ class Copier:
     Args:
         place: the device for the copies; None for each tensor's own.
         share: refer to the live tensors instead of copying them: for state that is written out at once.
+
+    Attributes:
+        origins: by the id of a copy, what it is a copy of, where `copy` was asked to note that.
     """
 
     def __init__(self, place: torch.device | None = None, share: bool = False) -> None:
         self._place = place
-        self._share = share
+        self.shares = share
         self._copies: dict[int, TensorCopy] = {}
         self._reused: set[int] = set()
+        self.origins: dict[int, Any] = {}
         # Containers of tensors are made anew by some state_dict(): they must outlive their ids.
         self._seen: list[torch.Tensor] = []
 
-    def copy(self, value: Any, old: Any = None) -> Any:
-        """Return a copy of `value`, made in the memory of `old` (an earlier copy that nobody needs) where it fits."""
+    def copy(self, value: Any, old: Any = None, note: bool = False) -> Any:
+        """Return a copy of `value`, made in the memory of `old` (an earlier copy that nobody needs) where it fits.
+
+        Args:
+            value: what is copied.
+            old: the earlier copy.
+            note: whether to note what each copy is a copy of, so that going back gives the very same objects.
+        """
         if isinstance(value, torch.Tensor):
             if id(value) not in self._copies:
                 self._seen.append(value)
                 self._copies[id(value)] = self._copy_tensor(value.detach(), old)
-            return self._copies[id(value)]
-        if isinstance(value, dict):
+            copied: Any = self._copies[id(value)]
+        elif isinstance(value, dict):
             olds = old if isinstance(old, dict) else {}
             copied = copy.copy(value)  # of the same type, with its default factory
             for key, item in value.items():
-                copied[key] = self.copy(item, olds.get(key))
-            return copied
-        if isinstance(value, list | tuple | deque):
+                copied[key] = self.copy(item, olds.get(key), note)
+        elif isinstance(value, list | tuple | deque):
             before = list(old) if isinstance(old, list | tuple | deque) else []
-            items = [self.copy(v, before[i] if i < len(before) else None) for i, v in enumerate(value)]
-            return _like(value, items)
-        return value if isinstance(value, bool | int | float | str | None) else copy.deepcopy(value)
+            items = [self.copy(v, before[i] if i < len(before) else None, note) for i, v in enumerate(value)]
+            copied = _like(value, items)
+        elif isinstance(value, bool | int | float | str | None):
+            return value
+        else:
+            copied = copy.deepcopy(value)
+        if note and isinstance(value, torch.Tensor | np.ndarray | dict | list | deque | set):
+            self.origins[id(copied)] = value
+        return copied
 
     def _copy_tensor(self, whole: torch.Tensor, old: Any) -> TensorCopy:
         tensor, sharding = local(whole), None
@@ -96,7 +113,7 @@ class Copier:
             sharding = Sharding(
                 whole.device_mesh, tuple(whole.placements), tuple(whole.shape), tuple(whole.stride())
             )
-        if self._share:
+        if self.shares:
             return TensorCopy(tensor, tensor.device, sharding)
         place = self._place or tensor.device
         # Fresh memory costs more than the copy itself; the memory of the copy before is warm.
@@ -116,12 +133,16 @@ class Copier:
 class Restorer:
     """Writes copies back into the live state; a tensor that was copied once is one tensor again.
 
+    Args:
+        origins: what the copies are copies of, as the Copier noted it: they are written in place and put back.
+
     Attributes:
         mesh: the devices of the parameter whose state is restored next, if it is spread over processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, origins: Mapping[int, Any] | None = None) -> None:
         self.mesh: Any = None
+        self._origins = origins or {}
         self._restored: dict[int, torch.Tensor] = {}
         self._written: set[int] = set()
 
@@ -133,6 +154,7 @@ class Restorer:
 
     def restored(self, live: Any, kept: Any) -> Any:
         """Return `kept` as live state: `live` itself, written in place, wherever its type and form allow it."""
+        live = self._origins.get(id(kept), live)
         if isinstance(kept, TensorCopy):
             return self._tensor(live, kept)
         if isinstance(kept, dict):
@@ -145,10 +167,12 @@ class Restorer:
         if isinstance(kept, list | tuple | deque):
             lives = list(live) if isinstance(live, list | tuple | deque) else []
             items_ = [self.restored(lives[i] if i < len(lives) else None, k) for i, k in enumerate(kept)]
-            if isinstance(live, list) and isinstance(kept, list):
-                live[:] = items_
-                return live
-            return _like(kept, items_)
+            return _refilled(live, kept, items_)
+        if isinstance(kept, set):
+            return _refilled(live, kept, kept)
+        if _same_array(live, kept):
+            live[...] = kept
+            return live
         return kept if isinstance(kept, bool | int | float | str | None) else copy.deepcopy(kept)
 
     def _tensor(self, live: Any, kept: TensorCopy) -> torch.Tensor:
@@ -162,7 +186,13 @@ class Restorer:
             and _same_form(local(live), kept.data)
             and id(live) not in self._written
         ):
-            self.into(live, kept)
+            # An original may be expanded, or part of a graph: it is written only where it has changed.
+            if id(kept) not in self._origins or not torch.equal(
+                local(live.detach()), kept.data.to(kept.device)
+            ):
+                self.into(live.detach() if live.requires_grad else live, kept)
+            self._restored[id(kept)] = live
+            self._written.add(id(live))
             return live
         fresh = self._whole(kept.data.to(kept.device, copy=True), kept.sharding)
         self._restored[id(kept)] = fresh
@@ -187,9 +217,36 @@ def _same_form(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(a.layout == torch.strided and a.stride() == b.stride())
 
 
+def _same_array(live: Any, kept: Any) -> bool:
+    arrays = isinstance(kept, np.ndarray) and isinstance(live, np.ndarray) and live.flags.writeable
+    return bool(arrays and (live.dtype, live.shape) == (kept.dtype, kept.shape))
+
+
 def _like(container: Any, items: list[Any]) -> Any:
     if isinstance(container, deque):
         return deque(items, container.maxlen)
-    if isinstance(container, list):
+    if type(container) is list:
         return items
-    return type(container)(*items) if hasattr(container, "_fields") else tuple(items)
+    if isinstance(container, list):
+        copied = copy.copy(container)  # of the same type
+        copied[:] = items
+        return copied
+    if hasattr(container, "_fields"):
+        return type(container)(*items)
+    return torch.Size(items) if isinstance(container, torch.Size) else tuple(items)
+
+
+def _refilled(live: Any, kept: Any, items: Iterable[Any]) -> Any:
+    """Return `live` with `items` in it, where it is a container of the type of `kept`; otherwise a new one."""
+    same = type(live) is type(kept) and getattr(live, "maxlen", None) == getattr(kept, "maxlen", None)
+    if same and isinstance(live, list):
+        live[:] = items
+    elif same and isinstance(live, deque):
+        live.clear()
+        live.extend(items)
+    elif same and isinstance(live, set):
+        live.clear()
+        live.update(items)
+    else:
+        return set(items) if isinstance(kept, set) else _like(kept, list(items))
+    return live

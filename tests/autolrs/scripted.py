@@ -39,5 +39,5 @@ def script(actions: Sequence[Action] = PROBING) -> Iterator[None]:
         yield from (action for action in actions)  # a generator takes the results that are sent
         yield Done()
 
-    with patch.dict(controller.PLANS, {"default": plan}):
+    with patch.dict(controller.PLANS, {"staged": plan}):
         yield

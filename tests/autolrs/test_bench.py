@@ -36,7 +36,7 @@ def build(seed: int) -> Job:
     return Job(torch.nn.Linear(8, 2), draw, [(x[150:], y[150:])])
 
 
-TOY = Task("toy", C, build, sgd=True, default_lr=1e-3, grid=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1))
+TOY = Task("toy", C, build, kind="SGD, momentum 0.9", default_lr=1e-3, grid=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1))
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "greedylr"])
@@ -107,6 +107,8 @@ def test_the_target_is_the_oracles_loss_of_the_same_seed_plus_five_percent() -> 
         "seconds",
         "steps_to_target",
         "target",
+        "first_val_loss",
+        "regret",
     }
     assert steps_to(curve, 0.5) is None
     assert steps_to(curve, None) is None

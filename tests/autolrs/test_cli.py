@@ -54,7 +54,7 @@ def output(*arguments: object, code: int = 0) -> str:
 
 def test_show_prints_stages_candidates_forecasts_and_costs(run: Path, rehearsal: Rehearsal) -> None:
     printed, played = output("show", run), rehearsal.controller
-    assert "300 of 300 steps, complete; learning rates 1e-05 to 1, mode default" in printed
+    assert "300 of 300 steps, complete; learning rates 1e-05 to 1, mode staged" in printed
     assert f"search: {played.ledger.search.steps} steps on top" in printed
     for stage in played.stages:
         assert (
@@ -104,13 +104,13 @@ def test_a_run_that_was_decided_otherwise_can_still_be_exported(
     run: Path, rehearsal: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later version decides otherwise: its stages are refused, its schedule is what it is."""
-    monkeypatch.setitem(controller.PLANS, "default", lambda state: iter([Probe(0, 0, (0.123,), 9.0, False)]))
+    monkeypatch.setitem(controller.PLANS, "staged", lambda state: iter([Probe(0, 0, (0.123,), 9.0, False)]))
     assert "would now be" in output("show", run, code=2)
     output("export", run, "-o", tmp_path / "schedule.json")
     assert Schedule.load(tmp_path / "schedule.json") == rehearsal.controller.schedule
 
 
-@pytest.mark.parametrize("mode", ["default", "paper"])
+@pytest.mark.parametrize("mode", ["staged", "paper"])
 def test_preview_says_what_a_run_would_do(mode: str, tmp_path: Path) -> None:
     picture = tmp_path / "preview.png"
     printed = output("preview", "--max-steps", 300, "--lr-range", "1e-5,1", "--mode", mode, "-o", picture)
@@ -119,7 +119,7 @@ def test_preview_says_what_a_run_would_do(mode: str, tmp_path: Path) -> None:
     assert printed.count("search: ") == len(played.stages)
     assert f"{300 + played.ledger.search.steps} steps in all" in printed
     assert f"{played.ledger.search_share:.1%} of them for the search" in printed
-    if mode == "default":
+    if mode == "staged":
         assert "warm-up 0 0 15" in printed
         assert "decay 15 5 285" in printed
     assert picture.read_bytes()[1:4] == b"PNG"

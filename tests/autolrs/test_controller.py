@@ -15,6 +15,9 @@ from autolrs_plugin.core.controller import Controller, check_result
 from autolrs_plugin.core.rehearsal import rehearse
 from autolrs_plugin.core.schedule import warmup_steps
 
+RUNS = tuple(mode for mode in MODES if mode != "find")
+"""The modes that train."""
+
 PLAIN = AutoLRSConfig(max_steps=400, lr_range=(1e-6, 10.0))
 
 
@@ -57,7 +60,7 @@ configs = st.builds(
     max_steps=st.integers(1, 100) | st.integers(100, 5000),
     lr_range=st.tuples(st.floats(1e-7, 1e-2), st.floats(2e-2, 10.0)),
     search_budget=st.floats(0.001, 1.0),
-    mode=st.sampled_from(MODES),
+    mode=st.sampled_from(RUNS),
     seed=st.integers(0, 5),
     warmup=st.floats(0.0, 0.5),
     final_decay=st.booleans(),
@@ -66,6 +69,7 @@ configs = st.builds(
     evaluations=st.integers(1, 12),
     parallel_probes=st.integers(1, 4),
     rewind=st.booleans(),
+    prior_lr=st.none() | st.floats(1e-6, 1.0),
 )
 
 
@@ -118,7 +122,7 @@ def test_its_promises_hold_whatever_a_run_answers(config: AutoLRSConfig, seed: i
 @pytest.mark.filterwarnings("ignore:the Gaussian process could not be fitted")
 def test_the_search_keeps_its_budget(config: AutoLRSConfig, seed: int, trouble: float) -> None:
     """Counted from the actions: the steps of probes, their evaluations as declared, and steps taken back."""
-    config = replace(config, mode="default")
+    config = replace(config, mode="staged")
     controller, done = driven(config, seed, trouble)
     probed = sum(len(r.losses) for a, r in done if isinstance(a, Probe))
     evaluated = sum(r.val_loss is not None for a, r in done if isinstance(a, Probe))
@@ -130,7 +134,7 @@ def test_the_search_keeps_its_budget(config: AutoLRSConfig, seed: int, trouble: 
     assert controller.ledger.search_share <= config.search_budget
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", RUNS)
 def test_durations_are_fractions_of_the_run(mode: str) -> None:
     def lengths(max_steps: int) -> tuple[list[float], list[float], float]:
         rehearsal = rehearse(replace(PLAIN, max_steps=max_steps, mode=mode, eval_cost_steps=0.0))
@@ -142,7 +146,7 @@ def test_durations_are_fractions_of_the_run(mode: str) -> None:
     assert max(chunks) == pytest.approx(max(more_chunks), abs=0.002)
     assert len(probes) == pytest.approx(len(more_probes), abs=1)
     assert np.median(probes) == pytest.approx(np.median(more_probes), rel=0.1, abs=0.001)
-    assert probes[-1] == pytest.approx(more_probes[-1], rel=0.1)
+    assert probes[-1] == pytest.approx(more_probes[-1], rel=0.2)
     assert searched == pytest.approx(more_searched, rel=0.3)
 
 
@@ -168,7 +172,7 @@ def test_it_finds_a_good_peak_over_seven_decades() -> None:
             assert math.isfinite(controller.losses[-1])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", RUNS)
 def test_replaying_the_results_gives_the_same_state(mode: str) -> None:
     config = replace(PLAIN, mode=mode)
     controller, done = driven(config, 3, trouble=0.01)

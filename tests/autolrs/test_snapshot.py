@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from autolrs_plugin.training.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from autolrs_plugin.training.fingerprint import weights_digest
 from autolrs_plugin.training.lr import GroupRates, ReplayLR
 from autolrs_plugin.training.rng import rng_kept, seed_all
-from autolrs_plugin.training.snapshot import JobState, fingerprint, weights_digest
+from autolrs_plugin.training.snapshot import JobState
 from autolrs_plugin.training.tree import Copier, Restorer
 from tests.autolrs.jobs import OPTIMIZERS, Job, Net, bits
 
@@ -64,7 +65,7 @@ def test_a_run_that_probed_continues_like_one_that_never_did(
     assert [p.data_ptr() for p in probed.model.parameters()] == memory
     assert torch.rand(()).item() == drawn[0]
     if before == 0:
-        assert not kept["optimizer"]["state"]
+        assert not kept["optimizers"]["optimizer"]["state"]
 
 
 def test_state_made_by_a_probe_is_gone() -> None:
@@ -331,11 +332,11 @@ def test_a_checkpoint_with_one_byte_changed_is_refused(tmp_path: Path) -> None:
 def test_the_fingerprint_sees_one_bit(dtype: torch.dtype) -> None:
     model = nn.Linear(7, 3).to(dtype)
     job = JobState(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    before = fingerprint(job), weights_digest(job.parameters)
-    assert (fingerprint(job), weights_digest(job.parameters)) == before
+    before = job.fingerprint(), weights_digest(job.parameters)
+    assert (job.fingerprint(), weights_digest(job.parameters)) == before
     with torch.no_grad():
         model.weight.data.view(torch.uint8)[1, 3] ^= 1  # .data: torch's own count of writes does not see it
-    assert fingerprint(job) != before[0]
+    assert job.fingerprint() != before[0]
     assert weights_digest(job.parameters) != before[1]
 
 
@@ -343,10 +344,10 @@ def test_the_fingerprint_sees_a_write_to_a_frozen_weight() -> None:
     model = Net()
     model.conv.weight.requires_grad_(False)
     job = JobState(model, torch.optim.SGD(model.out.parameters(), lr=0.1))
-    before = fingerprint(job)
+    before = job.fingerprint()
     with torch.no_grad():
         model.conv.weight.mul_(1.5)
-    assert fingerprint(job) != before
+    assert job.fingerprint() != before
 
 
 def test_generators_are_left_as_they_were() -> None:

@@ -157,10 +157,11 @@ def test_a_stream_with_a_position_is_rewound() -> None:
 
 def test_a_hidden_iterator_is_refused() -> None:
     job = Job()
+    batches = iter(listed(job) * 9)
     with pytest.raises(
         ValueError, match=r"train_step: from the same state it gave the losses .* Give the batches"
     ):
-        AutoLRS(job.model, job.optimizer, train_step=reading_step(job, Reader()), **RANGE)
+        AutoLRS(job.model, job.optimizer, train_step=lambda: batch_step(job)(next(batches)), **RANGE)
 
 
 def test_every_step_has_the_rate_that_was_asked_for() -> None:
@@ -259,7 +260,7 @@ def test_a_user_drives_it() -> None:
     assert isinstance(tuner.next_action(), Done)
 
 
-@pytest.mark.parametrize("mode", ["default", "paper"])
+@pytest.mark.parametrize("mode", ["staged", "once", "paper"])
 def test_a_whole_search_and_its_replay(mode: str, tmp_path: Path) -> None:
     """The schedule of a searched run, replayed by torch's own means in a plain loop, gives bitwise its weights."""
     job = Job("adam", seed=3)

@@ -136,7 +136,8 @@ def test_a_disturbed_device_and_where_its_times_come_from(here: dict[str, Any], 
 
 def test_requests_that_share_prefixes_are_read_from_the_cache(here: dict[str, Any], tmp_path: Path) -> None:
     run = ["simulate", *PLACE, "--rate", 0.5, "--requests", 60, "--schedulers", "default"]
-    done = invoke(*run, "--workload", "mooncake", "--json", tmp_path / "rows.json")
+    trace = tmp_path / "trace.jsonl"
+    done = invoke(*run, "--workload", "mooncake", "--json", tmp_path / "rows.json", "--save-trace", trace)
     assert done.exit_code == 0, done.output
     [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
     task = here["inputs"][0]
@@ -145,6 +146,12 @@ def test_requests_that_share_prefixes_are_read_from_the_cache(here: dict[str, An
     )))  # fmt: skip
     unshared = rehearsal.simulate_row(0.5, alone)
     assert row["ttft_ms"]["mean"] < 0.9 * unshared["ttft_ms"]["mean"]
+    # A trace has a rate of its own: the one that the draw came to.
+    played = ["simulate", *PLACE, "--trace", trace, "--trace-format", "mooncake", "--schedulers", "default"]
+    again = invoke(*played, "--json", tmp_path / "again.json")
+    assert again.exit_code == 0, again.output
+    [same] = json.loads((tmp_path / "again.json").read_text())["rows"]
+    assert same["ttft_ms"]["mean"] == pytest.approx(row["ttft_ms"]["mean"], rel=0.02)
 
 
 def test_a_promise_that_nobody_can_keep_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

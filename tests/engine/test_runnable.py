@@ -199,6 +199,18 @@ def test_blocks_for_the_whole_prompt_and_for_the_decodes(make_engine: Any) -> No
     assert blocker_of(engine, engine.add("c", 161)) is Blocker.BLOCKS
 
 
+def test_the_watermark_stays_free_beside_others(make_engine: Any) -> None:
+    engine = make_engine(blocks=20, watermark=0.2)  # 4 blocks, one more is vLLM's own
+    fits, alone = engine.add("fits", 14 * 16), engine.add("alone", 15 * 16)
+    assert [blocker_of(engine, r) for r in (fits, alone)] == [None, None]
+    engine.abort("fits")
+    engine.abort("alone")
+    engine.add("a", 4, max_tokens=100)
+    engine.step()
+    assert blocker_of(engine, engine.add("b", 14 * 16)) is None
+    assert blocker_of(engine, engine.add("c", 14 * 16 + 1)) is Blocker.BLOCKS
+
+
 def test_blocks_that_a_running_request_shares_are_not_needed_again(make_engine: Any) -> None:
     engine = make_engine(blocks=13, enable_prefix_caching=True)
     shared = [i % 500 for i in range(128)]

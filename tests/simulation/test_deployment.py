@@ -230,7 +230,7 @@ def test_a_broken_calibration_is_named(tmp_path: Path) -> None:
     calibrate(tmp_path, served, 0.04)
     (path,) = tmp_path.glob("calibration-*.json")
     values = json.loads(path.read_text())
-    values["model"]["weight"] = -1
+    values["model"]["kinds"][0]["weight"] = -1
     path.write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=re.escape(path.name)):
         deployment(f"{served}/cpu", str(tmp_path))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.simulation.traces import read_trace
+from vllm_sarathi.simulation.traces import read_trace, write_trace
 from vllm_sarathi.simulation.workload import (
     ARXIV,
     CHAT,
@@ -288,3 +288,16 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 def test_arrivals_out_of_range(kind: str, rate: float, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         arrival_times(kind, rate, 5, rng())
+
+
+def test_what_was_generated_is_written_and_read_again(tmp_path: Path) -> None:
+    requests = synthetic("mooncake", 2.0, 50, seed=5)
+    path = tmp_path / "deep" / "mooncake.jsonl"
+    write_trace(requests, path)
+    first = json.loads(path.read_text().splitlines()[1])
+    assert set(first) == {"timestamp", "input_length", "output_length", "hash_ids"}
+    read = read_trace(path, "mooncake", 40_000).requests
+    assert [(r.prompt_tokens, r.output_tokens, r.prefix) for r in read] == [
+        (r.prompt_tokens, r.output_tokens, r.prefix) for r in requests
+    ]
+    assert [r.arrival_s for r in read] == pytest.approx([r.arrival_s for r in requests], abs=1e-3)

@@ -1,14 +1,24 @@
 """Controller: the one place that decides a step, in the live engine, in the simulator and in tests."""
 
+import importlib
+
+from vllm_sarathi.core import policies
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.order import make_order
 from vllm_sarathi.core.order.base import Turn
-from vllm_sarathi.core.policies import policy_maker
+from vllm_sarathi.core.policies import POLICIES
+from vllm_sarathi.core.policies.base import Policy, PolicyMaker
 from vllm_sarathi.core.policies.slo import SloPolicy
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepPlan, StepRecord, StepShape, StepView
 
 NOBODY = Turn(())
+
+
+def _make_policy(config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> Policy:
+    module, _, name = POLICIES[config.scheduler].partition(":")
+    make: PolicyMaker = getattr(importlib.import_module(f"{policies.__name__}.{module}"), name)
+    return make(config, model, pipeline)
 
 
 class Controller:
@@ -23,7 +33,7 @@ class Controller:
         self.config = config
         self.pipeline = pipeline
         self.model = StepTimeModel()
-        self.policy = policy_maker(config.scheduler)(config, self.model, pipeline)
+        self.policy = _make_policy(config, self.model, pipeline)
         self.order = make_order(config, self.model, pipeline)
 
     @property

@@ -4,7 +4,7 @@ import math
 from collections import deque
 
 from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.core.types import Pipeline, Reason, StepRecord, StepView
+from vllm_sarathi.core.types import Pipeline, StepRecord, StepView
 
 PREFILL_ALONE_KEPT = 16
 """The latest steps without decodes, from which the first chunks beside decodes know what they can be."""
@@ -68,12 +68,10 @@ class Experience:
             known = self.decode_step_s
             self.decode_step_s = decode_s if known is None else 0.98 * known + 0.02 * decode_s
 
-    def planned(self, prefill_tokens: int, reason: Reason) -> None:
+    def planned(self, prefill_tokens: int) -> None:
         """Note what a step is going to prefill, where something could be."""
         self.last_prefill_tokens = prefill_tokens
         self.steps_without_prefill = 0 if prefill_tokens else self.steps_without_prefill + 1
-        if reason is Reason.FLOOR:
-            self.late_credit -= 1.0
 
     def observe(self, record: StepRecord, stage_s: float) -> None:
         """Take in a finished step that took `stage_s` seconds in each stage."""

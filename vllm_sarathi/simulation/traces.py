@@ -10,13 +10,14 @@
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import ConfigError, check_choice
+from vllm_sarathi.core.files import write_whole
 from vllm_sarathi.simulation.workload import SimulatedRequest
 
 FORMATS: dict[str, tuple[str, str, str]] = {
@@ -81,6 +82,25 @@ def read_trace(
     if not requests:
         raise ConfigError(f"{path}: holds no request that can be served ({skipped} are too long).")
     return Trace(tuple(requests), skipped)
+
+
+def write_trace(requests: Iterable[SimulatedRequest], path: Path) -> None:
+    """Write requests in the format `mooncake`: what was generated here can be played elsewhere.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    lines = (
+        {
+            "timestamp": round(request.arrival_s * 1e3),
+            "input_length": request.prompt_tokens,
+            "output_length": request.output_tokens,
+            "hash_ids": list(request.prefix),
+        }
+        for request in requests
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _rows(path: Path, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -17,8 +17,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from autolrs_plugin.core.actions import Action, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.config import AutoLRSConfig
+from autolrs_plugin.core.plans.training import train
 from autolrs_plugin.core.state import RunState
-from autolrs_plugin.core.training_plan import train
 from autolrs_plugin.integrations.accelerate import probe_batches
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback

@@ -46,6 +46,7 @@ def run(
     seedable: bool = True,
     count: bool = False,
     own: str | None = None,
+    **options: Any,
 ) -> task.Outcome:
     """Train; with `tuned` as AutoLRS's settings, or with the rates of `replay`."""
     accelerator = Accelerator(
@@ -53,9 +54,10 @@ def run(
         gradient_accumulation_steps=accumulate,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=seedable and own is None),
         log_with=[tracker := Tracker()],
+        **options,
     )
     accelerator.init_trackers("task")
-    model = task.Net(dropout)
+    model = net = task.Net(dropout)
     optimizer = task.make_optimizer(model)
     rates = GroupRates(optimizer)
     model, optimizer, loader = accelerator.prepare(
@@ -71,7 +73,7 @@ def run(
                 accelerator.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
             optimizer.zero_grad()
-        accelerator.log({"loss": loss.item()}, step=int(model.count))
+        accelerator.log({"loss": loss.item()}, step=int(net.count))
         return loss
 
     def validate() -> torch.Tensor:
@@ -83,7 +85,7 @@ def run(
     if tuned is not None:
         settings = {"max_steps": steps, "lr_range": task.RANGE, "progress": False, **tuned}
         tuner = AutoLRS(accelerator, model, optimizer, loader, train_step, validate=validate, **settings)
-    step, taken, epoch_steps = 0, 0, task.SAMPLES // task.BATCH
+    step, taken, epoch_steps = 0, 0, len(loader) // accumulate
     task.seed_everything()
     if resume is not None:
         accelerator.load_state(str(folder / str(resume)))
@@ -115,8 +117,8 @@ def run(
     if stop_at is not None:
         accelerator.save_state(str(folder / str(stop_at)))
     outcome.bits, outcome.trained_on, outcome.steps = (
-        task.all_bits(model, optimizer),
-        model.trained_on(),
+        task.all_bits(net, optimizer),
+        net.trained_on(),
         step,
     )
     outcome.rates, outcome.logs = outcome.rates[::accumulate], tracker.entries

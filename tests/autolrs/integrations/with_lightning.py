@@ -153,6 +153,7 @@ def run(
     count: bool = False,
     own: str | None = None,
     manual: bool = False,
+    **options: Any,
 ) -> task.Outcome:
     """Train; with `tuned` as AutoLRSCallback's settings, or with the rates of `replay`."""
     data, batch = task.Pictures(noise=noise), task.BATCH // accumulate
@@ -177,6 +178,7 @@ def run(
         enable_checkpointing=False,
         default_root_dir=folder,
         callbacks=[watch, LearningRateMonitor("step"), *([tuner] if tuner else [])],
+        **options,
     )
     trainer.fit(module, ckpt_path=None if resume is None else folder / f"{resume}.ckpt")
     optimizer = trainer.optimizers[0]

@@ -56,6 +56,7 @@ class Floor:
         if not candidate.late and not overdue:
             if candidate.reason is Reason.GROWTH or self._experience.late_credit < 1.0:
                 return 0, candidate.reason if candidate.reason is Reason.GROWTH else Reason.FULL
+            self._experience.late_credit -= 1.0
             return self._chunk(view, candidate, LATE_TIMES * candidate.available_s), Reason.FLOOR
         decode_s = candidate.decode_s
         overhead_s = self._experience.seconds(view, 1, 0.5, 1) - decode_s
@@ -77,7 +78,9 @@ class Floor:
         request = candidate.prompts[0]
         room = view.max_tokens - view.decode_tokens
         least = max(least_chunk(request), min(COLD_TOKENS, request.remaining_tokens))
-        most = min(room, request.remaining_tokens, max(COLD_TOKENS, LATE_GROWTH * self._experience.most_tokens))
+        most = min(
+            room, request.remaining_tokens, max(COLD_TOKENS, LATE_GROWTH * self._experience.most_tokens)
+        )
         low, high = 0, most + 1
         while high - low > 1:
             middle = (low + high) // 2

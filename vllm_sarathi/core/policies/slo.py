@@ -109,7 +109,7 @@ class SloPolicy:
             return decodes_only(view, Reason.NONE)
         prompts = turn.prompts(view)
         tokens, reason = self._size(view, prompts)
-        self.experience.planned(tokens, reason)
+        self.experience.planned(tokens)
         complete = complete_within(prompts, tokens)
         self._backlog.planned(complete, prompts_left(view, prompts, complete))
         if tokens == 0 and view.decodes:

@@ -17,8 +17,9 @@ ALIKE_NEEDED = 24
 CAUTION = 0.13
 CAUTIOUS_STEPS = 24
 BIAS_STEPS = 128
-RANGE = (1.0, 2.5)
-"""A step that takes longer than the upper end is not the chunk's doing, and no chunk would have kept it."""
+RANGE = (1.012, 2.5)
+"""The best fit is off by about a percent somewhere. A step that takes longer than the upper end is not the chunk's
+doing, and no chunk would have kept it."""
 
 MISSES_PLANNED = 1 / 3
 """Where more hybrid steps may be late, so much of that is planned with; the rest is for what no step could tell."""

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 from autolrs_plugin.core.actions import Done, Probe, Restore, Snapshot
 from autolrs_plugin.core.forecast import forecast
+from autolrs_plugin.core.plans.training import diverged_above, train
 from autolrs_plugin.core.search import LRSearch
 from autolrs_plugin.core.state import Candidate, Plan, RunState, Stage, probe_together
-from autolrs_plugin.core.training_plan import diverged_above, train
 
 CANDIDATES = 10
 PROBE_SHARE = 10

@@ -1,0 +1,180 @@
+"""The probes of one stage of a run, and what they say together."""
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from autolrs_plugin.core.actions import Action, Probe, Result
+from autolrs_plugin.core.plans.probing import (
+    Tried,
+    hopeless_above,
+    no_fault_of_the_rate,
+    probe_rates,
+    shortfalls,
+    tried,
+)
+from autolrs_plugin.core.posterior import RatePosterior, Seen, Verdict
+from autolrs_plugin.core.state import RunState, probe_together
+
+Stages: TypeAlias = Generator[Action, Result, None]
+"""A part of a plan: yields actions and is sent their results."""
+
+WIDTHS = (1.0, 0.5, 0.5)
+"""Decades over which a stage expects rates to differ."""
+
+NO_PRIOR_WIDTH = 1.5
+REACH, REACH_WIDE = 0.6, 1.5
+"""Along the run, a stage looks so many decades up and down; the second, after a change."""
+
+
+COLD_STD = 0.05
+"""Standard deviation of a shortfall from the first weights, for what so early probes cannot know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a stage is asked for.
+
+    Attributes:
+        present: the learning rate in use.
+        known: whether that is somebody's choice; otherwise it is only where the search begins.
+        index: which of the planned stages it is like.
+        steps: length of its probes.
+        evaluate: whether they are evaluated.
+        alarmed: whether the run has gone wrong, or has changed, at the present rate.
+        wide: whether the best rate may be a decade and more away.
+        above: a loss above this has exploded.
+        earlier: what the probes of earlier stages said.
+    """
+
+    present: float
+    known: bool
+    index: int
+    steps: int
+    evaluate: bool
+    alarmed: bool
+    wide: bool
+    above: float
+    earlier: tuple[Seen, ...]
+
+
+class StageSearch:
+    """The probes of one stage."""
+
+    def __init__(self, state: RunState, ask: Asked) -> None:
+        config = state.config
+        self._state, self._asked = state, ask
+        self._width = WIDTHS[ask.index] if ask.known or state.step else NO_PRIOR_WIDTH
+        self.number = len(state.stages)
+        self.cold = not state.step
+        self.present = ask.present
+        self.done: list[Tried] = []
+        self._sign = -1.0 if config.greater_is_better else 1.0
+        self._steps = ask.steps
+
+    @property
+    def _free(self) -> bool:
+        """Whether there is nothing to be kept: no prior, or one that does not hold."""
+        return (self.cold and not self._asked.known) or (bool(self.done) and not self.done[0].held)
+
+    @property
+    def held(self) -> list[Tried]:
+        """The probes that held."""
+        return [p for p in self.done if p.held]
+
+    @property
+    def seen(self) -> list[Seen]:
+        """What this stage's probes say."""
+        progress = self._state.step / self._state.config.max_steps
+        return shortfalls(self.held, self._before, progress, COLD_STD if self.cold else 0.0)
+
+    @property
+    def _before(self) -> float:
+        """The training loss before the stage."""
+        recent = [loss for loss in self._state.losses[-self._steps :] if math.isfinite(loss)]
+        if recent:
+            return float(np.mean(recent))
+        return float(np.mean([loss for p in self.held for loss in p.result.losses[:2]]))
+
+    @property
+    def _ceiling(self) -> float:
+        return min((p.lr for p in self.done if not p.held), default=math.inf)
+
+    def _posterior(self) -> RatePosterior:
+        low, high = self._state.config.lr_range
+        cold, wide = self.cold or self._free, self._asked.wide
+        reach = 10 ** (3 * self._width if cold else REACH_WIDE if wide else REACH)
+        low, high = max(low, self.present / reach), min(high, self.present * reach)
+        if self._ceiling <= high:
+            below = [p.lr for p in self.held if p.lr < self._ceiling]
+            fails = sum(not p.held for p in self.done)
+            top = (
+                math.sqrt(max(below) * self._ceiling)
+                if below
+                else self._ceiling * 10 ** (-self._width * fails)
+            )
+            high = min(high, max(top, low * 1.001))
+        progress = self._state.step / self._state.config.max_steps
+        return RatePosterior(
+            self.present, self._width, progress, [*self._asked.earlier, *self.seen], low, high
+        )
+
+    def ask(self, count: int, least_hope: float) -> list[float]:
+        """Return rates to probe next, the present one first of all; none where nothing is to be hoped for."""
+        rates = [] if self.done or count < 1 else [self.present]
+        while len(rates) < count:
+            taken = [math.log10(lr) for lr in (*(p.lr for p in self.held), *rates)]
+            lr, hope = self._posterior().ask(taken, self._asked.alarmed, self._free)
+            failed = any(not p.held and abs(math.log10(p.lr / lr)) < 0.05 for p in self.done)
+            if hope < least_hope or failed:
+                break
+            rates.append(lr)
+        return rates
+
+    def probe(self, rates: Sequence[float], retry_room: float) -> Stages:
+        """Probe rates; one that ended on a loss that is not finite, without its fault, is repeated once."""
+        above = hopeless_above(self.done[0] if self.done else None, self._asked.above)
+        start = None if self.cold else self.present
+        first = len(self.done)
+
+        def made(i: int, lr: float, draw: int) -> Probe:
+            curve = tuple(
+                min(rate, self._state.config.lr_range[1]) for rate in probe_rates(lr, start, self._steps)
+            )
+            return Probe(self.number, i, curve, above, self._asked.evaluate, draw)
+
+        probes = [made(first + i, lr, 0) for i, lr in enumerate(rates)]
+        results = yield from probe_together(self._state, probes)
+        for lr, probe, result in zip(rates, probes, results, strict=True):
+            attempt = tried(lr, probe, result, above, self._sign)
+            if retry_room >= 0 and no_fault_of_the_rate(attempt, self.done[0] if self.done else None):
+                retry_room = -1.0
+                again = made(probe.index, lr, 1)
+                (result,) = yield from probe_together(self._state, [again])
+                attempt = tried(lr, again, result, above, self._sign)
+            self.done.append(attempt)
+
+    def decide(self) -> tuple[Verdict, str]:
+        """Return the verdict and the reason in a sentence."""
+        present = self.present
+        if all(no_fault_of_the_rate(p, None) for p in self.done):
+            return Verdict(
+                present, False, 0.0, 0.0, present, present
+            ), "no loss was finite, from the first one on"
+        if not self.held:
+            lr = self._posterior().grid[-1] if not self.done[0].held else math.log10(present)
+            lr = min(present, 10 ** float(lr))
+            return Verdict(lr, lr != present, 0.0, 0.0, lr, lr), "no probe held"
+        held = [math.log10(p.lr) for p in self.held]
+        free = self._free and len(held) > 1
+        verdict = self._posterior().decide(
+            held, must_move=free or not self.done[0].held, alarmed=self._asked.alarmed
+        )
+        if not self.done[0].held:
+            return verdict, f"the present rate of {present:.3g} did not hold"
+        if verdict.moved:
+            return verdict, f"falls short by {verdict.gain:.2f} ± {verdict.doubt:.2f} less than {present:.3g}"
+        return verdict, f"no evidence against {present:.3g}: {verdict.gain:.2f} ± {verdict.doubt:.2f}"

@@ -1,0 +1,390 @@
+"""The staged plan, the default: tune on the fly, stage by stage, and never without evidence.
+
+A run is a warm-up, a plateau and a linear decay to zero over the last DECAY of it (`schedule`); what is tuned is the
+rate of the plateau, "the rate". It begins as the prior: the rate that the user's optimizer was built with.
+
+    stage     at SHARES of the run: a snapshot; a probe of the present rate; then one at each rate of the greatest
+              expected improvement (`posterior`), as long as that is more than HOPE and the stage's part of the budget
+              lasts; back to the snapshot. The rate changes only if the evidence test of `posterior` says so.
+    climb     where a tenth of the run or more has gained nothing, and probes show nothing either, the rate itself is at
+              fault or harmless: it rises from chunk to chunk, until something is gained, or taken back.
+    progress  probes of earlier stages count in the later ones, the less the longer ago.
+    watch     every chunk of the run is compared with those before it and with a forecast (`watch`). A chunk that has
+              risen is taken back and repeated at RETREAT of the rate. If it rises again, it was not the rate: the run
+              has changed (other data, layers unfrozen), the rate is what it was, and a stage opens at once. So it
+              does where a chunk stalls.
+
+From the first weights, short probes favour rates that are too high for the long run, about HORIZON decades on the
+design tasks, and up to as much again either way; the prior pulls back, the less the further away (`long_run`).
+
+By which figures the constants were chosen (design tasks, seed 0, N = 0.87 C; validation loss at the run's end):
+
+* HORIZON: the best of probes of 0.04 N from the first weights against the best whole run: digits-deep 1.2e-2 and
+  4e-3, digits-autoencoder 2e-3 and 8e-3, mnist-resnet 0.12 or more and 0.04.
+* MARGIN and MARGIN_DOWN (`posterior`): digits-deep trained at 1e-3 for 0.1 N: the best probe (3e-3) gains 1.9 times
+  as much as that of 1e-3, and is the best run; trained at 4e-3, it stays. Trained at 1.2e-2 for 0.4 N: 3.6e-3 gains
+  1.8 times as much, and is worse at the end (0.245 against 0.223).
+* DECAY (`schedule`): 0.2, 0.5 and 0.95 of the run come to 2.00, 2.02 and 2.07 (stdlib-gpt, 3e-3), 0.0203, 0.0203 and
+  0.0200 (digits-autoencoder, 1e-2), 0.153 and 0.164 (digits-deep, 3e-3, 0.2 and 0.5); and three times too high a
+  rate to 2.26, 2.26, 2.23 and 0.22, 0.21.
+"""
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.plans.probing import candidates_of
+from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
+from autolrs_plugin.core.plans.training import diverged_above, evaluation_steps
+from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
+from autolrs_plugin.core.posterior import Seen
+from autolrs_plugin.core.schedule import run_curve
+from autolrs_plugin.core.state import Plan, RunState, Stage
+
+SHARES = (0.0, 0.1, 0.3)
+"""Progress at which stages are planned."""
+
+PARTS = (0.3, 0.4, 0.3)
+"""Each planned stage's part of the search's steps; what one leaves goes to the next."""
+
+UNPLANNED = 0.25
+"""Share of the search's steps that planned stages leave."""
+
+MOST_PROBES = (5, 4, 3)
+PROBE_SHARES = (0.018, 0.035, 0.035)
+"""Length of a stage's probes, as shares of the run, where its part of the budget has room for two."""
+
+LEAST_STEPS = 8
+"""No probe is shorter."""
+
+EVALUATION = 8.0
+"""Probes are evaluated if that costs at most this part of them."""
+
+HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
+"""No probe is taken for a lesser expected improvement of the shortfall (from the first weights HOPE_COLD, so that a
+look downwards follows where up was worse); and of later stages' part, for no lesser one than EAGER: from a rate far
+too low, a stage climbs as long as each probe is far better than the one before."""
+
+HORIZON, HORIZON_STD = 0.5, 0.4
+PRIOR_STD = 0.5
+"""Decades, see `long_run`."""
+
+CHUNKS = 40
+RETREAT = 0.4
+CLIMB = 1.5
+"""Where a tenth of the run and more has gained nothing, each chunk has so many times the rate of the one before."""
+
+LATEST = 0.8
+"""After this progress no stage opens: the decay is nearly over."""
+
+APART_CHUNKS = 4
+"""A stall opens no stage sooner after the one before."""
+
+LOST_FOR_GOOD = 12
+"""So many losses that are not finite, and a whole chunk of them, end the run with an error."""
+
+
+class NotFiniteError(ValueError):
+    """A run whose losses are not finite, whatever the learning rate."""
+
+
+def staged_plan(state: RunState) -> Plan:
+    """Tune stage by stage."""
+    yield from StagedRun(state, SHARES).course()
+
+
+def once_plan(state: RunState) -> Plan:
+    """Search before the first step alone: the staged plan's twin without stages, to compare with."""
+    yield from StagedRun(state, SHARES[:1], unplanned=False).course()
+
+
+def find_plan(state: RunState) -> Plan:
+    """Search before the first step, take everything back, and train nothing."""
+    run = StagedRun(state, SHARES[:1])
+    yield from run.stage("find", 0, state.budget_left_steps)
+    yield Done()
+
+
+def long_run(short: float, prior: float) -> float:
+    """Return the rate for the whole run, given the best one of probes from the first weights, and the prior's.
+
+    The least of (x - s)^2 / 2 HORIZON_STD^2 + log(1 + ((x - prior) / PRIOR_STD)^2), in decades: a normal likelihood
+    around s, and a prior with heavy tails, which far evidence overrules. s is HORIZON below the best probe's rate
+    where that lies above the prior's.
+    """
+    x0, x1 = math.log10(prior), math.log10(short)
+    centre = max(x0, x1 - HORIZON) if x1 > x0 else x1
+    x = np.linspace(min(x0, centre), max(x0, centre), 201)
+    cost = (x - centre) ** 2 / (2 * HORIZON_STD**2) + np.log1p(((x - x0) / PRIOR_STD) ** 2)
+    return float(10 ** x[int(np.argmin(cost))])
+
+
+@dataclass
+class StagedRun:
+    """A run of the staged plan.
+
+    Attributes:
+        shares: progress at which stages are planned.
+        unplanned: whether the watch opens stages and takes back what has risen; what has exploded is taken back anyway.
+        rate: that of the plateau.
+        watch: forecast against reality.
+        seen: what all probes so far have said.
+    """
+
+    state: RunState
+    shares: Sequence[float]
+    unplanned: bool = True
+    rate: float = 0.0
+    watch: Watch = field(default_factory=Watch)
+    seen: list[Seen] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        config = self.state.config
+        self._low, self._high = config.lr_range
+        prior = config.starting_lr
+        self._known = prior is not None
+        self.rate = prior if prior is not None else math.sqrt(self._low * self._high)
+        self._planned = [(round(share * config.max_steps), i) for i, share in enumerate(self.shares)]
+        self._former, self._changed_at = self.rate, 0
+        self._suspected: tuple[int, float] | None = None
+        self._bad_losses = 0
+        self._staged_at = 0
+        self._ceiling = math.inf
+        self._climbed = False
+        self._following = config.warm_start is not None
+
+    # The run itself.
+
+    def course(self) -> Plan:
+        """Return the whole run."""
+        state, config = self.state, self.state.config
+        marks = evaluation_steps(state)
+        pending = ""
+        while state.step < config.max_steps:
+            pending = pending or self._climb()
+            planned = [i for at, i in self._planned if at <= state.step]
+            self._planned = [(at, i) for at, i in self._planned if at > state.step]
+            if planned and self._following:
+                yield from self._follow()
+            elif planned:
+                # The rate that a climb came to is nobody's choice.
+                kind = "climb" if self._climbed and not self.watch.flat else "planned"
+                yield from self.stage(kind, planned[-1], self._allotted(planned[-1]))
+            elif pending and state.step < LATEST * config.max_steps:
+                # What is left may have to pay for a chunk that goes wrong after it.
+                yield from self.stage(
+                    pending, pending != "change", state.budget_left_steps - self._chunk_steps
+                )
+            pending = yield from self._chunk(marks)
+        yield Done()
+
+    def _climb(self) -> str:
+        """Raise the rate where nothing is gained; return why a stage is to open, where that has come to an end."""
+        can_go_back = self.state.config.rewind and self.state.budget_left_steps >= self._chunk_steps
+        if self.unplanned and can_go_back and self.watch.flat:
+            self._change(max(self.rate, min(self.rate * CLIMB, self._ceiling / CLIMB**2)))
+            self._climbed = True
+            return ""
+        return "climb" if self._climbed and self.watch.chunks and not self._planned else ""
+
+    def _chunk(self, marks: Sequence[int]) -> Generator[Action, Result, str]:
+        """Train a chunk; return why a stage is to open after it, if one is."""
+        state, config = self.state, self.state.config
+        first = state.step
+        stops = [first + self._chunk_steps, config.max_steps, *marks, *(at for at, _ in self._planned)]
+        end = min(stop for stop in stops if stop > first)
+        if config.rewind and (not state.losses or math.isfinite(state.losses[-1])):
+            yield Snapshot()
+        result = yield Train(first, tuple(self._rate_at(t) for t in range(first, end)))
+        self._check_finite(result.losses, first)
+        found = self.watch.judge(result.losses, end)
+        if found != LOST and not self.unplanned:
+            found = FINE
+        if found in (RISEN, LOST):
+            self._ceiling = min(self._ceiling, max(self._rate_at(t) for t in range(first, end)))
+            kept = state.kept_step if config.rewind else None
+            again = self._suspected is not None and self._suspected[0] == first
+            if kept is not None and end - kept <= state.budget_left_steps and (found == LOST or not again):
+                yield Restore()
+                self._suspected = (state.step, self._suspected[1] if again and self._suspected else self.rate)
+                self._change(self.rate * RETREAT)
+                return ""
+        pending = self._gone_on(found, first)
+        self.watch.take(result.losses, end)
+        if end in marks:
+            yield Evaluate(end)
+        return pending
+
+    def _gone_on(self, found: str, first: int) -> str:
+        """Take note of a chunk that stays; return why a stage is to open after it, if one is."""
+        if found == LOST:
+            self._change(self.rate * RETREAT)
+            self.watch.forget()
+            return ""
+        if found == RISEN:
+            if self._suspected is not None and self._suspected[0] == first:
+                if self.state.budget_left_steps >= 3 * LEAST_STEPS:
+                    self._change(self._suspected[1])
+                self._ceiling = math.inf
+            self.watch.forget()
+            self.seen.clear()
+            return "change"
+        if found == FELL:
+            self.watch.forget()
+            self.seen.clear()
+            return "change"
+        self._suspected = None
+        apart = self.state.step - self._staged_at >= APART_CHUNKS * self._chunk_steps
+        return "stall" if found == STALLED and apart else ""
+
+    def _check_finite(self, losses: Sequence[float], first: int) -> None:
+        bad = [not math.isfinite(loss) for loss in losses]
+        self._bad_losses = self._bad_losses + len(bad) if all(bad) else bad[::-1].index(False)
+        if all(bad) and self._bad_losses >= max(LOST_FOR_GOOD, min(self._chunk_steps, 50)):
+            raise NotFiniteError(
+                f"train_step: none of the last {self._bad_losses} losses up to step {first + len(bad)} is finite "
+                f"(learning rate {self.rate:.3g}), so there is nothing to decide by; it must return the training loss."
+            )
+
+    def _rate_at(self, step: int) -> float:
+        """Return the rate of a step: to a new rate it goes over a few steps."""
+        ramp = max(1, self.state.config.max_steps // 100)
+        away = min(1.0, (step - self._changed_at + 1) / ramp)
+        base: float = self._former * (self.rate / self._former) ** away
+        return min(base * run_curve(step, self.state.config), self._high)
+
+    def _change(self, rate: float) -> None:
+        self._former, self.rate = self.rate, min(max(rate, self._low), self._high)
+        self._changed_at = self.state.step
+        if not self.state.step:
+            self._former = self.rate
+
+    def _follow(self) -> Stages:
+        """Take the rate of the earlier run; a probe at the beginning sees whether it holds."""
+        points = self.state.config.warm_start
+        assert points is not None
+        now = self.state.step / self.state.config.max_steps
+        rate = next(lr for at, lr in reversed(points) if at <= now or at == points[0][0])
+        if self.state.step:
+            self._change(rate)
+            return
+        yield from self.stage("warm start", 0, LEAST_STEPS)
+        if self.rate != rate:
+            self._following = False
+            yield from self.stage("planned", 0, self._allotted(0))
+
+    # Stages.
+
+    @property
+    def _chunk_steps(self) -> int:
+        return math.ceil(self.state.config.max_steps / CHUNKS)
+
+    @property
+    def left_steps(self) -> float:
+        """What planned stages may still take; the rest is for chunks to take back, and for unplanned stages."""
+        config = self.state.config
+        return self.state.budget_left_steps - UNPLANNED * config.search_budget * config.max_steps
+
+    def _allotted(self, index: int) -> float:
+        return self.left_steps * PARTS[index] / sum(PARTS[index : len(self.shares)])
+
+    def _lengths(self, allotted: float, index: int, least: int) -> tuple[int, bool]:
+        """Return the steps of a stage's probes, 0 without room for `least`, and whether they are evaluated."""
+        config = self.state.config
+        each = min(allotted / least, max(float(LEAST_STEPS), PROBE_SHARES[index] * config.max_steps))
+        evaluate = config.validation and EVALUATION * config.eval_cost_steps <= each
+        steps = int(each - config.eval_cost_steps if evaluate else each)
+        return (steps, evaluate) if steps >= LEAST_STEPS else (0, False)
+
+    def _asked(self, kind: str, index: int, steps: int, evaluate: bool) -> Asked:
+        state, config = self.state, self.state.config
+        present = self.rate * (run_curve(state.step, config) if state.step else 1.0)
+        return Asked(
+            present=min(present, config.lr_range[1]),
+            known=self._known,
+            index=index,
+            steps=steps,
+            evaluate=evaluate,
+            alarmed=kind in ("change", "climb"),
+            wide=kind in ("change", "climb"),
+            above=self.watch.above,
+            earlier=tuple(self.seen),
+        )
+
+    def stage(self, kind: str, index: int, allotted: float) -> Stages:
+        """Probe rates, and change the run's if there is evidence.
+
+        Args:
+            kind: why.
+            index: which of the planned ones, or the one that it is like.
+            allotted: the steps that it may take.
+        """
+        warm = kind == "warm start"
+        most = 1 if warm else MOST_PROBES[index]
+        steps, evaluate = self._lengths(allotted, index, 1 if warm else 2)
+        if not steps or self._low >= self._high:
+            return
+        self._staged_at, self._climbed = self.state.step, self._climbed and kind == "planned"
+        search = StageSearch(self.state, self._asked(kind, index, steps, evaluate))
+        yield Snapshot()
+        before = self.state.search_cost_steps
+        cost = steps + (self.state.config.eval_cost_steps if evaluate else 0.0)
+        hope = HOPE_COLD if search.cold else HOPE
+        while len(search.done) < most:
+            count = min(self.state.config.parallel_probes, most - len(search.done))
+            room = allotted - (self.state.search_cost_steps - before)
+            if room < cost:
+                room, hope = self.left_steps, EAGER
+            rates = search.ask(min(count, int(room / cost)), hope)
+            if not rates:
+                break
+            yield from search.probe(rates, retry_room=room - (len(rates) + 1) * cost)
+        yield Restore()
+        if not search.done:
+            return
+        self._settle(search, kind)
+
+    def _settle(self, search: StageSearch, kind: str) -> None:
+        """Decide, and book the stage."""
+        present = search.present
+        verdict, reason = search.decide()
+        lr = verdict.lr
+        if (search.cold or kind == "change") and verdict.moved and search.done[0].held:
+            lr = long_run(verdict.lr, present) if self._known else 10 ** (math.log10(verdict.lr) - HORIZON)
+        lr = min(max(lr, self._low), self._high)
+        if lr != present:
+            self._change(self.rate * lr / present)
+            # The run goes on at another rate, so its losses may rise for a while.
+            self.watch.forget()
+        if search.cold:
+            self._learn_scale(search)
+        self._ceiling = min([p.lr for p in search.done if not p.held], default=self._ceiling)
+        self.seen += search.seen
+        spent = sum(len(p.result.losses) for p in search.done)
+        self.state.stages.append(
+            Stage(
+                search.number,
+                self.state.step,
+                kind,
+                candidates_of(search.done),
+                lr,
+                spent,
+                reason,
+                min(lr, verdict.low),
+                max(lr, verdict.high),
+            )
+        )
+
+    def _learn_scale(self, search: StageSearch) -> None:
+        """Take note of the first loss, and of the loss above which a run has exploded."""
+        losses = [loss for p in search.done for loss in p.result.losses[:2] if math.isfinite(loss)]
+        if losses:
+            first = float(np.median(losses))
+            scatter = float(
+                np.std([loss for p in search.done if p.held for loss in p.result.losses] or [0.0])
+            )
+            self.watch.first_loss = first
+            self.watch.above = max(diverged_above(first), first + 5 * scatter)

@@ -1,0 +1,120 @@
+"""Watch: forecast against reality, chunk by chunk of the run's own steps.
+
+    level     the mean of a chunk's finite losses in its second half
+    scatter   the standard deviation of a chunk's losses around a line
+
+A chunk has gone wrong if its losses end not finite, or explode, or if its level lies above the lowest one before by
+more than RISE_Z standard errors and more than RISE_SHARE of what has been gained so far. It stalls if it lies above
+the forecast by as much: a line through the last levels over the logarithm of the step, with its own standard error.
+It fell if it lies below the forecast by FALL_SHARE of what has been gained: a plateau has ended, or layers have been
+unfrozen, and what was found out before may not hold any more.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+RISE_Z = 4.0
+RISE_SHARE = 0.1
+STALL_SHARE = 0.1
+FALL_SHARE = 0.3
+FORECAST_CHUNKS = 8
+LEAST_CHUNKS = 4
+"""So many chunks make a forecast."""
+
+FINE, RISEN, STALLED, FELL, LOST = "fine", "risen", "stalled", "fell", "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A chunk that was trained: where it ended, its level, and the standard error of that."""
+
+    end: int
+    level: float
+    error: float
+
+
+def summary(losses: Sequence[float], end: int) -> Chunk | None:
+    """Return a chunk's summary; None where no loss is finite."""
+    values = np.array([loss for loss in losses if math.isfinite(loss)])
+    if not len(values):
+        return None
+    half = values[len(values) // 2 :]
+    scatter = float(np.std(np.diff(values))) / math.sqrt(2) if len(values) > 2 else float(np.std(values))
+    return Chunk(end, float(half.mean()), scatter / math.sqrt(len(half)))
+
+
+@dataclass
+class Watch:
+    """Compares each chunk with those before it.
+
+    Attributes:
+        first_loss: the training loss before the first step, in its usual scatter.
+        above: a loss above this has exploded.
+        chunks: those that were fine, since the run changed.
+    """
+
+    first_loss: float = math.nan
+    above: float = math.inf
+    chunks: list[Chunk] = field(default_factory=list)
+
+    def judge(self, losses: Sequence[float], end: int) -> str:
+        """Return what a chunk of losses up to the real step `end` is: FINE, RISEN, STALLED, FELL or LOST."""
+        chunk = summary(losses, end)
+        tail = losses[-max(1, len(losses) // 4) :]
+        if chunk is None or not any(map(math.isfinite, tail)):
+            return LOST
+        if float(np.median([loss for loss in tail if math.isfinite(loss)])) > self.above:
+            return LOST
+        if not self.chunks:
+            return FINE
+        best = min(self.chunks, key=lambda c: c.level)
+        gained = max(0.0, self.first_loss - best.level)
+        # A chunk that scatters far more than those before it must not hide behind that.
+        usual = float(np.median([c.error for c in self.chunks[-FORECAST_CHUNKS:]]))
+        own = min(chunk.error, 2 * usual)
+        error = math.hypot(own, best.error)
+        if chunk.level - best.level > max(RISE_Z * error, RISE_SHARE * gained):
+            return RISEN
+        predicted, std = self.forecast(end)
+        missed = chunk.level - predicted
+        if missed > RISE_Z * math.hypot(std, own) and missed > STALL_SHARE * gained:
+            return STALLED
+        if -missed > RISE_Z * math.hypot(std, own) and -missed > FALL_SHARE * gained:
+            return FELL
+        return FINE
+
+    def take(self, losses: Sequence[float], end: int) -> None:
+        """Take in a chunk that is kept."""
+        chunk = summary(losses, end)
+        if chunk is not None:
+            if not math.isfinite(self.first_loss):
+                self.first_loss = next(loss for loss in losses if math.isfinite(loss))
+            self.chunks.append(chunk)
+
+    @property
+    def flat(self) -> bool:
+        """Whether nothing has been gained over all chunks, four at least, beyond their noise."""
+        if len(self.chunks) < LEAST_CHUNKS:
+            return False
+        first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
+        return first.level - last.level <= RISE_Z * math.hypot(first.error, last.error)
+
+    def forget(self) -> None:
+        """Begin anew: the run is another one from here on."""
+        self.chunks.clear()
+
+    def forecast(self, end: int) -> tuple[float, float]:
+        """Return the level forecast at a step, and its standard deviation; infinite where too little is known."""
+        recent = self.chunks[-FORECAST_CHUNKS:]
+        if len(recent) < LEAST_CHUNKS:
+            return math.inf, math.inf
+        t = np.log([float(c.end) for c in recent])
+        levels = np.array([c.level for c in recent])
+        slope, intercept = np.polyfit(t, levels, 1)
+        residual = levels - (slope * t + intercept)
+        noise = math.sqrt(float(np.sum(residual**2)) / (len(recent) - 2))
+        away = (math.log(end) - float(t.mean())) ** 2 / max(1e-12, float(np.sum((t - t.mean()) ** 2)))
+        return float(slope * math.log(end) + intercept), noise * math.sqrt(1 + 1 / len(recent) + away)

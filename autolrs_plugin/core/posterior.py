@@ -1,0 +1,178 @@
+"""Posterior: what the probes of all stages say of the learning rate now, and the evidence test.
+
+Notation (Rasmussen and Williams 2006, chapter 2): x is log10 of a learning rate, p the progress of the run in [0, 1],
+y the shortfall of a probe: how much less it gained than the best probe of its stage, as a share of that gain. A
+Gaussian process over (x, p) with a Matern-5/2 kernel, and each probe's own variance as noise, has the posterior mean
+mu(x) and covariance at the present p. Shortfalls have no unit, so stages can be compared, and so can a loss f and
+3 f + 7. Far from the present rate the prior mean of y rises: nothing is known there, and little is hoped for.
+
+A probe that diverged is no number to be fitted: it is a ceiling, and nothing at or above it is asked or decided for.
+
+THE EVIDENCE TEST. The present rate is left for another one only if, with d = mu(present) - mu(other),
+
+    d > clearly * std(d)   and   d > margin,        (clearly, margin) = COLD, UP or DOWN.
+
+The first part asks whether it could be noise. The second is for what a short probe gets wrong about a long run (the
+short-horizon bias, Wu et al. 2018). A lower rate shows at once what a higher one only shows after the run's own
+decay: so probes are biased against higher rates along the run, and what speaks for one all the same is believed
+soon (UP), what speaks for a lower one late (DOWN). From the first weights the bias goes either way (COLD).
+Without the evidence, the present rate stays, and is asked about again at a later stage.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+
+Array = NDArray[np.float64]
+
+COLD, UP, DOWN = (2.0, 0.15), (1.0, 0.05), (2.0, 0.5)
+"""Of the evidence test: standard deviations of a difference that are no noise, and the least difference."""
+
+AMPLITUDE = 0.5
+"""Prior standard deviation of a shortfall."""
+
+RISE_UP, RISE_DOWN, RISE_MOST = 0.1, 0.2, 0.25
+"""Prior mean of the shortfall one width above and below the present rate, and anywhere: what users have is too low
+more often than too high, sometimes by decades."""
+
+PROGRESS_LENGTH = 0.4
+"""Length scale over progress: what a stage at a fifth of the run says, holds for half of it."""
+
+LEAST_STD = 0.03
+"""No shortfall is known more exactly than this: the same rate from the same weights comes to as different losses."""
+
+GRID_PER_DECADE = 20
+APART_DECADES = 0.12
+"""Rates that are asked for are at least so far apart."""
+
+WORST = 2.0
+"""Shortfalls above this are all the same: a probe that lost as much as the best one gained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A probe's shortfall, in the notation above; `std` is its standard deviation."""
+
+    x: float
+    progress: float
+    shortfall: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the evidence test says.
+
+    Attributes:
+        lr: the learning rate to go on with.
+        moved: whether it is another than the present one.
+        gain: by how much less the best rate falls short than the present one.
+        doubt: the standard deviation of that.
+        low: the least rate that is not clearly worse than the best.
+        high: the greatest such rate.
+    """
+
+    lr: float
+    moved: bool
+    gain: float
+    doubt: float
+    low: float
+    high: float
+
+
+class RatePosterior:
+    """The posterior of the shortfall at one progress.
+
+    Args:
+        present: the learning rate in use; the prior mean is least there.
+        width: decades over which rates differ.
+        progress: the present p.
+        seen: all probes that held.
+        low: the least learning rate that may be asked or decided for.
+        high: the greatest.
+    """
+
+    def __init__(
+        self, present: float, width: float, progress: float, seen: Sequence[Seen], low: float, high: float
+    ) -> None:
+        self._present, self._centre = present, math.log10(present)
+        self._width, self._progress = width, progress
+        count = max(2, math.ceil(math.log10(high / low) * GRID_PER_DECADE) + 1) if high > low else 1
+        self.grid: Array = np.linspace(math.log10(low), math.log10(high), count)
+        self._x = np.array([[s.x, s.progress] for s in seen]).reshape(-1, 2)
+        self._y = np.array([min(s.shortfall, WORST) for s in seen])
+        self._std = np.array([s.std for s in seen])
+        kernel = ConstantKernel(AMPLITUDE**2, "fixed") * Matern((width, PROGRESS_LENGTH), "fixed", nu=2.5)
+        noise = np.maximum(LEAST_STD, self._std) ** 2
+        self._process = GaussianProcessRegressor(kernel, alpha=noise if len(seen) else 1e-10, optimizer=None)
+        if len(seen):
+            self._process.fit(self._x, self._y - self._prior(self._x[:, 0]))
+
+    def predict(self, x: Array) -> tuple[Array, Array]:
+        """Return mu, shape [n], and its covariance, shape [n, n], at log10 rates of shape [n]."""
+        points = np.column_stack([x, np.full(len(x), self._progress)])
+        mean, covariance = self._process.predict(points, return_cov=True)
+        return mean + self._prior(x), covariance
+
+    def ask(self, taken: Sequence[float], alarmed: bool = False, free: bool = False) -> tuple[float, float]:
+        """Return the rate of the greatest expected improvement on the present one, and that improvement.
+
+        Only what the evidence test would accept counts: an improvement on the best mean so far by the margin.
+
+        Args:
+            taken: log10 rates that have been asked for in this stage.
+            alarmed: whether the run has gone wrong at the present rate.
+            free: whether the present rate need not be kept, and any improvement counts.
+        """
+        mean, covariance = self.predict(self.grid)
+        sigma = np.sqrt(np.maximum(1e-12, np.diag(covariance)))
+        known = np.array(taken if free and taken else [self._centre, *taken])
+        best = float(self.predict(known)[0].min())
+        margins = np.array([0.0 if free else self._rule(x, alarmed)[1] for x in self.grid])
+        z = (best - margins - mean) / sigma
+        hope: Array = sigma * (z * norm.cdf(z) + norm.pdf(z))
+        for x in taken:
+            hope = np.where(np.abs(self.grid - x) < APART_DECADES, -1.0, hope)
+        at = int(np.argmax(hope))
+        return float(10 ** self.grid[at]), float(hope[at])
+
+    def _rule(self, x: float, alarmed: bool) -> tuple[float, float]:
+        """Return (clearly, margin) of the evidence test for a move to x."""
+        up = x > self._centre
+        if up:
+            return UP if self._progress else COLD
+        return COLD if alarmed else DOWN
+
+    def decide(self, held: Sequence[float], must_move: bool = False, alarmed: bool = False) -> Verdict:
+        """Return the rate to go on with.
+
+        Args:
+            held: log10 rates of this stage that held, one at least; nothing outside of them is decided for.
+            must_move: whether the present rate has diverged.
+            alarmed: whether the run has gone wrong at the present rate: then down is as good as up.
+        """
+        inside = (self.grid >= min(held) - 1e-9) & (self.grid <= max(held) + 1e-9)
+        points = np.concatenate([self.grid[inside], np.array(held), [self._centre]])
+        mean, covariance = self.predict(points)
+        best = int(np.argmin(mean[:-1]))
+        gain = float(mean[-1] - mean[best])
+        spread = covariance[-1, -1] + covariance[best, best] - 2 * covariance[-1, best]
+        doubt = math.sqrt(max(0.0, float(spread)))
+        clearly, margin = self._rule(float(points[best]), alarmed)
+        moved = must_move or (gain > clearly * doubt and gain > margin)
+        variance = np.diag(covariance) + covariance[best, best] - 2 * covariance[:, best]
+        as_good = mean - mean[best] <= np.maximum(COLD[1], COLD[0] * np.sqrt(np.maximum(0.0, variance)))
+        good = points[:-1][as_good[:-1]]
+        lr = 10 ** float(points[best]) if moved else self._present
+        return Verdict(lr, moved, gain, doubt, 10 ** float(good.min()), 10 ** float(good.max()))
+
+    def _prior(self, x: Array) -> Array:
+        rise = np.where(x > self._centre, RISE_UP, RISE_DOWN)
+        away: Array = rise * ((x - self._centre) / self._width) ** 2
+        return np.minimum(away, RISE_MOST)

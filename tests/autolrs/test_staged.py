@@ -1,0 +1,277 @@
+"""The staged plan on landscapes with known answers, each with a twin that has no stages, no watch or no evidence test.
+
+Regret is the final loss against the best schedule of the same shape, as a share of what that one gains. Figures are
+for the worst of several seeds.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from autolrs_plugin.core import posterior
+from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Train
+from autolrs_plugin.core.config import AutoLRSConfig
+from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.plans.staged import NotFiniteError, long_run
+from autolrs_plugin.core.plans.watch import FINE, Watch
+from tests.autolrs.landscapes import (
+    Drifting,
+    FallingCliff,
+    Landscape,
+    Plateau,
+    TwoValleys,
+    drive,
+    final_loss,
+)
+
+BEST = 3e-3
+CONFIG = AutoLRSConfig(max_steps=1000, lr_range=(1e-6, 10.0))
+
+
+def run(landscape: Landscape, prior: float | None, mode: str = "staged", **settings: object) -> Controller:
+    controller = Controller(replace(CONFIG, prior_lr=prior, mode=mode, seed=landscape.seed, **settings))
+    drive(controller, landscape)
+    return controller
+
+
+def regret(landscape: Landscape, controller: Controller) -> float:
+    first = type(landscape)(landscape.best).loss
+    best = min(final_loss(landscape, controller, peak) for peak in np.geomspace(1e-5, 1.0, 60))
+    return (landscape.loss - best) / (first - best)
+
+
+def worst(kind: type[Landscape], prior: float | None, mode: str = "staged", **settings: float) -> float:
+    regrets = []
+    for seed in range(4):
+        landscape = kind(BEST, seed=seed, **settings)
+        regrets.append(regret(landscape, run(landscape, prior, mode)))
+    return max(regrets)
+
+
+def test_a_plateau_first() -> None:
+    """Nothing is decided on the plateau, and the stage after it decides."""
+    controller = run(Plateau(BEST), prior=3e-4)
+    assert controller.stages[0].chosen_lr == 3e-4
+    assert "no evidence" in controller.stages[0].reason
+    assert worst(Plateau, 3e-4) < 0.01
+    assert worst(Plateau, 3e-4, "once") > 0.15
+
+
+def test_an_optimum_that_drifts_is_followed() -> None:
+    assert worst(Drifting, 1e-3, speed=0.01) < 0.02
+    assert worst(Drifting, 1e-3, "once", speed=0.01) > 0.1
+
+
+@contextmanager
+def without_evidence() -> Iterator[None]:
+    """The lowest mean is taken, whatever the noise."""
+    with patch.multiple(posterior, COLD=(0.0, 0.0), UP=(0.0, 0.0), DOWN=(0.0, 0.0), LEAST_STD=1e-3):
+        yield
+
+
+def test_noise_that_is_larger_than_the_differences_moves_nothing() -> None:
+    noise = {"scatter": 0.5, "speed": 0.005}
+    moved = 0
+    for seed in range(8):
+        controller = run(Landscape(BEST, seed=seed, **noise), prior=BEST)
+        moved += sum(stage.chosen_lr != BEST for stage in controller.stages)
+    assert moved <= 1
+    with without_evidence():
+        controllers = [run(Landscape(BEST, seed=seed, **noise), prior=BEST) for seed in range(8)]
+    assert sum(stage.chosen_lr != BEST for c in controllers for stage in c.stages) >= 6
+
+
+def test_a_cliff_that_comes_down_is_backed_away_from() -> None:
+    """The prior lies below the edge at first and above it later; what has exploded is taken back."""
+    assert worst(FallingCliff, 2e-2, speed=0.01) < 0.05
+    with patch.object(Watch, "judge", lambda *_: FINE):
+        assert worst(FallingCliff, 2e-2, speed=0.01) > 1.0
+
+
+def test_of_two_valleys_the_deeper_one() -> None:
+    """The prior lies at the bottom of the shallow one."""
+    assert worst(TwoValleys, BEST / 30, speed=0.01) < 0.02
+    twin = TwoValleys(BEST, speed=0.01)
+    kept = final_loss(twin, run(TwoValleys(BEST, speed=0.01), BEST / 30), BEST / 30)
+    assert (kept - 0.5) / 3.0 > 0.04
+
+
+@pytest.mark.parametrize("prior", [1e-4, 3e-4, 3e-3, 1e-2, None])
+def test_wherever_the_prior_lies(prior: float | None) -> None:
+    assert worst(Landscape, prior) < 0.02
+
+
+def test_without_a_prior_it_begins_in_the_middle_of_the_range() -> None:
+    outside = run(Landscape(BEST), prior=100.0)
+    assert outside.schedule == run(Landscape(BEST), prior=None).schedule
+    assert outside.stages[0].candidates[0].lr == pytest.approx(math.sqrt(1e-5))
+
+
+def test_stages_are_as_cheap_as_the_evidence_allows() -> None:
+    """At the best rate each stage asks for one look upwards, and no more."""
+    controller = run(Landscape(BEST, edge=3.0), prior=BEST)
+    assert [stage.chosen_lr for stage in controller.stages] == [BEST] * 3
+    assert all(len(stage.candidates) <= 3 for stage in controller.stages)
+    assert controller.ledger.search_share < 0.15
+
+
+class Change(Landscape):
+    """From the middle on, other data: the loss is up again, and wants another rate."""
+
+    def shrinks(self, lr: float) -> float:
+        if self.taken < 500:
+            return super().shrinks(lr)
+        shrunk = super().shrinks(lr / 10)
+        return 1 - (3.0 / self.excess) * (1 - shrunk) if self.taken == 500 else shrunk
+
+
+def test_a_change_on_the_way_opens_a_stage() -> None:
+    changed, once = Change(BEST, speed=0.012), Change(BEST, speed=0.012)
+    controller = run(changed, prior=BEST)
+    run(once, prior=BEST, mode="once")
+    assert any(stage.kind == "change" and stage.first_step >= 500 for stage in controller.stages)
+    assert changed.loss < 0.9 * once.loss
+    # The rise was not the rate's fault: after the chunk was repeated at a lower one, the rate is what it was.
+    assert controller.schedule.lrs[480] == pytest.approx(BEST, rel=0.5)
+
+
+def test_a_rise_is_taken_back_and_repeated_lower() -> None:
+    class Swings(Landscape):
+        """Far above the best rate, losses swing up after a while."""
+
+        def shrinks(self, lr: float) -> float:
+            return -0.05 if lr > 2 * self.best and self.taken > 300 else super().shrinks(lr)
+
+    landscape = Swings(BEST, speed=0.01)
+    controller = run(landscape, prior=3 * BEST)
+    assert controller.ledger.search.steps > sum(stage.search_steps for stage in controller.stages)
+    assert max(controller.schedule.lrs[400:]) <= 2 * BEST
+    assert regret(Landscape(BEST, speed=0.01), controller) is not None
+    assert landscape.loss < 0.6
+
+
+def test_without_a_way_back_it_goes_on_lower() -> None:
+    class Explodes(Landscape):
+        def shrinks(self, lr: float) -> float:
+            return -0.5 if lr > BEST and self.taken > 300 else super().shrinks(lr)
+
+    controller = run(Explodes(BEST), prior=2 * BEST, rewind=False)
+    assert max(controller.schedule.lrs[360:]) <= BEST
+    assert controller.step == 1000
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-6, 0.0), (1e4, 0.0), (1.0, -50.0), (3.0, 7.0)])
+def test_the_unit_of_the_training_loss_does_not_matter(scale: float, shift: float) -> None:
+    class Scaled(Landscape):
+        def perform(self, action):  # type: ignore[no-untyped-def]
+            if isinstance(action, Probe) and math.isfinite(action.abort_above):
+                action = replace(action, abort_above=(action.abort_above - shift) / scale)
+            result = super().perform(action)
+            return replace(result, losses=tuple(scale * loss + shift for loss in result.losses))
+
+    chosen = [s.chosen_lr for s in run(Landscape(BEST), prior=3e-4).stages]
+    scaled = [s.chosen_lr for s in run(Scaled(BEST), prior=3e-4).stages]
+    assert scaled == pytest.approx(chosen, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("value", "greater"),
+    [
+        (math.exp, False),
+        (lambda loss: 1000 * loss, False),
+        (lambda loss: loss - 50, False),
+        (lambda loss: 100 - 10 * loss, True),
+    ],
+    ids=["perplexity", "sum", "negative", "grows"],
+)
+def test_the_unit_of_the_validation_does_not_matter(value, greater: bool) -> None:  # type: ignore[no-untyped-def]
+    class Valued(Landscape):
+        def perform(self, action):  # type: ignore[no-untyped-def]
+            result = super().perform(action)
+            return result if result.val_loss is None else replace(result, val_loss=value(result.val_loss))
+
+    settings = {"eval_cost_steps": 0.5}
+    plain, valued = Landscape(BEST), Valued(BEST)
+    chosen = [s.chosen_lr for s in run(plain, prior=3e-4, **settings).stages]
+    assert [
+        s.chosen_lr for s in run(valued, prior=3e-4, greater_is_better=greater, **settings).stages
+    ] == pytest.approx(chosen, rel=0.2)
+    assert any(c.val_loss is not None for s in run(plain, 3e-4, **settings).stages for c in s.candidates)
+
+
+class Faulty(Landscape):
+    """Some of its losses, by the number of the step, are not finite, and nothing else."""
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__(BEST)
+        self.bad, self.count = bad, 0
+
+    def perform(self, action):  # type: ignore[no-untyped-def]
+        result = super().perform(action)
+        losses = []
+        for loss in result.losses:
+            self.count += 1
+            losses.append(math.nan if self.count in self.bad else loss)
+            if isinstance(action, Probe) and math.isnan(losses[-1]):
+                return Result(losses=tuple(losses))
+        return replace(result, losses=tuple(losses))
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 60, 200, 500, 700, 1100])
+def test_one_loss_that_is_not_finite_costs_nothing(at: int) -> None:
+    landscape = Faulty({at})
+    controller = run(landscape, prior=1e-3)
+    assert controller.step == 1000
+    assert regret(Landscape(BEST), controller) is not None
+    assert landscape.loss < 0.52
+    assert max(controller.schedule.lrs) > 1e-3
+
+
+def test_losses_that_are_never_finite_are_an_error_within_a_chunk() -> None:
+    landscape = Faulty(set(range(1, 5000)))
+    with pytest.raises(NotFiniteError, match="none of the last 25 losses up to step 25 is finite"):
+        run(landscape, prior=1e-3)
+    assert landscape.count < 100
+
+
+def test_a_warm_start_hardly_searches_and_loses_nothing() -> None:
+    cold, warm = Drifting(BEST, speed=0.01), Drifting(BEST, speed=0.01)
+    first = run(cold, prior=1e-3)
+    points = tuple((s.first_step / 1000, s.chosen_lr) for s in first.stages)
+    second = run(warm, prior=1e-3, warm_start=points)
+    assert second.ledger.search_share <= 0.05
+    assert warm.loss <= cold.loss * 1.01
+    assert [s.kind for s in second.stages] == ["warm start"]
+
+
+def test_a_warm_start_that_does_not_hold_any_more_is_left() -> None:
+    landscape = Landscape(BEST, edge=2.0)
+    controller = run(landscape, prior=None, warm_start=((0.0, 1.0),))
+    assert max(controller.schedule.lrs) < 1.0
+    assert landscape.loss < 3.0
+
+
+def test_find_takes_everything_back_and_says_what_it_knows() -> None:
+    landscape = Landscape(BEST)
+    controller = Controller(replace(CONFIG, mode="find", prior_lr=1e-3, search_budget=0.06))
+    actions = drive(controller, landscape)
+    assert not any(isinstance(action, Train | Evaluate) for action in actions)
+    assert isinstance(actions[-1], Restore)
+    assert isinstance(controller.next(), Done)
+    assert landscape.loss == Landscape(BEST).loss
+    (stage,) = controller.stages
+    assert stage.low <= stage.chosen_lr <= stage.high
+    assert BEST / 3 <= stage.chosen_lr <= 3 * BEST
+
+
+def test_the_long_run_wants_less_than_short_probes_and_the_prior_pulls() -> None:
+    assert long_run(1e-2, 1e-2) == pytest.approx(1e-2)
+    assert 1e-3 < long_run(1e-2, 1e-3) < 1e-2 / 2
+    # The further away, the less it pulls.
+    assert 1e-2 < long_run(0.1, 1e-6) < 0.1
+    assert 1e-3 < long_run(1e-3, 1e-2) < 1e-2
