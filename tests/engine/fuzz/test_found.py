@@ -57,6 +57,31 @@ FOUND: dict[str, tuple[Setup, list[Event]]] = {
             Add(4, 14, seed=1, copies=2, adapter=3),
         ],
     ),
+    "decodes stand for one behind an adapter without a slot": (
+        Setup(
+            "prefill-first",
+            limit=256,
+            blocks=29,
+            caching=True,
+            adapters=2,
+            drafts=3,
+            connector="fail",
+            threshold=20,
+        ),
+        [
+            Add(161, 19, seed=4, adapter=1, remote=95, how="async send", slo_ms=20.0),
+            Add(146, 17, seed=1, copies=5, adapter=2, remote=112, how="send"),
+            Steps(6, 0.02),
+            Steps(6, 0.02),
+            Add(81, 12, seed=4, adapter=3, slo_ms=20.0),
+            Add(14, 7, adapter=3, slo_ms=20.0),
+            Steps(1),
+            Add(135, 2, seed=4, adapter=2, grammar=True, how="async send"),
+            Add(1, 9, seed=1, adapter=3, grammar=True, remote=1, how="async"),
+            Add(82, 17, seed=3, adapter=1, remote=50, how="async send"),
+            Add(92, 1, seed=5, copies=5, adapter=3, slo_ms=200.0),
+        ],
+    ),
     # What was loaded from elsewhere waits in a queue of its own, which vLLM serves first.
     "decodes stand for a load": (
         Setup("prefill-first", slots=8, block_size=32, blocks=24, groups="sliding", connector="recompute"),
