@@ -310,6 +310,8 @@ class Life:
             return False
         ready = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
         held = scheduler.num_waiting_for_streaming_input or len(scheduler.kv_holding_waiting)
+        if self.engine.connector and self.engine.connector.sending:
+            held = True  # blocks are kept until they have been sent
         return not held and any(request.status in ready for request in scheduler.waiting)
 
     # --- The end ---

@@ -18,6 +18,11 @@ FOUND: dict[str, tuple[Setup, list[Event]]] = {
             Add(82, 17, seed=3, adapter=1),
         ],
     ),
+    # A running request that gets nothing counts, too: here its image is larger than the budget.
+    "an adapter beside an image that waits": (
+        Setup("prefill-first@24", limit=256, blocks=27, caching=True, adapters=1, images="whole"),
+        [Add(160, 2, adapter=3, images=(49,)), Add(61, 17, seed=5, adapter=1)],
+    ),
     # Decodes stand for a prompt that cannot be let in: nobody moves any more.
     "decodes stand for a paused prompt": (
         Setup("prefill-first", slots=2, limit=256, blocks=400, caching=True, threshold=20),
@@ -50,6 +55,31 @@ FOUND: dict[str, tuple[Setup, list[Event]]] = {
             Add(162, 7, seed=4),
             Add(4, 5, seed=1, adapter=2),
             Add(4, 14, seed=1, copies=2, adapter=3),
+        ],
+    ),
+    "decodes stand for one behind an adapter without a slot": (
+        Setup(
+            "prefill-first",
+            limit=256,
+            blocks=29,
+            caching=True,
+            adapters=2,
+            drafts=3,
+            connector="fail",
+            threshold=20,
+        ),
+        [
+            Add(161, 19, seed=4, adapter=1, remote=95, how="async send", slo_ms=20.0),
+            Add(146, 17, seed=1, copies=5, adapter=2, remote=112, how="send"),
+            Steps(6, 0.02),
+            Steps(6, 0.02),
+            Add(81, 12, seed=4, adapter=3, slo_ms=20.0),
+            Add(14, 7, adapter=3, slo_ms=20.0),
+            Steps(1),
+            Add(135, 2, seed=4, adapter=2, grammar=True, how="async send"),
+            Add(1, 9, seed=1, adapter=3, grammar=True, remote=1, how="async"),
+            Add(82, 17, seed=3, adapter=1, remote=50, how="async send"),
+            Add(92, 1, seed=5, copies=5, adapter=3, slo_ms=200.0),
         ],
     ),
     # What was loaded from elsewhere waits in a queue of its own, which vLLM serves first.
