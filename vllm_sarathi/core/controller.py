@@ -1,6 +1,7 @@
 """Controller: the one place that decides a step, in the live engine, in the simulator and in tests."""
 
 import importlib
+import math
 
 from vllm_sarathi.core import policies
 from vllm_sarathi.core.config import SarathiConfig
@@ -48,7 +49,8 @@ class Controller:
         policy = self.policy
         if prompts and isinstance(policy, SloPolicy):
             decode_s = policy.experience.decode_step_s or 0.0
-            policy.longest_step_s = self.order.longest_step_s(decode_s, policy.tbt_slo_s)
+            longest_s = math.inf if view.closed else self.order.longest_step_s(decode_s, policy.tbt_slo_s)
+            policy.longest_step_s = longest_s
         plan = policy.plan(view, turn)
         assert 1 <= plan.token_budget <= view.max_tokens, plan
         if prompts:

@@ -155,6 +155,7 @@ class StepView:
             through a pipeline; what follows it there waits for this step all the same.
         in_flight: the batches that are not back yet, oldest first.
         free_slots: how many waiting requests the engine has slots for.
+        closed: whether nobody who arrives now is let in.
     """
 
     now_s: float
@@ -169,6 +170,7 @@ class StepView:
     decodes_elsewhere: int = 0
     in_flight: tuple[InFlight, ...] = ()
     free_slots: int = 1 << 30
+    closed: bool = False
 
     @property
     def generating(self) -> int:

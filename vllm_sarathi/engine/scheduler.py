@@ -23,7 +23,7 @@ from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.contract import missing_attributes, raise_violations, scheduler_classes
 from vllm_sarathi.engine.vllm.images import encoder_tokens
 from vllm_sarathi.engine.vllm.internals import logger
-from vllm_sarathi.engine.vllm.limits import restore_limits, save_limits, set_limits
+from vllm_sarathi.engine.vllm.limits import adapters_of, restore_limits, save_limits, set_limits
 from vllm_sarathi.engine.vllm.queues import reorder_waiting
 from vllm_sarathi.engine.vllm.support import check_engine
 
@@ -93,6 +93,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         stepwise = bool(pipeline) and not vllm_config.scheduler_config.async_scheduling
         self._views = ViewBuilder(self, config, self.controller, stepwise)
         self._chunking = Chunking(self)
+        self._left_out: list[Any] = []
         self._engine_limit = self.max_num_scheduled_tokens
         self._in_flight: deque[_Step | None] = deque()
         self._completed_s: float | None = None
@@ -111,9 +112,11 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             restore_limits(self, limits)
             self.running = running
         admitted: list[Any] = []
+        self._left_out = [] if step is None else [*step.hidden, *step.stalled]
         try:
             output = super().schedule(*args, **kwargs)
         finally:
+            self._left_out = []
             restore_limits(self, limits)
             if step is not None:
                 admitted = self.running[step.visible :]
@@ -172,6 +175,19 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             request, num_computed_tokens, num_new_tokens, *args, **kwargs
         )
 
+    def _handle_blocked_waiting_request(self, request: Any) -> bool:
+        """Tell whether a waiting request may go on, as the parent does, and its adapter fits beside all that run.
+
+        The parent counts the adapters of those that the step serves; those that it leaves out are in the next one, and
+        it asserts there that all adapters fit.
+        """
+        if not super()._handle_blocked_waiting_request(request):
+            return False
+        if not self.lora_config or not request.lora_request:
+            return True
+        taken = adapters_of((*self.running, *self._left_out))
+        return request.lora_request.lora_int_id in taken or len(taken) < self.lora_config.max_loras
+
     def guarded(self, ours: Callable[..., Any], *args: Any) -> Any:
         """Call code of ours; what it raises is logged and counted, and None is returned."""
         try:
@@ -207,7 +223,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if hidden or stalled or take_turns or running != self.running:
             self.running = running
         first = waiting[0] if waiting and let_in != 0 and not ordered else None
-        set_limits(self, plan.token_budget, hidden + stalled, let_in, first)
+        set_limits(self, plan.token_budget, len(hidden) + len(stalled), let_in)
         return _Step(
             started_s,
             view,

@@ -119,6 +119,7 @@ class ViewBuilder:
             decodes_elsewhere=generating - decodes,
             in_flight=tuple(in_flight) if self._pipelined or policy.needs_decode_views else (),
             free_slots=admission.free_slots,
+            closed=admission.paused,
         )
         return Sight(view, partial, waiting)
 

@@ -38,13 +38,14 @@ class Admission:
 
     Attributes:
         free_slots: how many more requests may run.
+        paused: whether nobody new is let in.
     """
 
     def __init__(self, scheduler: Any, decodes: int = 0) -> None:
         self._scheduler = scheduler
         states = pause_state()
         self._paused_all = scheduler.pause_state == states.PAUSED_ALL
-        self._paused = scheduler.pause_state != states.UNPAUSED
+        self.paused = scheduler.pause_state != states.UNPAUSED
         # Sessions that wait for input are not in `running`, but keep their slots.
         taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
         slots = min(getattr(scheduler, name) for name in slot_limits(scheduler))
@@ -61,7 +62,7 @@ class Admission:
             request: a waiting request.
             cached_tokens: how many of its leading tokens are in the prefix cache.
         """
-        if self._paused_all or (self._paused and not request.num_computed_tokens):
+        if self._paused_all or (self.paused and not request.num_computed_tokens):
             return Blocker.PAUSED
         if not self.free_slots:
             return Blocker.SLOT
@@ -81,6 +82,10 @@ class Admission:
         if request.status == status.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
             wanted = request.structured_output_request
             grammar = wanted.grammar if wanted else None
+            if isinstance(
+                grammar, Exception
+            ):  # vLLM ends those that it is told of, and looks at the queue's head only
+                self._scheduler.grammar_compile_error_reqs.add(request.request_id)
             # One that does not compile ends the request with an error, which takes no turn either.
             return Blocker.GRAMMAR if grammar is None or isinstance(grammar, Exception) else None
         if request.status == status.WAITING_FOR_REMOTE_KVS:

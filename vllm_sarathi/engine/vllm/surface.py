@@ -30,6 +30,7 @@ CONTRACT = (
     ),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.add_request", ("request",)),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler._free_request", ("request",)),
+    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler._handle_blocked_waiting_request", ("request",)),
     Touchpoint(
         "vllm.v1.core.sched.scheduler:Scheduler._try_schedule_encoder_inputs",
         ("request", "num_computed_tokens", "num_new_tokens"),
@@ -131,6 +132,7 @@ SURFACES = (
         "",
         (
             "_free_request",
+            "_handle_blocked_waiting_request",
             "_try_schedule_encoder_inputs",
             "add_request",
             "block_size",
@@ -139,6 +141,7 @@ SURFACES = (
             "encoder_cache_manager",
             "finished_recving_kv_req_ids",
             "get_request_counts",
+            "grammar_compile_error_reqs",
             "has_requests",
             "kv_cache_config",
             "kv_cache_manager",
