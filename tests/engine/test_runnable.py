@@ -13,8 +13,6 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
 from tests.engine.modelled import ModelledEngine
-from vllm_sarathi.engine.offline import build_output
-from vllm_sarathi.engine.vllm.limits import restore_limits, save_limits, set_limits
 from vllm_sarathi.engine.vllm.queues import waiting_requests
 from vllm_sarathi.engine.vllm.runnable import Admission, Blocker, can_hide, has_runnable_prefill
 
@@ -130,43 +128,6 @@ def test_adapters_of_all_that_run_count(make_engine: Any) -> None:
     base = engine.add("base", 20)
     assert half.is_prefill_chunk
     assert [blocker_of(engine, r) for r in (same, other, base)] == [None, Blocker.ADAPTER, None]
-
-
-@pytest.mark.parametrize("max_loras", [1, 2])
-def test_a_hidden_request_keeps_its_adapter(make_engine: Any, max_loras: int) -> None:
-    """A half-read prompt is hidden for a step with requests of any adapter behind it: all can run afterwards."""
-    engine = lora_engine(make_engine, max_loras)
-    scheduler = engine.scheduler
-    half = engine.add("half", 200, lora_request=ADAPTERS[0])
-    engine.step()
-    waiting = [engine.add(f"w{a.lora_int_id}", 20, lora_request=a) for a in (*ADAPTERS[1:], ADAPTERS[0])]
-    limits = save_limits(scheduler)
-    scheduler.running = []
-    set_limits(scheduler, 64, hidden=[half], first=waiting[0])
-    output = scheduler.schedule()
-    restore_limits(scheduler, limits)
-    scheduler.running += [half]
-    assert len(output.num_scheduled_tokens) == max_loras - 1
-    assert scheduler.lora_config.max_loras == max_loras
-    sampled = {
-        name: [] if scheduler.requests[name].is_prefill_chunk else [7] for name in output.num_scheduled_tokens
-    }
-    scheduler.update_from_output(output, build_output(sampled))
-    engine.drain()  # vLLM asserts that the adapters of each step fit
-
-
-def test_a_request_with_a_hidden_adapter_can_be_let_in_first(make_engine: Any) -> None:
-    engine = lora_engine(make_engine, 1)
-    scheduler = engine.scheduler
-    half = engine.add("half", 200, lora_request=ADAPTERS[0])
-    engine.step()
-    first = engine.add("first", 20, lora_request=ADAPTERS[0])
-    engine.add("other", 20, lora_request=ADAPTERS[1])
-    limits = save_limits(scheduler)
-    scheduler.running = []
-    set_limits(scheduler, 64, hidden=[half], first=first)
-    assert scheduler.schedule().num_scheduled_tokens == {"first": 20}
-    restore_limits(scheduler, limits)
 
 
 def image(offset: int, tokens: int, name: str = "image") -> MultiModalFeatureSpec:
