@@ -4,6 +4,7 @@ import functools
 import random
 import statistics
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.limits.floor import LATE_TIMES, OVERHEAD_TIMES, PREFILL_SHARE
 from vllm_sarathi.core.limits.shape import ALIGNMENT_LOSS, TILE_TOKENS
 from vllm_sarathi.core.policies.slo import SloPolicy
+from vllm_sarathi.core.steptime.margin import LEAST_PLANNED
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import (
     DecodeView,
@@ -30,7 +32,7 @@ from vllm_sarathi.core.types import (
 )
 
 SLO_S = 0.15
-P99 = 2.326  # standard deviations
+PLANNED = NormalDist().inv_cdf(1 - 0.01 * LEAST_PLANNED)  # standard deviations
 
 
 def make_loop(slo_ms: float = 150, **fields: Any) -> Loop:
@@ -38,10 +40,10 @@ def make_loop(slo_ms: float = 150, **fields: Any) -> Loop:
 
 
 def chunk_shares(loop: Loop, steps: int) -> list[float]:
-    """Run, and return each step's prefill chunk as a share of the best one that keeps the promise in P99."""
+    """Run, and return each step's prefill chunk as a share of the best that keeps the SLO at the planned quantile."""
     shares = []
     for _ in range(steps):
-        best = loop.best_budget(SLO_S / (1 + P99 * loop.noise))
+        best = loop.best_budget(SLO_S / (1 + PLANNED * loop.noise))
         over = best % TILE_TOKENS
         if over <= ALIGNMENT_LOSS * (best - loop.decodes):  # a whole tile, where that loses little
             best -= over

@@ -29,6 +29,7 @@ class Experience:
         self.most_tokens = 0
         self.most_idle_tokens = 0
         self.last_prefill_tokens = 0
+        self.hybrid_steps = 0
         self.steps_without_prefill = 0
         self.steps_since_decodes_alone = 0
         self.late_credit = MOST_LATE_CREDIT
@@ -83,5 +84,6 @@ class Experience:
             self.most_idle_tokens = max(self.most_idle_tokens, shape.tokens)
             if 0 < stage_s < math.inf:
                 self._prefill_alone.append((shape.tokens, stage_s))
+        self.hybrid_steps += 0 < shape.decodes < shape.sequences
         alone = shape.sequences == shape.decodes
         self.steps_since_decodes_alone = 0 if alone else self.steps_since_decodes_alone + 1

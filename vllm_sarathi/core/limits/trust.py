@@ -5,8 +5,11 @@ from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.types import Reason, StepView
 
-GROWTH = 2.5
-"""A step may be so many times the largest of its kind, with decodes or without, that was seen."""
+GROWTH = 2.0
+KNOWN_GROWTH = 3.0
+KNOWN_STEPS = 64
+"""A step may be so many times the largest of its kind, with decodes or without, that was seen; more of them where so
+many steps with prefill and decodes have been seen."""
 
 
 class Trust:
@@ -18,7 +21,8 @@ class Trust:
     def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
         seen = self._experience
         if view.decodes:
-            trusted = int(GROWTH * seen.most_tokens) - view.decode_tokens
+            growth = GROWTH if seen.hybrid_steps < KNOWN_STEPS else KNOWN_GROWTH
+            trusted = int(growth * seen.most_tokens) - view.decode_tokens
             trusted = max(trusted, seen.tokens_as_alone(candidate.available_s - candidate.decode_s))
         else:
             trusted = int(GROWTH * seen.most_idle_tokens)
