@@ -65,10 +65,10 @@ def tensor_digest(tensor: torch.Tensor) -> int:
     """Return a number that changes when a bit of a tensor does; on an accelerator, the sum of its bits."""
     tensor = local(tensor.detach())
     if tensor.layout != torch.strided or tensor.device.type == "meta":
-        return tensor._version
+        return int(tensor._version)
     if tensor.device.type != "cpu":
         return int(_bit_sum(tensor))
-    return zlib.crc32(_bytes_of(tensor).data)
+    return int(zlib.crc32(_bytes_of(tensor).data))
 
 
 def _bytes_of(tensor: torch.Tensor) -> Any:

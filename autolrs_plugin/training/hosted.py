@@ -91,7 +91,7 @@ class HostedLoop(TorchLoop):
 
     def evaluate(self) -> float:
         """Return the validation loss, the mean over the ranks."""
-        return self.mean(super().evaluate())
+        return float(self.mean(super().evaluate()))
 
     def mean(self, loss: Any) -> Any:
         """Return the mean of a loss over the ranks; where there is one alone, the loss itself, not read yet."""

@@ -31,6 +31,16 @@ def runner(framework: str) -> Callable[..., task.Outcome]:
         from tests.autolrs.integrations import with_accelerate
 
         return with_accelerate.run
+    if framework == "accelerate-fsdp2":
+        from accelerate import FullyShardedDataParallelPlugin
+
+        from tests.autolrs.integrations import with_accelerate
+
+        def sharded(*args: Any, **options: Any) -> task.Outcome:
+            plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+            return with_accelerate.run(*args, fsdp_plugin=plugin, **options)
+
+        return sharded
     from tests.autolrs.integrations import with_lightning
 
     return lambda *args, **options: with_lightning.run(
