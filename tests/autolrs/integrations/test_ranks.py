@@ -1,4 +1,4 @@
-"""Every adapter on two real processes, launched by torchrun on loopback: DDP on gloo."""
+"""Every adapter on two real processes, launched by torchrun on loopback: DDP on gloo, and FSDP2 under Accelerate."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LAUNCH = (
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["transformers", "accelerate", "lightning"])
+@pytest.fixture(scope="module", params=["transformers", "accelerate", "accelerate-fsdp2", "lightning"])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both ranks found."""
     folder: Path = tmp_path_factory.mktemp(request.param)
