@@ -683,3 +683,10 @@ def test_a_lock_that_workers_have_inherited_ends_with_close(tmp_path: Path) -> N
         tuner.close()
         tuner_of(Kind(), run_dir=tmp_path).run()
     del workers
+
+
+def test_the_rate_reaches_optimizers_that_are_held() -> None:
+    job = InAContainer()
+    with script(PLAN):
+        tuner_of(job).run()
+    assert job.rates() == pytest.approx([0.01, 0.01, 0.002])
