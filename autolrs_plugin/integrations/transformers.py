@@ -206,6 +206,12 @@ def _check_trainer(trainer: Trainer, metric: str | None, measures: bool) -> None
         raise ValueError(
             f"lr_scheduler_type={schedule!r}: would fight with AutoLRS over the learning rate; leave it out."
         )
+    if args.warmup_steps:
+        logger.warning(
+            "warmup_steps=%g: is not used; AutoLRSCallback warms up over a share of the steps that its own setting "
+            "warmup= says.",
+            args.warmup_steps,
+        )
     if trainer.lr_scheduler is not None and not isinstance(trainer.lr_scheduler, TunedLR):
         raise ValueError(
             "optimizers: has a scheduler, which would fight with AutoLRS; give (optimizer, None)."

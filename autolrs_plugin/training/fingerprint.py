@@ -68,7 +68,7 @@ def tensor_digest(tensor: torch.Tensor) -> int:
         return int(tensor._version)
     if tensor.device.type != "cpu":
         return int(_bit_sum(tensor))
-    return zlib.crc32(_bytes_of(tensor).data)
+    return int(zlib.crc32(_bytes_of(tensor).data))
 
 
 def _bytes_of(tensor: torch.Tensor) -> Any:

@@ -60,18 +60,23 @@ class GroupRates:
         self._optimizer = optimizer
         self.ratios = group_ratios(optimizer)
         groups = optimizer.param_groups
+        # Looked for once, for a rate is set at every step.
+        self._held = list(Inventory({"optimizer": optimizer}, {}).optimizers.values())
         self._first = _rate_of(groups[0])
-        self._by_group = {id(group): ratio for group, ratio in zip(groups, self.ratios, strict=True)}
+        # With the groups themselves, for one that a rollback has removed must outlive its id.
+        self._known = {id(group): (group, ratio) for group, ratio in zip(groups, self.ratios, strict=True)}
         for group in self._inner():
-            self._by_group[id(group)] = _rate_of(group) / self._first
+            self._known[id(group)] = group, _rate_of(group) / self._first
 
     def set(self, lr: float) -> None:
         """Give the first group the rate `lr` and the others theirs."""
         groups = [*self._optimizer.param_groups, *self._inner()]
-        now = float(groups[0]["lr"]) or self._first
         for group in groups:
-            ratio = self._by_group.setdefault(id(group), float(group["lr"]) / now)
-            rate = group["lr"]
+            if id(group) not in self._known:
+                now = float(groups[0]["lr"]) or self._first
+                self._known[id(group)] = group, float(group["lr"]) / now
+        for group in groups:
+            ratio, rate = self._known[id(group)][1], group["lr"]
             # A tensor's identity matters to compiled and captured optimizers, which read it.
             if isinstance(rate, torch.Tensor):
                 rate.fill_(lr * ratio)
@@ -81,8 +86,9 @@ class GroupRates:
     def _inner(self) -> list[dict[str, Any]]:
         """Return the groups of optimizers inside that are not the groups of the one around them."""
         own = {id(group) for group in self._optimizer.param_groups}
-        found = Inventory({"optimizer": self._optimizer}, {}).optimizers.values()
-        groups = {id(group): group for inner in found for group in inner.param_groups if id(group) not in own}
+        groups = {
+            id(group): group for inner in self._held for group in inner.param_groups if id(group) not in own
+        }
         return [group for group in groups.values() if group.get("lr") is not None]
 
 

@@ -30,3 +30,19 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None
         assert trial["same"], trial
         assert trial["in_order"], trial
         assert 0 <= trial["repeated"] <= trial["kills"], trial
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_at_any_moment_costs_no_bit(tmp_path: Path) -> None:
+    """`python -m tests.autolrs.killing_ranks FOLDER --moments 50` tries 50 moments."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.autolrs.killing_ranks", str(tmp_path / "runs"), "--moments", "5"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        cwd=Path(__file__).parent.parent.parent,
+        check=False,
+    )
+    assert done.returncode == 0
+    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(trials) == 5
+    assert all(trial["same"] for trial in trials), trials

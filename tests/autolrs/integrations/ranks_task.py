@@ -31,6 +31,10 @@ def runner(framework: str) -> Callable[..., task.Outcome]:
         from tests.autolrs.integrations import with_accelerate
 
         return with_accelerate.run
+    if framework == "accelerate-fsdp2":
+        from tests.autolrs.integrations import with_accelerate
+
+        return lambda *args, **options: with_accelerate.run(*args, shard=True, **options)
     from tests.autolrs.integrations import with_lightning
 
     return lambda *args, **options: with_lightning.run(
@@ -63,7 +67,8 @@ def main() -> None:
     found = {"without": told(run(folder / "without", None, replay=task.RATES))}
     with script(task.PROBING):
         found["tuned"] = told(run(folder / "tuned", {}))
-        if framework != "lightning":  # its own loader has no position to be resumed at
+        # Lightning's own loader has no position to be resumed at; Accelerate saves no model that it has not prepared.
+        if framework in ("transformers", "accelerate"):
             run(folder / "part", {}, stop_at=STOP)
             found["resumed"] = told(run(folder / "part", {}, resume=STOP))
     found["searched"] = told(run(folder / "searched", {"seed": 3}, steps=60))

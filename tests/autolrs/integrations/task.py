@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Snapshot, Train
-from autolrs_plugin.training.tree import TensorCopy
+from autolrs_plugin.training.snapshot import reshard
+from autolrs_plugin.training.tree import TensorCopy, local
 from tests.autolrs.jobs import bits
 
 RANGE = (1e-4, 1.0)
@@ -165,11 +166,12 @@ class Outcome:
 
 
 def all_bits(model: Net, optimizer: torch.optim.Optimizer) -> dict[str, bytes]:
+    reshard(model)  # an evaluation leaves the gathered weights in place of the parameters
     values = dict(model.state_dict())
     for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         for key, value in optimizer.state[parameter].items():
             values[f"state.{index}.{key}"] = torch.as_tensor(value)
-    return {name: bits(value) for name, value in values.items()}
+    return {name: bits(local(value.detach())) for name, value in values.items()}
 
 
 def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:

@@ -1,4 +1,4 @@
-"""Every adapter on two real processes, launched by torchrun on loopback: DDP on gloo."""
+"""Every adapter on two real processes, launched by torchrun on loopback: DDP on gloo, and FSDP2 under Accelerate."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LAUNCH = (
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["transformers", "accelerate", "lightning"])
+@pytest.fixture(scope="module", params=["transformers", "accelerate", "accelerate-fsdp2", "lightning"])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both ranks found."""
     folder: Path = tmp_path_factory.mktemp(request.param)
@@ -34,10 +34,11 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_run_with_probes_is_the_run_without_on_every_rank(ranks: list[dict[str, Any]]) -> None:
-    for found in ranks:
+    for rank, found in enumerate(ranks):
         assert found["tuned"]["schedule"] == list(task.RATES)
         assert found["tuned"]["search_steps"] == 15
-        for key in ("bits", "trained_on", "rates", "steps"):
+        # What was trained on is read from a buffer, and DDP sends rank 0's to the others with every forward pass.
+        for key in ("bits", "rates", "steps", *(["trained_on"] if rank == 0 else [])):
             assert found["tuned"][key] == found["without"][key], key
 
 

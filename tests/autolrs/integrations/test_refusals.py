@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from autolrs_plugin.core.config import ConfigError
 from autolrs_plugin.core.journal import JournalError
-from autolrs_plugin.integrations.accelerate import AutoLRS
+from autolrs_plugin.integrations.accelerate import AutoLRS, check_accelerator
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
 from tests.autolrs.integrations import task, with_lightning, with_trainer
@@ -80,6 +80,40 @@ def test_a_trainer_with_a_scheduler_of_its_own_or_two_callbacks(tmp_path: Path) 
         trainer(tmp_path, [AutoLRSCallback(task.RANGE, metric="eval_loss")], eval_dataset=None)
     with pytest.raises(ValueError, match=r"Trainer: its training loss is no measure of progress"):
         trainer(tmp_path, [AutoLRSCallback(task.RANGE, loss_is_progress=False)])
+
+
+def test_a_warm_up_of_the_trainers_is_told_to_be_unused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", "autolrs_plugin"):
+        trainer(tmp_path, [AutoLRSCallback(task.RANGE)], warmup_steps=3)
+    assert "warmup_steps=3: is not used" in caplog.text
+
+
+def test_deepspeed_and_fsdp1_are_refused_by_a_sentence_that_says_what_works() -> None:
+    class Told:
+        is_fsdp2, num_processes = False, 2
+        distributed_type = "DistributedType.DEEPSPEED"
+
+    for kind, sentence in (
+        ("DEEPSPEED", r"train with DDP, or with FSDP2"),
+        ("FSDP", r"use fsdp_version: 2, or DDP"),
+    ):
+        Told.distributed_type = f"DistributedType.{kind}"
+        with pytest.raises(RuntimeError, match=sentence):
+            check_accelerator(Told(), task.Net())
+
+    class DeepSpeedStrategy:
+        pass
+
+    callback, module = LightningCallback(task.RANGE), with_lightning.Module(0.0, False, None)
+    lightning_trainer = LightningTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    lightning_trainer.strategy.optimizers = [task.make_optimizer(module.net)]
+    lightning_trainer._accelerator_connector.strategy = DeepSpeedStrategy()
+    DeepSpeedStrategy.optimizers = [task.make_optimizer(module.net)]
+    DeepSpeedStrategy.lr_scheduler_configs = []
+    with pytest.raises(RuntimeError, match=r"strategy: DeepSpeedStrategy .* train with 'ddp'"):
+        callback.on_fit_start(lightning_trainer, module)
 
 
 def test_a_metric_that_evaluation_does_not_produce(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.tracking import GeneralTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from autolrs_plugin.integrations.accelerate import AutoLRS
 from autolrs_plugin.training.lr import GroupRates
@@ -46,6 +48,7 @@ def run(
     seedable: bool = True,
     count: bool = False,
     own: str | None = None,
+    shard: bool = False,
     **options: Any,
 ) -> task.Outcome:
     """Train; with `tuned` as AutoLRS's settings, or with the rates of `replay`."""
@@ -58,11 +61,14 @@ def run(
     )
     accelerator.init_trackers("task")
     model = net = task.Net(dropout)
+    if shard:  # by the user's own hand: Accelerate's plugin needs an accelerator
+        fully_shard(model, mesh=init_device_mesh("cpu", (accelerator.num_processes,)))
     optimizer = task.make_optimizer(model)
     rates = GroupRates(optimizer)
-    model, optimizer, loader = accelerator.prepare(
-        model, optimizer, task.loader(task.Pictures(noise=noise), task.BATCH // accumulate, own)
-    )
+    loader = task.loader(task.Pictures(noise=noise), task.BATCH // accumulate, own)
+    optimizer, loader = accelerator.prepare(optimizer, loader)
+    if not shard:
+        model = accelerator.prepare(model)
     judge, outcome = task.validation(), task.Outcome({}, [], 0)
 
     def train_step(batch: Any) -> torch.Tensor:
