@@ -50,7 +50,7 @@ SHARES = (0.0, 0.1, 0.3)
 PARTS = (0.3, 0.4, 0.3)
 """Each planned stage's part of the search's steps; what one leaves goes to the next."""
 
-UNPLANNED = 0.25
+UNPLANNED = 0.3
 """Share of the search's steps that planned stages leave."""
 
 MOST_PROBES = (5, 4, 3)
@@ -171,20 +171,24 @@ class StagedRun:
                 yield from self._follow()
             elif planned:
                 # The rate that a climb came to is nobody's choice.
-                kind = "climb" if self._climbed and not self.watch.flat else "planned"
+                kind = "climb" if self._climbed and not self._flat else "planned"
                 yield from self.stage(kind, planned[-1], self._allotted(planned[-1]))
             elif pending and state.step < LATEST * config.max_steps:
                 # What is left may have to pay for a chunk that goes wrong after it.
-                yield from self.stage(
-                    pending, pending != "change", state.budget_left_steps - self._chunk_steps
-                )
+                left = state.budget_left_steps
+                allotted = max(left - self._chunk_steps, min(left, 4 * LEAST_STEPS))
+                yield from self.stage(pending, pending != "change", allotted)
             pending = yield from self._chunk(marks)
         yield Done()
+
+    @property
+    def _flat(self) -> bool:
+        return self.watch.flat(self.state.config.max_steps - self.state.step)
 
     def _climb(self) -> str:
         """Raise the rate where nothing is gained; return why a stage is to open, where that has come to an end."""
         can_go_back = self.state.config.rewind and self.state.budget_left_steps >= self._chunk_steps
-        if self.unplanned and can_go_back and self.watch.flat:
+        if self.unplanned and can_go_back and self._flat:
             self._change(max(self.rate, min(self.rate * CLIMB, self._ceiling / CLIMB**2)))
             self._climbed = True
             return ""
