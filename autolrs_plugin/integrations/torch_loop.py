@@ -178,7 +178,7 @@ class AutoLRS:
             RuntimeError: the run has begun.
             ConfigError: `share` is no fraction.
         """
-        if self._session.begun:
+        if self._controller.state.kept_step is not None:
             raise RuntimeError("find(): the run has begun; find a learning rate before its first step.")
         config = replace(self._controller.config, mode="find", search_budget=share, warm_start=None)
         session = _session(config, self._loop, self._ranks, None, "auto", [], None)

@@ -185,11 +185,6 @@ class Session:
             if self._prober is not None:
                 self._prober.close()
 
-    @property
-    def begun(self) -> bool:
-        """Whether an action has been asked for, or a run is gone on with."""
-        return self._pending is not None or self.controller.state.kept_step is not None
-
     def next_action(self) -> Action:
         """Return the action to carry out now; it is in the journal from here on.
 
