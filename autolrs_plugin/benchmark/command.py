@@ -35,6 +35,25 @@ def bench(
         raise typer.Exit(1) from error
 
 
+def paper(
+    out: Annotated[Path, typer.Option(help="Folder for paper.md, paper.csv and paper.png.")] = Path(
+        "build/autolrs-paper"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from 0.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="A quarter of the steps.")] = False,
+) -> None:
+    """The paper's own comparison, small: steps to a hand-made schedule's final loss, search uncounted and counted."""
+    # torch takes seconds to import, and the other commands do not need it.
+    from autolrs_plugin.benchmark.paper import run_paper
+
+    console = Console()
+    try:
+        run_paper(out, seeds, quick, console)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
+
+
 def bench_parallel(
     task: Annotated[str, typer.Option(help="A reference task.")] = "stdlib-gpt",
     steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 1600,

@@ -43,17 +43,17 @@ def _arguments(task: Task, job: Job, seed: int) -> dict[str, Any]:
 
 def autolrs(a: Assignment) -> Outcome:
     """The default: told the optimizer, and so its learning rate."""
-    return _tuned(a, _steps(a), "staged")
+    return tuned(a, _steps(a), "staged")
 
 
 def autolrs_no_prior(a: Assignment) -> Outcome:
     """The default, with the optimizer's learning rate forgotten."""
-    return _tuned(a, _steps(a), "staged", prior=None)
+    return tuned(a, _steps(a), "staged", prior=None)
 
 
 def autolrs_once(a: Assignment) -> Outcome:
     """The search before the first step alone."""
-    return _tuned(a, _steps(a), "once")
+    return tuned(a, _steps(a), "once")
 
 
 def _steps(a: Assignment) -> int:
@@ -66,11 +66,11 @@ def autolrs_paper(a: Assignment) -> Outcome:
     steps = a.steps
     while steps > 1 and steps + search_cost(steps, a.eval_cost_steps) > a.steps:
         steps -= 1
-    return _tuned(a, steps, "paper")
+    return tuned(a, steps, "paper")
 
 
-def _tuned(a: Assignment, steps: int, mode: str, **settings: Any) -> Outcome:
-    """One run of `steps` steps on the same weights and minibatches as the peers'."""
+def tuned(a: Assignment, steps: int, mode: str, **settings: Any) -> Outcome:
+    """Return what one run of `steps` steps comes to, on the same weights and minibatches as the peers'."""
     job = a.task.build(a.seed)
     tuner = AutoLRS(
         **_arguments(a.task, job, a.seed),

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 
-VERSION = 1
+VERSION = 2
 FILE_NAME = "journal.jsonl"
 
 _ACTIONS: dict[str, type[Any]] = {

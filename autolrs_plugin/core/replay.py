@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
 from autolrs_plugin.core.actions import Action
-from autolrs_plugin.core.config import AutoLRSConfig
+from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.journal import Entry, Journal, JournalError
+from autolrs_plugin.core.journal import FILE_NAME, Entry, Journal, JournalError
+from autolrs_plugin.core.schedule import DECAY, warmup_steps
 from autolrs_plugin.core.state import RunState
 
 
@@ -40,6 +42,27 @@ def recorded(journal: Journal) -> RunState:
         if entry.result is not None:
             state.observe(entry.action, entry.result)
     return state
+
+
+def plateau_of(run_dir: Path) -> tuple[tuple[float, float], ...]:
+    """Return (progress, learning rate) wherever an earlier run's plateau changed: its warm-up and decay are left out.
+
+    Raises:
+        JournalError: the journal cannot be read, is corrupted, or of another version.
+        ConfigError: the run has not got past its warm-up.
+    """
+    state = recorded(Journal.read(run_dir / FILE_NAME))
+    steps, warm = state.config.max_steps, warmup_steps(state.config)
+    end = min(state.step, steps - round(DECAY * steps) if state.config.final_decay else steps)
+    if end <= warm:
+        raise ConfigError(
+            f"warm_start={str(run_dir)!r}: has taken {state.step} of {steps} steps, and nothing of its plateau yet."
+        )
+    points = [(0.0, state.lrs[warm])]
+    for step in range(warm, end):
+        if not math.isclose(state.lrs[step], points[-1][1], rel_tol=0.05):
+            points.append((step / steps, state.lrs[step]))
+    return tuple(points)
 
 
 def same_action(a: Action, b: Action) -> bool:

@@ -1,17 +1,21 @@
 """AutoLRS on a plain PyTorch loop."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from autolrs_plugin.core.actions import Action, Result
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.finding import Finding, finding
 from autolrs_plugin.core.ledger import Ledger
+from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
@@ -25,6 +29,9 @@ from autolrs_plugin.training.ports import Observer, Prober
 from autolrs_plugin.training.progress import observers_for
 from autolrs_plugin.training.rng import Generator
 from autolrs_plugin.training.session import Session
+
+FIND_SHARE = 0.03
+"""`find` takes so many of the run's steps."""
 
 
 class AutoLRS:
@@ -75,6 +82,7 @@ class AutoLRS:
         seed: of everything that the search draws.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
             optimizer was built with, a number, or None to know none.
+        warm_start: the `run_dir` of an earlier run, whose learning rates are followed and hardly searched for.
         run_dir: a folder for the journal and the states of the run: with it, a killed job goes on where it was, to
             bitwise the same weights, if the same script is started again.
         resume: `auto` goes on with the run in `run_dir`, or begins one; True insists on a run, and takes over its
@@ -112,6 +120,7 @@ class AutoLRS:
         search_budget: float = 0.2,
         seed: int = 0,
         prior: float | str | None = "optimizer",
+        warm_start: str | os.PathLike[str] | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         resume: bool | str = "auto",
         keep: str = "host",
@@ -124,7 +133,13 @@ class AutoLRS:
         check_job(model, optimizer)
         check_functions(validate, None if run_dir is None else Path(run_dir))
         prior_lr = prior_of(optimizer) if prior == "optimizer" else prior
-        settings = {"validation": validate is not None, "prior_lr": prior_lr, **settings}
+        points = plateau_of(Path(warm_start)) if warm_start is not None else None
+        settings = {
+            "validation": validate is not None,
+            "prior_lr": prior_lr,
+            "warm_start": points,
+            **settings,
+        }
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping(plain_numbers({**values, **settings}), origin="AutoLRS")
         ranks = ranks_of_job()
@@ -161,6 +176,23 @@ class AutoLRS:
         """
         self._session.run()
         return self.schedule
+
+    def find(self, share: float = FIND_SHARE) -> Finding:
+        """Return a learning rate with its interval, after a search that is taken back: for those who want only that.
+
+        Args:
+            share: the steps that it may take, as a fraction of max_steps.
+
+        Raises:
+            RuntimeError: the run has begun.
+            ConfigError: `share` is no fraction.
+        """
+        if self._controller.state.kept_step is not None:
+            raise RuntimeError("find(): the run has begun; find a learning rate before its first step.")
+        config = replace(self._controller.config, mode="find", search_budget=share, warm_start=None)
+        session = _session(config, self._loop, self._ranks, None, "auto", [], None)
+        session.run()
+        return finding(session.controller.state)
 
     def next_action(self) -> Action:
         """Return what to do now; `Done` at the end.
@@ -230,6 +262,29 @@ class AutoLRS:
     def val_losses(self) -> tuple[tuple[int, float], ...]:
         """(step, validation loss) of each evaluation along the run so far."""
         return self._controller.val_losses
+
+
+class FoundError(Exception):
+    """Ends a script that was started only to find a learning rate.
+
+    Attributes:
+        finding: what was found out.
+    """
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(str(finding))
+        self.finding = finding
+
+
+@contextmanager
+def finding_only(share: float) -> Iterator[None]:
+    """Make `run()` and the first `next_action()` of every AutoLRS find a learning rate and raise FoundError."""
+
+    def found(self: AutoLRS) -> Any:
+        raise FoundError(self.find(share))
+
+    with patch.multiple(AutoLRS, run=found, next_action=found):
+        yield
 
 
 def _check_choices(resume: bool | str, probes: Prober | None, processes: int) -> None:

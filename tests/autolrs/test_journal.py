@@ -120,7 +120,7 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("autolrs_plugin.core.journal.VERSION", 7)
     written(tmp_path / "journal.jsonl").close()
     monkeypatch.undo()
-    with pytest.raises(JournalError, match="is of version 7; this is version 1"):
+    with pytest.raises(JournalError, match="is of version 7; this is version 2"):
         Journal.open(tmp_path / "journal.jsonl")
 
 

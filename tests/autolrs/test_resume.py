@@ -209,7 +209,7 @@ def test_there_must_be_a_run_to_insist_on(tmp_path: Path) -> None:
 
 def test_a_journal_of_another_version_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autolrs_plugin.core.journal.VERSION", 7)
-    with pytest.raises(JournalError, match="is of version 1; this is version 7"):
+    with pytest.raises(JournalError, match="is of version 2; this is version 7"):
         Whole().tuner(run_dir=stopped)
 
 

@@ -95,9 +95,9 @@ def test_a_cliff_that_comes_down_is_backed_away_from() -> None:
 
 def test_of_two_valleys_the_deeper_one() -> None:
     """The prior lies at the bottom of the shallow one."""
-    assert worst(TwoValleys, BEST / 30, speed=0.01) < 0.02
+    assert worst(TwoValleys, BEST / 10, speed=0.01) < 0.02
     twin = TwoValleys(BEST, speed=0.01)
-    kept = final_loss(twin, run(TwoValleys(BEST, speed=0.01), BEST / 30), BEST / 30)
+    kept = final_loss(twin, run(TwoValleys(BEST, speed=0.01), BEST / 10), BEST / 10)
     assert (kept - 0.5) / 3.0 > 0.04
 
 

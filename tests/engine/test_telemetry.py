@@ -19,7 +19,7 @@ from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.trace import read_trace
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.steptime.margin import CAUTION
+from vllm_sarathi.core.steptime.margin import CAUTION, STALE_CAUTION
 from vllm_sarathi.core.types import StepRecord, StepShape
 from vllm_sarathi.engine import metrics, plugin, telemetry
 from vllm_sarathi.engine.telemetry import Telemetry
@@ -140,8 +140,9 @@ def test_a_promise_that_cannot_be_kept_is_in_the_log_once_and_in_the_metrics(
     watched.close()
     advice = [said for said in logged if "cannot be kept" in said]
     assert len(advice) == 1
-    # 40 ms, and the caution of a model that knows nothing of prompts.
-    assert f"--tbt-slo-ms {round(40 * (1 + CAUTION))} or more" in advice[0]
+    # 40 ms, and the caution of a model that knows nothing of prompts, which grows while there are none.
+    needed_ms = int(advice[0].partition("--tbt-slo-ms ")[2].split()[0])
+    assert 40 * (1 + CAUTION) <= needed_ms <= 40 * (1 + CAUTION + STALE_CAUTION) + 1
     registry = CollectorRegistry()
     registry.register(metrics.FiguresCollector(tmp_path))
     page = generate_latest(registry).decode()

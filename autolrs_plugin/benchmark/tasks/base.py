@@ -134,15 +134,13 @@ class Task:
         return float(loss.item())
 
 
-def package_folder(package: str) -> Path:
-    """Return the folder of an installed package, without importing it.
+def package_folder(package: str, install: str = "'vllm-sarathi[autolrs-bench]'") -> Path:
+    """Return the folder of an installed package, without importing it; `install` is what pip would have to be told.
 
     Raises:
-        ModuleNotFoundError: it is not installed; the message names the extra.
+        ModuleNotFoundError: it is not installed; the message says what to install.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"{package} is not installed: pip install 'vllm-sarathi[autolrs-bench]'", name=package
-        )
+        raise ModuleNotFoundError(f"{package} is not installed: pip install {install}", name=package)
     return Path(spec.submodule_search_locations[0])

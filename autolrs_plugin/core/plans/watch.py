@@ -20,6 +20,7 @@ RISE_Z = 4.0
 RISE_SHARE = 0.1
 STALL_SHARE = 0.1
 FALL_SHARE = 0.3
+FLAT_SCATTERS = 5.0
 FORECAST_CHUNKS = 8
 LEAST_CHUNKS = 4
 """So many chunks make a forecast."""
@@ -29,11 +30,12 @@ FINE, RISEN, STALLED, FELL, LOST = "fine", "risen", "stalled", "fell", "lost"
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk that was trained: where it ended, its level, and the standard error of that."""
+    """A chunk that was trained: where it ended, its level, the standard error of that, and its scatter."""
 
     end: int
     level: float
     error: float
+    scatter: float
 
 
 def summary(losses: Sequence[float], end: int) -> Chunk | None:
@@ -43,7 +45,7 @@ def summary(losses: Sequence[float], end: int) -> Chunk | None:
         return None
     half = values[len(values) // 2 :]
     scatter = float(np.std(np.diff(values))) / math.sqrt(2) if len(values) > 2 else float(np.std(values))
-    return Chunk(end, float(half.mean()), scatter / math.sqrt(len(half)))
+    return Chunk(end, float(half.mean()), scatter / math.sqrt(len(half)), scatter)
 
 
 @dataclass
@@ -94,13 +96,24 @@ class Watch:
                 self.first_loss = next(loss for loss in losses if math.isfinite(loss))
             self.chunks.append(chunk)
 
-    @property
-    def flat(self) -> bool:
-        """Whether nothing has been gained over all chunks, four at least, beyond their noise."""
+    def flat(self, left_steps: int) -> bool:
+        """Whether nothing has been gained over all chunks, four at least, and nothing much is to be expected.
+
+        That is, the first and the lowest level differ by noise alone, and a line through the levels, as steep as its
+        standard error allows, comes down by less than FLAT_SCATTERS in the steps that are left. The second keeps
+        noise from being taken for a plateau.
+        """
         if len(self.chunks) < LEAST_CHUNKS:
             return False
         first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
-        return first.level - last.level <= RISE_Z * math.hypot(first.error, last.error)
+        if first.level - last.level > RISE_Z * math.hypot(first.error, last.error):
+            return False
+        t, levels = np.array([float(c.end) for c in self.chunks]), np.array([c.level for c in self.chunks])
+        spread = float(np.sum((t - t.mean()) ** 2))
+        slope = float(np.sum((t - t.mean()) * (levels - levels.mean()))) / spread
+        unsure = float(np.median([c.error for c in self.chunks])) / math.sqrt(spread)
+        scatter = float(np.median([c.scatter for c in self.chunks]))
+        return (2 * unsure - slope) * left_steps <= FLAT_SCATTERS * scatter
 
     def forget(self) -> None:
         """Begin anew: the run is another one from here on."""

@@ -1,0 +1,70 @@
+"""Finding: what a search without a training says: a learning rate, its interval, and whether to believe it."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from autolrs_plugin.core.state import RunState, Stage
+
+LEAST_PROBES = 3
+PLATEAU_Z = 3.0
+"""Where the best probe has gained less than so many standard deviations of a minibatch's loss, nothing is known yet."""
+
+WIDEST_DECADES = 1.5
+"""An interval that is wider says nothing that a user does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found out.
+
+    Attributes:
+        lr: the learning rate to train with, of the first parameter group; the optimizer's own where nothing is known.
+        low: the least learning rate that is not clearly worse than the best.
+        high: the greatest such rate.
+        confident: whether the probes tell anything at all.
+        reason: one sentence on why.
+        steps: training steps that it took; all of them were taken back.
+    """
+
+    lr: float
+    low: float
+    high: float
+    confident: bool
+    reason: str
+    steps: int
+
+    def __str__(self) -> str:
+        if not self.confident:
+            return f"nothing to be said after {self.steps} steps: {self.reason}"
+        return f"{self.lr:.3g}, within {self.low:.3g} to {self.high:.3g} ({self.steps} steps: {self.reason})"
+
+
+def finding(state: RunState) -> Finding:
+    """Return what the last stage of a run found out."""
+    low, high = state.config.lr_range
+    prior = state.config.starting_lr or math.sqrt(low * high)
+    if not state.stages:
+        budget = round(state.config.search_budget * state.config.max_steps)
+        reason = f"the budget of {budget} steps has no room for two probes; give a larger one"
+        return Finding(prior, low, high, False, reason, 0)
+    stage = state.stages[-1]
+    doubt = _doubt(stage)
+    if doubt:
+        return Finding(stage.chosen_lr, stage.low, stage.high, False, doubt, stage.search_steps)
+    return Finding(stage.chosen_lr, stage.low, stage.high, True, stage.reason, stage.search_steps)
+
+
+def _doubt(stage: Stage) -> str:
+    """Return why a stage's decision is not to be relied on; empty where it is."""
+    held = [c for c in stage.candidates if not c.diverged]
+    if len(stage.candidates) < LEAST_PROBES or not held:
+        return f"{len(held)} of {len(stage.candidates)} probes held, too few to compare; give a larger budget"
+    first = float(np.median([c.losses[0] for c in held]))
+    scatter = float(np.std(np.diff(held[0].losses))) / math.sqrt(2)
+    if first - min(c.forecast for c in held) <= PLATEAU_Z * scatter:
+        return "no learning rate has brought the loss down beyond its noise yet; give a larger budget"
+    if math.log10(stage.high / stage.low) > WIDEST_DECADES:
+        return f"anything from {stage.low:.3g} to {stage.high:.3g} is about as good; give a larger budget"
+    return ""

@@ -1,0 +1,145 @@
+"""A learning rate alone, and a warm start: on a real job, and from the command line."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from autolrs_plugin import AutoLRS
+from autolrs_plugin.cli import app
+from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
+from autolrs_plugin.core.finding import finding
+from autolrs_plugin.core.replay import plateau_of
+from autolrs_plugin.core.state import RunState
+from tests.autolrs.jobs import Job, batch_step, loader
+from tests.autolrs.test_torch_loop import seed_everything
+
+
+def tuner_of(job: Job, **changes: Any) -> AutoLRS:
+    arguments: dict[str, Any] = {
+        "max_steps": 400,
+        "lr_range": (1e-6, 10.0),
+        "train_step": batch_step(job),
+        "train_data": loader(job),
+        "progress": False,
+    }
+    return AutoLRS(job.model, job.optimizer, **{**arguments, **changes})
+
+
+def test_find_takes_everything_back_and_the_run_after_it_is_the_run_without_it() -> None:
+    ends = []
+    for first in (True, False):
+        job = Job("adam", seed=3)
+        seed_everything()
+        tuner, before = tuner_of(job), job.bits()
+        if first:
+            found = tuner.find(0.1)
+            assert job.bits() == before
+            assert 0 < found.steps <= 40
+            assert found.low <= found.lr <= found.high
+        tuner.run()
+        ends.append((job.bits(), tuner.losses))
+    assert ends[0] == ends[1]
+
+
+def test_find_says_when_it_knows_nothing() -> None:
+    nothing = tuner_of(Job("adam", seed=3)).find(0.01)
+    assert not nothing.confident
+    assert nothing.lr == 1e-2  # the optimizer's own
+    assert "has no room for two probes; give a larger one" in str(nothing)
+
+    job = Job("adam", seed=3)
+
+    def step(batch: Any) -> torch.Tensor:
+        return batch_step(job)(batch) * 0 + 2.3 + 0.1 * torch.randn(())  # noise alone
+
+    seed_everything()
+    noise = tuner_of(job, train_step=step).find(0.1)
+    assert not noise.confident
+    assert "nothing to be said" in str(noise)
+
+
+def test_find_comes_before_the_run() -> None:
+    tuner = tuner_of(Job("adam", seed=3))
+    tuner.tell(tuner.perform(tuner.next_action()))
+    with pytest.raises(RuntimeError, match="the run has begun"):
+        tuner.find()
+    with pytest.raises(ConfigError, match=r"search_budget=2"):
+        tuner_of(Job("adam")).find(2)
+
+
+def test_a_finding_without_a_stage_is_the_prior() -> None:
+    found = finding(RunState(AutoLRSConfig(max_steps=100, lr_range=(1e-4, 1.0), prior_lr=3e-3)))
+    assert (found.lr, found.confident) == (3e-3, False)
+    middle = finding(RunState(AutoLRSConfig(max_steps=100, lr_range=(1e-4, 1.0))))
+    assert middle.lr == pytest.approx(1e-2)
+
+
+def test_a_warm_start_follows_the_earlier_run(tmp_path: Path) -> None:
+    seed_everything()
+    first = tuner_of(Job("adam", seed=3), run_dir=tmp_path / "one")
+    first.run()
+    points = plateau_of(tmp_path / "one")
+    assert points[0][0] == 0.0
+    assert all(math.isclose(lr, first.schedule.lrs[round(at * 400)], rel_tol=0.06) for at, lr in points[1:])
+    seed_everything()
+    second = tuner_of(Job("adam", seed=4), warm_start=tmp_path / "one")
+    second.run()
+    assert second.ledger.search_share <= 0.05
+    assert max(second.schedule.lrs) == pytest.approx(max(first.schedule.lrs), rel=0.1)
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        tuner_of(Job("adam"), warm_start=tmp_path / "nowhere")
+
+
+SCRIPT = """
+import torch
+from autolrs_plugin import AutoLRS
+torch.manual_seed(0)
+model = torch.nn.Linear(8, 1)
+inputs = torch.randn(256, 8)
+targets = inputs.sum(1, keepdim=True)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+def step(rows):
+    optimizer.zero_grad()
+    loss = torch.nn.functional.mse_loss(model(inputs[rows]), targets[rows])
+    loss.backward()
+    optimizer.step()
+    return loss
+tuner = AutoLRS(model, optimizer, max_steps=1000, lr_range=(1e-6, 10.0), train_step=step,
+                train_data=list(torch.arange(256).split(32)), progress=False)
+tuner.run()
+raise SystemExit("it trained")
+"""
+
+
+def test_find_from_the_command_line(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    runner = CliRunner()
+    found = runner.invoke(app, ["find", str(script), "--share", "0.06"])
+    assert found.exit_code == 0, found.output
+    lr = float(found.output.split(",")[0])
+    assert 3e-3 < lr < 1.0  # it diverges above about 1
+    little = runner.invoke(app, ["find", str(script), "--share", "0.005"])
+    assert little.exit_code == 1
+    assert "give a larger one" in little.output
+    script.write_text("print('no training here')", encoding="utf-8")
+    none = runner.invoke(app, ["find", str(script)])
+    assert none.exit_code == 2
+    assert "has come to its end without AutoLRS.run()" in none.output
+    missing = runner.invoke(app, ["find", str(tmp_path / "nowhere.py")])
+    assert missing.exit_code == 2
+    assert "is neither a script nor the folder of a run" in missing.output
+
+
+def test_find_looks_at_a_run(tmp_path: Path) -> None:
+    seed_everything()
+    tuner = tuner_of(Job("adam", seed=3), run_dir=tmp_path / "one")
+    tuner.run()
+    tuner.close()
+    printed = CliRunner().invoke(app, ["find", str(tmp_path / "one")])
+    assert printed.exit_code in (0, 1)
+    assert f"{tuner.stages[-1].chosen_lr:.3g}" in printed.output or "nothing to be said" in printed.output

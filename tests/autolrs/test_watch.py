@@ -1,0 +1,72 @@
+"""Forecast against reality, chunk by chunk."""
+
+import math
+
+import numpy as np
+import pytest
+
+from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch, summary
+
+RNG = np.random.default_rng(0)
+
+
+def noisy(level: float, steps: int = 25, scatter: float = 0.02) -> list[float]:
+    return [float(v) for v in level + scatter * RNG.standard_normal(steps)]
+
+
+def watching(levels: list[float], scatter: float = 0.02) -> Watch:
+    watch = Watch(first_loss=2.0, above=4.0)
+    for i, level in enumerate(levels):
+        watch.take(noisy(level, scatter=scatter), 25 * (i + 1))
+    return watch
+
+
+FALLING = [1.0, 0.9, 0.84, 0.8, 0.77]
+
+
+@pytest.mark.parametrize(
+    ("level", "found"), [(0.745, FINE), (0.78, FINE), (1.1, RISEN), (5.0, LOST), (0.2, FELL)]
+)
+def test_a_chunk_is_judged_against_those_before(level: float, found: str) -> None:
+    assert watching(FALLING).judge(noisy(level), 150) == found
+
+
+def test_a_stall_is_told_from_noise() -> None:
+    steep = [2.0, 1.6, 1.37, 1.2, 1.07, 0.97]
+    assert watching(steep).judge(noisy(1.05), 175) == STALLED
+    assert watching(steep, scatter=0.5).judge(noisy(1.05, scatter=0.5), 175) == FINE
+
+
+def test_a_spike_that_stays_does_not_hide_behind_its_own_scatter() -> None:
+    swinging = [3.0 if i % 2 else 0.6 for i in range(25)]
+    assert watching(FALLING).judge(swinging, 150) == RISEN
+    once = noisy(0.75)
+    once[10] = 9.0
+    assert watching(FALLING).judge(once, 150) == FINE
+
+
+def test_losses_that_are_not_finite() -> None:
+    one = noisy(0.75)
+    one[20] = math.nan
+    assert watching(FALLING).judge(one, 150) == FINE
+    assert watching(FALLING).judge([*noisy(0.75, 15), *[math.nan] * 10], 150) == LOST
+    assert watching(FALLING).judge([math.inf] * 25, 150) == LOST
+    assert summary([math.nan], 1) is None
+
+
+def test_the_forecast_is_a_line_over_the_logarithm_of_the_step() -> None:
+    watch = Watch(first_loss=2.0)
+    for end in (100, 200, 300, 400, 500):
+        watch.take([2.0 - 0.2 * math.log(end)] * 20, end)
+    predicted, std = watch.forecast(1000)
+    assert predicted == pytest.approx(2.0 - 0.2 * math.log(1000), abs=1e-9)
+    assert std == pytest.approx(0.0, abs=1e-9)
+    watch.forget()
+    assert watch.forecast(1000) == (math.inf, math.inf)
+
+
+def test_flat_is_a_plateau_and_not_noise_that_would_hide_a_gain() -> None:
+    assert watching([2.0] * 12).flat(700)
+    assert not watching([2.0] * 3).flat(800)
+    assert not watching([2.0, 1.9, 1.8, 1.7, 1.6, 1.5]).flat(800)
+    assert not watching([2.0, 1.97, 1.94, 1.91, 1.88, 1.85], scatter=1.0).flat(800)
