@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.modelled import adapted, tiny_engine_config
-from vllm_sarathi import SarathiConfig
+from tests.engine.modelled import config_maker
 from vllm_sarathi.engine.offline import config_folder
 from vllm_sarathi.engine.vllm.internals import logger
 
@@ -29,12 +28,4 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_config(model_folder: Path) -> Callable[..., Any]:
     """Return a function that gives a VllmConfig: stock without a SarathiConfig, ours with one."""
-    cache: dict[str, Any] = {}
-
-    def make(sarathi: SarathiConfig | None = None, mode: str = "sync", **engine_args: Any) -> Any:
-        key = repr(sorted(engine_args.items(), key=str))
-        if key not in cache:
-            cache[key] = tiny_engine_config(model_folder, **engine_args)
-        return adapted(cache[key], sarathi, mode)
-
-    return make
+    return config_maker(model_folder)

@@ -213,3 +213,16 @@ class ModelledEngine:
         names = [n for n in step.sampling if n in self.scheduler.requests]
         drafts = [self._draft(n, self.scheduler.requests[n].num_tokens) for n in names]
         self.scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
+
+
+def config_maker(model_folder: Path) -> Callable[..., Any]:
+    """Return a function that gives a VllmConfig of a model: stock without a SarathiConfig, ours with one."""
+    cache: dict[str, Any] = {}
+
+    def make(sarathi: SarathiConfig | None = None, mode: str = "sync", **engine_args: Any) -> Any:
+        key = repr(sorted(engine_args.items(), key=str))
+        if key not in cache:
+            cache[key] = tiny_engine_config(model_folder, **engine_args)
+        return adapted(cache[key], sarathi, mode)
+
+    return make

@@ -46,6 +46,9 @@ def check_hybrid(engine: ModelledEngine, step: Step, budget: int) -> None:
         for r in step.running_before
         if r.request_id in step.partial_before and r.request_id not in step.preempted
     ]
+    # With priorities, those that are less urgent than one that was let in have yielded their turn to it.
+    urgent = min([request.priority for request in step.admitted], default=1 << 30)
+    partial = [r for r in partial if r.priority <= urgent]
     partial.sort(key=lambda r: rank(engine, r))
     most = engine.scheduler.scheduler_config.long_prefill_token_threshold or budget
     cut = False

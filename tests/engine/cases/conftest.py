@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.modelled import config_maker
 from tests.engine.virtual import Device, VirtualEngine
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.engine.offline import config_folder
@@ -23,13 +24,19 @@ MakeEngine = Callable[..., VirtualEngine]
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def long_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that describes a tiny Llama of a long context."""
     return config_folder(tmp_path_factory.mktemp("model"), max_position_embeddings=1 << 20)
 
 
+@pytest.fixture(scope="session")
+def make_long_config(long_model_folder: Path) -> Callable[..., Any]:
+    """As `make_config`, for that model."""
+    return config_maker(long_model_folder)
+
+
 @pytest.fixture
-def make_engine(make_config: Any) -> MakeEngine:
+def make_engine(make_long_config: Any) -> MakeEngine:
     """Return a function that gives an engine: stock without a SarathiConfig, ours with one."""
 
     def make(
@@ -41,7 +48,7 @@ def make_engine(make_config: Any) -> MakeEngine:
         **engine_args: Any,
     ) -> VirtualEngine:
         defaults = {"max_model_len": 8192, "max_num_seqs": 64, "max_num_batched_tokens": 2048}
-        config = make_config(sarathi, **{**defaults, **engine_args})
+        config = make_long_config(sarathi, **{**defaults, **engine_args})
         if change is not None:
             change(config)
         return VirtualEngine(config, device, num_blocks, kv_groups)
