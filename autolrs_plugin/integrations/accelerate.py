@@ -69,7 +69,7 @@ class AutoLRS(HostedResults):
         max_steps: int,
         lr_range: tuple[float, float],
         validate: Callable[[], Any] | None = None,
-        search_budget: float = 0.25,
+        search_budget: float = 0.2,
         seed: int = 0,
         generators: Sequence[Generator] = (),
         stateful: Mapping[str, Stateful] | None = None,

@@ -54,7 +54,7 @@ class AutoLRSCallback(Callback, HostedResults):
         self,
         lr_range: tuple[float, float],
         *,
-        search_budget: float = 0.25,
+        search_budget: float = 0.2,
         seed: int = 0,
         metric: str | None = None,
         greater_is_better: bool | None = None,

@@ -145,7 +145,9 @@ def test_durations_are_fractions_of_the_run(mode: str) -> None:
     (probes, chunks, searched), (more_probes, more_chunks, more_searched) = lengths(1000), lengths(8000)
     assert max(chunks) == pytest.approx(max(more_chunks), abs=0.002)
     assert len(probes) == pytest.approx(len(more_probes), abs=1)
-    assert np.median(probes) == pytest.approx(np.median(more_probes), rel=0.1, abs=0.001)
+    assert np.median(probes) == pytest.approx(
+        np.median(more_probes), rel=0.3 if mode == "staged" else 0.1, abs=0.001
+    )
     assert probes[-1] == pytest.approx(more_probes[-1], rel=0.2)
     assert searched == pytest.approx(more_searched, rel=0.3)
 

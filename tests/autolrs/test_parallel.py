@@ -23,7 +23,7 @@ def answer(action: Action, shift: float = 0.0) -> Result:
 
 
 def config(mode: str, parallel_probes: int) -> AutoLRSConfig:
-    return AutoLRSConfig(400, (1e-6, 1.0), mode=mode, parallel_probes=parallel_probes)
+    return AutoLRSConfig(400, (1e-6, 1.0), search_budget=0.25, mode=mode, parallel_probes=parallel_probes)
 
 
 def played(mode: str, parallel_probes: int) -> tuple[Controller, list[tuple[Action, int]]]:
@@ -37,7 +37,7 @@ def played(mode: str, parallel_probes: int) -> tuple[Controller, list[tuple[Acti
     return controller, actions
 
 
-@pytest.mark.parametrize("mode", ["default", "paper"])
+@pytest.mark.parametrize("mode", ["once", "paper"])
 @pytest.mark.parametrize("parallel_probes", [1, 3])
 def test_what_is_announced_comes_whatever_the_losses_are(mode: str, parallel_probes: int) -> None:
     """Else a probe that was begun in parallel would have been begun in vain."""
@@ -64,14 +64,14 @@ def test_more_at_a_time_are_fewer_groups_of_as_many_probes() -> None:
 
 
 @pytest.mark.parametrize(("parallel_probes", "fine"), [(1, 3), (2, 4), (3, 3), (4, 4)])
-def test_the_default_plan_leaves_no_prober_idle_at_the_end(parallel_probes: int, fine: int) -> None:
+def test_one_search_leaves_no_prober_idle_at_the_end(parallel_probes: int, fine: int) -> None:
     """And announces a round whole, as none of its probes waits for another."""
-    ahead = [n for action, n in played("default", parallel_probes)[1] if isinstance(action, Probe)]
+    ahead = [n for action, n in played("once", parallel_probes)[1] if isinstance(action, Probe)]
     assert ahead == [1, 1, 4, 3, 2, 1, *range(fine, 0, -1)]
 
 
 def test_a_run_goes_on_in_the_midst_of_a_group() -> None:
-    controller, entries = Controller(config("default", 3)), []
+    controller, entries = Controller(config("once", 3)), []
     while len(controller.ahead) != 2:
         entries.append(Entry(controller.next(), answer(controller.next())))
         controller.tell(entries[-1].result)

@@ -80,14 +80,14 @@ def test_a_run_that_goes_on_does_not_say_it_all_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "autolrs_plugin")
-    first = tuner(progress=False, run_dir=tmp_path)
+    first = tuner(progress=False, run_dir=tmp_path, mode="once")
     while not first.schedule.lrs:
         first.tell(first.perform(first.next_action()))
     first.close()
     searches = len(caplog.records)
     assert searches == len(first.stages) > 0
     writer = Writer()
-    second = tuner(progress=False, run_dir=tmp_path, tensorboard=writer)
+    second = tuner(progress=False, run_dir=tmp_path, tensorboard=writer, mode="once")
     while not isinstance(action := second.next_action(), Done):
         second.tell(second.perform(action))
     assert len(caplog.records) == len(second.stages)

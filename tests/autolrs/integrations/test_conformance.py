@@ -96,7 +96,7 @@ def test_a_run_that_was_stopped_anywhere_ends_on_the_same_bits(
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("mode", ["default", "paper"])
+@pytest.mark.parametrize("mode", ["once", "paper"])
 def test_the_schedule_is_that_of_the_plain_loop(run: Run, mode: str, accumulate: int, tmp_path: Path) -> None:
     steps = 120
     plain = plain_schedule(mode, steps, accumulate)

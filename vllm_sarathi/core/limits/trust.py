@@ -7,7 +7,7 @@ from vllm_sarathi.core.types import Reason, StepView
 
 GROWTH = 2.0
 KNOWN_GROWTH = 3.0
-KNOWN_STEPS = 64
+KNOWN_STEPS = 32
 """A step may be so many times the largest of its kind, with decodes or without, that was seen; more of them where so
 many steps with prefill and decodes have been seen."""
 

@@ -14,8 +14,8 @@ from vllm_sarathi.core.types import StepShape
 
 RATIOS_KEPT = 256
 ALIKE_NEEDED = 24
-CAUTION = 0.13
-CAUTIOUS_STEPS = 24
+CAUTION = 0.14
+CAUTIOUS_STEPS = 48
 YOUNG_CAUTION = 0.02
 """While residuals are few the curve is still being found: a caution that fades, and a small one that fades slowly."""
 
