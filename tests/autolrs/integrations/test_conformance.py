@@ -145,6 +145,7 @@ def plain_schedule(mode: str, steps: int, accumulate: int) -> task.Outcome:
         train_step=train_step,
         train_data=micro_batches,
         validate=validate,
+        prior=None,
         mode=mode,
         seed=3,
         progress=False,
