@@ -20,7 +20,7 @@ YOUNG_CAUTION = 0.02
 """While residuals are few the curve is still being found: a caution that fades, and a small one that fades slowly."""
 
 BIAS_STEPS = 128
-RANGE = (1.006, 2.5)
+RANGE = (1.008, 2.5)
 """The best fit is off by a little somewhere. A step that takes longer than the upper end is not the chunk's
 doing, and no chunk would have kept it."""
 
