@@ -71,7 +71,7 @@ def main() -> None:
         if framework in ("transformers", "accelerate"):
             run(folder / "part", {}, stop_at=STOP)
             found["resumed"] = told(run(folder / "part", {}, resume=STOP))
-    found["searched"] = told(run(folder / "searched", {"seed": 3, "mode": "once"}, steps=60))
+    found["searched"] = told(run(folder / "searched", {"seed": 3, "mode": "once"}, steps=160))
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
     if distributed.is_initialized():
         distributed.barrier()

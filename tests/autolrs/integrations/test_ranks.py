@@ -51,7 +51,7 @@ def test_a_run_that_was_stopped_ends_on_the_same_bits_on_every_rank(ranks: list[
 
 def test_all_ranks_find_the_same(ranks: list[dict[str, Any]]) -> None:
     first, second = (found["searched"] for found in ranks)
-    assert len(first["schedule"]) == 60
+    assert len(first["schedule"]) == 160
     assert first["search_steps"] > 0
     for key in ("schedule", "search_steps", "rates"):
         assert first[key] == second[key]
