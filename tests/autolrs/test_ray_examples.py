@@ -26,7 +26,8 @@ def run(name: str, *options: str) -> str:
 
 def test_ray_probes() -> None:
     told = run("ray_probes", "--steps=300")
-    assert "peak: probed" in told
+    assert "planned: probed" in told
+    assert "; took " in told
     assert "steps on top of 300" in told
 
 
