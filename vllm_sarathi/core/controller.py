@@ -3,7 +3,6 @@
 import importlib
 import math
 
-from vllm_sarathi.core import policies
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.order import make_order
 from vllm_sarathi.core.order.base import Turn
@@ -18,7 +17,7 @@ NOBODY = Turn(())
 
 def _make_policy(config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> Policy:
     module, _, name = POLICIES[config.scheduler].partition(":")
-    make: PolicyMaker = getattr(importlib.import_module(f"{policies.__name__}.{module}"), name)
+    make: PolicyMaker = getattr(importlib.import_module(f"vllm_sarathi.core.policies.{module}"), name)
     return make(config, model, pipeline)
 
 

@@ -91,8 +91,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         self.clock: Callable[[], float] = time.monotonic
         self.wall_clock: Callable[[], float] = time.time
         stepwise = bool(pipeline) and not vllm_config.scheduler_config.async_scheduling
-        self._views = ViewBuilder(self, config, self.controller, stepwise)
         self._chunking = Chunking(self)
+        self._views = ViewBuilder(self, config, self.controller, self._chunking, stepwise)
         self._left_out: list[Any] = []
         self._engine_limit = self.max_num_scheduled_tokens
         self._in_flight: deque[_Step | None] = deque()

@@ -18,8 +18,7 @@ class RefusedTurns:
     def note(self, request_id: str, ran: bool, step: int) -> None:
         """Note whether a request that others yielded to ran in a step."""
         if ran:
-            self._steps.pop(request_id, None)
-            self._until.pop(request_id, None)
+            self.forget(request_id)
             return
         steps = min(MOST_PASS_STEPS, 2 * self._steps.get(request_id, FIRST_PASS_STEPS // 2))
         self._steps[request_id] = steps
@@ -29,7 +28,7 @@ class RefusedTurns:
         """True where a request is not to be given a turn in a step."""
         return step < self._until.get(request_id, step)
 
-    def forget(self, known: "set[str] | dict[str, object]") -> None:
-        """Forget all requests that are not among the known ones."""
-        self._steps = {name: steps for name, steps in self._steps.items() if name in known}
-        self._until = {name: until for name, until in self._until.items() if name in known}
+    def forget(self, request_id: str) -> None:
+        """Forget a request: it ran, or it has ended."""
+        self._steps.pop(request_id, None)
+        self._until.pop(request_id, None)

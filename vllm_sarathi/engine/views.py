@@ -41,11 +41,17 @@ class ViewBuilder:
         scheduler: vLLM's, and ours.
         config: the settings.
         controller: says what it wants to see.
+        chunking: where prompts may be cut.
         stepwise_pipeline: whether a decode waits for its last token to come out of a pipeline.
     """
 
     def __init__(
-        self, scheduler: Any, config: SarathiConfig, controller: Controller, stepwise_pipeline: bool
+        self,
+        scheduler: Any,
+        config: SarathiConfig,
+        controller: Controller,
+        chunking: Chunking,
+        stepwise_pipeline: bool,
     ) -> None:
         self._scheduler = scheduler
         self._config = config
@@ -54,7 +60,7 @@ class ViewBuilder:
         self._by_priority = is_priority_policy(scheduler)
         self._looks_far = bool(controller.order.lists) and not self._by_priority
         self._prefixes = CachedPrefixes(scheduler)
-        self._chunking = Chunking(scheduler)
+        self._chunking = chunking
         self._refused = RefusedTurns()
         self._slos: dict[str, RequestSlo] = {}
         self._keyed_tokens: dict[str, int] = {}
@@ -74,7 +80,7 @@ class ViewBuilder:
         """Forget a request that has ended."""
         for notes in (self._slos, self._keyed_tokens, self._cached_at_start):
             notes.pop(request.request_id, None)
-        self._refused.note(request.request_id, ran=True, step=self._step)
+        self._refused.forget(request.request_id)
 
     def note_turn(self, request: Any, taken: bool) -> None:
         """Note whether a request that others yielded to has used its turn."""

@@ -173,7 +173,7 @@ class SloPolicy:
     def _slo_for(self, view: StepView, prompts: list[RequestView]) -> float | None:
         """Return the SLO; `auto` is a multiple of a decode step of the batch at hand, those being let in included."""
         if self.config.tbt_slo_ms is not None:
-            return self.config.tbt_slo_ms / 1e3
+            return self.tbt_slo_s
         joining = sum(request.request_id != "unseen" for request in prompts)
         decodes = max(view.generating, int((view.generating + joining) * JOINING_SHARE))
         # Those that join are taken to have contexts like the others: one long prompt lengthens nobody's SLO.

@@ -70,7 +70,7 @@ class Margin:
         self._guard = 1.0
         self._steps_since_miss = GUARD_RUN_STEPS
         self._stale_steps = 0.0
-        self._quantile_s = self._quantile_now()
+        self._covering = self._quantile_now()
         self._alone_margin = 1.0 + CAUTION
         self._new = False
 
@@ -84,7 +84,7 @@ class Margin:
     def factor(self) -> float:
         """The factor that covers `quantile` of the hybrid steps, from their latest residuals."""
         stale = min(1.0, self._stale_steps / STALE_STEPS)
-        return self._quantile_s * self._guard + STALE_CAUTION * stale
+        return self._covering * self._guard + STALE_CAUTION * stale
 
     @property
     def alone(self) -> float:
@@ -122,10 +122,10 @@ class Margin:
     def renew(self) -> None:
         """Compute the quantiles anew from what has been taken in; it costs some ten microseconds."""
         if self._new:
-            self._quantile_s, self._new = self._quantile_now(), False
+            self._covering, self._new = self._quantile_now(), False
         if len(self._alone) >= CAUTIOUS_STEPS:
             ordered = sorted(self._alone)
-            self._alone_margin = max(1.0, _upper(ordered, self.promised, len(ordered)))
+            self._alone_margin = max(1.0, _upper(ordered, self.promised))
 
     def changed(self, steps: int) -> None:
         """Note that the device has changed: early residuals are trusted no more.
@@ -136,7 +136,7 @@ class Margin:
         self._early = deque(maxlen=0)
         for _ in range(min(steps, len(self._ratios))):
             self._ratios.pop()
-        self._quantile_s = self._quantile_now()
+        self._covering = self._quantile_now()
 
     def _note_miss(self, missed: bool) -> None:
         in_a_run = missed and self._steps_since_miss < GUARD_RUN_STEPS
@@ -153,7 +153,7 @@ class Margin:
         if seen < 2:
             return max(low, caution)
         ordered = sorted(self._telling())
-        return min(high, max(low, _upper(ordered, self.quantile, len(ordered)), caution))
+        return min(high, max(low, _upper(ordered, self.quantile), caution))
 
     def _telling(self) -> list[float]:
         """Return the residuals of the longer steps, where there are enough: those that a margin is wanted for.
@@ -168,12 +168,13 @@ class Margin:
         return longer if len(longer) >= ALIKE_NEEDED else [ratio for _, ratio in kept]
 
 
-def _upper(ordered: list[float], quantile: float, count: int) -> float:
+def _upper(ordered: list[float], quantile: float) -> float:
     """Return the quantile of sorted ratios, the larger of two estimates.
 
     A normal distribution's, from the mean deviation, is steadier than the few largest of a sample; where the
     residuals' own tail is heavier, a quantile somewhat below the wanted one shows it.
     """
+    count = len(ordered)
     centre, tail = (ordered[int(q * (count - 1))] for q in (0.5, 1 - 3 * (1 - quantile)))
     deviation = sum([abs(ratio - centre) for ratio in ordered]) / count
     # Few steps that were quicker than predicted do not say that the next ones will be.

@@ -8,6 +8,7 @@ The tile is found from the times themselves: that candidate counts whose rounded
 best, twice in a row, and clearly better than the one held so far.
 """
 
+import math
 from collections import deque
 
 import numpy as np
@@ -36,8 +37,12 @@ OUTLIER = 0.2
 
 
 def padded(tokens: float, tile: int) -> float:
-    """Return the tokens in whole tiles."""
-    return tokens if tile == 1 else -(-tokens // tile) * tile
+    """Return the tokens in whole tiles; fewer than one of them take a smaller tile, of the next power of two."""
+    if tile == 1:
+        return tokens
+    if tokens <= tile:
+        return min(tile, 1 << max(0, math.ceil(tokens) - 1).bit_length())
+    return -(-tokens // tile) * tile
 
 
 class TileFinder:
@@ -89,7 +94,7 @@ def _usual_error(steps: NDArray[np.float64], tile: int) -> float:
     Args:
         steps: tokens, context tokens, prefill work and seconds; shape [steps, 4].
     """
-    tokens = np.ceil(steps[:, 0] / tile) * tile
+    tokens = np.array([padded(count, tile) for count in steps[:, 0]])
     columns = np.column_stack(
         [
             np.ones(len(steps)),
