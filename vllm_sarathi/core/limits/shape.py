@@ -2,7 +2,7 @@
 
 from vllm_sarathi.core.chunk_rules import ANYWHERE
 from vllm_sarathi.core.experience import Experience
-from vllm_sarathi.core.limits.base import Candidate, last_chunk
+from vllm_sarathi.core.limits.base import Candidate, LastChunk, last_chunk
 from vllm_sarathi.core.types import Reason, RequestView, StepView, chunk_work
 
 TAIL_SHARE = 1 / 16
@@ -35,15 +35,34 @@ class Tail:
 
 
 class Tile:
-    """Ends a chunk at a whole tile of the step's tokens."""
+    """Ends a chunk at a whole tile of the step's tokens, where the part of a tile beyond that is not worth its time.
+
+    Args:
+        experience: what is known of the device.
+    """
+
+    def __init__(self, experience: Experience) -> None:
+        self._experience = experience
 
     def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
         if candidate.reason is not Reason.SLO or (last := last_chunk(candidate)) is None:
             return candidate.tokens, candidate.reason
-        over = (view.decode_tokens + candidate.tokens) % TILE_TOKENS
+        total = view.decode_tokens + candidate.tokens
+        over = total % self._experience.model.tile_tokens
+        if 0 < over < last.tokens and self._is_quicker_without(view, candidate.tokens, last, over):
+            return candidate.tokens - over, candidate.reason
+        over = total % TILE_TOKENS
         if last.tokens < last.request.remaining_tokens and over <= ALIGNMENT_LOSS * last.tokens:
             return candidate.tokens - over, candidate.reason
         return candidate.tokens, candidate.reason
+
+    def _is_quicker_without(self, view: StepView, tokens: int, last: LastChunk, over: int) -> bool:
+        """True where a step without its last `over` tokens prefills more of them in a second."""
+        seconds, done = self._experience.seconds, last.request.done_tokens
+        work = last.work + chunk_work(done, last.tokens)
+        less = last.work + chunk_work(done, last.tokens - over)
+        step_s = seconds(view, tokens, work, last.prompts)
+        return (tokens - over) * step_s > tokens * seconds(view, tokens - over, less, last.prompts)
 
 
 def fit_chunk(request: RequestView, tokens: int) -> int:

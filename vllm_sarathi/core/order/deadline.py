@@ -57,6 +57,12 @@ steps in flight, and has to be read in the third."""
 ARRIVAL_DECODE_STEPS = 4
 """But a step may take so many times a decode step: else what it costs beside the prompts would be most of it."""
 
+PREFILL_CAUTION = 1.05
+"""Prompts that fit only just are late in the end, and took the time of others: each is taken to need so much more."""
+
+ATTENTION_SHARE = 0.8
+"""Of a step, at the most: the rest is what its tokens take by themselves."""
+
 PROMISE_REMEMBERED_S = 600.0
 """A short promise to one request is expected again for so long."""
 
@@ -154,7 +160,7 @@ class DeadlineOrder:
         self._model = model
         self._pipeline = pipeline
         self._least_ttft_slo_s, self._least_seen_s = self._ttft_slo_s or math.inf, -math.inf
-        self._tokens_per_s: float | None = None
+        self._token_s: float | None = None
         self._step_s = 0.0
         self._overdue_first = True
 
@@ -203,17 +209,19 @@ class DeadlineOrder:
         if tokens <= 0 or not 0 < record.measured_s < math.inf:
             return
         # A step that had nothing more to prefill, or ended early, does not show how fast full ones are.
-        if record.reason not in (Reason.ALL, Reason.ANSWER) or self._tokens_per_s is None:
-            rate = tokens / record.measured_s
-            known = rate if self._tokens_per_s is None else self._tokens_per_s
-            self._tokens_per_s = 0.9 * known + 0.1 * rate
+        if record.reason not in (Reason.ALL, Reason.ANSWER) or self._token_s is None:
+            attention_s = min(self._model.work_s * record.shape.prefill_work, ATTENTION_SHARE * record.measured_s)
+            token_s = (record.measured_s - attention_s) / tokens
+            known = token_s if self._token_s is None else self._token_s
+            self._token_s = 0.9 * known + 0.1 * token_s
         self._step_s = 0.9 * self._step_s + 0.1 * record.measured_s
 
     def _prefill_s(self, done_tokens: int, remaining_tokens: int) -> float:
-        if self._tokens_per_s is None:
-            shape = StepShape(remaining_tokens, 0, 0, chunk_work(done_tokens, remaining_tokens), 1)
-            return self._model.predict(shape)
-        return remaining_tokens / self._tokens_per_s
+        """Return the seconds that a prompt is to be read for: its attention grows with what was read of it before."""
+        work = chunk_work(done_tokens, remaining_tokens)
+        if self._token_s is None:
+            return self._model.predict(StepShape(remaining_tokens, 0, 0, work, 1))
+        return PREFILL_CAUTION * (remaining_tokens * self._token_s + self._model.work_s * work)
 
     def _note_slos(self, now_s: float, requests: Sequence[RequestView]) -> None:
         """Keep the shortest SLO of the last minutes."""

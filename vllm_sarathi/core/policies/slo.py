@@ -82,7 +82,7 @@ class SloPolicy:
             Growth(experience, self.answers, config.prefill_max_wait_s),
             Fit(experience, stop_early),
             Tail(experience),
-            Tile(),
+            Tile(experience),
             Uncut(),
             Floor(experience, config.prefill_max_wait_s),
         )

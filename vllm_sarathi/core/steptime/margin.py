@@ -1,8 +1,8 @@
 """The factor on a prediction that covers the promised share of the gaps, from how far predictions were off.
 
-What is promised is a share of all gaps between tokens (99%), and steps without prefill keep it by themselves: the fewer
-gaps are in hybrid steps, the more of those may be late. So the margin is a quantile of the hybrid steps' residuals,
-moved by what share of the gaps they have. Residuals outlive a change of the device. Those of the change itself do so,
+What is promised is a share of the gaps between tokens (99%) to each request, and a request may see no other steps than
+hybrid ones: so the margin is a quantile of the hybrid steps' residuals, and steps without prefill, which keep the
+promise by themselves, excuse none of them. Residuals outlive a change of the device. Those of the change itself do so,
 too, where it comes again and again: that a device changes is then one of the things that a margin is for.
 """
 
@@ -24,16 +24,8 @@ RANGE = (1.008, 2.5)
 """The best fit is off by a little somewhere. A step that takes longer than the upper end is not the chunk's
 doing, and no chunk would have kept it."""
 
-MISSES_PLANNED = 1 / 3
-LEAST_PLANNED = 0.6
-"""Where more hybrid steps may be late, so much of that is planned with; the rest is for what no step could tell. Where
-all gaps are those of hybrid steps, at least the larger share: planned with all of it, as it was, simulated measured
-devices with 5% of noise kept 98.6% to 98.9% of the gaps."""
-
-MOST_MISSES = 0.05
-GAPS_ASSUMED = 1000.0
-GAPS_FORGOTTEN = 0.999
-"""All gaps are taken for those of hybrid steps at first, and the memory of which were is about 1,000 steps."""
+MISSES_PLANNED = 0.3
+"""So much of the misses that the promise allows is planned with; the rest is for what no step could tell."""
 
 GUARD_GAIN = 0.02
 GUARD_MISSES = 0.015
@@ -63,7 +55,7 @@ class Margin:
 
     def __init__(self, promised: float = 0.99) -> None:
         self.promised = promised
-        self._gaps = self._hybrid_gaps = GAPS_ASSUMED
+        self._planned = 1.0 - MISSES_PLANNED * (1.0 - promised)
         self._ratios: deque[tuple[float, float]] = deque(maxlen=RATIOS_KEPT)
         self._early: deque[tuple[float, float]] = deque(maxlen=ALIKE_NEEDED)
         self._alone: deque[float] = deque(maxlen=RATIOS_KEPT)
@@ -75,14 +67,8 @@ class Margin:
         self._new = False
 
     @property
-    def quantile(self) -> float:
-        """The share of hybrid steps that the margin is to cover."""
-        spread_out = MISSES_PLANNED * self._gaps / max(self._hybrid_gaps, 1e-9)
-        return 1.0 - min(MOST_MISSES, (1.0 - self.promised) * max(LEAST_PLANNED, spread_out))
-
-    @property
     def factor(self) -> float:
-        """The factor that covers `quantile` of the hybrid steps, from their latest residuals."""
+        """The factor that covers all but the planned misses of the hybrid steps, from their latest residuals."""
         stale = min(1.0, self._stale_steps / STALE_STEPS)
         return self._covering * self._guard + STALE_CAUTION * stale
 
@@ -92,11 +78,8 @@ class Margin:
         return self._alone_margin
 
     def saw(self, shape: StepShape) -> None:
-        """Count a step's gaps."""
-        self._gaps = GAPS_FORGOTTEN * self._gaps + shape.decodes
-        self._hybrid_gaps *= GAPS_FORGOTTEN
+        """Note which kind of step this is."""
         if shape.sequences > shape.decodes > 0:
-            self._hybrid_gaps += shape.decodes
             self._stale_steps = max(0.0, self._stale_steps - STALE_STEPS / FRESH_STEPS)
         elif shape.decodes:
             self._stale_steps = min(STALE_STEPS, self._stale_steps + 1.0)
@@ -153,7 +136,7 @@ class Margin:
         if seen < 2:
             return max(low, caution)
         ordered = sorted(self._telling())
-        return min(high, max(low, _upper(ordered, self.quantile), caution))
+        return min(high, max(low, _upper(ordered, self._planned), caution))
 
     def _telling(self) -> list[float]:
         """Return the residuals of the longer steps, where there are enough: those that a margin is wanted for.

@@ -24,6 +24,7 @@ from vllm_sarathi.core.steptime.features import (
     SCALES,
     SEGMENTS,
     SIZE,
+    WORK,
     features,
     seconds,
 )
@@ -138,14 +139,14 @@ class StepTimeModel:
         return self._margin.alone
 
     @property
-    def quantile(self) -> float:
-        """The share of hybrid steps that `margin` is to cover."""
-        return self._margin.quantile
-
-    @property
     def relative_error(self) -> float:
         """The usual relative error of a prediction (a robust standard deviation)."""
         return self._spread
+
+    @property
+    def work_s(self) -> float:
+        """Seconds of attention per token pair of a prompt."""
+        return self._coefficients[WORK]
 
     @property
     def coefficients(self) -> tuple[float, ...]:
