@@ -17,7 +17,7 @@ from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.limits.floor import LATE_TIMES, OVERHEAD_TIMES, PREFILL_SHARE
 from vllm_sarathi.core.limits.shape import ALIGNMENT_LOSS, TILE_TOKENS
 from vllm_sarathi.core.policies.slo import SloPolicy
-from vllm_sarathi.core.steptime.margin import LEAST_PLANNED
+from vllm_sarathi.core.steptime.margin import MISSES_PLANNED
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import (
     DecodeView,
@@ -32,7 +32,7 @@ from vllm_sarathi.core.types import (
 )
 
 SLO_S = 0.15
-PLANNED = NormalDist().inv_cdf(1 - 0.01 * LEAST_PLANNED)  # standard deviations
+PLANNED = NormalDist().inv_cdf(1 - 0.01 * MISSES_PLANNED)  # standard deviations
 
 
 def make_loop(slo_ms: float = 150, **fields: Any) -> Loop:
