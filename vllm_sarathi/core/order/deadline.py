@@ -210,7 +210,9 @@ class DeadlineOrder:
             return
         # A step that had nothing more to prefill, or ended early, does not show how fast full ones are.
         if record.reason not in (Reason.ALL, Reason.ANSWER) or self._token_s is None:
-            attention_s = min(self._model.work_s * record.shape.prefill_work, ATTENTION_SHARE * record.measured_s)
+            attention_s = min(
+                self._model.work_s * record.shape.prefill_work, ATTENTION_SHARE * record.measured_s
+            )
             token_s = (record.measured_s - attention_s) / tokens
             known = token_s if self._token_s is None else self._token_s
             self._token_s = 0.9 * known + 0.1 * token_s

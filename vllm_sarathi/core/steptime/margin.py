@@ -24,8 +24,10 @@ RANGE = (1.008, 2.5)
 """The best fit is off by a little somewhere. A step that takes longer than the upper end is not the chunk's
 doing, and no chunk would have kept it."""
 
-MISSES_PLANNED = 0.3
-"""So much of the misses that the promise allows is planned with; the rest is for what no step could tell."""
+MISSES_PLANNED = 0.1
+"""So much of the misses that the promise allows is planned with; the rest is for what no step could tell, and one late
+step is a late gap of all that decode. Design seed, goodput of `bench devices` (8B, 5.2 requests a second): 98.7% of
+the promises kept with 0.3, 99.7% with 0.2, 0.1 and 0.05."""
 
 GUARD_GAIN = 0.02
 GUARD_MISSES = 0.015
