@@ -156,6 +156,22 @@ def test_a_promise_that_cannot_be_kept_is_in_the_log_once_and_in_the_metrics(
         assert line in page
 
 
+def test_errors_of_ours_are_counted_in_the_metrics_even_where_no_step_is_planned(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    trace = str(tmp_path / "steps.jsonl")
+    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=100, step_trace=trace)))
+    monkeypatch.setattr(engine.scheduler.controller, "plan", lambda view: 1 / 0)
+    engine.add("a", 20, max_tokens=3)
+    engine.drain()
+    engine.scheduler.telemetry.tell()
+    left = json.loads((tmp_path / "0.json").read_text())
+    assert left["faults"] == engine.scheduler.faults.total > 0
+    assert left["steps"] == 0
+    engine.scheduler.shutdown()
+
+
 def test_metrics_without_engines_or_with_broken_files_are_empty(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     registry.register(metrics.FiguresCollector(tmp_path / "gone"))

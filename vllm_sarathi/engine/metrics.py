@@ -32,6 +32,7 @@ COUNTERS = {
     "steps": "Steps that the scheduler saw end.",
     "gaps": "Gaps between tokens that the scheduler saw end under a promise.",
     "gaps_kept": "Those of them that kept the promise.",
+    "faults": "Errors of the plugin in the engine's loop; stock scheduling served those steps.",
 }
 PREFIX = "vllm_sarathi_"
 

@@ -87,7 +87,9 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         pipeline = Pipeline(vllm_config.parallel_config.pipeline_parallel_size)
         self.controller = Controller(config, pipeline)
         self.faults = Faults()
-        self.telemetry = open_telemetry(vllm_config, config, self.controller, self.log_stats)
+        self.telemetry = open_telemetry(
+            vllm_config, config, self.controller, self.log_stats, lambda: self.faults.total
+        )
         self.clock: Callable[[], float] = time.monotonic
         self.wall_clock: Callable[[], float] = time.time
         stepwise = bool(pipeline) and not vllm_config.scheduler_config.async_scheduling

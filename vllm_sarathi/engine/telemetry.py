@@ -49,6 +49,7 @@ class Telemetry:
         log: whether to log a line and leave metrics, as vLLM does unless told `--disable-log-stats`.
         trace: the step trace, if there is to be one.
         memory: where the step model is kept for the next start, if it is to be.
+        faults: tells how many errors of ours there have been.
         wall_clock: seconds since the epoch.
     """
 
@@ -61,6 +62,7 @@ class Telemetry:
         log: bool = True,
         trace: StepTraceFile | None = None,
         memory: CalibrationMemory | None = None,
+        faults: Callable[[], int] = lambda: 0,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.watch = SloWatch(controller.model, pipeline)
@@ -76,7 +78,9 @@ class Telemetry:
         self._pending: deque[tuple[float, StepRecord, float | None, int, int]] = deque(maxlen=MOST_PENDING)
         self._window: list[TracedStep] = []
         self._window_since_s = time.monotonic()
+        self._faults = faults
         self._totals = {"steps": 0, "gaps": 0, "gaps_kept": 0}
+        self._figures: dict[str, float | None] = {"faults": 0, **self._totals}
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=_tick, args=(weakref.ref(self), self._stop), name="sarathi-telemetry", daemon=True
@@ -130,15 +134,24 @@ class Telemetry:
         """Log what the window came to, if there was work in it, and begin a new one."""
         steps, self._window = self._window, []
         self._window_since_s = time.monotonic()
-        if not steps:
+        faults = self._faults()
+        if not steps and faults == self._figures["faults"]:
             return
+        if steps:
+            self._sum_up(steps)
+        self._figures["faults"] = faults
+        with suppress(OSError):  # a full disk, or the process that reads them is gone: the log has them
+            leave_figures(self._rank, self._figures)
+
+    def _sum_up(self, steps: list[TracedStep]) -> None:
+        """Log what steps came to, and renew the figures."""
         summary = summarise(steps)
         logger.info("%s", log_line(summary, self._pipeline))
         if advice := self.watch.look(steps):
             logger.warning("%s", advice)
         for name in self._totals:
             self._totals[name] += getattr(summary, name)
-        figures = {
+        self._figures |= {
             "tbt_slo_seconds": None if summary.slo_s is None else self._pipeline.token_s(summary.slo_s),
             "promise_unkeepable": int(self.watch.unkeepable),
             "decode_step_seconds": summary.decode_step_s,
@@ -146,8 +159,6 @@ class Telemetry:
             "prediction_error_ratio": summary.error_p50,
             **self._totals,
         }
-        with suppress(OSError):  # a full disk, or the process that reads them is gone: the log has them
-            leave_figures(self._rank, figures)
 
     def close(self) -> None:
         """Write out what is left and end the thread; calling it again does nothing."""
@@ -190,7 +201,11 @@ def log_line(summary: StepSummary, pipeline: Pipeline = ONE_STAGE) -> str:
 
 
 def open_telemetry(
-    vllm_config: Any, config: SarathiConfig, controller: Controller, log: bool
+    vllm_config: Any,
+    config: SarathiConfig,
+    controller: Controller,
+    log: bool,
+    faults: Callable[[], int] = lambda: 0,
 ) -> Telemetry | None:
     """Return the telemetry of an engine, or None where nobody wants to see anything."""
     parallel = vllm_config.parallel_config
@@ -211,4 +226,5 @@ def open_telemetry(
         log=log,
         trace=trace,
         memory=memory,
+        faults=faults,
     )
