@@ -139,3 +139,14 @@ def test_decodes_alone_are_enough_to_notice() -> None:
     said = watch.look([replace(DECODES, slo_s=0.02)] * LEAST_STEPS)
     assert said is not None
     assert "The promise of 40 ms between tokens cannot be kept: decodes alone take 80 ms" in said
+
+
+def test_a_promise_that_leaves_prompts_no_room_says_once_who_gives_way() -> None:
+    watch = SloWatch(Controller(SarathiConfig()).model)
+    crowded = replace(DECODES, reason="full")
+    few = [crowded if i % 4 == 0 else DECODES for i in range(64)]
+    assert watch.look(few) is None
+    said = watch.look([crowded] * 64)
+    assert said is not None
+    assert "The promise of 150 ms between tokens leaves prompts no room: decodes alone take 40 ms" in said
+    assert watch.look([crowded] * 64) is None

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.core.types import ONE_STAGE, Pipeline
+from vllm_sarathi.core.types import ONE_STAGE, Pipeline, Reason
 
 LEAST_STEPS = 16
 STEPS_SEEN = 64
 """A judgement needs so many steps with decodes in them, one slow step being no proof, and looks at no more."""
+
+
+CROWDED = (Reason.FULL, Reason.FLOOR)
+CROWDED_SHARE = 0.5
+"""Where more of the steps than that had prompts to read and no room for them, prompts wait for the gaps' sake."""
 
 
 class SloWatch:
@@ -31,14 +36,15 @@ class SloWatch:
         self.decode_step_s: float | None = None
         self._model = model
         self._pipeline = pipeline
-        self._said = False
+        self._said = self._said_crowded = False
         self._decoding: deque[TracedStep] = deque(maxlen=STEPS_SEEN)
 
     def look(self, steps: Sequence[TracedStep]) -> str | None:
         """Judge the promise, with the steps since the last look.
 
         Returns:
-            What to tell the operator, the first time that it is broken; else None.
+            What to tell the operator, the first time that it is broken, and the first time that keeping it leaves
+            prompts no room; else None.
         """
         decoding = self._decoding
         decoding.extend(step for step in steps if step.shape.decodes > 0 and step.slo_s is not None)
@@ -48,10 +54,14 @@ class SloWatch:
         slo_s = decoding[-1].slo_s
         assert slo_s is not None
         self.unkeepable = self.decode_step_s > slo_s
-        if not self.unkeepable or self._said:
-            return None
-        self._said = True
-        return self._advice(decoding[-1], slo_s)
+        if self.unkeepable and not self._said:
+            self._said = True
+            return self._advice(decoding[-1], slo_s)
+        crowded = sum(step.reason in CROWDED for step in decoding)
+        if not self.unkeepable and not self._said_crowded and crowded > CROWDED_SHARE * len(decoding):
+            self._said_crowded = True
+            return self._crowded_advice(decoding[-1], slo_s)
+        return None
 
     def _alone_s(self, step: TracedStep) -> float:
         """Return how long the step's decodes take without the prompts beside them."""
@@ -74,4 +84,14 @@ class SloWatch:
             f"The promise of {promised_ms:g} ms between tokens cannot be kept: decodes alone take {taken_ms:.0f} ms "
             f"with {step.shape.decodes} of them running. Prompts get a fifth of the time beside them. "
             f"What would help: --tbt-slo-ms {needed_ms} or more{fewer}."
+        )
+
+    def _crowded_advice(self, step: TracedStep, slo_s: float) -> str:
+        assert self.decode_step_s is not None
+        promised_ms, taken_ms = (self._pipeline.token_s(x) * 1e3 for x in (slo_s, self.decode_step_s))
+        return (
+            f"The promise of {promised_ms:g} ms between tokens leaves prompts no room: decodes alone take "
+            f"{taken_ms:.0f} ms with {step.shape.decodes} of them running, and any chunk beside them is too long. "
+            f"Prompts give way: they are read in the few steps that may be late, until one has waited for "
+            f"--prefill-max-wait-s; then the gaps give way. A higher --tbt-slo-ms would help."
         )
