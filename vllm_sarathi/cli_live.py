@@ -17,7 +17,7 @@ SloOption = Annotated[
 SchedulersOption = Annotated[
     str | None,
     typer.Option(
-        help="Names with commas: sarathi, sarathi-deadline, default (vLLM's own); default@80 and "
+        help="Names with commas: sarathi, sarathi-sjf, sarathi-deadline, default (vLLM's own); default@80 and "
         "sarathi@256 have a fixed budget. Ours, stock and a sweep of five stock budgets, if not given."
     ),
 ]
@@ -29,6 +29,9 @@ ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Use the finished runs in --out; keep the rows in --json.")
 ]
 SeedOption = Annotated[int, typer.Option(help="What the requests and their times are drawn from.")]
+NeighbourOption = Annotated[
+    bool, typer.Option("--neighbour", help="Keep one core busy meanwhile, for five seconds on and five off.")
+]
 CapacityOption = Annotated[
     bool,
     typer.Option(
@@ -57,6 +60,7 @@ def live(
     out: OutOption = Path("build/bench/live"),
     resume: ResumeOption = False,
     seed: SeedOption = 0,
+    neighbour: NeighbourOption = False,
     capacity: CapacityOption = False,
     url: UrlOption = None,
     rate: RateOption = None,
@@ -82,6 +86,7 @@ def live(
         json=json,
         resume=resume,
         seed=seed,
+        neighbour=neighbour,
     )
     run_live(options, Console())
 

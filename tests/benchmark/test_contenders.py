@@ -19,6 +19,7 @@ from vllm_sarathi.core.config import ConfigError
             "--scheduler sarathi --tbt-slo-ms 250 --calibration-dir none --prefill-order deadline"
             " --ttft-slo-ms 2000",
         ),
+        ("sarathi-sjf", "--scheduler sarathi --tbt-slo-ms 250 --calibration-dir none --prefill-order sjf"),
     ],
 )
 def test_a_name_is_the_flags_of_a_server(label: str, flags: str) -> None:
@@ -37,7 +38,10 @@ def test_only_who_knows_the_promise_runs_for_each() -> None:
     ("labels", "said"),
     [
         ("sarathy", "'sarathy': unknown scheduler; did you mean 'sarathi'"),
-        ("sarathi,stock", "'stock': unknown scheduler; valid: default, sarathi, sarathi-deadline"),
+        (
+            "sarathi,stock",
+            "'stock': unknown scheduler; valid: default, sarathi, sarathi-deadline, sarathi-sjf",
+        ),
         ("default@many", "'default@many': .* whole number"),
         ("default@", "'default@': .* whole number"),
         ("default@-80", "'default@-80': .* whole number"),

@@ -51,6 +51,7 @@ def options(tmp_path: Path, **changes: Any) -> Options:
         "json": tmp_path / "rows.json",
         "resume": False,
         "seed": 0,
+        "neighbour": False,
     }
     return parse_options(**(asked | changes))
 

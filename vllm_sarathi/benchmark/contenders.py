@@ -8,8 +8,10 @@ from vllm_sarathi.core.config import NO_CALIBRATION, STOCK_SCHEDULER, ConfigErro
 OURS = "sarathi"
 DEADLINE = "sarathi-deadline"
 """Ours with `--prefill-order deadline` and `--ttft-slo-ms`."""
+SHORTEST = "sarathi-sjf"
+"""Ours with `--prefill-order sjf`."""
 
-NAMES = (OURS, DEADLINE, STOCK_SCHEDULER)
+NAMES = (OURS, DEADLINE, SHORTEST, STOCK_SCHEDULER)
 STATIC_BUDGETS = (64, 96, 160, 256, 448)
 """The sweep of stock vLLM, tokens per step: what fits beside the decodes in 150, 250 and 500 ms lies in between."""
 QUICK_BUDGETS = (96, 160)
@@ -51,6 +53,8 @@ class Contender:
         flags += ["--tbt-slo-ms", f"{tbt_slo_ms:g}", "--calibration-dir", NO_CALIBRATION]
         if self.name == DEADLINE:
             flags += ["--prefill-order", "deadline", "--ttft-slo-ms", f"{ttft_slo_ms:g}"]
+        elif self.name == SHORTEST:
+            flags += ["--prefill-order", "sjf"]
         return flags
 
 
@@ -65,10 +69,8 @@ def parse_contender(label: str) -> Contender:
         raise ConfigError(f"--schedulers {label!r}: unknown scheduler; {nearest_hint(name, NAMES)}")
     if not at:
         return Contender(label, name, None)
-    if name == DEADLINE:
-        raise ConfigError(
-            f"--schedulers {label!r}: {DEADLINE} goes by its promises and takes no fixed budget."
-        )
+    if name in (DEADLINE, SHORTEST):
+        raise ConfigError(f"--schedulers {label!r}: {name} goes by its promises and takes no fixed budget.")
     if not budget.isascii() or not budget.isdigit():
         raise ConfigError(f"--schedulers {label!r}: the budget after '@' must be a whole number of tokens.")
     # vLLM refuses a budget below its number of sequences.

@@ -6,6 +6,7 @@ promise: it runs each workload once, one after the other on the same server, and
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from vllm_sarathi.benchmark.contenders import (
     parse_contenders,
 )
 from vllm_sarathi.benchmark.load import Load, is_result_of, prepare, read_result, send
+from vllm_sarathi.benchmark.neighbour import BUSY_S, busy_neighbour
 from vllm_sarathi.benchmark.progress import Stages
 from vllm_sarathi.benchmark.rows import Row, RowFile, build_row
 from vllm_sarathi.benchmark.server import SERVER_FLAGS, Server, ServerError, log_tail, serve, server_env
@@ -52,6 +54,7 @@ class Options:
         json: where the rows go, too.
         resume: whether finished runs in `out` are used instead of repeated.
         seed: what the requests and their times are drawn from.
+        neighbour: whether another process works on the machine, on and off.
     """
 
     workloads: tuple[str, ...]
@@ -65,6 +68,7 @@ class Options:
     json: Path | None
     resume: bool
     seed: int
+    neighbour: bool
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def parse_options(
     json: Path | None,
     resume: bool,
     seed: int,
+    neighbour: bool,
 ) -> Options:
     """Check what the user asked for, before any server starts; where nothing was said, all of it.
 
@@ -126,6 +131,7 @@ def parse_options(
         json=json,
         resume=resume,
         seed=seed,
+        neighbour=neighbour,
     )
 
 
@@ -188,7 +194,11 @@ def _run_session(
     server_flags = [*SERVER_FLAGS, *flags]
 
     def metadata(workload: str) -> dict[str, str]:
-        return {"load": loads[workload].fingerprint, "server_flags": " ".join(server_flags)}
+        return {
+            "load": loads[workload].fingerprint,
+            "server_flags": " ".join(server_flags),
+            "neighbour": f"{BUSY_S:g} s on and off" if options.neighbour else "none",
+        }
 
     def add_rows(workload: str) -> None:
         records = read_result(session.result(workload, options.out), loads[workload])
@@ -212,14 +222,15 @@ def _run_session(
             load = loads[workload]
             stages.begin(f"{title}: {workload}, {len(load.arrivals)} requests", total=load.duration_s)
             result = session.result(workload, options.out)
-            send(
-                load,
-                server.base_url,
-                result,
-                env=env,
-                metadata=metadata(workload),
-                while_running=stages.advance,
-            )
+            with busy_neighbour() if options.neighbour else nullcontext():
+                send(
+                    load,
+                    server.base_url,
+                    result,
+                    env=env,
+                    metadata=metadata(workload),
+                    while_running=stages.advance,
+                )
             _check_alive(server)
             add_rows(workload)
 
