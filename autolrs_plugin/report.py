@@ -12,7 +12,7 @@ from autolrs_plugin.core.actions import Probe
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Journal
-from autolrs_plugin.core.rehearsal import Rehearsal
+from autolrs_plugin.core.rehearsal import Rehearsal, shortcoming
 from autolrs_plugin.core.replay import replay
 from autolrs_plugin.core.schedule import phases
 from autolrs_plugin.core.state import Candidate, Stage
@@ -154,6 +154,8 @@ def rehearsal_table(rehearsal: Rehearsal) -> Table:
         f"{ledger.steps_total} steps in all, {ledger.search_share:.1%} of them for the search; a probe that diverges "
         "ends early"
     )
+    if lacking := shortcoming(config):
+        table.caption += f"\n{lacking}"
     return table
 
 

@@ -61,7 +61,7 @@ class Composite:
         stride: of the whole.
     """
 
-    kind: type
+    kind: Any
     parts: dict[str, Any]
     context: Any
     shape: tuple[int, ...]
@@ -269,7 +269,7 @@ class Restorer:
                 for name, part in kept.parts.items()
             }
             if not (same and all(getattr(live, name) is part for name, part in parts.items())):
-                build: Any = kept.kind
+                build = kept.kind
                 live = build.__tensor_unflatten__(parts, kept.context, kept.shape, kept.stride)
             self._restored[id(kept)] = live
             self._written.add(id(live))
