@@ -1,7 +1,7 @@
-"""What docs/how-to says works as it stands there: with the package itself, or with a stand-in for what is used of it.
+"""What docs/how-to says works as it stands there, with stand-ins for what it uses of the packages.
 
-The stand-ins call the callback as LLaMA-Factory 0.9.5 (`run_exp`) and Axolotl 0.19.0 (`TrainerBuilderBase.get_callbacks`,
-`PluginManager.post_train`) do.
+They call the callback as LLaMA-Factory 0.9.5 (`run_exp`) and Axolotl 0.19.0 (`get_callbacks` of its builders, and
+`post_train` of its plugins) do.
 """
 
 import re
@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 from autolrs_plugin.cli import app
 from tests.autolrs.integrations import task
 from tests.test_house import ROOT
-
 
 STEPS = 160
 """So many that there is a search."""
