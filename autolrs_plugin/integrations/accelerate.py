@@ -1,10 +1,12 @@
 """AutoLRS in a hand-written loop on Accelerate's Accelerator."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from autolrs_plugin.training.data import generators_of
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, hosted_config, saved_by
@@ -143,7 +145,9 @@ class _Host:
         # A probe begins with a whole accumulation, and whatever train_step logs is no progress.
         accelerator.step, accelerator.trackers = 0, []
         try:
-            with probe_batches(accelerator, skip_first_batches(self._loader), seed) as batches:
+            with probe_batches(
+                accelerator, without_workers(skip_first_batches(self._loader)), seed
+            ) as batches:
                 yield lambda: self._optimizer_step(batches)
         finally:
             accelerator.step, accelerator.trackers = step, trackers
@@ -177,6 +181,16 @@ def probe_batches(accelerator: Accelerator, loader: Any, seed: int) -> Iterator[
         batches.close()
         gradients._remove_dataloader(loader)
         gradients._set_sync_gradients(sync)
+
+
+def without_workers(loader: Any) -> Any:
+    """Return a copy of a prepared loader that shares no workers with it, and keeps none."""
+    own = copy.copy(loader)
+    if isinstance(vars(own).get("base_dataloader"), DataLoader):  # what Accelerate wraps
+        own.base_dataloader = without_workers(own.base_dataloader)
+    elif isinstance(own, DataLoader):
+        vars(own).update(_iterator=None, persistent_workers=False)  # torch lets no one set the latter
+    return own
 
 
 def check_accelerator(accelerator: Accelerator, model: torch.nn.Module) -> None:

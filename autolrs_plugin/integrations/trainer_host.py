@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from autolrs_plugin.integrations.accelerate import probe_batches
+from autolrs_plugin.integrations.accelerate import probe_batches, without_workers
 from autolrs_plugin.training.attributes import PlainAttributes, kept
 from autolrs_plugin.training.hosted import saved_by
 
@@ -82,15 +82,16 @@ class TrainerHost:
             yield lambda: self._step(batches)
 
     def _loader(self) -> Any:
-        """Return a loader of the Trainer's for one probe: its workers, if it has any, end with it."""
+        """Return a loader of the Trainer's for one probe, and not the run's own: its workers, if any, end with it."""
         trainer, args = self._trainer, self._trainer.args
         persistent, known = args.dataloader_persistent_workers, len(trainer.accelerator._dataloaders)
         args.dataloader_persistent_workers = False
         try:
-            return trainer.get_train_dataloader()
+            loader = trainer.get_train_dataloader()
         finally:
             args.dataloader_persistent_workers = persistent
             del trainer.accelerator._dataloaders[known:]
+        return without_workers(loader)
 
     def _step(self, batches: Iterator[Any]) -> Any:
         trainer, args, accelerator = self._trainer, self._trainer.args, self._trainer.accelerator

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.journal import JournalError
+from autolrs_plugin.training.distributed import RankError
 from tests.autolrs.ranks_job import SEARCH, RanksJob
 from tests.autolrs.scripted import RATES
 
@@ -133,6 +135,24 @@ def test_a_rank_is_killed_and_the_run_goes_on(scenes: Scenes, kind: str, tmp_pat
     alone = RanksJob("none", 0, 1)
     with pytest.raises(JournalError, match="is of another run"):
         alone.tuner(run_dir=tmp_path / "run", **SEARCH)
+
+
+def test_a_step_that_fails_on_one_rank_ends_all_with_the_reason(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.autolrs.failing_ranks", str(tmp_path)],
+        stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    reason = "rank 1 has failed alone (ValueError: out of memory.)"
+    # The third says that the weights are those of the real step.
+    assert found["one"] == [
+        ["RankError", f"{reason}, so that all processes end.", True],
+        ["RankError", f"{reason}, and the others wait for it; start all processes again.", True],
+    ]
+    # Where all fail, each may try again, as a framework does with a smaller batch.
+    assert found["both"] == [["ValueError", "out of memory.", True]] * 2
+    assert should_reduce_batch_size(RuntimeError("CUDA out of memory."))
+    assert not should_reduce_batch_size(RankError("CUDA out of memory."))
 
 
 def test_deepspeed_and_fsdp1_are_refused() -> None:
