@@ -82,7 +82,7 @@ class AutoLRS(HostedResults):
         settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
         self._config = hosted_config("AutoLRS", max_steps, validate is not None, settings)
         _check_prepared(accelerator, optimizer, loader)
-        model = accelerator.unwrap_model(model)
+        wrapped, model = model, accelerator.unwrap_model(model)
         check_accelerator(accelerator, model)
         self._host = _Host(accelerator, loader, train_step, validate)
         self._optimizer = optimizer.optimizer
@@ -90,7 +90,7 @@ class AutoLRS(HostedResults):
         if accelerator.scaler is not None:
             rolled_back["scaler"] = accelerator.scaler
         all_generators = [*generators_of(loader), *generators]
-        parts = {"train_step": train_step, "validate": validate, "loader": loader}
+        parts = {"model": wrapped, "train_step": train_step, "validate": validate, "loader": loader}
         roots = {name: part for name, part in parts.items() if part is not None}
         self._loop = HostedLoop(model, self._optimizer, self._host, rolled_back, all_generators, keep, roots)
         self._observer = StageLines() if progress else StageLog()

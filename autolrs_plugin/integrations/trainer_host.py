@@ -52,8 +52,12 @@ class TrainerHost:
     def roots(self) -> dict[str, Any]:
         """Return what else than the model has state that a probe may change."""
         trainer = self._trainer
-        found = {"train_dataset": trainer.train_dataset, "data_collator": trainer.data_collator}
-        return {**found, "eval_dataset": trainer.eval_dataset}
+        return {
+            "model_wrapped": trainer.model_wrapped,
+            "train_dataset": trainer.train_dataset,
+            "data_collator": trainer.data_collator,
+            "eval_dataset": trainer.eval_dataset,
+        }
 
     @contextmanager
     def saving(self, as_kept: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:

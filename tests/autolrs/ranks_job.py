@@ -93,10 +93,7 @@ class RanksJob:
                 self.step(batch)
 
     def digests(self) -> dict[str, str]:
-        """Return digests of every bit of this rank's weights, optimizer state and (on rank 0) buffers.
-
-        DDP sends rank 0's buffers to the others with every forward pass, also one that only evaluates.
-        """
+        """Return digests of every bit of this rank's weights, optimizer state and buffers."""
         reshard(self.model)  # an evaluation leaves the gathered weights in place of the parameters
         weights = hashlib.sha256()
         for name, value in self.model.named_parameters():
@@ -105,7 +102,7 @@ class RanksJob:
         for group in self.optimizer.param_groups:
             for p in group["params"]:
                 state.update(b"".join(bits(local(v)) for v in self.optimizer.state[p].values()))
-        for name, value in self.model.named_buffers() if distributed.get_rank() == 0 else ():
+        for name, value in self.model.named_buffers():
             state.update(name.encode() + bits(value))
         return {"weights": weights.hexdigest(), "state": state.hexdigest()}
 

@@ -43,14 +43,7 @@ def runner(framework: str) -> Callable[..., task.Outcome]:
 
 
 def told(outcome: task.Outcome) -> dict[str, Any]:
-    names = (
-        sorted(outcome.bits)
-        if int(os.environ["RANK"]) == 0
-        else [n for n in outcome.bits if "norm.r" not in n]
-    )
-    # DDP sends rank 0's buffers to the others with every forward pass, also one that only evaluates.
-    names = [name for name in sorted(names) if int(os.environ["RANK"]) == 0 or name not in ("order", "count")]
-    digest = hashlib.sha256(b"".join(name.encode() + outcome.bits[name] for name in names))
+    digest = hashlib.sha256(b"".join(name.encode() + outcome.bits[name] for name in sorted(outcome.bits)))
     return {
         "bits": digest.hexdigest(),
         "trained_on": outcome.trained_on,
