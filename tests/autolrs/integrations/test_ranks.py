@@ -53,14 +53,16 @@ def test_a_run_with_probes_is_the_run_without_on_every_rank(ranks: list[dict[str
 
 
 def test_a_run_that_was_stopped_ends_on_the_bits_of_one_without_probes_that_was(
-    ranks: list[dict[str, Any]],
+    ranks: list[dict[str, Any]], request: pytest.FixtureRequest
 ) -> None:
-    """Lightning's own resumed runs differ in their noise from whole ones; the others' do not."""
+    """Lightning's own resumed runs differ from whole ones, in their noise and in rank 1's buffers."""
+    keys = ("bits", "trained_on")
     for found in ranks:
         if "resumed" in found:
             assert found["resumed"]["schedule"] == list(task.RATES)
-            assert found["resumed"]["bits"] == found["resumed_without"]["bits"]
-            assert found["resumed"]["trained_on"] == found["tuned"]["trained_on"]
+            assert [found["resumed"][k] for k in keys] == [found["resumed_without"][k] for k in keys]
+            if "lightning" not in request.node.callspec.params["ranks"]:
+                assert [found["resumed"][k] for k in keys] == [found["tuned"][k] for k in keys]
 
 
 def test_what_is_spread_stays_spread(ranks: list[dict[str, Any]], request: pytest.FixtureRequest) -> None:
