@@ -1,6 +1,6 @@
-"""A job of two real processes, for `python -m torch.distributed.run ... -m tests.autolrs.ranks_job SCENE FOLDER`.
+"""A job of two real processes: `python -m torch.distributed.run ... -m tests.autolrs.ranks_job KIND:SCENE... FOLDER`.
 
-Each rank leaves what it found in FOLDER/rank-N.json.
+Each rank leaves what it found in FOLDER/rank-N.json. All scenes share the processes, whose start takes longest.
 """
 
 import hashlib
@@ -28,7 +28,9 @@ from autolrs_plugin.training.tree import local
 from tests.autolrs.jobs import Net, bits
 from tests.autolrs.scripted import PROBING, RATES, script
 
-SEARCH = {"max_steps": 120, "lr_range": (1e-4, 1.0), "progress": False}
+SEARCH = {"max_steps": 160, "lr_range": (1e-4, 1.0), "progress": False}
+"""As short a run as a search has room in."""
+
 SCRIPTED = {"max_steps": 7, "lr_range": (1e-3, 1.0), "progress": False}
 
 
@@ -125,16 +127,22 @@ def search(kind: str, rank: int, folder: Path) -> dict[str, Any]:
     """A whole search, and a plain loop with the schedule that it found."""
     job = RanksJob(kind, rank, 2)
     tuner = job.tuner(**SEARCH)
-    tuner.run()
+    probed: list[tuple[int, list[float]]] = []
+    while not isinstance(action := tuner.next_action(), Done):
+        seen = len(job.seen)
+        tuner.tell(tuner.perform(action))
+        if isinstance(action, Probe):
+            probed.append((len(tuner.schedule), job.seen[seen:]))
     again = RanksJob(kind, rank, 2)
     again.train_plainly(tuner.schedule.lrs)
+    at, batches = probed[0]
     return {
         **told(tuner),
         "digests": job.digests(),
         "plain_digests": again.digests(),
         "sizes": job.sizes(),
-        "first_probe_batches": job.seen[1:7],
-        "first_batches": again.seen[:6],
+        "probe_batches": batches,
+        "batches": again.seen[at : at + len(batches)],
     }
 
 
@@ -200,11 +208,14 @@ SCENES: dict[str, Callable[[str, int, Path], dict[str, Any]]] = {
 
 
 def main() -> None:
-    kind, scenes, folder = sys.argv[1], sys.argv[2].split(","), Path(sys.argv[3])
+    *chosen, folder = sys.argv[1:]
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
-    found = {scene: SCENES[scene](kind, rank, folder) for scene in scenes}
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    found: dict[str, Any] = {}
+    for name in chosen:
+        kind, _, scene = name.partition(":")
+        found[name] = SCENES[scene](kind, rank, Path(folder))
+    (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(found))
     distributed.destroy_process_group()
 
 
