@@ -34,6 +34,10 @@ SEARCH = {"max_steps": 160, "lr_range": (1e-4, 1.0), "progress": False}
 SCRIPTED = {"max_steps": 7, "lr_range": (1e-3, 1.0), "progress": False}
 
 
+DRAWN: list[float] = []
+"""What tells each batch, those of probes included: an attribute of the job would be rolled back."""
+
+
 class RanksJob:
     """A model on one rank of `ranks`, its share of 96 pictures, and a step on 16 of them over all ranks."""
 
@@ -65,6 +69,7 @@ class RanksJob:
             os.kill(os.getpid(), signal.SIGKILL)
         inputs, targets = batch
         self.seen.append(float(inputs.sum()))
+        DRAWN.append(self.seen[-1])
         self.optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self.model(inputs), targets)
         loss.backward()
@@ -129,10 +134,10 @@ def search(kind: str, rank: int, folder: Path) -> dict[str, Any]:
     tuner = job.tuner(**SEARCH)
     probed: list[tuple[int, list[float]]] = []
     while not isinstance(action := tuner.next_action(), Done):
-        seen = len(job.seen)
+        drawn = len(DRAWN)
         tuner.tell(tuner.perform(action))
         if isinstance(action, Probe):
-            probed.append((len(tuner.schedule), job.seen[seen:]))
+            probed.append((len(tuner.schedule), DRAWN[drawn:]))
     again = RanksJob(kind, rank, 2)
     again.train_plainly(tuner.schedule.lrs)
     at, batches = probed[0]
