@@ -12,9 +12,9 @@ from autolrs_plugin.core.actions import Probe
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Journal
-from autolrs_plugin.core.rehearsal import Rehearsal
+from autolrs_plugin.core.rehearsal import Rehearsal, shortcoming
 from autolrs_plugin.core.replay import replay
-from autolrs_plugin.core.schedule import warmup_steps
+from autolrs_plugin.core.schedule import phases
 from autolrs_plugin.core.state import Candidate, Stage
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def load_run(run_dir: Path) -> Controller:
 def run_tables(controller: Controller) -> Group:
     """Return the tables that `autolrs show` prints: the state, each stage's candidates, and the costs."""
     return Group(
-        _summary(controller), *(_stage_table(stage) for stage in controller.stages), _costs(controller)
+        _summary(controller), *(stage_table(stage) for stage in controller.stages), _costs(controller)
     )
 
 
@@ -61,21 +61,24 @@ def _summary(controller: Controller) -> str:
     return "\n".join(lines)
 
 
-def _stage_table(stage: Stage) -> Table:
+def stage_table(stage: Stage) -> Table:
+    """Return the table of one search: its probes, and the rate that was chosen, which may be none of theirs."""
     table = _table("", "learning rate", "steps", "train loss", "val loss", "forecast", "±", left=1)
     table.title = f"stage {stage.index} ({stage.kind}) at step {stage.first_step}: {stage.chosen_lr:.3g}"
     table.caption = stage.reason
-    nearest = _chosen(stage)
+    chosen = [math.isclose(c.lr, stage.chosen_lr, rel_tol=1e-9) for c in stage.candidates]
     for index, candidate in enumerate(stage.candidates):
         forecast = (f"{candidate.forecast:.4f}", f"{candidate.std:.4f}")
         table.add_row(
-            ">" if candidate is nearest else str(index),
+            ">" if chosen[index] else str(index),
             f"{candidate.lr:.3g}",
             str(len(candidate.losses)),
             f"{candidate.losses[-1]:.4f}" if candidate.losses else "",
             "" if candidate.val_loss is None else f"{candidate.val_loss:.4f}",
             *(("diverged", "") if candidate.diverged else forecast),
         )
+    if not any(chosen) and stage.chosen_lr > 0:
+        table.add_row(">", f"{stage.chosen_lr:.3g}", "none", "", "", "", "")
     return table
 
 
@@ -140,12 +143,8 @@ def rehearsal_table(rehearsal: Rehearsal) -> Table:
             str(evaluations),
             str(steps),
         )
-    warmup = warmup_steps(config)
-    phases = {"warm-up": warmup, "decay" if config.final_decay else "peak": config.max_steps - warmup}
-    if config.mode == "paper":
-        phases = {"training": config.max_steps}
     first = 0
-    for name, steps in phases.items():
+    for name, steps in ({"training": config.max_steps} if config.mode == "paper" else phases(config)).items():
         evaluations = sum(first < at <= first + steps for at, _ in controller.val_losses)
         table.add_row(name, str(first), "", "", str(evaluations), str(steps))
         first += steps
@@ -155,6 +154,8 @@ def rehearsal_table(rehearsal: Rehearsal) -> Table:
         f"{ledger.steps_total} steps in all, {ledger.search_share:.1%} of them for the search; a probe that diverges "
         "ends early"
     )
+    if lacking := shortcoming(config):
+        table.caption += f"\n{lacking}"
     return table
 
 

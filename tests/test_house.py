@@ -14,7 +14,7 @@ from vllm_sarathi.engine.vllm.contract import TESTED_VERSIONS
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vllm_sarathi", "autolrs_plugin")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "Makefile", *PACKAGES, "tests", "examples"}
+TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "Makefile", *PACKAGES, "tests", "examples", "docs"}
 
 MAY_IMPORT = {
     "vllm_sarathi.core": {"core"},

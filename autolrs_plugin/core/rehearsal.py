@@ -11,6 +11,7 @@ noise that only a decay takes away.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,10 +103,38 @@ def rehearse(config: AutoLRSConfig, best_lr: float | None = None) -> Rehearsal:
     best = math.sqrt(low * high) if best_lr is None else best_lr
     if not low <= best <= high:
         raise ConfigError(f"best_lr={best_lr!r}: must lie within lr_range={config.lr_range!r}.")
-    controller, job = Controller(config), StandIn(2.0 * best, config.seed)
-    actions: list[tuple[Action, Result]] = []
+    controller = Controller(config)
+    return Rehearsal(controller, tuple(_played(controller, StandIn(2.0 * best, config.seed))))
+
+
+def _played(controller: Controller, job: StandIn) -> Iterator[tuple[Action, Result]]:
     while not isinstance(action := controller.next(), Done):
         result = job.carry_out(action)
         controller.tell(result)
-        actions.append((action, result))
-    return Rehearsal(controller, tuple(actions))
+        yield action, result
+
+
+def shortcoming(config: AutoLRSConfig) -> str:
+    """Return a sentence on what so short a run has no room for, the search or its evaluations; otherwise nothing.
+
+    Only as much is played as it takes to see a probe that is evaluated: in a long run, the first one.
+    """
+    if config.mode == "paper":  # its lengths are the published ones, whatever the run's
+        return ""
+    probed = False
+    job = StandIn(2.0 * math.sqrt(config.lr_range[0] * config.lr_range[1]), config.seed)
+    for action, _ in _played(Controller(config), job):
+        if isinstance(action, Probe):
+            probed = True
+            if action.evaluate or not config.validation:
+                return ""
+    if probed:
+        return (
+            f"validation: decides nothing in so short a run (max_steps={config.max_steps}): an evaluation is taken to "
+            f"cost eval_cost_steps={config.eval_cost_steps:g} steps, more than the probes leave room for, so their "
+            "training losses decide; give a smaller eval_cost_steps if an evaluation costs less."
+        )
+    return (
+        f"max_steps={config.max_steps}: leaves no room for a search (search_budget={config.search_budget:g} of the "
+        "steps), so the learning rate is the one that the run begins with; give more steps, or a larger search_budget."
+    )

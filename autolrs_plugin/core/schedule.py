@@ -125,10 +125,21 @@ def warmup_steps(config: AutoLRSConfig) -> int:
     return min(config.max_steps - 1, round(config.warmup * config.max_steps))
 
 
+def phases(config: AutoLRSConfig) -> dict[str, int]:
+    """Return the steps of each phase of a run of the default plan, in order: warm-up, plateau and decay."""
+    warmup = warmup_steps(config)
+    after = config.max_steps - warmup
+    decay = max(1, min(_decay_steps(config), after)) if config.final_decay else 0
+    return {"warm-up": warmup, "plateau": after - decay, "decay": decay}
+
+
+def _decay_steps(config: AutoLRSConfig) -> int:
+    return round(DECAY * config.max_steps)
+
+
 def run_curve(step: int, config: AutoLRSConfig) -> float:
     """Return the share of its peak that a run of the default plan has at `step`."""
-    decay = round(DECAY * config.max_steps)
-    return unit_curve(step, config.max_steps, warmup_steps(config), config.final_decay, decay)
+    return unit_curve(step, config.max_steps, warmup_steps(config), config.final_decay, _decay_steps(config))
 
 
 def preview(config: AutoLRSConfig, peak_lr: float | None = None) -> Schedule:

@@ -1,10 +1,12 @@
 """AutoLRS in a hand-written loop on Accelerate's Accelerator."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from autolrs_plugin.training.data import generators_of
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, hosted_config, saved_by
@@ -80,7 +82,7 @@ class AutoLRS(HostedResults):
         settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
         self._config = hosted_config("AutoLRS", max_steps, validate is not None, settings)
         _check_prepared(accelerator, optimizer, loader)
-        model = accelerator.unwrap_model(model)
+        wrapped, model = model, accelerator.unwrap_model(model)
         check_accelerator(accelerator, model)
         self._host = _Host(accelerator, loader, train_step, validate)
         self._optimizer = optimizer.optimizer
@@ -88,7 +90,7 @@ class AutoLRS(HostedResults):
         if accelerator.scaler is not None:
             rolled_back["scaler"] = accelerator.scaler
         all_generators = [*generators_of(loader), *generators]
-        parts = {"train_step": train_step, "validate": validate, "loader": loader}
+        parts = {"model": wrapped, "train_step": train_step, "validate": validate, "loader": loader}
         roots = {name: part for name, part in parts.items() if part is not None}
         self._loop = HostedLoop(model, self._optimizer, self._host, rolled_back, all_generators, keep, roots)
         self._observer = StageLines() if progress else StageLog()
@@ -143,7 +145,9 @@ class _Host:
         # A probe begins with a whole accumulation, and whatever train_step logs is no progress.
         accelerator.step, accelerator.trackers = 0, []
         try:
-            with probe_batches(accelerator, skip_first_batches(self._loader), seed) as batches:
+            with probe_batches(
+                accelerator, without_workers(skip_first_batches(self._loader)), seed
+            ) as batches:
                 yield lambda: self._optimizer_step(batches)
         finally:
             accelerator.step, accelerator.trackers = step, trackers
@@ -177,6 +181,16 @@ def probe_batches(accelerator: Accelerator, loader: Any, seed: int) -> Iterator[
         batches.close()
         gradients._remove_dataloader(loader)
         gradients._set_sync_gradients(sync)
+
+
+def without_workers(loader: Any) -> Any:
+    """Return a copy of a prepared loader that shares no workers with it, and keeps none."""
+    own = copy.copy(loader)
+    if isinstance(vars(own).get("base_dataloader"), DataLoader):  # what Accelerate wraps
+        own.base_dataloader = without_workers(own.base_dataloader)
+    elif isinstance(own, DataLoader):
+        vars(own).update(_iterator=None, persistent_workers=False)  # torch lets no one set the latter
+    return own
 
 
 def check_accelerator(accelerator: Accelerator, model: torch.nn.Module) -> None:

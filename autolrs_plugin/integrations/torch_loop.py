@@ -26,7 +26,7 @@ from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
 from autolrs_plugin.training.lr import ReplayLR, prior_of
 from autolrs_plugin.training.ports import Observer, Prober
-from autolrs_plugin.training.progress import observers_for
+from autolrs_plugin.training.progress import observers_for, warn_beforehand
 from autolrs_plugin.training.rng import Generator
 from autolrs_plugin.training.session import Session
 
@@ -162,10 +162,13 @@ class AutoLRS:
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
         self._ranks = ranks
-        shown = observers_for(config, progress, tensorboard) if ranks is None or ranks.leads else []
+        leads = ranks is None or ranks.leads
+        shown = observers_for(config, progress, tensorboard) if leads else []
         folder = None if run_dir is None else Path(run_dir)
         self._session = _session(config, self._loop, ranks, folder, resume, [*shown, *observers], probes)
         self._controller = self._session.controller
+        if leads:
+            warn_beforehand(self._controller)
 
     def run(self) -> Schedule:
         """Search and train up to the end; return the schedule that was found.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from autolrs_plugin.integrations.accelerate import probe_batches
+from autolrs_plugin.integrations.accelerate import probe_batches, without_workers
 from autolrs_plugin.training.attributes import PlainAttributes, kept
 from autolrs_plugin.training.hosted import saved_by
 
@@ -52,8 +52,12 @@ class TrainerHost:
     def roots(self) -> dict[str, Any]:
         """Return what else than the model has state that a probe may change."""
         trainer = self._trainer
-        found = {"train_dataset": trainer.train_dataset, "data_collator": trainer.data_collator}
-        return {**found, "eval_dataset": trainer.eval_dataset}
+        return {
+            "model_wrapped": trainer.model_wrapped,
+            "train_dataset": trainer.train_dataset,
+            "data_collator": trainer.data_collator,
+            "eval_dataset": trainer.eval_dataset,
+        }
 
     @contextmanager
     def saving(self, as_kept: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
@@ -82,15 +86,16 @@ class TrainerHost:
             yield lambda: self._step(batches)
 
     def _loader(self) -> Any:
-        """Return a loader of the Trainer's for one probe: its workers, if it has any, end with it."""
+        """Return a loader of the Trainer's for one probe, and not the run's own: its workers, if any, end with it."""
         trainer, args = self._trainer, self._trainer.args
         persistent, known = args.dataloader_persistent_workers, len(trainer.accelerator._dataloaders)
         args.dataloader_persistent_workers = False
         try:
-            return trainer.get_train_dataloader()
+            loader = trainer.get_train_dataloader()
         finally:
             args.dataloader_persistent_workers = persistent
             del trainer.accelerator._dataloaders[known:]
+        return without_workers(loader)
 
     def _step(self, batches: Iterator[Any]) -> Any:
         trainer, args, accelerator = self._trainer, self._trainer.args, self._trainer.accelerator

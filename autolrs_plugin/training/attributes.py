@@ -112,6 +112,22 @@ class Slots:
         return isinstance(self._owner, torch.utils.data.DataLoader)
 
 
+class WrapperSlots(Slots):
+    """What of DistributedDataParallel's own attributes decides about a later step: whether buffers are sent before it.
+
+    An evaluation turns it off, until a step has been taken; after one that is taken back, the next step would miss it.
+    """
+
+    NAME = "require_forward_param_sync"
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__(owner, "module")
+
+    def get(self) -> dict[str, Any]:
+        """Return the one attribute, where there is one."""
+        return {self.NAME: getattr(self._owner, self.NAME)} if hasattr(self._owner, self.NAME) else {}
+
+
 class FunctionSlots(Slots):
     """The variables of a function's surroundings that it uses: closure cells and globals.
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save, save_file
 
 from autolrs_plugin.core.journal import sync_folder
-from autolrs_plugin.training.tree import Sharding, TensorCopy
+from autolrs_plugin.training.tree import Composite, Sharding, TensorCopy
 
 VERSION = 2
 _HEADER = "autolrs"
@@ -132,6 +132,8 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
         return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, TensorCopy):
         return _encode_tensor(value, tensors, where)
+    if isinstance(value, Composite):
+        return _encode_composite(value, tensors, where)
     if type(value) in (dict, OrderedDict, Counter) or _is_default_dict(value):
         tag = type(value).__name__ if type(value) in (OrderedDict, Counter) else "dict"
         pairs = [
@@ -177,6 +179,35 @@ def _encode_tensor(kept: TensorCopy, tensors: _Tensors, where: str) -> dict[str,
     return encoded
 
 
+def _encode_composite(kept: Composite, tensors: _Tensors, where: str) -> dict[str, Any]:
+    if kept.kind not in torch.serialization.get_safe_globals():
+        raise CheckpointError(
+            f"{where}: a {kept.kind.__name__} cannot be written, for its package has not named it to torch as safe to "
+            "load (torch.serialization.add_safe_globals); leave run_dir out."
+        )
+    parts = {name: _encode(part, tensors, f"{where}.{name}") for name, part in kept.parts.items()}
+    form = {"shape": list(kept.shape), "stride": list(kept.stride)}
+    return {
+        "composite": _full_name(kept.kind),
+        "parts": parts,
+        "context": _encode(kept.context, tensors, where),
+        **form,
+    }
+
+
+def _full_name(kind: Any) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _decode_composite(name: str, values: dict[str, Any], tensor: Callable[[str], torch.Tensor]) -> Composite:
+    known = {_full_name(k): k for k in torch.serialization.get_safe_globals() if isinstance(k, type)}
+    if name not in known:
+        raise CheckpointError(f"{name}: is in the checkpoint, and its package has not been imported here.")
+    parts = {key: _decode(part, tensor) for key, part in values["parts"].items()}
+    context = _decode(values["context"], tensor)
+    return Composite(known[name], parts, context, tuple(values["shape"]), tuple(values["stride"]))
+
+
 def _encode_sharding(sharding: Sharding, where: str) -> dict[str, Any]:
     dims: list[int | None] = []
     for placement in sharding.placements:
@@ -197,6 +228,8 @@ def _decode(value: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
     extra = dict(options)
     if tag == "tensor":
         return _decode_tensor(tensor(body), extra)
+    if tag == "composite":
+        return _decode_composite(body, extra, tensor)
     if tag in ("dict", "OrderedDict", "Counter"):
         kind = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}[tag]
         return kind({_decode(k, tensor): _decode(v, tensor) for k, v in body})

@@ -7,12 +7,18 @@ ever. The controllers of the others repeat what they hear, so that everything el
 
 Every loss is the mean over the ranks, with the same bits on each of them, so that all end a probe at the same step.
 Each rank keeps, and writes, its own part of the state: with FSDP2 snapshots stay sharded. Rank 0 writes the journal.
+
+Where a rank fails alone in a probe the others wait for it, in the midst of their gradients' traffic. It must not go on,
+as a framework that tries again with a smaller batch would; it ends, which they notice, and end with its reason.
 """
 
 import functools
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +44,13 @@ from autolrs_plugin.training.ports import OnStep, Port, Steps
 RANK_SEEDS = 2**32
 """Probes draw from a seed of each rank's own: so far apart, with the same last 32 bits on all ranks."""
 
+PATIENCE_S = 60.0
+"""So long a rank that has failed in a probe waits for the others to fail as well, as when all run out of memory."""
+
+
+class RankError(Exception):
+    """A rank has failed alone; no RuntimeError, for which a framework may look for a lack of memory and try again."""
+
 
 def ranks_of_job() -> "Ranks | None":
     """Return the processes that train together with this one, or None where it is alone.
@@ -62,11 +75,43 @@ class Ranks:
         self.count = distributed.get_world_size()
         # A group of our own, on the CPU: plain data needs no accelerator, and never mixes with the gradients' traffic.
         self._group = distributed.new_group(backend="gloo")
+        self._store = distributed.PrefixStore(
+            f"autolrs-{self.share(uuid.uuid4().hex)}", distributed.distributed_c10d._get_default_store()
+        )
+        self._agreements = 0
 
     @property
     def leads(self) -> bool:
         """Whether this is rank 0."""
         return bool(self.index == 0)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, all ranks do the same; where it ends in an error on some of them alone, it does on all.
+
+        Raises:
+            RankError: this rank has failed alone, or another one has; the message says with what.
+        """
+        self._agreements += 1
+        failed = [f"{self._agreements}-{rank}" for rank in range(self.count)]
+        alone = f"{self._agreements}-alone"
+        try:
+            yield
+        except Exception as error:
+            reason = f"rank {self.index} has failed alone ({type(error).__name__}: {error})"
+            try:
+                if self._store.check([alone]):
+                    reason = self._store.get(alone).decode()
+                    raise RankError(f"{reason}, so that all processes end.") from error
+                self._store.set(failed[self.index], "")
+                self._store.wait(failed, timedelta(seconds=PATIENCE_S))
+            except RuntimeError:
+                with suppress(RuntimeError):  # whoever keeps the store may be the one that has ended
+                    self._store.set(alone, reason)
+                raise RankError(
+                    f"{reason}, and the others wait for it; start all processes again."
+                ) from error
+            raise
 
     def share(self, message: Any = None) -> Any:
         """Return rank 0's `message` (plain data) on every rank."""
@@ -178,8 +223,7 @@ class RankedPort:
     def __init__(self, port: Port, ranks: Ranks) -> None:
         self._port = port
         self._ranks = ranks
-        self.evaluate, self.fingerprint = port.evaluate, port.fingerprint
-        self.snapshot, self.restore = port.snapshot, port.restore
+        self.fingerprint, self.snapshot, self.restore = port.fingerprint, port.snapshot, port.restore
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
         """Take one step at each learning rate on this rank's part of the data."""
@@ -188,7 +232,13 @@ class RankedPort:
     def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
         """Take steps on minibatches of this rank's own."""
         own_seed = seed + self._ranks.index * RANK_SEEDS
-        return self._counted(self._port.probe(lrs, own_seed, abort_above, on_step))
+        with self._ranks.together():
+            return self._counted(self._port.probe(lrs, own_seed, abort_above, on_step))
+
+    def evaluate(self) -> float:
+        """Return the validation loss, the mean over the ranks."""
+        with self._ranks.together():
+            return self._port.evaluate()
 
     def write_state(self, path: Path) -> str:
         """Write this rank's part of the state beside `path`; return the SHA-256 of all parts, in their order."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autolrs_plugin.training.tree import TensorCopy, local
+from autolrs_plugin.training.tree import Composite, TensorCopy, plain_tensors
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -19,7 +19,7 @@ def weights_fingerprint(trainable: Mapping[str, torch.Tensor], frozen: Mapping[s
 
     Trainable parameters count by the sum of their bits as integers, frozen ones by torch's count of writes.
     """
-    sums = [_bit_sum(local(p.detach())) for p in trainable.values()]
+    sums = [_bit_sum(part) for p in trainable.values() for part in plain_tensors(p)]
     digest = hashlib.sha256()
     for device in dict.fromkeys(s.device for s in sums):
         digest.update(repr(torch.stack([s for s in sums if s.device == device]).tolist()).encode())
@@ -32,7 +32,8 @@ def weights_digest(parameters: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, parameter in parameters.items():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        digest.update(_bytes_of(local(parameter.detach())).data)
+        for part in plain_tensors(parameter):
+            digest.update(_bytes_of(part).data)
     return digest.hexdigest()
 
 
@@ -45,6 +46,9 @@ def leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
     """Yield the path to every leaf of nested state, with a digest of it."""
     if isinstance(value, TensorCopy):
         value = value.data
+    if isinstance(value, Composite):
+        yield path, f"{value.kind.__name__} {value.context!r}"
+        value = value.parts
     if isinstance(value, dict):
         yield path, f"{type(value).__name__} {list(map(str, value))}"
         for key, item in value.items():
@@ -53,6 +57,8 @@ def leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
         yield path, f"{type(value).__name__} of {len(value)}"
         for index, item in enumerate(value):
             yield from leaves(f"{path}[{index}]", item)
+    elif isinstance(value, set | frozenset):
+        yield path, f"{type(value).__name__} {sorted(map(repr, value))}"  # in no order of its own
     elif isinstance(value, torch.Tensor):
         yield path, f"{value.dtype} {tuple(value.shape)} {tensor_digest(value)}"
     elif isinstance(value, np.ndarray):
@@ -63,7 +69,10 @@ def leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def tensor_digest(tensor: torch.Tensor) -> int:
     """Return a number that changes when a bit of a tensor does; on an accelerator, the sum of its bits."""
-    tensor = local(tensor.detach())
+    parts = list(plain_tensors(tensor))
+    if len(parts) > 1:
+        return zlib.crc32(repr([tensor_digest(part) for part in parts]).encode())
+    tensor = parts[0]
     if tensor.layout != torch.strided or tensor.device.type == "meta":
         return int(tensor._version)
     if tensor.device.type != "cpu":

@@ -30,6 +30,7 @@ from autolrs_plugin.training.distributed import RankedPort, ranks_of_job
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop
 from autolrs_plugin.training.ports import Observer, OnStep, Port, Steps
+from autolrs_plugin.training.progress import warn_beforehand
 from autolrs_plugin.training.rng import Generator, seed_all
 from autolrs_plugin.training.session import Session, check_same_run
 
@@ -157,7 +158,10 @@ class HostedRun:
         self._seconds = self._since = 0.0
         if state is not None:
             self._resume(state, step)
-        shown = observers if self._ranks is None or self._ranks.leads else ()
+        shown: Sequence[Observer] = ()
+        if self._ranks is None or self._ranks.leads:
+            shown = observers
+            warn_beforehand(self.controller)
         self._session = Session(self.controller, loop.port(), observers=shown)
         self._action: Action = self._session.next_action()
 

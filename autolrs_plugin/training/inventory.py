@@ -21,7 +21,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from autolrs_plugin.training.attributes import ATOMS, MANY, FunctionSlots, Slots, held, names_in
+from autolrs_plugin.training.attributes import (
+    ATOMS,
+    MANY,
+    FunctionSlots,
+    Slots,
+    WrapperSlots,
+    held,
+    names_in,
+)
 from autolrs_plugin.training.rng import Generator, like_state
 
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -65,7 +73,7 @@ SKIPPED = {
 """Packages whose objects hold nothing of a job that is not reached in another way."""
 
 TORCHS_OWN = ("torch.nn.parallel", "torch.distributed", "torch._dynamo", "torch.fx")
-"""Wrappers whose attributes mirror objects that cannot be set back, and that no step changes in a way that matters."""
+"""Wrappers whose attributes mirror objects that cannot be set back; for what of them matters see WrapperSlots."""
 
 DEEP, REACH = 12, 100_000
 """How far the walk goes: attributes in a row, and objects in all."""
@@ -151,8 +159,8 @@ class Inventory:
             self._seen[id(module)] = module
             own = joined(path, name)
             self.modules[own] = module
-            if not type(module).__module__.startswith(TORCHS_OWN):
-                self._held(own, Slots(module, "module"), False, depth)
+            wraps = type(module).__module__.startswith(TORCHS_OWN)
+            self._held(own, WrapperSlots(module) if wraps else Slots(module, "module"), False, depth)
 
     def _optimizer(self, path: str, optimizer: torch.optim.Optimizer, depth: int) -> None:
         if id(optimizer.state) not in self._states:  # Accelerate's optimizer has that of the one inside

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.rehearsal import shortcoming
 from autolrs_plugin.training.ports import Observer
 
 logger = logging.getLogger("autolrs_plugin")
@@ -30,6 +31,12 @@ def observers_for(config: AutoLRSConfig, progress: bool, tensorboard: Any) -> li
     if tensorboard is not None:
         observers.append(Scalars(_writer(tensorboard)))
     return observers
+
+
+def warn_beforehand(controller: Controller) -> None:
+    """Log what a run that begins has no room for; nothing of one that is gone on with."""
+    if not controller.step and not controller.stages and (sentence := shortcoming(controller.config)):
+        logger.warning("%s", sentence)
 
 
 class StageLog:
@@ -75,6 +82,7 @@ class StageLines(StageLog):
 
     def on_action(self, action: Action, controller: Controller) -> None:
         """Say that a search begins."""
+        super().on_action(action, controller)
         if isinstance(action, Probe) and action.stage != self._announced:
             self._announced = action.stage
             self.say(f"stage {action.stage} at step {controller.step}: searching the learning rate")

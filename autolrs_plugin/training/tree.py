@@ -7,7 +7,7 @@ compiled graphs, flattened buffers and the caller's own variables refer to them.
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,27 @@ class TensorCopy:
     sharding: Sharding | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """A tensor that consists of others, such as a state of 8 bits with its scales.
+
+    Its own copying cannot be relied on: torchao's gives the same memory where the device is the same.
+
+    Attributes:
+        kind: its type.
+        parts: the tensors that it consists of, by the name of the attribute.
+        context: what else its type needs to put them together.
+        shape: of the whole.
+        stride: of the whole.
+    """
+
+    kind: Any
+    parts: dict[str, Any]
+    context: Any
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
 def is_sharded(tensor: Any) -> bool:
     """Tell whether a tensor is a DTensor."""
     return isinstance(tensor, torch.Tensor) and hasattr(tensor, "to_local")
@@ -55,6 +76,26 @@ def is_sharded(tensor: Any) -> bool:
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """Return this process's part of a tensor, in the same memory; the whole of one that is not spread."""
     return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def part_names(tensor: Any) -> list[str]:
+    """Return the attributes that hold the tensors that this one consists of; none of an ordinary one."""
+    if (
+        not isinstance(tensor, torch.Tensor)
+        or is_sharded(tensor)
+        or not hasattr(tensor, "__tensor_flatten__")
+    ):
+        return []
+    return list(tensor.__tensor_flatten__()[0])
+
+
+def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield this process's part of a tensor, in the same memory; of one that consists of others, theirs."""
+    names = part_names(tensor)
+    for name in names:
+        yield from plain_tensors(getattr(tensor, name))
+    if not names:
+        yield from plain_tensors(tensor.to_local()) if is_sharded(tensor) else [tensor.detach()]
 
 
 class Copier:
@@ -71,7 +112,7 @@ class Copier:
     def __init__(self, place: torch.device | None = None, share: bool = False) -> None:
         self._place = place
         self.shares = share
-        self._copies: dict[int, TensorCopy] = {}
+        self._copies: dict[int, TensorCopy | Composite] = {}
         self._reused: set[int] = set()
         self.origins: dict[int, Any] = {}
         # Containers of tensors are made anew by some state_dict(): they must outlive their ids.
@@ -88,7 +129,8 @@ class Copier:
         if isinstance(value, torch.Tensor):
             if id(value) not in self._copies:
                 self._seen.append(value)
-                self._copies[id(value)] = self._copy_tensor(value.detach(), old)
+                copy_of = self._copy_parts if part_names(value) else self._copy_tensor
+                self._copies[id(value)] = copy_of(value, old)
             copied: Any = self._copies[id(value)]
         elif isinstance(value, dict):
             olds = old if isinstance(old, dict) else {}
@@ -107,8 +149,20 @@ class Copier:
             self.origins[id(copied)] = value
         return copied
 
+    def _copy_parts(self, whole: Any, old: Any) -> Composite:
+        names, context = whole.__tensor_flatten__()
+        olds = old.parts if isinstance(old, Composite) else {}
+        parts = {name: self.copy(getattr(whole, name), olds.get(name)) for name in names}
+        return Composite(type(whole), parts, context, tuple(whole.shape), tuple(whole.stride()))
+
     def _copy_tensor(self, whole: torch.Tensor, old: Any) -> TensorCopy:
+        whole = whole.detach()
         tensor, sharding = local(whole), None
+        if part_names(tensor):
+            raise TypeError(
+                f"a {type(tensor).__name__} that is spread over processes cannot be copied; keep optimizer states of "
+                "32 bits with FSDP2, or train with DistributedDataParallel."
+            )
         if is_sharded(whole):
             sharding = Sharding(
                 whole.device_mesh, tuple(whole.placements), tuple(whole.shape), tuple(whole.stride())
@@ -146,9 +200,13 @@ class Restorer:
         self._restored: dict[int, torch.Tensor] = {}
         self._written: set[int] = set()
 
-    def into(self, tensor: torch.Tensor, kept: TensorCopy) -> None:
+    def into(self, tensor: torch.Tensor, kept: TensorCopy | Composite) -> None:
         """Write `kept` into `tensor`, which keeps its identity, memory and layout."""
-        local(tensor).copy_(kept.data)
+        if isinstance(kept, Composite):
+            for name, part in kept.parts.items():
+                self.into(getattr(tensor, name), part)
+        else:
+            local(tensor).copy_(kept.data)
         self._restored[id(kept)] = tensor
         self._written.add(id(tensor))
 
@@ -157,6 +215,8 @@ class Restorer:
         live = self._origins.get(id(kept), live)
         if isinstance(kept, TensorCopy):
             return self._tensor(live, kept)
+        if isinstance(kept, Composite):
+            return self._composite(live, kept)
         if isinstance(kept, dict):
             before = live if isinstance(live, dict) else {}
             items = {key: self.restored(before.get(key), item) for key, item in kept.items()}
@@ -198,6 +258,22 @@ class Restorer:
         self._restored[id(kept)] = fresh
         self._written.add(id(fresh))
         return fresh
+
+    def _composite(self, live: Any, kept: Composite) -> Any:
+        if id(kept) not in self._restored:
+            same = (
+                type(live) is kept.kind and tuple(live.shape) == kept.shape and id(live) not in self._written
+            )
+            parts = {
+                name: self.restored(getattr(live, name) if same else None, part)
+                for name, part in kept.parts.items()
+            }
+            if not (same and all(getattr(live, name) is part for name, part in parts.items())):
+                build = kept.kind
+                live = build.__tensor_unflatten__(parts, kept.context, kept.shape, kept.stride)
+            self._restored[id(kept)] = live
+            self._written.add(id(live))
+        return self._restored[id(kept)]
 
     def _whole(self, part: torch.Tensor, sharding: Sharding | None) -> torch.Tensor:
         if sharding is None:
@@ -245,8 +321,9 @@ def _refilled(live: Any, kept: Any, items: Iterable[Any]) -> Any:
         live.clear()
         live.extend(items)
     elif same and isinstance(live, set):
-        live.clear()
-        live.update(items)
+        if live != kept:  # otherwise it keeps the order in which it is iterated over
+            live.clear()
+            live.update(items)
     else:
         return set(items) if isinstance(kept, set) else _like(kept, list(items))
     return live

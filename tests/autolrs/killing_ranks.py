@@ -26,6 +26,7 @@ def train(rank: int, folder: Path, rendezvous: Path) -> None:
     job = RanksJob("ddp", rank, 2)
     tuner = job.tuner(run_dir=folder / "run", **SEARCH)
     tuner.run()
+    assert tuner.ledger.search.steps > 0, "there is no probe to be killed in"
     found = repr((job.digests(), tuner.schedule.lrs, tuner.losses, tuner.val_losses))
     (folder / f"end-{rank}").write_text(hashlib.sha256(found.encode()).hexdigest())
     tuner.close()

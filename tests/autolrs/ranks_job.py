@@ -1,6 +1,6 @@
-"""A job of two real processes, for `python -m torch.distributed.run ... -m tests.autolrs.ranks_job SCENE FOLDER`.
+"""A job of two real processes: `python -m torch.distributed.run ... -m tests.autolrs.ranks_job KIND:SCENE... FOLDER`.
 
-Each rank leaves what it found in FOLDER/rank-N.json.
+Each rank leaves what it found in FOLDER/rank-N.json. All scenes share the processes, whose start takes longest.
 """
 
 import hashlib
@@ -28,8 +28,14 @@ from autolrs_plugin.training.tree import local
 from tests.autolrs.jobs import Net, bits
 from tests.autolrs.scripted import PROBING, RATES, script
 
-SEARCH = {"max_steps": 120, "lr_range": (1e-4, 1.0), "progress": False}
+SEARCH = {"max_steps": 160, "lr_range": (1e-4, 1.0), "progress": False}
+"""As short a run as a search has room in."""
+
 SCRIPTED = {"max_steps": 7, "lr_range": (1e-3, 1.0), "progress": False}
+
+
+DRAWN: list[float] = []
+"""What tells each batch, those of probes included: an attribute of the job would be rolled back."""
 
 
 class RanksJob:
@@ -63,6 +69,7 @@ class RanksJob:
             os.kill(os.getpid(), signal.SIGKILL)
         inputs, targets = batch
         self.seen.append(float(inputs.sum()))
+        DRAWN.append(self.seen[-1])
         self.optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self.model(inputs), targets)
         loss.backward()
@@ -93,10 +100,7 @@ class RanksJob:
                 self.step(batch)
 
     def digests(self) -> dict[str, str]:
-        """Return digests of every bit of this rank's weights, optimizer state and (on rank 0) buffers.
-
-        DDP sends rank 0's buffers to the others with every forward pass, also one that only evaluates.
-        """
+        """Return digests of every bit of this rank's weights, optimizer state and buffers."""
         reshard(self.model)  # an evaluation leaves the gathered weights in place of the parameters
         weights = hashlib.sha256()
         for name, value in self.model.named_parameters():
@@ -105,7 +109,7 @@ class RanksJob:
         for group in self.optimizer.param_groups:
             for p in group["params"]:
                 state.update(b"".join(bits(local(v)) for v in self.optimizer.state[p].values()))
-        for name, value in self.model.named_buffers() if distributed.get_rank() == 0 else ():
+        for name, value in self.model.named_buffers():
             state.update(name.encode() + bits(value))
         return {"weights": weights.hexdigest(), "state": state.hexdigest()}
 
@@ -128,16 +132,22 @@ def search(kind: str, rank: int, folder: Path) -> dict[str, Any]:
     """A whole search, and a plain loop with the schedule that it found."""
     job = RanksJob(kind, rank, 2)
     tuner = job.tuner(**SEARCH)
-    tuner.run()
+    probed: list[tuple[int, list[float]]] = []
+    while not isinstance(action := tuner.next_action(), Done):
+        drawn = len(DRAWN)
+        tuner.tell(tuner.perform(action))
+        if isinstance(action, Probe):
+            probed.append((len(tuner.schedule), DRAWN[drawn:]))
     again = RanksJob(kind, rank, 2)
     again.train_plainly(tuner.schedule.lrs)
+    at, batches = probed[0]
     return {
         **told(tuner),
         "digests": job.digests(),
         "plain_digests": again.digests(),
         "sizes": job.sizes(),
-        "first_probe_batches": job.seen[1:7],
-        "first_batches": again.seen[:6],
+        "probe_batches": batches,
+        "batches": again.seen[at : at + len(batches)],
     }
 
 
@@ -203,11 +213,14 @@ SCENES: dict[str, Callable[[str, int, Path], dict[str, Any]]] = {
 
 
 def main() -> None:
-    kind, scenes, folder = sys.argv[1], sys.argv[2].split(","), Path(sys.argv[3])
+    *chosen, folder = sys.argv[1:]
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
-    found = {scene: SCENES[scene](kind, rank, folder) for scene in scenes}
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    found: dict[str, Any] = {}
+    for name in chosen:
+        kind, _, scene = name.partition(":")
+        found[name] = SCENES[scene](kind, rank, Path(folder))
+    (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(found))
     distributed.destroy_process_group()
 
 

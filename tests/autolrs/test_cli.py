@@ -1,11 +1,14 @@
 """The command `autolrs`, on journals of rehearsed runs: what it prints, writes and refuses."""
 
+import io
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from autolrs_plugin.cli import app
@@ -14,7 +17,9 @@ from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal
 from autolrs_plugin.core.rehearsal import Rehearsal, rehearse
-from autolrs_plugin.core.schedule import Schedule
+from autolrs_plugin.core.schedule import Schedule, phases, run_curve
+from autolrs_plugin.core.state import Candidate, Stage
+from autolrs_plugin.report import stage_table
 
 CONFIG = AutoLRSConfig(max_steps=300, lr_range=(1e-5, 1.0))
 RUNNER = CliRunner()
@@ -71,6 +76,31 @@ def test_show_prints_stages_candidates_forecasts_and_costs(run: Path, rehearsal:
     assert "of a training step, an evaluation" in printed
 
 
+@pytest.mark.parametrize("chosen", [0, 1, None], ids=["first", "second", "none of them"])
+def test_show_marks_the_rate_that_was_chosen_and_no_other(chosen: int | None) -> None:
+    candidates = tuple(Candidate(lr, (lr,), (1.0,), None, 1.0, 0.1) for lr in (0.01, 0.1))
+    lr = 0.05 if chosen is None else candidates[chosen].lr
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(stage_table(Stage(0, 0, "planned", candidates, lr, 2, "")))
+    lines = [line.strip() for line in console.export_text().splitlines()]
+    marked = [line.split()[1] for line in lines if line.startswith(">")]
+    assert marked == [f"{lr:.3g}"]
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("decay", [True, False])
+@pytest.mark.parametrize("steps", [1, 2, 7, 300])
+def test_the_phases_are_those_of_the_curve(steps: int, decay: bool, warmup: float) -> None:
+    config = AutoLRSConfig(max_steps=steps, lr_range=(1e-5, 1.0), warmup=warmup, final_decay=decay)
+    curve = [run_curve(t, config) for t in range(steps)]
+    lengths = phases(config)
+    first, last = lengths["warm-up"], lengths["warm-up"] + lengths["plateau"]
+    assert sum(lengths.values()) == steps
+    assert all(a < b for a, b in itertools.pairwise(curve[: first + 1]))
+    assert set(curve[first : last + 1]) <= {1.0}  # the first step of the decay still has all of it
+    assert all(a > b for a, b in itertools.pairwise(curve[last:]))
+
+
 def test_a_run_that_is_going_on_can_be_looked_at(rehearsal: Rehearsal, tmp_path: Path) -> None:
     run = journal_of(rehearsal, tmp_path / "half", actions=len(rehearsal.actions) // 2)
     assert "not complete" in output("show", run)
@@ -121,7 +151,9 @@ def test_preview_says_what_a_run_would_do(mode: str, tmp_path: Path) -> None:
     assert f"{played.ledger.search_share:.1%} of them for the search" in printed
     if mode == "staged":
         assert "warm-up 0 0 15" in printed
-        assert "decay 15 5 285" in printed
+        # The plateau is what lies between: its last step is that before the rate falls.
+        assert "plateau 15 4 225" in printed
+        assert "decay 240 1 60" in printed
     assert picture.read_bytes()[1:4] == b"PNG"
 
 
@@ -131,7 +163,8 @@ def test_preview_takes_the_settings() -> None:
         "--warmup", 0, "--search-budget", 0.5, "--best-lr", 0.02, "--seed", 3,
     )  # fmt: skip
     assert "warm-up 0 0 0" in printed
-    assert "peak 0 0 200" in printed
+    assert "plateau 0 0 200" in printed
+    assert "decay 200 0 0" in printed
 
 
 @pytest.mark.parametrize(

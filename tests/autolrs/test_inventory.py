@@ -420,6 +420,38 @@ class Adafactor(Kind):
         self.optimizer = torch.optim.Adafactor(self.model.parameters(), lr=0.1)
 
 
+class EightBits(Kind):
+    """States of 8 bits by bitsandbytes: bytes, with a table and a scale for each block, as tensors beside them."""
+
+    def prepare(self) -> None:
+        self.model = nn.Sequential(nn.Linear(16, 256), nn.Tanh(), nn.Linear(256, 4))
+        self.optimizer = self.made()
+
+    def made(self) -> torch.optim.Optimizer:
+        found = pytest.importorskip("bitsandbytes.optim")
+        return found.AdamW8bit(self.model.parameters(), lr=0.1, min_8bit_size=16)
+
+    def seen(self) -> Any:
+        """Return that there is a tensor of bytes."""
+        states = self.optimizer.state.get(self.model[0].weight, {}).values()
+        return {leaf.dtype for leaf in states if isinstance(leaf, torch.Tensor)} >= {torch.uint8}
+
+
+class EightBitTensors(EightBits):
+    """The same by torchao: tensors that consist of others, and whose own copying gives the same memory."""
+
+    def made(self) -> torch.optim.Optimizer:
+        return pytest.importorskip("torchao.optim").AdamW8bit(self.model.parameters(), lr=0.1)
+
+    def step(self, index: torch.Tensor) -> torch.Tensor:
+        with torch.compiler.set_stance("force_eager"):  # it compiles its step, which takes half a minute
+            return super().step(index)
+
+    def seen(self) -> Any:
+        state = self.optimizer.state.get(self.model[0].weight, {})
+        return [type(value).__name__ for value in state.values()]
+
+
 class Scheduled(Kind):
     """An LR scheduler and a scaler that nobody was told of: the step calls them."""
 
@@ -437,7 +469,17 @@ class Scheduled(Kind):
 
 KINDS: list[type[Kind]] = [
     *(Teacher, TeacherOutside, ModuleAttributes, Closure, InAList, InAContainer, OddState, Metric, Growing),
-    *(Loader, ScheduleFree, GradientsLeft, Muon, TensorRates, Adafactor, Scheduled),
+    *(
+        Loader,
+        ScheduleFree,
+        GradientsLeft,
+        Muon,
+        TensorRates,
+        Adafactor,
+        Scheduled,
+        EightBits,
+        EightBitTensors,
+    ),
 ]
 
 
@@ -445,6 +487,8 @@ def everything(job: Kind) -> dict[str, Any]:
     """Return every bit of a job, as values that compare."""
 
     def plain(value: Any) -> Any:
+        if hasattr(value, "__tensor_flatten__"):
+            return [plain(getattr(value, name)) for name in value.__tensor_flatten__()[0]]
         if isinstance(value, torch.Tensor):
             return str(value.dtype), bits(value)
         if isinstance(value, np.ndarray):

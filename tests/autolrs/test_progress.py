@@ -35,7 +35,7 @@ def test_one_line_is_logged_per_search(caplog: pytest.LogCaptureFixture) -> None
     caplog.set_level(logging.INFO, "autolrs_plugin")
     made = tuner(progress=False)
     made.run()
-    lines = [r.getMessage() for r in caplog.records if r.name == "autolrs_plugin"]
+    lines = [r.getMessage() for r in caplog.records if (r.name, r.levelname) == ("autolrs_plugin", "INFO")]
     assert len(lines) == len(made.stages) > 0
     for line, stage in zip(lines, made.stages, strict=True):
         assert "\n" not in line
@@ -84,11 +84,38 @@ def test_a_run_that_goes_on_does_not_say_it_all_again(
     while not first.schedule.lrs:
         first.tell(first.perform(first.next_action()))
     first.close()
-    searches = len(caplog.records)
-    assert searches == len(first.stages) > 0
+    caplog.clear()
+    searches = len(first.stages)
+    assert searches > 0
     writer = Writer()
     second = tuner(progress=False, run_dir=tmp_path, tensorboard=writer, mode="once")
     while not isinstance(action := second.next_action(), Done):
         second.tell(second.perform(action))
-    assert len(caplog.records) == len(second.stages)
+    assert len(caplog.records) == len(second.stages) - searches
     assert len(writer.scalars.get("autolrs/chosen_lr", [])) == len(second.stages) - searches
+
+
+@pytest.mark.parametrize(
+    ("steps", "validates", "says"),
+    [
+        (60, True, "max_steps=60: leaves no room for a search (search_budget=0.2 of the steps)"),
+        (60, False, "max_steps=60: leaves no room for a search"),
+        (300, True, "validation: decides nothing in so short a run (max_steps=300)"),
+        (300, False, None),
+        (1000, True, None),
+    ],
+)
+def test_what_there_is_no_room_for_is_told_beforehand(
+    steps: int, validates: bool, says: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = Job("adam")
+    made = tuner(progress=False, max_steps=steps, validate=job.validate if validates else None)
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == (says is not None)
+    assert not says or told[0].startswith(says)
+    assert made.schedule.lrs == ()  # before the first step
+    if steps < 1000:  # and so it is
+        made.run()
+        probes = [c for stage in made.stages for c in stage.candidates]
+        assert bool(probes) == (steps > 60)
+        assert not any(c.val_loss is not None for c in probes)

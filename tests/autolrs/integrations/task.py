@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Snapshot, Train
@@ -91,6 +93,11 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
         {"params": list(model.head.parameters()), "lr": 0.01},
     ]
     return torch.optim.AdamW(groups, weight_decay=0.01)
+
+
+def shard(model: nn.Module) -> None:
+    """Spread a model over all processes (FSDP2)."""
+    fully_shard(model, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
 
 
 class Counting(Sampler):

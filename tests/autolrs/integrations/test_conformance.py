@@ -1,5 +1,7 @@
 """What every adapter must keep: a run with probes is, bit for bit, the run without, in its framework's own loop."""
 
+import functools
+import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,11 +62,15 @@ def test_every_group_has_its_ratio_and_the_logs_have_the_rate_in_use(run: Run, t
 
 
 def test_no_snapshot_is_held_outside_of_a_search(run: Run, tmp_path: Path) -> None:
-    before = task.snapshots_alive()
-    with script(task.PROBING):
-        outcome = run(tmp_path, {}, count=True)
-    assert set(outcome.snapshots) == {before}
-    assert task.snapshots_alive() == before
+    gc.collect()
+    gc.freeze()  # what there is already is not looked through at each step
+    try:
+        with script(task.PROBING):
+            outcome = run(tmp_path, {}, count=True)
+        assert set(outcome.snapshots) == {0}
+        assert task.snapshots_alive() == 0
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize("own", ["generator", "sampler"])
@@ -84,7 +90,8 @@ def test_a_run_that_was_stopped_anywhere_ends_on_the_same_bits(
 ) -> None:
     with script(task.PROBING):
         whole = run(tmp_path / "whole", {}, accumulate=accumulate)
-        for step in range(1, task.STEPS):
+        # Where in an accumulation a run is stopped makes no difference: it is stopped between two steps.
+        for step in range(1, task.STEPS, 1 if accumulate == 1 else 3):
             shutil.rmtree(tmp_path / "part", ignore_errors=True)
             part = run(tmp_path / "part", {}, accumulate=accumulate, stop_at=step)
             assert part.steps == len(part.schedule) == step
@@ -95,11 +102,14 @@ def test_a_run_that_was_stopped_anywhere_ends_on_the_same_bits(
             assert resumed.bits == whole.bits
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("mode", ["once", "paper"])
-def test_the_schedule_is_that_of_the_plain_loop(run: Run, mode: str, accumulate: int, tmp_path: Path) -> None:
-    steps = 120
+@pytest.mark.parametrize(
+    ("mode", "steps", "accumulate"), [("once", 160, 1), ("once", 160, 2), ("paper", 60, 1)]
+)
+def test_the_schedule_is_that_of_the_plain_loop(
+    run: Run, mode: str, steps: int, accumulate: int, tmp_path: Path
+) -> None:
     plain = plain_schedule(mode, steps, accumulate)
+    assert plain.search_steps > 0
     settings = {"mode": mode, "seed": 3}
     outcome = run(tmp_path, settings, steps=steps, accumulate=accumulate, dropout=0.0, seedable=False)
     assert outcome.schedule == plain.schedule
@@ -108,6 +118,7 @@ def test_the_schedule_is_that_of_the_plain_loop(run: Run, mode: str, accumulate:
     assert outcome.bits == plain.bits
 
 
+@functools.cache
 def plain_schedule(mode: str, steps: int, accumulate: int) -> task.Outcome:
     """Return what comes of the same task in a plain loop."""
     model = task.Net(dropout=0.0)

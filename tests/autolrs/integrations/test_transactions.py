@@ -1,5 +1,7 @@
 """A probe inside of a framework is a transaction; and what frameworks allow beside a module and one loader."""
 
+import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,17 +9,21 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from transformers import Trainer, TrainingArguments
 
 from autolrs_plugin.core.actions import Action, Probe, Restore, Snapshot, Train
+from autolrs_plugin.integrations.accelerate import AutoLRS
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
+from tests.autolrs.jobs import bits
 from tests.autolrs.scripted import script
 
 PLAN: tuple[Action, ...] = (
@@ -281,6 +287,202 @@ def test_persistent_workers_end_with_their_probe(tmp_path: Path) -> None:
     ]
     assert len(own) <= 1
     assert trainer.args.dataloader_persistent_workers
+
+
+class Keeping(Trainer):
+    """Gives the same loader each time, as one does whose making is expensive."""
+
+    kept: Any = None
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.kept is None:
+            self.kept = super().get_train_dataloader()
+        return self.kept
+
+
+@pytest.mark.parametrize("workers", [0, 1], ids=["in the process", "persistent worker"])
+def test_a_loader_that_a_trainer_keeps_loses_no_batch(workers: int, tmp_path: Path) -> None:
+    seen = []
+    options: dict[str, Any] = {
+        "dataloader_num_workers": workers,
+        "dataloader_persistent_workers": workers > 0,
+        "per_device_train_batch_size": 2,  # an epoch is longer than what a worker reads ahead
+    }
+    plan = (Train(0, (0.05,) * 2), *PLAN[:4], Train(2, (0.05,) * 10))  # in the midst of an epoch
+    for callbacks in ([], [tuned()]):
+        SEEN.clear()
+        torch.manual_seed(0)
+        trainer = Keeping(
+            Net(), arguments(tmp_path, **options), train_dataset=Numbered(), callbacks=callbacks
+        )
+        with script(plan):
+            trainer.train()
+        seen.append(SEEN[:2] + SEEN[-10:])
+    assert len(SEEN) == STEPS + PROBED
+    assert seen[0] == seen[1]
+
+
+def test_a_checkpoint_that_is_asked_for_in_a_trainers_probe_is_of_the_real_step(tmp_path: Path) -> None:
+    """Of a signal handler, say: at each call of the model, in probes and between them."""
+    paths: list[Path] = []
+
+    class Asked(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            if not self.model.is_saved:
+                self._save_checkpoint(self.model, None)
+                paths.append(Path(self._get_output_dir(None)) / f"checkpoint-{self.state.global_step}")
+                paths[-1].rename(tmp_path / f"saved-{len(paths)}")
+            return loss
+
+    def run(folder: Path, saves: bool, checkpoint: Path | None = None) -> Net:
+        torch.manual_seed(0)
+        model = Net()
+        model.is_saved = not saves
+        options = {"save_strategy": "steps", "save_steps": 1000}
+        trainer = Asked(model, arguments(folder, **options), train_dataset=Numbered(), callbacks=[tuned()])
+        with script(PLAN):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return model
+
+    weight = Net().layer.weight
+    whole = run(tmp_path / "whole", False)
+    asked = run(tmp_path / "asked", True)
+    assert torch.equal(asked.layer.weight, whole.layer.weight)  # the probes went on, and so did the run
+    assert len(paths) == PROBED + STEPS
+    for number in (1, 4, 9):
+        saved = tmp_path / f"saved-{number}"
+        assert torch.equal(load_file(saved / "model.safetensors")["layer.weight"], weight)
+        state = json.loads((saved / "trainer_state.json").read_text())
+        assert (state["global_step"], "AutoLRSCallback" in state["stateful_callbacks"]) == (0, True)
+
+
+def test_a_state_that_is_saved_in_a_probe_on_an_accelerator_is_of_the_real_step(tmp_path: Path) -> None:
+    def run(saves: bool, load: bool = False) -> Net:
+        accelerator, model = Accelerator(cpu=True), Net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        data = DataLoader(TensorDataset(X, Y), batch_size=8)
+        model, optimizer, batches = accelerator.prepare(model, optimizer, data)
+        calls = [0]
+
+        def step(batch: Any) -> torch.Tensor:
+            loss = model(*batch)["loss"]
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            calls[0] += 1
+            if calls[0] in (1, 4, 9) and saves:
+                accelerator.save_state(str(tmp_path / "state"))
+            return loss
+
+        with script(PLAN):
+            tuner = AutoLRS(
+                accelerator,
+                model,
+                optimizer,
+                batches,
+                step,
+                max_steps=STEPS,
+                lr_range=(1e-3, 1.0),
+                progress=False,
+            )
+            if load:
+                accelerator.load_state(str(tmp_path / "state"))
+            for _, batch in zip(range(STEPS), itertools.chain(batches, batches), strict=False):
+                tuner.step(batch)
+        return model
+
+    whole, saving = run(saves=False), run(saves=True)
+    assert torch.equal(saving.layer.weight, whole.layer.weight)
+    saved = load_file(tmp_path / "state" / "model.safetensors")
+    assert torch.equal(saved["layer.weight"], Net().layer.weight)
+    assert torch.equal(run(saves=False, load=True).layer.weight, whole.layer.weight)
+
+
+@pytest.mark.parametrize("metric", [None, "eval_b_loss"])
+def test_several_validation_sets_of_a_trainer_need_a_metric_of_one(
+    metric: str | None, tmp_path: Path
+) -> None:
+    plan = (*PLAN[:1], Probe(0, 0, (0.5,) * 4, float("inf"), evaluate=True), *PLAN[3:])
+    sets = {"a": Numbered(), "b": Numbered()}
+    tuner = AutoLRSCallback((1e-3, 1.0), progress=False, metric=metric)
+    trainer = Trainer(
+        Net(), arguments(tmp_path), train_dataset=Numbered(), eval_dataset=sets, callbacks=[tuner]
+    )
+    with script(plan):
+        if metric is None:
+            with pytest.raises(ValueError, match=r"does not produce it; it gives eval_a_loss, eval_b_loss"):
+                trainer.train()
+        else:
+            trainer.train()
+    assert trainer.state.global_step == (STEPS if metric else 0)
+
+
+@pytest.mark.parametrize("metric", [None, "val_loss/dataloader_idx_1"])
+def test_several_validation_loaders_of_lightning_need_a_metric_of_one(
+    metric: str | None, tmp_path: Path
+) -> None:
+    class Validating(Module):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+        def val_dataloader(self) -> list[DataLoader]:
+            return [loader(), loader()]
+
+    tuner = LightningCallback((1e-3, 1.0), progress=False, metric=metric)
+    plan = (*PLAN[:1], Probe(0, 0, (0.5,) * 4, float("inf"), evaluate=True), *PLAN[3:])
+    trainer = LightningTrainer(
+        max_steps=STEPS, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path, callbacks=[tuner], enable_checkpointing=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    with script(plan):
+        if metric is None:
+            with pytest.raises(
+                ValueError, match=r"does not log it; it logs val_loss/dataloader_idx_0, val_loss"
+            ):
+                trainer.fit(Validating(), loader())
+        else:
+            trainer.fit(Validating(), loader())
+    assert trainer.global_step == (STEPS if metric else 0)
+
+
+def test_a_group_that_lightning_adds_later_is_taken_along(tmp_path: Path) -> None:
+    """As its finetuning callbacks do where they let more layers train."""
+
+    class Adds(Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == 1:
+                pl_module.late.requires_grad_(True)
+                optimizer = trainer.optimizers[0]
+                rate = optimizer.param_groups[0]["lr"] / 10
+                optimizer.add_param_group({"params": [pl_module.late], "lr": rate})
+
+    class Growing(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.late = nn.Parameter(torch.zeros(2), requires_grad=False)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step((batch[0], batch[1]), batch_idx) + (self.late - 1).square().sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.layer.parameters(), lr=0.05)
+
+    plan = (*PLAN[:4], Train(0, (0.05,) * 9), *PLAN[:4], Train(9, (0.05,) * 3))
+    found = []
+    for tuned_too in (False, True):
+        module = Growing()
+        callbacks = [LightningCallback((1e-3, 1.0), progress=False)] if tuned_too else []
+        trainer = LightningTrainer(
+            max_steps=STEPS, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path, callbacks=[*callbacks, Adds()], enable_checkpointing=False,
+        )  # fmt: skip
+        with script(plan):
+            trainer.fit(module, loader())
+        assert trainer.optimizers[0].param_groups[1]["lr"] == pytest.approx(0.005)
+        found.append((bits(module.layer.weight), bits(module.late)))
+    assert found[0] == found[1]
+    assert module.late.abs().min() > 0
 
 
 class Failing(Trainer):

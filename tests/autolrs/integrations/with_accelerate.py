@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.tracking import GeneralTracker
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from autolrs_plugin.integrations.accelerate import AutoLRS
 from autolrs_plugin.training.lr import GroupRates
@@ -62,7 +60,7 @@ def run(
     accelerator.init_trackers("task")
     model = net = task.Net(dropout)
     if shard:  # by the user's own hand: Accelerate's plugin needs an accelerator
-        fully_shard(model, mesh=init_device_mesh("cpu", (accelerator.num_processes,)))
+        task.shard(model)
     optimizer = task.make_optimizer(model)
     rates = GroupRates(optimizer)
     loader = task.loader(task.Pictures(noise=noise), task.BATCH // accumulate, own)

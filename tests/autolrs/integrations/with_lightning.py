@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
+from torch.distributed.fsdp import fully_shard
 
 from autolrs_plugin.integrations.lightning import AutoLRSCallback
 from autolrs_plugin.training.lr import GroupRates
@@ -97,6 +98,13 @@ class Module(LightningModule):
         return Judge()
 
 
+class Sharded(Module):
+    """Spread over the processes (FSDP2), as ModelParallelStrategy asks for."""
+
+    def configure_model(self) -> None:
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
 class Watch(Callback):
     """A callback of the user's: keeps the generators in the checkpoints, which Lightning does not."""
 
@@ -153,12 +161,13 @@ def run(
     count: bool = False,
     own: str | None = None,
     manual: bool = False,
+    kind: type[Module] = Module,
     **options: Any,
 ) -> task.Outcome:
     """Train; with `tuned` as AutoLRSCallback's settings, or with the rates of `replay`."""
     data, batch = task.Pictures(noise=noise), task.BATCH // accumulate
     train = Resumable(data, batch) if seedable and own is None else task.loader(data, batch, own)
-    module = Module(dropout, manual, train)
+    module = kind(dropout, manual, train)
     tuner = AutoLRSCallback(task.RANGE, progress=False, **tuned) if tuned is not None else None
     watch, logger = Watch(folder, replay, stop_at, count), ListLogger()
     trainer = Trainer(

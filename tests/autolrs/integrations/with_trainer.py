@@ -50,12 +50,14 @@ def run(
     seedable: bool = True,
     count: bool = False,
     own: str | None = None,
+    shard: bool = False,
     **arguments: Any,
 ) -> task.Outcome:
     """Train; with `tuned` as AutoLRSCallback's settings, or with the rates of `replay`."""
     assert own is None, "a Trainer makes its own loader"
     model = task.Net(dropout)
-    optimizer = task.make_optimizer(model)
+    # What is spread by hand the Trainer cannot write: it does so for Accelerate's own sharding alone.
+    saves = steps == task.STEPS and not shard
     args = TrainingArguments(
         str(folder),
         max_steps=steps,
@@ -68,13 +70,18 @@ def run(
         max_grad_norm=0.5,
         accelerator_config={"use_seedable_sampler": seedable},
         logging_steps=1,
-        save_strategy="steps" if steps == task.STEPS else "no",
+        save_strategy="steps" if saves else "no",
         save_steps=1,
         # An evaluation draws from the generators; the plain loop that a long run is compared with has none.
         eval_strategy="steps" if steps == task.STEPS else "no",
         eval_steps=4,
         **arguments,
     )
+    if shard:
+        task.shard(model)
+        # Otherwise Accelerate would wrap it into DDP; its own sharding needs a GPU.
+        model._is_accelerate_prepared = True
+    optimizer = task.make_optimizer(model)
     watch = Watch(optimizer, stop_at, count)
     tuner = AutoLRSCallback(task.RANGE, progress=False, **tuned) if tuned is not None else None
     trainer = Trainer(
