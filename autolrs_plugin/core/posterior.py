@@ -25,9 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from scipy.special import ndtr
 
 Array = NDArray[np.float64]
 
@@ -108,17 +106,24 @@ class RatePosterior:
         self._x = np.array([[s.x, s.progress] for s in seen]).reshape(-1, 2)
         self._y = np.array([min(s.shortfall, WORST) for s in seen])
         self._std = np.array([s.std for s in seen])
-        kernel = ConstantKernel(AMPLITUDE**2, "fixed") * Matern((width, PROGRESS_LENGTH), "fixed", nu=2.5)
         noise = np.maximum(LEAST_STD, self._std) ** 2
-        self._process = GaussianProcessRegressor(kernel, alpha=noise if len(seen) else 1e-10, optimizer=None)
-        if len(seen):
-            self._process.fit(self._x, self._y - self._prior(self._x[:, 0]))
+        # Inverted once: it has a row for each probe of the run, a dozen or two.
+        self._inverse = np.linalg.inv(self._kernel(self._x, self._x) + np.diag(noise))
+        self._weights: Array = self._inverse @ (self._y - self._prior(self._x[:, 0]))
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Return mu, shape [n], and its covariance, shape [n, n], at log10 rates of shape [n]."""
         points = np.column_stack([x, np.full(len(x), self._progress)])
-        mean, covariance = self._process.predict(points, return_cov=True)
-        return mean + self._prior(x), covariance
+        across = self._kernel(points, self._x)
+        covariance: Array = self._kernel(points, points) - across @ self._inverse @ across.T
+        return across @ self._weights + self._prior(x), covariance
+
+    def _kernel(self, a: Array, b: Array) -> Array:
+        """Return the Matern-5/2 kernel of points of shapes [n, 2] and [m, 2], of shape [n, m]."""
+        apart = (a[:, None, :] - b[None, :, :]) / np.array([self._width, PROGRESS_LENGTH])
+        r = math.sqrt(5) * np.sqrt(np.sum(apart**2, axis=2))
+        kernel: Array = AMPLITUDE**2 * (1 + r + r**2 / 3) * np.exp(-r)
+        return kernel
 
     def ask(self, taken: Sequence[float], alarmed: bool = False, free: bool = False) -> tuple[float, float]:
         """Return the rate of the greatest expected improvement on the present one, and that improvement.
@@ -130,13 +135,13 @@ class RatePosterior:
             alarmed: whether the run has gone wrong at the present rate.
             free: whether the present rate need not be kept, and any improvement counts.
         """
-        mean, covariance = self.predict(self.grid)
-        sigma = np.sqrt(np.maximum(1e-12, np.diag(covariance)))
         known = np.array(taken if free and taken else [self._centre, *taken])
-        best = float(self.predict(known)[0].min())
+        means, covariance = self.predict(np.concatenate([self.grid, known]))
+        mean, best = means[: len(self.grid)], float(means[len(self.grid) :].min())
+        sigma = np.sqrt(np.maximum(1e-12, np.diag(covariance)[: len(self.grid)]))
         margins = np.array([0.0 if free else self._rule(x, alarmed)[1] for x in self.grid])
         z = (best - margins - mean) / sigma
-        hope: Array = sigma * (z * norm.cdf(z) + norm.pdf(z))
+        hope: Array = sigma * (z * ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
         for x in taken:
             hope = np.where(np.abs(self.grid - x) < APART_DECADES, -1.0, hope)
         at = int(np.argmax(hope))

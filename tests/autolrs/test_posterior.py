@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-from autolrs_plugin.core.posterior import COLD, DOWN, UP, RatePosterior, Seen
+from autolrs_plugin.core.posterior import AMPLITUDE, COLD, DOWN, PROGRESS_LENGTH, UP, RatePosterior, Seen
 
 LOW, HIGH = 1e-5, 1.0
 
@@ -29,6 +31,20 @@ def test_the_mean_goes_through_what_was_seen_and_the_doubt_grows_away_from_it() 
     assert mean == pytest.approx([0.6, 0.0], abs=0.06)
     _, far = posterior(seen({1e-2: 0.6, 3e-2: 0.0})).predict(posterior([]).grid[:1])
     assert far[0, 0] > 10 * covariance[0, 0]
+
+
+def test_it_is_the_process_that_scikit_learn_fits() -> None:
+    told = [*seen({1e-3: 0.6, 1e-2: 0.0}, 0.1, 0.1), *seen({1e-2: 0.4, 3e-2: 0.0, 2e-1: 1.2}, 0.05)]
+    ours = posterior(told)
+    kernel = ConstantKernel(AMPLITUDE**2) * Matern((0.5, PROGRESS_LENGTH), nu=2.5)
+    theirs = GaussianProcessRegressor(kernel, alpha=[s.std**2 for s in told], optimizer=None)
+    x = np.array([s.x for s in told])
+    at_prior = posterior([]).predict(x)[0]
+    theirs.fit(np.array([[s.x, s.progress] for s in told]), [s.shortfall for s in told] - at_prior)
+    points = np.column_stack([ours.grid, np.full(len(ours.grid), 0.3)])
+    mean, covariance = theirs.predict(points, return_cov=True)
+    assert ours.predict(ours.grid)[0] == pytest.approx(mean + posterior([]).predict(ours.grid)[0])
+    assert ours.predict(ours.grid)[1] == pytest.approx(covariance, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ unfrozen, and what was found out before may not hold any more.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
+from itertools import pairwise
+from statistics import fmean, linear_regression, median
 
 RISE_Z = 4.0
 RISE_SHARE = 0.1
@@ -40,12 +40,19 @@ class Chunk:
 
 def summary(losses: Sequence[float], end: int) -> Chunk | None:
     """Return a chunk's summary; None where no loss is finite."""
-    values = np.array([loss for loss in losses if math.isfinite(loss)])
-    if not len(values):
+    values = [loss for loss in losses if math.isfinite(loss)]
+    if not values:
         return None
     half = values[len(values) // 2 :]
-    scatter = float(np.std(np.diff(values))) / math.sqrt(2) if len(values) > 2 else float(np.std(values))
-    return Chunk(end, float(half.mean()), scatter / math.sqrt(len(half)), scatter)
+    steps = [after - before for before, after in pairwise(values)]
+    # The scatter of a difference of two losses is larger than that of one.
+    scatter = _std(steps) / math.sqrt(2) if len(values) > 2 else _std(values)
+    return Chunk(end, fmean(half), scatter / math.sqrt(len(half)), scatter)
+
+
+def _std(values: Sequence[float]) -> float:
+    mean = fmean(values)
+    return math.sqrt(fmean((value - mean) ** 2 for value in values))
 
 
 @dataclass
@@ -68,14 +75,14 @@ class Watch:
         tail = losses[-max(1, len(losses) // 4) :]
         if chunk is None or not any(map(math.isfinite, tail)):
             return LOST
-        if float(np.median([loss for loss in tail if math.isfinite(loss)])) > self.above:
+        if median(loss for loss in tail if math.isfinite(loss)) > self.above:
             return LOST
         if not self.chunks:
             return FINE
         best = min(self.chunks, key=lambda c: c.level)
         gained = max(0.0, self.first_loss - best.level)
         # A chunk that scatters far more than those before it must not hide behind that.
-        usual = float(np.median([c.error for c in self.chunks[-FORECAST_CHUNKS:]]))
+        usual = median(c.error for c in self.chunks[-FORECAST_CHUNKS:])
         own = min(chunk.error, 2 * usual)
         error = math.hypot(own, best.error)
         if chunk.level - best.level > max(RISE_Z * error, RISE_SHARE * gained):
@@ -108,11 +115,10 @@ class Watch:
         first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
         if first.level - last.level > RISE_Z * math.hypot(first.error, last.error):
             return False
-        t, levels = np.array([float(c.end) for c in self.chunks]), np.array([c.level for c in self.chunks])
-        spread = float(np.sum((t - t.mean()) ** 2))
-        slope = float(np.sum((t - t.mean()) * (levels - levels.mean()))) / spread
-        unsure = float(np.median([c.error for c in self.chunks])) / math.sqrt(spread)
-        scatter = float(np.median([c.scatter for c in self.chunks]))
+        ends = [float(c.end) for c in self.chunks]
+        slope, _ = linear_regression(ends, [c.level for c in self.chunks])
+        unsure = median(c.error for c in self.chunks) / (_std(ends) * math.sqrt(len(ends)))
+        scatter = median(c.scatter for c in self.chunks)
         return (2 * unsure - slope) * left_steps <= FLAT_SCATTERS * scatter
 
     def forget(self) -> None:
@@ -124,10 +130,9 @@ class Watch:
         recent = self.chunks[-FORECAST_CHUNKS:]
         if len(recent) < LEAST_CHUNKS:
             return math.inf, math.inf
-        t = np.log([float(c.end) for c in recent])
-        levels = np.array([c.level for c in recent])
-        slope, intercept = np.polyfit(t, levels, 1)
-        residual = levels - (slope * t + intercept)
-        noise = math.sqrt(float(np.sum(residual**2)) / (len(recent) - 2))
-        away = (math.log(end) - float(t.mean())) ** 2 / max(1e-12, float(np.sum((t - t.mean()) ** 2)))
-        return float(slope * math.log(end) + intercept), noise * math.sqrt(1 + 1 / len(recent) + away)
+        t = [math.log(c.end) for c in recent]
+        slope, intercept = linear_regression(t, [c.level for c in recent])
+        squares = sum((c.level - slope * at - intercept) ** 2 for c, at in zip(recent, t, strict=True))
+        noise = math.sqrt(squares / (len(recent) - 2))
+        away = (math.log(end) - fmean(t)) ** 2 / max(1e-12, len(t) * _std(t) ** 2)
+        return slope * math.log(end) + intercept, noise * math.sqrt(1 + 1 / len(recent) + away)
