@@ -37,7 +37,7 @@ def test_it_is_the_process_that_scikit_learn_fits() -> None:
     told = [*seen({1e-3: 0.6, 1e-2: 0.0}, 0.1, 0.1), *seen({1e-2: 0.4, 3e-2: 0.0, 2e-1: 1.2}, 0.05)]
     ours = posterior(told)
     kernel = ConstantKernel(AMPLITUDE**2) * Matern((0.5, PROGRESS_LENGTH), nu=2.5)
-    theirs = GaussianProcessRegressor(kernel, alpha=[s.std**2 for s in told], optimizer=None)
+    theirs = GaussianProcessRegressor(kernel, alpha=np.square([s.std for s in told]), optimizer=None)
     x = np.array([s.x for s in told])
     at_prior = posterior([]).predict(x)[0]
     theirs.fit(np.array([[s.x, s.progress] for s in told]), [s.shortfall for s in told] - at_prior)
