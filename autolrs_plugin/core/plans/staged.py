@@ -45,7 +45,7 @@ from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result,
 from autolrs_plugin.core.plans.probing import candidates_of
 from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
 from autolrs_plugin.core.plans.training import diverged_above, evaluation_steps
-from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
+from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Chunk, Watch, summary
 from autolrs_plugin.core.posterior import Seen
 from autolrs_plugin.core.schedule import run_curve
 from autolrs_plugin.core.state import Plan, RunState, Stage
@@ -59,7 +59,9 @@ PARTS = (0.3, 0.4, 0.3)
 UNPLANNED = 0.3
 """Share of the search's steps that planned stages leave."""
 
-MOST_PROBES = (5, 4, 3)
+GOOD_PROBES, MOST_PROBES = (2, 3, 2), (5, 4, 3)
+"""A planned stage has room for so many probes if the budget allows it, any for two; none takes more than the second."""
+
 PROBE_SHARES = (0.018, 0.035, 0.035)
 """Length of a stage's probes, as shares of the run, where its part of the budget has room for two."""
 
@@ -78,10 +80,16 @@ HORIZON, HORIZON_STD = 0.5, 0.4
 PRIOR_STD = 0.5
 """Decades, see `long_run`."""
 
+HORIZON_LATER = 0.25
+"""The same after a change and a climb, where probes are about as new to what they see, and longer."""
+
 CHUNKS = 40
 RETREAT = 0.4
 CLIMB = 1.5
 """Where a tenth of the run and more has gained nothing, each chunk has so many times the rate of the one before."""
+
+EVEN_UNTIL = 0.15
+"""Progress up to which a lower rate is believed as soon as a higher one; see UP and DOWN of `posterior`."""
 
 LATEST = 0.8
 """After this progress no stage opens: the decay is nearly over."""
@@ -128,6 +136,15 @@ def long_run(short: float, prior: float) -> float:
     return float(10 ** x[int(np.argmin(cost))])
 
 
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """A chunk that was taken back: where it began, the rate before any retreat, and what it came to, if finite."""
+
+    step: int
+    rate: float
+    chunk: Chunk | None
+
+
 @dataclass
 class StagedRun:
     """A run of the staged plan.
@@ -155,7 +172,7 @@ class StagedRun:
         self.rate = prior if prior is not None else math.sqrt(self._low * self._high)
         self._planned = [(round(share * config.max_steps), i) for i, share in enumerate(self.shares)]
         self._former, self._changed_at = self.rate, 0
-        self._suspected: tuple[int, float] | None = None
+        self._suspected: Suspicion | None = None
         self._bad_losses = 0
         self._staged_at = 0
         self._ceiling = math.inf
@@ -189,6 +206,8 @@ class StagedRun:
 
     @property
     def _flat(self) -> bool:
+        if self._climbed and self.watch.gained_little:
+            return True  # a climb that has begun goes on until it is worth a stage
         return self.watch.flat(self.state.config.max_steps - self.state.step)
 
     def _climb(self) -> str:
@@ -216,10 +235,12 @@ class StagedRun:
         if found in (RISEN, LOST):
             self._ceiling = min(self._ceiling, max(self._rate_at(t) for t in range(first, end)))
             kept = state.kept_step if config.rewind else None
-            again = self._suspected is not None and self._suspected[0] == first
-            if kept is not None and end - kept <= state.budget_left_steps and (found == LOST or not again):
+            may_go_back = kept is not None and end - kept <= state.budget_left_steps
+            chunk = summary(result.losses, end)
+            if may_go_back and (found == LOST or self._may_be_the_rate(first, chunk)):
                 yield Restore()
-                self._suspected = (state.step, self._suspected[1] if again and self._suspected else self.rate)
+                before = self._suspicion(first)
+                self._suspected = Suspicion(first, self.rate if before is None else before.rate, chunk)
                 self._change(self.rate * RETREAT)
                 return ""
         pending = self._gone_on(found, first)
@@ -228,6 +249,17 @@ class StagedRun:
             yield Evaluate(end)
         return pending
 
+    def _suspicion(self, first: int) -> Suspicion | None:
+        """Return the suspicion against the chunk that begins at `first`, if it was taken back before."""
+        return self._suspected if self._suspected is not None and self._suspected.step == first else None
+
+    def _may_be_the_rate(self, first: int, chunk: Chunk | None) -> bool:
+        """Tell whether a chunk may have risen by its rate: it is the first try, or a lower rate made it lower."""
+        before = self._suspicion(first)
+        if before is None or before.chunk is None:
+            return True
+        return chunk is not None and chunk.clearly_below(before.chunk)
+
     def _gone_on(self, found: str, first: int) -> str:
         """Take note of a chunk that stays; return why a stage is to open after it, if one is."""
         if found == LOST:
@@ -235,11 +267,11 @@ class StagedRun:
             self.watch.forget()
             return ""
         if found == RISEN:
-            if self._suspected is not None and self._suspected[0] == first:
+            if (before := self._suspicion(first)) is not None:
                 if self.state.budget_left_steps >= 3 * LEAST_STEPS:
-                    self._change(self._suspected[1])
+                    self._change(before.rate)
                 self._ceiling = math.inf
-            self.watch.forget()
+            self.watch.begin_anew(self.state.losses[first:])
             self.seen.clear()
             return "change"
         if found == FELL:
@@ -318,7 +350,7 @@ class StagedRun:
             index=index,
             steps=steps,
             evaluate=evaluate,
-            alarmed=kind in ("change", "climb"),
+            even=kind in ("change", "climb") or state.step <= EVEN_UNTIL * config.max_steps,
             wide=kind in ("change", "climb"),
             above=self.watch.above,
             earlier=tuple(self.seen),
@@ -334,7 +366,10 @@ class StagedRun:
         """
         warm = kind == "warm start"
         most = 1 if warm else MOST_PROBES[index]
-        steps, evaluate = self._lengths(allotted, index, 1 if warm else 2)
+        for least in (1,) if warm else (GOOD_PROBES[index] if kind == "planned" else 2, 2):
+            steps, evaluate = self._lengths(allotted, index, least)
+            if steps:
+                break
         if not steps or self._low >= self._high:
             return
         self._staged_at, self._climbed = self.state.step, self._climbed and kind == "planned"
@@ -362,8 +397,10 @@ class StagedRun:
         present = search.present
         verdict, reason = search.decide()
         lr = verdict.lr
-        if (search.cold or kind == "change") and verdict.moved and search.done[0].held:
+        if search.cold and verdict.moved and search.done[0].held:
             lr = long_run(verdict.lr, present) if self._known else 10 ** (math.log10(verdict.lr) - HORIZON)
+        elif kind in ("change", "climb") and verdict.lr > present:
+            lr = max(present, 10 ** (math.log10(verdict.lr) - HORIZON_LATER))
         lr = min(max(lr, self._low), self._high)
         if lr != present:
             self._change(self.rate * lr / present)

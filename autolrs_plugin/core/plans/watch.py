@@ -37,6 +37,10 @@ class Chunk:
     error: float
     scatter: float
 
+    def clearly_below(self, other: "Chunk") -> bool:
+        """Whether its level is lower than another's by more than noise."""
+        return other.level - self.level > RISE_Z * math.hypot(self.error, other.error)
+
 
 def summary(losses: Sequence[float], end: int) -> Chunk | None:
     """Return a chunk's summary; None where no loss is finite."""
@@ -78,7 +82,8 @@ class Watch:
         if median(loss for loss in tail if math.isfinite(loss)) > self.above:
             return LOST
         if not self.chunks:
-            return FINE
+            # Nothing was gained since the first weights (or the last change), and this is worse than those.
+            return RISEN if chunk.level - self.first_loss > RISE_Z * chunk.error else FINE
         best = min(self.chunks, key=lambda c: c.level)
         gained = max(0.0, self.first_loss - best.level)
         # A chunk that scatters far more than those before it must not hide behind that.
@@ -104,26 +109,42 @@ class Watch:
             self.chunks.append(chunk)
 
     def flat(self, left_steps: int) -> bool:
-        """Whether nothing has been gained over all chunks, four at least, and nothing much is to be expected.
+        """Whether nothing has been gained over all chunks, four at least, nor before, nor is much to be expected.
 
-        That is, the first and the lowest level differ by noise alone, and a line through the levels, as steep as its
-        standard error allows, comes down by less than FLAT_SCATTERS in the steps that are left. The second keeps
-        noise from being taken for a plateau.
+        That is, the first loss, the first level and the lowest one differ by noise alone, and a line through the
+        levels, as steep as its standard error allows, comes down by less than FLAT_SCATTERS in the steps that are
+        left. The last keeps noise from being taken for a plateau.
         """
         if len(self.chunks) < LEAST_CHUNKS:
             return False
         first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
-        if first.level - last.level > RISE_Z * math.hypot(first.error, last.error):
+        scatter = self._scatter
+        if last.clearly_below(first) or self.first_loss - last.level > RISE_Z * scatter:
             return False
         ends = [float(c.end) for c in self.chunks]
         slope, _ = linear_regression(ends, [c.level for c in self.chunks])
         unsure = median(c.error for c in self.chunks) / (_std(ends) * math.sqrt(len(ends)))
-        scatter = median(c.scatter for c in self.chunks)
         return (2 * unsure - slope) * left_steps <= FLAT_SCATTERS * scatter
 
+    @property
+    def gained_little(self) -> bool:
+        """Whether all chunks together have gained no more than FLAT_SCATTERS."""
+        levels = [c.level for c in self.chunks]
+        return len(levels) > 0 and levels[0] - min(levels) <= FLAT_SCATTERS * self._scatter
+
+    @property
+    def _scatter(self) -> float:
+        return median(c.scatter for c in self.chunks)
+
     def forget(self) -> None:
-        """Begin anew: the run is another one from here on."""
+        """Forget the chunks before: at another rate losses may rise for a while."""
         self.chunks.clear()
+
+    def begin_anew(self, losses: Sequence[float]) -> None:
+        """Measure gains from these losses on: the run is another one."""
+        self.forget()
+        changed = summary(losses, 0)
+        self.first_loss = self.first_loss if changed is None else changed.level
 
     def forecast(self, end: int) -> tuple[float, float]:
         """Return the level forecast at a step, and its standard deviation; infinite where too little is known."""
