@@ -17,7 +17,8 @@ from autolrs_plugin.core import posterior
 from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.plans.staged import NotFiniteError, long_run
+from autolrs_plugin.core.plans.horizon import long_run
+from autolrs_plugin.core.plans.staged import NotFiniteError
 from autolrs_plugin.core.plans.watch import FINE, Watch
 from tests.autolrs.landscapes import (
     Drifting,

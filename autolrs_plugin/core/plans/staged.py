@@ -14,13 +14,8 @@ rate of the plateau, "the rate". It begins as the prior: the rate that the user'
               has changed (other data, layers unfrozen), the rate is what it was, and a stage opens at once. So it
               does where a chunk stalls.
 
-From the first weights, short probes favour rates that are too high for the long run, about HORIZON decades on the
-design tasks, and up to as much again either way; the prior pulls back, the less the further away (`long_run`).
-
 By which figures the constants were chosen (design tasks, seed 0, N = 0.87 C; validation loss at the run's end):
 
-* HORIZON: the best of probes of 0.04 N from the first weights against the best whole run: digits-deep 1.2e-2 and
-  4e-3, digits-autoencoder 2e-3 and 8e-3, mnist-resnet 0.15 to 0.5 and 0.05. At 0.35 mnist-resnet began at 0.34.
 * REACH (`stage_search`): without it bert-mlm went from 1e-3 to 1.6e-2 in one stage (regret 0.036, the untuned rate's
   -0.001), and digits-unfreeze to 1.8e-2 while only its head was trained.
 * CLIMB: at the untuned rate digits-shift stays on its plateau for the whole run (regret 0.99); with it three seeds
@@ -42,6 +37,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.plans.horizon import after_a_change, long_run
 from autolrs_plugin.core.plans.probing import candidates_of
 from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
 from autolrs_plugin.core.plans.training import diverged_above, evaluation_steps
@@ -75,13 +71,6 @@ HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
 """No probe is taken for a lesser expected improvement of the shortfall (from the first weights HOPE_COLD, so that a
 look downwards follows where up was worse); and of later stages' part, for no lesser one than EAGER: from a rate far
 too low, a stage climbs as long as each probe is far better than the one before."""
-
-HORIZON, HORIZON_STD = 0.5, 0.4
-PRIOR_STD = 0.5
-"""Decades, see `long_run`."""
-
-HORIZON_LATER = 0.25
-"""The same after a change and a climb, where probes are about as new to what they see, and longer."""
 
 CHUNKS = 40
 RETREAT = 0.4
@@ -120,20 +109,6 @@ def find_plan(state: RunState) -> Plan:
     run = StagedRun(state, SHARES[:1])
     yield from run.stage("find", 0, state.budget_left_steps)
     yield Done()
-
-
-def long_run(short: float, prior: float) -> float:
-    """Return the rate for the whole run, given the best one of probes from the first weights, and the prior's.
-
-    The least of (x - s)^2 / 2 HORIZON_STD^2 + log(1 + ((x - prior) / PRIOR_STD)^2), in decades: a normal likelihood
-    around s, and a prior with heavy tails, which far evidence overrules. s is HORIZON below the best probe's rate
-    where that lies above the prior's.
-    """
-    x0, x1 = math.log10(prior), math.log10(short)
-    centre = max(x0, x1 - HORIZON) if x1 > x0 else x1
-    x = np.linspace(min(x0, centre), max(x0, centre), 201)
-    cost = (x - centre) ** 2 / (2 * HORIZON_STD**2) + np.log1p(((x - x0) / PRIOR_STD) ** 2)
-    return float(10 ** x[int(np.argmin(cost))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,9 +373,9 @@ class StagedRun:
         verdict, reason = search.decide()
         lr = verdict.lr
         if search.cold and verdict.moved and search.done[0].held:
-            lr = long_run(verdict.lr, present) if self._known else 10 ** (math.log10(verdict.lr) - HORIZON)
+            lr = long_run(verdict.lr, present if self._known else None)
         elif kind in ("change", "climb") and verdict.lr > present:
-            lr = max(present, 10 ** (math.log10(verdict.lr) - HORIZON_LATER))
+            lr = max(present, after_a_change(verdict.lr))
         lr = min(max(lr, self._low), self._high)
         if lr != present:
             self._change(self.rate * lr / present)
