@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from autolrs_plugin import __version__
-from autolrs_plugin.benchmark.command import bench, bench_overhead, bench_parallel, paper
+from autolrs_plugin.benchmark.command import bench, bench_find, bench_overhead, bench_parallel, paper
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ def _exit(message: str) -> None:
 
 app.command()(bench)
 app.command()(paper)
+app.command()(bench_find)
 app.command("bench-parallel")(bench_parallel)
 app.command()(bench_overhead)
 

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+BENCH_OUT = Path("build/autolrs-bench")
+
 
 def bench(
     task: Annotated[str, typer.Option(help="A reference task, several with commas, or 'all'.")],
@@ -15,7 +17,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="One seed, and a quarter of the steps.")] = False,
     out: Annotated[
         Path, typer.Option(help="Where results are kept: a run that was cut off goes on there.")
-    ] = Path("build/autolrs-bench"),
+    ] = BENCH_OUT,
 ) -> None:
     """Compare AutoLRS with other ways to a learning rate, each given the same compute."""
     # torch and the peers take seconds to import, and the other commands need none of them.
@@ -49,6 +51,44 @@ def paper(
     console = Console()
     try:
         run_paper(out, seeds, quick, console)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
+
+
+def bench_find(
+    json: Annotated[Path, typer.Option(help="Where the findings go.")],
+    task: Annotated[str, typer.Option(help="A reference task, several with commas, or 'all'.")] = "all",
+    shares: Annotated[
+        str, typer.Option(help="What it may take, as fractions of the steps, with commas.")
+    ] = "0.03,0.1",
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from 0.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, and a quarter of the steps.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Where the oracle's results are kept, as of `bench`.")
+    ] = BENCH_OUT,
+) -> None:
+    """Compare the rate that `find()` gives with the oracle's: how often it is within a factor of 3, and says so."""
+    # torch takes seconds to import, and the other commands do not need it.
+    from autolrs_plugin.benchmark.finding import run_finding
+    from autolrs_plugin.benchmark.runner import Options
+    from autolrs_plugin.benchmark.tasks import TASKS
+
+    names = list(TASKS) if task == "all" else _names("--task", task, list(TASKS))
+    try:
+        parts = [float(part) for part in shares.split(",")]
+    except ValueError:
+        parts = []
+    if not parts or not all(0 < part <= 1 for part in parts):
+        raise typer.BadParameter(
+            f"--shares {shares!r}: must be fractions above 0 and at most 1, with commas."
+        )
+    if quick:
+        seeds, out = 1, out / "quick"
+    options = Options(tuple(TASKS[name] for name in names), ("oracle",), seeds, quick, out, json)
+    console = Console()
+    try:
+        run_finding(options, parts, console)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         console.print(str(error), style="red")
         raise typer.Exit(1) from error

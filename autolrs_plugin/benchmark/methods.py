@@ -13,6 +13,7 @@ training steps. Evaluations for the learning curve are the judge's, and are on n
     autolrs                 this package, told a range of seven decades and the optimizer with its default rate
     autolrs-no-prior        the same, with the default rate forgotten
     autolrs-once            the same, with the search before the first step alone
+    autolrs-warm            the same, warm-started by its own run of another seed, which is not counted
     autolrs-paper           AutoLRS as published
 """
 

@@ -1,5 +1,6 @@
 """AutoLRS as a method of the benchmark: told nothing but a range of seven decades and C steps in all."""
 
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,9 @@ from autolrs_plugin.integrations.torch_loop import AutoLRS
 LR_RANGE = (1e-6, 10.0)
 EPOCH = 50
 """Minibatches in one pass of the stream that AutoLRS is given: they are drawn at random, without end."""
+
+EARLIER = 1000
+"""The seed of the run that a warm start comes from is so far away from all others."""
 
 
 def as_arguments(task: Task, seed: int) -> dict[str, Any]:
@@ -56,6 +60,18 @@ def autolrs_once(a: Assignment) -> Outcome:
     return tuned(a, _steps(a), "once")
 
 
+def autolrs_warm(a: Assignment) -> Outcome:
+    """The default, warm-started by its own run with other weights and minibatches, which is on nobody's account."""
+    with tempfile.TemporaryDirectory(prefix="autolrs-") as folder:
+        tuned(
+            Assignment(a.task, a.seed + EARLIER, a.steps, a.eval_cost_steps),
+            _steps(a),
+            "staged",
+            run_dir=folder,
+        )
+        return tuned(a, _steps(a), "staged", warm_start=folder)
+
+
 def _steps(a: Assignment) -> int:
     """Return the steps of the run: what the largest search that it may do leaves of C."""
     return int(a.steps / (1 + AutoLRSConfig(max_steps=1, lr_range=LR_RANGE).search_budget))
@@ -94,6 +110,7 @@ def tuned(a: Assignment, steps: int, mode: str, **settings: Any) -> Outcome:
         a.on_steps(len(result.losses))
         if isinstance(action, Evaluate) and result.val_loss is not None:
             curve.append((cost, result.val_loss))
+    tuner.close()
     ledger = tuner.ledger
     return Outcome(
         lr=max(tuner.schedule.lrs),

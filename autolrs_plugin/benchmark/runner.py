@@ -15,7 +15,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from autolrs_plugin import __version__
 from autolrs_plugin.benchmark.methods import PEERS, Assignment, Outcome
-from autolrs_plugin.benchmark.ours import autolrs, autolrs_no_prior, autolrs_once, autolrs_paper
+from autolrs_plugin.benchmark.ours import (
+    autolrs,
+    autolrs_no_prior,
+    autolrs_once,
+    autolrs_paper,
+    autolrs_warm,
+)
 from autolrs_plugin.benchmark.table import Run, draw_task, task_table, write_rows
 from autolrs_plugin.benchmark.tasks import Job, Task
 
@@ -23,6 +29,7 @@ METHODS: dict[str, Callable[[Assignment], Outcome]] = {
     "autolrs": autolrs,
     "autolrs-no-prior": autolrs_no_prior,
     "autolrs-once": autolrs_once,
+    "autolrs-warm": autolrs_warm,
     "autolrs-paper": autolrs_paper,
     **PEERS,
 }
@@ -52,14 +59,18 @@ class Options:
     out: Path
     json: Path
 
+    def steps_of(self, task: Task) -> int:
+        """Return C of a task."""
+        return max(20, round(task.steps * QUICK_SHARE)) if self.quick else task.steps
+
 
 def run_bench(options: Options, console: Console) -> list[Run]:
     """Run what is missing, print a table for each task, save its picture, and write the rows."""
     options.out.mkdir(parents=True, exist_ok=True)
     runs: list[Run] = []
     for task in options.tasks:
-        steps = max(20, round(task.steps * QUICK_SHARE)) if options.quick else task.steps
-        done = _run_task(options, task, steps, console)
+        steps = options.steps_of(task)
+        done = task_runs(options, task, console)
         console.print(task_table(task.name, steps, done))
         _print_overheads(done, console)
         picture = options.out / f"{task.name}.png"
@@ -70,7 +81,9 @@ def run_bench(options: Options, console: Console) -> list[Run]:
     return runs
 
 
-def _run_task(options: Options, task: Task, steps: int, console: Console) -> list[Run]:
+def task_runs(options: Options, task: Task, console: Console) -> list[Run]:
+    """Return the runs of a task; what is missing in the folder is run."""
+    steps = options.steps_of(task)
     eval_cost_steps = _eval_cost_steps(options.out, task)
     wanted = [(method, seed) for seed in range(options.seeds) for method in options.methods]
     paths = {key: _path(options.out, task, steps, eval_cost_steps, *key) for key in wanted}

@@ -321,7 +321,10 @@ def _opened(path: Path, number: int, line: bytes, chain: str) -> tuple[dict[str,
         raise JournalError(f"{path}: line {number} is corrupted; nothing of this journal is used.")
     body: dict[str, Any] = json.loads(line)
     if number == 1 and body.get("version") != VERSION:
-        raise JournalError(f"{path}: is of version {body.get('version')!r}; this is version {VERSION}.")
+        raise JournalError(
+            f"{path}: is of version {body.get('version')!r}; this is version {VERSION}: go on with the release of "
+            "autolrs_plugin that wrote it, or choose another folder."
+        )
     return body, body["sha256"]
 
 

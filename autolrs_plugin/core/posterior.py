@@ -25,21 +25,23 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from scipy.special import ndtr
 
 Array = NDArray[np.float64]
 
 COLD, UP, DOWN = (2.0, 0.15), (1.0, 0.05), (2.0, 0.5)
 """Of the evidence test: standard deviations of a difference that are no noise, and the least difference."""
 
+NEAR, NEAR_SHARE = 0.05, 0.25
+"""Along the run, a move goes no farther than to a rate that falls short by so much more than the best one, and by so
+much of the gain."""
+
 AMPLITUDE = 0.5
 """Prior standard deviation of a shortfall."""
 
 RISE_UP, RISE_DOWN, RISE_MOST = 0.1, 0.2, 0.25
-"""Prior mean of the shortfall one width above and below the present rate, and anywhere: what users have is too low
-more often than too high, sometimes by decades."""
+"""Prior mean of the shortfall one width above and below the present rate, and anywhere above: what users have is too
+low more often than too high, and only too low by decades."""
 
 PROGRESS_LENGTH = 0.4
 """Length scale over progress: what a stage at a fifth of the run says, holds for half of it."""
@@ -108,54 +110,61 @@ class RatePosterior:
         self._x = np.array([[s.x, s.progress] for s in seen]).reshape(-1, 2)
         self._y = np.array([min(s.shortfall, WORST) for s in seen])
         self._std = np.array([s.std for s in seen])
-        kernel = ConstantKernel(AMPLITUDE**2, "fixed") * Matern((width, PROGRESS_LENGTH), "fixed", nu=2.5)
         noise = np.maximum(LEAST_STD, self._std) ** 2
-        self._process = GaussianProcessRegressor(kernel, alpha=noise if len(seen) else 1e-10, optimizer=None)
-        if len(seen):
-            self._process.fit(self._x, self._y - self._prior(self._x[:, 0]))
+        # Inverted once: it has a row for each probe of the run, a dozen or two.
+        self._inverse = np.linalg.inv(self._kernel(self._x, self._x) + np.diag(noise))
+        self._weights: Array = self._inverse @ (self._y - self._prior(self._x[:, 0]))
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Return mu, shape [n], and its covariance, shape [n, n], at log10 rates of shape [n]."""
         points = np.column_stack([x, np.full(len(x), self._progress)])
-        mean, covariance = self._process.predict(points, return_cov=True)
-        return mean + self._prior(x), covariance
+        across = self._kernel(points, self._x)
+        covariance: Array = self._kernel(points, points) - across @ self._inverse @ across.T
+        return across @ self._weights + self._prior(x), covariance
 
-    def ask(self, taken: Sequence[float], alarmed: bool = False, free: bool = False) -> tuple[float, float]:
+    def _kernel(self, a: Array, b: Array) -> Array:
+        """Return the Matern-5/2 kernel of points of shapes [n, 2] and [m, 2], of shape [n, m]."""
+        apart = (a[:, None, :] - b[None, :, :]) / np.array([self._width, PROGRESS_LENGTH])
+        r = math.sqrt(5) * np.sqrt(np.sum(apart**2, axis=2))
+        kernel: Array = AMPLITUDE**2 * (1 + r + r**2 / 3) * np.exp(-r)
+        return kernel
+
+    def ask(self, taken: Sequence[float], even: bool = False, free: bool = False) -> tuple[float, float]:
         """Return the rate of the greatest expected improvement on the present one, and that improvement.
 
         Only what the evidence test would accept counts: an improvement on the best mean so far by the margin.
 
         Args:
             taken: log10 rates that have been asked for in this stage.
-            alarmed: whether the run has gone wrong at the present rate.
+            even: whether a lower rate is as likely to be better as a higher one.
             free: whether the present rate need not be kept, and any improvement counts.
         """
-        mean, covariance = self.predict(self.grid)
-        sigma = np.sqrt(np.maximum(1e-12, np.diag(covariance)))
         known = np.array(taken if free and taken else [self._centre, *taken])
-        best = float(self.predict(known)[0].min())
-        margins = np.array([0.0 if free else self._rule(x, alarmed)[1] for x in self.grid])
+        means, covariance = self.predict(np.concatenate([self.grid, known]))
+        mean, best = means[: len(self.grid)], float(means[len(self.grid) :].min())
+        sigma = np.sqrt(np.maximum(1e-12, np.diag(covariance)[: len(self.grid)]))
+        margins = np.array([0.0 if free else self._rule(x, even)[1] for x in self.grid])
         z = (best - margins - mean) / sigma
-        hope: Array = sigma * (z * norm.cdf(z) + norm.pdf(z))
+        hope: Array = sigma * (z * ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
         for x in taken:
             hope = np.where(np.abs(self.grid - x) < APART_DECADES, -1.0, hope)
         at = int(np.argmax(hope))
         return float(10 ** self.grid[at]), float(hope[at])
 
-    def _rule(self, x: float, alarmed: bool) -> tuple[float, float]:
+    def _rule(self, x: float, even: bool) -> tuple[float, float]:
         """Return (clearly, margin) of the evidence test for a move to x."""
         up = x > self._centre
         if up:
             return UP if self._progress else COLD
-        return COLD if alarmed else DOWN
+        return COLD if even else DOWN
 
-    def decide(self, held: Sequence[float], must_move: bool = False, alarmed: bool = False) -> Verdict:
+    def decide(self, held: Sequence[float], must_move: bool = False, even: bool = False) -> Verdict:
         """Return the rate to go on with.
 
         Args:
             held: log10 rates of this stage that held, one at least; nothing outside of them is decided for.
             must_move: whether the present rate has diverged.
-            alarmed: whether the run has gone wrong at the present rate: then down is as good as up.
+            even: whether a lower rate is as likely to be better as a higher one.
         """
         inside = (self.grid >= min(held) - 1e-9) & (self.grid <= max(held) + 1e-9)
         points = np.concatenate([self.grid[inside], np.array(held), [self._centre]])
@@ -164,15 +173,26 @@ class RatePosterior:
         gain = float(mean[-1] - mean[best])
         spread = covariance[-1, -1] + covariance[best, best] - 2 * covariance[-1, best]
         doubt = math.sqrt(max(0.0, float(spread)))
-        clearly, margin = self._rule(float(points[best]), alarmed)
-        moved = must_move or (gain > clearly * doubt and gain > margin)
+        clearly, margin = self._rule(float(points[best]), even)
+        elsewhere = abs(float(points[best]) - self._centre) > 1e-9
+        moved = must_move or (elsewhere and gain > clearly * doubt and gain > margin)
         variance = np.diag(covariance) + covariance[best, best] - 2 * covariance[:, best]
         as_good = mean - mean[best] <= np.maximum(COLD[1], COLD[0] * np.sqrt(np.maximum(0.0, variance)))
         good = points[:-1][as_good[:-1]]
         lr = 10 ** float(points[best]) if moved else self._present
+        if moved and self._progress and not must_move:
+            lr = 10 ** self._nearest(points, mean, best, min(NEAR, NEAR_SHARE * gain))
         return Verdict(lr, moved, gain, doubt, 10 ** float(good.min()), 10 ** float(good.max()))
 
+    def _nearest(self, points: Array, mean: Array, best: int, slack: float) -> float:
+        """Return the nearest to the present rate of the points towards the best one that are as good, up to `slack`."""
+        away = (points - self._centre) * np.sign(points[best] - self._centre)
+        as_good = (
+            (away > 0) & (away <= abs(points[best] - self._centre) + 1e-9) & (mean <= mean[best] + slack)
+        )
+        return float(points[as_good][np.argmin(away[as_good])])
+
     def _prior(self, x: Array) -> Array:
-        rise = np.where(x > self._centre, RISE_UP, RISE_DOWN)
-        away: Array = rise * ((x - self._centre) / self._width) ** 2
-        return np.minimum(away, RISE_MOST)
+        widths = (x - self._centre) / self._width
+        mean: Array = np.where(widths > 0, np.minimum(RISE_UP * widths**2, RISE_MOST), RISE_DOWN * widths**2)
+        return mean

@@ -1,6 +1,7 @@
 """AutoLRS in a hand-written loop on Accelerate's Accelerator."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from autolrs_plugin.training.data import generators_of
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, hosted_config, saved_by
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import as_number
+from autolrs_plugin.training.lr import earlier_plateau, prior_lr
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
 
@@ -49,6 +51,10 @@ class AutoLRS(HostedResults):
         validate: returns the validation loss; without it the training loss decides.
         search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
         seed: of everything that the search draws.
+        prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
+            optimizer was built with, a number, or None to know none.
+        warm_start: the folder of an earlier run (what `save` wrote, or a `run_dir`), whose learning rates are
+            followed and hardly searched for.
         generators: random number generators beside the global ones and the loader's that data or model draw from.
         stateful: more objects to roll back, by name.
         keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
@@ -73,15 +79,18 @@ class AutoLRS(HostedResults):
         validate: Callable[[], Any] | None = None,
         search_budget: float = 0.2,
         seed: int = 0,
+        prior: float | str | None = "optimizer",
+        warm_start: str | os.PathLike[str] | None = None,
         generators: Sequence[Generator] = (),
         stateful: Mapping[str, Stateful] | None = None,
         keep: str = "host",
         progress: bool = True,
         **settings: Any,
     ) -> None:
-        settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
-        self._config = hosted_config("AutoLRS", max_steps, validate is not None, settings)
         _check_prepared(accelerator, optimizer, loader)
+        known = {"prior_lr": prior_lr(prior, optimizer.optimizer), "warm_start": earlier_plateau(warm_start)}
+        settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **known, **settings}
+        self._config = hosted_config("AutoLRS", max_steps, validate is not None, settings)
         wrapped, model = model, accelerator.unwrap_model(model)
         check_accelerator(accelerator, model)
         self._host = _Host(accelerator, loader, train_step, validate)

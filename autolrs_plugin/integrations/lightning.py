@@ -1,6 +1,7 @@
 """AutoLRS in a Lightning Trainer, as a callback."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
 from autolrs_plugin.training.inventory import Stateful
+from autolrs_plugin.training.lr import check_prior, earlier_plateau, prior_lr
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
 
@@ -36,6 +38,10 @@ class AutoLRSCallback(Callback, HostedResults):
         lr_range: the least and the greatest learning rate to try, of the first parameter group.
         search_budget: the steps that the search may take, as a fraction of the run's, in (0, 1].
         seed: of everything that the search draws.
+        prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
+            optimizer was built with, a number, or None to know none.
+        warm_start: the folder of an earlier run (what `save` wrote, or a `run_dir`), whose learning rates are
+            followed and hardly searched for.
         metric: what to decide by, as the module logs it in validation. None for `val_loss`, or for the training loss
             where there is no validation.
         greater_is_better: whether the metric grows with progress; None for: unless its name ends in `loss`.
@@ -56,6 +62,8 @@ class AutoLRSCallback(Callback, HostedResults):
         *,
         search_budget: float = 0.2,
         seed: int = 0,
+        prior: float | str | None = "optimizer",
+        warm_start: str | os.PathLike[str] | None = None,
         metric: str | None = None,
         greater_is_better: bool | None = None,
         generators: Sequence[Generator] = (),
@@ -65,7 +73,10 @@ class AutoLRSCallback(Callback, HostedResults):
         **settings: Any,
     ) -> None:
         self._settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
-        hosted_config("AutoLRSCallback", 1, False, self._settings)
+        self._earlier = {"warm_start": earlier_plateau(warm_start)}
+        hosted_config("AutoLRSCallback", 1, False, {**self._settings, **self._earlier})
+        check_prior(prior)
+        self._prior = prior
         greater = not (metric or "loss").endswith("loss") if greater_is_better is None else greater_is_better
         self._metric, self._sign = metric, -1.0 if greater else 1.0
         self._generators, self._stateful, self._keep = tuple(generators), dict(stateful or {}), keep
@@ -104,7 +115,8 @@ class AutoLRSCallback(Callback, HostedResults):
             raise ValueError(
                 f"metric={self._metric!r}: needs validation: a validation_step and a dataloader for it."
             )
-        config = hosted_config("AutoLRSCallback", int(steps), host.validates, self._settings)
+        known = {"prior_lr": prior_lr(self._prior, trainer.optimizers[0]), **self._earlier}
+        config = hosted_config("AutoLRSCallback", int(steps), host.validates, {**known, **self._settings})
         stateful = {**host.stateful(), **self._stateful}
         generators = [*host.generators, *self._generators]
         loop = HostedLoop(

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -15,7 +15,6 @@ from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.finding import Finding, finding
 from autolrs_plugin.core.ledger import Ledger
-from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
@@ -24,7 +23,7 @@ from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
-from autolrs_plugin.training.lr import ReplayLR, prior_of
+from autolrs_plugin.training.lr import ReplayLR, earlier_plateau, prior_lr
 from autolrs_plugin.training.ports import Observer, Prober
 from autolrs_plugin.training.progress import observers_for, warn_beforehand
 from autolrs_plugin.training.rng import Generator
@@ -32,6 +31,9 @@ from autolrs_plugin.training.session import Session
 
 FIND_SHARE = 0.03
 """`find` takes so many of the run's steps."""
+
+_only_find: ContextVar[float | None] = ContextVar("autolrs_only_find", default=None)
+"""Where it is set, a new AutoLRS only finds a learning rate, with this share of the run's steps: see `finding_only`."""
 
 
 class AutoLRS:
@@ -132,14 +134,8 @@ class AutoLRS:
     ) -> None:
         check_job(model, optimizer)
         check_functions(validate, None if run_dir is None else Path(run_dir))
-        prior_lr = prior_of(optimizer) if prior == "optimizer" else prior
-        points = plateau_of(Path(warm_start)) if warm_start is not None else None
-        settings = {
-            "validation": validate is not None,
-            "prior_lr": prior_lr,
-            "warm_start": points,
-            **settings,
-        }
+        known = {"prior_lr": prior_lr(prior, optimizer), "warm_start": earlier_plateau(warm_start)}
+        settings = {"validation": validate is not None, **known, **settings}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping(plain_numbers({**values, **settings}), origin="AutoLRS")
         ranks = ranks_of_job()
@@ -169,6 +165,7 @@ class AutoLRS:
         self._controller = self._session.controller
         if leads:
             warn_beforehand(self._controller)
+        self._only_find = _only_find.get()
 
     def run(self) -> Schedule:
         """Search and train up to the end; return the schedule that was found.
@@ -176,7 +173,9 @@ class AutoLRS:
         Raises:
             ValueError: train_step or validate return what cannot be used.
             RuntimeError: the weights were changed by something else between two actions.
+            FoundError: it was made inside of `finding_only`.
         """
+        self._end_if_only_finding()
         self._session.run()
         return self.schedule
 
@@ -202,7 +201,9 @@ class AutoLRS:
 
         Raises:
             RuntimeError: the last action's result was not told, or the weights were changed since.
+            FoundError: it was made inside of `finding_only`.
         """
+        self._end_if_only_finding()
         return self._session.next_action()
 
     def perform(self, action: Action) -> Result:
@@ -266,6 +267,10 @@ class AutoLRS:
         """(step, validation loss) of each evaluation along the run so far."""
         return self._controller.val_losses
 
+    def _end_if_only_finding(self) -> None:
+        if self._only_find is not None:
+            raise FoundError(self.find(self._only_find))
+
 
 class FoundError(Exception):
     """Ends a script that was started only to find a learning rate.
@@ -281,13 +286,12 @@ class FoundError(Exception):
 
 @contextmanager
 def finding_only(share: float) -> Iterator[None]:
-    """Make `run()` and the first `next_action()` of every AutoLRS find a learning rate and raise FoundError."""
-
-    def found(self: AutoLRS) -> Any:
-        raise FoundError(self.find(share))
-
-    with patch.multiple(AutoLRS, run=found, next_action=found):
+    """Inside, every AutoLRS that is made finds a learning rate in place of training, and raises FoundError with it."""
+    token = _only_find.set(share)
+    try:
         yield
+    finally:
+        _only_find.reset(token)
 
 
 def _check_choices(resume: bool | str, probes: Prober | None, processes: int) -> None:

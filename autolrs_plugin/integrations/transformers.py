@@ -1,13 +1,14 @@
 """AutoLRS in a transformers Trainer, and in the trainers of TRL that build on it."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
 from autolrs_plugin.training.inventory import Stateful
-from autolrs_plugin.training.lr import TunedLR
+from autolrs_plugin.training.lr import TunedLR, check_prior, earlier_plateau, prior_lr
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
 
@@ -46,6 +47,10 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         lr_range: the least and the greatest learning rate to try, of the first parameter group.
         search_budget: the steps that the search may take, as a fraction of the run's, in (0, 1].
         seed: of everything that the search draws.
+        prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
+            optimizer was built with, a number, or None to know none.
+        warm_start: the folder of an earlier run (what `save` wrote, or a `run_dir`), whose learning rates are
+            followed and hardly searched for.
         metric: what to decide by, as `trainer.evaluate()` names it; needs an eval_dataset. None for `eval_loss`, or
             for the training loss where there is no eval_dataset.
         greater_is_better: whether the metric grows with progress; None for: unless its name ends in `loss`.
@@ -68,6 +73,8 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         *,
         search_budget: float = 0.2,
         seed: int = 0,
+        prior: float | str | None = "optimizer",
+        warm_start: str | os.PathLike[str] | None = None,
         metric: str | None = None,
         greater_is_better: bool | None = None,
         loss_is_progress: bool | None = None,
@@ -78,7 +85,10 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         **settings: Any,
     ) -> None:
         self._settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
-        hosted_config("AutoLRSCallback", 1, False, self._settings)
+        self._earlier = {"warm_start": earlier_plateau(warm_start)}
+        hosted_config("AutoLRSCallback", 1, False, {**self._settings, **self._earlier})
+        check_prior(prior)
+        self._prior = prior
         greater = not (metric or "loss").endswith("loss") if greater_is_better is None else greater_is_better
         self._metric, self._sign = metric, -1.0 if greater else 1.0
         self._loss_is_progress = loss_is_progress
@@ -90,6 +100,8 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
             "metric": metric,
             "greater_is_better": greater,
             "loss_is_progress": loss_is_progress,
+            "prior": prior,
+            "warm_start": None if warm_start is None else os.fspath(warm_start),
         }
         self._arguments |= {"keep": keep, "progress": progress, **self._settings}
 
@@ -128,11 +140,12 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
             )
         host = TrainerHost(trainer, self._measures(trainer), self._metric or "eval_loss", self._sign)
         validates = trainer.eval_dataset is not None
-        config = hosted_config("AutoLRSCallback", state.max_steps, validates, self._settings)
+        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        known = {"prior_lr": prior_lr(self._prior, optimizer), **self._earlier}
+        config = hosted_config("AutoLRSCallback", state.max_steps, validates, {**known, **self._settings})
         stateful = {"trainer": host.attributes, **self._stateful}
         if trainer.accelerator.scaler is not None:
             stateful["scaler"] = trainer.accelerator.scaler
-        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         loop = HostedLoop(
             trainer.model, optimizer, host, stateful, self._generators, self._keep, host.roots()
         )

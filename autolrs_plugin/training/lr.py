@@ -3,12 +3,17 @@
 A rate of the search is that of the first parameter group; every other group keeps its ratio to it.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from autolrs_plugin.core.config import ConfigError
+from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.training.inventory import Inventory
 
 
@@ -38,10 +43,38 @@ def group_ratios(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
     return tuple(rate / rates[0] for rate in rates)
 
 
-def prior_of(optimizer: torch.optim.Optimizer) -> float:
-    """Return the learning rate that an optimizer's first group was built with: the prior of a search."""
+def check_prior(prior: object) -> None:
+    """Raise ConfigError if `prior` says nothing of a learning rate."""
+    number = isinstance(prior, Real) and not isinstance(prior, bool) and float(prior) > 0
+    if not (prior is None or prior == "optimizer" or number):
+        raise ConfigError(f"prior={prior!r}: must be 'optimizer', a learning rate above 0, or None.")
+
+
+def prior_lr(prior: float | str | None, optimizer: torch.optim.Optimizer) -> float | None:
+    """Return the learning rate that a search begins with: for "optimizer" that of the first group, as it was built.
+
+    Raises:
+        ConfigError: `prior` is neither "optimizer", a learning rate nor None.
+    """
+    check_prior(prior)
+    if not isinstance(prior, str):
+        return prior if prior is None else float(prior)
     group = optimizer.param_groups[0]
     return float(group.get("initial_lr", group.get("lr")) or 0.0)
+
+
+def earlier_plateau(warm_start: str | os.PathLike[str] | None) -> tuple[tuple[float, float], ...] | None:
+    """Return the learning rates of the run in the folder `warm_start`, as the setting of that name; None for None.
+
+    Raises:
+        ConfigError: it is no path, or the run has not got past its warm-up.
+        JournalError: the folder holds no run, or one of another version.
+    """
+    if warm_start is None:
+        return None
+    if not isinstance(warm_start, str | os.PathLike):
+        raise ConfigError(f"warm_start={warm_start!r}: must be the folder of an earlier run (its run_dir).")
+    return plateau_of(Path(warm_start))
 
 
 class GroupRates:

@@ -28,7 +28,10 @@ from autolrs_plugin.core.actions import Done
 from autolrs_plugin.core.journal import Journal
 from tests.autolrs.jobs import Job, batch_step, loader
 
-STEPS = 240
+STEPS = 400
+TOO_HIGH = 0.3
+"""A prior with which the staged plan does all that it can: planned stages, a chunk taken back, a change found."""
+
 WRITES = ((Journal, "_append"), (os, "fsync"), (os, "replace"), (Path, "unlink"))
 """What the tuner writes its files with: a kill before or after any of these must not matter."""
 
@@ -65,6 +68,8 @@ def train(folder: Path, keep: str) -> None:
         train_step=batch_step(job),
         validate=job.validate,
         train_data=loader(job),
+        prior=TOO_HIGH,
+        seed=1,
         run_dir=folder / "run",
         keep=keep,
         progress=False,

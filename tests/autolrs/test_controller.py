@@ -148,7 +148,8 @@ def test_durations_are_fractions_of_the_run(mode: str) -> None:
     assert np.median(probes) == pytest.approx(
         np.median(more_probes), rel=0.3 if mode == "staged" else 0.1, abs=0.001
     )
-    assert probes[-1] == pytest.approx(more_probes[-1], rel=0.2)
+    # What the stages before have left bounds a stage's probes.
+    assert probes[-1] == pytest.approx(more_probes[-1], rel=0.3 if mode == "staged" else 0.2)
     assert searched == pytest.approx(more_searched, rel=0.3)
 
 

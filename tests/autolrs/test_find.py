@@ -14,6 +14,7 @@ from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.finding import finding
 from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.core.state import RunState
+from autolrs_plugin.integrations.torch_loop import FoundError, finding_only
 from tests.autolrs.jobs import Job, batch_step, loader
 from tests.autolrs.test_torch_loop import seed_everything
 
@@ -92,6 +93,18 @@ def test_a_warm_start_follows_the_earlier_run(tmp_path: Path) -> None:
     assert max(second.schedule.lrs) == pytest.approx(max(first.schedule.lrs), rel=0.1)
     with pytest.raises(RuntimeError, match="cannot be read"):
         tuner_of(Job("adam"), warm_start=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("begin", [AutoLRS.run, AutoLRS.next_action])
+def test_only_what_is_made_inside_only_finds(begin: Any) -> None:
+    with finding_only(0.1):
+        inside = tuner_of(Job("adam", seed=3))
+    outside = tuner_of(Job("adam", seed=3))
+    with pytest.raises(FoundError) as found:
+        begin(inside)
+    assert found.value.finding == outside.find(0.1)
+    assert not inside.losses
+    begin(outside)
 
 
 SCRIPT = """

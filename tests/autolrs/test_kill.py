@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from autolrs_plugin.report import load_run
+
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -23,6 +25,11 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None
         check=False,
     )
     assert done.returncode == 0
+    whole = load_run(tmp_path / "runs" / "trial-0" / "run")
+    assert {"planned", "change"} <= {stage.kind for stage in whole.stages}
+    assert whole.ledger.search.steps > sum(
+        stage.search_steps for stage in whole.stages
+    )  # a chunk was taken back
     trials = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(trials) == 20
     assert sum(trial["kills"] for trial in trials) >= 20

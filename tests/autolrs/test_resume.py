@@ -210,8 +210,12 @@ def test_there_must_be_a_run_to_insist_on(tmp_path: Path) -> None:
 
 def test_a_journal_of_another_version_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autolrs_plugin.core.journal.VERSION", 7)
-    with pytest.raises(JournalError, match="is of version 2; this is version 7"):
-        Whole().tuner(run_dir=stopped)
+    sentence = "is of version 2; this is version 7: go on with the release of autolrs_plugin that wrote it, or choose"
+    before = (stopped / FILE_NAME).read_bytes()
+    for argument in ("run_dir", "warm_start"):
+        with pytest.raises(JournalError, match=sentence):
+            Whole().tuner(**{argument: stopped})
+    assert (stopped / FILE_NAME).read_bytes() == before
 
 
 def test_a_version_that_decides_otherwise_uses_nothing_of_it(stopped: Path) -> None:

@@ -29,6 +29,8 @@ NO_PRIOR_WIDTH = 1.5
 REACH, REACH_WIDE = 0.6, 1.5
 """Along the run, a stage looks so many decades up and down; the second, after a change."""
 
+LOST, LOST_STD = 1.0, 0.8
+"""Of a probe that did not hold, the shortfall: it gained nothing, at best; so rates near to it promise little."""
 
 COLD_STD = 0.05
 """Standard deviation of a shortfall from the first weights, for what so early probes cannot know."""
@@ -44,7 +46,8 @@ class Asked:
         index: which of the planned stages it is like.
         steps: length of its probes.
         evaluate: whether they are evaluated.
-        alarmed: whether the run has gone wrong, or has changed, at the present rate.
+        even: whether a lower rate is as likely to be better as a higher one: where the run has gone wrong, or has
+            changed, or where the present rate is a guess from the first weights.
         wide: whether the best rate may be a decade and more away.
         above: a loss above this has exploded.
         earlier: what the probes of earlier stages said.
@@ -55,7 +58,7 @@ class Asked:
     index: int
     steps: int
     evaluate: bool
-    alarmed: bool
+    even: bool
     wide: bool
     above: float
     earlier: tuple[Seen, ...]
@@ -118,16 +121,16 @@ class StageSearch:
             )
             high = min(high, max(top, low * 1.001))
         progress = self._state.step / self._state.config.max_steps
-        return RatePosterior(
-            self.present, self._width, progress, [*self._asked.earlier, *self.seen], low, high
-        )
+        lost = [Seen(math.log10(p.lr), progress, LOST, LOST_STD) for p in self.done if not p.held]
+        seen = [*self._asked.earlier, *self.seen, *lost]
+        return RatePosterior(self.present, self._width, progress, seen, low, high)
 
     def ask(self, count: int, least_hope: float) -> list[float]:
         """Return rates to probe next, the present one first of all; none where nothing is to be hoped for."""
         rates = [] if self.done or count < 1 else [self.present]
         while len(rates) < count:
             taken = [math.log10(lr) for lr in (*(p.lr for p in self.held), *rates)]
-            lr, hope = self._posterior().ask(taken, self._asked.alarmed, self._free)
+            lr, hope = self._posterior().ask(taken, self._asked.even, self._free)
             failed = any(not p.held and abs(math.log10(p.lr / lr)) < 0.05 for p in self.done)
             if hope < least_hope or failed:
                 break
@@ -171,7 +174,7 @@ class StageSearch:
         held = [math.log10(p.lr) for p in self.held]
         free = self._free and len(held) > 1
         verdict = self._posterior().decide(
-            held, must_move=free or not self.done[0].held, alarmed=self._asked.alarmed
+            held, must_move=free or not self.done[0].held, even=self._asked.even
         )
         if not self.done[0].held:
             return verdict, f"the present rate of {present:.3g} did not hold"

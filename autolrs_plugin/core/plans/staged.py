@@ -14,13 +14,8 @@ rate of the plateau, "the rate". It begins as the prior: the rate that the user'
               has changed (other data, layers unfrozen), the rate is what it was, and a stage opens at once. So it
               does where a chunk stalls.
 
-From the first weights, short probes favour rates that are too high for the long run, about HORIZON decades on the
-design tasks, and up to as much again either way; the prior pulls back, the less the further away (`long_run`).
-
 By which figures the constants were chosen (design tasks, seed 0, N = 0.87 C; validation loss at the run's end):
 
-* HORIZON: the best of probes of 0.04 N from the first weights against the best whole run: digits-deep 1.2e-2 and
-  4e-3, digits-autoencoder 2e-3 and 8e-3, mnist-resnet 0.15 to 0.5 and 0.05. At 0.35 mnist-resnet began at 0.34.
 * REACH (`stage_search`): without it bert-mlm went from 1e-3 to 1.6e-2 in one stage (regret 0.036, the untuned rate's
   -0.001), and digits-unfreeze to 1.8e-2 while only its head was trained.
 * CLIMB: at the untuned rate digits-shift stays on its plateau for the whole run (regret 0.99); with it three seeds
@@ -42,10 +37,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.plans.horizon import after_a_change, long_run
 from autolrs_plugin.core.plans.probing import candidates_of
 from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
 from autolrs_plugin.core.plans.training import diverged_above, evaluation_steps
-from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
+from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Chunk, Watch, summary
 from autolrs_plugin.core.posterior import Seen
 from autolrs_plugin.core.schedule import run_curve
 from autolrs_plugin.core.state import Plan, RunState, Stage
@@ -59,7 +55,9 @@ PARTS = (0.3, 0.4, 0.3)
 UNPLANNED = 0.3
 """Share of the search's steps that planned stages leave."""
 
-MOST_PROBES = (5, 4, 3)
+GOOD_PROBES, MOST_PROBES = (2, 3, 2), (5, 4, 3)
+"""A planned stage has room for so many probes if the budget allows it, any for two; none takes more than the second."""
+
 PROBE_SHARES = (0.018, 0.035, 0.035)
 """Length of a stage's probes, as shares of the run, where its part of the budget has room for two."""
 
@@ -74,14 +72,13 @@ HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
 look downwards follows where up was worse); and of later stages' part, for no lesser one than EAGER: from a rate far
 too low, a stage climbs as long as each probe is far better than the one before."""
 
-HORIZON, HORIZON_STD = 0.5, 0.4
-PRIOR_STD = 0.5
-"""Decades, see `long_run`."""
-
 CHUNKS = 40
 RETREAT = 0.4
 CLIMB = 1.5
 """Where a tenth of the run and more has gained nothing, each chunk has so many times the rate of the one before."""
+
+EVEN_UNTIL = 0.15
+"""Progress up to which a lower rate is believed as soon as a higher one; see UP and DOWN of `posterior`."""
 
 LATEST = 0.8
 """After this progress no stage opens: the decay is nearly over."""
@@ -114,18 +111,13 @@ def find_plan(state: RunState) -> Plan:
     yield Done()
 
 
-def long_run(short: float, prior: float) -> float:
-    """Return the rate for the whole run, given the best one of probes from the first weights, and the prior's.
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """A chunk that was taken back: where it began, the rate before any retreat, and what it came to, if finite."""
 
-    The least of (x - s)^2 / 2 HORIZON_STD^2 + log(1 + ((x - prior) / PRIOR_STD)^2), in decades: a normal likelihood
-    around s, and a prior with heavy tails, which far evidence overrules. s is HORIZON below the best probe's rate
-    where that lies above the prior's.
-    """
-    x0, x1 = math.log10(prior), math.log10(short)
-    centre = max(x0, x1 - HORIZON) if x1 > x0 else x1
-    x = np.linspace(min(x0, centre), max(x0, centre), 201)
-    cost = (x - centre) ** 2 / (2 * HORIZON_STD**2) + np.log1p(((x - x0) / PRIOR_STD) ** 2)
-    return float(10 ** x[int(np.argmin(cost))])
+    step: int
+    rate: float
+    chunk: Chunk | None
 
 
 @dataclass
@@ -155,7 +147,7 @@ class StagedRun:
         self.rate = prior if prior is not None else math.sqrt(self._low * self._high)
         self._planned = [(round(share * config.max_steps), i) for i, share in enumerate(self.shares)]
         self._former, self._changed_at = self.rate, 0
-        self._suspected: tuple[int, float] | None = None
+        self._suspected: Suspicion | None = None
         self._bad_losses = 0
         self._staged_at = 0
         self._ceiling = math.inf
@@ -189,6 +181,8 @@ class StagedRun:
 
     @property
     def _flat(self) -> bool:
+        if self._climbed and self.watch.gained_little:
+            return True  # a climb that has begun goes on until it is worth a stage
         return self.watch.flat(self.state.config.max_steps - self.state.step)
 
     def _climb(self) -> str:
@@ -216,10 +210,12 @@ class StagedRun:
         if found in (RISEN, LOST):
             self._ceiling = min(self._ceiling, max(self._rate_at(t) for t in range(first, end)))
             kept = state.kept_step if config.rewind else None
-            again = self._suspected is not None and self._suspected[0] == first
-            if kept is not None and end - kept <= state.budget_left_steps and (found == LOST or not again):
+            may_go_back = kept is not None and end - kept <= state.budget_left_steps
+            chunk = summary(result.losses, end)
+            if may_go_back and (found == LOST or self._may_be_the_rate(first, chunk)):
                 yield Restore()
-                self._suspected = (state.step, self._suspected[1] if again and self._suspected else self.rate)
+                before = self._suspicion(first)
+                self._suspected = Suspicion(first, self.rate if before is None else before.rate, chunk)
                 self._change(self.rate * RETREAT)
                 return ""
         pending = self._gone_on(found, first)
@@ -228,6 +224,17 @@ class StagedRun:
             yield Evaluate(end)
         return pending
 
+    def _suspicion(self, first: int) -> Suspicion | None:
+        """Return the suspicion against the chunk that begins at `first`, if it was taken back before."""
+        return self._suspected if self._suspected is not None and self._suspected.step == first else None
+
+    def _may_be_the_rate(self, first: int, chunk: Chunk | None) -> bool:
+        """Tell whether a chunk may have risen by its rate: it is the first try, or a lower rate made it lower."""
+        before = self._suspicion(first)
+        if before is None or before.chunk is None:
+            return True
+        return chunk is not None and chunk.clearly_below(before.chunk)
+
     def _gone_on(self, found: str, first: int) -> str:
         """Take note of a chunk that stays; return why a stage is to open after it, if one is."""
         if found == LOST:
@@ -235,11 +242,11 @@ class StagedRun:
             self.watch.forget()
             return ""
         if found == RISEN:
-            if self._suspected is not None and self._suspected[0] == first:
+            if (before := self._suspicion(first)) is not None:
                 if self.state.budget_left_steps >= 3 * LEAST_STEPS:
-                    self._change(self._suspected[1])
+                    self._change(before.rate)
                 self._ceiling = math.inf
-            self.watch.forget()
+            self.watch.begin_anew(self.state.losses[first:])
             self.seen.clear()
             return "change"
         if found == FELL:
@@ -318,7 +325,7 @@ class StagedRun:
             index=index,
             steps=steps,
             evaluate=evaluate,
-            alarmed=kind in ("change", "climb"),
+            even=kind in ("change", "climb") or state.step <= EVEN_UNTIL * config.max_steps,
             wide=kind in ("change", "climb"),
             above=self.watch.above,
             earlier=tuple(self.seen),
@@ -334,7 +341,10 @@ class StagedRun:
         """
         warm = kind == "warm start"
         most = 1 if warm else MOST_PROBES[index]
-        steps, evaluate = self._lengths(allotted, index, 1 if warm else 2)
+        for least in (1,) if warm else (GOOD_PROBES[index] if kind == "planned" else 2, 2):
+            steps, evaluate = self._lengths(allotted, index, least)
+            if steps:
+                break
         if not steps or self._low >= self._high:
             return
         self._staged_at, self._climbed = self.state.step, self._climbed and kind == "planned"
@@ -362,8 +372,10 @@ class StagedRun:
         present = search.present
         verdict, reason = search.decide()
         lr = verdict.lr
-        if (search.cold or kind == "change") and verdict.moved and search.done[0].held:
-            lr = long_run(verdict.lr, present) if self._known else 10 ** (math.log10(verdict.lr) - HORIZON)
+        if search.cold and verdict.moved and search.done[0].held:
+            lr = long_run(verdict.lr, present if self._known else None)
+        elif kind in ("change", "climb") and verdict.lr > present:
+            lr = max(present, after_a_change(verdict.lr))
         lr = min(max(lr, self._low), self._high)
         if lr != present:
             self._change(self.rate * lr / present)

@@ -13,8 +13,8 @@ unfrozen, and what was found out before may not hold any more.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
+from itertools import pairwise
+from statistics import fmean, linear_regression, median
 
 RISE_Z = 4.0
 RISE_SHARE = 0.1
@@ -37,15 +37,26 @@ class Chunk:
     error: float
     scatter: float
 
+    def clearly_below(self, other: "Chunk") -> bool:
+        """Whether its level is lower than another's by more than noise."""
+        return other.level - self.level > RISE_Z * math.hypot(self.error, other.error)
+
 
 def summary(losses: Sequence[float], end: int) -> Chunk | None:
     """Return a chunk's summary; None where no loss is finite."""
-    values = np.array([loss for loss in losses if math.isfinite(loss)])
-    if not len(values):
+    values = [loss for loss in losses if math.isfinite(loss)]
+    if not values:
         return None
     half = values[len(values) // 2 :]
-    scatter = float(np.std(np.diff(values))) / math.sqrt(2) if len(values) > 2 else float(np.std(values))
-    return Chunk(end, float(half.mean()), scatter / math.sqrt(len(half)), scatter)
+    steps = [after - before for before, after in pairwise(values)]
+    # The scatter of a difference of two losses is larger than that of one.
+    scatter = _std(steps) / math.sqrt(2) if len(values) > 2 else _std(values)
+    return Chunk(end, fmean(half), scatter / math.sqrt(len(half)), scatter)
+
+
+def _std(values: Sequence[float]) -> float:
+    mean = fmean(values)
+    return math.sqrt(fmean((value - mean) ** 2 for value in values))
 
 
 @dataclass
@@ -68,14 +79,15 @@ class Watch:
         tail = losses[-max(1, len(losses) // 4) :]
         if chunk is None or not any(map(math.isfinite, tail)):
             return LOST
-        if float(np.median([loss for loss in tail if math.isfinite(loss)])) > self.above:
+        if median(loss for loss in tail if math.isfinite(loss)) > self.above:
             return LOST
         if not self.chunks:
-            return FINE
+            # Nothing was gained since the first weights (or the last change), and this is worse than those.
+            return RISEN if chunk.level - self.first_loss > RISE_Z * chunk.error else FINE
         best = min(self.chunks, key=lambda c: c.level)
         gained = max(0.0, self.first_loss - best.level)
         # A chunk that scatters far more than those before it must not hide behind that.
-        usual = float(np.median([c.error for c in self.chunks[-FORECAST_CHUNKS:]]))
+        usual = median(c.error for c in self.chunks[-FORECAST_CHUNKS:])
         own = min(chunk.error, 2 * usual)
         error = math.hypot(own, best.error)
         if chunk.level - best.level > max(RISE_Z * error, RISE_SHARE * gained):
@@ -97,37 +109,51 @@ class Watch:
             self.chunks.append(chunk)
 
     def flat(self, left_steps: int) -> bool:
-        """Whether nothing has been gained over all chunks, four at least, and nothing much is to be expected.
+        """Whether nothing has been gained over all chunks, four at least, nor before, nor is much to be expected.
 
-        That is, the first and the lowest level differ by noise alone, and a line through the levels, as steep as its
-        standard error allows, comes down by less than FLAT_SCATTERS in the steps that are left. The second keeps
-        noise from being taken for a plateau.
+        That is, the first loss, the first level and the lowest one differ by noise alone, and a line through the
+        levels, as steep as its standard error allows, comes down by less than FLAT_SCATTERS in the steps that are
+        left. The last keeps noise from being taken for a plateau.
         """
         if len(self.chunks) < LEAST_CHUNKS:
             return False
         first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
-        if first.level - last.level > RISE_Z * math.hypot(first.error, last.error):
+        scatter = self._scatter
+        if last.clearly_below(first) or self.first_loss - last.level > RISE_Z * scatter:
             return False
-        t, levels = np.array([float(c.end) for c in self.chunks]), np.array([c.level for c in self.chunks])
-        spread = float(np.sum((t - t.mean()) ** 2))
-        slope = float(np.sum((t - t.mean()) * (levels - levels.mean()))) / spread
-        unsure = float(np.median([c.error for c in self.chunks])) / math.sqrt(spread)
-        scatter = float(np.median([c.scatter for c in self.chunks]))
+        ends = [float(c.end) for c in self.chunks]
+        slope, _ = linear_regression(ends, [c.level for c in self.chunks])
+        unsure = median(c.error for c in self.chunks) / (_std(ends) * math.sqrt(len(ends)))
         return (2 * unsure - slope) * left_steps <= FLAT_SCATTERS * scatter
 
+    @property
+    def gained_little(self) -> bool:
+        """Whether all chunks together have gained no more than FLAT_SCATTERS."""
+        levels = [c.level for c in self.chunks]
+        return len(levels) > 0 and levels[0] - min(levels) <= FLAT_SCATTERS * self._scatter
+
+    @property
+    def _scatter(self) -> float:
+        return median(c.scatter for c in self.chunks)
+
     def forget(self) -> None:
-        """Begin anew: the run is another one from here on."""
+        """Forget the chunks before: at another rate losses may rise for a while."""
         self.chunks.clear()
+
+    def begin_anew(self, losses: Sequence[float]) -> None:
+        """Measure gains from these losses on: the run is another one."""
+        self.forget()
+        changed = summary(losses, 0)
+        self.first_loss = self.first_loss if changed is None else changed.level
 
     def forecast(self, end: int) -> tuple[float, float]:
         """Return the level forecast at a step, and its standard deviation; infinite where too little is known."""
         recent = self.chunks[-FORECAST_CHUNKS:]
         if len(recent) < LEAST_CHUNKS:
             return math.inf, math.inf
-        t = np.log([float(c.end) for c in recent])
-        levels = np.array([c.level for c in recent])
-        slope, intercept = np.polyfit(t, levels, 1)
-        residual = levels - (slope * t + intercept)
-        noise = math.sqrt(float(np.sum(residual**2)) / (len(recent) - 2))
-        away = (math.log(end) - float(t.mean())) ** 2 / max(1e-12, float(np.sum((t - t.mean()) ** 2)))
-        return float(slope * math.log(end) + intercept), noise * math.sqrt(1 + 1 / len(recent) + away)
+        t = [math.log(c.end) for c in recent]
+        slope, intercept = linear_regression(t, [c.level for c in recent])
+        squares = sum((c.level - slope * at - intercept) ** 2 for c, at in zip(recent, t, strict=True))
+        noise = math.sqrt(squares / (len(recent) - 2))
+        away = (math.log(end) - fmean(t)) ** 2 / max(1e-12, len(t) * _std(t) ** 2)
+        return slope * math.log(end) + intercept, noise * math.sqrt(1 + 1 / len(recent) + away)

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Snapshot, Train
+from autolrs_plugin.core.state import Stage
 from autolrs_plugin.training.snapshot import reshard
 from autolrs_plugin.training.tree import TensorCopy, local
 from tests.autolrs.jobs import bits
@@ -159,6 +160,7 @@ class Outcome:
         snapshots: copies of tensors alive at each real step, and at the end.
         schedule: what the tuner found.
         search_steps: what it took.
+        stages: its searches.
     """
 
     bits: dict[str, bytes]
@@ -170,6 +172,12 @@ class Outcome:
     snapshots: list[int] = field(default_factory=list)
     schedule: tuple[float, ...] = ()
     search_steps: int = 0
+    stages: tuple[Stage, ...] = ()
+
+    def take_over(self, tuner: Any) -> None:
+        """Note what a tuner found."""
+        self.schedule, self.search_steps = tuner.schedule.lrs, tuner.ledger.search.steps
+        self.stages = tuner.stages
 
 
 def all_bits(model: Net, optimizer: torch.optim.Optimizer) -> dict[str, bytes]:

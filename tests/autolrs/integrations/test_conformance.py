@@ -156,13 +156,12 @@ def plain_schedule(mode: str, steps: int, accumulate: int) -> task.Outcome:
         train_step=train_step,
         train_data=micro_batches,
         validate=validate,
-        prior=None,
         mode=mode,
         seed=3,
         progress=False,
     )
     task.seed_everything()
-    schedule = tuner.run()
+    tuner.run()
     outcome = task.Outcome(task.all_bits(model, optimizer), model.trained_on(), steps)
-    outcome.schedule, outcome.search_steps = schedule.lrs, tuner.ledger.search.steps
+    outcome.take_over(tuner)
     return outcome

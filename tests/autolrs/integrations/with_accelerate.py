@@ -128,5 +128,5 @@ def run(
     outcome.rates, outcome.logs = outcome.rates[::accumulate], tracker.entries
     outcome.random = task.random_state()
     if tuner is not None:
-        outcome.schedule, outcome.search_steps = tuner.schedule.lrs, tuner.ledger.search.steps
+        outcome.take_over(tuner)
     return outcome

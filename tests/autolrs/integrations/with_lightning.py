@@ -199,7 +199,7 @@ def run(
     ]
     outcome.logs.append({"validated": trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed})
     if tuner is not None:
-        outcome.schedule, outcome.search_steps = tuner.schedule.lrs, tuner.ledger.search.steps
+        outcome.take_over(tuner)
     return outcome
 
 

@@ -99,5 +99,5 @@ def run(
     outcome.rates, outcome.snapshots, outcome.logs = watch.rates, watch.snapshots, watch.logs
     outcome.random = task.random_state()
     if tuner is not None:
-        outcome.schedule, outcome.search_steps = tuner.schedule.lrs, tuner.ledger.search.steps
+        outcome.take_over(tuner)
     return outcome
