@@ -103,10 +103,16 @@ class Session:
 
     def run(self) -> None:
         """Carry out all actions up to the end."""
+        watched = self._watched
         try:
-            while not isinstance(action := self.next_action(), Done):
+            action = self.next_action()
+            self._watched = False  # from here on nobody else has a turn between two actions
+            while not isinstance(action, Done):
                 self.tell(self.perform(action))
+                action = self.next_action()
         finally:
+            self._watched = watched
+            self._fingerprint = self._seen()
             for observer in self._observers:
                 observer.close()
             if self._prober is not None:
