@@ -1,7 +1,8 @@
-"""What an adapter adds to the steps of a framework's own loop, outside of searches.
+"""What AutoLRS adds to the steps of a loop, outside of searches: in each framework, and in the plain loop.
 
-Measured within one run, as a share: the time inside of the adapter's hooks, without the actions that they carry out
-(snapshots, probes, restores, evaluations and the decisions after them), over the time of the whole run without these.
+Measured within one run, as a share: the time inside of its hooks, without the actions that they carry out (snapshots,
+probes, restores, evaluations and the decisions after them), over the time of the whole run without these. In the plain
+loop, which is all its own, the time outside of train_step stands for that of the hooks. Of several runs, the median.
 The model is a small Llama.
 """
 
@@ -17,7 +18,10 @@ from unittest.mock import patch
 import torch
 from rich.table import Table
 
+from autolrs_plugin.core.actions import Action, Train
+from autolrs_plugin.integrations.torch_loop import AutoLRS
 from autolrs_plugin.training.hosted import HostedRun
+from autolrs_plugin.training.session import Session
 
 LENGTH, BATCH, ROWS = 64, 8, 512
 LR_RANGE = (1e-5, 1e-1)
@@ -46,38 +50,34 @@ class Overhead:
 
 
 class Clock:
-    """Adds up the time spent in methods that call each other, each moment once."""
+    """Adds up the time in methods that call each other: each moment counts for the innermost of them.
+
+    Attributes:
+        seconds: by owner: `adapter`, `action` or `step`.
+    """
 
     def __init__(self) -> None:
-        self.inside_s = self.actions_s = 0.0
-        self._depth = 0
+        self.seconds: dict[str, float] = dict.fromkeys(("adapter", "action", "step"), 0.0)
+        self._owners: list[str] = []
+        self._since = 0.0
 
-    def hook(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method whose time is the adapter's."""
+    def owned(self, owner: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method whose time is `owner`'s; within an action all is the action's."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            self._depth += 1
-            started = time.perf_counter()
+            self._switch(self._owners + ["action" if "action" in self._owners else owner])
             try:
                 return method(*args, **kwargs)
             finally:
-                self._depth -= 1
-                if self._depth == 0:
-                    self.inside_s += time.perf_counter() - started
+                self._switch(self._owners[:-1])
 
         return timed
 
-    def action(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method whose time is an action's."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return method(*args, **kwargs)
-            finally:
-                self.actions_s += time.perf_counter() - started
-
-        return timed
+    def _switch(self, owners: list[str]) -> None:
+        now = time.perf_counter()
+        if self._owners:
+            self.seconds[self._owners[-1]] += now - self._since
+        self._owners, self._since = owners, now
 
 
 def llama() -> Any:
@@ -111,7 +111,9 @@ def in_transformers(steps: int, clock: Clock) -> None:
     from autolrs_plugin.integrations.transformers import AutoLRSCallback
 
     tuner: Any = AutoLRSCallback(LR_RANGE, progress=False)
-    tuner.on_step_begin, tuner.on_step_end = clock.hook(tuner.on_step_begin), clock.hook(tuner.on_step_end)
+    tuner.on_step_begin, tuner.on_step_end = (
+        clock.owned("adapter", method) for method in (tuner.on_step_begin, tuner.on_step_end)
+    )
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {
             "report_to": [],
@@ -142,7 +144,7 @@ def in_lightning(steps: int, clock: Clock) -> None:
 
     tuner: Any = AutoLRSCallback(LR_RANGE, progress=False)
     for name in ("on_train_batch_start", "on_train_batch_end"):
-        setattr(tuner, name, clock.hook(getattr(tuner, name)))
+        setattr(tuner, name, clock.owned("adapter", getattr(tuner, name)))
     off = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
     quiet: dict[str, Any] = dict.fromkeys(off, False)
     loader = torch.utils.data.DataLoader(rows(), batch_size=BATCH, shuffle=True)
@@ -153,7 +155,7 @@ def in_accelerate(steps: int, clock: Clock) -> None:
     """Train in a loop on an Accelerator."""
     from accelerate import Accelerator
 
-    from autolrs_plugin.integrations.accelerate import AutoLRS
+    from autolrs_plugin.integrations.accelerate import AutoLRS as OnAccelerator
 
     accelerator, model = Accelerator(cpu=True), llama()
     loader = torch.utils.data.DataLoader(rows(), batch_size=BATCH, shuffle=True)
@@ -167,7 +169,7 @@ def in_accelerate(steps: int, clock: Clock) -> None:
         return loss
 
     options: dict[str, Any] = {"max_steps": steps, "lr_range": LR_RANGE, "progress": False}
-    tuner = AutoLRS(accelerator, model, optimizer, loader, train_step, **options)
+    tuner = OnAccelerator(accelerator, model, optimizer, loader, train_step, **options)
     step = 0
     while step < steps:
         for batch in loader:
@@ -176,28 +178,68 @@ def in_accelerate(steps: int, clock: Clock) -> None:
                 step += 1
 
 
-ADAPTERS = {"transformers": in_transformers, "lightning": in_lightning, "accelerate": in_accelerate}
+def in_plain_loop(steps: int, clock: Clock) -> None:
+    """Train in the loop of AutoLRS itself."""
+    model, batches = llama(), torch.utils.data.default_collate(rows())["input_ids"].split(BATCH)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def train_step(batch: torch.Tensor) -> torch.Tensor:
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    tuner = AutoLRS(
+        model,
+        optimizer,
+        max_steps=steps,
+        lr_range=LR_RANGE,
+        train_step=clock.owned("step", train_step),
+        train_data=list(batches),
+        progress=False,
+    )
+    perform = Session.perform
+
+    def performed(session: Session, action: Action) -> Any:
+        owner = "adapter" if isinstance(action, Train) else "action"
+        return clock.owned(owner, perform)(session, action)
+
+    with patch.object(Session, "perform", performed):
+        clock.owned("adapter", tuner.run)()
+
+
+ADAPTERS = {
+    "plain loop": in_plain_loop,
+    "transformers": in_transformers,
+    "lightning": in_lightning,
+    "accelerate": in_accelerate,
+}
 
 
 def measure(adapter: str, steps: int) -> Overhead:
-    """Return what an adapter adds to each of `steps` steps.
+    """Return what AutoLRS adds to each of `steps` steps.
 
     Raises:
-        ModuleNotFoundError: its framework is not installed.
+        ModuleNotFoundError: the framework is not installed.
     """
     clock = Clock()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     timed: dict[str, Any] = {
-        name: clock.hook(getattr(HostedRun, name)) for name in ("before_step", "after_step")
+        name: clock.owned("adapter", getattr(HostedRun, name)) for name in ("before_step", "after_step")
     }
-    timed["_act"] = clock.action(HostedRun._act)
+    timed["_act"] = clock.owned("action", HostedRun._act)
     with warnings.catch_warnings(), patch.multiple(HostedRun, **timed):
         warnings.simplefilter("ignore")
         started = time.perf_counter()
         ADAPTERS[adapter](steps, clock)
-        wall_s = time.perf_counter() - started - clock.actions_s
-    added_s = clock.inside_s - clock.actions_s
-    return Overhead(adapter, steps, wall_s / steps * 1e3, added_s / steps * 1e6)
+        wall_s = time.perf_counter() - started - clock.seconds["action"]
+    return Overhead(adapter, steps, wall_s / steps * 1e3, clock.seconds["adapter"] / steps * 1e6)
+
+
+def median_of(adapter: str, steps: int, runs: int) -> Overhead:
+    """Return the measurement whose share is the median of several runs."""
+    return sorted((measure(adapter, steps) for _ in range(runs)), key=lambda m: m.share)[runs // 2]
 
 
 def overhead_table(measured: list[Overhead]) -> Table:

@@ -121,16 +121,17 @@ def bench_parallel(
 
 def bench_overhead(
     adapters: Annotated[str, typer.Option(help="Adapters with commas; all of them by default.")] = "",
-    steps: Annotated[int, typer.Option(min=20, help="Steps of the run in each.")] = 300,
+    steps: Annotated[int, typer.Option(min=20, help="Steps of a run.")] = 300,
+    runs: Annotated[int, typer.Option(min=1, help="Runs in each, of which the median counts.")] = 3,
 ) -> None:
     """Measure what an adapter adds to a framework's steps outside of searches."""
     # torch and the frameworks take seconds to import.
-    from autolrs_plugin.benchmark.adapter_overhead import ADAPTERS, measure, overhead_table
+    from autolrs_plugin.benchmark.adapter_overhead import ADAPTERS, median_of, overhead_table
 
     chosen = _names("--adapters", adapters, list(ADAPTERS)) if adapters else list(ADAPTERS)
     console = Console()
     try:
-        console.print(overhead_table([measure(name, steps) for name in chosen]))
+        console.print(overhead_table([median_of(name, steps, runs) for name in chosen]))
     except ModuleNotFoundError as error:
         console.print(str(error), style="red")
         raise typer.Exit(1) from error

@@ -142,6 +142,8 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
         return {tag: pairs}
     if type(value) is deque:
         return {"deque": [_encode(v, tensors, where) for v in value], "maxlen": value.maxlen}
+    if type(value) is tuple and all(type(v) is int for v in value):  # the state of Python's generator, say
+        return {"tuple": list(value)}
     if type(value) in (list, tuple, set, frozenset, torch.Size):
         items = [_encode(v, tensors, f"{where}[{i}]") for i, v in enumerate(value)]
         return items if type(value) is list else {type(value).__name__: items}
@@ -235,6 +237,8 @@ def _decode(value: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
         return kind({_decode(k, tensor): _decode(v, tensor) for k, v in body})
     if tag == "deque":
         return deque((_decode(v, tensor) for v in body), extra["maxlen"])
+    if tag == "tuple" and all(type(v) is int for v in body):
+        return tuple(body)
     if tag in _COLLECTIONS:
         return _COLLECTIONS[tag](_decode(v, tensor) for v in body)
     plain: dict[str, Callable[[], Any]] = {

@@ -162,7 +162,8 @@ class HostedRun:
         if self._ranks is None or self._ranks.leads:
             shown = observers
             warn_beforehand(self.controller)
-        self._session = Session(self.controller, loop.port(), observers=shown)
+        # Between two steps the weights are whoever's the framework lets at them.
+        self._session = Session(self.controller, loop.port(), observers=shown, watched=False)
         self._action: Action = self._session.next_action()
 
     @property
@@ -242,7 +243,6 @@ class HostedRun:
     def _tell(self, result: Result) -> None:
         self._session.tell(result)
         self._entries.append(Entry(self._action, result, books=self.controller.ledger.overhead))
-        # Asked for at once: between two steps the weights are whoever's the framework lets at them.
         self._action = self._session.next_action()
 
     def _resume(self, state: str, step: int | None) -> None:

@@ -356,7 +356,8 @@ class JobState:
         if len(groups) != len(kept["groups"]):
             raise ValueError(
                 f"{path}: has {len(groups)} parameter groups now and had {len(kept['groups'])} when the state was "
-                "taken; add or leave out groups before the run is resumed, so that they are the same."
+                "taken: a run whose groups were added on the way cannot be resumed; give the optimizer all groups from "
+                "the beginning, for what needs no gradient yet it leaves alone."
             )
         for index, (group, kept_group) in enumerate(zip(groups, kept["groups"], strict=True)):
             options = restorer.restored({k: v for k, v in group.items() if k != _GROUP_PARAMS}, kept_group)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+_CONSTANTS = (bool, int, float, str, type(None))
+
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
@@ -78,6 +80,13 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
+def is_constant(value: Any) -> bool:
+    """Tell whether a value is a number, a string or a tuple of these, such as the state of Python's generator."""
+    return isinstance(value, _CONSTANTS) or (
+        type(value) is tuple and all(type(v) in _CONSTANTS for v in value)
+    )
+
+
 def part_names(tensor: Any) -> list[str]:
     """Return the attributes that hold the tensors that this one consists of; none of an ordinary one."""
     if (
@@ -126,6 +135,8 @@ class Copier:
             old: the earlier copy.
             note: whether to note what each copy is a copy of, so that going back gives the very same objects.
         """
+        if is_constant(value):
+            return value
         if isinstance(value, torch.Tensor):
             if id(value) not in self._copies:
                 self._seen.append(value)
@@ -141,8 +152,6 @@ class Copier:
             before = list(old) if isinstance(old, list | tuple | deque) else []
             items = [self.copy(v, before[i] if i < len(before) else None, note) for i, v in enumerate(value)]
             copied = _like(value, items)
-        elif isinstance(value, bool | int | float | str | None):
-            return value
         else:
             copied = copy.deepcopy(value)
         if note and isinstance(value, torch.Tensor | np.ndarray | dict | list | deque | set):
@@ -212,6 +221,8 @@ class Restorer:
 
     def restored(self, live: Any, kept: Any) -> Any:
         """Return `kept` as live state: `live` itself, written in place, wherever its type and form allow it."""
+        if is_constant(kept):
+            return kept
         live = self._origins.get(id(kept), live)
         if isinstance(kept, TensorCopy):
             return self._tensor(live, kept)
@@ -233,7 +244,7 @@ class Restorer:
         if _same_array(live, kept):
             live[...] = kept
             return live
-        return kept if isinstance(kept, bool | int | float | str | None) else copy.deepcopy(kept)
+        return copy.deepcopy(kept)
 
     def _tensor(self, live: Any, kept: TensorCopy) -> torch.Tensor:
         if id(kept) in self._restored:

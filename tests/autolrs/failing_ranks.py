@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # by every optimizer, and slow: here, and not again in each fork
 from torch import distributed
 
 from autolrs_plugin.training import distributed as ours

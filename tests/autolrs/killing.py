@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # by every optimizer, and slow: here, and not again in each fork
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Done
@@ -79,6 +80,7 @@ def train(folder: Path, keep: str) -> None:
             begun.write(repr(action) + "\n")
             begun.flush()
             tuner.tell(tuner.perform(action))
+    assert tuner.ledger.search.steps > 0, "there is no probe to be killed in"
     digest = hashlib.sha256(repr((sorted(job.bits().items()), tuner.schedule.lrs, tuner.losses)).encode())
     (folder / "end").write_text(digest.hexdigest())
 

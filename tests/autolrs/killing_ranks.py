@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # by every optimizer, and slow: here, and not again in each fork
 from torch import distributed
 
 from tests.autolrs.killing import forked

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Snapshot, Train
+from autolrs_plugin.training.fingerprint import digest_of
 from tests.autolrs.jobs import bits
 from tests.autolrs.scripted import script
 
@@ -309,6 +310,27 @@ class Growing(Kind):
         return self.count, [len(group["params"]) for group in self.optimizer.param_groups]
 
 
+class Thawing(Kind):
+    """The same with the group there from the beginning: what a run that is resumed needs."""
+
+    def prepare(self) -> None:
+        self.model.norm.requires_grad_(False)
+        late = list(self.model.norm.parameters())
+        first = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer, self.count = (
+            torch.optim.AdamW([{"params": first}, {"params": late, "lr": 0.01}], lr=0.1),
+            0,
+        )
+
+    def after(self, loss: torch.Tensor, index: torch.Tensor) -> None:
+        self.count += 1
+        if self.count == 4:
+            self.model.norm.requires_grad_(True)
+
+    def seen(self) -> Any:
+        return self.count, [p.requires_grad for p in self.model.parameters()]
+
+
 class Numbered(Dataset):
     """A data set that is told of epochs, with a transform of a library's kind that has a generator."""
 
@@ -468,7 +490,18 @@ class Scheduled(Kind):
 
 
 KINDS: list[type[Kind]] = [
-    *(Teacher, TeacherOutside, ModuleAttributes, Closure, InAList, InAContainer, OddState, Metric, Growing),
+    *(
+        Teacher,
+        TeacherOutside,
+        ModuleAttributes,
+        Closure,
+        InAList,
+        InAContainer,
+        OddState,
+        Metric,
+        Growing,
+        Thawing,
+    ),
     *(
         Loader,
         ScheduleFree,
@@ -536,7 +569,16 @@ def test_a_run_with_probes_is_the_run_without(kind: type[Kind]) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_run_that_ends_in_a_probe_goes_on_from_its_folder(kind: type[Kind], tmp_path: Path) -> None:
     if kind is Growing:
-        pytest.skip("a group that was added must be added before the run is resumed")
+        with script(PLAN):
+            tuner = tuner_of(kind(), run_dir=tmp_path)
+            for _ in range(9):
+                tuner.tell(tuner.perform(tuner.next_action()))
+            tuner.close()
+            with pytest.raises(
+                ValueError, match=r"has 1 parameter groups now and had 2 .* from the beginning"
+            ):
+                tuner_of(kind(), run_dir=tmp_path)
+        return
     whole = plainly(kind())
     for last in (3, 6, 9):
         folder = tmp_path / str(last)
@@ -692,6 +734,10 @@ def test_misuse_of_functions_folders_and_numbers(tmp_path: Path) -> None:
     job = Kind()
     with pytest.raises(TypeError, match=r"validate: a list cannot be called; give a function"):
         tuner_of(job, validate=[1, 2])
+    with pytest.raises(
+        TypeError, match=r"validate: a DataLoader cannot be called; .* goes through your loader"
+    ):
+        tuner_of(job, validate=DataLoader([1, 2]))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"run_dir='.*file': is a file; give a folder"):
         tuner_of(job, run_dir=tmp_path / "file")
@@ -727,6 +773,12 @@ def test_a_lock_that_workers_have_inherited_ends_with_close(tmp_path: Path) -> N
         tuner.close()
         tuner_of(Kind(), run_dir=tmp_path).run()
     del workers
+
+
+def test_a_set_counts_by_what_is_in_it() -> None:
+    """Two that are equal may be iterated over in another order."""
+    assert list({0, 8}) != list({8, 0})
+    assert digest_of({"seen": {0, 8}}) == digest_of({"seen": {8, 0}}) != digest_of({"seen": {0, 9}})
 
 
 def test_the_rate_reaches_optimizers_that_are_held() -> None:

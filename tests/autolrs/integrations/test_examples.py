@@ -30,7 +30,9 @@ def run(name: str, folder: Path, *options: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [name for name in EXAMPLES if name != "trainer"]
+)  # that is killed, in test_kill
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     printed = run(name, tmp_path, *EXAMPLES[name])
     if name == "replay_schedule":
@@ -38,6 +40,11 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
         assert searched == replayed
         assert "the same weights" in printed
         return
+    check_result(printed)
+
+
+def check_result(printed: str) -> None:
+    """Look at what an example has printed of its end."""
     match = re.search(r"peak learning rate (\S+), (?:validation )?loss (\S+)", printed)
     assert match is not None
     assert 1e-6 < float(match[1]) < 1

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.autolrs.integrations.test_examples import check_result
 from tests.test_house import ROOT
 
-STEPS = 200
+STEPS = 140
+"""So many that there is a search."""
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
@@ -44,9 +46,8 @@ def test_a_killed_trainer_ends_on_the_same_bits(tmp_path: Path) -> None:
     whole = start(tmp_path / "whole")
     printed["whole"] = whole.communicate()[0]
     killed = start(tmp_path / "killed")
-    while killed.poll() is None and not is_whole(
-        tmp_path / "killed" / "checkpoint-50" / "trainer_state.json"
-    ):
+    state = tmp_path / "killed" / f"checkpoint-{STEPS // 4}" / "trainer_state.json"
+    while killed.poll() is None and not is_whole(state):
         time.sleep(0.005)
     killed.kill()
     killed.communicate()
@@ -58,5 +59,7 @@ def test_a_killed_trainer_ends_on_the_same_bits(tmp_path: Path) -> None:
         name: re.findall(r"^(peak.*|the search.*)$", text, re.MULTILINE) for name, text in printed.items()
     }
     assert len(results["whole"]) == 2
+    check_result(printed["whole"])
+    assert re.search(r"search took [1-9]", printed["whole"]), printed["whole"]
     assert results["whole"] == results["killed"]
     assert digest(tmp_path / "whole") == digest(tmp_path / "killed")
