@@ -32,9 +32,9 @@ Array = NDArray[np.float64]
 COLD, UP, DOWN = (2.0, 0.15), (1.0, 0.05), (2.0, 0.5)
 """Of the evidence test: standard deviations of a difference that are no noise, and the least difference."""
 
-NEAR, NEAR_SHARE = 0.05, 0.25
-"""Along the run, a move goes no farther than to a rate that falls short by so much more than the best one, and by so
-much of the gain."""
+NEAR_SHARE = 0.25
+"""Along the run, a move for a gain that would be none from the first weights goes no farther than it must: to a rate
+that falls short of the best one by so much of the gain."""
 
 AMPLITUDE = 0.5
 """Prior standard deviation of a shortfall."""
@@ -180,8 +180,8 @@ class RatePosterior:
         as_good = mean - mean[best] <= np.maximum(COLD[1], COLD[0] * np.sqrt(np.maximum(0.0, variance)))
         good = points[:-1][as_good[:-1]]
         lr = 10 ** float(points[best]) if moved else self._present
-        if moved and self._progress and not must_move:
-            lr = 10 ** self._nearest(points, mean, best, min(NEAR, NEAR_SHARE * gain))
+        if moved and self._progress and not must_move and gain < COLD[1]:
+            lr = 10 ** self._nearest(points, mean, best, NEAR_SHARE * gain)
         return Verdict(lr, moved, gain, doubt, 10 ** float(good.min()), 10 ** float(good.max()))
 
     def _nearest(self, points: Array, mean: Array, best: int, slack: float) -> float:

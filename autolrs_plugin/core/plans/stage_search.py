@@ -11,6 +11,7 @@ from autolrs_plugin.core.actions import Action, Probe, Result
 from autolrs_plugin.core.plans.probing import (
     Tried,
     hopeless_above,
+    losses_of,
     no_fault_of_the_rate,
     probe_rates,
     shortfalls,
@@ -106,11 +107,19 @@ class StageSearch:
     def _ceiling(self) -> float:
         return min((p.lr for p in self.done if not p.held), default=math.inf)
 
+    @property
+    def _best(self) -> float:
+        """The rate of the probe that came lowest; the present one before any."""
+        held = self.held
+        return held[int(np.argmin(losses_of(held)))].lr if held else self.present
+
     def _posterior(self) -> RatePosterior:
         low, high = self._state.config.lr_range
         cold, wide = self.cold or self._free, self._asked.wide
         reach = 10 ** (3 * self._width if cold else REACH_WIDE if wide else REACH)
-        low, high = max(low, self.present / reach), min(high, self.present * reach)
+        # From the first weights the present rate may be too low by any number of decades.
+        top = self._best if self.cold else self.present
+        low, high = max(low, self.present / reach), min(high, top * reach)
         if self._ceiling <= high:
             below = [p.lr for p in self.held if p.lr < self._ceiling]
             fails = sum(not p.held for p in self.done)

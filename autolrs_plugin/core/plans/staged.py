@@ -58,6 +58,9 @@ UNPLANNED = 0.3
 GOOD_PROBES, MOST_PROBES = (2, 3, 2), (5, 4, 3)
 """A planned stage has room for so many probes if the budget allows it, any for two; none takes more than the second."""
 
+PROBES = {"warm start": (1,), "find": (5, 4, 3)}
+"""So many probes are taken at most, and room is made for them, or the next smaller number."""
+
 PROBE_SHARES = (0.018, 0.035, 0.035)
 """Length of a stage's probes, as shares of the run, where its part of the budget has room for two."""
 
@@ -308,10 +311,14 @@ class StagedRun:
     def _allotted(self, index: int) -> float:
         return self.left_steps * PARTS[index] / sum(PARTS[index : len(self.shares)])
 
-    def _lengths(self, allotted: float, index: int, least: int) -> tuple[int, bool]:
-        """Return the steps of a stage's probes, 0 without room for `least`, and whether they are evaluated."""
+    def _lengths(self, allotted: float, share: float, least: int) -> tuple[int, bool]:
+        """Return the steps of a stage's probes, 0 without room for `least`, and whether they are evaluated.
+
+        Args:
+            share: of the run; no probe is longer.
+        """
         config = self.state.config
-        each = min(allotted / least, max(float(LEAST_STEPS), PROBE_SHARES[index] * config.max_steps))
+        each = min(allotted / least, max(float(LEAST_STEPS), share * config.max_steps))
         evaluate = config.validation and EVALUATION * config.eval_cost_steps <= each
         steps = int(each - config.eval_cost_steps if evaluate else each)
         return (steps, evaluate) if steps >= LEAST_STEPS else (0, False)
@@ -339,10 +346,10 @@ class StagedRun:
             index: which of the planned ones, or the one that it is like.
             allotted: the steps that it may take.
         """
-        warm = kind == "warm start"
-        most = 1 if warm else MOST_PROBES[index]
-        for least in (1,) if warm else (GOOD_PROBES[index] if kind == "planned" else 2, 2):
-            steps, evaluate = self._lengths(allotted, index, least)
+        numbers = PROBES.get(kind, (2,)) if kind != "planned" else (GOOD_PROBES[index], 2)
+        most = max(numbers) if kind in PROBES else MOST_PROBES[index]
+        for least in numbers:
+            steps, evaluate = self._lengths(allotted, 1.0 if kind == "find" else PROBE_SHARES[index], least)
             if steps:
                 break
         if not steps or self._low >= self._high:
@@ -372,7 +379,9 @@ class StagedRun:
         present = search.present
         verdict, reason = search.decide()
         lr = verdict.lr
-        if search.cold and verdict.moved and search.done[0].held:
+        if kind == "find":
+            lr = long_run(lr, None) if lr > present else lr
+        elif search.cold and verdict.moved and search.done[0].held:
             lr = long_run(verdict.lr, present if self._known else None)
         elif kind in ("change", "climb") and verdict.lr > present:
             lr = max(present, after_a_change(verdict.lr))
