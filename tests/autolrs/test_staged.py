@@ -17,6 +17,7 @@ from autolrs_plugin.core import posterior
 from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.plans import staged
 from autolrs_plugin.core.plans.horizon import long_run
 from autolrs_plugin.core.plans.staged import NotFiniteError
 from autolrs_plugin.core.plans.watch import FINE, Watch
@@ -154,6 +155,39 @@ def test_a_rise_is_taken_back_and_repeated_lower() -> None:
     assert max(controller.schedule.lrs[400:]) <= 1.2 * BEST
     assert regret(Landscape(BEST, speed=0.01), controller) is not None
     assert landscape.loss < 0.6
+
+
+class Destroyed(Landscape):
+    """At ten times the best rate and more, losses go up at first, to twenty times the first one, and stay there."""
+
+    def shrinks(self, lr: float) -> float:
+        if lr < 10 * self.best:
+            return super().shrinks(lr)
+        return 1 - 20 * 3.0 / self.excess if self.excess < 60 else 0.0
+
+
+def test_a_run_that_is_worse_than_untrained_is_taken_back_as_long_as_that_helps() -> None:
+    landscape = Destroyed(BEST, speed=0.01)
+    controller = run(landscape, prior=20 * BEST)
+    assert max(controller.schedule.lrs[100:]) < 10 * BEST
+    assert landscape.loss < 0.6
+
+
+def test_a_rate_that_is_too_high_by_some_is_found_to_be_early_on() -> None:
+    """Nothing rises: a probe downwards shows it, after a tenth of the run."""
+    landscape = Landscape(BEST, speed=0.01)
+    controller = run(landscape, prior=4 * BEST)
+    assert controller.schedule.lrs[150] < 3 * BEST
+    assert regret(landscape, controller) < 0.02
+    with patch.object(staged, "EVEN_UNTIL", -1.0):
+        kept = run(Landscape(BEST, speed=0.01), prior=4 * BEST)
+    assert kept.schedule.lrs[150] == pytest.approx(4 * BEST)
+
+
+def test_a_probe_that_is_lost_tells_of_its_neighbours() -> None:
+    """The prior is next to the edge: after two probes that explode above it, one below it is asked for."""
+    controller = run(Landscape(BEST, edge=8.0, speed=0.01), prior=6 * BEST)
+    assert min(c.lr for c in controller.stages[0].candidates) < 6 * BEST
 
 
 def test_without_a_way_back_it_goes_on_lower() -> None:
