@@ -17,7 +17,7 @@ from autolrs_plugin.core.plans.probing import (
     shortfalls,
     tried,
 )
-from autolrs_plugin.core.posterior import RatePosterior, Seen, Verdict
+from autolrs_plugin.core.posterior import APART_DECADES, RatePosterior, Seen, Verdict
 from autolrs_plugin.core.state import RunState, probe_together
 
 Stages: TypeAlias = Generator[Action, Result, None]
@@ -117,9 +117,10 @@ class StageSearch:
         low, high = self._state.config.lr_range
         cold, wide = self.cold or self._free, self._asked.wide
         reach = 10 ** (3 * self._width if cold else REACH_WIDE if wide else REACH)
-        # From the first weights the present rate may be too low by any number of decades.
-        top = self._best if self.cold else self.present
-        low, high = max(low, self.present / reach), min(high, top * reach)
+        top = self.present * reach
+        if self.cold and self._best * 10**APART_DECADES > top:
+            top *= 10**self._width  # it is lowest at the very edge: the prior is too low by more than that
+        low, high = max(low, self.present / reach), min(high, top)
         if self._ceiling <= high:
             below = [p.lr for p in self.held if p.lr < self._ceiling]
             fails = sum(not p.held for p in self.done)
