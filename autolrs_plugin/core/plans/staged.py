@@ -49,14 +49,14 @@ from autolrs_plugin.core.state import Plan, RunState, Stage
 SHARES = (0.0, 0.1, 0.3)
 """Progress at which stages are planned."""
 
-PARTS = (0.3, 0.4, 0.3)
+PARTS = (0.3, 0.5, 0.2)
 """Each planned stage's part of the search's steps; what one leaves goes to the next."""
 
 UNPLANNED = 0.3
 """Share of the search's steps that planned stages leave."""
 
 GOOD_PROBES, MOST_PROBES = (2, 3, 2), (5, 4, 3)
-"""A planned stage has room for so many probes if the budget allows it, any for two; none takes more than the second."""
+"""A stage has room for so many probes if the budget allows it, any for two; none takes more than the second number."""
 
 PROBES = {"warm start": (1,), "find": (5, 4, 3)}
 """So many probes are taken at most, and room is made for them, or the next smaller number."""
@@ -184,8 +184,6 @@ class StagedRun:
 
     @property
     def _flat(self) -> bool:
-        if self._climbed and self.watch.gained_little:
-            return True  # a climb that has begun goes on until it is worth a stage
         return self.watch.flat(self.state.config.max_steps - self.state.step)
 
     def _climb(self) -> str:
@@ -346,7 +344,7 @@ class StagedRun:
             index: which of the planned ones, or the one that it is like.
             allotted: the steps that it may take.
         """
-        numbers = PROBES.get(kind, (2,)) if kind != "planned" else (GOOD_PROBES[index], 2)
+        numbers = PROBES.get(kind, (GOOD_PROBES[index], 2))
         most = max(numbers) if kind in PROBES else MOST_PROBES[index]
         for least in numbers:
             steps, evaluate = self._lengths(allotted, 1.0 if kind == "find" else PROBE_SHARES[index], least)
