@@ -10,7 +10,7 @@ BENCH_OUT = Path("build/autolrs-bench")
 
 
 def bench(
-    task: Annotated[str, typer.Option(help="A reference task, several with commas, or 'all'.")],
+    task: Annotated[str, typer.Option(help="A task, several with commas, 'all', 'design' or 'judging'.")],
     json: Annotated[Path, typer.Option(help="Where the rows go.")],
     methods: Annotated[str, typer.Option(help="Methods with commas; all of them by default.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from 0.")] = 1,
@@ -24,7 +24,7 @@ def bench(
     from autolrs_plugin.benchmark.runner import METHODS, Options, run_bench
     from autolrs_plugin.benchmark.tasks import TASKS
 
-    names = list(TASKS) if task == "all" else _names("--task", task, list(TASKS))
+    names = [n for n in TASKS if task in ("all", TASKS[n].role)] or _names("--task", task, list(TASKS))
     chosen = _names("--methods", methods, list(METHODS)) if methods else list(METHODS)
     if quick:
         seeds, out = 1, out / "quick"
@@ -58,7 +58,9 @@ def paper(
 
 def bench_find(
     json: Annotated[Path, typer.Option(help="Where the findings go.")],
-    task: Annotated[str, typer.Option(help="A reference task, several with commas, or 'all'.")] = "all",
+    task: Annotated[
+        str, typer.Option(help="A task, several with commas, 'all', 'design' or 'judging'.")
+    ] = "all",
     shares: Annotated[
         str, typer.Option(help="What it may take, as fractions of the steps, with commas.")
     ] = "0.03,0.1",
@@ -74,7 +76,7 @@ def bench_find(
     from autolrs_plugin.benchmark.runner import Options
     from autolrs_plugin.benchmark.tasks import TASKS
 
-    names = list(TASKS) if task == "all" else _names("--task", task, list(TASKS))
+    names = [n for n in TASKS if task in ("all", TASKS[n].role)] or _names("--task", task, list(TASKS))
     try:
         parts = [float(part) for part in shares.split(",")]
     except ValueError:

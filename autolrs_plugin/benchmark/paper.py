@@ -108,7 +108,7 @@ def run_paper(out: Path, seeds: int, quick: bool, console: Console) -> list[Row]
     writer.writerows(asdict(row) for row in rows)
     (out / "paper.csv").write_text(text.getvalue(), encoding="utf-8")
     draw(rows, out / "paper.png")
-    console.print(markdown(rows))
+    console.print(markdown(rows), soft_wrap=True)
     console.print(f"paper.md, paper.csv and paper.png are in {out}")
     return rows
 

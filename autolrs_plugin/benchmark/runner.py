@@ -22,7 +22,7 @@ from autolrs_plugin.benchmark.ours import (
     autolrs_paper,
     autolrs_warm,
 )
-from autolrs_plugin.benchmark.table import Run, draw_task, task_table, write_rows
+from autolrs_plugin.benchmark.table import Run, draw_task, summary_table, task_table, write_rows
 from autolrs_plugin.benchmark.tasks import Job, Task
 
 METHODS: dict[str, Callable[[Assignment], Outcome]] = {
@@ -78,6 +78,8 @@ def run_bench(options: Options, console: Console) -> list[Run]:
         console.print(f"{task.name}: picture in {picture}")
         runs += done
         write_rows(runs, options.json)
+    if len(options.tasks) > 1:
+        console.print(summary_table(runs))
     return runs
 
 

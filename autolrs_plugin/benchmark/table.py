@@ -155,6 +155,26 @@ def task_table(task: str, steps: int, runs: Sequence[Run]) -> Table:
     return table
 
 
+def summary_table(runs: Sequence[Run]) -> Table:
+    """Return the table of all tasks together: regrets of each method, the worst run beside the mean."""
+    groups: dict[str, list[tuple[float, str, int]]] = {}
+    for (task, method, seed), regret in regrets(runs).items():
+        groups.setdefault(method, []).append((regret, task, seed))
+    table = Table("method", "runs", "mean regret", "median", "worst run", "which", expand=False)
+    for method, group in sorted(groups.items(), key=lambda item: statistics.fmean(r for r, _, _ in item[1])):
+        worst, task, seed = max(group)
+        values = [regret for regret, _, _ in group]
+        table.add_row(
+            method,
+            str(len(group)),
+            f"{statistics.fmean(values):.3f}",
+            f"{statistics.median(values):.3f}",
+            f"{worst:.3f}",
+            f"{task}, seed {seed}",
+        )
+    return table
+
+
 def spread(losses: Sequence[float]) -> str:
     """Return mean and standard deviation of the losses, as text."""
     bad = sum(not math.isfinite(loss) for loss in losses)

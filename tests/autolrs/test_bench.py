@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from autolrs_plugin.benchmark import runner
 from autolrs_plugin.benchmark.methods import Assignment, Outcome, cosine, wsd
 from autolrs_plugin.benchmark.runner import METHODS, Options, measure_eval_cost, run_bench
-from autolrs_plugin.benchmark.table import Run, rows, spread, steps_to, targets, task_table
+from autolrs_plugin.benchmark.table import Run, rows, spread, steps_to, summary_table, targets, task_table
 from autolrs_plugin.benchmark.tasks import IGNORED, TASKS, Job, Task
 from autolrs_plugin.cli import app
 
@@ -125,6 +125,21 @@ def test_a_run_that_diverged_is_null_in_json_and_last_in_the_table() -> None:
 
 def options(tmp_path: Path, seeds: int = 2, quick: bool = False) -> Options:
     return Options((TOY,), ("fake", "oracle"), seeds, quick, tmp_path / "out", tmp_path / "rows.json")
+
+
+def test_the_summary_has_the_worst_run_beside_the_mean() -> None:
+    runs = [
+        replace(run_of(method, seed, loss), task=task, first_val_loss=2.0)
+        for method, losses in {"oracle": (1.0, 1.0), "ours": (1.1, 1.3), "lost": (math.inf, 1.0)}.items()
+        for seed, loss in enumerate(losses)
+        for task in ("toy", "other")
+    ]
+    columns = {column.header: list(column.cells) for column in summary_table(runs).columns}
+    assert columns["method"] == ["oracle", "ours", "lost"]
+    assert columns["mean regret"] == ["0.000", "0.200", "inf"]
+    assert columns["worst run"] == ["0.000", "0.300", "inf"]
+    assert columns["which"][1] == "toy, seed 1"
+    assert columns["runs"] == ["4"] * 3
 
 
 def test_what_is_done_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

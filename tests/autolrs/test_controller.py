@@ -138,7 +138,12 @@ def test_the_search_keeps_its_budget(config: AutoLRSConfig, seed: int, trouble: 
 def test_durations_are_fractions_of_the_run(mode: str) -> None:
     def lengths(max_steps: int) -> tuple[list[float], list[float], float]:
         rehearsal = rehearse(replace(PLAIN, max_steps=max_steps, mode=mode, eval_cost_steps=0.0))
-        probes = sorted(len(a.lrs) / max_steps for a, _ in rehearsal.actions if isinstance(a, Probe))
+        probes = sorted(
+            len(a.lrs) / max_steps
+            for a, _ in rehearsal.actions
+            # What the first stage of the staged plan happens to leave bounds the probes of the later ones.
+            if isinstance(a, Probe) and (mode != "staged" or a.stage == 0)
+        )
         chunks = [len(a.lrs) / max_steps for a, _ in rehearsal.actions if isinstance(a, Train)]
         return probes, chunks, rehearsal.controller.ledger.search.steps / max_steps
 
@@ -148,8 +153,7 @@ def test_durations_are_fractions_of_the_run(mode: str) -> None:
     assert np.median(probes) == pytest.approx(
         np.median(more_probes), rel=0.3 if mode == "staged" else 0.1, abs=0.001
     )
-    # What the stages before have left bounds a stage's probes.
-    assert probes[-1] == pytest.approx(more_probes[-1], rel=0.3 if mode == "staged" else 0.2)
+    assert probes[-1] == pytest.approx(more_probes[-1], rel=0.2)
     assert searched == pytest.approx(more_searched, rel=0.3)
 
 

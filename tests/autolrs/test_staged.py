@@ -17,6 +17,7 @@ from autolrs_plugin.core import posterior
 from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.plans import stage_search, staged
 from autolrs_plugin.core.plans.horizon import long_run
 from autolrs_plugin.core.plans.staged import NotFiniteError
 from autolrs_plugin.core.plans.watch import FINE, Watch
@@ -154,6 +155,45 @@ def test_a_rise_is_taken_back_and_repeated_lower() -> None:
     assert max(controller.schedule.lrs[400:]) <= 1.2 * BEST
     assert regret(Landscape(BEST, speed=0.01), controller) is not None
     assert landscape.loss < 0.6
+
+
+class Destroyed(Landscape):
+    """At ten times the best rate and more, losses go up, the higher the rate, and stay; the first probes miss that."""
+
+    def shrinks(self, lr: float) -> float:
+        if lr < 10 * self.best or self.taken < 18:
+            return super().shrinks(lr)
+        return 1 - 3.0 * (1 + lr / (100 * self.best)) / self.excess
+
+
+def test_a_run_that_is_worse_than_untrained_is_taken_back_as_long_as_that_helps() -> None:
+    landscape = Destroyed(BEST, edge=300.0, speed=0.01)
+    controller = run(landscape, prior=60 * BEST)
+    assert max(controller.schedule.lrs[100:]) < 10 * BEST
+    assert landscape.loss < 0.6
+
+
+def test_a_rate_that_is_too_high_by_some_is_found_to_be_early_on() -> None:
+    """Nothing rises: a probe downwards shows it, after a tenth of the run."""
+    landscape = Landscape(BEST, speed=0.01)
+    controller = run(landscape, prior=4 * BEST)
+    assert controller.schedule.lrs[150] < 3 * BEST
+    assert regret(landscape, controller) < 0.02
+    with patch.object(staged, "EVEN_UNTIL", -1.0):
+        kept = run(Landscape(BEST, speed=0.01), prior=4 * BEST)
+    assert kept.schedule.lrs[150] == pytest.approx(4 * BEST)
+
+
+def test_a_probe_that_is_lost_tells_of_its_neighbours() -> None:
+    """Two probes above the prior explode or would: with the first one lost, nothing between them is asked for."""
+
+    def asked() -> list[float]:
+        controller = run(Landscape(BEST, edge=8.0, speed=0.01), prior=3 * BEST)
+        return [c.lr for c in controller.stages[0].candidates]
+
+    assert sum(lr > 3 * BEST for lr in asked()) == 1
+    with patch.object(stage_search, "LOST_STD", 1e3):
+        assert sum(lr > 3 * BEST for lr in asked()) == 2
 
 
 def test_without_a_way_back_it_goes_on_lower() -> None:

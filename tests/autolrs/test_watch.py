@@ -7,11 +7,11 @@ import pytest
 
 from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch, summary
 
-RNG = np.random.default_rng(0)
-
 
 def noisy(level: float, steps: int = 25, scatter: float = 0.02) -> list[float]:
-    return [float(v) for v in level + scatter * RNG.standard_normal(steps)]
+    # Noise by its level, so that no test depends on those before it.
+    rng = np.random.default_rng([round(1e4 * level), steps])
+    return [float(v) for v in level + scatter * rng.standard_normal(steps)]
 
 
 def watching(levels: list[float], scatter: float = 0.02) -> Watch:
@@ -29,6 +29,16 @@ FALLING = [1.0, 0.9, 0.84, 0.8, 0.77]
 )
 def test_a_chunk_is_judged_against_those_before(level: float, found: str) -> None:
     assert watching(FALLING).judge(noisy(level), 150) == found
+
+
+def test_worse_than_untrained_is_no_fine_beginning() -> None:
+    assert watching([]).judge(noisy(2.5), 25) == RISEN
+    assert watching([]).judge(noisy(2.02), 25) == FINE
+    assert watching(FALLING).judge(noisy(0.75), 150) == FINE
+    changed = watching(FALLING)
+    changed.begin_anew(noisy(3.0))
+    assert changed.judge(noisy(2.8), 175) == FINE
+    assert changed.judge(noisy(3.5), 175) == RISEN
 
 
 def test_a_stall_is_told_from_noise() -> None:

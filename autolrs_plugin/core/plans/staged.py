@@ -10,18 +10,25 @@ rate of the plateau, "the rate". It begins as the prior: the rate that the user'
               fault or harmless: it rises from chunk to chunk, until something is gained, or taken back.
     progress  probes of earlier stages count in the later ones, the less the longer ago.
     watch     every chunk of the run is compared with those before it and with a forecast (`watch`). A chunk that has
-              risen is taken back and repeated at RETREAT of the rate. If it rises again, it was not the rate: the run
-              has changed (other data, layers unfrozen), the rate is what it was, and a stage opens at once. So it
-              does where a chunk stalls.
+              risen is taken back and repeated at RETREAT of the rate, again as long as that makes it lower. If not, it
+              was not the rate: the run has changed (other data, layers unfrozen), the rate is what it was, and a
+              stage opens at once. So it does where a chunk stalls.
 
 By which figures the constants were chosen (design tasks, seed 0, N = 0.87 C; validation loss at the run's end):
 
 * REACH (`stage_search`): without it bert-mlm went from 1e-3 to 1.6e-2 in one stage (regret 0.036, the untuned rate's
   -0.001), and digits-unfreeze to 1.8e-2 while only its head was trained.
 * CLIMB: at the untuned rate digits-shift stays on its plateau for the whole run (regret 0.99); with it three seeds
-  come to 0.03 or less. At once a wide stage after it: digits-unfreeze at 0.93, and lost.
+  come to -0.03 or less. At once a wide stage after it: digits-unfreeze at 0.93, and lost. Going on until the loss has
+  fallen by five scatters: digits-unfreeze at 0.13 (0.32). Without a look at the first loss (`Watch.flat`) stdlib-gpt
+  climbed to 2.5e-2 in the midst of its run (seed 1: 0.037, and -0.012).
+* RISEN above the first loss: begun at ten times its rate, digits-autoencoder comes to 0.008 and -0.002, and to 0.25
+  without.
 * Unplanned stages' own part: where the planned ones had taken all, digits-unfreeze came to 0.12 after its change.
-* PROBE_SHARES: on stdlib-gpt after 0.1 N at 1e-3, 2.5e-3 beats it in 2 of 3 draws of 10 steps and in 3 of 3 of 20.
+* EVEN_UNTIL: after 0.1 N at the best rate, at 3 and at 8 times it, probes at 0.4 of it fall short by 0.00, 0.55 and
+  1.66 less (digits-deep), 0.00, 0.10 and 0.05 (digits-autoencoder), 0.00 and 0.00 (stdlib-gpt), 0.00 and 0.06
+  (mnist-resnet); a whole run from there is much better lower in digits-deep alone, at 3 and 8 times. After 0.3 N the
+  best rates fall short by up to 0.57 more than 0.4 of them, and are better in the end all the same: so DOWN.
 * UP and DOWN (`posterior`): digits-deep trained at 1e-3 for 0.1 N: the best probe (3e-3) gains 1.9 times
   as much as that of 1e-3, and is the best run; trained at 4e-3, it stays. Trained at 1.2e-2 for 0.4 N: 3.6e-3 gains
   1.8 times as much, and is worse at the end (0.245 against 0.223).
@@ -37,6 +44,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.plans.extent import LEAST_STEPS, extent
 from autolrs_plugin.core.plans.horizon import after_a_change, long_run
 from autolrs_plugin.core.plans.probing import candidates_of
 from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
@@ -49,23 +57,11 @@ from autolrs_plugin.core.state import Plan, RunState, Stage
 SHARES = (0.0, 0.1, 0.3)
 """Progress at which stages are planned."""
 
-PARTS = (0.3, 0.4, 0.3)
+PARTS = (0.3, 0.5, 0.2)
 """Each planned stage's part of the search's steps; what one leaves goes to the next."""
 
 UNPLANNED = 0.3
 """Share of the search's steps that planned stages leave."""
-
-GOOD_PROBES, MOST_PROBES = (2, 3, 2), (5, 4, 3)
-"""A planned stage has room for so many probes if the budget allows it, any for two; none takes more than the second."""
-
-PROBE_SHARES = (0.018, 0.035, 0.035)
-"""Length of a stage's probes, as shares of the run, where its part of the budget has room for two."""
-
-LEAST_STEPS = 8
-"""No probe is shorter."""
-
-EVALUATION = 8.0
-"""Probes are evaluated if that costs at most this part of them."""
 
 HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
 """No probe is taken for a lesser expected improvement of the shortfall (from the first weights HOPE_COLD, so that a
@@ -181,8 +177,6 @@ class StagedRun:
 
     @property
     def _flat(self) -> bool:
-        if self._climbed and self.watch.gained_little:
-            return True  # a climb that has begun goes on until it is worth a stage
         return self.watch.flat(self.state.config.max_steps - self.state.step)
 
     def _climb(self) -> str:
@@ -308,14 +302,6 @@ class StagedRun:
     def _allotted(self, index: int) -> float:
         return self.left_steps * PARTS[index] / sum(PARTS[index : len(self.shares)])
 
-    def _lengths(self, allotted: float, index: int, least: int) -> tuple[int, bool]:
-        """Return the steps of a stage's probes, 0 without room for `least`, and whether they are evaluated."""
-        config = self.state.config
-        each = min(allotted / least, max(float(LEAST_STEPS), PROBE_SHARES[index] * config.max_steps))
-        evaluate = config.validation and EVALUATION * config.eval_cost_steps <= each
-        steps = int(each - config.eval_cost_steps if evaluate else each)
-        return (steps, evaluate) if steps >= LEAST_STEPS else (0, False)
-
     def _asked(self, kind: str, index: int, steps: int, evaluate: bool) -> Asked:
         state, config = self.state, self.state.config
         present = self.rate * (run_curve(state.step, config) if state.step else 1.0)
@@ -339,12 +325,7 @@ class StagedRun:
             index: which of the planned ones, or the one that it is like.
             allotted: the steps that it may take.
         """
-        warm = kind == "warm start"
-        most = 1 if warm else MOST_PROBES[index]
-        for least in (1,) if warm else (GOOD_PROBES[index] if kind == "planned" else 2, 2):
-            steps, evaluate = self._lengths(allotted, index, least)
-            if steps:
-                break
+        most, steps, evaluate = extent(self.state.config, kind, index, allotted)
         if not steps or self._low >= self._high:
             return
         self._staged_at, self._climbed = self.state.step, self._climbed and kind == "planned"
@@ -372,7 +353,9 @@ class StagedRun:
         present = search.present
         verdict, reason = search.decide()
         lr = verdict.lr
-        if search.cold and verdict.moved and search.done[0].held:
+        if kind == "find":
+            lr = long_run(lr, None) if lr > present else lr
+        elif search.cold and verdict.moved and search.done[0].held:
             lr = long_run(verdict.lr, present if self._known else None)
         elif kind in ("change", "climb") and verdict.lr > present:
             lr = max(present, after_a_change(verdict.lr))

@@ -118,23 +118,13 @@ class Watch:
         if len(self.chunks) < LEAST_CHUNKS:
             return False
         first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
-        scatter = self._scatter
+        scatter = median(c.scatter for c in self.chunks)
         if last.clearly_below(first) or self.first_loss - last.level > RISE_Z * scatter:
             return False
         ends = [float(c.end) for c in self.chunks]
         slope, _ = linear_regression(ends, [c.level for c in self.chunks])
         unsure = median(c.error for c in self.chunks) / (_std(ends) * math.sqrt(len(ends)))
         return (2 * unsure - slope) * left_steps <= FLAT_SCATTERS * scatter
-
-    @property
-    def gained_little(self) -> bool:
-        """Whether all chunks together have gained no more than FLAT_SCATTERS."""
-        levels = [c.level for c in self.chunks]
-        return len(levels) > 0 and levels[0] - min(levels) <= FLAT_SCATTERS * self._scatter
-
-    @property
-    def _scatter(self) -> float:
-        return median(c.scatter for c in self.chunks)
 
     def forget(self) -> None:
         """Forget the chunks before: at another rate losses may rise for a while."""
