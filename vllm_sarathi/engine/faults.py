@@ -28,6 +28,6 @@ class Faults:
         count = self.counts[kind]
         if count == 1:
             text = "".join(traceback.format_exception(error))
-            logger.error("Planning a step failed; stock scheduling serves it.\n%s", text)
+            logger.error("An error of the plugin; vLLM's own scheduling goes on without it.\n%s", text)
         elif count in SAID_AT:
-            logger.error("Planning has failed %d times by now: %s.", count, kind)
+            logger.error("The plugin has failed %d times by now: %s.", count, kind)

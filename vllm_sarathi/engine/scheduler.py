@@ -168,13 +168,22 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
 
         The parent leaves one whole only where the budget holds the largest image; ours may be smaller.
         """
-        rules = self._chunking.rules(request, num_computed_tokens)
-        if self._chunked and rules.whole:
-            end = max(request.num_tokens, num_computed_tokens + num_new_tokens)
-            if rules.least(num_computed_tokens, end) <= self._engine_limit:
-                num_new_tokens = rules.fit(num_computed_tokens, end, num_new_tokens)
+        uncut = self.guarded(self._uncut, request, num_computed_tokens, num_new_tokens)
+        num_new_tokens = num_new_tokens if uncut is None else uncut
         return super()._try_schedule_encoder_inputs(
             request, num_computed_tokens, num_new_tokens, *args, **kwargs
+        )
+
+    def _uncut(self, request: Any, done_tokens: int, chunk: int) -> int:
+        """Return how much of a chunk cuts nothing that must stay whole."""
+        rules = self._chunking.rules(request, done_tokens)
+        if not self._chunked or not rules.whole:
+            return chunk
+        end = max(request.num_tokens, done_tokens + chunk)
+        return (
+            rules.fit(done_tokens, end, chunk)
+            if rules.least(done_tokens, end) <= self._engine_limit
+            else chunk
         )
 
     def _handle_blocked_waiting_request(self, request: Any) -> bool:
@@ -185,6 +194,9 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         """
         if not super()._handle_blocked_waiting_request(request):
             return False
+        return self.guarded(self._has_adapter_slot, request) is not False
+
+    def _has_adapter_slot(self, request: Any) -> bool:
         if not self.lora_config or not request.lora_request:
             return True
         taken = adapters_of((*self.running, *self._left_out))
@@ -292,7 +304,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if output.total_num_scheduled_tokens:
             self._in_flight.append(step)
             self._empty_steps = 0
-        elif not self._in_flight and runnable.has_runnable_prefill(self):
+        elif not self._in_flight and self.guarded(runnable.has_runnable_prefill, self):
             self._empty_steps += 1
 
     def _observe(self, step: _Step | None) -> None:

@@ -67,7 +67,7 @@ class ViewBuilder:
         self._cached_at_start: dict[str, int] = {}
         self._step = 0
         if self._looks_far:
-            install_turn_queue(scheduler, controller.order, self._keys_or_none)
+            install_turn_queue(scheduler, controller.order, self._keys, scheduler.faults.note)
 
     def added(self, request: Any) -> None:
         """Note the SLOs that a new request asks for; called before it is queued."""
@@ -187,13 +187,13 @@ class ViewBuilder:
         )
 
     def _partial_view(self, request: Any, wall_s: float) -> RequestView:
-        cached = self._cached_at_start.get(request.request_id, 0)
+        # A preemption or a reset of the prefix cache may have taken the prefix away.
+        cached = min(self._cached_at_start.get(request.request_id, 0), request.num_computed_tokens)
         return self._request_view(request, wall_s, request.num_computed_tokens, cached)
 
     def _waiting_view(self, request: Any, wall_s: float) -> RequestView:
         done = self._prefixes.tokens(request)
-        if done:
-            self._cached_at_start[request.request_id] = done
+        self._cached_at_start[request.request_id] = done
         return self._request_view(request, wall_s, done, done)
 
     def _left(self, request: Any) -> int:
@@ -203,10 +203,6 @@ class ViewBuilder:
         slo = self._slos.get(request.request_id, NONE)
         tokens = request.num_output_tokens + request.num_output_placeholders
         return DecodeView(request.request_id, tokens, slo.tbt_slo_s)
-
-    def _keys_or_none(self, request: Any) -> Any:
-        """Return the keys, and none where an error of ours keeps them from us: vLLM's own `add_request` asks."""
-        return self._scheduler.guarded(self._keys, request) or {}
 
     def _keys(self, request: Any) -> Any:
         left = self._keyed_tokens[request.request_id] = self._left(request)

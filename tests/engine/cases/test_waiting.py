@@ -219,3 +219,25 @@ def test_a_step_looks_at_no_more_requests_in_a_longer_queue(
 def test_stock_looks_at_few_requests(make_engine: MakeEngine) -> None:
     """The measure itself: vLLM's own scheduler looks at those that it lets in."""
     assert most_visits(make_engine, None, 2_500, 1100) <= 300
+
+
+# --- Growth ---
+
+
+@pytest.mark.parametrize("order", OURS)
+@pytest.mark.parametrize("answer_tokens", [2000, 4000])
+def test_short_prompts_with_long_answers_are_let_in_while_there_is_room(
+    make_engine: MakeEngine, answer_tokens: int, order: str
+) -> None:
+    """As of a model that reasons at length: a few such answers come nowhere near the SLO."""
+    device = LinearDevice(context_token_s=3e-7)
+    engine = make_engine(OURS[order], device, num_blocks=16_000)
+    engine.keep_steps = False
+    for number in range(12):
+        engine.add(f"earlier{number}", 20, max_tokens=answer_tokens)
+    engine.run_until(lambda: not engine.scheduler.requests)
+    names = [f"later{number}" for number in range(8)]
+    for name in names:
+        engine.add(name, 20, max_tokens=answer_tokens)
+        engine.run(60)
+    assert max(engine.ttft_s(name) for name in names) < 1.0

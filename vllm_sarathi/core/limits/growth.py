@@ -5,7 +5,8 @@ tokens of context, and answers of m tokens on average whose ends nobody knows (a
 n exp(-t/m) of them are left, and they read (C + n t) exp(-t/m). The costliest moment of that is held within the SLO,
 with room for what chance adds: while nobody is let in, the contexts are a random walk that falls, since answers end
 together with their prompts, and it climbs by more than a few (p + m)^2 / p only rarely (Lundberg's inequality; p is the
-length of a prompt).
+length of a prompt). Where prompts are short and answers long that walk hardly falls: but n requests do not stray by more
+than a few (p + m) sqrt(n) from what is expected of them, however long one looks.
 
 Decodes alone so stay within the SLO. Where prompts cannot be let in for that reason, they wait for answers to end; one
 that has waited for `max_wait_s` is let in all the same, and then the gaps give way.
@@ -28,7 +29,8 @@ MOMENTS = (0.0, 0.25, 0.5, 1.0)
 """When the batch is looked at, in mean lengths of an answer from now."""
 
 CHANCE = 1.0
-"""How much of (p + m)^2 / p is left free for chance."""
+DEVIATIONS = 2.0
+"""How much of (p + m)^2 / p, and of (p + m) sqrt(n), is left free for chance: the smaller of the two."""
 
 
 class Answers:
@@ -53,11 +55,11 @@ class Answers:
         """The mean length of an answer, tokens."""
         return self._answers / self._weight
 
-    @property
-    def chance_tokens(self) -> float:
-        """The tokens of context that chance may add while nobody is let in."""
+    def chance_tokens(self, count: int) -> float:
+        """Return the tokens of context that chance may add to those of `count` requests while nobody is let in."""
         prompt = max(1.0, self._prompts / self._weight)
-        return CHANCE * (prompt + self.mean_tokens) ** 2 / prompt
+        length = prompt + self.mean_tokens
+        return min(CHANCE * length**2 / prompt, DEVIATIONS * length * math.sqrt(count))
 
 
 class Growth:
@@ -100,7 +102,7 @@ class Growth:
     def _peak_s(self, count: int, context: int) -> float:
         """Return the seconds of the costliest step of decodes alone that is to be expected."""
         answers, seconds = self._answers, self._experience.model.seconds
-        mean, chance = answers.mean_tokens, answers.chance_tokens
+        mean, chance = answers.mean_tokens, answers.chance_tokens(count)
         peak_s = 0.0
         for moment in MOMENTS:
             left = math.exp(-moment)

@@ -1,6 +1,7 @@
 """A queue of waiting requests for orders that look beyond its head: any of them comes to the front in constant time."""
 
 import functools
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -10,21 +11,50 @@ from vllm_sarathi.core.order.index import WaitingIndex
 from vllm_sarathi.engine.vllm.internals import resolve
 
 
-class TurnQueue:
-    """vLLM's queue in the order in which it was put, with an index by the keys of an order of ours."""
+HEAD_SEEN = 64
+"""Where the index has failed, so many from the queue's head are seen."""
 
-    def __init__(self, order: Order, keys: Callable[[Any], Mapping[str, float]]) -> None:
+
+class TurnQueue:
+    """vLLM's queue in the order in which it was put, with an index by the keys of an order of ours.
+
+    Args:
+        order: says what is to be seen.
+        keys: a waiting request's keys, as `Order.keys`.
+        note_fault: takes what the keys or the index raise; from then on the queue shows its head, as vLLM's own does.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        keys: Callable[[Any], Mapping[str, float]],
+        note_fault: Callable[[Exception], None],
+    ) -> None:
         self._requests: OrderedDict[Any, None] = OrderedDict()
         self._index: WaitingIndex[Any] = WaitingIndex(order.lists)
         self._keys = keys
+        self._note_fault = note_fault
+        self._sound = True
+
+    def _indexed(self, change: Callable[[Any], None], request: Any) -> None:
+        """Change the index: an error of ours in it must not end the engine."""
+        if self._sound:
+            try:
+                change(request)
+            except Exception as error:
+                self._sound = False
+                self._note_fault(error)
+
+    def _add_to_index(self, request: Any) -> None:
+        self._index.add(request, self._keys(request))
 
     def add_request(self, request: Any) -> None:
         self._requests[request] = None
-        self._index.add(request, self._keys(request))
+        self._indexed(self._add_to_index, request)
 
     def pop_request(self) -> Any:
         request, _ = self._requests.popitem(last=False)
-        self._index.discard(request)
+        self._indexed(self._index.discard, request)
         return request
 
     def peek_request(self) -> Any:
@@ -42,7 +72,7 @@ class TurnQueue:
 
     def remove_request(self, request: Any) -> None:
         del self._requests[request]
-        self._index.discard(request)
+        self._indexed(self._index.discard, request)
 
     def remove_requests(self, requests: Iterable[Any]) -> None:
         for request in requests:
@@ -51,12 +81,14 @@ class TurnQueue:
 
     def candidates(self, starts: Mapping[str, float]) -> list[Any]:
         """Return the requests that the order could want next."""
+        if not self._sound:
+            return list(itertools.islice(self._requests, HEAD_SEEN))
         return self._index.candidates(starts)
 
     def rekey(self, request: Any) -> None:
         """Sort a request anew, whose keys have changed."""
         if request in self._requests:
-            self._index.add(request, self._keys(request))
+            self._indexed(self._add_to_index, request)
 
     def bring_to_front(self, requests: list[Any]) -> None:
         """Bring those requests, in their order, to the head."""
@@ -85,13 +117,17 @@ def _queue_class() -> Any:
     return type("VllmTurnQueue", (TurnQueue, base), {})
 
 
-def install_turn_queue(scheduler: Any, order: Order, keys: Callable[[Any], Mapping[str, float]]) -> None:
+def install_turn_queue(
+    scheduler: Any,
+    order: Order,
+    keys: Callable[[Any], Mapping[str, float]],
+    note_fault: Callable[[Exception], None],
+) -> None:
     """Give a scheduler that has just been made a queue for orders that look beyond its head.
 
     Args:
         scheduler: vLLM's; nothing waits yet.
-        order: says what is to be seen.
-        keys: a waiting request's keys, as `Order.keys`.
+        order, keys, note_fault: as in `TurnQueue`.
     """
     assert not scheduler.waiting
-    scheduler.waiting = _queue_class()(order, keys)
+    scheduler.waiting = _queue_class()(order, keys, note_fault)
