@@ -72,7 +72,8 @@ def main() -> None:
     if options.model:
         model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(options.model)
-    tuner = AutoLRSCallback(lr_range=(1e-5, 1.0))
+    # TRL's own rate is one for all weights of large models: nothing to begin with for adapters of a small one.
+    tuner = AutoLRSCallback(lr_range=(1e-5, 1.0), prior=None)
     args = SFTConfig(
         options.out,
         max_steps=options.steps,

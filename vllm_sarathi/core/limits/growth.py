@@ -5,7 +5,7 @@ tokens of context, and answers of m tokens on average whose ends nobody knows (a
 n exp(-t/m) of them are left, and they read (C + n t) exp(-t/m). The costliest moment of that is held within the SLO,
 with room for what chance adds: while nobody is let in, the contexts are a random walk that falls, since answers end
 together with their prompts, and it climbs by more than a few (p + m)^2 / p only rarely (Lundberg's inequality; p is the
-length of a prompt). Where prompts are short and answers long that walk hardly falls: but n requests do not stray by more
+length of a prompt). Where prompts are short and answers long that walk hardly falls: but n requests stray by no more
 than a few (p + m) sqrt(n) from what is expected of them, however long one looks.
 
 Decodes alone so stay within the SLO. Where prompts cannot be let in for that reason, they wait for answers to end; one

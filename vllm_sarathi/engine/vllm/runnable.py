@@ -29,8 +29,8 @@ class Blocker(Enum):
 class Admission:
     """What a step could let in; made once a step, before anything is hidden, and asked for any number of requests.
 
-    It tells vLLM of grammars that do not compile, changes nothing else, and is on the safe side: a request without a blocker runs if it is at the head of the queue
-    and the budget covers its smallest chunk.
+    It tells vLLM of grammars that do not compile, changes nothing else, and is on the safe side: a request without a
+    blocker runs if it is at the head of the queue and the budget covers its smallest chunk.
 
     Args:
         scheduler: vLLM's, with all running requests in `running`.

@@ -10,7 +10,6 @@ from vllm_sarathi.core.order.base import Order
 from vllm_sarathi.core.order.index import WaitingIndex
 from vllm_sarathi.engine.vllm.internals import resolve
 
-
 HEAD_SEEN = 64
 """Where the index has failed, so many from the queue's head are seen."""
 
