@@ -100,3 +100,28 @@ def test_settings_are_found_in_whatever_form(additional: Any, budget: int | None
 def test_something_else_under_our_key_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be a mapping of settings, not int"):
         config_from_additional({CONFIG_KEY: 3})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"token_budget": 512, "tbt_slo": "auto:25x"},
+            "--tbt-slo auto:25x: has no effect with --token-budget 512.",
+        ),
+        (
+            {"token_budget": 512, "tbt_mode": "pace"},
+            "--tbt-mode pace: has no effect with --token-budget 512.",
+        ),
+        ({"scheduler": "orca", "tbt_mode": "pace"}, "--tbt-mode pace: has no effect with --scheduler orca."),
+        (
+            {"tbt_slo_ms": 50.0, "tbt_slo": "auto:25x"},
+            "--tbt-slo auto:25x: has no effect with --tbt-slo-ms 50;",
+        ),
+        ({"min_request_slo_ms": 20.0}, "--min-request-slo-ms 20: has no effect without --allow-request-slo."),
+    ],
+)
+def test_what_would_be_ignored_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        SarathiConfig(**values)
+    assert str(refused.value).startswith(said)

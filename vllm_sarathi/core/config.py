@@ -165,7 +165,7 @@ class SarathiConfig:
         "{gap,pace}",
     )
     ttft_slo_ms: float | None = _setting(
-        None, "Promised time to first token, in milliseconds; a deadline for each prompt.", "MS"
+        None, "Promised time to first token, in milliseconds: each prompt's deadline in deadline order.", "MS"
     )
     prefill_order: str = _setting(
         "fcfs",
@@ -221,11 +221,30 @@ class SarathiConfig:
         check_positive("prefill_max_wait_s", self.prefill_max_wait_s, MAX_SLO_MS / 1e3)
         auto_factor(self.tbt_slo)
         check_choice("tbt_mode", self.tbt_mode, TBT_MODES)
+        self._check_unheeded()
         check_choice("prefill_order", self.prefill_order, PREFILL_ORDERS)
         if not isinstance(self.allow_request_slo, bool):
             raise ConfigError(f"--allow-request-slo {self.allow_request_slo!r}: must be true or false.")
         for key in ("step_trace", "calibration_dir"):
             check_path(key, getattr(self, key))
+
+    def _check_unheeded(self) -> None:
+        """Refuse what was asked for and would be ignored."""
+        defaults = {field.name: field.default for field in fields(self)}
+        beside = f"--token-budget {self.token_budget}" if self.token_budget is not None else None
+        if self.scheduler in BASELINES:
+            beside = f"--scheduler {self.scheduler}"
+        for key in ("tbt_slo", "tbt_mode"):
+            if beside and getattr(self, key) != defaults[key]:
+                raise ConfigError(f"{flag_name(key)} {getattr(self, key)}: has no effect with {beside}.")
+        if self.tbt_slo_ms is not None and self.tbt_slo != defaults["tbt_slo"]:
+            raise ConfigError(
+                f"--tbt-slo {self.tbt_slo}: has no effect with --tbt-slo-ms {self.tbt_slo_ms:g}; give one of the two."
+            )
+        if self.min_request_slo_ms != defaults["min_request_slo_ms"] and not self.allow_request_slo:
+            raise ConfigError(
+                f"--min-request-slo-ms {self.min_request_slo_ms:g}: has no effect without --allow-request-slo."
+            )
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
