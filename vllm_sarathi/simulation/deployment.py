@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import (
+    BASELINES,
     STOCK_SCHEDULER,
     ConfigError,
     SarathiConfig,
@@ -198,12 +199,16 @@ class SchedulerChoice:
     step_tokens: int | None = None
 
 
+BY_SLO = ("tbt_slo_ms", "tbt_slo", "tbt_mode")
+"""Settings of who goes by the SLO."""
+
+
 def scheduler_choice(text: str, **settings: Any) -> SchedulerChoice:
     """Read a scheduler's name.
 
     Args:
         text: NAME or NAME@N.
-        settings: those of SarathiConfig, for `sarathi`; a fixed budget leaves out `tbt_slo_ms`.
+        settings: those of SarathiConfig, for `sarathi`; a fixed budget and the baselines leave out those of BY_SLO.
 
     Raises:
         ConfigError: an unknown name, or a budget that is no number.
@@ -219,8 +224,10 @@ def scheduler_choice(text: str, **settings: Any) -> SchedulerChoice:
         budget = int(budget_text)
     if name == STOCK_SCHEDULER:
         return SchedulerChoice(text, None, budget)
+    if budget is not None or name in BASELINES:
+        settings = {k: v for k, v in settings.items() if k not in BY_SLO}
     if budget is not None:
-        settings = {k: v for k, v in settings.items() if k != "tbt_slo_ms"} | {"token_budget": budget}
+        settings["token_budget"] = budget
     return SchedulerChoice(text, SarathiConfig(scheduler=name, **settings))
 
 
