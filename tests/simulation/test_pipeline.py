@@ -32,5 +32,5 @@ def test_the_promise_is_kept_and_made_use_of(played: tuple[Any, Outcome]) -> Non
 def test_the_device_is_known_in_spite_of_the_bubbles(played: tuple[Any, Outcome]) -> None:
     scheduler, _ = played
     model = scheduler.controller.model
-    assert model._margin._quantile_s < 1.05  # without the caution after the last prompts
+    assert model._margin._covering < 1.05  # without the caution after the last prompts
     assert model.relative_error < 0.03
