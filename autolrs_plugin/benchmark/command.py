@@ -1,34 +1,38 @@
 """`autolrs bench`: the options, checked, and the benchmark behind them."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+if TYPE_CHECKING:  # torch takes seconds to import: see the commands
+    from autolrs_plugin.benchmark.runner import Options
+
 BENCH_OUT = Path("build/autolrs-bench")
+
+TaskOption = Annotated[str, typer.Option(help="A task, several with commas, 'all', 'design' or 'judging'.")]
+SeedsOption = Annotated[int, typer.Option(min=1, help="So many seeds, from 0.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="One seed, and a quarter of the steps.")]
 
 
 def bench(
-    task: Annotated[str, typer.Option(help="A task, several with commas, 'all', 'design' or 'judging'.")],
+    task: TaskOption,
     json: Annotated[Path, typer.Option(help="Where the rows go.")],
     methods: Annotated[str, typer.Option(help="Methods with commas; all of them by default.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from 0.")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="One seed, and a quarter of the steps.")] = False,
+    seeds: SeedsOption = 1,
+    quick: QuickOption = False,
     out: Annotated[
         Path, typer.Option(help="Where results are kept: a run that was cut off goes on there.")
     ] = BENCH_OUT,
 ) -> None:
     """Compare AutoLRS with other ways to a learning rate, each given the same compute."""
     # torch and the peers take seconds to import, and the other commands need none of them.
-    from autolrs_plugin.benchmark.runner import METHODS, Options, run_bench
-    from autolrs_plugin.benchmark.tasks import TASKS
+    from autolrs_plugin.benchmark.runner import METHODS, run_bench
 
-    names = [n for n in TASKS if task in ("all", TASKS[n].role)] or _names("--task", task, list(TASKS))
     chosen = _names("--methods", methods, list(METHODS)) if methods else list(METHODS)
-    if quick:
-        seeds, out = 1, out / "quick"
-    options = Options(tuple(TASKS[name] for name in names), tuple(chosen), seeds, quick, out, json)
+    options = _options(task, chosen, seeds, quick, out, json)
     console = Console()
     try:
         run_bench(options, console)
@@ -41,7 +45,7 @@ def paper(
     out: Annotated[Path, typer.Option(help="Folder for paper.md, paper.csv and paper.png.")] = Path(
         "build/autolrs-paper"
     ),
-    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from 0.")] = 1,
+    seeds: SeedsOption = 1,
     quick: Annotated[bool, typer.Option("--quick", help="A quarter of the steps.")] = False,
 ) -> None:
     """The paper's own comparison, small: steps to a hand-made schedule's final loss, search uncounted and counted."""
@@ -58,14 +62,12 @@ def paper(
 
 def bench_find(
     json: Annotated[Path, typer.Option(help="Where the findings go.")],
-    task: Annotated[
-        str, typer.Option(help="A task, several with commas, 'all', 'design' or 'judging'.")
-    ] = "all",
+    task: TaskOption = "all",
     shares: Annotated[
         str, typer.Option(help="What it may take, as fractions of the steps, with commas.")
     ] = "0.03,0.1",
-    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from 0.")] = 5,
-    quick: Annotated[bool, typer.Option("--quick", help="One seed, and a quarter of the steps.")] = False,
+    seeds: SeedsOption = 5,
+    quick: QuickOption = False,
     out: Annotated[
         Path, typer.Option(help="Where the oracle's results are kept, as of `bench`.")
     ] = BENCH_OUT,
@@ -73,10 +75,8 @@ def bench_find(
     """Compare the rate that `find()` gives with the oracle's: how often it is within a factor of 3, and says so."""
     # torch takes seconds to import, and the other commands do not need it.
     from autolrs_plugin.benchmark.finding import run_finding
-    from autolrs_plugin.benchmark.runner import Options
-    from autolrs_plugin.benchmark.tasks import TASKS
 
-    names = [n for n in TASKS if task in ("all", TASKS[n].role)] or _names("--task", task, list(TASKS))
+    options = _options(task, ["oracle"], seeds, quick, out, json)
     try:
         parts = [float(part) for part in shares.split(",")]
     except ValueError:
@@ -85,9 +85,6 @@ def bench_find(
         raise typer.BadParameter(
             f"--shares {shares!r}: must be fractions above 0 and at most 1, with commas."
         )
-    if quick:
-        seeds, out = 1, out / "quick"
-    options = Options(tuple(TASKS[name] for name in names), ("oracle",), seeds, quick, out, json)
     console = Console()
     try:
         run_finding(options, parts, console)
@@ -137,6 +134,22 @@ def bench_overhead(
     except ModuleNotFoundError as error:
         console.print(str(error), style="red")
         raise typer.Exit(1) from error
+
+
+def _options(task: str, methods: Sequence[str], seeds: int, quick: bool, out: Path, json: Path) -> "Options":
+    """Return what is to be run, with the tasks that `--task` names.
+
+    Raises:
+        typer.BadParameter: a task is unknown.
+    """
+    # As in the commands.
+    from autolrs_plugin.benchmark.runner import Options
+    from autolrs_plugin.benchmark.tasks import TASKS
+
+    names = [n for n in TASKS if task in ("all", TASKS[n].role)] or _names("--task", task, list(TASKS))
+    if quick:
+        seeds, out = 1, out / "quick"
+    return Options(tuple(TASKS[name] for name in names), tuple(methods), seeds, quick, out, json)
 
 
 def _names(option: str, text: str, valid: list[str]) -> list[str]:

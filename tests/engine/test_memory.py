@@ -105,7 +105,7 @@ def test_an_engine_without_log_or_trace_has_a_telemetry_for_its_memory(
     make_config: Any, tmp_path: Path
 ) -> None:
     config = SarathiConfig(calibration_dir=str(tmp_path))
-    watched = open_telemetry(make_config(config), config, Controller(config), log=False)
+    watched = open_telemetry(make_config(config), config, Controller(config), log=False, faults=lambda: 0)
     assert watched is not None
     watched.close()
 

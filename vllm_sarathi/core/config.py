@@ -16,6 +16,9 @@ SCHEDULERS = tuple(POLICIES)
 BASELINES = tuple(name for name in SCHEDULERS if name != "sarathi")
 """Schedulers to compare with; a token budget is the most that they take in one step."""
 
+BY_SLO = ("tbt_slo_ms", "tbt_slo", "tbt_mode")
+"""Settings that only a scheduler that goes by the SLO heeds: no baseline, and nobody with a fixed budget."""
+
 STOCK_SCHEDULER = "default"
 """The name that `--scheduler` takes for vLLM's own scheduler."""
 
@@ -234,7 +237,7 @@ class SarathiConfig:
         beside = f"--token-budget {self.token_budget}" if self.token_budget is not None else None
         if self.scheduler in BASELINES:
             beside = f"--scheduler {self.scheduler}"
-        for key in ("tbt_slo", "tbt_mode"):
+        for key in BY_SLO:
             if beside and getattr(self, key) != defaults[key]:
                 raise ConfigError(f"{flag_name(key)} {getattr(self, key)}: has no effect with {beside}.")
         if self.tbt_slo_ms is not None and self.tbt_slo != defaults["tbt_slo"]:

@@ -205,7 +205,7 @@ def open_telemetry(
     config: SarathiConfig,
     controller: Controller,
     log: bool,
-    faults: Callable[[], int] = lambda: 0,
+    faults: Callable[[], int],
 ) -> Telemetry | None:
     """Return the telemetry of an engine, or None where nobody wants to see anything."""
     parallel = vllm_config.parallel_config

@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm_sarathi.core.config import (
     BASELINES,
+    BY_SLO,
     STOCK_SCHEDULER,
     ConfigError,
     SarathiConfig,
@@ -197,10 +198,6 @@ class SchedulerChoice:
     text: str
     config: SarathiConfig | None
     step_tokens: int | None = None
-
-
-BY_SLO = ("tbt_slo_ms", "tbt_slo", "tbt_mode")
-"""Settings of who goes by the SLO."""
 
 
 def scheduler_choice(text: str, **settings: Any) -> SchedulerChoice:
