@@ -114,13 +114,20 @@ def profile(
 
 
 @bench.command()
-def overhead(json: JsonOption = None) -> None:
-    """Measure what our scheduler adds to vLLM's own schedule(), at 256 running and 64 waiting requests."""
+def overhead(
+    running: Annotated[int, typer.Option(help="Requests that run.")] = 256,
+    waiting: Annotated[int, typer.Option(help="Requests that wait.")] = 64,
+    prefill_order: Annotated[str, typer.Option(help="As that of `vllm serve`.")] = "fcfs",
+    json: JsonOption = None,
+) -> None:
+    """Measure what our scheduler adds to vLLM's own schedule()."""
     with _clear_errors():
         from vllm_sarathi.benchmark.overhead import measure_overhead, overhead_table
-        from vllm_sarathi.core.config import SarathiConfig
+        from vllm_sarathi.core.config import SarathiConfig, check_int
 
-        result = measure_overhead(SarathiConfig())
+        check_int("running", running, minimum=2)
+        check_int("waiting", waiting, minimum=0)
+        result = measure_overhead(SarathiConfig(prefill_order=prefill_order), running, waiting)
         Console().print(overhead_table(result))
         if json is not None:
             json.write_text(result.to_json())

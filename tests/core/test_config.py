@@ -119,9 +119,36 @@ def test_something_else_under_our_key_is_refused() -> None:
             "--tbt-slo auto:25x: has no effect with --tbt-slo-ms 50;",
         ),
         ({"min_request_slo_ms": 20.0}, "--min-request-slo-ms 20: has no effect without --allow-request-slo."),
+        (
+            {"ttft_slo_ms": 500.0},
+            "--ttft-slo-ms 500: has no effect without --prefill-order deadline.",
+        ),
+        (
+            {"token_budget": 512, "allow_request_slo": True},
+            "--allow-request-slo: has no effect with --token-budget 512.",
+        ),
+        (
+            {"scheduler": "orca", "calibration_dir": "here"},
+            "--calibration-dir here: has no effect with --scheduler orca.",
+        ),
+        (
+            {"scheduler": "orca", "tbt_slo_ms": 30.0},
+            "--tbt-slo-ms 30.0: has no effect with --scheduler orca.",
+        ),
     ],
 )
 def test_what_would_be_ignored_is_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as refused:
         SarathiConfig(**values)
     assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"token_budget": 512, "calibration_dir": "none"},
+        {"token_budget": 512, "allow_request_slo": True, "prefill_order": "deadline", "ttft_slo_ms": 500.0},
+    ],
+)
+def test_what_has_an_effect_is_taken(values: dict[str, Any]) -> None:
+    assert SarathiConfig(**values).to_mapping().items() >= values.items()

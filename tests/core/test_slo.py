@@ -16,7 +16,7 @@ from vllm_sarathi.core.experience import LATE_CREDIT_PER_STEP, MOST_LATE_CREDIT
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.limits.floor import LATE_TIMES, OVERHEAD_TIMES, PREFILL_SHARE
 from vllm_sarathi.core.limits.shape import ALIGNMENT_LOSS, TILE_TOKENS
-from vllm_sarathi.core.policies.slo import SloPolicy
+from vllm_sarathi.core.policies.sarathi import SloPolicy
 from vllm_sarathi.core.steptime.margin import MISSES_PLANNED
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import (

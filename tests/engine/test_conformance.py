@@ -236,8 +236,8 @@ def test_pressure_has_two_levels(make_config: Any, monkeypatch: pytest.MonkeyPat
 def test_a_policy_that_lets_nobody_in_fails_the_suite(
     make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_sarathi.core.policies.base import decodes_only
     from vllm_sarathi.core.policies.orca import Orca
+    from vllm_sarathi.core.policy import decodes_only
 
     monkeypatch.setattr(Orca, "plan", lambda self, view, turn: decodes_only(view))
     play = Play(make_config(POLICIES["orca"], "sync"), 400, 1, LIMIT)

@@ -1,6 +1,6 @@
 """What our scheduler adds to vLLM's own `schedule()`, measured in the real scheduler without a model.
 
-The scene: 256 running requests, of which one is still reading a long prompt, and 64 waiting. Each step is
+The scene: requests that run, of which one is still reading a long prompt, and requests that wait. Each step is
 timed twice in the same call: all of `schedule()`, and the part of it inside the parent's. The difference is ours.
 """
 
@@ -24,8 +24,6 @@ from vllm_sarathi.engine.offline import (
     engine_config,
 )
 
-RUNNING = 256
-WAITING = 64
 WARM_UP_STEPS = 50
 MEASURED_STEPS = 400
 
@@ -82,7 +80,7 @@ def _timed_class(times: _ParentTimes) -> type[Any]:
 
 
 def measure_overhead(
-    config: SarathiConfig, running: int = RUNNING, waiting: int = WAITING, steps: int = MEASURED_STEPS
+    config: SarathiConfig, running: int, waiting: int, steps: int = MEASURED_STEPS
 ) -> Overhead:
     """Measure our share of `schedule()` with so many running and waiting requests."""
     times = _ParentTimes()

@@ -4,6 +4,7 @@ Each level keeps some streams decoding, and reads random prompts beside them in 
 steps held out afterwards have sizes of their own; nothing is learnt from them before all are predicted.
 """
 
+import math
 import random
 import time
 from collections import deque
@@ -43,6 +44,9 @@ class GridPolicy:
     waiting_seen = 1
     needs_decode_views = False
     learns = True
+    longest_step_s = math.inf
+    tbt_slo_s = None
+    decode_step_s = 0.0
 
     def __init__(self, model: StepTimeModel) -> None:
         self.chunks: deque[int] = deque()
@@ -62,6 +66,12 @@ class GridPolicy:
         self.records.append(record)
         if self.learning:
             self._model.observe(record.shape, record.measured_s)
+
+    def arrived(self, request_id: str, most_answer_tokens: int) -> None:
+        """The lengths of requests do not matter here."""
+
+    def ended(self, request_id: str, prompt_tokens: int, answer_tokens: int) -> None:
+        """Nor do they here."""
 
 
 @dataclass(frozen=True)

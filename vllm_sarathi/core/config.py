@@ -16,9 +16,6 @@ SCHEDULERS = tuple(POLICIES)
 BASELINES = tuple(name for name in SCHEDULERS if name != "sarathi")
 """Schedulers to compare with; a token budget is the most that they take in one step."""
 
-BY_SLO = ("tbt_slo_ms", "tbt_slo", "tbt_mode")
-"""Settings that only a scheduler that goes by the SLO heeds: no baseline, and nobody with a fixed budget."""
-
 STOCK_SCHEDULER = "default"
 """The name that `--scheduler` takes for vLLM's own scheduler."""
 
@@ -114,6 +111,19 @@ NO_CALIBRATION = "none"
 
 MAX_SLO_MS = 3_600_000.0
 """An hour: whoever asks for more has mistaken the unit."""
+
+
+def by_slo_alone(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return those of the settings that, beside the others, only a scheduler that goes by the SLO heeds.
+
+    No baseline does so, and nobody with a fixed budget; what clients ask for still counts in deadline order.
+    """
+    keys = ["tbt_slo_ms", "tbt_slo", "tbt_mode"]
+    if settings.get("prefill_order") != "deadline":
+        keys += ["allow_request_slo", "min_request_slo_ms"]
+    if settings.get("calibration_dir") != NO_CALIBRATION:
+        keys.append("calibration_dir")
+    return tuple(key for key in keys if key in settings)
 
 
 def _setting(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -215,21 +225,17 @@ class SarathiConfig:
                 )
         for key in ("tbt_slo_ms", "ttft_slo_ms"):
             if getattr(self, key) is not None:
-                if self.scheduler in BASELINES:
-                    raise ConfigError(
-                        f"{flag_name(key)} {getattr(self, key)!r}: has no effect with --scheduler {self.scheduler}."
-                    )
                 check_positive(key, getattr(self, key), MAX_SLO_MS)
         check_positive("min_request_slo_ms", self.min_request_slo_ms, MAX_SLO_MS)
         check_positive("prefill_max_wait_s", self.prefill_max_wait_s, MAX_SLO_MS / 1e3)
         auto_factor(self.tbt_slo)
         check_choice("tbt_mode", self.tbt_mode, TBT_MODES)
-        self._check_unheeded()
         check_choice("prefill_order", self.prefill_order, PREFILL_ORDERS)
         if not isinstance(self.allow_request_slo, bool):
             raise ConfigError(f"--allow-request-slo {self.allow_request_slo!r}: must be true or false.")
         for key in ("step_trace", "calibration_dir"):
             check_path(key, getattr(self, key))
+        self._check_unheeded()
 
     def _check_unheeded(self) -> None:
         """Refuse what was asked for and would be ignored."""
@@ -237,9 +243,14 @@ class SarathiConfig:
         beside = f"--token-budget {self.token_budget}" if self.token_budget is not None else None
         if self.scheduler in BASELINES:
             beside = f"--scheduler {self.scheduler}"
-        for key in BY_SLO:
-            if beside and getattr(self, key) != defaults[key]:
-                raise ConfigError(f"{flag_name(key)} {getattr(self, key)}: has no effect with {beside}.")
+        for key in by_slo_alone(self.to_mapping()):
+            if beside and (value := getattr(self, key)) != defaults[key]:
+                given = flag_name(key) if value is True else f"{flag_name(key)} {value}"
+                raise ConfigError(f"{given}: has no effect with {beside}.")
+        if self.ttft_slo_ms is not None and self.prefill_order != "deadline":
+            raise ConfigError(
+                f"--ttft-slo-ms {self.ttft_slo_ms:g}: has no effect without --prefill-order deadline."
+            )
         if self.tbt_slo_ms is not None and self.tbt_slo != defaults["tbt_slo"]:
             raise ConfigError(
                 f"--tbt-slo {self.tbt_slo}: has no effect with --tbt-slo-ms {self.tbt_slo_ms:g}; give one of the two."

@@ -7,8 +7,7 @@ from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.order import make_order
 from vllm_sarathi.core.order.base import Turn
 from vllm_sarathi.core.policies import POLICIES
-from vllm_sarathi.core.policies.base import Policy, PolicyMaker
-from vllm_sarathi.core.policies.slo import SloPolicy
+from vllm_sarathi.core.policy import Policy, PolicyMaker
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepPlan, StepRecord, StepShape, StepView
 
@@ -16,8 +15,7 @@ NOBODY = Turn(())
 
 
 def _make_policy(config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> Policy:
-    module, _, name = POLICIES[config.scheduler].partition(":")
-    make: PolicyMaker = getattr(importlib.import_module(f"vllm_sarathi.core.policies.{module}"), name)
+    make: PolicyMaker = importlib.import_module(POLICIES[config.scheduler]).make
     return make(config, model, pipeline)
 
 
@@ -39,21 +37,21 @@ class Controller:
     @property
     def tbt_slo_s(self) -> float | None:
         """The time-between-tokens SLO, seconds; None where there is none, or none is known yet."""
-        return self.policy.tbt_slo_s if isinstance(self.policy, SloPolicy) else None
+        return self.policy.tbt_slo_s
 
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step; the answer is always within the engine's limits."""
+        policy, order, turn = self.policy, self.order, NOBODY
         prompts = view.prefills or view.waiting or view.unseen_waiting
-        turn = self.order.turn(view) if prompts else NOBODY
-        policy = self.policy
-        if prompts and isinstance(policy, SloPolicy):
-            decode_s = policy.experience.decode_step_s or 0.0
-            longest_s = math.inf if view.closed else self.order.longest_step_s(decode_s, policy.tbt_slo_s)
-            policy.longest_step_s = longest_s
+        if prompts:
+            turn = order.turn(view)
+            policy.longest_step_s = (
+                math.inf if view.closed else order.longest_step_s(policy.decode_step_s, policy.tbt_slo_s)
+            )
         plan = policy.plan(view, turn)
         assert 1 <= plan.token_budget <= view.max_tokens, plan
         if prompts:
-            self.order.planned(plan.token_budget - view.decode_tokens)
+            order.planned(plan.token_budget - view.decode_tokens)
         return plan
 
     def predict(self, shape: StepShape) -> float | None:
@@ -65,7 +63,10 @@ class Controller:
         self.policy.observe(record)
         self.order.observe(record)
 
-    def ended(self, prompt_tokens: int, answer_tokens: int) -> None:
+    def arrived(self, request_id: str, most_answer_tokens: int) -> None:
+        """Note a request, and how long its answer may become."""
+        self.policy.arrived(request_id, most_answer_tokens)
+
+    def ended(self, request_id: str, prompt_tokens: int, answer_tokens: int) -> None:
         """Learn from a request that has ended."""
-        if isinstance(self.policy, SloPolicy):
-            self.policy.answers.ended(prompt_tokens, answer_tokens)
+        self.policy.ended(request_id, prompt_tokens, answer_tokens)

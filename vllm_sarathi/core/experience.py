@@ -4,14 +4,48 @@ import math
 from collections import deque
 
 from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.core.types import Pipeline, StepRecord, StepView
+from vllm_sarathi.core.types import Pipeline, Reason, StepRecord, StepView
 
 PREFILL_ALONE_KEPT = 16
 """The latest steps without decodes, from which the first chunks beside decodes know what they can be."""
 
-LATE_CREDIT_PER_STEP = 1 / 200
-MOST_LATE_CREDIT = 6.0
-"""Less than 1% of the steps may be late on purpose, and so many may have been saved up."""
+LATE_CREDIT_PER_STEP = 1 / 125
+MOST_LATE_CREDIT = 2.0
+"""Less than 1% of the steps may be late for a prompt's sake, and so many may have been saved up."""
+
+MOST_PAUSE = 15
+"""Steps that are late on purpose between two attempts, at the most: see `Attempts`."""
+
+
+class Attempts:
+    """Steps that are in time by the prediction and not by its margin: whether to try another.
+
+    After one that was late some steps that are late on purpose come first, twice as many after the next.
+    """
+
+    def __init__(self) -> None:
+        self._allowed_s = math.inf
+        self._pause = self._last_pause = 0
+
+    @property
+    def allowed(self) -> bool:
+        """Whether to try one, rather than a step that is late on purpose."""
+        return self._pause == 0
+
+    def tries(self, allowed_s: float) -> None:
+        """Note that a step is tried that may take `allowed_s` seconds."""
+        self._allowed_s = allowed_s
+
+    def came_to(self, measured_s: float) -> bool:
+        """Take in what an attempt took, seconds; return whether it was late."""
+        late = measured_s > self._allowed_s
+        self._last_pause = min(MOST_PAUSE, 2 * self._last_pause + 1) if late else 0
+        self._pause = self._last_pause
+        return late
+
+    def gave_way(self) -> None:
+        """Note a step that is late on purpose."""
+        self._pause = max(0, self._pause - 1)
 
 
 class Experience:
@@ -33,6 +67,7 @@ class Experience:
         self.steps_without_prefill = 0
         self.steps_since_decodes_alone = 0
         self.late_credit = MOST_LATE_CREDIT
+        self.attempts = Attempts()
         self._prefill_alone: deque[tuple[int, float]] = deque(maxlen=PREFILL_ALONE_KEPT)
 
     def seconds(self, view: StepView, tokens: int, work: float, prompts: int, encoder: int = 0) -> float:
@@ -80,6 +115,8 @@ class Experience:
         if shape.decodes:  # a long prompt alone says little of a small step beside decodes
             self.most_tokens = max(self.most_tokens, shape.tokens)
             self.late_credit = min(MOST_LATE_CREDIT, self.late_credit + LATE_CREDIT_PER_STEP)
+            if record.reason is Reason.DOUBT:
+                self.late_credit -= self.attempts.came_to(stage_s)
         else:
             self.most_idle_tokens = max(self.most_idle_tokens, shape.tokens)
             if 0 < stage_s < math.inf:

@@ -79,19 +79,23 @@ class SloWatch:
         needed_ms = math.ceil(self._pipeline.token_s(self.decode_step_s) * margin * 1e3)
         fitting = [n for n in range(1, step.shape.decodes) if self._seconds(step, n) * margin <= slo_s]
         fewer = f", or fewer requests at once (--max-num-seqs of about {fitting[-1]})" if fitting else ""
-        promised_ms, taken_ms = (self._pipeline.token_s(x) * 1e3 for x in (slo_s, self.decode_step_s))
         return (
-            f"The promise of {promised_ms:g} ms between tokens cannot be kept: decodes alone take {taken_ms:.0f} ms "
-            f"with {step.shape.decodes} of them running. Prompts get a fifth of the time beside them. "
+            f"{self._promise(slo_s)} cannot be kept: {self._decodes_alone(step)}. "
+            f"Prompts get a fifth of the time beside them. "
             f"What would help: --tbt-slo-ms {needed_ms} or more{fewer}."
         )
 
     def _crowded_advice(self, step: TracedStep, slo_s: float) -> str:
-        assert self.decode_step_s is not None
-        promised_ms, taken_ms = (self._pipeline.token_s(x) * 1e3 for x in (slo_s, self.decode_step_s))
         return (
-            f"The promise of {promised_ms:g} ms between tokens leaves prompts no room: decodes alone take "
-            f"{taken_ms:.0f} ms with {step.shape.decodes} of them running, and any chunk beside them is too long. "
-            f"Prompts give way: they are read in the few steps that may be late, until one has waited for "
+            f"{self._promise(slo_s)} leaves prompts no room: {self._decodes_alone(step)}, and any chunk beside them is "
+            f"too long. Prompts give way: they are read in the few steps that may be late, until one has waited for "
             f"--prefill-max-wait-s; then the gaps give way. A higher --tbt-slo-ms would help."
         )
+
+    def _promise(self, slo_s: float) -> str:
+        return f"The promise of {self._pipeline.token_s(slo_s) * 1e3:g} ms between tokens"
+
+    def _decodes_alone(self, step: TracedStep) -> str:
+        assert self.decode_step_s is not None
+        taken_ms = self._pipeline.token_s(self.decode_step_s) * 1e3
+        return f"decodes alone take {taken_ms:.0f} ms with {step.shape.decodes} of them running"

@@ -24,12 +24,8 @@ class TracedStep:
         at_s: when it completed, seconds since the epoch.
         shape: what it computed.
         token_budget: the most tokens that it was allowed, decodes included.
-        reason: what set the budget, one word: `slo` (the promise), `all` (every prompt fitted), `cold`, `trust`
-            (grown no further than the model is trusted), `floor`, `full` (no room beside the decodes), `probe` (a
-            look at decodes alone), `answer` (those read by now would wait too long for more), `even` (a batch's part
-            of what a pipeline is to read), `limit` (the engine's), `none` and `idle` (nothing to read; nothing
-            decodes), `fixed`.
-        predicted_s: how long it was expected to take, seconds; None where nobody foretold it.
+        reason: what set the budget, one word of `Reason`.
+        predicted_s: how long it was expected to take, seconds; None without a prediction.
         measured_s: seconds between the completion before it and its own, or since its start after an idle time.
         slo_s: how long it was allowed to take, seconds: the promised time between tokens, over the steps that end
             between two tokens of a request (more than one in a pipeline). None where nothing was promised.

@@ -35,6 +35,8 @@ class Reason(StrEnum):
     """No room beside the decodes."""
     FLOOR = "floor"
     """No room beside the decodes, but prompts must not starve."""
+    DOUBT = "doubt"
+    """No room by the margin, and some by the prediction: an attempt that tells which of the two is right."""
     PROBE = "probe"
     """A look at what decodes alone take."""
     FIXED = "fixed"
@@ -49,6 +51,8 @@ class Reason(StrEnum):
     HYBRID = "hybrid"
     """The words of the baselines (see `policies`)."""
     PROFILE = "profile"
+    FAULT = "fault"
+    """An error of ours: stock scheduling served the step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,16 @@ from typing import Any
 
 from vllm_sarathi.core.config import config_from_additional
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.types import InFlight, Pipeline, StepPlan, StepRecord, StepShape, StepView, chunk_work
+from vllm_sarathi.core.types import (
+    InFlight,
+    Pipeline,
+    Reason,
+    StepPlan,
+    StepRecord,
+    StepShape,
+    StepView,
+    chunk_work,
+)
 from vllm_sarathi.engine.faults import Faults
 from vllm_sarathi.engine.telemetry import open_telemetry
 from vllm_sarathi.engine.views import ViewBuilder
@@ -47,6 +56,16 @@ class _Step:
     decodes_take_turns: bool
     first: Any | None
     shape: StepShape | None = None
+    predicted_s: float | None = None
+
+
+@dataclass(slots=True)
+class _StockStep:
+    """The same for a step that stock scheduling served: after an error of ours, or where a small budget was stuck."""
+
+    started_s: float
+    plan: StepPlan
+    shape: StepShape
     predicted_s: float | None = None
 
 
@@ -97,7 +116,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         self._views = ViewBuilder(self, config, self.controller, self._chunking, stepwise)
         self._left_out: list[Any] = []
         self._engine_limit = self.max_num_scheduled_tokens
-        self._in_flight: deque[_Step | None] = deque()
+        self._in_flight: deque[_Step | _StockStep | None] = deque()
         self._completed_s: float | None = None
         self._empty_steps = 0
         self._step = 0
@@ -107,9 +126,10 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         """Schedule one step by the controller's plan; arguments and result are the parent's."""
         if not self._chunked:
             return super().schedule(*args, **kwargs)
-        limits, running = save_limits(self), self.running
+        started_s, limits, running = self.clock(), save_limits(self), self.running
         # An exception of ours would end the engine for every client; a stock step costs one SLO.
-        step = None if self._is_stuck() else self.guarded(self._apply_plan)
+        reason = Reason.ENGINE if self._is_stuck() else Reason.FAULT
+        step = self.guarded(self._apply_plan, started_s) if reason is Reason.FAULT else None
         if step is None:  # the plan failed half-way, perhaps: nothing of it stays
             restore_limits(self, limits)
             self.running = running
@@ -127,6 +147,10 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if step is not None:
             self.guarded(self._note_shape, step, output, admitted)
         self._note(step, output)
+        if output.total_num_scheduled_tokens:
+            if step is None or step.shape is None:
+                step = self.guarded(self._stock_step, output, started_s, reason)
+            self._in_flight.append(step)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -157,7 +181,6 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Free a request that has ended; arguments and result are the parent's."""
-        self.guarded(self.controller.ended, request.num_prompt_tokens, request.num_output_tokens)
         self.guarded(self._views.ended, request)
         return super()._free_request(request, *args, **kwargs)
 
@@ -210,9 +233,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             self.faults.note(error)
             return None
 
-    def _apply_plan(self) -> _Step:
+    def _apply_plan(self, started_s: float) -> _Step:
         """Ask for a plan and set it on the parent."""
-        started_s = self.clock()
         sight = self._views.look(started_s, self.wall_clock(), self._inside())
         view, partial, waiting = sight.view, sight.partial, sight.waiting
         plan = self.controller.plan(view)
@@ -263,7 +285,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         return bool(waiting) and runnable.has_slot(self) and runnable.can_hide(self, 0, waiting[0])
 
     def _inside(self) -> list[InFlight]:
-        return [InFlight(s.started_s, s.predicted_s or 0.0) for s in self._in_flight if s is not None]
+        return [InFlight(s.started_s, s.predicted_s or 0.0) for s in self._in_flight if isinstance(s, _Step)]
 
     def _is_stuck(self) -> bool:
         """True where a small budget alone keeps everything from moving.
@@ -294,6 +316,26 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if step.first is not None:
             self._views.note_turn(step.first, step.first.request_id in scheduled)
 
+    def _stock_step(self, output: Any, started_s: float, reason: Reason) -> _StockStep:
+        """Work out what a step of stock scheduling computes: its gaps count, and it can be learnt from."""
+        decodes, context, work = 0, 0, 0.0
+        for name, tokens in output.num_scheduled_tokens.items():
+            request = self.requests[name]
+            done = request.num_computed_tokens - tokens
+            if done >= request.num_prompt_tokens:
+                decodes, context = decodes + 1, context + done
+            else:
+                work += chunk_work(done, tokens)
+        shape = StepShape(
+            tokens=output.total_num_scheduled_tokens,
+            decodes=decodes,
+            decode_context_tokens=context,
+            prefill_work=work,
+            sequences=len(output.num_scheduled_tokens),
+            encoder_tokens=encoder_tokens(self, output),
+        )
+        return _StockStep(started_s, StepPlan(self._engine_limit, (), reason=reason), shape)
+
     def _note(self, step: _Step | None, output: Any) -> None:
         """Keep the books that the next steps need."""
         self._step += 1
@@ -302,12 +344,11 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         elif self._last_served:
             self._last_served.clear()
         if output.total_num_scheduled_tokens:
-            self._in_flight.append(step)
             self._empty_steps = 0
         elif not self._in_flight and self.guarded(runnable.has_runnable_prefill, self):
             self._empty_steps += 1
 
-    def _observe(self, step: _Step | None) -> None:
+    def _observe(self, step: _Step | _StockStep | None) -> None:
         """Measure a finished step as a client feels it: from the last completion, if work went on since."""
         now_s = self.clock()
         before_s, self._completed_s = self._completed_s, now_s
@@ -322,9 +363,9 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             completed_s=now_s,
             started_s=step.started_s,
         )
+        if self.telemetry is not None:  # first: what cannot be learnt from counts all the same
+            self.guarded(self.telemetry.note, record, len(self.running), self.get_request_counts()[1])
         self.controller.observe(record)
-        if self.telemetry is not None:
-            self.telemetry.note(record, len(self.running), self.get_request_counts()[1])
 
 
 class AsyncSarathiScheduler(SarathiScheduler, AsyncScheduler):  # type: ignore[misc, valid-type]

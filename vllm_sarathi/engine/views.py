@@ -70,14 +70,16 @@ class ViewBuilder:
             install_turn_queue(scheduler, controller.order, self._keys, scheduler.faults.note)
 
     def added(self, request: Any) -> None:
-        """Note the SLOs that a new request asks for; called before it is queued."""
+        """Note a new request, and the SLOs that it asks for; called before it is queued."""
+        self._controller.arrived(request.request_id, request.max_tokens)
         if self._config.allow_request_slo:
             slo = read_request_slo(getattr(request.sampling_params, "extra_args", None), self._config)
             if slo is not NONE:
                 self._slos[request.request_id] = slo
 
     def ended(self, request: Any) -> None:
-        """Forget a request that has ended."""
+        """Learn from a request that has ended, and forget it."""
+        self._controller.ended(request.request_id, request.num_prompt_tokens, request.num_output_tokens)
         for notes in (self._slos, self._keyed_tokens, self._cached_at_start):
             notes.pop(request.request_id, None)
         self._refused.forget(request.request_id)

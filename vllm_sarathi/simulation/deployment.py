@@ -11,10 +11,10 @@ from typing import Any
 
 from vllm_sarathi.core.config import (
     BASELINES,
-    BY_SLO,
     STOCK_SCHEDULER,
     ConfigError,
     SarathiConfig,
+    by_slo_alone,
     check_scheduler,
 )
 from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
@@ -205,7 +205,7 @@ def scheduler_choice(text: str, **settings: Any) -> SchedulerChoice:
 
     Args:
         text: NAME or NAME@N.
-        settings: those of SarathiConfig, for `sarathi`; a fixed budget and the baselines leave out those of BY_SLO.
+        settings: those of SarathiConfig, for `sarathi`; a fixed budget and the baselines leave out what they ignore.
 
     Raises:
         ConfigError: an unknown name, or a budget that is no number.
@@ -222,7 +222,8 @@ def scheduler_choice(text: str, **settings: Any) -> SchedulerChoice:
     if name == STOCK_SCHEDULER:
         return SchedulerChoice(text, None, budget)
     if budget is not None or name in BASELINES:
-        settings = {k: v for k, v in settings.items() if k not in BY_SLO}
+        ignored = by_slo_alone(settings)
+        settings = {k: v for k, v in settings.items() if k not in ignored}
     if budget is not None:
         settings["token_budget"] = budget
     return SchedulerChoice(text, SarathiConfig(scheduler=name, **settings))

@@ -1,6 +1,7 @@
 """An error of ours, wherever it comes up, costs a step of stock scheduling and no request."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tests.engine.cases.test_images import give_encoder, image, whole_images_onl
 from tests.engine.virtual import VirtualEngine
 from vllm_sarathi.core.limits.fit import Fit
 from vllm_sarathi.core.order.index import WaitingIndex
+from vllm_sarathi.core.types import Reason, StepRecord
 from vllm_sarathi.engine import scheduler as our_scheduler
 from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.runnable import Admission
@@ -83,3 +85,27 @@ def test_an_error_of_ours_ends_no_engine_and_loses_no_request(
     else:
         assert owner is WaitingIndex
         assert order == "fcfs"
+
+
+def test_the_gaps_of_a_step_that_stock_scheduling_served_count(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(OURS["fcfs"])
+    records: list[StepRecord] = []
+    engine.scheduler.telemetry = SimpleNamespace(note=lambda record, *_: records.append(record))
+    engine.add("x", 40, max_tokens=40)
+    engine.run(3)
+
+    def fail(*args: Any) -> Any:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(Fit, "__call__", fail)
+    engine.add("y", 3000, max_tokens=20)
+    engine.run_until(lambda: not engine.scheduler.requests)
+    served_by_stock = [record for record in records if record.reason is Reason.FAULT]
+    assert any(record.shape.prefill_work for record in served_by_stock)
+    assert [_work_of(record.shape) for record in records] == [_work_of(step.work) for step in engine.steps]
+
+
+def _work_of(step: Any) -> tuple[int, int]:
+    return step.tokens, step.decodes

@@ -1,8 +1,10 @@
 """Where no prefill fits beside the decodes, neither the prompts nor the gaps starve.
 
-Four cases, each stated by what gives way:
+Five cases, each stated by what gives way:
 
 - decodes alone are late already: they cannot be kept, so the prompts get PREFILL_SHARE of the time;
+- a chunk is in time by the prediction, and not by its margin: as where little has been seen, or nothing for long, a
+  margin is mostly caution, it is tried. Each attempt that turns out late counts as a step that is late on purpose;
 - decodes alone are in time, and any prefill beside them is not: a step may be late on purpose, by at most LATE_TIMES,
   less often than the promised share of gaps may be late (`Experience.late_credit`). As it is late anyway, it takes as
   many tokens as that time holds, so that few such steps do;
@@ -14,7 +16,8 @@ from vllm_sarathi.core.experience import Experience
 from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.limits.shape import fit_chunk, least_chunk
-from vllm_sarathi.core.types import Reason, StepView, chunk_work
+from vllm_sarathi.core.steptime.margin import LEAST_MARGIN
+from vllm_sarathi.core.types import Reason, RequestView, StepView, chunk_work
 
 PREFILL_SHARE = 0.2
 """Of the time, where decodes alone are late or a prompt has waited for too long."""
@@ -56,6 +59,11 @@ class Floor:
         if not candidate.late and not overdue:
             if candidate.reason is Reason.GROWTH or self._experience.late_credit < 1.0:
                 return 0, candidate.reason if candidate.reason is Reason.GROWTH else Reason.FULL
+            attempts = self._experience.attempts
+            if attempts.allowed and (chunk := self._attempt(view, candidate)) > 0:
+                attempts.tries(candidate.available_s)
+                return chunk, Reason.DOUBT
+            attempts.gave_way()
             self._experience.late_credit -= 1.0
             return self._chunk(view, candidate, LATE_TIMES * candidate.available_s), Reason.FLOOR
         decode_s = candidate.decode_s
@@ -73,6 +81,12 @@ class Floor:
         work = chunk_work(candidate.prompts[0].done_tokens, chunk)
         return self._experience.seconds(view, chunk, work, 1) <= UNCUT_TIMES * candidate.available_s
 
+    def _attempt(self, view: StepView, candidate: Candidate) -> int:
+        """Return the largest chunk of the first prompt that is in time by the bare prediction; 0 where none is."""
+        request = candidate.prompts[0]
+        most = min(view.max_tokens - view.decode_tokens, request.remaining_tokens, COLD_TOKENS)
+        return fit_chunk(request, self._largest(view, request, most, candidate.available_s / LEAST_MARGIN))
+
     def _chunk(self, view: StepView, candidate: Candidate, limit_s: float) -> int:
         """Return the largest chunk of the first prompt within `limit_s`, at least the least that moves it."""
         request = candidate.prompts[0]
@@ -81,11 +95,15 @@ class Floor:
         most = min(
             room, request.remaining_tokens, max(COLD_TOKENS, LATE_GROWTH * self._experience.most_tokens)
         )
+        chunk = fit_chunk(request, max(self._largest(view, request, most, limit_s), least))
+        return min(room, max(chunk, least))
+
+    def _largest(self, view: StepView, request: RequestView, most: int, limit_s: float) -> int:
+        """Return the most tokens of a prompt, up to `most`, whose step is predicted to take `limit_s` at the most."""
         low, high = 0, most + 1
         while high - low > 1:
             middle = (low + high) // 2
             work = chunk_work(request.done_tokens, middle)
             fits = self._experience.seconds(view, middle, work, 1) <= limit_s
             low, high = (middle, high) if fits else (low, middle)
-        chunk = fit_chunk(request, max(low, least))
-        return min(room, max(chunk, least))
+        return low

@@ -38,9 +38,17 @@ class Answers:
 
     def __init__(self) -> None:
         self._weight = self._prompts = self._answers = 0.0
+        self._most: dict[str, int] = {}
+        self._most_sum = 0
 
-    def ended(self, prompt_tokens: int, answer_tokens: int) -> None:
+    def arrived(self, request_id: str, most_tokens: int) -> None:
+        """Take in a request whose answer has `most_tokens` at the most."""
+        self._most_sum += most_tokens - self._most.get(request_id, 0)
+        self._most[request_id] = most_tokens
+
+    def ended(self, request_id: str, prompt_tokens: int, answer_tokens: int) -> None:
         """Take in a request that has ended."""
+        self._most_sum -= self._most.pop(request_id, 0)
         self._weight = MEMORY * self._weight + 1.0
         self._prompts = MEMORY * self._prompts + prompt_tokens
         self._answers = MEMORY * self._answers + answer_tokens
@@ -52,8 +60,9 @@ class Answers:
 
     @property
     def mean_tokens(self) -> float:
-        """The mean length of an answer, tokens."""
-        return self._answers / self._weight
+        """The mean length of an answer, tokens: what was learnt, and no longer than those that are there may be."""
+        learnt = self._answers / self._weight
+        return min(learnt, self._most_sum / len(self._most)) if self._most else learnt
 
     def chance_tokens(self, count: int) -> float:
         """Return the tokens of context that chance may add to those of `count` requests while nobody is let in."""

@@ -1,12 +1,9 @@
-"""Who plans each step. A new policy is one file here and one line below; `--scheduler` takes the names."""
+"""Who plans each step: each file here is a policy, and its name is the file's, with dashes.
 
-POLICIES = {
-    "sarathi": "slo:make",
-    "prefill-first": "prefill_first:PrefillFirst",
-    "orca": "orca:Orca",
-    "request-level": "request_level:RequestLevel",
-    "pressure": "pressure:Pressure",
-    "chunked-only": "chunked_only:ChunkedOnly",
-    "hybrid-only": "hybrid_only:HybridOnly",
-}
-"""Name to file and maker. By string: the names are needed where numpy must not be loaded."""
+A file offers `make`, a `PolicyMaker`. `--scheduler`, the simulator and the tables take the names from here.
+"""
+
+import pkgutil
+
+POLICIES = {info.name.replace("_", "-"): f"{__name__}.{info.name}" for info in pkgutil.iter_modules(__path__)}
+"""Name to module. None of them is imported here: the names are needed where numpy must not be loaded."""

@@ -4,7 +4,7 @@ from vllm_sarathi.core.chunk_rules import ANYWHERE
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.limits.shape import least_chunk
 from vllm_sarathi.core.order.base import Turn
-from vllm_sarathi.core.policies.base import Baseline, decodes_only
+from vllm_sarathi.core.policy import Baseline, decodes_only
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import Pipeline, Reason, StepPlan, StepView
 
@@ -34,3 +34,6 @@ class ChunkedOnly(Baseline):
         if first is not None and first.rules is not ANYWHERE:
             budget = max(budget, least_chunk(first))
         return turn.plan(view, budget, Reason.CHUNK, decodes=False)
+
+
+make = ChunkedOnly

@@ -1,7 +1,7 @@
 """The ablation without chunks (Sarathi-Serve, arXiv 2403.02310, section 5.4)."""
 
 from vllm_sarathi.core.order.base import Turn
-from vllm_sarathi.core.policies.base import Baseline
+from vllm_sarathi.core.policy import Baseline
 from vllm_sarathi.core.types import Reason, StepPlan, StepView
 
 
@@ -13,3 +13,6 @@ class HybridOnly(Baseline):
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
         return turn.plan(view, self.room(view), Reason.HYBRID)
+
+
+make = HybridOnly

@@ -1,7 +1,7 @@
 """Orca (OSDI'22), as Sarathi-Serve compares it (arXiv 2403.02310, section 2): hybrid batches of whole prompts."""
 
 from vllm_sarathi.core.order.base import Turn
-from vllm_sarathi.core.policies.base import Baseline, whole_prompts
+from vllm_sarathi.core.policy import Baseline, whole_prompts
 from vllm_sarathi.core.types import Reason, StepPlan, StepView
 
 
@@ -13,3 +13,6 @@ class Orca(Baseline):
         room = self.room(view)
         tokens = view.decode_tokens + whole_prompts(turn.prompts(view), room - view.decode_tokens)
         return turn.plan(view, min(room, tokens), Reason.WHOLE)
+
+
+make = Orca

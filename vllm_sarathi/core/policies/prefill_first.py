@@ -1,7 +1,7 @@
 """vLLM before V1, as Sarathi-Serve measured it (arXiv 2403.02310, section 2 and figure 5): prompts before decodes."""
 
 from vllm_sarathi.core.order.base import Turn
-from vllm_sarathi.core.policies.base import Baseline, decodes_only, whole_prompts
+from vllm_sarathi.core.policy import Baseline, decodes_only, whole_prompts
 from vllm_sarathi.core.types import Reason, StepPlan, StepView
 
 
@@ -14,3 +14,6 @@ class PrefillFirst(Baseline):
         if tokens == 0:
             return decodes_only(view)
         return turn.plan(view, tokens, Reason.PROMPTS, decodes=False)
+
+
+make = PrefillFirst

@@ -1,7 +1,7 @@
 """P-PAS (arXiv 2608.15171, vLLM RFC 52906): two levels of prefill, by how many prompts press."""
 
 from vllm_sarathi.core.order.base import Turn
-from vllm_sarathi.core.policies.base import Baseline
+from vllm_sarathi.core.policy import Baseline
 from vllm_sarathi.core.types import Reason, StepPlan, StepView
 
 
@@ -17,3 +17,6 @@ class Pressure(Baseline):
         room = self.room(view)
         budget = view.decode_tokens + self.prefill_tokens if presses else room
         return turn.plan(view, min(room, budget), Reason.HIGH if presses else Reason.LOW)
+
+
+make = Pressure

@@ -1,7 +1,7 @@
 """FasterTransformer, as Sarathi-Serve compares it (arXiv 2403.02310, section 2): request-level batches."""
 
 from vllm_sarathi.core.order.base import Turn
-from vllm_sarathi.core.policies.base import Baseline, decodes_only, whole_prompts
+from vllm_sarathi.core.policy import Baseline, decodes_only, whole_prompts
 from vllm_sarathi.core.types import Reason, StepPlan, StepView
 
 
@@ -13,3 +13,6 @@ class RequestLevel(Baseline):
         if view.decodes:
             return decodes_only(view)
         return turn.plan(view, whole_prompts(turn.prompts(view), self.room(view)), Reason.BATCH)
+
+
+make = RequestLevel

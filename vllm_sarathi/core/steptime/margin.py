@@ -20,9 +20,11 @@ YOUNG_CAUTION = 0.02
 """While residuals are few the curve is still being found: a caution that fades, and a small one that fades slowly."""
 
 BIAS_STEPS = 128
-RANGE = (1.008, 2.5)
-"""The best fit is off by a little somewhere. A step that takes longer than the upper end is not the chunk's
-doing, and no chunk would have kept it."""
+LEAST_MARGIN = 1.008
+"""The best fit is off by a little somewhere."""
+
+MOST_RATIO = 2.5
+"""A step that takes so many times what was predicted is not the chunk's doing, and no chunk would have kept it."""
 
 MISSES_PLANNED = 0.1
 """So much of the misses that the promise allows is planned with; the rest is for what no step could tell, and one late
@@ -95,7 +97,7 @@ class Margin:
             ratio: the measured over the predicted time.
             familiar: whether steps of this kind had been seen often.
         """
-        if ratio > RANGE[1] or not shape.decodes:
+        if ratio > MOST_RATIO or not shape.decodes:
             return
         if shape.sequences == shape.decodes:
             self._alone.append(ratio)
@@ -131,14 +133,13 @@ class Margin:
 
     def _quantile_now(self) -> float:
         """Return the residuals' quantile; while residuals are few, at least a caution that fades."""
-        low, high = RANGE
         seen = len(self._ratios) + len(self._early)
         caution = 1.0 + CAUTION * max(0.0, 1.0 - seen / CAUTIOUS_STEPS)
-        caution = max(caution, RANGE[0] + YOUNG_CAUTION * (1.0 - seen / RATIOS_KEPT))
+        caution = max(caution, LEAST_MARGIN + YOUNG_CAUTION * (1.0 - seen / RATIOS_KEPT))
         if seen < 2:
-            return max(low, caution)
+            return max(LEAST_MARGIN, caution)
         ordered = sorted(self._telling())
-        return min(high, max(low, _upper(ordered, self._planned), caution))
+        return min(MOST_RATIO, max(LEAST_MARGIN, _upper(ordered, self._planned), caution))
 
     def _telling(self) -> list[float]:
         """Return the residuals of the longer steps, where there are enough: those that a margin is wanted for.

@@ -15,6 +15,7 @@ import math
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.deadlines import TokenDeadlines
 from vllm_sarathi.core.experience import Experience
+from vllm_sarathi.core.fixed_budget import FixedBudget
 from vllm_sarathi.core.limits.backlog import Backlog
 from vllm_sarathi.core.limits.base import Candidate, Limit, complete_within, prompts_left
 from vllm_sarathi.core.limits.cold import Cold
@@ -26,8 +27,7 @@ from vllm_sarathi.core.limits.shape import Tail, Tile, Uncut
 from vllm_sarathi.core.limits.stop_early import StopEarly
 from vllm_sarathi.core.limits.trust import Trust
 from vllm_sarathi.core.order.base import Turn
-from vllm_sarathi.core.policies.base import Policy, decodes_only
-from vllm_sarathi.core.policies.fixed import FixedBudget
+from vllm_sarathi.core.policy import Policy, decodes_only
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.steptime.stages import StageClock
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, Reason, RequestView, StepPlan, StepRecord, StepView
@@ -56,7 +56,7 @@ class SloPolicy:
 
     Attributes:
         late: whether decodes alone were predicted to miss the SLO, when a step was last sized.
-        answers: the lengths of prompts and answers; whoever sees a request end tells it.
+        answers: the lengths of prompts and answers.
     """
 
     waiting_seen = 16
@@ -100,6 +100,11 @@ class SloPolicy:
             return self.config.tbt_slo_ms / 1e3
         return self._auto_slo_s
 
+    @property
+    def decode_step_s(self) -> float:
+        """How long decodes alone take, seconds; 0 where that is not known."""
+        return self.experience.decode_step_s or 0.0
+
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
         if view.decodes and not (view.prefills or view.waiting or view.unseen_waiting):
@@ -126,6 +131,14 @@ class SloPolicy:
             measured_s = self._stages.seconds(record.started_s, record.completed_s)
         self.model.observe(record.shape, measured_s)
         self.experience.observe(record, measured_s)
+
+    def arrived(self, request_id: str, most_answer_tokens: int) -> None:
+        """Note a request, and how long its answer may become."""
+        self.answers.arrived(request_id, most_answer_tokens)
+
+    def ended(self, request_id: str, prompt_tokens: int, answer_tokens: int) -> None:
+        """Learn from a request that has ended."""
+        self.answers.ended(request_id, prompt_tokens, answer_tokens)
 
     def _size(self, view: StepView, prompts: list[RequestView]) -> tuple[int, Reason]:
         """Return how many prefill tokens the step takes, and what decided."""

@@ -1,5 +1,6 @@
 """What a policy is, and what several of them share."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,11 +17,24 @@ class Policy(Protocol):
         waiting_seen: how many waiting requests it wants to see in the queue's own order.
         needs_decode_views: whether it wants to see each decode.
         learns: whether it learns step times, so that they are worth keeping for the next start.
+        longest_step_s: how long a step may take for the sake of those who arrive while it runs, seconds; set before
+            each plan.
     """
 
     waiting_seen: int
     needs_decode_views: bool
     learns: bool
+    longest_step_s: float
+
+    @property
+    def tbt_slo_s(self) -> float | None:
+        """The time-between-tokens SLO, seconds; None where there is none, or none is known yet."""
+        ...
+
+    @property
+    def decode_step_s(self) -> float:
+        """How long decodes alone take, seconds; 0 where that is not known."""
+        ...
 
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step, of which `turn` says whose it is."""
@@ -28,6 +42,14 @@ class Policy(Protocol):
 
     def observe(self, record: StepRecord) -> None:
         """Learn from a finished step."""
+        ...
+
+    def arrived(self, request_id: str, most_answer_tokens: int) -> None:
+        """Note a request, and how long its answer may become."""
+        ...
+
+    def ended(self, request_id: str, prompt_tokens: int, answer_tokens: int) -> None:
+        """Learn from a request that has ended."""
         ...
 
 
@@ -56,12 +78,21 @@ class Baseline:
     waiting_seen = 64
     needs_decode_views = False
     learns = False
+    longest_step_s = math.inf
+    tbt_slo_s = None
+    decode_step_s = 0.0
 
     def __init__(self, config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> None:
         self._most_tokens = config.token_budget
 
     def observe(self, record: StepRecord) -> None:
         """A baseline learns nothing."""
+
+    def arrived(self, request_id: str, most_answer_tokens: int) -> None:
+        """Nor from this."""
+
+    def ended(self, request_id: str, prompt_tokens: int, answer_tokens: int) -> None:
+        """Nor from this."""
 
     def room(self, view: StepView) -> int:
         """Return the most tokens of a step."""

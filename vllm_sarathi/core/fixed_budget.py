@@ -8,7 +8,7 @@ bounded).
 from vllm_sarathi.core.chunk_rules import ANYWHERE
 from vllm_sarathi.core.limits.shape import least_chunk
 from vllm_sarathi.core.order.base import Turn
-from vllm_sarathi.core.policies.base import Baseline
+from vllm_sarathi.core.policy import Baseline
 from vllm_sarathi.core.types import Reason, StepPlan, StepView
 
 
