@@ -27,6 +27,8 @@ class Reason(StrEnum):
     """A batch's part of what a pipeline is to prefill."""
     ANSWER = "answer"
     """The prompts that are complete by now would wait too long for more."""
+    TURNOVER = "turnover"
+    """Others wait for slots or KV blocks, and streams that move on free them sooner."""
     GROWTH = "growth"
     """One more request would make decodes alone outgrow the SLO before the answers end."""
     UNCUT = "uncut"
@@ -160,6 +162,7 @@ class StepView:
         in_flight: the batches that are not back yet, oldest first.
         free_slots: how many waiting requests the engine has slots for.
         closed: whether nobody who arrives now is let in.
+        blocked: how many requests wait for slots or KV blocks that only others free.
     """
 
     now_s: float
@@ -175,6 +178,7 @@ class StepView:
     in_flight: tuple[InFlight, ...] = ()
     free_slots: int = 1 << 30
     closed: bool = False
+    blocked: int = 0
 
     @property
     def generating(self) -> int:

@@ -128,6 +128,7 @@ class ViewBuilder:
             in_flight=tuple(in_flight) if self._pipelined or policy.needs_decode_views else (),
             free_slots=admission.free_slots,
             closed=admission.paused,
+            blocked=self._blocked(admission),
         )
         return Sight(view, partial, waiting)
 
@@ -158,15 +159,27 @@ class ViewBuilder:
                 break
         return waiting, max(0, count - len(seen))
 
+    def _blocked(self, admission: Admission) -> int:
+        """Return how many requests wait for slots or KV blocks of others, if those at the head of the queue do."""
+        count: int = self._scheduler.get_request_counts()[1]
+        if not count or not self._controller.policy.learns:
+            return 0
+        head = list(itertools.islice(self._scheduler.waiting, self._controller.policy.waiting_seen))
+        fitting = admission.fitting(head)
+        return count - fitting if fitting < len(head) else 0
+
     def _stops(self, request: Any, wall_s: float) -> bool:
         """True where nobody may pass a request that waits for KV blocks: others would go on taking them."""
         return not self._looks_far or wall_s - request.arrival_time >= self._config.prefill_max_wait_s
 
     def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
-        """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`."""
+        """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`.
+
+        By priority, whoever waits may go before those.
+        """
         room = self._scheduler.max_num_scheduled_tokens
-        for request in partial:
-            room -= request.num_tokens - request.num_computed_tokens
+        if not self._by_priority:
+            room -= sum(request.num_tokens - request.num_computed_tokens for request in partial)
         reached = []
         for request in waiting:
             if room <= 0:
