@@ -10,4 +10,4 @@ _FILES = sorted(
 )
 
 POLICIES = {name.replace("_", "-"): f"{__name__}.{name}" for name in _FILES}
-"""Name to module, ours before those to compare with. None is imported here: names are needed where numpy must not be."""
+"""Name to module, ours before those to compare with. None is imported: names are needed where numpy must not be."""
