@@ -411,6 +411,24 @@ def test_as_written_stays_the_default_and_says_nothing_of_it(tmp_path: Path, slo
     assert "reference" not in console.export_text()
 
 
+def test_servers_take_prompts_as_long_as_the_scaled_ones(
+    tmp_path: Path, slow_device: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "find_scale", lambda *_: Scale.of(Speeds(20000.0, 0.01, 30017, None)))
+    monkeypatch.setattr(idle, "QUICK_PROMPTS", 1)
+    run_live(
+        scaled_options(tmp_path, workloads=("small", "idle"), schedulers="default", quick=True),
+        Console(quiet=True),
+    )
+    logs = list((tmp_path / "out").glob("*.server.log"))
+    assert len(logs) == 1 + len(idle.STARTED)
+    for log in logs:
+        arguments = log.read_text().splitlines()[0].split()
+        assert [each for each in arguments if each.startswith("--max-model-len")][
+            -1
+        ] == "--max-model-len=30017"
+
+
 def test_budgets_go_with_the_prompts_unless_they_are_named(tmp_path: Path) -> None:
     longer = replace(AS_WRITTEN, prompts=10.0)
     assert [each.label for each in fit(options(tmp_path, quick=True), longer).contenders][-2:] == [

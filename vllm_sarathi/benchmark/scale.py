@@ -77,7 +77,7 @@ class Scale:
 
     @classmethod
     def of(cls, speeds: Speeds) -> Self:
-        """Return the scale for a device; factors have three digits.
+        """Return the scale for a device.
 
         Raises:
             RuntimeError: the model's context is too short for any of the workloads.
@@ -97,7 +97,7 @@ class Scale:
         return cls(
             speeds,
             times=_three_digits(times),
-            prompts=_three_digits(prompts),
+            prompts=prompts,  # rounded up, they would not fit
             requests=_three_digits(min(max(1.0, 1 / times), MOST_REQUESTS)),
             load=_three_digits(prompts / reading / times),
         )
@@ -184,7 +184,7 @@ class Scale:
         said = (
             f"scaled to this device: it reads {self.speeds.reading_tokens_per_s:,.0f} tokens/s (reference: "
             f"{REFERENCE_READING_TOKENS_PER_S:,.0f}), a decode step takes {self.speeds.decode_step_s * 1e3:.3g} ms "
-            f"({REFERENCE_DECODE_STEP_S * 1e3:g}); times x {self.times:g}, prompts x {self.prompts:g}, "
+            f"({REFERENCE_DECODE_STEP_S * 1e3:g}); times x {self.times:g}, prompts x {self.prompts:.3g}, "
             f"requests x {self.requests:g}"
         )
         if self.load < 1:
