@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vllm_sarathi.core.config import ConfigError
+
 WorkloadOption = Annotated[
     list[str] | None,
     typer.Option(help="chat, long, mix, rush, burst or idle; may be given again. All, if not given."),
@@ -21,7 +23,26 @@ SchedulersOption = Annotated[
         "sarathi@256 have a fixed budget. Ours, stock and a sweep of five stock budgets, if not given."
     ),
 ]
-QuickOption = Annotated[bool, typer.Option("--quick", help="Less of everything: under 12 minutes.")]
+ScaleOption = Annotated[
+    str,
+    typer.Option(
+        help="auto: measure first how fast this device reads and decodes, and scale lengths, rates and promises so "
+        "that it is loaded as the two CPU cores are that they were written for; --tbt-slo-ms and --ttft-slo-ms are "
+        "then promises on those, scaled as well. Budgets named in --schedulers stay. none: all as written."
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a report to send in: versions, device, measured speeds, rows; no names and no paths."
+    ),
+]
+QuickOption = Annotated[
+    bool,
+    typer.Option(
+        "--quick", help="Less of everything: under 12 minutes (--scale auto: longer on slower CPUs)."
+    ),
+]
 TtftOption = Annotated[float, typer.Option(help="The promised time to first token of sarathi-deadline.")]
 ModelOption = Annotated[str, typer.Option(help="A folder with a model, or its name on a model hub.")]
 OutOption = Annotated[Path, typer.Option(help="Where data sets, raw results and logs go.")]
@@ -61,6 +82,8 @@ def live(
     resume: ResumeOption = False,
     seed: SeedOption = 0,
     neighbour: NeighbourOption = False,
+    scale: ScaleOption = "none",
+    report: ReportOption = None,
     capacity: CapacityOption = False,
     url: UrlOption = None,
     rate: RateOption = None,
@@ -71,6 +94,10 @@ def live(
 ) -> None:
     """Serve a real model with each scheduler under the same load, and see who keeps the promise."""
     if capacity:
+        if scale != "none" or report is not None:
+            raise ConfigError(
+                "--capacity: searches its own rate; --scale and --report are without effect on it."
+            )
         _capacity(workload, tbt_slo_ms, schedulers, model, out, url, rate, requests, seeds, max_delay_s, json)
         return
     from vllm_sarathi.benchmark.live import parse_options, run_live
@@ -87,6 +114,8 @@ def live(
         resume=resume,
         seed=seed,
         neighbour=neighbour,
+        scale=scale,
+        report=report,
     )
     run_live(options, Console())
 

@@ -15,14 +15,16 @@ from typer.testing import CliRunner
 from tests.benchmark.fake_vllm import FAKE
 from vllm_sarathi.benchmark import idle, live, load, server
 from vllm_sarathi.benchmark.contenders import parse_contender
-from vllm_sarathi.benchmark.live import Options, parse_options, plan_sessions, run_live
+from vllm_sarathi.benchmark.live import Options, fit, parse_options, plan_sessions, run_live
 from vllm_sarathi.benchmark.load import Load, prepare, read_result, send
 from vllm_sarathi.benchmark.progress import Stages
 from vllm_sarathi.benchmark.reference_model import tiny_model
 from vllm_sarathi.benchmark.rows import RowFile, attainment, build_row
+from vllm_sarathi.benchmark.scale import AS_WRITTEN, Scale, Speeds
 from vllm_sarathi.benchmark.verdict import print_verdicts, verdict
 from vllm_sarathi.benchmark.workloads import WORKLOADS, Arrival, Kind, Workload, draw_arrivals, trace_lines
 from vllm_sarathi.cli import app
+from vllm_sarathi.core.config import ConfigError
 
 FIELDS = [
     "workload",
@@ -52,6 +54,8 @@ def options(tmp_path: Path, **changes: Any) -> Options:
         "resume": False,
         "seed": 0,
         "neighbour": False,
+        "scale": "none",
+        "report": None,
     }
     return parse_options(**(asked | changes))
 
@@ -79,6 +83,9 @@ def client_result(path: Path, **seen: list[Any]) -> Path:
         (["--schedulers", "sarathi,defualt"], "'defualt': unknown scheduler; did you mean 'default'?"),
         (["--schedulers", "default@x"], "'default@x': the budget after '@' must be a whole number"),
         (["--model", "./nowhere/model"], "--model ./nowhere/model: no such folder"),
+        (["--scale", "autp"], "--scale 'autp': unknown; did you mean 'auto'?"),
+        (["--report", "."], "--report .: is a folder; give the name of a file."),
+        (["--capacity", "--scale", "auto"], "--capacity: searches its own rate; --scale and --report"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_any_server_starts(
@@ -296,6 +303,146 @@ def test_the_idle_verdict_is_of_medians() -> None:
     rows[0]["ttft_ms"]["p50"] = 1010.0
     rows[1]["ttft_ms"]["p50"] = 1000.0
     assert verdict("idle", rows) == ["median TTFT of a single long prompt: ours +1.0% against stock"]
+
+
+# --- Scaled to the device ---
+
+
+@pytest.fixture
+def slow_device(monkeypatch: pytest.MonkeyPatch) -> Scale:
+    """A device half as fast as the reference, whose servers answer each request with gaps of 400 ms."""
+    monkeypatch.setattr(server, "vllm_command", lambda *_: FAKE)
+    monkeypatch.setitem(WORKLOADS, "small", SMALL)
+    scale = Scale.of(Speeds(500.0, 0.04, 4096, None))
+    monkeypatch.setattr(live, "find_scale", lambda *_: scale)
+
+    def send(asked: Load, _url: str, result: Path, *, metadata: dict[str, str], **_: Any) -> None:
+        lengths = [each.output_tokens for each in asked.arrivals]
+        client_result(
+            result,
+            **metadata,
+            start_times=[each.at_s for each in asked.arrivals],
+            ttfts=[0.5] * len(lengths),
+            itls=[[0.4] * (length - 1) for length in lengths],
+            output_lens=lengths,
+            errors=[""] * len(lengths),
+        )
+
+    monkeypatch.setattr(live, "send", send)
+    return scale
+
+
+def scaled_options(folder: Path, **changes: Any) -> Options:
+    asked = {
+        "workloads": ("small",),
+        "tbt_slos_ms": (250.0,),
+        "schedulers": "sarathi-deadline,default@160",
+        "scale": "auto",
+        "report": folder / "report.json",
+        "model": "m",
+    }
+    return options(folder, **(asked | changes))
+
+
+def test_a_slower_device_is_promised_less_and_asked_less_often(tmp_path: Path, slow_device: Scale) -> None:
+    console = Console(record=True, width=200)
+    rows = run_live(scaled_options(tmp_path), console)
+    assert [(each["scheduler"], each["tbt_slo_ms"], each["attainment"]) for each in rows] == [
+        ("sarathi-deadline", 500, 1.0),
+        ("default@160", 500, 1.0),
+    ]
+    arguments = (tmp_path / "out" / "small-sarathi-deadline-500ms.server.log").read_text().splitlines()[0]
+    assert "--tbt-slo-ms 500 " in arguments
+    assert arguments.endswith("--ttft-slo-ms 4000")
+    lines = (tmp_path / "out" / "small.trace.jsonl").read_text().splitlines()
+    written = draw_arrivals(SMALL, 0)
+    assert [json.loads(line)["timestamp"] for line in lines] == pytest.approx(
+        [2 * each.at_s for each in written], abs=2e-3
+    )
+    told = json.loads((tmp_path / "rows.json").read_text())
+    assert list(told) == ["schema", "scale", "rows"]
+    assert told["scale"]["measured"]["reading_tokens_per_s"] == 500
+    assert told["scale"]["reference"]["reading_tokens_per_s"] == 1000
+    assert told["scale"]["factors"] == {"times": 2, "prompts": 1, "requests": 1, "load": 1}
+    assert told["scale"]["promises"] == [{"reference_tbt_slo_ms": 250, "tbt_slo_ms": 500}]
+    assert told["scale"]["ttft_slo_ms"] == 4000
+    assert told["scale"]["workloads"] == [
+        {"workload": "small", "requests": 6, "rate_per_s": 10.0, "prompt_tokens": [[5, 40]]}
+    ]
+    said = " ".join(console.export_text().split())
+    assert "500 ms promised between tokens (250 on the reference device)" in said
+    assert (
+        said.count("it reads 500 tokens/s (reference: 1,000), a decode step takes 40 ms (20); times x 2") == 2
+    )
+    assert "2 servers are started" in said
+
+
+@pytest.mark.usefixtures("slow_device")
+def test_a_report_of_a_run_in_a_folder_with_a_telling_name_does_not_tell_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    folder = tmp_path / "users" / "telltale"
+    tiny_model(folder / "secret-finetune")
+    monkeypatch.chdir(folder)
+    rows = run_live(scaled_options(folder, model=str(folder / "secret-finetune")), Console(quiet=True))
+    text = (folder / "report.json").read_text()
+    assert json.loads(text)["rows"] == rows
+    assert json.loads(text)["scale"] == json.loads((folder / "rows.json").read_text())["scale"]
+    assert not [name for name in ("telltale", "secret-finetune", str(tmp_path)) if name in text]
+
+
+@pytest.mark.usefixtures("slow_device")
+def test_rows_of_two_scales_do_not_share_a_file(tmp_path: Path) -> None:
+    run_live(scaled_options(tmp_path), Console(quiet=True))
+    before = (tmp_path / "rows.json").read_text()
+    run_live(scaled_options(tmp_path, resume=True), Console(quiet=True))
+    assert (tmp_path / "rows.json").read_text() == before
+    with pytest.raises(RuntimeError, match="its rows are of another --scale"):
+        run_live(scaled_options(tmp_path, resume=True, scale="none"), Console(quiet=True))
+    assert (tmp_path / "rows.json").read_text() == before
+
+
+def test_as_written_stays_the_default_and_says_nothing_of_it(tmp_path: Path, slow_device: Scale) -> None:
+    console = Console(record=True, width=200)
+    [ours, _] = run_live(scaled_options(tmp_path, scale="none", report=None), console)
+    assert (ours["tbt_slo_ms"], ours["attainment"]) == (250, 0.0)
+    assert list(json.loads((tmp_path / "rows.json").read_text())) == ["schema", "rows"]
+    assert "reference" not in console.export_text()
+
+
+def test_servers_take_prompts_as_long_as_the_scaled_ones(
+    tmp_path: Path, slow_device: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "find_scale", lambda *_: Scale.of(Speeds(20000.0, 0.01, 30017, None)))
+    monkeypatch.setattr(idle, "QUICK_PROMPTS", 1)
+    run_live(
+        scaled_options(tmp_path, workloads=("small", "idle"), schedulers="default", quick=True),
+        Console(quiet=True),
+    )
+    logs = list((tmp_path / "out").glob("*.server.log"))
+    assert len(logs) == 1 + len(idle.STARTED)
+    for log in logs:
+        arguments = log.read_text().splitlines()[0].split()
+        assert [each for each in arguments if each.startswith("--max-model-len")][
+            -1
+        ] == "--max-model-len=30017"
+
+
+def test_budgets_go_with_the_prompts_unless_they_are_named(tmp_path: Path) -> None:
+    longer = replace(AS_WRITTEN, prompts=10.0)
+    assert [each.label for each in fit(options(tmp_path, quick=True), longer).contenders][-2:] == [
+        "default@960",
+        "default@1600",
+    ]
+    named = fit(options(tmp_path, schedulers="default@160"), longer)
+    assert [each.label for each in named.contenders] == ["default@160"]
+
+
+def test_a_promise_of_more_than_an_hour_is_refused_also_when_it_became_so(tmp_path: Path) -> None:
+    endless = Scale.of(Speeds(0.1, 200.0, 4096, None))
+    with pytest.raises(ConfigError, match="--tbt-slo-ms 5000000"):
+        fit(options(tmp_path, tbt_slos_ms=(500.0,)), endless)
 
 
 # --- For real ---

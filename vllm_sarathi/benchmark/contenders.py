@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from vllm_sarathi.benchmark.scale import AS_WRITTEN, Scale
 from vllm_sarathi.benchmark.server import MAX_NUM_SEQS
 from vllm_sarathi.core.config import NO_CALIBRATION, STOCK_SCHEDULER, ConfigError, nearest_hint
 
@@ -92,9 +93,14 @@ def parse_contenders(labels: str) -> list[Contender]:
     return [parse_contender(label) for label in named]
 
 
-def default_contenders(quick: bool) -> list[Contender]:
-    """Ours, stock, and the sweep of stock; `quick` sweeps less."""
-    budgets = QUICK_BUDGETS if quick else STATIC_BUDGETS
+def default_contenders(quick: bool, scale: Scale = AS_WRITTEN) -> list[Contender]:
+    """Ours, stock, and the sweep of stock; `quick` sweeps less.
+
+    The sweep is of the budgets whose steps take the same shares of a promise as on the reference device. A slower or
+    faster device needs none other: what takes 250 ms there takes the promise that 250 ms are scaled to. Only where
+    prompts are longer are budgets, in the same proportion.
+    """
+    budgets = [scale.budget(tokens) for tokens in (QUICK_BUDGETS if quick else STATIC_BUDGETS)]
     return parse_contenders(
         ",".join([OURS, DEADLINE, STOCK_SCHEDULER, *(f"{STOCK_SCHEDULER}@{budget}" for budget in budgets)])
     )

@@ -6,6 +6,7 @@ to all; who is asked first changes from prompt to prompt.
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,12 @@ def idle_requests(count: int) -> list[StreamRequest]:
 
 
 def run_idle(
-    model: str, tbt_slo_ms: float, count: int, out: Path, stages: Stages
+    model: str,
+    tbt_slo_ms: float,
+    count: int,
+    out: Path,
+    stages: Stages,
+    server_flags: Sequence[str] = SERVER_FLAGS,
 ) -> dict[str, list[StreamRecord]]:
     """Send `count` long prompts one by one, and return what became of them by contender, from both its servers.
 
@@ -56,7 +62,7 @@ def run_idle(
             stages.begin(f"{NAME}: starting {' '.join(flags)}")
             server = serve(
                 model,
-                [*SERVER_FLAGS, *flags],
+                [*server_flags, *flags],
                 log_path=out / f"{NAME}-{contender.label}-{number}-{tbt_slo_ms:g}ms.server.log",
                 env=server_env(model),
             )

@@ -3,11 +3,13 @@
 For each scheduler a `vllm serve` is started, `vllm bench serve` sends it a workload from the first second on, and
 every gap between tokens counts. Ours starts cold for every workload and promise. A stock server does not know the
 promise: it runs each workload once, one after the other on the same server, and is judged by each promise.
+
+With `--scale auto` a stock server is measured first, and all of it is fitted to the device (`scale.py`).
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -22,17 +24,24 @@ from vllm_sarathi.benchmark.contenders import (
 )
 from vllm_sarathi.benchmark.load import Load, is_result_of, prepare, read_result, send
 from vllm_sarathi.benchmark.neighbour import BUSY_S, busy_neighbour
+from vllm_sarathi.benchmark.probe import find_scale
 from vllm_sarathi.benchmark.progress import Stages
+from vllm_sarathi.benchmark.report import check_report, write_report
 from vllm_sarathi.benchmark.rows import Row, RowFile, build_row
+from vllm_sarathi.benchmark.scale import AS_WRITTEN, Scale
 from vllm_sarathi.benchmark.server import SERVER_FLAGS, Server, ServerError, log_tail, serve, server_env
 from vllm_sarathi.benchmark.verdict import print_verdicts
-from vllm_sarathi.benchmark.workloads import WORKLOADS, quick
+from vllm_sarathi.benchmark.workloads import WORKLOADS, Workload, quick
 from vllm_sarathi.core.config import MAX_SLO_MS, ConfigError, check_positive, nearest_hint
 
 TBT_SLOS_MS = (150.0, 250.0, 500.0)
 
 QUICK_WORKLOADS = ("chat", "mix")
 QUICK_SLOS_MS = (250.0,)
+
+AUTO = "auto"
+SCALES = ("none", AUTO)
+"""What `--scale` takes."""
 
 DEADLINE_WORKLOADS = ("mix", "rush")
 """Where ours with `--prefill-order deadline` takes part unless it is asked for: where lengths differ much."""
@@ -55,6 +64,9 @@ class Options:
         resume: whether finished runs in `out` are used instead of repeated.
         seed: what the requests and their times are drawn from.
         neighbour: whether another process works on the machine, on and off.
+        scale: whether workloads and promises are fitted to the device, one of SCALES; until `fit` has done so,
+            promises are those on the reference device.
+        report: where a report to send in goes.
     """
 
     workloads: tuple[str, ...]
@@ -69,6 +81,12 @@ class Options:
     resume: bool
     seed: int
     neighbour: bool
+    scale: str
+    report: Path | None
+
+    def workload(self, name: str) -> Workload:
+        """Return a workload as written, or its shorter form."""
+        return quick(WORKLOADS[name]) if self.quick else WORKLOADS[name]
 
 
 @dataclass(frozen=True)
@@ -98,16 +116,22 @@ def parse_options(
     resume: bool,
     seed: int,
     neighbour: bool,
+    scale: str,
+    report: Path | None,
 ) -> Options:
     """Check what the user asked for, before any server starts; where nothing was said, all of it.
 
     Raises:
-        ConfigError: an unknown workload or scheduler, a promise or a budget out of range, or no model.
+        ConfigError: an unknown workload, scheduler or scale, a promise or a budget out of range, no model, or a
+            folder in the report's place.
     """
     known = (*WORKLOADS, idle.NAME)
     for name in workloads:
         if name not in known:
             raise ConfigError(f"--workload {name!r}: unknown workload; {nearest_hint(name, known)}")
+    if scale not in SCALES:
+        raise ConfigError(f"--scale {scale!r}: unknown; {nearest_hint(scale, SCALES)}")
+    check_report(report)
     for tbt_slo_ms in tbt_slos_ms:
         check_positive("tbt_slo_ms", tbt_slo_ms, MAX_SLO_MS)
     check_positive("ttft_slo_ms", ttft_slo_ms, MAX_SLO_MS)
@@ -132,7 +156,27 @@ def parse_options(
         resume=resume,
         seed=seed,
         neighbour=neighbour,
+        scale=scale,
+        report=report,
     )
+
+
+def fit(options: Options, scale: Scale) -> Options:
+    """Return the options with the promises of this device, and its budgets where the user has named none.
+
+    Raises:
+        ConfigError: a promise is out of range on this device.
+    """
+    fitted = replace(
+        options,
+        tbt_slos_ms=tuple(map(scale.promise_ms, options.tbt_slos_ms)),
+        ttft_slo_ms=scale.promise_ms(options.ttft_slo_ms),
+        contenders=options.contenders if options.named else tuple(default_contenders(options.quick, scale)),
+    )
+    for tbt_slo_ms in fitted.tbt_slos_ms:
+        check_positive("tbt_slo_ms", tbt_slo_ms, MAX_SLO_MS)
+    check_positive("ttft_slo_ms", fitted.ttft_slo_ms, MAX_SLO_MS)
+    return fitted
 
 
 def plan_sessions(options: Options) -> list[Session]:
@@ -158,40 +202,62 @@ def run_live(options: Options, console: Console) -> list[Row]:
         ServerError: a server did not come up, or died.
         RuntimeError: a client failed.
     """
-    file = RowFile(options.json, keep=options.resume)
-    loads = {
-        name: prepare(
-            quick(WORKLOADS[name]) if options.quick else WORKLOADS[name],
-            options.model,
-            options.out,
-            options.seed,
-        )
-        for name in options.workloads
-        if name != idle.NAME
-    }
-    sessions = plan_sessions(options)
     with Stages(console) as stages:
+        scale = AS_WRITTEN
+        if options.scale == AUTO:
+            scale = find_scale(options.model, options.out, options.resume, stages)
+        written = [options.workload(name) for name in options.workloads if name != idle.NAME]
+        about = scale.about(written, options.tbt_slos_ms, options.ttft_slo_ms)
+        options = fit(options, scale)
+        file = RowFile(options.json, options.resume, about)
+        loads = {
+            each.name: prepare(scale.workload(each), options.model, options.out, options.seed)
+            for each in written
+        }
+        sessions = plan_sessions(options)
+        if about is not None:
+            console.print(f"  {scale.sentence}\n  {_length(sessions, loads)}", highlight=False)
+        common_flags = [*SERVER_FLAGS, *scale.server_flags]
         for number, session in enumerate(sessions, start=1):
-            _run_session(session, f"{number}/{len(sessions)}", options, loads, file, stages)
+            _run_session(session, f"{number}/{len(sessions)}", options, common_flags, loads, file, stages)
         if idle.NAME in options.workloads:
-            prompts = idle.QUICK_PROMPTS if options.quick else idle.PROMPTS
-            for tbt_slo_ms in options.tbt_slos_ms:
-                records = idle.run_idle(options.model, tbt_slo_ms, prompts, options.out, stages)
-                file.add(
-                    build_row(idle.NAME, tbt_slo_ms, contender, records[contender.label])
-                    for contender in idle.CONTENDERS
-                )
-    print_verdicts(file.rows, console)
+            _run_idle(options, common_flags, file, stages)
+    print_verdicts(file.rows, console, scale)
+    if options.report is not None:
+        write_report(options.report, file.rows, about, options.model, options.seed, options.quick)
     return file.rows
 
 
+def _length(sessions: Sequence[Session], loads: dict[str, Load]) -> str:
+    """Return how long it will take, for people."""
+    minutes = sum(loads[name].duration_s for session in sessions for name in session.workloads) / 60
+    return f"requests arrive for {minutes:.0f} minutes in all; {len(sessions)} servers are started for them"
+
+
+def _run_idle(options: Options, server_flags: Sequence[str], file: RowFile, stages: Stages) -> None:
+    """Run the idle benchmark for each promise, and add its rows."""
+    prompts = idle.QUICK_PROMPTS if options.quick else idle.PROMPTS
+    for tbt_slo_ms in options.tbt_slos_ms:
+        records = idle.run_idle(options.model, tbt_slo_ms, prompts, options.out, stages, server_flags)
+        file.add(
+            build_row(idle.NAME, tbt_slo_ms, contender, records[contender.label])
+            for contender in idle.CONTENDERS
+        )
+
+
 def _run_session(
-    session: Session, place: str, options: Options, loads: dict[str, Load], file: RowFile, stages: Stages
+    session: Session,
+    place: str,
+    options: Options,
+    common_flags: Sequence[str],
+    loads: dict[str, Load],
+    file: RowFile,
+    stages: Stages,
 ) -> None:
     """Run what is not there yet of a session, and add the rows of all of it."""
     # For one that knows no promise the flags are the same whichever is given.
     flags = session.contender.flags(session.tbt_slo_ms or options.tbt_slos_ms[0], options.ttft_slo_ms)
-    server_flags = [*SERVER_FLAGS, *flags]
+    server_flags = [*common_flags, *flags]
 
     def metadata(workload: str) -> dict[str, str]:
         return {

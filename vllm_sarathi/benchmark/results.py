@@ -1,4 +1,4 @@
-"""Result files: `{"schema": 1, "rows": [...]}`, whatever the benchmark."""
+"""Result files: `{"schema": 1, "rows": [...]}`, whatever the benchmark; some say more under other keys."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,8 +10,8 @@ from vllm_sarathi.core.files import write_whole
 SCHEMA = 1
 
 
-def write_rows(rows: Iterable[Mapping[str, Any]], path: Path | None) -> None:
-    """Write rows to a file, if one is named; who reads it meanwhile finds the old file or all of the new one.
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path | None, **more: Any) -> None:
+    """Write rows and `more` to a file, if one is named; who reads it meanwhile finds the old file or the new one.
 
     Raises:
         OSError: it cannot be written.
@@ -19,4 +19,4 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path | None) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"schema": SCHEMA, "rows": list(rows)}, indent=2) + "\n")
+    write_whole(path, json.dumps({"schema": SCHEMA, **more, "rows": list(rows)}, indent=2) + "\n")

@@ -39,13 +39,15 @@ class RowFile:
     Args:
         path: the file; None for none.
         keep: whether the rows that the file holds already stay, but for those that come anew.
+        scale: what the file says under that key, `Scale.about`; None for workloads as written, and no key.
 
     Raises:
-        RuntimeError: the rows of the file are to be kept, and it holds something else.
+        RuntimeError: the rows of the file are to be kept, and it holds something else, or they are of another scale.
     """
 
-    def __init__(self, path: Path | None, keep: bool) -> None:
+    def __init__(self, path: Path | None, keep: bool, scale: dict[str, Any] | None = None) -> None:
         self._path = path
+        self._more = {} if scale is None else {"scale": scale}
         self._rows: dict[tuple[str, float, str], Row] = {}
         if path is not None and keep and path.exists():
             try:
@@ -53,10 +55,15 @@ class RowFile:
                 if held["schema"] != SCHEMA:
                     raise ValueError(f"schema {held['schema']!r}")
                 self._take(held["rows"])
+                factors = _factors(held.get("scale"))
             except (ValueError, KeyError, TypeError) as error:
                 raise RuntimeError(
                     f"--json {str(path)!r}: holds no rows of this benchmark to resume from."
                 ) from error
+            if factors != _factors(scale):
+                raise RuntimeError(
+                    f"--json {str(path)!r}: its rows are of another --scale, or as measured on another device."
+                )
 
     def _take(self, rows: Iterable[Row]) -> None:
         for row in rows:
@@ -71,4 +78,8 @@ class RowFile:
     def add(self, rows: Iterable[Row]) -> None:
         """Take rows in, and write the file."""
         self._take(rows)
-        write_rows(self.rows, self._path)
+        write_rows(self.rows, self._path, **self._more)
+
+
+def _factors(scale: dict[str, Any] | None) -> Any:
+    return None if scale is None else scale["factors"]

@@ -9,27 +9,33 @@ from rich.table import Table
 from vllm_sarathi.benchmark import idle
 from vllm_sarathi.benchmark.contenders import parse_contender
 from vllm_sarathi.benchmark.rows import Row
+from vllm_sarathi.benchmark.scale import AS_WRITTEN, Scale
 from vllm_sarathi.benchmark.workloads import WORKLOADS
 
 KEPT = 0.99
 """The share of gaps within the promise that keeps it."""
 
 
-def print_verdicts(rows: Sequence[Row], console: Console) -> None:
+def print_verdicts(rows: Sequence[Row], console: Console, scale: Scale = AS_WRITTEN) -> None:
     """Print a table for each workload and promise, with a verdict under it."""
     for workload, tbt_slo_ms in dict.fromkeys((row["workload"], row["tbt_slo_ms"]) for row in rows):
         group = [row for row in rows if (row["workload"], row["tbt_slo_ms"]) == (workload, tbt_slo_ms)]
-        console.print(rows_table(workload, tbt_slo_ms, group))
+        console.print(rows_table(workload, tbt_slo_ms, group, scale))
         for line in verdict(workload, group):
             console.print(f"  {line}", highlight=False)
 
 
-def rows_table(workload: str, tbt_slo_ms: float, group: Sequence[Row]) -> Table:
-    """Return one line per scheduler."""
+def rows_table(workload: str, tbt_slo_ms: float, group: Sequence[Row], scale: Scale = AS_WRITTEN) -> Table:
+    """Return one line per scheduler; the caption says how the workload was scaled."""
+    caption = ["gaps in ms, time to first token (TTFT) in s; dim: the promise was not kept"]
+    promise = f"{tbt_slo_ms:g} ms promised between tokens"
+    if scale.speeds is not None:
+        caption.append(scale.sentence)
+        promise += f" ({tbt_slo_ms / scale.times:.3g} on the reference device)"
     summary = WORKLOADS[workload].summary if workload in WORKLOADS else "single long prompts"
     table = Table(
-        title=f"{workload} ({summary}): {tbt_slo_ms:g} ms promised between tokens",
-        caption="gaps in ms, time to first token (TTFT) in s; dim: the promise was not kept",
+        title=f"{workload} ({summary}): {promise}",
+        caption="\n".join(caption),
         box=SIMPLE,
     )
     table.add_column("scheduler", no_wrap=True)
