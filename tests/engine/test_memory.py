@@ -98,7 +98,7 @@ def test_only_what_learns_and_may_remember_has_a_memory(make_config: Any, tmp_pa
     assert memory is not None
     assert memory.folder == tmp_path
     assert memory_of(calibration_dir="none") is None
-    assert memory_of(token_budget=64, calibration_dir=str(tmp_path)) is None
+    assert memory_of(token_budget=64) is None
 
 
 def test_an_engine_without_log_or_trace_has_a_telemetry_for_its_memory(

@@ -142,7 +142,7 @@ class Admission:
         free blocks leaves one less.
         """
         manager = self._scheduler.kv_cache_manager
-        free, needed = self._free_blocks(), self._needed_blocks(request)
+        free, needed = self._unclaimed_blocks(), self._needed_blocks(request)
         if needed <= free:
             return True
         if request.num_computed_tokens:
@@ -156,7 +156,7 @@ class Admission:
 
     def fitting(self, requests: Sequence[Any]) -> int:
         """Return how many of the requests, one after the other, find slots and blocks together, shared ones aside."""
-        free = self._free_blocks()
+        free = self._unclaimed_blocks()
         managers = self._scheduler.kv_cache_manager.coordinator.single_type_managers
         # Most often all find room, and that can be told at once; a state of a hybrid model has some blocks of its own.
         tokens = sum([request.num_tokens for request in requests])
@@ -169,10 +169,10 @@ class Admission:
                 return count
         return len(requests)
 
-    def _free_blocks(self) -> int:
+    def _unclaimed_blocks(self) -> int:
         manager = self._scheduler.kv_cache_manager
         if self._blocks_left is None:
-            self._blocks_left = manager.block_pool.get_num_free_blocks() - self.decode_blocks()
+            self._blocks_left = manager.block_pool.get_num_unclaimed_blocks() - self.decode_blocks()
             if self._scheduler.running:
                 self._blocks_left -= manager.watermark_blocks
         return self._blocks_left
@@ -221,7 +221,7 @@ def can_hide(scheduler: Any, decodes: int, first: Any | None) -> bool:
     """
     step = Admission(scheduler, 2 * decodes)
     if first is None:
-        return bool(scheduler.kv_cache_manager.block_pool.get_num_free_blocks() > step.decode_blocks() + 2)
+        return bool(scheduler.kv_cache_manager.block_pool.get_num_unclaimed_blocks() > step.decode_blocks() + 2)
     return step.has_blocks(first)
 
 
