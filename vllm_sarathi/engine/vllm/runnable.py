@@ -172,7 +172,7 @@ class Admission:
     def _unclaimed_blocks(self) -> int:
         manager = self._scheduler.kv_cache_manager
         if self._blocks_left is None:
-            self._blocks_left = manager.block_pool.get_num_unclaimed_blocks() - self.decode_blocks()
+            self._blocks_left = manager.block_pool.get_num_free_blocks() - self.decode_blocks()
             if self._scheduler.running:
                 self._blocks_left -= manager.watermark_blocks
         return self._blocks_left
@@ -221,7 +221,7 @@ def can_hide(scheduler: Any, decodes: int, first: Any | None) -> bool:
     """
     step = Admission(scheduler, 2 * decodes)
     if first is None:
-        return bool(scheduler.kv_cache_manager.block_pool.get_num_unclaimed_blocks() > step.decode_blocks() + 2)
+        return bool(scheduler.kv_cache_manager.block_pool.get_num_free_blocks() > step.decode_blocks() + 2)
     return step.has_blocks(first)
 
 
