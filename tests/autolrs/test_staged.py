@@ -316,3 +316,15 @@ def test_the_long_run_wants_less_than_short_probes_and_the_prior_pulls() -> None
     # The further away, the less it pulls.
     assert 1e-2 < long_run(0.1, 1e-6) < 0.1
     assert 1e-3 < long_run(1e-3, 1e-2) < 1e-2
+
+
+def test_a_stage_that_could_not_decide_is_followed_by_one_that_looks_as_far() -> None:
+    """The prior is three decades too low, and noise hides it from the first stage."""
+    looked = {}
+    for seed in (0, 4, 5):
+        controller = run(Landscape(BEST, scatter=0.3, seed=seed, speed=0.01), prior=3e-6)
+        first, second = controller.stages[:2]
+        assert "no evidence" in first.reason
+        assert first.chosen_lr == 3e-6
+        looked[seed] = max(probe.lr for probe in second.candidates) / 3e-6
+    assert min(looked.values()) > 10.0, looked

@@ -52,6 +52,7 @@ class Asked:
         even: whether a lower rate is as likely to be better as a higher one: where the run has gone wrong, or has
             changed, or where the present rate is a guess from the first weights.
         wide: whether the best rate may be a decade and more away.
+        undecided: whether the stage before would have left its rate, had the evidence been clearer.
         above: a loss above this has exploded.
         earlier: what the probes of earlier stages said.
     """
@@ -63,6 +64,7 @@ class Asked:
     evaluate: bool
     even: bool
     wide: bool
+    undecided: bool
     above: float
     earlier: tuple[Seen, ...]
 
@@ -101,9 +103,10 @@ class StageSearch:
     def _before(self) -> float:
         """The training loss before the stage."""
         recent = [loss for loss in self._state.losses[-self._steps :] if math.isfinite(loss)]
-        if recent:
-            return float(np.mean(recent))
-        return float(np.mean([loss for p in self.held for loss in p.result.losses[:2]]))
+        recent = recent or [loss for p in self.held for loss in p.result.losses[:2]]
+        return (
+            float(np.mean(recent)) if recent else math.nan
+        )  # none: no probe held, and nothing is asked of it
 
     @property
     def _ceiling(self) -> float:
@@ -117,7 +120,7 @@ class StageSearch:
 
     def _posterior(self) -> RatePosterior:
         low, high = self._state.config.lr_range
-        cold, wide = self.cold or self._free, self._asked.wide
+        cold, wide = self.cold or self._free or self._asked.undecided, self._asked.wide
         reach = 10 ** (3 * self._width if cold else REACH_WIDE if wide else REACH)
         top = self.present * reach
         if self.cold and self._best * 10**APART_DECADES > top:
