@@ -12,7 +12,7 @@ help:
 	@echo "make demo   serve a real model twice, stock and Sarathi, and compare (MODEL=folder-or-name for your own)"
 	@echo "make test   check style and types, then run the tests"
 	@echo "make lint   check style and types"
-	@echo "make compat check each supported vLLM in an environment of its own, and write the README's table of them"
+	@echo "make compat check each supported vLLM in an environment of its own, and write the table of them in docs/compatibility.md"
 	@echo "make bench  measure: overhead, who keeps the promise under load, rehearsals, AutoLRS (about an hour, quiet machine)"
 	@echo "make clean  remove what was built and measured; .venv stays"
 
