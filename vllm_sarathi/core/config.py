@@ -284,6 +284,13 @@ class SarathiConfig:
         return {"scheduler_cls": SCHEDULER_CLS, "additional_config": {CONFIG_KEY: ConfigCarrier(self)}}
 
 
+class SingleSetting(SarathiConfig):
+    """One setting checked by itself, as a flag is read: what it goes with is known when all have been."""
+
+    def _check_unheeded(self) -> None:
+        """Leave it to the whole configuration."""
+
+
 class ConfigCarrier(str):
     """A SarathiConfig inside vLLM's `additional_config`, the same to vLLM's hash whatever it holds.
 
