@@ -65,6 +65,7 @@ bench: setup
 	@echo "the rows are in $(BENCH)"
 
 bench-compare: setup
+	@[ -n "$(NEW)" ] || { echo "build/bench has no rows yet: run make bench first, or give NEW=FOLDER" >&2; exit 1; }
 	@.venv/bin/vllm-sarathi bench compare "$(OLD)" "$(NEW)"
 
 clean:

@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from autolrs_plugin.benchmark.table import Run
+from autolrs_plugin.benchmark.table import rows as autolrs_rows
 from tests.test_house import ROOT
-from vllm_sarathi.benchmark.compare import compare_figures, read_figures
+from vllm_sarathi.benchmark.compare import compare_figures, read_figures, settings_of
+from vllm_sarathi.benchmark.contenders import parse_contender
+from vllm_sarathi.benchmark.rows import build_row
+from vllm_sarathi.benchmark.validate import metric_rows
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
 
@@ -105,6 +110,26 @@ def test_the_command(tmp_path: Path) -> None:
     failed = CliRunner().invoke(app, ["bench", "compare", str(old), str(tmp_path / "gone.json")])
     assert failed.exit_code == 1
     assert "gone.json: cannot be read" in failed.output
+
+
+def names_in(row: dict[str, Any]) -> set[str]:
+    return {name for name, _ in settings_of(row)}
+
+
+def test_the_baselines_match_what_the_benchmarks_write() -> None:
+    """Else nothing would be found in common."""
+    run = Run("lee-gru", "autolrs", 0, 1e-3, 1.0, 200, 20, 3.0, [], {}, first_val_loss=2.0)
+    figures = {"gap_ms": {"p50": 1.0, "p99": 1.0}, "ttft_ms": {"mean": 1.0, "p90": 1.0}}
+    written = {
+        "live": build_row("chat", 250.0, parse_contender("default@256"), []),
+        "autolrs": autolrs_rows([run])[0],
+        "validate": metric_rows(
+            "sarathi", [{**figures, "output_tokens_per_s": 1.0}], [{**figures, "output_tokens_per_s": 1.0}]
+        )[0],
+    }
+    for name, new in written.items():
+        rows = json.loads((ROOT / f"bench/baselines/{name}.json").read_text())["rows"]
+        assert names_in(new) in [names_in(row) for row in rows], name
 
 
 BASELINES = sorted((ROOT / "bench/baselines").glob("*.json"))

@@ -34,7 +34,6 @@ SETTINGS = frozenset(
         "requests",
         "running",
         "steps",
-        "target",
         "tbt_slo_ms",
         "token_budget",
         "ttft_slo_ms",
@@ -90,7 +89,7 @@ def read_figures(path: Path) -> dict[Key, list[float]]:
     figures: dict[Key, list[float]] = {}
     for file in files:
         for row in _rows(file):
-            what = ", ".join(f"{name} {value}" for name, value in _settings(row))
+            what = ", ".join(f"{name} {value}" for name, value in settings_of(row))
             for name, value in _numbers(row):
                 figures.setdefault((file.stem if folder else "", what, name), []).append(value)
     return figures
@@ -111,7 +110,8 @@ def _rows(file: Path) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _settings(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def settings_of(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what says what a row is of: its texts and its settings."""
     for name, value in row.items():
         if isinstance(value, str | bool) or (name in SETTINGS and value is not None):
             yield name, value
