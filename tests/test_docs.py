@@ -122,6 +122,17 @@ def test_the_commands_of_the_baselines_parse(serve_parser: Any) -> None:
         check_command(json.loads(path.read_text())["command"].split(), serve_parser)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    """One that does not would be looked at by no test."""
+    known = {"bash", "json", "mermaid", "python", "text", "yaml"}
+    text = page.read_text()
+    assert {block.language for block in blocks_of(text)} <= known
+    assert 2 * len(blocks_of(text)) == len(re.findall(r"^ *```", text, re.M)), (
+        "a block is indented or not closed"
+    )
+
+
 NOT_INSTALLED = {"axolotl", "llamafactory"}
 """Packages of which a page shows code, that `make setup` does not install."""
 
