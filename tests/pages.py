@@ -65,7 +65,9 @@ def commands_of(text: str) -> Iterator[list[str]]:
 def mentioned_in(text: str) -> Iterator[list[str]]:
     """Yield what is mentioned of our commands in the text of a page, as words; it need not be a whole command line."""
     spans = INLINE.findall(FENCE.sub("", text))
-    yield from _words([s for s in spans if re.match(r"(vllm-sarathi|autolrs|vllm serve|make|pip install) \S", s)])
+    yield from _words(
+        [s for s in spans if re.match(r"(vllm-sarathi|autolrs|vllm serve|make|pip install) \S", s)]
+    )
 
 
 def _words(lines: list[str]) -> Iterator[list[str]]:
