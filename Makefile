@@ -2,18 +2,30 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint compat bench clean
+.PHONY: help setup demo test lint coverage docs compat bench bench-compare clean
 
 # The model that `make demo` and `make bench` serve: a folder, or a name on a model hub.
 MODEL ?= build/models/SmolLM2-135M-Instruct
+
+# What `make bench-compare` compares: the last release's rows, and the latest of `make bench`.
+OLD ?= bench/baselines
+NEW ?= $(lastword $(sort $(wildcard build/bench/2*)))
+BENCH := build/bench/$(shell date +%Y-%m-%dT%H%M)
+
+# The quick tests of what decides; `make test` runs all.
+CORE_TESTS := tests/core $(addprefix tests/autolrs/test_,config.py controller.py export.py find.py forecast.py \
+  journal.py ledger.py plans.py posterior.py schedule.py search.py staged.py watch.py)
 
 help:
 	@echo "make setup  prepare .venv with the commands vllm, vllm-sarathi and autolrs (does nothing when up to date)"
 	@echo "make demo   serve a real model twice, stock and Sarathi, and compare (MODEL=folder-or-name for your own)"
 	@echo "make test   check style and types, then run the tests"
 	@echo "make lint   check style and types"
-	@echo "make compat check each supported vLLM in an environment of its own, and write the README's table of them"
-	@echo "make bench  measure: overhead, who keeps the promise under load, rehearsals, AutoLRS (about an hour, quiet machine)"
+	@echo "make coverage  how much of the two core packages their own tests run; fails below the floor (two minutes)"
+	@echo "make docs   build the documentation in build/site; a warning or a broken link is an error"
+	@echo "make compat check each supported vLLM in an environment of its own, and write the table of them in docs/compatibility.md"
+	@echo "make bench  measure, into a dated folder of build/bench: overhead, SLOs under load, simulation, AutoLRS (an hour)"
+	@echo "make bench-compare  ratios of two such folders, with their noise (OLD=bench/baselines NEW=the latest)"
 	@echo "make clean  remove what was built and measured; .venv stays"
 
 setup:
@@ -30,19 +42,31 @@ lint: setup
 test: lint
 	.venv/bin/pytest
 
+coverage: setup
+	.venv/bin/coverage run -m pytest -q -m "not slow" $(CORE_TESTS)
+	.venv/bin/coverage report
+
+docs: setup
+	@.ci/docs
+
 compat:
 	@.ci/compat $(VERSIONS)
 
 bench: setup
-	@mkdir -p build/bench
-	@.venv/bin/vllm-sarathi bench overhead --json build/bench/overhead.json
-	@.venv/bin/vllm-sarathi bench live --quick --model "$(MODEL)" --json build/bench/live.json
-	@.venv/bin/vllm-sarathi bench simulator
-	@.venv/bin/vllm-sarathi validate --json build/bench/validate.json
-	@.venv/bin/vllm-sarathi paper --quick --out build/bench/paper --json build/bench/paper.json
-	@.venv/bin/autolrs bench --task mnist-resnet,stdlib-gpt,bert-mlm --json build/bench/autolrs.json
+	@mkdir -p "$(BENCH)"
+	@.venv/bin/vllm-sarathi bench overhead --json "$(BENCH)/overhead.json"
+	@.venv/bin/vllm-sarathi bench live --quick --model "$(MODEL)" --json "$(BENCH)/live.json"
+	@.venv/bin/vllm-sarathi bench simulator --json "$(BENCH)/simulator.json"
+	@.venv/bin/vllm-sarathi validate --json "$(BENCH)/validate.json"
+	@.venv/bin/vllm-sarathi paper --quick --out build/bench-paper --json "$(BENCH)/paper.json"
+	@.venv/bin/autolrs bench --task mnist-resnet,stdlib-gpt,bert-mlm --json "$(BENCH)/autolrs.json"
 	@.venv/bin/autolrs bench-overhead
-	@.venv/bin/autolrs bench-parallel --json build/bench/parallel.json
+	@.venv/bin/autolrs bench-parallel --json "$(BENCH)/parallel.json"
+	@echo "the rows are in $(BENCH)"
+
+bench-compare: setup
+	@[ -n "$(NEW)" ] || { echo "build/bench has no rows yet: run make bench first, or give NEW=FOLDER" >&2; exit 1; }
+	@.venv/bin/vllm-sarathi bench compare "$(OLD)" "$(NEW)"
 
 clean:
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autolrs_plugin.integrations.torch_loop import AutoLRS
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["AutoLRS", "__version__"]
 
 
@@ -18,4 +19,9 @@ def __getattr__(name: str) -> Any:
         from autolrs_plugin.integrations.torch_loop import AutoLRS
 
         return AutoLRS
+    if name == "__version__":
+        # pyproject.toml alone states it; what was installed is asked.
+        from importlib.metadata import version
+
+        return version("vllm-sarathi")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

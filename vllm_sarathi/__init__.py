@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from vllm_sarathi.core.config import SarathiConfig
     from vllm_sarathi.engine.scheduler import SarathiScheduler
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["SarathiConfig", "SarathiScheduler", "__version__"]
 
 
@@ -24,4 +25,9 @@ def __getattr__(name: str) -> Any:
         from vllm_sarathi.core.config import SarathiConfig
 
         return SarathiConfig
+    if name == "__version__":
+        # pyproject.toml alone states it; what was installed is asked.
+        from importlib.metadata import version
+
+        return version("vllm-sarathi")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

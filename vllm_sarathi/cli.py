@@ -145,6 +145,22 @@ def simulator(json: JsonOption = None) -> None:
         write_rows(rows, json)
 
 
+@bench.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="A result file, or a folder of them.")],
+    new: Annotated[Path, typer.Argument(help="The same, of another day or release.")],
+    json: JsonOption = None,
+) -> None:
+    """Compare two sets of results: the ratio of each figure, and its noise where there are repeats."""
+    with _clear_errors():
+        from vllm_sarathi.benchmark.compare import compare_figures, compare_table, read_figures, to_rows
+        from vllm_sarathi.benchmark.results import write_rows
+
+        rows = compare_figures(read_figures(old), read_figures(new))
+        Console().print(compare_table(rows))
+        write_rows(to_rows(rows), json)
+
+
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Turn what a user can cause into a sentence and exit code 1; anything else keeps its traceback."""

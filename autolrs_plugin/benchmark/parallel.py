@@ -208,7 +208,8 @@ def bench_parallel(
     simulated = simulate(task, steps, workers)
     console.print(_simulated_table(simulated))
     if json_path is not None:
-        json_path.write_text(json.dumps({"measured": measured, "simulated": simulated}, indent=1) + "\n")
+        results = {"schema": 1, "measured": measured, "simulated": simulated}
+        json_path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _simulated_table(simulated: Mapping[str, Any]) -> Table:

@@ -1,6 +1,5 @@
-"""What the README says about AutoLRS works as it stands there."""
+"""What the tutorial says about AutoLRS works as it stands there."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,13 @@ from typer.testing import CliRunner
 
 from autolrs_plugin.cli import app
 from tests.autolrs.jobs import Job, batch_step, loader
+from tests.pages import blocks_of, commands_of
+from tests.test_house import ROOT
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text()
 
-
-def test_the_code_and_the_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = README.partition("## AutoLRS")[2].partition("\n## ")[0]
-    train, replay = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+def test_the_code_and_the_commands_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/tutorials/fine-tuning.md").read_text()
+    train, replay = [block.text for block in blocks_of(page) if block.language == "python"]
     monkeypatch.chdir(tmp_path)
     job = Job("adam")
     names: dict[str, Any] = {
@@ -27,12 +26,9 @@ def test_the_code_and_the_commands_of_the_readme(tmp_path: Path, monkeypatch: py
     }
     exec(train.replace("2000", "200"), names)
     assert len(names["schedule"]) == 200
-    commands = re.findall(r"^\| `autolrs (.*?)`", section, flags=re.MULTILINE)
-    assert len(commands) >= 4
-    for command in commands:
-        if command.startswith("bench"):
-            continue
-        words = command.replace("RUN", "runs/one").replace("N", "200").replace("A,B", "1e-4,1").split()
+    commands = [words[1:] for words in commands_of(page) if words[0] == "autolrs" and words[1] != "find"]
+    assert {words[0] for words in commands} == {"show", "plot", "export", "preview"}
+    for words in commands:
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
     again = Job("adam")

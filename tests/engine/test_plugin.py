@@ -45,20 +45,25 @@ def test_a_flag_of_ours_alone_turns_it_on(parser: Any) -> None:
     assert engine_args(parser, "--token-budget=64").scheduler_cls == SCHEDULER_CLS
 
 
-def test_settings_that_need_another_are_taken_together(parser: Any) -> None:
-    for flags in (
-        ["--prefill-order", "deadline", "--ttft-slo-ms", "500"],
-        ["--ttft-slo-ms", "500", "--prefill-order", "deadline"],
-        ["--min-request-slo-ms", "20", "--allow-request-slo"],
-    ):
-        assert engine_args(parser, *flags).scheduler_cls == SCHEDULER_CLS
-
-
 @pytest.mark.parametrize("flags", [[], ["--scheduler", "default"]])
 def test_stock_leaves_nothing_of_ours(parser: Any, flags: list[str]) -> None:
     args = engine_args(parser, *flags)
     assert args.scheduler_cls is None
     assert CONFIG_KEY not in args.additional_config
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--prefill-order", "deadline", "--ttft-slo-ms", "2000"], {"ttft_slo_ms": 2000}),
+        (["--ttft-slo-ms", "2000", "--prefill-order", "deadline"], {"ttft_slo_ms": 2000}),
+        (["--min-request-slo-ms", "20", "--allow-request-slo"], {"min_request_slo_ms": 20}),
+    ],
+)
+def test_flags_that_need_one_another_are_read_together(
+    parser: Any, flags: list[str], wanted: dict[str, Any]
+) -> None:
+    assert wanted.items() <= settings(engine_args(parser, *flags)).to_mapping().items()
 
 
 def test_a_file_may_be_called_by_a_number(parser: Any) -> None:
@@ -106,6 +111,7 @@ def test_a_bad_budget_ends_the_command_line_with_one_sentence(parser: Any, capsy
         (["--scheduler", "default", "--token-budget", "64"], "has no effect with --scheduler default"),
         (["--scheduler", "sarathi", "--scheduler-cls", "a.B"], "names another scheduler"),
         (["--sarathi-config", "/nowhere.json"], "'/nowhere.json': cannot be read"),
+        (["--ttft-slo-ms", "2000"], "has no effect without --prefill-order deadline"),
     ],
 )
 def test_what_cannot_work_ends_the_command_line(

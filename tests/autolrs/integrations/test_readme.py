@@ -1,6 +1,6 @@
-"""What the README says about the adapters works as it stands there."""
+"""What the README and the page on frameworks say about the adapters works as it stands there."""
 
-import re
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,22 @@ from typer.testing import CliRunner
 
 from autolrs_plugin.cli import app
 from tests.autolrs.integrations import task, with_lightning
+from tests.pages import blocks_of, section_of
 from tests.test_house import ROOT
+
+
+def python_in(text: str) -> list[str]:
+    return [block.text for block in blocks_of(text) if block.language == "python"]
 
 
 # A progress bar is drawn by a thread.
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_code_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = (
-        (ROOT / "README.md").read_text().partition("## AutoLRS in your framework")[2].partition("\n## ")[0]
-    )
-    in_trainer, in_lightning, in_accelerate = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+def test_the_code_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/how-to/frameworks.md").read_text()
+    in_trainer, in_lightning, in_accelerate = python_in(page)
+    (in_readme,) = python_in(section_of((ROOT / "README.md").read_text(), "## Fine-tune"))
+    # The README's is the page's without its comments, and so is run here, too.
+    assert ast.dump(ast.parse(in_readme)) == ast.dump(ast.parse(in_trainer))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {
         "model": task.Net(),
