@@ -9,8 +9,9 @@ import pytest
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import deployment
-from vllm_sarathi.simulation.devices import measured
-from vllm_sarathi.simulation.devices.measured import MeasuredTimes, Spread, kernels
+from vllm_sarathi.simulation.devices import measured, package
+from vllm_sarathi.simulation.devices.measured import MeasuredTimes, kernels
+from vllm_sarathi.simulation.devices.package import Spread
 from vllm_sarathi.simulation.placement import MeasuredDeployment, RooflineDeployment
 
 pytest.importorskip("aiconfigurator_core")
@@ -233,8 +234,8 @@ def test_a_mistake_is_one_sentence(name: str, said: str) -> None:
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiconfigurator_core.sdk.common", None)
-    monkeypatch.setattr(measured, "known_models", measured.known_models.__wrapped__)
-    monkeypatch.setattr("vllm_sarathi.simulation.deployment.known_models", measured.known_models)
+    monkeypatch.setattr(package, "known_models", package.known_models.__wrapped__)
+    monkeypatch.setattr("vllm_sarathi.simulation.deployment.known_models", package.known_models)
     assert deployment("qwen3-32b/h100:tp4").source.kind == "roofline"
     with pytest.raises(ConfigError, match=re.escape("pip install 'vllm-sarathi[devices]'")):
         deployment("Qwen/Qwen3-32B/h100:tp4")

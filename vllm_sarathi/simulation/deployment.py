@@ -19,10 +19,10 @@ from vllm_sarathi.core.config import (
 )
 from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
 from vllm_sarathi.simulation.calibrated import Ratios, StepModel, calibrated_model, normal_ratios
-from vllm_sarathi.simulation.devices.measured import (
+from vllm_sarathi.simulation.devices.measured import kernels
+from vllm_sarathi.simulation.devices.package import (
     NotMeasured,
     Spread,
-    kernels,
     known_models,
     model_config,
 )

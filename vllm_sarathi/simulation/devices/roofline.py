@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.core.types import StepShape
+from vllm_sarathi.simulation.devices.host import HOST_S
 from vllm_sarathi.simulation.models import ModelShape
 
 COMPUTE_SHARE = 0.75
@@ -82,9 +83,6 @@ ETHERNET_BYTES_PER_S = 12.5e9
 
 ETHERNET_LATENCY_S = 60e-6
 
-HOST_S = 1.5e-3
-"""Input preparation and launch on the host in one step; in asynchronous scheduling the device works meanwhile."""
-
 
 def device(name: str) -> Device:
     """Return a device by name.
@@ -118,6 +116,7 @@ class Roofline:
     ) -> None:
         self.stages = stages
         self.host_s = HOST_S
+        self.host_sequence_s = 0.0
         self._tile = unit.tile_tokens
         layers = shape.layers / stages
         # The embedding's product with the last tokens is small; it is spread over the stages.
