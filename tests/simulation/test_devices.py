@@ -28,7 +28,7 @@ DECODE = StepShape(32, 32, 32 * 4096, 0.0, 32)
 
 
 def test_all_that_the_issue_names_is_there() -> None:
-    assert {"a100", "a40", "h100", "h200", "l4", "b200"} == set(DEVICES)
+    assert {"a100", "a40", "h100", "h200", "l4", "b200", "b300"} == set(DEVICES)
     assert device("A100") is A100
     assert {
         "mistral-7b", "yi-34b", "llama2-70b", "falcon-180b", "llama-3.1-8b", "llama-3.1-70b", "qwen3-32b"

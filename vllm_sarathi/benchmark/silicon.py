@@ -9,13 +9,13 @@ number, and the rows with odd ones judge. A row whose stated load cannot be what
 """
 
 import csv
+import functools
 import importlib.resources
-import math
 import random
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.simulation.closed_loop import ClosedLoop
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.host import OUTSIDE_S
-from vllm_sarathi.simulation.devices.package import known_models
+from vllm_sarathi.simulation.devices.measured import MeasuredTimes
+from vllm_sarathi.simulation.devices.package import known_models, model_config
 from vllm_sarathi.simulation.devices.roofline import device
-from vllm_sarathi.simulation.placement import Deployment
+from vllm_sarathi.simulation.models import ModelShape, shape_of_config
+from vllm_sarathi.simulation.placement import Deployment, MeasuredDeployment
+from vllm_sarathi.simulation.quantization import NAMED_BYTES
 from vllm_sarathi.simulation.workload import SimulatedRequest
 
 SAMPLE = ("systems", "silicon_sample.csv")
@@ -43,6 +46,12 @@ MAX_TOKENS = 12288
 
 STEADY_REQUESTS, LONG_ANSWER = 32, 2048
 """At least so many requests are looked at, unless answers are long."""
+
+QUANTIZED_FROM = {"nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B-Instruct"}
+"""Checkpoints that the package has no config.json of, and what they were quantized from."""
+
+KV_AT_LEAST = 1.0
+"""Bytes of an element of the KV cache, at least: the sample does not say it."""
 
 QUEUED_SHARE = 1.5
 FALLING_SHARE = 1.1
@@ -119,6 +128,8 @@ def _checkpoint(model: str, precision: str) -> tuple[str, str]:
     """Return the checkpoint that a row's server had loaded, and the precision to ask for beside its own."""
     if precision in ("", "int4"):
         return model, ""
+    if model in QUANTIZED_FROM:
+        return QUANTIZED_FROM[model], precision
     known = known_models()
     config_says = {"fp8": "-fp8", "fp4": "-nvfp4"}[precision]
     owned = f"nvidia/{model.rpartition('/')[2]}{config_says}".lower()
@@ -129,9 +140,7 @@ def _checkpoint(model: str, precision: str) -> tuple[str, str]:
 
 
 def _quantized(model: str) -> bool:
-    from vllm_sarathi.simulation.devices.package import model_config
-
-    return bool(model_config(model).get("quantization_config")) if model in set(known_models().values()) else False
+    return model in set(known_models().values()) and bool(model_config(model).get("quantization_config"))
 
 
 def read_sample(path: Path | None = None) -> list[SiliconRow]:
@@ -213,21 +222,114 @@ def _unsaid(row: SiliconRow) -> str | None:
 
 
 def _beyond(row: SiliconRow) -> str | None:
-    """Return why a row is quicker than its devices can be, or waits where nothing keeps it waiting."""
-    name = row.system.partition("_")[0]
-    size = MODEL_BYTES_AND_PARAMETERS.get(row.model)
-    if size is None:
-        return None
-    unit, width = device(name), row.tensor_parallel
-    weights, parameters, kv_token = size
-    flops_per_s = unit.flops_per_s * width * (2 if row.precision else 1)
-    prompt_s = 2 * parameters * row.prompt_tokens / flops_per_s
+    """Return why a row is quicker than its devices can be."""
+    shape, unit, width = _shape(row), device(row.system.partition("_")[0]), row.tensor_parallel
+    flops_per_s = unit.flops_per_s * width * unit.speed_up(shape.precision)
+    products = 2 * (shape.active_parameters - shape.embedding_parameters) * row.prompt_tokens
+    pairs = row.prompt_tokens**2 / 2
+    products += sum(k.count * k.attention.pair_flops * pairs for k in shape.kinds if k.attention)
     context = row.prompt_tokens + row.output_tokens / 2
-    read = weights + row.concurrency * context * kv_token
-    least_s = read / (unit.bytes_per_s * width) + row.concurrency / row.output_tokens * prompt_s
-    if row.tpot_ms / 1e3 < least_s:
-        return (
-            f"{row.tpot_ms:.1f} ms a token is less than the data sheet's bandwidth and peak allow for "
-            f"{row.concurrency} requests ({least_s * 1e3:.1f} ms)"
-        )
+    read = shape.weight_bytes if shape.experts is None else 0.0
+    read += row.concurrency * shape.kv_bytes(context) * KV_AT_LEAST / shape.precision.kv
+    least_s = read / (unit.bytes_per_s * width) + row.concurrency / row.output_tokens * products / flops_per_s
+    if row.tpot_ms / 1e3 >= least_s:
+        return None
+    return (
+        f"{row.tpot_ms:.1f} ms a token is less than the bandwidth and the peak of the data sheet allow "
+        f"{row.concurrency} requests at a time ({least_s * 1e3:.1f} ms)"
+    )
+
+
+@functools.cache
+def _shape_in(model: str, precision: str) -> ModelShape:
+    hub_model, asked = _checkpoint(model, precision)
+    name = known_models()[hub_model.lower()]
+    shape = shape_of_config(model_config(name), name)
+    return shape.weights_in(NAMED_BYTES[asked]) if asked else shape
+
+
+def _shape(row: SiliconRow) -> ModelShape:
+    return _shape_in(row.model, row.precision)
+
+
+def _falling(row: SiliconRow, rows: Sequence[SiliconRow]) -> str | None:
+    """Return why a row cannot be, beside one of the same server with more clients."""
+    for other in rows:
+        if other.server == row.server and other.concurrency > row.concurrency:
+            if row.tpot_ms > FALLING_SHARE * other.tpot_ms:
+                return (
+                    f"{row.tpot_ms:.1f} ms a token for {row.concurrency} requests at a time, and the same server "
+                    f"has {other.tpot_ms:.1f} ms for {other.concurrency}"
+                )
     return None
+
+
+def queued(row: SiliconRow, prompt_s: float) -> str | None:
+    """Return why a row's requests cannot all have been in the engine.
+
+    Args:
+        row: the row.
+        prompt_s: seconds to read one of its prompts alone.
+    """
+    all_s = QUEUED_SHARE * row.concurrency * prompt_s + row.tpot_ms / 1e3
+    if row.ttft_ms / 1e3 <= all_s:
+        return None
+    return (
+        f"{row.ttft_ms / 1e3:.1f} s to the first token is longer than reading all {row.concurrency} prompts one after "
+        f"another takes ({row.concurrency * prompt_s:.1f} s): fewer were in the engine than stated"
+    )
+
+
+# --- Simulation ---
+
+
+@functools.cache
+def place_of(name: str) -> Deployment:
+    """Return a deployment that serves the sample's lengths."""
+    return deployment(name, longest=MAX_TOKENS)
+
+
+def requests_of(row: SiliconRow, count: int, seed: int = 0) -> list[SimulatedRequest]:
+    """Return requests as the row's clients drew them."""
+    draw = random.Random(seed)
+
+    def length(stated: int) -> int:
+        return draw.randint(int(stated * LENGTH_SHARE), stated) if row.ranged else stated
+
+    return [
+        SimulatedRequest(0.0, length(row.prompt_tokens), max(2, length(row.output_tokens)))
+        for _ in range(count)
+    ]
+
+
+def simulate(row: SiliconRow) -> dict[str, Any]:
+    """Return what a row's load gives in simulation: `tpot_ms`, `ttft_ms`, `source`; or `left_out`.
+
+    The loop is steady after each client's first request: those first ones, which all come at once, are not counted,
+    and the run ends where so many as there are clients have been answered after them.
+    """
+    try:
+        place = place_of(row.place)
+    except ConfigError as error:
+        return {"left_out": str(error)}
+    if not isinstance(place, MeasuredDeployment):
+        return {"left_out": place.source.lines[-1]}
+    if (reason := queued(row, place.read_s(row.prompt_tokens))) is not None:
+        return {"left_out": reason}
+    clients = row.concurrency
+    counted = clients if row.output_tokens > LONG_ANSWER else max(clients, STEADY_REQUESTS)
+    requests = requests_of(row, 2 * clients + counted)
+    in_flight = place.in_flight if row.asynchronous else 1
+    scheduler = build(place, scheduler_choice("default"), in_flight=in_flight)
+    times = MeasuredTimes(place.kernels, place.stages, row.asynchronous)
+    loop = ClosedLoop(scheduler, times, requests, clients, OUTSIDE_S, in_flight)
+    loop.run(lambda run: len(run.finished) >= clients + counted)
+    steady = [log for log in loop.finished if log.request.arrival_s > 0][:counted]
+    tpots = [(log.token_s[-1] - log.token_s[0]) / (len(log.token_s) - 1) for log in steady]
+    ttfts = [log.token_s[0] - log.request.arrival_s for log in steady]
+    return {
+        "tpot_ms": statistics.fmean(tpots) * 1e3,
+        "ttft_ms": (statistics.median(ttfts) + OUTSIDE_S) * 1e3,
+        "source": place.source.kind,
+        "warnings": list(place.source.warnings),
+    }

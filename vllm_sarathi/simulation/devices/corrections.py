@@ -104,6 +104,10 @@ class Place:
             "chunk_attention": f"chunk_attention {self.generation}",
         }
 
+    def host_launches(self) -> dict[str, float]:
+        """Return how often the host does what each constant in microseconds stands for, in a synchronous step."""
+        return {"host_us": 1.0, "host_expert_layer_us": float(self.layers * self.experts)}
+
     def launches(self) -> dict[str, float]:
         """Return how often a step launches what each constant in microseconds stands for."""
         layers, shared = float(self.layers), self.tensor_parallel > 1
@@ -126,10 +130,15 @@ class Corrections:
     Attributes:
         scales: of each family, and of the two kinds of attention.
         step_s: what every step takes beside the operators in the tables.
+        host_s, host_sequence_s: what the host takes for a step, and more for each of its sequences.
+        synchronous_host_s: what it takes for a step where it schedules synchronously, as vLLM before 0.14 did.
     """
 
     scales: Mapping[str, float]
     step_s: float
+    host_s: float
+    host_sequence_s: float
+    synchronous_host_s: float
 
     def total_s(self, parts: Parts) -> float:
         """Return the seconds of a step's operators, all but its attention."""
@@ -139,6 +148,13 @@ class Corrections:
 def corrections_for(place: Place, fitted: Mapping[str, float] | None = None) -> Corrections:
     """Return the constants of a place; `fitted` is FITTED unless others are tried."""
     known = FITTED if fitted is None else fitted
-    scales = {name: known.get(key, 1.0) for name, key in place.scale_keys().items()}
-    launched_us = sum(known.get(key, 0.0) * count for key, count in place.launches().items())
-    return Corrections(scales, launched_us / 1e6)
+    def total_s(counts: Mapping[str, float]) -> float:
+        return sum(known.get(key, 0.0) * count for key, count in counts.items()) / 1e6
+
+    return Corrections(
+        scales={name: known.get(key, 1.0) for name, key in place.scale_keys().items()},
+        step_s=total_s(place.launches()),
+        host_s=total_s({"host_us": 1.0}),
+        host_sequence_s=total_s({"host_sequence_us": 1.0}),
+        synchronous_host_s=total_s(place.host_launches()),
+    )

@@ -33,7 +33,6 @@ from vllm_sarathi.simulation.devices.package import (
     read_config,
     tables_of,
 )
-from vllm_sarathi.simulation.devices.host import HOST_S, HOST_SEQUENCE_S
 from vllm_sarathi.simulation.devices.source import Source
 
 LARGER_SIZES = 3
@@ -199,7 +198,11 @@ class Kernels:
         return parts
 
     def chunk_attention_s(self, chunks: int, tokens: int, work: float) -> float:
-        """Return the seconds of the attention of chunks.
+        """Return the seconds of the attention of chunks; the arguments are those of `attend_chunks_s`."""
+        return self.corrections.scales["chunk_attention"] * self.attend_chunks_s(chunks, tokens, work)
+
+    def attend_chunks_s(self, chunks: int, tokens: int, work: float) -> float:
+        """Return the seconds of the attention of chunks, as tables say.
 
         Several chunks count as many of one length over one prefix, with as many tokens and as many pairs in all.
 
@@ -211,7 +214,7 @@ class Kernels:
         length = -(-tokens // chunks)
         prefix = max(0, round(work / tokens - tokens / chunks / 2))
         parts = self._engine.evaluate_context_ops(self._chunk_ops, chunks, length, prefix)
-        return self.corrections.scales["chunk_attention"] * float(sum(part[1] for part in parts)) / 1e3
+        return float(sum(part[1] for part in parts)) / 1e3
 
     @functools.cached_property
     def memory(self) -> Memory:
@@ -289,12 +292,14 @@ class MeasuredTimes:
     Args:
         measured: the kernel times.
         stages: pipeline stages; they share the layers evenly.
+        asynchronous: whether the host works on the next step meanwhile, as vLLM since 0.14 by default.
     """
 
-    def __init__(self, measured: Kernels, stages: int = 1) -> None:
+    def __init__(self, measured: Kernels, stages: int = 1, asynchronous: bool = True) -> None:
         self.stages = stages
-        self.host_s = HOST_S
-        self.host_sequence_s = HOST_SEQUENCE_S
+        corrections = measured.corrections
+        self.host_s = corrections.host_s if asynchronous else corrections.synchronous_host_s
+        self.host_sequence_s = corrections.host_sequence_s
         self._kernels = measured
         self._send_token_s = measured.p2p_s / max(1, stages - 1) / (PROBE_CHUNK + PROBE_DECODES)
 
