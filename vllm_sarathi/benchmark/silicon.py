@@ -14,14 +14,14 @@ import importlib.resources
 import random
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.simulation.closed_loop import ClosedLoop
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.host import OUTSIDE_S
@@ -53,9 +53,19 @@ QUANTIZED_FROM = {"nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B-I
 KV_AT_LEAST = 1.0
 """Bytes of an element of the KV cache, at least: the sample does not say it."""
 
+BEYOND_SHARE = 0.1
+"""Where so many rows of a model on a device are quicker than its data sheet, none of them had the stated load."""
+
 QUEUED_SHARE = 1.5
 FALLING_SHARE = 1.1
 """How far a figure may be beyond what the rest of its deployment says."""
+
+
+SOME_ROWS = 4
+"""So many of each group are simulated unless all are asked for."""
+
+BATCH_ROWS = 6
+"""Rows of one deployment that a process simulates one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,9 @@ class SiliconRow:
     @property
     def asynchronous(self) -> bool:
         """Whether its server scheduled asynchronously."""
-        numbers = [int(number) for number in re.findall(r"^(\d+)\.(\d+)", self.version)[:1] for number in number]
+        numbers = [
+            int(number) for number in re.findall(r"^(\d+)\.(\d+)", self.version)[:1] for number in number
+        ]
         return self.ranged or not numbers or tuple(numbers) >= ASYNCHRONOUS_SINCE
 
 
@@ -194,8 +206,17 @@ def _row(fields: Mapping[str, str]) -> SiliconRow:
 
 def left_out(rows: Sequence[SiliconRow]) -> dict[str, str]:
     """Return why rows are not simulated, by their names; what it says rests on the sample and data sheets alone."""
-    reasons = {row.name: reason for row in rows if (reason := _unsaid(row) or _beyond(row)) is not None}
+    reasons = {row.name: reason for row in rows if (reason := _unsaid(row)) is not None}
     stated = [row for row in rows if row.name not in reasons]
+    beyond = {row.name: reason for row in stated if (reason := _beyond(row)) is not None}
+    for where in {(row.model, row.system) for row in stated if row.name in beyond}:
+        beside = [row for row in stated if (row.model, row.system) == where]
+        count = sum(row.name in beyond for row in beside)
+        if count >= BEYOND_SHARE * len(beside):
+            why = f"{count} of the {len(beside)} rows of this model there are quicker than data sheets allow"
+            reasons |= {row.name: f"{why}: their load was another one" for row in beside}
+    reasons |= beyond
+    stated = [row for row in stated if row.name not in reasons]
     for row in stated:
         if (reason := _falling(row, stated)) is not None:
             reasons[row.name] = reason
@@ -333,3 +354,153 @@ def simulate(row: SiliconRow) -> dict[str, Any]:
         "source": place.source.kind,
         "warnings": list(place.source.warnings),
     }
+
+
+# --- The command ---
+
+Row = dict[str, Any]
+
+
+def asked_rows(rows: Sequence[SiliconRow], ids: Path | None, every: bool) -> list[SiliconRow]:
+    """Return the rows to simulate: those of a file, or the judging ones, of each group a few unless all are asked for.
+
+    Args:
+        rows: the sample.
+        ids: a file with an id on each line.
+        every: whether all judging rows are.
+
+    Raises:
+        ConfigError: the file names a row that is not there, or none.
+    """
+    if ids is None:
+        judging = [row for row in rows if row.judging]
+        return judging if every else _some(judging)
+    names = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names:
+        raise ConfigError(f"--ids {ids}: names no row; it has an id of the sample on each line.")
+    known = {row.name: row for row in rows}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--ids {ids}: no row {name!r} of vLLM; {nearest_hint(name, known)}")
+    return [known[name] for name in names]
+
+
+def _some(rows: Sequence[SiliconRow]) -> list[SiliconRow]:
+    """Return up to SOME_ROWS of each group, spread evenly over it."""
+    groups: dict[Any, list[SiliconRow]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    chosen = []
+    for group in groups.values():
+        group.sort(key=lambda row: (row.prompt_tokens, row.output_tokens, row.concurrency, row.name))
+        step = max(1.0, len(group) / SOME_ROWS)
+        chosen += [group[int(i * step)] for i in range(min(SOME_ROWS, len(group)))]
+    return chosen
+
+
+def simulate_together(rows: Sequence[SiliconRow]) -> list[Row]:
+    """Return what rows of one deployment give; they share its kernel times."""
+    return [simulate(row) for row in rows]
+
+
+def judge(
+    rows: Sequence[SiliconRow], without: Mapping[str, str], run_all: Callable[..., list[list[Row]]]
+) -> list[Row]:
+    """Return a result for each row, in their order; see the schema in the issue of the command's `--json`.
+
+    Args:
+        rows: to simulate.
+        without: why some are left out, by their names.
+        run_all: `farm.run_all` with all but its first two arguments.
+    """
+    batches: dict[Any, list[SiliconRow]] = {}
+    for row in rows:
+        if row.name not in without:
+            batches.setdefault((row.place, row.asynchronous), []).append(row)
+    tasks = [
+        batch[start : start + BATCH_ROWS]
+        for batch in batches.values()
+        for start in range(0, len(batch), BATCH_ROWS)
+    ]
+    # The long ones first, so that no core waits for one of them at the end.
+    tasks.sort(key=lambda task: -sum(row.concurrency * row.output_tokens for row in task))
+    found = {
+        row.name: result
+        for task, results in zip(tasks, run_all(simulate_together, tasks), strict=True)
+        for row, result in zip(task, results, strict=True)
+    }
+    return [_result(row, found.get(row.name, {"left_out": without.get(row.name)})) for row in rows]
+
+
+def _result(row: SiliconRow, found: Row) -> Row:
+    return {
+        "id": row.name,
+        "model": row.model,
+        "system": row.system,
+        "precision": row.precision or "checkpoint",
+        "tp": row.tensor_parallel,
+        "concurrency": row.concurrency,
+        "isl": row.prompt_tokens,
+        "osl": row.output_tokens,
+        "tpot_ms": found.get("tpot_ms"),
+        "silicon_tpot_ms": row.tpot_ms,
+        "ttft_ms": found.get("ttft_ms"),
+        "silicon_ttft_ms": row.ttft_ms,
+        "source": found.get("source"),
+        "left_out": found.get("left_out"),
+        "warnings": found.get("warnings", []),
+    }
+
+
+def error_of(row: Row, metric: str) -> float:
+    """Return by how much a simulated figure is off, as a share of the measured one; positive where it is too long."""
+    return float(row[f"{metric}_ms"] / row[f"silicon_{metric}_ms"] - 1)
+
+
+def grouped(rows: Sequence[Row]) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    """Return the simulated rows by model, system, precision and parallelism, the worst TPOT first."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["left_out"] is None:
+            groups.setdefault((row["model"], row["system"], row["precision"], row["tp"]), []).append(row)
+    return sorted(groups.items(), key=lambda item: -median_error(item[1], "tpot"))
+
+
+def median_error(rows: Sequence[Row], metric: str) -> float:
+    """Return the median of the errors' sizes."""
+    return statistics.median(abs(error_of(row, metric)) for row in rows)
+
+
+def silicon_table(rows: Sequence[Row]) -> Table:
+    """Return the errors by group, the worst first."""
+    shown = Table(title="simulated against measured servers: median |error|, and median error")
+    for name in ("model", "system", "precision", "source"):
+        shown.add_column(name)
+    for name in ("tp", "rows", "TPOT", "signed", "TTFT", "signed"):
+        shown.add_column(name, justify="right")
+    for (model, system, precision, width), group in grouped(rows):
+        figures = []
+        for metric in ("tpot", "ttft"):
+            signed = statistics.median(error_of(row, metric) for row in group)
+            figures += [f"{median_error(group, metric):.1%}", f"{signed:+.1%}"]
+        shown.add_row(model, system, precision, group[0]["source"], str(width), str(len(group)), *figures)
+    return shown
+
+
+def summary_lines(rows: Sequence[Row]) -> list[str]:
+    """Return the errors over all rows, what was left out and why, and what tables were missing."""
+    simulated = [row for row in rows if row["left_out"] is None]
+    lines = []
+    if simulated:
+        tpot, ttft = (median_error(simulated, metric) for metric in ("tpot", "ttft"))
+        lines.append(f"{len(simulated)} rows: median |error| of TPOT {tpot:.1%}, of TTFT {ttft:.1%}")
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["left_out"] is not None:
+            reasons.setdefault(row["left_out"], []).append(row["id"])
+    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"left out, {names[0]}{more}: {reason}")
+    warned = sorted({(row["model"], row["system"], text) for row in simulated for text in row["warnings"]})
+    lines += [f"warning: {model} on {system}: {text}" for model, system, text in warned]
+    return lines

@@ -99,7 +99,9 @@ class Reader:
                 raise ConfigError(f"{self.origin}: {key!r} must be a whole number, not {value!r}.")
             return value
         if default is None:
-            raise ConfigError(f"{self.origin}: has no whole number {keys[0]!r}, which a decoder's config.json has.")
+            raise ConfigError(
+                f"{self.origin}: has no whole number {keys[0]!r}, which a decoder's config.json has."
+            )
         return default
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -243,7 +245,9 @@ def _implied_kinds(read: Reader, layers: int) -> list[str]:
     if read.config.get("attention_chunk_size") and read.config.get("interleave_moe_layer_step"):
         # Llama 4: every fourth layer has no positions, and looks at all.
         return ["chunked_attention" if (i + 1) % 4 else "full_attention" for i in range(layers)]
-    full_every = read.number("sliding_window_pattern", default=2 if read.config.get("model_type") == "gemma2" else 0)
+    full_every = read.number(
+        "sliding_window_pattern", default=2 if read.config.get("model_type") == "gemma2" else 0
+    )
     if full_every > 1:
         return ["sliding_attention" if (i + 1) % full_every else "full_attention" for i in range(layers)]
     window, longest = read.config.get("sliding_window"), read.config.get("max_position_embeddings") or 0
@@ -318,9 +322,7 @@ def _experts(read: Reader) -> Experts:
     width = read.number("moe_intermediate_size", "intermediate_size")
     inner = read.number("moe_latent_size", default=hidden)
     count = _expert_count(read)
-    active = read.number(
-        "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "experts_per_token"
-    )
+    active = read.number("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "experts_per_token")
     if not 1 <= active <= count:
         raise ConfigError(f"{read.origin}: 'num_experts_per_tok' is {active}, of {count} experts.")
     shared = read.number("n_shared_experts", "num_shared_experts", default=0)

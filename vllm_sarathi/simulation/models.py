@@ -237,8 +237,9 @@ def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
         heads=heads,
         kv_heads=attention.kv_heads if attention else heads,
         head_dim=read.number("head_dim", "attention_head_dim", default=hidden // heads),
-        intermediate=read.number("moe_intermediate_size", "intermediate_size", "ffn_hidden_size", "n_inner",
-                                 default=4 * hidden),
+        intermediate=read.number(
+            "moe_intermediate_size", "intermediate_size", "ffn_hidden_size", "n_inner", default=4 * hidden
+        ),
         vocab=read.number("vocab_size"),
         max_position=read.number("max_position_embeddings", "n_positions", default=2048),
         gated=is_gated(read),

@@ -30,7 +30,12 @@ MODULES = {
 }
 """What modules are called inside a layer, by what they are; a list of exceptions in a checkpoint names some."""
 
-PREFIXES = ("model.layers.", "language_model.model.layers.", "model.language_model.layers.", "backbone.layers.")
+PREFIXES = (
+    "model.layers.",
+    "language_model.model.layers.",
+    "model.language_model.layers.",
+    "backbone.layers.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,13 @@ def _weight_bytes(said: Mapping[str, Any], origin: str, key: str) -> float:
         if isinstance(bits, int) and isinstance(size, int):
             return bits / 8 + ((2 + bits / 8) / size if size > 0 else 0.0)
     for name in (algorithm, method):
-        known = {"fp8": 1.0, "fbgemm_fp8": 1.0, "nvfp4": 0.5 + 1 / 16, "mxfp4": 0.5 + 1 / 32, "mxfp8": 1 + 1 / 32}
+        known = {
+            "fp8": 1.0,
+            "fbgemm_fp8": 1.0,
+            "nvfp4": 0.5 + 1 / 16,
+            "mxfp4": 0.5 + 1 / 32,
+            "mxfp8": 1 + 1 / 32,
+        }
         if name.removeprefix("w4a16_") in known:
             return known[name.removeprefix("w4a16_")]
     stated = "quant_algo" if algorithm else "quant_method"

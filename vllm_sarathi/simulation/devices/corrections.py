@@ -30,7 +30,45 @@ STATE_WORDS = ("scan", "recurrence", "conv1d", "_ssm", "kda_fused")
 WHOLE_NORM = frozenset({"MiniMaxM2ForCausalLM"})
 """Architectures that normalise queries and keys over all heads at once: tensor parallel sums over devices for it."""
 
-FITTED: Mapping[str, float] = {}
+FITTED: Mapping[str, float] = {
+    "attention blackwell": 0.9506,
+    "attention hopper": 1.053,
+    "chunk_attention blackwell": 1.01,
+    "chunk_attention hopper": 0.9957,
+    "communication blackwell": 0.965,
+    "communication hopper": 1.011,
+    "elementwise blackwell": 0.9872,
+    "elementwise hopper": 1.002,
+    "expert_layer_us": 3.848,
+    "gemm blackwell compressed-tensors": 0.9998,
+    "gemm blackwell fp8": 0.8843,
+    "gemm blackwell fp8_block": 1.019,
+    "gemm blackwell mxfp4": 0.9788,
+    "gemm blackwell nvfp4": 1.023,
+    "gemm hopper bfloat16": 0.9641,
+    "gemm hopper compressed-tensors": 0.9996,
+    "gemm hopper fp8": 0.9908,
+    "gemm hopper fp8_block": 1.027,
+    "gemm hopper mxfp4": 0.9758,
+    "head_norm_us": 10.25,
+    "host_expert_layer_us": 95.77,
+    "host_sequence_us": 39.35,
+    "host_us": 261.6,
+    "latent b200_sxm": 0.9453,
+    "latent b300_sxm": 0.5177,
+    "latent h200_sxm": 0.5596,
+    "moe blackwell compressed-tensors": 0.9778,
+    "moe blackwell fp8_block": 1.073,
+    "moe blackwell mxfp4": 0.7393,
+    "moe blackwell nvfp4": 1.035,
+    "moe hopper compressed-tensors": 0.9829,
+    "moe hopper fp8_block": 1.142,
+    "moe hopper mxfp4": 0.9851,
+    "mxfp8_layer_us": 5.433,
+    "shared_layer_us": 5.348,
+    "step_us": 0.0,
+    "whole_norm_us": 9.878,
+}
 """Scales of families by device generation and precision, and microseconds of a layer or a step."""
 
 
@@ -104,9 +142,14 @@ class Place:
             "chunk_attention": f"chunk_attention {self.generation}",
         }
 
-    def host_launches(self) -> dict[str, float]:
-        """Return how often the host does what each constant in microseconds stands for, in a synchronous step."""
-        return {"host_us": 1.0, "host_expert_layer_us": float(self.layers * self.experts)}
+    def host_launches(self, sequences: int) -> dict[str, float]:
+        """Return how often the host does what each constant in microseconds stands for, in a synchronous step.
+
+        The mixtures of experts of vLLM before 0.14 launched all their kernels one by one, which hides the rest.
+        """
+        if self.experts:
+            return {"host_expert_layer_us": float(self.layers)}
+        return {"host_us": 1.0, "host_sequence_us": float(sequences)}
 
     def launches(self) -> dict[str, float]:
         """Return how often a step launches what each constant in microseconds stands for."""
@@ -148,6 +191,7 @@ class Corrections:
 def corrections_for(place: Place, fitted: Mapping[str, float] | None = None) -> Corrections:
     """Return the constants of a place; `fitted` is FITTED unless others are tried."""
     known = FITTED if fitted is None else fitted
+
     def total_s(counts: Mapping[str, float]) -> float:
         return sum(known.get(key, 0.0) * count for key, count in counts.items()) / 1e6
 
@@ -156,5 +200,5 @@ def corrections_for(place: Place, fitted: Mapping[str, float] | None = None) -> 
         step_s=total_s(place.launches()),
         host_s=total_s({"host_us": 1.0}),
         host_sequence_s=total_s({"host_sequence_us": 1.0}),
-        synchronous_host_s=total_s(place.host_launches()),
+        synchronous_host_s=total_s(place.host_launches(0)),
     )

@@ -190,7 +190,10 @@ class Kernels:
         was disturbed when it was measured.
         """
         place = bisect_left(self.sizes, tokens)
-        larger = self.sizes[place : place + LARGER_SIZES] or (-(-tokens // 128) * 128, -(-tokens // 256) * 256)
+        larger = self.sizes[place : place + LARGER_SIZES] or (
+            -(-tokens // 128) * 128,
+            -(-tokens // 256) * 256,
+        )
         columns = [ask(size) for size in dict.fromkeys((tokens, *larger))]
         parts = dict.fromkeys(FAMILIES, 0.0)
         for entries in zip(*columns, strict=True):
