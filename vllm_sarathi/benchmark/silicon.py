@@ -276,12 +276,12 @@ def _shape(row: SiliconRow) -> ModelShape:
 def _falling(row: SiliconRow, rows: Sequence[SiliconRow]) -> str | None:
     """Return why a row cannot be, beside one of the same server with more clients."""
     for other in rows:
-        if other.server == row.server and other.concurrency > row.concurrency:
-            if row.tpot_ms > FALLING_SHARE * other.tpot_ms:
-                return (
-                    f"{row.tpot_ms:.1f} ms a token for {row.concurrency} requests at a time, and the same server "
-                    f"has {other.tpot_ms:.1f} ms for {other.concurrency}"
-                )
+        more = other.server == row.server and other.concurrency > row.concurrency
+        if more and row.tpot_ms > FALLING_SHARE * other.tpot_ms:
+            return (
+                f"{row.tpot_ms:.1f} ms a token for {row.concurrency} requests at a time, and the same server has "
+                f"{other.tpot_ms:.1f} ms for {other.concurrency}"
+            )
     return None
 
 

@@ -34,8 +34,7 @@ SHAPES = re.compile(
 )
 """Names of keys that say something of a model's shape."""
 
-UNDERSTOOD = frozenset(
-    """
+UNDERSTOOD_NAMES = """
     num_hidden_layers n_layer hidden_size n_embd num_attention_heads n_head num_key_value_heads num_kv_heads
     multi_query new_decoder_architecture head_dim attention_head_dim v_head_dim global_head_dim
     num_global_key_value_heads attention_k_eq_v swa_head_dim swa_v_head_dim swa_num_attention_heads
@@ -50,8 +49,9 @@ UNDERSTOOD = frozenset(
     shared_intermediate_size share_expert_dim enable_moe_block linear_conv_kernel_dim linear_key_head_dim
     linear_num_key_heads linear_num_value_heads linear_value_head_dim mamba_head_dim mamba_num_heads
     ssm_state_size conv_kernel n_groups attn_type_list
-    """.split()
-)
+"""
+
+UNDERSTOOD = frozenset(UNDERSTOOD_NAMES.split())
 """Keys that are read here, or whose only value that is not refused changes nothing."""
 
 HARMLESS = re.compile(

@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,12 +94,12 @@ def precision_of(config: Mapping[str, Any], element_bytes: float, layers: int, o
     else:
         weight = _weight_bytes(said, origin, key)
         spared = [*(said.get("ignore") or ()), *(said.get("modules_to_not_convert") or ())]
-        spared += said.get("exclude_modules") or ()
+        is_spared = _spared([*spared, *(said.get("exclude_modules") or ())])
         made = replace(
             plain,
             **{
-                kind: _mean_bytes(names, spared, layers, weight, element_bytes)
-                for kind, names in MODULES.items()
+                kind: _mean_bytes(_names(kind, config), is_spared, layers, weight, element_bytes)
+                for kind in MODULES
             },
         )
         if str(said.get("quant_method")) == "mxfp4":
@@ -109,6 +109,12 @@ def precision_of(config: Mapping[str, Any], element_bytes: float, layers: int, o
     if algorithm == "fp8" or (isinstance(kv, Mapping) and kv.get("num_bits") == 8):
         made = replace(made, kv=1.0)
     return made
+
+
+def _names(kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what modules of a kind may be called; experts beside an MLP are no part of it."""
+    beside = kind == "experts" and config.get("enable_moe_block")
+    return tuple(name for name in MODULES[kind] if not (beside and name.startswith("mlp.")))
 
 
 def _weight_bytes(said: Mapping[str, Any], origin: str, key: str) -> float:
@@ -181,21 +187,35 @@ def _kind_of(module: str) -> str | None:
 
 
 def _mean_bytes(
-    names: Iterable[str], spared: list[str], layers: int, weight: float, element_bytes: float
+    names: Iterable[str],
+    spared: Callable[[str], bool],
+    layers: int,
+    weight: float,
+    element_bytes: float,
 ) -> float:
     """Return the bytes of an element, over the layers of which some may be spared."""
-    left = sum(_is_spared(names, spared, layer) for layer in range(layers)) if spared else 0
+    left = sum(
+        any(spared(f"{prefix}{layer}.{name}") for prefix in PREFIXES for name in names)
+        for layer in range(layers)
+    )
     return weight + (element_bytes - weight) * left / layers
 
 
-def _is_spared(names: Iterable[str], spared: list[str], layer: int) -> bool:
-    modules = [f"{prefix}{layer}.{name}" for prefix in PREFIXES for name in names]
-    return any(_matches(pattern, module) for pattern in spared for module in modules)
+def _spared(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Return what says whether a module is on a list of exceptions: names, globs, and `re:` expressions."""
+    listed = list(patterns)
+    plain = frozenset(pattern for pattern in listed if "*" not in pattern and not pattern.startswith("re:"))
+    expressions = [
+        pattern[3:] if pattern.startswith("re:") else fnmatch.translate(pattern)
+        for pattern in listed
+        if pattern not in plain
+    ]
+    wild = re.compile("|".join(f"(?:{text})" for text in expressions)) if expressions else None
 
+    def is_spared(module: str) -> bool:
+        parts = module.split(".")
+        if any(".".join(parts[:count]) in plain for count in range(1, len(parts) + 1)):
+            return True
+        return wild is not None and wild.match(module) is not None
 
-def _matches(pattern: str, module: str) -> bool:
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], module) is not None
-    if "*" in pattern:
-        return fnmatch.fnmatchcase(module, pattern)
-    return module == pattern or module.startswith(pattern + ".")
+    return is_spared
