@@ -39,6 +39,13 @@ LINK_SHARE = 0.75
 KERNELS_PER_LAYER = 9
 """Two norms, QKV, rotary and cache write, attention, output, gate-up, activation, down."""
 
+LAYER_S = 12e-6
+EXPERT_LAYER_S = 35e-6
+SHARED_LAYER_S, DOUBLING_LAYER_S = 5e-6, 6e-6
+"""What a layer takes beyond all that: small kernels, the routing of tokens to experts, and the waiting of devices for
+one another, once and for each doubling of them. Fitted by least squares of the relative error on the rows of
+aiconfigurator-core's silicon sample whose id ends in an even number (asynchronous servers, H100, H200, B200, B300)."""
+
 ACTIVATION_PASSES = 12
 """How often a token's residual stream is written or read in one layer beside the matrix products."""
 
@@ -158,13 +165,16 @@ class Roofline:
         width = ACTIVATION_PASSES * shape.hidden + 3 * shape.intermediate / tensor_parallel
         activation_bytes = layers * shape.dtype_bytes * width
         self._activation_token_s = activation_bytes / bandwidth
-        self._fixed_s = layers * KERNELS_PER_LAYER * unit.kernel_s
+        self._fixed_s = layers * (KERNELS_PER_LAYER * unit.kernel_s + LAYER_S)
+        expert_layers = sum(kind.count for kind in shape.kinds if kind.experts) / stages
+        self._fixed_s += expert_layers * EXPERT_LAYER_S
         token_bytes = shape.hidden * shape.dtype_bytes
         if tensor_parallel > 1:
             across = tensor_parallel > devices_per_node
             link = ETHERNET_BYTES_PER_S if across else unit.link_bytes_per_s
             ring = 2 * (tensor_parallel - 1) / tensor_parallel
             self._fixed_s += 2 * layers * (ETHERNET_LATENCY_S if across else unit.link_latency_s)
+            self._fixed_s += layers * (SHARED_LAYER_S + DOUBLING_LAYER_S * math.log2(tensor_parallel))
             self._activation_token_s += 2 * layers * ring * token_bytes / (link * LINK_SHARE)
         across = tensor_parallel * stages > devices_per_node
         self._send_fixed_s = ETHERNET_LATENCY_S if across else unit.link_latency_s
