@@ -31,6 +31,7 @@ from vllm_sarathi.simulation.devices.roofline import device
 from vllm_sarathi.simulation.models import ModelShape, shape_of_config
 from vllm_sarathi.simulation.placement import Deployment, MeasuredDeployment
 from vllm_sarathi.simulation.quantization import NAMED_BYTES
+from vllm_sarathi.simulation.simulator import RequestLog
 from vllm_sarathi.simulation.workload import SimulatedRequest
 
 SAMPLE = ("systems", "silicon_sample.csv")
@@ -40,6 +41,9 @@ ASYNCHRONOUS_SINCE = (0, 14)
 
 LENGTH_SHARE = 0.8
 """InferenceMAX draws lengths evenly from this share of the stated ones up to all (`--random-range-ratio 0.8`)."""
+
+WAVES = 10
+"""Requests for each client (`--num-prompts` of InferenceMAX is ten times its `--max-concurrency`)."""
 
 MAX_TOKENS = 12288
 """Longer than any row's prompt and answer."""
@@ -326,8 +330,8 @@ def requests_of(row: SiliconRow, count: int, seed: int = 0) -> list[SimulatedReq
 def simulate(row: SiliconRow) -> dict[str, Any]:
     """Return what a row's load gives in simulation: `tpot_ms`, `ttft_ms`, `source`; or `left_out`.
 
-    The loop is steady after each client's first request: those first ones, which all come at once, are not counted,
-    and the run ends where so many as there are clients have been answered after them.
+    The harness sends WAVES requests for each client, the first of all at once. Here each client's first request is
+    one wave, and the requests that are answered next stand for all the others; the run ends with them.
     """
     try:
         place = place_of(row.place)
@@ -337,6 +341,17 @@ def simulate(row: SiliconRow) -> dict[str, Any]:
         return {"left_out": place.source.lines[-1]}
     if (reason := queued(row, place.read_s(row.prompt_tokens))) is not None:
         return {"left_out": reason}
+    first, steady = _waves(row, place)
+    return {
+        "tpot_ms": _mean_of_waves(first, steady, tpot_s) * 1e3,
+        "ttft_ms": _mean_of_waves(first, steady, ttft_s) * 1e3,
+        "source": place.source.kind,
+        "warnings": list(place.source.warnings),
+    }
+
+
+def _waves(row: SiliconRow, place: MeasuredDeployment) -> tuple[list[RequestLog], list[RequestLog]]:
+    """Return the first request of each client, and those of the later ones that stand for all of them."""
     clients = row.concurrency
     counted = clients if row.output_tokens > LONG_ANSWER else max(clients, STEADY_REQUESTS)
     requests = requests_of(row, 2 * clients + counted)
@@ -345,15 +360,25 @@ def simulate(row: SiliconRow) -> dict[str, Any]:
     times = MeasuredTimes(place.kernels, place.stages, row.asynchronous)
     loop = ClosedLoop(scheduler, times, requests, clients, OUTSIDE_S, in_flight)
     loop.run(lambda run: len(run.finished) >= clients + counted)
-    steady = [log for log in loop.finished if log.request.arrival_s > 0][:counted]
-    tpots = [(log.token_s[-1] - log.token_s[0]) / (len(log.token_s) - 1) for log in steady]
-    ttfts = [log.token_s[0] - log.request.arrival_s for log in steady]
-    return {
-        "tpot_ms": statistics.fmean(tpots) * 1e3,
-        "ttft_ms": (statistics.median(ttfts) + OUTSIDE_S) * 1e3,
-        "source": place.source.kind,
-        "warnings": list(place.source.warnings),
-    }
+    later = [log for log in loop.finished if log.request.arrival_s > 0]
+    return [log for log in loop.logs[:clients] if log.finished], later[:counted]
+
+
+def tpot_s(log: RequestLog) -> float:
+    """Return a request's mean time per token after its first."""
+    return (log.token_s[-1] - log.token_s[0]) / (len(log.token_s) - 1)
+
+
+def ttft_s(log: RequestLog) -> float:
+    """Return a request's time to its first token, as a client sees it."""
+    return log.token_s[0] - log.request.arrival_s + OUTSIDE_S
+
+
+def _mean_of_waves(
+    first: Sequence[RequestLog], steady: Sequence[RequestLog], figure: Callable[[RequestLog], float]
+) -> float:
+    once, later = (statistics.fmean(map(figure, logs)) for logs in (first, steady))
+    return (once + (WAVES - 1) * later) / WAVES
 
 
 # --- The command ---
