@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_sarathi.simulation.closed_loop import ClosedLoop
+from vllm_sarathi.simulation.closed_loop import ClosedLoop, Frontend
 from vllm_sarathi.simulation.deployment import SchedulerChoice, build
 from vllm_sarathi.simulation.devices.corrections import family
 from vllm_sarathi.simulation.devices.graphs import capture_limit, captured_sizes, padded
@@ -52,13 +52,17 @@ def test_a_client_sends_when_it_has_been_answered(in_flight: int) -> None:
     where = small_place()
     requests = [SimulatedRequest(0.0, 100, 5 + i % 3) for i in range(20)]
     scheduler = build(where, SchedulerChoice("default", None), in_flight=in_flight)
-    loop = ClosedLoop(scheduler, EvenTimes(), requests, 4, 0.25, in_flight)
+    loop = ClosedLoop(scheduler, EvenTimes(), requests, 4, Frontend(0.25, 0.001), in_flight)
     most = 0
     while loop.step():
         most = max(most, len(loop.scheduler.requests))
     assert most == 4
     assert len(loop.finished) == 20
     ends = sorted(log.token_s[-1] for log in loop.logs)
-    starts = [log.request.arrival_s for log in loop.logs[4:]]
-    assert [log.request.arrival_s for log in loop.logs[:4]] == [0.0] * 4
-    assert starts == pytest.approx([end + 0.25 for end in ends[:16]])
+    assert loop.sent_s == [0.0] * 4 + ends[:16]
+    # A tokenizer reads one prompt after the other, 0.1 s each.
+    arrivals = [log.request.arrival_s for log in loop.logs]
+    assert arrivals[:4] == pytest.approx([0.35, 0.45, 0.55, 0.65])
+    for before, arrival, sent_s in zip(arrivals, arrivals[1:], loop.sent_s[1:], strict=False):
+        assert arrival == pytest.approx(max(before, sent_s + 0.25) + 0.1)
+    assert len(loop.answered()) == 20
