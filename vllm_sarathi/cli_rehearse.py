@@ -307,13 +307,15 @@ def validate(
 
 
 def _validate_silicon(ids: Path | None, every: bool, json: Path | None) -> None:
-    from vllm_sarathi.benchmark import farm, results
+    from vllm_sarathi.benchmark import farm, results, silicon_sample
     from vllm_sarathi.benchmark import silicon as room
 
     console = Console()
-    sample = room.read_sample()
+    sample = silicon_sample.read_sample()
     rows = room.asked_rows(sample, ids, every)
-    judged = room.judge(rows, room.left_out(sample), functools.partial(farm.run_all, console=console))
+    judged = room.judge(
+        rows, silicon_sample.left_out(sample), functools.partial(farm.run_all, console=console)
+    )
     results.write_rows(judged, json)
     console.print(room.silicon_table(judged))
     for line in room.summary_lines(judged):

@@ -11,13 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from vllm_sarathi.benchmark import silicon, silicon_fit
-from vllm_sarathi.benchmark.silicon import SiliconRow
+from vllm_sarathi.benchmark.silicon_sample import SAMPLE as SAMPLE_FILE
+from vllm_sarathi.benchmark.silicon_sample import SiliconRow, left_out, queued, read_sample
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
 
 pytest.importorskip("aiconfigurator_core")
 
-SAMPLE = silicon.read_sample()
+SAMPLE = read_sample()
 LLAMA = SiliconRow(
     name="llama_c8_tp4_1",
     model="meta-llama/Llama-3.1-70B",
@@ -61,7 +62,7 @@ def test_each_row_is_fitted_on_or_judges() -> None:
 
 
 def test_every_row_is_there_or_has_its_reason() -> None:
-    reasons = silicon.left_out(SAMPLE)
+    reasons = left_out(SAMPLE)
     assert 100 < len(reasons) < 0.15 * len(SAMPLE)
     by_name = {row.name: row for row in SAMPLE}
     other_load = {name for name, why in reasons.items() if "their load was another one" in why}
@@ -78,7 +79,7 @@ def test_every_row_is_there_or_has_its_reason() -> None:
     ],
 )
 def test_a_load_that_cannot_be_is_said(changes: dict[str, Any], said: str) -> None:
-    (reason,) = silicon.left_out([replace(LLAMA, **changes)]).values()
+    (reason,) = left_out([replace(LLAMA, **changes)]).values()
     assert said in reason
 
 
@@ -86,22 +87,22 @@ def test_a_row_beyond_the_data_sheet_is_left_out() -> None:
     # 70.6e9 bytes over 4 x 4.8e12 bytes/s.
     quick, slow = (replace(LLAMA, name=f"r_{ms}_1", tpot_ms=ms) for ms in (3.6, 3.8 + 1.7))
     others = [replace(LLAMA, name=f"s_{i}_1") for i in range(20)]
-    assert list(silicon.left_out([quick, slow, *others])) == [quick.name]
+    assert list(left_out([quick, slow, *others])) == [quick.name]
     # A tenth of the rows says that none of them had the load that is stated.
-    assert len(silicon.left_out([quick, slow])) == 2
+    assert len(left_out([quick, slow])) == 2
 
 
 def test_more_clients_do_not_make_a_server_quicker() -> None:
     more = replace(LLAMA, name="more_1", concurrency=16, tpot_ms=10.0)
-    reasons = silicon.left_out([LLAMA, more])
+    reasons = left_out([LLAMA, more])
     assert list(reasons) == [LLAMA.name]
     assert "has 10.0 ms for 16" in reasons[LLAMA.name]
-    assert not silicon.left_out([LLAMA, replace(more, version="0.18.0")])
+    assert not left_out([LLAMA, replace(more, version="0.18.0")])
 
 
 def test_who_waits_longer_than_all_prompts_take_was_not_in_the_engine() -> None:
-    assert silicon.queued(LLAMA, 0.05) is None
-    assert "fewer were in the engine" in str(silicon.queued(replace(LLAMA, ttft_ms=700.0), 0.05))
+    assert queued(LLAMA, 0.05) is None
+    assert "fewer were in the engine" in str(queued(replace(LLAMA, ttft_ms=700.0), 0.05))
 
 
 def test_lengths_are_drawn_as_the_harness_draws_them() -> None:
@@ -212,10 +213,10 @@ def test_a_sample_of_ones_own(tmp_path: Path) -> None:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(row for row in rows[:3])
-    assert [row.name for row in silicon.read_sample(path)] == [row["id"] for row in rows[:3]]
+    assert [row.name for row in read_sample(path)] == [row["id"] for row in rows[:3]]
 
 
 def silicon_file() -> Path:
     import aiconfigurator_core
 
-    return Path(aiconfigurator_core.__file__).parent.joinpath(*silicon.SAMPLE)
+    return Path(aiconfigurator_core.__file__).parent.joinpath(*SAMPLE_FILE)

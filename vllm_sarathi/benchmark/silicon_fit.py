@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_sarathi.benchmark.silicon import LENGTH_SHARE, SiliconRow, left_out, place_of, queued, read_sample
+from vllm_sarathi.benchmark.silicon import place_of
+from vllm_sarathi.benchmark.silicon_sample import LENGTH_SHARE, SiliconRow, left_out, queued, read_sample
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.steptime.nonnegative import nonnegative_least_squares
 from vllm_sarathi.core.types import chunk_work
