@@ -11,7 +11,8 @@ Its own sum for a step with a chunk, `mixed_step_latency`, spreads a prompt's at
 (divided by ceil(isl / chunk)), so the chunk at the end of a long prompt costs too little there, and a prefix makes
 attention cheaper. The sum here asks for the attention of the very chunk over its very prefix instead.
 
-Left out, as there: the padding of decodes to the sizes of captured graphs, sampling and detokenisation.
+What tables leave out is added: the padding to the sizes of captured graphs (`graphs`), and what layers and steps launch
+beside the kernels in the tables, by which factor those are off, and the host's share (`corrections`).
 """
 
 import functools
@@ -25,6 +26,7 @@ from vllm_sarathi.simulation.devices.corrections import FAMILIES, Parts, Place, 
 from vllm_sarathi.simulation.devices.graphs import capture_limit, captured_sizes, padded
 from vllm_sarathi.simulation.devices.package import (
     BACKEND,
+    BLOCK_FP8,
     PACKAGE,
     SYSTEMS,
     Spread,
@@ -228,6 +230,7 @@ class Kernels:
             self._model,
             self.system,
             BACKEND,
+            BLOCK_FP8,
             self.version,
             max_num_tokens=ACTIVATION_TOKENS,
             max_batch_size=1,
@@ -265,7 +268,9 @@ class Kernels:
             f"{PACKAGE} {version}, {self._model} on {self.system}, tables of vLLM {self.version}: {tables:.0%} of a "
             f"step's time from kernel tables, {formula:.0%} by formula"
         )
-        return Source("measured", detail, tuple(warnings))
+        if self.arguments.get("gemm_quant_mode") == "fp8" and self.place.precision == BLOCK_FP8:
+            detail += "; products in block-scaled FP8 by the tables of FP8 with one scale"
+        return Source("interpolated" if warnings else "measured", detail, tuple(warnings))
 
     def _borrowed_tables(self) -> list[str]:
         """Return those of the model's tables into which the package takes rows of other frameworks."""
