@@ -128,16 +128,6 @@ def test_a_config_json_that_is_not_understood_is_refused(
         deployment(f"{folder}/h100")
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"sliding_window": None},
-        {"sliding_window": 4096, "use_sliding_window": False},  # Qwen2
-        {"sliding_window": 32768, "max_position_embeddings": 32768},
-        {"num_experts": 0, "quantization_config": None, "layer_types": ["full_attention"] * 2},
-        {"torch_dtype": "float16"},
-    ],
-)
 def test_a_mixture_of_experts_of_ones_own_is_read(tmp_path: Path) -> None:
     keys = {"num_local_experts": 64, "num_experts_per_tok": 2, "quantization_config": {"quant_method": "fp8"}}
     dense, mixed = (
@@ -150,6 +140,16 @@ def test_a_mixture_of_experts_of_ones_own_is_read(tmp_path: Path) -> None:
     assert many > few
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"sliding_window": None},
+        {"sliding_window": 4096, "use_sliding_window": False},  # Qwen2
+        {"sliding_window": 32768, "max_position_embeddings": 32768},
+        {"num_experts": 0, "quantization_config": None, "layer_types": ["full_attention"] * 2},
+        {"torch_dtype": "float16"},
+    ],
+)
 def test_a_dense_model_that_mentions_what_it_does_not_do_is_read(
     tmp_path: Path, keys: dict[str, Any]
 ) -> None:

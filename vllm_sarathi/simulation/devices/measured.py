@@ -230,7 +230,6 @@ class Kernels:
             self._model,
             self.system,
             BACKEND,
-            BLOCK_FP8,
             self.version,
             max_num_tokens=ACTIVATION_TOKENS,
             max_batch_size=1,
