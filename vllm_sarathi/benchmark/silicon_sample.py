@@ -222,7 +222,7 @@ def _beyond(row: SiliconRow) -> str | None:
     """Return why a row is quicker than its devices can be."""
     shape, unit, width = _shape(row), device(row.system.partition("_")[0]), row.tensor_parallel
     flops_per_s = unit.flops_per_s * width * unit.speed_up(shape.precision)
-    products = 2 * (shape.active_parameters - shape.embedding_parameters) * row.prompt_tokens
+    products = 2.0 * (shape.active_parameters - shape.embedding_parameters) * row.prompt_tokens
     pairs = row.prompt_tokens**2 / 2
     products += sum(k.count * k.attention.pair_flops * pairs for k in shape.kinds if k.attention)
     context = row.prompt_tokens + row.output_tokens / 2

@@ -64,7 +64,8 @@ class Experts:
             imbalance: share of the draws that go to those that are drawn already; 0 for even draws.
         """
         draws = tokens * (1 - imbalance)
-        return self.count * (1 - (1 - self.active / self.count) ** max(1.0, draws))
+        missed = (1 - self.active / self.count) ** max(1.0, draws)
+        return float(self.count * (1 - missed))
 
 
 @dataclass(frozen=True, slots=True)

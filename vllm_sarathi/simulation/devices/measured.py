@@ -324,7 +324,7 @@ class MeasuredTimes:
 
     def send_s(self, tokens: int) -> float:
         """Return the seconds to send a batch's activations to the next stage."""
-        return self._send_token_s * tokens
+        return float(self._send_token_s * tokens)
 
 
 def _attention_first(
