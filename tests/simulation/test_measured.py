@@ -61,6 +61,14 @@ def test_decodes_run_in_the_next_captured_size() -> None:
     assert mine.stage_s(nine) - attention_s(9, 9000) == mine.stage_s(sixteen) - attention_s(16, 16000)
 
 
+def test_beyond_the_captured_sizes_a_step_takes_its_launches() -> None:
+    made = measured.Kernels(*QWEN)
+    assert made.sizes[-1] == 512
+    assert made._at_least(512, 1e-4) == 1e-4
+    assert made._at_least(513, 1e-4) == 64 * 12 * 5e-6
+    assert made._at_least(513, 1.0) == 1.0
+
+
 def test_a_disturbed_entry_is_not_believed() -> None:
     made = measured.Kernels(*QWEN)
     entries = {64: 1.0, 72: 5.0, 80: 2.0, 88: 2.1, 96: 2.2}

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.devices.corrections import FAMILIES, Parts, Place, corrections_for, family
-from vllm_sarathi.simulation.devices.graphs import capture_limit, captured_sizes, padded
+from vllm_sarathi.simulation.devices.graphs import capture_limit, captured_sizes, eager_s, padded
 from vllm_sarathi.simulation.devices.package import (
     BACKEND,
     BLOCK_FP8,
@@ -137,7 +137,7 @@ class Kernels:
         fixed_s = self._decode_fixed.get(decodes)
         if fixed_s is None:
             size = padded(decodes, self.sizes)
-            fixed_s = self.corrections.total_s(self.decode_parts_s(size))
+            fixed_s = self._at_least(decodes, self.corrections.total_s(self.decode_parts_s(size)))
             self._decode_fixed[decodes] = fixed_s
         return fixed_s + self.decode_attention_s(decodes, context_tokens)
 
@@ -175,9 +175,13 @@ class Kernels:
         seconds = self._shared.get(tokens)
         if seconds is None:
             size = padded(tokens, self.sizes)
-            seconds = self.corrections.total_s(self.shared_parts_s(size))
+            seconds = self._at_least(tokens, self.corrections.total_s(self.shared_parts_s(size)))
             self._shared[tokens] = seconds
         return seconds
+
+    def _at_least(self, tokens: int, seconds: float) -> float:
+        """Return the seconds of a step, or of its launches where it is too large for a graph."""
+        return seconds if tokens <= self.sizes[-1] else max(seconds, eager_s(self.place.layers))
 
     def shared_parts_s(self, tokens: int) -> Parts:
         """Return the seconds of all but the attention in a step that reads a prompt, by family, as tables say."""
