@@ -13,7 +13,7 @@ CAPTURE_LIMIT_BLACKWELL = 1024
 
 LAUNCH_S, LAYER_LAUNCHES = 5e-6, 12
 """A kernel's launch by the host, and launches of a layer, where nothing is captured: steps cannot be quicker than
-their launches. Kernel launches cost 4 to 7 microseconds on today's hosts; no row of the silicon sample is bound by it."""
+their launches. A launch costs 4 to 7 microseconds on today's hosts; no row of the silicon sample is bound by it."""
 
 BLACKWELL = ("b200", "b300", "gb200", "gb300")
 
