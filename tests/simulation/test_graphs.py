@@ -52,7 +52,7 @@ def test_a_client_sends_when_it_has_been_answered(in_flight: int) -> None:
     where = small_place()
     requests = [SimulatedRequest(0.0, 100, 5 + i % 3) for i in range(20)]
     scheduler = build(where, SchedulerChoice("default", None), in_flight=in_flight)
-    loop = ClosedLoop(scheduler, EvenTimes(), requests, 4, Frontend(0.25, 0.001), in_flight)
+    loop = ClosedLoop(scheduler, EvenTimes(), requests, 4, Frontend(0.25, 0.0001), in_flight)
     most = 0
     while loop.step():
         most = max(most, len(loop.scheduler.requests))
@@ -60,9 +60,9 @@ def test_a_client_sends_when_it_has_been_answered(in_flight: int) -> None:
     assert len(loop.finished) == 20
     ends = sorted(log.token_s[-1] for log in loop.logs)
     assert loop.sent_s == [0.0] * 4 + ends[:16]
-    # A tokenizer reads one prompt after the other, 0.1 s each.
+    # A tokenizer reads one prompt after the other, 10 ms each.
     arrivals = [log.request.arrival_s for log in loop.logs]
-    assert arrivals[:4] == pytest.approx([0.35, 0.45, 0.55, 0.65])
+    assert arrivals[:4] == pytest.approx([0.26, 0.27, 0.28, 0.29])
     for before, arrival, sent_s in zip(arrivals, arrivals[1:], loop.sent_s[1:], strict=False):
-        assert arrival == pytest.approx(max(before, sent_s + 0.25) + 0.1)
+        assert arrival == pytest.approx(max(before, sent_s + 0.25) + 0.01)
     assert len(loop.answered()) == 20

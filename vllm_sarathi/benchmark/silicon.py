@@ -25,8 +25,8 @@ from vllm_sarathi.simulation.workload import SimulatedRequest
 FRONTEND = Frontend(0.010, 5e-6)
 GATEWAY = Frontend(0.010, 30e-6)
 """What was between the clients and the engines: vLLM's own server, and a gateway before it in the rows of another
-harness than InferenceMAX. Chosen out of three each on 38 rows whose ids end in even numbers, by the median |error| of TTFT:
-of the first, 11% (16% with 10e-6, 18% with 15e-6)."""
+harness than InferenceMAX. Chosen out of three each on 38 rows whose ids end in even numbers, by the median |error| of
+TTFT: of the first, 11% (16% with 10e-6, 18% with 15e-6)."""
 
 WAVES = 10
 """Requests for each client (`--num-prompts` of InferenceMAX is ten times its `--max-concurrency`)."""

@@ -28,11 +28,11 @@ from vllm_sarathi.simulation.devices.package import (
     BACKEND,
     BLOCK_FP8,
     PACKAGE,
-    SYSTEMS,
     Spread,
     compile_engine,
     quiet,
     read_config,
+    system_of,
     tables_of,
 )
 from vllm_sarathi.simulation.devices.source import Source
@@ -90,7 +90,7 @@ class Kernels:
 
     def __init__(self, model: str, unit: str, spread: Spread, sequences: int = 1024) -> None:
         self._model = model
-        self.system = SYSTEMS[unit]
+        self.system = system_of(unit)
         self.version = tables_of(self.system)
         config = read_config(model)
         self.max_tokens = int(config["context"])

@@ -91,6 +91,17 @@ def read_config(name: str) -> dict[str, Any]:
     return read
 
 
+def system_of(unit: str) -> str:
+    """Return the package's name of a device.
+
+    Raises:
+        NotMeasured: it has none of it.
+    """
+    if unit not in SYSTEMS:
+        raise NotMeasured(f"{PACKAGE} has no tables of vLLM on {unit}")
+    return SYSTEMS[unit]
+
+
 @functools.cache
 def tables_of(system: str) -> str:
     """Return the version of vLLM whose kernels were measured on a system.
