@@ -135,14 +135,15 @@ def overhead(
 
 @bench.command()
 def simulator(json: JsonOption = None) -> None:
-    """Measure how fast rehearsals are: steps per second with 64 running requests, and 2,048 chat requests."""
+    """Measure how fast rehearsals are: steps a second, a long chat, and what asking for a step's time takes."""
     with _clear_errors():
+        from vllm_sarathi.benchmark import speed
         from vllm_sarathi.benchmark.results import write_rows
-        from vllm_sarathi.benchmark.speed import measure_speed, speed_table
 
-        rows = measure_speed()
-        Console().print(speed_table(rows))
-        write_rows(rows, json)
+        rows, queries = speed.measure_speed(), speed.measure_queries()
+        Console().print(speed.speed_table(rows))
+        Console().print(speed.query_table(queries))
+        write_rows([*rows, *queries], json)
 
 
 @bench.command()

@@ -257,12 +257,35 @@ def validate(
     too_long: TooLongOption = "refuse",
     time_scale: ScaleOption = 1.0,
     out: Annotated[Path, typer.Option(help="Where raw results and logs go.")] = Path("build/validate"),
+    silicon: Annotated[
+        bool,
+        typer.Option(
+            "--silicon", help="Against measured accelerators instead: the sample of aiconfigurator-core."
+        ),
+    ] = False,
+    ids: Annotated[
+        Path | None, typer.Option(help="With --silicon: a file with the ids of the rows to simulate.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="With --silicon: all odd rows, not a few of each group.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Compare the rehearsal with the show: the same load simulated, and on a real server on this CPU."""
+    """Compare the rehearsal with the show: the same load simulated, and on a real server on this CPU.
+
+    With --silicon, against the measured TTFT and TPOT of servers on accelerators. Constants were fitted on the rows
+    with even ids; the table is of odd ones: four of each group, or --all.
+    """
     from vllm_sarathi.benchmark import results
     from vllm_sarathi.benchmark import validate as room
+    from vllm_sarathi.core.config import ConfigError
 
+    if silicon:
+        _validate_silicon(ids, every, json)
+        return
+    for option, given in (("--ids", ids is not None), ("--all", every)):
+        if given:
+            raise ConfigError(f"{option}: says which rows of --silicon, which is not asked for.")
     asked = room.parse_asked(
         model=model,
         workload=workload,
@@ -281,6 +304,22 @@ def validate(
     rows = room.validate(asked.choices, asked.loads, out, console)
     console.print(room.validate_table(rows))
     results.write_rows(rows, json)
+
+
+def _validate_silicon(ids: Path | None, every: bool, json: Path | None) -> None:
+    from vllm_sarathi.benchmark import farm, results, silicon_sample
+    from vllm_sarathi.benchmark import silicon as room
+
+    console = Console()
+    sample = silicon_sample.read_sample()
+    rows = room.asked_rows(sample, ids, every)
+    judged = room.judge(
+        rows, silicon_sample.left_out(sample), functools.partial(farm.run_all, console=console)
+    )
+    results.write_rows(judged, json)
+    console.print(room.silicon_table(judged))
+    for line in room.summary_lines(judged):
+        console.print(line, soft_wrap=True)
 
 
 def paper(

@@ -42,6 +42,7 @@ class EvenTimes:
     def __init__(self, stages: int = 1, stage_s: float = 0.01, host_s: float = 0.001) -> None:
         self.stages = stages
         self.host_s = host_s
+        self.host_sequence_s = 0.0
         self._stage_s = stage_s
 
     def stage_s(self, shape: StepShape, prefix_tokens: int = 0) -> float:

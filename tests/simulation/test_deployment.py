@@ -74,12 +74,13 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         ("mistral-7b", "must be MODEL/DEVICE"),
         ("mistrall-7b/a100", "did you mean 'mistral-7b'?"),
         ("mistral-7b/a1000", "did you mean 'a100'?"),
-        ("mistral-7b/tpu-v5", "valid: a100, a40, b200, cpu, h100, h200, l4"),
+        ("mistral-7b/tpu-v5", "valid: a100, a40, b200, b300, cpu, h100, h200, l4"),
         ("mistral-7b/a100:tp3", "32 attention heads cannot be shared by 3"),
         ("mistral-7b/a100:tp1pp33", "33 stages for 32 layers"),
         ("mistral-7b/a100@0", "at least 1 device"),
         ("mistral-7b/a100:what", "must be MODEL/DEVICE"),
         ("./nowhere/a100", "unknown model './nowhere', and no config.json is there"),
+        ("./nowhere/a100", "or a folder with the model's config.json: FOLDER/DEVICE"),
     ],
 )
 def test_a_mistake_is_told_the_nearest(name: str, said: str) -> None:
@@ -111,24 +112,32 @@ def test_a_config_json_that_is_none_says_why(tmp_path: Path, text: str, said: st
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("num_local_experts", 8, "a mixture of experts"),  # Mixtral
-        ("num_experts", 128, "a mixture of experts"),  # Qwen3-MoE
-        ("n_routed_experts", 256, "a mixture of experts"),  # DeepSeek
-        ("kv_lora_rank", 512, "latent attention"),
-        ("quantization_config", {"quant_method": "fp8"}, "quantized weights"),
-        ("sliding_window", 4096, "attention within a window"),
-        ("layer_types", ["full_attention", "linear_attention"], "layers of full_attention, linear_attention"),
-        ("full_attention_interval", 4, "linear attention"),
-        ("mamba_d_state", 128, "Mamba layers"),
-        ("torch_dtype", "float8_e4m3fn", "weights of float8_e4m3fn"),
+        ("num_local_experts", 8, "has no whole number 'num_experts_per_tok'"),
+        ("kv_lora_rank", 512, "has no whole number 'qk_nope_head_dim'"),
+        ("quantization_config", {"quant_method": "x"}, "quantization_config.quant_method is 'x'"),
+        ("layer_types", ["full_attention", "linear_attention"], "has no whole number 'linear_num_key_heads'"),
+        ("mamba_d_state", 128, "'mamba_d_state' is not understood"),
+        ("torch_dtype", "float8_e4m3fn", "'torch_dtype' is 'float8_e4m3fn'"),
     ],
 )
-def test_a_config_json_of_more_than_a_dense_model_is_refused(
+def test_a_config_json_that_is_not_understood_is_refused(
     tmp_path: Path, key: str, value: object, said: str
 ) -> None:
     folder = config_folder(tmp_path / "mine", **{key: value})
-    with pytest.raises(ConfigError, match=re.escape(f"{key!r} says {said}")):
+    with pytest.raises(ConfigError, match=re.escape(said)):
         deployment(f"{folder}/h100")
+
+
+def test_a_mixture_of_experts_of_ones_own_is_read(tmp_path: Path) -> None:
+    keys = {"num_local_experts": 64, "num_experts_per_tok": 2, "quantization_config": {"quant_method": "fp8"}}
+    dense, mixed = (
+        deployment(f"{config_folder(tmp_path / name, **more)}/h100:tp2")
+        for name, more in (("dense", {}), ("mixed", keys))
+    )
+    assert mixed.model.experts.count == 64
+    assert mixed.model.parameters > 5 * dense.model.parameters
+    few, many = (mixed.times().stage_s(StepShape(n, n, n * 100, 0.0, n)) for n in (1, 64))
+    assert many > few
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ from vllm_sarathi.simulation.devices.roofline import (
     BANDWIDTH_SHARE,
     COMPUTE_SHARE,
     DEVICES,
+    DOUBLING_LAYER_S,
     ETHERNET_BYTES_PER_S,
     ETHERNET_LATENCY_S,
     KERNELS_PER_LAYER,
     KV_SHARE,
+    LAYER_S,
     LINK_SHARE,
+    SHARED_LAYER_S,
     Roofline,
     device,
 )
@@ -28,7 +31,7 @@ DECODE = StepShape(32, 32, 32 * 4096, 0.0, 32)
 
 
 def test_all_that_the_issue_names_is_there() -> None:
-    assert {"a100", "a40", "h100", "h200", "l4", "b200"} == set(DEVICES)
+    assert {"a100", "a40", "h100", "h200", "l4", "b200", "b300"} == set(DEVICES)
     assert device("A100") is A100
     assert {
         "mistral-7b", "yi-34b", "llama2-70b", "falcon-180b", "llama-3.1-8b", "llama-3.1-70b", "qwen3-32b"
@@ -58,7 +61,7 @@ def test_shapes_have_their_models_published_number_of_weights(
 def test_a_decode_step_is_the_reading_of_weights_and_cache() -> None:
     weights = (32 * MISTRAL.layer_parameters + 32000 * 4096) * 2 / (2.039e12 * BANDWIDTH_SHARE)
     cache = 32 * 4096 * 131072 / (2.039e12 * KV_SHARE)
-    kernels = 32 * KERNELS_PER_LAYER * 2e-6
+    kernels = 32 * (KERNELS_PER_LAYER * 2e-6 + LAYER_S)
     activations = 32 * 32 * 2 * (12 * 4096 + 3 * 14336) / (2.039e12 * BANDWIDTH_SHARE)
     expected = weights + cache + kernels + activations
     assert Roofline(MISTRAL, A100).stage_s(DECODE) == pytest.approx(expected, rel=1e-9)
@@ -71,7 +74,7 @@ def test_a_large_chunk_is_bound_by_compute() -> None:
     linear = 2 * 32 * MISTRAL.layer_parameters * 2048 / (312e12 * COMPUTE_SHARE)
     attention = 4 * 32 * 32 * 128 * 2048 * 1024 / (312e12 * ATTENTION_SHARE)
     rest = 2048 * 32 * 2 * (12 * 4096 + 3 * 14336) / (2.039e12 * BANDWIDTH_SHARE)
-    expected = linear + attention + rest + 32 * KERNELS_PER_LAYER * 2e-6
+    expected = linear + attention + rest + 32 * (KERNELS_PER_LAYER * 2e-6 + LAYER_S)
     assert Roofline(MISTRAL, A100).stage_s(chunk) == pytest.approx(expected, rel=1e-9)
 
 
@@ -100,8 +103,9 @@ def test_a_long_prefix_is_at_least_read() -> None:
 def test_tensor_parallelism_shares_the_work_and_pays_two_reductions_a_layer() -> None:
     one, two = Roofline(MISTRAL, A100), Roofline(MISTRAL, A100, tensor_parallel=2)
     reductions = 2 * 32 * (12e-6 + 32 * 4096 * 2 / (300e9 * LINK_SHARE))
+    reductions += 32 * (SHARED_LAYER_S + DOUBLING_LAYER_S)
     assert two.stage_s(DECODE) > one.stage_s(DECODE) / 2
-    kernels = 32 * KERNELS_PER_LAYER * 2e-6
+    kernels = 32 * (KERNELS_PER_LAYER * 2e-6 + LAYER_S)
     shared = two.stage_s(DECODE) - reductions - kernels
     # Weights and cache are halved exactly; of the activations only the MLP's.
     assert shared == pytest.approx((one.stage_s(DECODE) - kernels) / 2, rel=0.02)

@@ -1,5 +1,6 @@
 """Measured devices: step times against the package that they come from, and what is asked of it."""
 
+import functools
 import re
 import sys
 from typing import Any
@@ -9,8 +10,10 @@ import pytest
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import deployment
-from vllm_sarathi.simulation.devices import measured
-from vllm_sarathi.simulation.devices.measured import MeasuredTimes, Spread, kernels
+from vllm_sarathi.simulation.devices import measured, package
+from vllm_sarathi.simulation.devices.corrections import corrections_for
+from vllm_sarathi.simulation.devices.measured import MeasuredTimes, kernels
+from vllm_sarathi.simulation.devices.package import Spread
 from vllm_sarathi.simulation.placement import MeasuredDeployment, RooflineDeployment
 
 pytest.importorskip("aiconfigurator_core")
@@ -25,8 +28,16 @@ PLACES = [
 ]
 
 
+@functools.cache
+def plain(place: tuple[str, str, Spread]) -> measured.Kernels:
+    """Return kernels as the tables have them, with nothing corrected."""
+    made = measured.Kernels(*place)
+    made.corrections = corrections_for(made.place, {})
+    return made
+
+
 def times(place: tuple[str, str, Spread] = QWEN) -> MeasuredTimes:
-    return MeasuredTimes(kernels(*place), place[2].stages)
+    return MeasuredTimes(plain(place), place[2].stages)
 
 
 def chunk(tokens: int, prefix: int = 0, decodes: int = 0, context: int = 0) -> StepShape:
@@ -35,24 +46,78 @@ def chunk(tokens: int, prefix: int = 0, decodes: int = 0, context: int = 0) -> S
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place[0])
 def test_decodes_alone_take_what_the_package_says(place: tuple[str, str, Spread]) -> None:
-    mine, theirs = times(place), kernels(*place)._engine
-    for decodes, context in ((1, 100), (7, 1000), (32, 4096), (130, 777), (256, 3001)):
+    mine, theirs = times(place), plain(place)._engine
+    for decodes, context in ((1, 100), (8, 1000), (32, 4096), (136, 777), (256, 3001)):
         step = StepShape(decodes, decodes, decodes * context, 0.0, decodes)
         expected_ms = theirs.decode_step_latency(decodes, context, 0)
-        assert mine.stage_s(step) * 1e3 == pytest.approx(expected_ms, rel=3e-3)
+        # Entries that were disturbed when they were measured are not believed.
+        assert 0.9 * expected_ms < mine.stage_s(step) * 1e3 < 1.003 * expected_ms
+
+
+def test_decodes_run_in_the_next_captured_size() -> None:
+    mine = times()
+    nine, sixteen = (StepShape(n, n, n * 1000, 0.0, n) for n in (9, 16))
+    attention_s = plain(QWEN).decode_attention_s
+    assert mine.stage_s(nine) - attention_s(9, 9000) == mine.stage_s(sixteen) - attention_s(16, 16000)
+
+
+def test_beyond_the_captured_sizes_a_step_takes_its_launches() -> None:
+    made = measured.Kernels(*QWEN)
+    assert made.sizes[-1] == 512
+    assert made._at_least(512, 1e-4) == 1e-4
+    assert made._at_least(513, 1e-4) == 64 * 12 * 5e-6
+    assert made._at_least(513, 1.0) == 1.0
+
+
+def test_a_disturbed_entry_is_not_believed() -> None:
+    made = measured.Kernels(*QWEN)
+    entries = {64: 1.0, 72: 5.0, 80: 2.0, 88: 2.1, 96: 2.2}
+    found = [made._least_s(lambda size: [("x_gemm", entries[size], 0.0, "")], n)["gemm"] for n in (64, 72)]
+    assert found == pytest.approx([1e-3, 2e-3])
+
+
+def test_corrections_scale_and_add() -> None:
+    made = measured.Kernels(*QWEN)
+    parts = made.decode_parts_s(32)
+    fitted = {
+        "gemm hopper bfloat16": 2.0,
+        "shared_layer_us": 10.0,
+        "head_norm_us": 1.0,
+        "whole_norm_us": 99.0,
+    }
+    corrected = corrections_for(made.place, fitted)
+    added_s = 64 * 11e-6
+    assert corrected.total_s(parts) == pytest.approx(sum(parts.values()) + parts["gemm"] + added_s)
+    assert corrections_for(made.place).total_s(parts) > sum(parts.values())
+
+
+def test_the_host_is_there_where_it_is_not_hidden() -> None:
+    asynchronous, synchronous = (MeasuredTimes(kernels(*QWEN), 1, value) for value in (True, False))
+    assert synchronous.host_s > 0
+    assert synchronous.host_sequence_s == asynchronous.host_sequence_s > 0
+
+
+def test_a_layers_reductions_are_counted_once() -> None:
+    """Beside `tp_allreduce` the package has two more around the experts, which vLLM has not."""
+    made = measured.Kernels("deepseek-ai/DeepSeek-V3", "h200", Spread(8, 1, True))
+    assert len(made._twice) == 2
+    theirs = made._engine.evaluate_context_ops([*made._shared_ops, *made._twice], 1, 512)
+    twice_s = sum(part[1] for part in theirs if "dispatch" in part[0]) / 1e3
+    assert twice_s > 1e-3
+    assert sum(made.shared_parts_s(512).values()) < sum(part[1] for part in theirs) / 1e3 - 0.99 * twice_s
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place[0])
 def test_a_whole_prompt_beside_decodes_takes_what_the_package_says(place: tuple[str, str, Spread]) -> None:
     """Nothing is spread over chunks there, so the package's own sum is right."""
-    mine, theirs = times(place), kernels(*place)._engine
-    for tokens, decodes in ((512, 32), (1024, 1), (2048, 100), (700, 0)):
+    mine, theirs = times(place), plain(place)._engine
+    for tokens, decodes in ((480, 32), (1024, 1), (2048, 100), (700, 0)):
         expected_ms = theirs.mixed_step_latency(tokens, decodes, tokens, 0)
-        assert mine.stage_s(chunk(tokens, 0, decodes, tokens)) * 1e3 == pytest.approx(expected_ms, rel=5e-3)
+        assert 0.9 * expected_ms < mine.stage_s(chunk(tokens, 0, decodes, tokens)) * 1e3 < 1.005 * expected_ms
 
 
 def test_a_chunk_costs_more_the_longer_its_prefix() -> None:
-    mine, attention = times(), kernels(*QWEN)
+    mine, attention = times(), plain(QWEN)
     near, far, farther = (mine.stage_s(chunk(512, prefix)) for prefix in (0, 8192, 32768))
     assert 1.05 * near < far
     assert 1.2 * far < farther
@@ -69,7 +134,7 @@ def test_what_is_in_the_cache_is_read_and_not_computed() -> None:
 
 
 def test_chunks_of_one_length_are_asked_for_as_they_are() -> None:
-    k = kernels(*QWEN)
+    k = plain(QWEN)
     two = k.chunk_attention_s(2, 1024, 2 * chunk_work(4096, 512))
     parts = k._engine.evaluate_context_ops(k._chunk_ops, 2, 512, 4096)
     assert two == pytest.approx(sum(part[1] for part in parts) / 1e3)
@@ -95,12 +160,10 @@ def test_a_mixture_of_experts_is_concave_and_a_dense_model_is_not() -> None:
 def test_latent_attention_is_found_inside_the_operator_that_has_it() -> None:
     """Of such models the package counts no operator as attention: one of them has its projections, too."""
     place = ("deepseek-ai/DeepSeek-V3", "h200", Spread(8, 1, True))
-    mine, theirs = times(place), kernels(*place)._engine
+    mine = times(place)
     assert mine.stage_s(chunk(512, 65536)) > 1.1 * mine.stage_s(chunk(512))
-    whole_ms = theirs.mixed_step_latency(512, 0, 512, 0)
-    assert mine.stage_s(chunk(512)) * 1e3 == pytest.approx(whole_ms, rel=5e-3)
-    long = StepShape(32, 32, 32 * 16000, 0.0, 32)
-    assert mine.stage_s(long) * 1e3 == pytest.approx(theirs.decode_step_latency(32, 16000, 0), rel=3e-3)
+    near, far = (StepShape(32, 32, 32 * context, 0.0, 32) for context in (1000, 16000))
+    assert mine.stage_s(far) > 1.05 * mine.stage_s(near)
 
 
 class Counting:
@@ -123,8 +186,8 @@ def test_decodes_whose_contexts_grow_are_looked_up_and_not_asked_for() -> None:
     k._engine = counting
     for step in range(5000):
         mine.stage_s(StepShape(64, 64, 64 * (1000 + step), 0.0, 64))
-    # Two ends of each line between tabulated contexts, and all but the attention once.
-    assert counting.asked <= 2 + 2 * (5000 / measured.CONTEXT_STEP_TOKENS + 2)
+    # Two ends of each line between tabulated contexts, and all but the attention at the next captured sizes, once.
+    assert counting.asked <= 1 + measured.LARGER_SIZES + 2 * (5000 / measured.CONTEXT_STEP_TOKENS + 2)
 
 
 def test_stages_share_the_layers_and_send_what_they_have() -> None:
@@ -202,6 +265,15 @@ def test_estimates_are_told_from_measurements() -> None:
     assert any("estimates" in text and "context_qkv_gemm" in text for text in static.warnings)
 
 
+@pytest.mark.parametrize(
+    "name", ["openai/gpt-oss-120b/a40:tp8", "Qwen/Qwen3-32B/l4:fp8tp8", "mistral-7b/a100:fp8"]
+)
+def test_experts_and_precisions_are_rooflines_where_there_are_no_tables(name: str) -> None:
+    place = deployment(name)
+    assert isinstance(place, RooflineDeployment)
+    assert place.source.kind == "roofline"
+
+
 def test_a_device_without_tables_is_a_roofline_and_says_why() -> None:
     place = deployment("Qwen/Qwen3-32B/l4:tp8")
     assert isinstance(place, RooflineDeployment)
@@ -214,15 +286,10 @@ def test_a_device_without_tables_is_a_roofline_and_says_why() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("openai/gpt-oss-120b/a100:tp8", "'num_local_experts' says a mixture of experts"),
         ("Qwen/Qwen3-32B/h100:tp3", "64 attention heads cannot be shared by 3"),
         ("Qwen/Qwen3-33B/h100", "did you mean 'Qwen/Qwen3-32B'?"),
-        ("mistral-7b/a100:fp8", "fp8 needs measured kernels"),
-        ("mistral-7b/a100:tp2ep", "ep needs measured kernels"),
-        (
-            "Qwen/Qwen3-32B/l4:fp8tp8",
-            "fp8 needs measured kernels, and there are none: aiconfigurator-core has no",
-        ),
+        ("mistral-7b/a100:tp2ep", "'ep' distributes experts, and mistral-7b has none"),
+        ("moonshotai/Kimi-K3/l4:tp8", "'attn_res_block_size' is not understood"),
         ("Qwen/Qwen3-32B/h100:", "must be MODEL/DEVICE"),
     ],
 )
@@ -233,8 +300,8 @@ def test_a_mistake_is_one_sentence(name: str, said: str) -> None:
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiconfigurator_core.sdk.common", None)
-    monkeypatch.setattr(measured, "known_models", measured.known_models.__wrapped__)
-    monkeypatch.setattr("vllm_sarathi.simulation.deployment.known_models", measured.known_models)
+    monkeypatch.setattr(package, "known_models", package.known_models.__wrapped__)
+    monkeypatch.setattr("vllm_sarathi.simulation.deployment.known_models", package.known_models)
     assert deployment("qwen3-32b/h100:tp4").source.kind == "roofline"
     with pytest.raises(ConfigError, match=re.escape("pip install 'vllm-sarathi[devices]'")):
         deployment("Qwen/Qwen3-32B/h100:tp4")

@@ -67,6 +67,7 @@ class CalibratedTimes:
 
     stages = 1
     host_s = 0.0
+    host_sequence_s = 0.0
 
     def __init__(self, model: StepModel, ratios: Ratios, seed: int = 0) -> None:
         self._model = model

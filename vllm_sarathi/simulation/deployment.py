@@ -19,10 +19,10 @@ from vllm_sarathi.core.config import (
 )
 from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
 from vllm_sarathi.simulation.calibrated import Ratios, StepModel, calibrated_model, normal_ratios
-from vllm_sarathi.simulation.devices.measured import (
+from vllm_sarathi.simulation.devices.measured import kernels
+from vllm_sarathi.simulation.devices.package import (
     NotMeasured,
     Spread,
-    kernels,
     known_models,
     model_config,
 )
@@ -38,6 +38,7 @@ from vllm_sarathi.simulation.placement import (
     MeasuredDeployment,
     RooflineDeployment,
 )
+from vllm_sarathi.simulation.quantization import NAMED_BYTES
 
 BLOCK_TOKENS = 16
 
@@ -56,11 +57,11 @@ machine, with 100 Gbit Ethernet between machines."""
 
 PATTERN = re.compile(
     r"(?:(?P<count>\d+)x)?(?P<device>[^:@]+)"
-    r"(?::(?=.)(?P<precision>fp8)?(?:tp(?P<tp>\d+))?(?:pp(?P<pp>\d+))?(?P<ep>ep)?)?(?:@(?P<node>\d+))?"
+    r"(?::(?=.)(?P<precision>fp8|nvfp4)?(?:tp(?P<tp>\d+))?(?:pp(?P<pp>\d+))?(?P<ep>ep)?)?(?:@(?P<node>\d+))?"
 )
 
 
-def deployment(name: str, calibration_dir: str | None = None) -> Deployment:
+def deployment(name: str, calibration_dir: str | None = None, longest: int | None = None) -> Deployment:
     """Return a deployment by name.
 
     The name is `MODEL/DEVICE`. A model by its name on a hub, `OWNER/MODEL`, has its step times from measured kernels
@@ -72,6 +73,7 @@ def deployment(name: str, calibration_dir: str | None = None) -> Deployment:
             (or `:fp8tp4`) for weights in FP8 instead of the checkpoint's own precision, `ep` at the end for experts
             that are distributed whole; and `@4` for four devices to a machine. `MODEL/4xDEVICE` is short for `:tp4`.
         calibration_dir: where the calibrations for `MODEL/cpu` are, as `--calibration-dir` of `vllm serve` takes it.
+        longest: the longest request that is served (`--max-model-len`); None for the model's own.
 
     Raises:
         ConfigError: an unknown model or device, or a model that does not fit.
@@ -91,6 +93,8 @@ def deployment(name: str, calibration_dir: str | None = None) -> Deployment:
     tensor_parallel, stages = int(match["tp"] or match["count"] or 1), int(match["pp"] or 1)
     spread = Spread(tensor_parallel, stages, bool(match["ep"]), match["precision"])
     made = _deployment(name, model_name, match["device"].lower(), spread, devices_per_node)
+    if longest is not None:
+        made = replace(made, max_tokens=longest)
     _ = made.kv_tokens
     return made
 
@@ -119,11 +123,10 @@ def _deployment(
             shape = shape_of_config(model_config(hub_name), f"--deployment {name}: {reason}; its config.json")
         else:
             return MeasuredDeployment(**common, max_tokens=measured.max_tokens, kernels=measured)
-    if spread.precision is not None or spread.expert_parallel:
-        why = notes[0] if notes else "name the model as its hub does, OWNER/MODEL."
-        raise ConfigError(
-            f"--deployment {name!r}: {spread.precision or 'ep'} needs measured kernels, and there are none: {why}"
-        )
+    if spread.precision is not None:
+        shape = shape.weights_in(NAMED_BYTES[spread.precision])
+    if spread.expert_parallel and shape.experts is None:
+        raise ConfigError(f"--deployment {name!r}: 'ep' distributes experts, and {model_name} has none.")
     ways = spread.tensor_parallel
     if ways < 1 or shape.heads % ways:
         raise ConfigError(

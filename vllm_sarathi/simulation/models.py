@@ -2,16 +2,27 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import ConfigError, nearest_hint
+from vllm_sarathi.simulation.config_json import (
+    Reader,
+    check_understood,
+    decoder_of,
+    element_bytes,
+    is_gated,
+    read_layers,
+    read_precision,
+)
+from vllm_sarathi.simulation.layers import Experts, LayerKind, grouped_attention
+from vllm_sarathi.simulation.quantization import Precision
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A dense decoder-only transformer.
+    """A decoder-only transformer.
 
     Attributes:
         layers: transformer blocks.
@@ -22,7 +33,10 @@ class ModelShape:
         max_position: the longest sequence it is made for, tokens.
         gated: whether the MLP has a gate (three matrices instead of two).
         tied: whether input and output embeddings share their weights.
-        dtype_bytes: bytes of one weight or KV element.
+        dtype_bytes: bytes of an element of what is not quantized.
+        described: its layers, where they are not all of one dense kind.
+        stated: bytes of its weights and its KV cache, where they are not all of `dtype_bytes`.
+        imbalance: of the experts' load: see `layers.Experts.touched`.
     """
 
     layers: int
@@ -36,22 +50,113 @@ class ModelShape:
     gated: bool = True
     tied: bool = False
     dtype_bytes: int = 2
+    described: tuple[LayerKind, ...] = ()
+    stated: Precision | None = None
+    imbalance: float = 0.0
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """Its layers, those that are alike together."""
+        if self.described:
+            return self.described
+        attention = grouped_attention(self.hidden, self.heads, self.kv_heads, self.head_dim)
+        mlp = (3 if self.gated else 2) * self.hidden * self.intermediate
+        return (LayerKind(self.layers, attention, mlp_parameters=mlp),)
+
+    @property
+    def precision(self) -> Precision:
+        """Bytes of its weights and of its KV cache."""
+        return self.stated or Precision.of(self.dtype_bytes)
+
+    def weights_in(self, element_bytes: float) -> "ModelShape":
+        """Return the shape with the weights that precisions are about in so many bytes an element."""
+        return replace(self, stated=self.precision.with_weights(element_bytes))
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one block's linear layers."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return attention + (3 if self.gated else 2) * self.hidden * self.intermediate
+        """Weights of one block's linear layers, on average over the blocks; all experts are counted."""
+        return round(sum(kind.count * _parameters(kind) for kind in self.kinds) / self.layers)
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Weights of the embeddings."""
+        return (1 if self.tied else 2) * self.vocab * self.hidden
 
     @property
     def parameters(self) -> int:
         """All weights, embeddings included."""
-        return self.layers * self.layer_parameters + (1 if self.tied else 2) * self.vocab * self.hidden
+        return sum(kind.count * _parameters(kind) for kind in self.kinds) + self.embedding_parameters
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache that one token takes over all layers, on one device of its own."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
+    def active_parameters(self) -> int:
+        """Weights that a token goes through, embeddings included."""
+        return (
+            sum(kind.count * _parameters(kind, active=True) for kind in self.kinds)
+            + self.embedding_parameters
+        )
+
+    @property
+    def experts(self) -> Experts | None:
+        """Its experts; None without."""
+        return next((kind.experts for kind in self.kinds if kind.experts), None)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of all weights."""
+        layers = sum(kind.count * (self.dense_bytes(kind) + self.expert_bytes(kind)) for kind in self.kinds)
+        return layers + self.embedding_parameters * self.precision.rest
+
+    def dense_bytes(self, kind: LayerKind) -> float:
+        """Return the bytes of the weights of one layer that every token goes through."""
+        precision = self.precision
+        total = kind.mlp_parameters * precision.mlp
+        total += kind.attention.parameters * precision.attention if kind.attention else 0
+        total += kind.state.parameters * precision.state if kind.state else 0
+        return total + (kind.experts.shared_parameters * precision.shared if kind.experts else 0)
+
+    def expert_bytes(self, kind: LayerKind) -> float:
+        """Return the bytes of all experts of one layer."""
+        experts = kind.experts
+        return experts.count * experts.parameters * self.precision.experts if experts else 0.0
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Bytes of KV cache that one token takes over all layers that keep every token, on one device."""
+        return self.kv_bytes(1, 1)
+
+    def kv_bytes(self, tokens: float, tensor_parallel: int = 1) -> float:
+        """Return the bytes of KV cache that one request of so many tokens takes on one device.
+
+        Keys and values are shared by tensor parallel as far as there are heads of them; beyond, devices have copies.
+        A window keeps no more than it looks back.
+
+        Args:
+            tokens: of the request.
+            tensor_parallel: devices that share a layer.
+        """
+        total = 0.0
+        for kind in self.kinds:
+            if kind.attention is None:
+                continue
+            share = max(1.0, kind.attention.kv_heads / tensor_parallel) / kind.attention.kv_heads
+            kept = tokens if kind.attention.window is None else min(tokens, kind.attention.window)
+            total += kind.count * kind.attention.kv_elements * share * kept
+        return total * self.precision.kv
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes that one request takes for the states of linear attention and Mamba, over all layers."""
+        return float(sum(kind.count * kind.state.state_bytes for kind in self.kinds if kind.state))
+
+
+def _parameters(kind: LayerKind, active: bool = False) -> int:
+    total = kind.mlp_parameters
+    total += kind.attention.parameters if kind.attention else 0
+    total += kind.state.parameters if kind.state else 0
+    if kind.experts:
+        count = kind.experts.active if active else kind.experts.count
+        total += kind.experts.shared_parameters + count * kind.experts.parameters
+    return total
 
 
 MODELS: dict[str, ModelShape] = {
@@ -90,86 +195,57 @@ def model_shape(name: str, elsewhere: Iterable[str] = ()) -> ModelShape:
     if not path.is_file():
         raise UnknownModel(
             f"--deployment: unknown model {name!r}, and no config.json is there; "
-            f"{nearest_hint(name, (*MODELS, *elsewhere))}"
+            f"{nearest_hint(name, (*MODELS, *elsewhere)).rstrip('.')}; or a folder with the model's config.json: "
+            "FOLDER/DEVICE."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is not valid JSON ({error}).") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: must hold a JSON object, not {type(config).__name__}.")
+    config = _read_object(path)
+    beside = path.with_name(QUANTIZED_BESIDE)
+    if beside.is_file() and not config.get("quantization_config"):
+        config["quantization_config"] = _read_object(beside).get("quantization")
     return shape_of_config(config, str(path))
 
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-NOT_DENSE = {
-    "num_experts": "a mixture of experts",
-    "num_local_experts": "a mixture of experts",
-    "n_routed_experts": "a mixture of experts",
-    "moe_num_experts": "a mixture of experts",
-    "kv_lora_rank": "latent attention",
-    "quantization_config": "quantized weights",
-    "compression_config": "quantized weights",
-    "linear_num_value_heads": "linear attention",
-    "full_attention_interval": "linear attention",
-    "attn_layer_period": "Mamba layers",
-    "hybrid_override_pattern": "Mamba layers",
-    "mamba_d_state": "Mamba layers",
-    "ssm_cfg": "Mamba layers",
-    "block_configs": "layers of several shapes",
-}
-"""Keys of a config.json that say that a model is none of those described by ModelShape, where they are set."""
+QUANTIZED_BESIDE = "hf_quant_config.json"
+"""Where ModelOpt says how a checkpoint is quantized whose config.json does not."""
 
 
-def _check_dense(config: Mapping[str, Any], origin: str) -> None:
-    """Raise ConfigError naming the key that says that a model is more than a dense one of 16 or 32 bits."""
-    said = {
-        key: what for key, what in NOT_DENSE.items() if config.get(key) not in (None, 0, False, {}, [], "")
-    }
-    kinds = set(config.get("layer_types") or ())
-    if kinds - {"full_attention"}:
-        said["layer_types"] = f"layers of {', '.join(sorted(kinds))}"
-    window = config.get("sliding_window")
-    positions = config.get("max_position_embeddings") or 0
-    if isinstance(window, int) and window < positions and config.get("use_sliding_window", True):
-        said["sliding_window"] = "attention within a window"
-    dtype = config.get("torch_dtype") or config.get("dtype")
-    if dtype is not None and str(dtype) not in DTYPE_BYTES:
-        said["torch_dtype" if "torch_dtype" in config else "dtype"] = f"weights of {dtype}"
-    for key, what in said.items():
-        raise ConfigError(
-            f"{origin}: {key!r} says {what}, which a roofline of a dense model would get wrong; a model of "
-            "aiconfigurator-core (pip install 'vllm-sarathi[devices]'), named OWNER/MODEL, has measured times."
-        )
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: is not valid JSON ({error}).") from error
+    if not isinstance(read, dict):
+        raise ConfigError(f"{path}: must hold a JSON object, not {type(read).__name__}.")
+    return read
 
 
 def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
     """Return the shape that a config.json describes; `origin` names it in errors.
 
     Raises:
-        ConfigError: a key is missing, or one says that the model is no dense one of 16 or 32 bits.
+        ConfigError: a key is missing, or says something that is not understood; it is named.
     """
-    _check_dense(config, origin)
-    keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
-    for key in keys:
-        if not isinstance(config.get(key), int):
-            raise ConfigError(
-                f"{origin}: has no whole number {key!r}; a decoder's config.json has {', '.join(keys)}."
-            )
-    layers, hidden, heads, vocab = (config[key] for key in keys)
-    intermediate = config.get("intermediate_size") or config.get("ffn_hidden_size") or 4 * hidden
-    activation = str(config.get("hidden_act", "silu"))
+    decoder = decoder_of(config)
+    check_understood(decoder, origin)
+    read = Reader(decoder, origin)
+    kinds = read_layers(read)
+    layers = sum(kind.count for kind in kinds)
+    hidden, heads = read.number("hidden_size", "n_embd"), read.number("num_attention_heads", "n_head")
+    attention = next((kind.attention for kind in kinds if kind.attention), None)
     return ModelShape(
         layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or config.get("num_kv_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        intermediate=intermediate,
-        vocab=vocab,
-        max_position=config.get("max_position_embeddings") or 2048,
-        gated=activation in ("silu", "swiglu", "geglu", "gelu_pytorch_tanh"),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        dtype_bytes=DTYPE_BYTES.get(str(config.get("torch_dtype") or config.get("dtype")), 2),
+        kv_heads=attention.kv_heads if attention else heads,
+        head_dim=read.number("head_dim", "attention_head_dim", default=hidden // heads),
+        intermediate=read.number(
+            "moe_intermediate_size", "intermediate_size", "ffn_hidden_size", "n_inner", default=4 * hidden
+        ),
+        vocab=read.number("vocab_size"),
+        max_position=read.number("max_position_embeddings", "n_positions", default=2048),
+        gated=is_gated(read),
+        tied=read.flag("tie_word_embeddings"),
+        dtype_bytes=element_bytes(read),
+        described=tuple(kinds),
+        stated=read_precision(read, layers),
     )

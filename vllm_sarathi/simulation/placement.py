@@ -78,7 +78,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class RooflineDeployment(Deployment):
-    """A dense model on devices of which there is a data sheet.
+    """A model on devices of which there is a data sheet.
 
     Attributes:
         model: the model's shape.
@@ -98,20 +98,24 @@ class RooflineDeployment(Deployment):
             ConfigError: the model does not fit, with the arithmetic.
         """
         devices = self.tensor_parallel * self.stages
-        weights = self.model.parameters * self.model.dtype_bytes / devices
-        share = max(1.0, self.model.kv_heads / self.tensor_parallel) / self.model.kv_heads
-        token = self.model.kv_bytes_per_token * share / self.stages
+        weights = self.model.weight_bytes / devices
+        whole = self._request_bytes(self.max_tokens)
         room = MEMORY_SHARE * self.unit.memory_bytes - weights - RESERVED_BYTES
-        tokens = int(room / token)
+        tokens = int(room / whole * self.max_tokens) if room > 0 else 0
         if tokens < self.max_tokens:
             raise ConfigError(
                 f"--deployment {self.name}: does not fit: {MEMORY_SHARE:.0%} of {self.unit.memory_bytes / 1e9:.0f} GB "
                 f"per device less {weights / 1e9:.1f} GB of weights ({self.model.parameters / 1e9:.1f}e9 parameters "
                 f"over {devices}) less {RESERVED_BYTES / 1e9:.0f} GB reserved leaves {room / 1e9:.1f} GB of KV cache, "
-                f"and one request of {self.max_tokens} tokens needs {self.max_tokens * token / 1e9:.1f} GB; "
+                f"and one request of {self.max_tokens} tokens needs {whole / 1e9:.1f} GB; "
                 "spread it over more devices (MODEL/DEVICE:tp2pp2)."
             )
         return tokens
+
+    def _request_bytes(self, tokens: int) -> float:
+        """Return what one request takes of a device's KV cache, the states of linear attention among it."""
+        states = self.model.state_bytes / self.tensor_parallel
+        return (self.model.kv_bytes(tokens, self.tensor_parallel) + states) / self.stages
 
     @property
     def source(self) -> Source:

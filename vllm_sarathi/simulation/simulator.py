@@ -34,10 +34,12 @@ class StepTimes(Protocol):
     Attributes:
         stages: pipeline stages, 1 without a pipeline.
         host_s: seconds on the host between the scheduler's answer and the first stage's start.
+        host_sequence_s: seconds more for each sequence of the batch.
     """
 
     stages: int
     host_s: float
+    host_sequence_s: float
 
     def stage_s(self, shape: StepShape, prefix_tokens: int) -> float:
         """Return the seconds that each stage works on a batch.
@@ -192,7 +194,7 @@ class Simulator:
     def _launch(self, output: Any) -> _Batch:
         """Send a batch through the stages of the device."""
         shape, prefix, sampled = self._shape(output)
-        at_s = self.now_s + self._times.host_s
+        at_s = self.now_s + self._times.host_s + self._times.host_sequence_s * shape.sequences
         stage_s = self._times.stage_s(shape, prefix)
         for stage, free_s in enumerate(self._stage_free_s):
             if stage:

@@ -72,6 +72,7 @@ class DisturbedTimes:
     def __init__(self, times: StepTimes, disturbance: Disturbance, seed: int = 0) -> None:
         self.stages = times.stages
         self.host_s = times.host_s
+        self.host_sequence_s = times.host_sequence_s
         self._times = times
         self._what = disturbance
         self._random = random.Random(seed)

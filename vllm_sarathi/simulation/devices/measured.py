@@ -11,29 +11,34 @@ Its own sum for a step with a chunk, `mixed_step_latency`, spreads a prompt's at
 (divided by ceil(isl / chunk)), so the chunk at the end of a long prompt costs too little there, and a prefix makes
 attention cheaper. The sum here asks for the attention of the very chunk over its very prefix instead.
 
-Left out, as there: the padding of decodes to the sizes of captured graphs, sampling and detokenisation.
+What tables leave out is added: the padding to the sizes of captured graphs (`graphs`), and what layers and steps launch
+beside the kernels in the tables, by which factor those are off, and the host's share (`corrections`).
 """
 
 import functools
 import importlib.metadata
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vllm_sarathi.core.types import StepShape
-from vllm_sarathi.simulation.devices.roofline import HOST_S
+from vllm_sarathi.simulation.devices.corrections import FAMILIES, Parts, Place, corrections_for, family
+from vllm_sarathi.simulation.devices.graphs import capture_limit, captured_sizes, eager_s, padded
+from vllm_sarathi.simulation.devices.package import (
+    BACKEND,
+    BLOCK_FP8,
+    PACKAGE,
+    Spread,
+    compile_engine,
+    quiet,
+    read_config,
+    system_of,
+    tables_of,
+)
 from vllm_sarathi.simulation.devices.source import Source
 
-PACKAGE = "aiconfigurator-core"
-BACKEND = "vllm"
-
-SYSTEMS = {"a100": "a100_sxm", "h100": "h100_sxm", "h200": "h200_sxm", "b200": "b200_sxm", "l4": "l4"}
-"""Our names of devices, and the package's."""
-
-PRECISIONS = ("fp8",)
-"""Precisions of the weights that a deployment's name may ask for; without one, the checkpoint's own."""
+LARGER_SIZES = 3
+"""So many captured sizes above are looked at for a quicker entry."""
 
 CONTEXT_STEP_TOKENS = 64
 """Attention of decodes is asked for at every so many tokens of context, and is a line between."""
@@ -49,70 +54,6 @@ ACTIVATION_TOKENS = 8192
 
 PROBE_CHUNK, PROBE_DECODES, PROBE_CONTEXT = 512, 32, 4096
 """The steps whose parts are looked at to say how far to trust a deployment's times."""
-
-
-class NotMeasured(Exception):
-    """There are no measured times of this model on this device; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """How a model is spread over devices.
-
-    Attributes:
-        tensor_parallel: devices that share each layer.
-        stages: pipeline stages.
-        expert_parallel: whether experts are distributed whole; else each is cut like every other layer.
-        precision: of the weights, one of PRECISIONS; None for the checkpoint's own.
-    """
-
-    tensor_parallel: int = 1
-    stages: int = 1
-    expert_parallel: bool = False
-    precision: str | None = None
-
-    def arguments(self, experts: bool) -> dict[str, Any]:
-        """Return what the package calls it; `experts` says whether the model has any."""
-        made: dict[str, Any] = {"tp_size": self.tensor_parallel, "pp_size": self.stages}
-        if experts:
-            made["moe_ep_size" if self.expert_parallel else "moe_tp_size"] = self.tensor_parallel
-        if self.precision is not None:
-            made["gemm_quant_mode"] = self.precision
-            if experts:
-                made["moe_quant_mode"] = self.precision
-        return made
-
-
-@functools.cache
-def known_models() -> dict[str, str]:
-    """Return the models that the package has a config.json of, by how they may be named in lower case.
-
-    A name may leave out the owner's `Meta-` and an `-Instruct` that changes nothing of the shape. Empty where the
-    package is not installed.
-    """
-    try:
-        from aiconfigurator_core.sdk.common import DefaultHFModels
-    except ModuleNotFoundError:
-        return {}
-    names: dict[str, str] = {}
-    for name in sorted(DefaultHFModels):
-        plain = name.lower().replace("/meta-", "/")
-        for alias in (name.lower(), plain, plain + "-instruct"):
-            names.setdefault(alias, name)
-    return names
-
-
-def model_config(name: str) -> dict[str, Any]:
-    """Return the config.json that the package has of one of `known_models`."""
-    config: dict[str, Any] = _read_config(name)["raw_config"]
-    return config
-
-
-def _read_config(name: str) -> dict[str, Any]:
-    from aiconfigurator_core.sdk.utils import get_model_config_from_model_path
-
-    read: dict[str, Any] = get_model_config_from_model_path(name)
-    return read
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,46 +82,52 @@ class Kernels:
         model: one of the values of `known_models`.
         unit: the device, one of SYSTEMS.
         spread: how the model is spread.
+        sequences: `max_num_seqs`, by which vLLM chooses what it captures.
 
     Raises:
         NotMeasured: the package lacks the device, or tables for this model or precision on it.
     """
 
-    def __init__(self, model: str, unit: str, spread: Spread) -> None:
+    def __init__(self, model: str, unit: str, spread: Spread, sequences: int = 1024) -> None:
         self._model = model
-        self.system = SYSTEMS[unit]
-        self.version = _tables_of(self.system)
-        config = _read_config(model)
+        self.system = system_of(unit)
+        self.version = tables_of(self.system)
+        config = read_config(model)
         self.max_tokens = int(config["context"])
-        self._arguments = spread.arguments(experts=bool(config["num_experts"]))
-        try:
-            with _quiet():
-                self._compile()
-        except (ValueError, RuntimeError, KeyError, AssertionError, NotImplementedError) as error:
-            reason = str(error).strip().partition("\n")[0][:200]
-            raise NotMeasured(f"{PACKAGE} has no {model} on {self.system}: {reason}") from error
+        self._engine, self.arguments = compile_engine(
+            model, self.system, spread.arguments(experts=bool(config["num_experts"]))
+        )
+        self.sizes = captured_sizes(sequences, capture_limit(unit))
+        self._find_parts()
+        self.place = Place.of(config, self.system, spread)
+        self.corrections = corrections_for(self.place)
         self._shared: dict[int, float] = {}
         self._decode_fixed: dict[int, float] = {}
         self._decode_attention: dict[int, tuple[float, float]] = {}
 
-    def _compile(self) -> None:
-        from aiconfigurator_core.sdk.engine import EngineHandle
-
-        # The wrapper's methods only convert types: without it a query is a third quicker.
-        engine = EngineHandle.compile(self._model, self.system, BACKEND, **self._arguments)._engine
-        self._engine = engine
-        parts = engine.mixed_step_breakdown_per_op(PROBE_CHUNK, PROBE_DECODES, PROBE_CONTEXT, 2)
-        shared, chunk, attention = parts
+    def _find_parts(self) -> None:
+        engine = self._engine
+        shared, chunk, attention = engine.mixed_step_breakdown_per_op(
+            PROBE_CHUNK, PROBE_DECODES, PROBE_CONTEXT, 2
+        )
         decode = engine.decode_step_per_op(PROBE_DECODES, PROBE_CONTEXT, 2)
         self._chunk_ops, self._shared_ops = _attention_first(
             lambda index, prefix: engine.evaluate_context_ops([index], 1, PROBE_CHUNK, prefix)[0], chunk
         )
-        self._decode_ops, _ = _attention_first(
+        self._decode_ops, self._decode_rest = _attention_first(
             lambda index, more: engine.evaluate_generation_ops([index], PROBE_DECODES, PROBE_CONTEXT + more)[
                 0
             ],
             attention,
         )
+        named = engine.evaluate_context_ops(self._shared_ops, 1, 1)
+        # Where all of a layer's reductions are counted together, those around the experts are counted twice.
+        self._twice = (
+            [index for index, part in zip(self._shared_ops, named, strict=True) if "dispatch" in part[0]]
+            if any("tp_allreduce" in part[0] for part in named)
+            else []
+        )
+        self._shared_ops = [index for index in self._shared_ops if index not in self._twice]
         self.parts = tuple((name, time_ms, source) for name, time_ms, _, source in (*shared, *chunk, *decode))
         self.p2p_s = sum(time_ms for name, time_ms, *_ in shared if name.endswith("_p2p")) / 1e3
         self.provenance = engine.last_provenance()
@@ -189,10 +136,20 @@ class Kernels:
         """Return the seconds of a step of decodes alone; `context_tokens` is summed over them."""
         fixed_s = self._decode_fixed.get(decodes)
         if fixed_s is None:
-            total_ms = self._engine.decode_step_latency(decodes, PROBE_CONTEXT, 0)
-            fixed_s = total_ms / 1e3 - self._attend_s(decodes, PROBE_CONTEXT + 1)
+            size = padded(decodes, self.sizes)
+            fixed_s = self._at_least(decodes, self.corrections.total_s(self.decode_parts_s(size)))
             self._decode_fixed[decodes] = fixed_s
         return fixed_s + self.decode_attention_s(decodes, context_tokens)
+
+    def decode_parts_s(self, decodes: int) -> Parts:
+        """Return the seconds of all but the attention in a step of decodes alone, by family, as tables say."""
+        parts = self._least_s(
+            lambda size: self._engine.evaluate_generation_ops(self._decode_rest, size, PROBE_CONTEXT), decodes
+        )
+        if self._twice:
+            again = self._engine.evaluate_context_ops(self._twice, 1, decodes)
+            parts["moe"] = max(0.0, parts["moe"] - sum(part[1] for part in again) / 1e3)
+        return parts
 
     def decode_attention_s(self, decodes: int, context_tokens: int) -> float:
         """Return the seconds that decodes read the KV cache, at the mean of their contexts."""
@@ -202,12 +159,14 @@ class Kernels:
         line = self._decode_attention.get(key)
         if line is None:
             start, end = slot * CONTEXT_STEP_TOKENS, (slot + 1) * CONTEXT_STEP_TOKENS
-            base_s, next_s = self._attend_s(decodes, max(1, start)), self._attend_s(decodes, end)
+            scale = self.corrections.scales["attention"]
+            base_s, next_s = (scale * self.attend_s(decodes, max(1, at)) for at in (start, end))
             slope = (next_s - base_s) / CONTEXT_STEP_TOKENS
             line = self._decode_attention[key] = (base_s - slope * start, slope)
         return line[0] + line[1] * mean
 
-    def _attend_s(self, decodes: int, context: int) -> float:
+    def attend_s(self, decodes: int, context: int) -> float:
+        """Return the seconds that decodes of one context take for their attention, as tables say."""
         parts = self._engine.evaluate_generation_ops(self._decode_ops, decodes, context)
         return float(sum(part[1] for part in parts)) / 1e3
 
@@ -215,12 +174,44 @@ class Kernels:
         """Return the seconds of all but the attention in a step that reads a prompt."""
         seconds = self._shared.get(tokens)
         if seconds is None:
-            parts = self._engine.evaluate_context_ops(self._shared_ops, 1, tokens)
-            seconds = self._shared[tokens] = sum(part[1] for part in parts) / 1e3
+            size = padded(tokens, self.sizes)
+            seconds = self._at_least(tokens, self.corrections.total_s(self.shared_parts_s(size)))
+            self._shared[tokens] = seconds
         return seconds
 
+    def _at_least(self, tokens: int, seconds: float) -> float:
+        """Return the seconds of a step, or of its launches where it is too large for a graph."""
+        return seconds if tokens <= self.sizes[-1] else max(seconds, eager_s(self.place.layers))
+
+    def shared_parts_s(self, tokens: int) -> Parts:
+        """Return the seconds of all but the attention in a step that reads a prompt, by family, as tables say."""
+        return self._least_s(
+            lambda size: self._engine.evaluate_context_ops(self._shared_ops, 1, size), tokens
+        )
+
+    def _least_s(self, ask: Callable[[int], Sequence[tuple[str, float, float, str]]], tokens: int) -> Parts:
+        """Return the seconds of operators, by family.
+
+        A product of more rows does all the work of one with fewer, so where a table has it quicker, the slower entry
+        was disturbed when it was measured.
+        """
+        place = bisect_left(self.sizes, tokens)
+        larger = self.sizes[place : place + LARGER_SIZES] or (
+            -(-tokens // 128) * 128,
+            -(-tokens // 256) * 256,
+        )
+        columns = [ask(size) for size in dict.fromkeys((tokens, *larger))]
+        parts = dict.fromkeys(FAMILIES, 0.0)
+        for entries in zip(*columns, strict=True):
+            parts[family(entries[0][0])] += min(entry[1] for entry in entries) / 1e3
+        return parts
+
     def chunk_attention_s(self, chunks: int, tokens: int, work: float) -> float:
-        """Return the seconds of the attention of chunks.
+        """Return the seconds of the attention of chunks; the arguments are those of `attend_chunks_s`."""
+        return self.corrections.scales["chunk_attention"] * self.attend_chunks_s(chunks, tokens, work)
+
+    def attend_chunks_s(self, chunks: int, tokens: int, work: float) -> float:
+        """Return the seconds of the attention of chunks, as tables say.
 
         Several chunks count as many of one length over one prefix, with as many tokens and as many pairs in all.
 
@@ -246,7 +237,7 @@ class Kernels:
             self.version,
             max_num_tokens=ACTIVATION_TOKENS,
             max_batch_size=1,
-            **self._arguments,
+            **self.arguments,
         ).breakdown
         return Memory(
             found["gpu_memory_capacity_bytes"],
@@ -280,13 +271,15 @@ class Kernels:
             f"{PACKAGE} {version}, {self._model} on {self.system}, tables of vLLM {self.version}: {tables:.0%} of a "
             f"step's time from kernel tables, {formula:.0%} by formula"
         )
-        return Source("measured", detail, tuple(warnings))
+        if self.arguments.get("gemm_quant_mode") == "fp8" and self.place.precision == BLOCK_FP8:
+            detail += "; products in block-scaled FP8 by the tables of FP8 with one scale"
+        return Source("interpolated" if warnings else "measured", detail, tuple(warnings))
 
     def _borrowed_tables(self) -> list[str]:
         """Return those of the model's tables into which the package takes rows of other frameworks."""
         from aiconfigurator_core.sdk import perf_database
 
-        with _quiet():
+        with quiet():
             database = perf_database.get_database(self.system, BACKEND, self.version)
         assert database is not None, "it was loaded to compile the model"
         return sorted(
@@ -310,11 +303,14 @@ class MeasuredTimes:
     Args:
         measured: the kernel times.
         stages: pipeline stages; they share the layers evenly.
+        asynchronous: whether the host works on the next step meanwhile, as vLLM since 0.14 by default.
     """
 
-    def __init__(self, measured: Kernels, stages: int = 1) -> None:
+    def __init__(self, measured: Kernels, stages: int = 1, asynchronous: bool = True) -> None:
         self.stages = stages
-        self.host_s = HOST_S
+        corrections = measured.corrections
+        self.host_s = corrections.host_s if asynchronous else corrections.synchronous_host_s
+        self.host_sequence_s = corrections.host_sequence_s
         self._kernels = measured
         self._send_token_s = measured.p2p_s / max(1, stages - 1) / (PROBE_CHUNK + PROBE_DECODES)
 
@@ -332,35 +328,7 @@ class MeasuredTimes:
 
     def send_s(self, tokens: int) -> float:
         """Return the seconds to send a batch's activations to the next stage."""
-        return self._send_token_s * tokens
-
-
-@functools.cache
-def _tables_of(system: str) -> str:
-    """Return the version of vLLM whose kernels were measured on a system.
-
-    Raises:
-        NotMeasured: there is none, or the package is not installed.
-    """
-    try:
-        from aiconfigurator_core.sdk import perf_database
-    except ModuleNotFoundError as error:
-        raise NotMeasured(f"{PACKAGE} is not installed: pip install 'vllm-sarathi[devices]'") from error
-    if not (perf_database.get_version_slots(system, BACKEND) or {}).get("current"):
-        raise NotMeasured(f"{PACKAGE} has no tables of vLLM on {system}")
-    return str(perf_database.resolve_query_version(system, BACKEND, "current"))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let the package log nothing: it warns of every table of a system, `Kernels.source` of those that are used."""
-    logger = logging.getLogger("aiconfigurator_core")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+        return float(self._send_token_s * tokens)
 
 
 def _attention_first(
@@ -383,4 +351,5 @@ def _attention_first(
         except ValueError:
             return reading, others
         far_ms = ask(index, 4 * PROBE_CONTEXT)[1]
-        (reading if name in names or far_ms > 1.05 * near_ms else others).append(index)
+        counted = name in names or name.endswith(("attention", "mla_block"))
+        (reading if counted or far_ms > 1.05 * near_ms else others).append(index)

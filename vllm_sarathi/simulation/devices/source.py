@@ -8,7 +8,8 @@ class Source:
     """Where step times come from.
 
     Attributes:
-        kind: `measured` (kernel times), `roofline` (a data sheet), or `calibrated` (steps measured here).
+        kind: `measured` (kernel times), `interpolated` (also, but tables were missing), `roofline` (a data sheet),
+            or `calibrated` (steps measured here).
         detail: which tables, which data sheet.
         warnings: what a reader should know before trusting them; sentences.
     """

@@ -1,0 +1,178 @@
+"""The layers of a decoder in numbers: weights, what they keep of each token, what they keep of each sequence.
+
+Notation of the formulas: h is the width of the residual stream, heads and dimensions are those of config.json.
+Norms, biases and convolutions of a few taps are below 0.1% of a model and left out, as are encoders of images and the
+layers that only draft tokens.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The attention of a layer.
+
+    Attributes:
+        parameters: weights of its projections.
+        pair_flops: operations for each pair of a token with one that it attends to.
+        kv_elements: numbers in the KV cache for each token.
+        kv_heads: over how many devices they can be spread; beyond, and for a latent (1), each has a copy.
+        window: tokens that it looks back; None for all.
+    """
+
+    parameters: int
+    pair_flops: int
+    kv_elements: int
+    kv_heads: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A linear attention or Mamba: what a layer keeps of a sequence, however long.
+
+    Attributes:
+        parameters: weights of its projections.
+        state_bytes: for each sequence.
+    """
+
+    parameters: int
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts.
+
+    Attributes:
+        count: experts.
+        active: of which each token has so many.
+        parameters: weights of one.
+        shared_parameters: weights that every token goes through, the router's among them.
+    """
+
+    count: int
+    active: int
+    parameters: int
+    shared_parameters: int
+
+    def touched(self, tokens: float, imbalance: float = 0.0) -> float:
+        """Return how many experts some tokens wake, on average.
+
+        Args:
+            tokens: in the step.
+            imbalance: share of the draws that go to those that are drawn already; 0 for even draws.
+        """
+        draws = tokens * (1 - imbalance)
+        missed = (1 - self.active / self.count) ** max(1.0, draws)
+        return float(self.count * (1 - missed))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """Layers that are alike.
+
+    Attributes:
+        count: how many.
+        attention, state, experts: what they have; None for what they have not.
+        mlp_parameters: weights of a dense MLP.
+    """
+
+    count: int
+    attention: Attention | None = None
+    state: State | None = None
+    experts: Experts | None = None
+    mlp_parameters: int = 0
+
+
+def grouped_attention(
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    value_dim: int | None = None,
+    window: int | None = None,
+    gated: bool = False,
+    keys_are_values: bool = False,
+) -> Attention:
+    """Return attention in which groups of heads share their keys and values.
+
+    Args:
+        hidden, heads, kv_heads, head_dim: of the layer.
+        value_dim: of a value's head; None for that of a key.
+        window: tokens that it looks back.
+        gated: whether the output has a gate, projected beside the queries.
+        keys_are_values: whether one projection gives both (each is cached all the same).
+    """
+    value = value_dim or head_dim
+    projected = heads * head_dim * (2 if gated else 1) + kv_heads * (
+        head_dim + (0 if keys_are_values else value)
+    )
+    return Attention(
+        parameters=hidden * (projected + heads * value),
+        pair_flops=2 * heads * (head_dim + value),
+        kv_elements=kv_heads * (head_dim + value),
+        kv_heads=kv_heads,
+        window=window,
+    )
+
+
+def latent_attention(
+    hidden: int,
+    heads: int,
+    query_rank: int,
+    kv_rank: int,
+    nope_dim: int,
+    rope_dim: int,
+    value_dim: int,
+    indexer: tuple[int, int] | None = None,
+) -> Attention:
+    """Return latent attention (MLA; DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+    Args:
+        hidden, heads: of the layer.
+        query_rank, kv_rank: of the compressed queries (0 for none) and of the cached latent.
+        nope_dim, rope_dim, value_dim: of a head.
+        indexer: heads and their dimension of what chooses tokens to attend to; None without.
+    """
+    query_dim = nope_dim + rope_dim
+    queries = heads * query_dim * (query_rank or hidden) + hidden * query_rank
+    latent = hidden * (kv_rank + rope_dim) + kv_rank * heads * (nope_dim + value_dim)
+    chooser, cached = 0, kv_rank + rope_dim
+    if indexer is not None:
+        index_heads, index_dim = indexer
+        chooser = (query_rank or hidden) * index_heads * index_dim + hidden * (index_dim + index_heads)
+        cached += index_dim
+    return Attention(
+        parameters=queries + latent + heads * value_dim * hidden + chooser,
+        pair_flops=2 * heads * (query_dim + value_dim),
+        kv_elements=cached,
+        kv_heads=1,
+    )
+
+
+def gated_delta(
+    hidden: int,
+    key_heads: int,
+    value_heads: int,
+    key_dim: int,
+    value_dim: int,
+    taps: int,
+    element_bytes: int,
+) -> State:
+    """Return linear attention by the gated delta rule (arXiv 2412.06464), as Qwen3-Next has it."""
+    keys, values = key_heads * key_dim, value_heads * value_dim
+    parameters = hidden * (2 * keys + 2 * values + 2 * value_heads) + values * hidden
+    # The state is in 32 bits, the last inputs of the convolution in the model's own.
+    state = 4 * value_heads * key_dim * value_dim + element_bytes * (taps - 1) * (2 * keys + values)
+    return State(parameters + taps * (2 * keys + values), state)
+
+
+def mamba2(
+    hidden: int, heads: int, head_dim: int, groups: int, state: int, taps: int, element_bytes: int
+) -> State:
+    """Return a Mamba-2 layer (arXiv 2405.21060)."""
+    inner, mixed = heads * head_dim, heads * head_dim + 2 * groups * state
+    parameters = hidden * (inner + mixed + heads) + inner * hidden + taps * mixed
+    return State(parameters, 4 * heads * head_dim * state + element_bytes * (taps - 1) * mixed)
