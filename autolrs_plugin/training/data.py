@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from autolrs_plugin.training.attributes import is_plain
 from autolrs_plugin.training.inventory import Inventory, made_anew
+from autolrs_plugin.training.plain import is_plain
 from autolrs_plugin.training.rng import (
     Generator,
     rng_kept,
