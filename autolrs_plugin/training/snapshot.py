@@ -36,7 +36,7 @@ ORIGINS = "origins"
 """The part of a captured state that holds the job's own objects, and is not written to files."""
 
 
-COUNT = " (a count or a log)"
+COUNT = " (a log)"
 
 
 class JobState:
