@@ -123,6 +123,7 @@ def test_any_single_number_will_do(value: object) -> None:
         assert tuner(Job(), validate=lambda: value).run().lrs == (0.1,)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_validation_that_is_never_finite_is_said(bad: float) -> None:
     with (

@@ -76,6 +76,7 @@ def fit(
     )  # fmt: skip
     with script(PLAN):
         trainer.fit(module, data, ckpt_path=checkpoint)
+    assert not tuned or tuner[0].ledger.search.steps == PROBED  # the probes took place
     return trainer
 
 
