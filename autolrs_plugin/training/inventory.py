@@ -126,6 +126,7 @@ class Inventory:
         roots: the parts, by the path that is theirs; the model has none, so that its modules have their own names.
         skip: objects that somebody else takes care of; what those with a state of their own refer to is walked to.
         data: whether the parts are data.
+        code: whether to walk to what functions, hooks and classes use, and not only to what objects hold.
 
     Attributes:
         modules: every module.
@@ -138,7 +139,10 @@ class Inventory:
         data: containers of plain values, which nothing that can be set back holds.
     """
 
-    def __init__(self, roots: Mapping[str, Any], skip: Mapping[str, Any], data: bool = False) -> None:
+    def __init__(
+        self, roots: Mapping[str, Any], skip: Mapping[str, Any], data: bool = False, code: bool = True
+    ) -> None:
+        self._code = code
         self.modules: dict[str, torch.nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.stateful: dict[str, Stateful] = {}
@@ -176,7 +180,8 @@ class Inventory:
         elif isinstance(value, (*CONTAINERS, *WEAK)):
             self._container(path, value, data, depth)
         elif isinstance(value, FUNCTIONS):
-            self._function(path, value, data, depth)
+            if self._code:
+                self._function(path, value, data, depth)
         elif isinstance(value, type):
             self._class(value, depth)
         elif isinstance(value, DataLoader):
@@ -219,7 +224,7 @@ class Inventory:
 
     def _hooks(self, path: str, owner: Any, depth: int) -> None:
         """Walk to the hooks of a module, an optimizer or a tensor; a library's keep their state in the module."""
-        for name, hooks in hooks_of(owner).items():
+        for name, hooks in hooks_of(owner).items() if self._code else ():
             for index, hook in enumerate(hooks.values()):
                 function = hook.__self__ if isinstance(hook, MethodType) else hook
                 users = is_users(function) or is_users(type(function))
@@ -281,7 +286,7 @@ class Inventory:
 
     def _class(self, kind: type, depth: int) -> None:
         """Take the attributes of a user's class along, and what its functions use."""
-        for base in kind.__mro__:
+        for base in kind.__mro__ if self._code else ():
             if base in self._classes:
                 continue
             self._classes.add(base)

@@ -123,7 +123,6 @@ def test_any_single_number_will_do(value: object) -> None:
         assert tuner(Job(), validate=lambda: value).run().lrs == (0.1,)
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_validation_that_is_never_finite_is_said(bad: float) -> None:
     with (
@@ -138,6 +137,16 @@ def test_a_validation_that_is_never_finite_is_said(bad: float) -> None:
         pytest.raises(ValueError, match="validate:"),
     ):
         tuner(Job(), validate=lambda: bad).run()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_search_by_a_validation_that_is_never_finite_says_that_and_nothing_else(bad: float) -> None:
+    job = Job(optimizer_name="adamw")
+    tuned = tuner(job, validate=lambda: bad, max_steps=300, eval_cost_steps=0.5)
+    with pytest.raises(ValueError, match=f"validate: returned {bad} .* never returned a finite"):
+        tuned.run()
+    assert tuned.ledger.search.steps > 0
 
 
 def test_a_validation_that_is_seldom_finite_is_a_divergence() -> None:

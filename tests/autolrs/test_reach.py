@@ -597,6 +597,17 @@ def test_what_schedulers_hooks_and_classes_hold_is_as_without_probes(kind: type[
     assert everything(job) == whole
 
 
+def test_an_optimizer_that_a_hook_steps_keeps_its_own_rate() -> None:
+    job = Kind()
+    other = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.3)
+    job.optimizer.register_step_post_hook(lambda *args: other.step())
+    job.optimizer.remembered = lambda: other
+    with script(PLAN):
+        tuner_of(job).run()
+    assert other.param_groups[0]["lr"] == 0.3
+    assert job.rates() == pytest.approx([0.01])
+
+
 def drawing(draw: Callable[[], Any]) -> Kind:
     job = Kind()
     plain = job.step
