@@ -1,13 +1,17 @@
 """What of a model and an optimizer cannot be rolled back, and is refused by a sentence."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+
+MOST_NESTED = 4
+"""Optimizers are looked for in containers in containers, so deep."""
 
 
 def check_job(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -84,16 +88,21 @@ def _hint(thing: Any, kind: type) -> str:
     if isinstance(maker, type) and issubclass(maker, kind):
         arguments = "" if kind is torch.nn.Module else "model.parameters(), lr=..."
         return f", but makes one; give {maker.__name__}({arguments})"
-    held = thing if isinstance(thing, list | tuple | dict) else getattr(thing, "__dict__", {})
-    parts = list(held.values()) if isinstance(held, dict) else list(held)
-    for part in list(parts):
-        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple) else []
+    parts = _parts(thing if isinstance(thing, list | tuple | dict) else getattr(thing, "__dict__", {}))
     names = ", ".join(dict.fromkeys(type(part).__name__ for part in parts if isinstance(part, kind)))
     if not names:
         return ""
     if kind is torch.nn.Module:
         return f"; put {names} into one, such as a torch.nn.ModuleDict"
     return f"; put {names} into one torch.optim.Optimizer that holds them and whose step() calls theirs"
+
+
+def _parts(value: Any, depth: int = 0) -> Iterator[Any]:
+    if isinstance(value, list | tuple | dict) and depth < MOST_NESTED:
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _parts(part, depth + 1)
+    else:
+        yield value
 
 
 def _check_wrapper(model: torch.nn.Module) -> None:

@@ -8,7 +8,7 @@ import dis
 import gc
 import sys
 from collections import deque
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
@@ -339,16 +339,20 @@ class ContextSlots(Slots):
 WEAK = (WeakKeyDictionary, WeakValueDictionary, WeakSet)
 
 
-@lru_cache(maxsize=4096)
-def slot_names(kind: Hashable) -> dict[str, Any]:
+_slot_names: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
+
+
+def slot_names(kind: type) -> dict[str, Any]:
     """Return the descriptors of a class's slots, by the names that they have there (private ones are renamed)."""
-    return {
-        name: member
-        for base in reversed(getattr(kind, "__mro__", ()))
-        if "__slots__" in vars(base)
-        for name, member in vars(base).items()
-        if isinstance(member, MemberDescriptorType)
-    }
+    if kind not in _slot_names:
+        _slot_names[kind] = {
+            name: member
+            for base in reversed(kind.__mro__)
+            if "__slots__" in vars(base)
+            for name, member in vars(base).items()
+            if isinstance(member, MemberDescriptorType)
+        }
+    return _slot_names[kind]
 
 
 def held(owner: Any) -> dict[str, Any]:
