@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-
 MOST_NESTED = 4
 """Optimizers are looked for in containers in containers, so deep."""
 
