@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,7 +122,10 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
                 "restore_callback_states_from_checkpoint: would make an AutoLRSCallback without its generators= and "
                 "stateful=; leave it out: what the tuner has done is restored all the same."
             )
-        vars(trainer)["create_scheduler"] = lambda *args, **kwargs: _install_scheduler(trainer)
+        # A Trainer that refers to itself is left to the garbage collector, which closes the queues of persistent workers
+        # before they are told to end: each is then waited for in vain, for five seconds.
+        owner = weakref.ref(trainer)
+        vars(trainer)["create_scheduler"] = lambda *args, **kwargs: _install_scheduler(owner())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the run, or go on with the one in the checkpoint."""
@@ -205,7 +209,8 @@ def _calling_trainer() -> Trainer:
     raise RuntimeError("AutoLRSCallback: was called by no Trainer.")
 
 
-def _install_scheduler(trainer: Trainer) -> TunedLR:
+def _install_scheduler(trainer: Trainer | None) -> TunedLR:
+    assert trainer is not None, "a method of it was called"
     trainer.lr_scheduler = trainer.callback_handler.lr_scheduler = TunedLR(trainer.optimizer)
     trainer._created_lr_scheduler = True
     return trainer.lr_scheduler

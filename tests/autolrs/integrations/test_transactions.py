@@ -1,7 +1,9 @@
 """A probe inside of a framework is a transaction; and what frameworks allow beside a module and one loader."""
 
+import gc
 import itertools
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,6 +290,15 @@ def test_persistent_workers_end_with_their_probe(tmp_path: Path) -> None:
     ]
     assert len(own) <= 1
     assert trainer.args.dataloader_persistent_workers
+    # It refers to itself nowhere: its workers end with it, and not with a later collection, which takes seconds each.
+    freed = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert freed() is None
+        assert not [p for p in own if p.is_running()]
+    finally:
+        gc.enable()
 
 
 class Keeping(Trainer):
