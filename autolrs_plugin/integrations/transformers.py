@@ -122,8 +122,8 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
                 "restore_callback_states_from_checkpoint: would make an AutoLRSCallback without its generators= and "
                 "stateful=; leave it out: what the tuner has done is restored all the same."
             )
-        # A Trainer that refers to itself is left to the garbage collector, which closes the queues of persistent workers
-        # before they are told to end: each is then waited for in vain, for five seconds.
+        # A Trainer that refers to itself is left to the garbage collector, which closes the queues of persistent
+        # workers before they are told to end: each is then waited for in vain, for five seconds.
         owner = weakref.ref(trainer)
         vars(trainer)["create_scheduler"] = lambda *args, **kwargs: _install_scheduler(owner())
 
