@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from types import (
     BuiltinMethodType,
+    CodeType,
     FunctionType,
     MethodType,
     MethodWrapperType,
@@ -393,6 +394,6 @@ def is_users(thing: Any) -> bool:
     if file is not None:
         return not file.startswith(_LIBRARIES)
     code = getattr(thing, "__code__", None)  # of a script that was run by exec() or a loader of its own
-    if code is not None:
+    if isinstance(code, CodeType):
         return not code.co_filename.startswith(_LIBRARIES)
     return bool(name) and module is None

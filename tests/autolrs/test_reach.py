@@ -534,6 +534,7 @@ class Hooked(Kind):
         self.model.norm.weight.register_post_accumulate_grad_hook(hook("accumulated"))
         self.optimizer.register_step_post_hook(functools.partial(hook("step")))
         self.optimizer.register_step_pre_hook(Bound(self.model).called)
+        body.bias.register_hook(torch.utils.hooks.warn_if_has_hooks)  # a library's: it has no state
         self.added = hook("added")
 
     def validate(self) -> float:
