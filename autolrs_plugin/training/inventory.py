@@ -383,7 +383,9 @@ _LIBRARIES = (
 
 
 def is_users(thing: Any) -> bool:
-    """Tell whether a module, class or function is the user's own, and not a library's."""
+    """Tell whether a module, class, function or code is the user's own, and not a library's."""
+    if isinstance(thing, CodeType):
+        return not thing.co_filename.startswith(_LIBRARIES)
     name = getattr(thing, "__name__" if isinstance(thing, ModuleType) else "__module__", None) or ""
     if not isinstance(name, str) or name.partition(".")[0] in SKIPPED:
         return False
@@ -395,5 +397,5 @@ def is_users(thing: Any) -> bool:
         return not file.startswith(_LIBRARIES)
     code = getattr(thing, "__code__", None)  # of a script that was run by exec() or a loader of its own
     if isinstance(code, CodeType):
-        return not code.co_filename.startswith(_LIBRARIES)
+        return is_users(code)
     return bool(name) and module is None

@@ -141,7 +141,7 @@ class VariableSlots(Slots):
 
     Args:
         function: the function.
-        is_users: tells whether a module is the user's own.
+        is_users: tells whether a module or code is the user's own.
     """
 
     leaves_logs = True
@@ -151,7 +151,8 @@ class VariableSlots(Slots):
         names, self._stored = names_in(function.__code__)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         self._cells = dict(cells)
-        variables = function.__globals__
+        # A library's wrapper bears the name and module of the user's function in it; its globals are the library's.
+        variables = function.__globals__ if is_users(function.__code__) else {}
         self._places = {name: (variables, name) for name in names if name not in self._cells}
         for name in names:
             module = variables.get(
@@ -175,6 +176,11 @@ class VariableSlots(Slots):
         if name in self._cells:
             self._cells[name].cell_contents = value
         else:
+            if name not in self._places:
+                raise ValueError(
+                    f"{name}: is a variable in the state, and none of {self._owner.__qualname__} here; go on with the "
+                    "script that wrote it."
+                )
             variables, key = self._places[name]
             variables[key] = value
 

@@ -59,7 +59,7 @@ def _frame(generator: Any, depth: int) -> Any:
 def _inside(iterator: Any) -> list[Any]:
     """Return the iterators that an iterator draws from: also those that no variable holds."""
     found: list[Any] = []
-    for thing in gc.get_referents(iterator):
+    for thing in [*gc.get_referents(iterator), *getattr(iterator, "__dict__", {}).values()]:
         parts = thing if isinstance(thing, tuple) else (thing,)
         found += [part for part in parts if isinstance(part, Iterator) and part is not iterator]
     return found

@@ -675,6 +675,26 @@ def teed() -> Any:
     return lambda: (next(a), next(b))
 
 
+class Library:
+    """Stands for an iterator of a library's, such as a bar around another one."""
+
+    __module__ = "numpy"
+
+    def __init__(self, inner: Iterator[int]) -> None:
+        self.inner = inner
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> int:
+        return next(self.inner)
+
+
+def wrapped() -> Any:
+    bar = Library(iter([1] * 100))
+    return lambda: next(bar)
+
+
 def spawning() -> Any:
     generator = np.random.default_rng(0)
     return lambda: generator.spawn(1)
@@ -721,6 +741,7 @@ NAMED: dict[Callable[..., Any], str] = {
     counted: r"count \(a count\)",
     zipped: r"pairs \(a zip\)",
     teed: r"a \(a _tee\)",
+    wrapped: r"bar \(a Library\)",
     spawning: r"generator \(its spawned generators\)",
     evicting: r"square \(a cache\)",
     switching: r"torch.are_deterministic_algorithms_enabled\(\)",
@@ -784,7 +805,19 @@ def test_a_script_that_is_in_no_module_is_the_users(tmp_path: Path) -> None:
     """As a notebook, or a file that is loaded by its path, and stands in no list of modules."""
     path = tmp_path / "job.py"
     path.write_text(
-        "import torch\nmemory = torch.zeros(2)\ndef use():\n    memory.add_(1)\n    return 1, memory\n"
+        """
+import torch
+memory = torch.zeros(2)
+class Own:
+    count = 0
+    def use(self):
+        type(self).count += 1
+        memory.add_(1)
+        return self.count, memory
+own = Own()
+def use():
+    return own.use()
+"""
     )
     spec = importlib.util.spec_from_file_location("job_of_no_module", path)
     assert spec is not None
@@ -794,6 +827,7 @@ def test_a_script_that_is_in_no_module_is_the_users(tmp_path: Path) -> None:
 
     def trained(run: Callable[[Held], Any]) -> Any:
         module.memory.zero_()
+        module.Own.count = 0
         return run(held_by("Job", module.use)())
 
     def searched(job: Held) -> Any:
@@ -824,6 +858,19 @@ def test_what_was_held_under_a_key_of_the_earlier_process_is_named_at_a_resume(t
         tuner.close()
         with pytest.raises(ValueError, match=r"held under a key that only the earlier process knew"):
             tuner_of(Lazily(), run_dir=tmp_path, validate=None, max_steps=4)
+
+
+def test_a_librarys_wrapper_around_a_function_is_not_the_users() -> None:
+    """It bears the name and the module of the function; torch puts one around the step of every optimizer's class."""
+
+    class Own(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    model = nn.Linear(1, 1)
+    found = Inventory({"": model, "optimizer": Own(model.parameters(), lr=0.1)}, {})
+    names = [name for slots in found.slots.values() for name in slots.get()]
+    assert not [name for name in names if "global_optimizer" in name]
 
 
 def test_the_walk_is_bounded() -> None:
