@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from autolrs_plugin.training.plain import ATOMS, BUFFERS, CONTAINERS, MANY, is_data, is_plain
+from autolrs_plugin.training.plain import ATOMS, BUFFERS, CONTAINERS, MANY, is_data, is_log, is_plain
 from autolrs_plugin.training.rng import GENERATORS, Generator, like_state
 from autolrs_plugin.training.slots import (
     WEAK,
@@ -319,8 +319,9 @@ class Inventory:
             path += "'"
         self.slots[path] = slots
         for name, item in slots.get().items():
-            # A plain container is copied with what holds it; there is nothing else in it.
-            if not (isinstance(item, CONTAINERS) and is_plain(item)):
+            # A plain container is copied with what holds it; there is nothing else in it. A log stays.
+            whole = isinstance(item, CONTAINERS) and is_plain(item)
+            if not (whole or (slots.leaves_logs and is_log(item))):
                 self._visit(joined(path, name), item, data, depth + 1)
 
 

@@ -3,6 +3,10 @@
 from array import array
 from collections import deque
 from collections.abc import Container
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,9 @@ ATOMS = (
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
 )
 """Values that never change by themselves: what holds them is rebound."""
+
+RECORDED = (*ATOMS, PurePath, date, time, timedelta, Decimal, Enum)
+"""What the entries of a log are: values that never change by themselves, though not all of them go into a file."""
 
 BUFFERS = (bytearray, array)
 """Bytes and numbers that change in place."""
@@ -76,13 +83,13 @@ def is_data(value: Any, left: list[int] | None = None) -> bool:
 
 
 def is_log(value: Any, left: list[int] | None = None) -> bool:
-    """Tell whether a value is a list that holds numbers and strings alone: what happened, and how often."""
+    """Tell whether a value is a list of numbers, strings, paths or times alone: what happened, and how often."""
     return type(value) is list and _is_record(value, [MANY] if left is None else left)
 
 
 def _is_record(value: Any, left: list[int]) -> bool:
     left[0] -= 1
-    if isinstance(value, ATOMS) or left[0] < 0:
+    if isinstance(value, RECORDED) or left[0] < 0:
         return True
     if isinstance(value, dict):
         return all(_is_record(v, left) for v in value.values())

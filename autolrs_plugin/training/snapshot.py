@@ -164,7 +164,7 @@ class JobState:
         for path, slots in self.found.lasting().items():
             for name, value in slots.get().items():
                 kind = COUNT if slots.leaves_logs and is_log(value) else ""
-                if is_plain(value, self._names):
+                if kind or is_plain(value, self._names):
                     found[joined(path, name) + kind] = digest_of(share.copy(value))
         for name, parameter in self.frozen().items():
             found[f"{name} (a frozen weight)"] = str(tensor_digest(parameter))

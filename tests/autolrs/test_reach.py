@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import io
 import itertools
+import logging
 import queue
 import random
 import sys
@@ -788,17 +789,21 @@ def test_data_that_a_step_changes_in_place_is_named() -> None:
         tuner_of(Changed()).run()
 
 
-def test_a_log_of_numbers_stays_and_an_iterator_at_rest_is_no_error() -> None:
+def test_a_log_stays_and_an_iterator_at_rest_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     losses: list[float] = []
+    written: list[Path] = []
     untouched = itertools.cycle([1, 2])
 
     def draw() -> None:
         losses.append(float(len(losses)))
+        written.append(Path(f"checkpoint-{len(losses)}"))
         assert untouched is not None
 
-    with script(PLAN):
+    with script(PLAN), caplog.at_level(logging.WARNING, "autolrs_plugin"):
         tuner_of(drawing(draw)).run()
-    assert len(losses) == 7 + 11
+    assert len(losses) == len(written) == 7 + 11
+    assert "losses (a log)" in caplog.text
+    assert "written (a log)" in caplog.text
 
 
 def test_a_script_that_is_in_no_module_is_the_users(tmp_path: Path) -> None:
