@@ -163,9 +163,10 @@ class JobState:
         found = {path: digest for key, value in state.items() for path, digest in leaves(key, value)}
         for path, slots in self.found.lasting().items():
             for name, value in slots.get().items():
-                kind = COUNT if slots.leaves_logs and is_log(value) else ""
-                if kind or is_plain(value, self._names):
-                    found[joined(path, name) + kind] = digest_of(share.copy(value))
+                if slots.leaves_logs and is_log(value):
+                    found[joined(path, name) + COUNT] = str(data_seen(value))
+                elif is_plain(value, self._names):
+                    found[joined(path, name)] = digest_of(share.copy(value))
         for name, parameter in self.frozen().items():
             found[f"{name} (a frozen weight)"] = str(tensor_digest(parameter))
         for path, data in self.found.data.items():

@@ -880,7 +880,7 @@ def test_a_librarys_wrapper_around_a_function_is_not_the_users() -> None:
 
 def test_the_walk_is_bounded() -> None:
     """Much data and many objects cost little, and libraries are not walked into."""
-    rows = [{"ids": list(range(20)), "text": "x"} for _ in range(8000)]
+    rows = [{"ids": np.arange(20), "text": "x"} for _ in range(8000)]
     chain: Any = None
     for _ in range(3000):
         chain = types.SimpleNamespace(next=chain)
