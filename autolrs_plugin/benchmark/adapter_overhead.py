@@ -10,18 +10,16 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from rich.table import Table
 
-from autolrs_plugin.core.actions import Action, Train
 from autolrs_plugin.integrations.torch_loop import AutoLRS
-from autolrs_plugin.training.hosted import HostedRun
-from autolrs_plugin.training.session import Session
+from autolrs_plugin.training.metering import metered_by
 
 LENGTH, BATCH, ROWS = 64, 8, 512
 LR_RANGE = (1e-5, 1e-1)
@@ -61,15 +59,21 @@ class Clock:
         self._owners: list[str] = []
         self._since = 0.0
 
+    @contextmanager
+    def owning(self, owner: str) -> Iterator[None]:
+        """Inside, time is `owner`'s; within an action all is the action's."""
+        self._switch(self._owners + ["action" if "action" in self._owners else owner])
+        try:
+            yield
+        finally:
+            self._switch(self._owners[:-1])
+
     def owned(self, owner: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method whose time is `owner`'s; within an action all is the action's."""
+        """Return a method whose time is `owner`'s."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            self._switch(self._owners + ["action" if "action" in self._owners else owner])
-            try:
+            with self.owning(owner):
                 return method(*args, **kwargs)
-            finally:
-                self._switch(self._owners[:-1])
 
         return timed
 
@@ -199,14 +203,7 @@ def in_plain_loop(steps: int, clock: Clock) -> None:
         train_data=list(batches),
         progress=False,
     )
-    perform = Session.perform
-
-    def performed(session: Session, action: Action) -> Any:
-        owner = "adapter" if isinstance(action, Train) else "action"
-        return clock.owned(owner, perform)(session, action)
-
-    with patch.object(Session, "perform", performed):
-        clock.owned("adapter", tuner.run)()
+    clock.owned("adapter", tuner.run)()
 
 
 ADAPTERS = {
@@ -225,11 +222,7 @@ def measure(adapter: str, steps: int) -> Overhead:
     """
     clock = Clock()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    timed: dict[str, Any] = {
-        name: clock.owned("adapter", getattr(HostedRun, name)) for name in ("before_step", "after_step")
-    }
-    timed["_act"] = clock.owned("action", HostedRun._act)
-    with warnings.catch_warnings(), patch.multiple(HostedRun, **timed):
+    with warnings.catch_warnings(), metered_by(clock):
         warnings.simplefilter("ignore")
         started = time.perf_counter()
         ADAPTERS[adapter](steps, clock)

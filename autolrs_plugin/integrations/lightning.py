@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.lr import check_prior, earlier_plateau, prior_lr
@@ -72,7 +73,9 @@ class AutoLRSCallback(Callback, HostedResults):
         progress: bool = True,
         **settings: Any,
     ) -> None:
-        self._settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
+        self._settings = plain_numbers(
+            {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
+        )
         self._earlier = {"warm_start": earlier_plateau(warm_start)}
         hosted_config("AutoLRSCallback", 1, False, {**self._settings, **self._earlier})
         check_prior(prior)

@@ -47,7 +47,7 @@ class AutoLRS:
     the other arguments reach: modules with their buffers and attributes (a teacher, a metric), optimizers wherever they
     are held, LR schedulers, scalers, random number generators, tensors and objects of your own. The first probe is
     checked: what it changed for good is named in an error before the run goes on. Probes call `train_step`, too: what
-    it logs, they log; counts and logs in variables of its own (numbers alone) stay, and a warning names them.
+    it logs, they log; a list of numbers in a variable of its own is a log, which stays, and a warning names it.
 
     The position in the data is undone as well, given in one of three ways:
 
@@ -189,6 +189,7 @@ class AutoLRS:
             RuntimeError: the run has begun.
             ConfigError: `share` is no fraction.
         """
+        self._session.check_open()
         if self._controller.state.kept_step is not None:
             raise RuntimeError("find(): the run has begun; find a learning rate before its first step.")
         config = replace(self._controller.config, mode="find", search_budget=share, warm_start=None)
@@ -239,7 +240,7 @@ class AutoLRS:
         return self._loop.as_trained()
 
     def close(self) -> None:
-        """Let another process write to `run_dir`."""
+        """Let another process write to `run_dir`; what was found can still be read, and nothing be trained."""
         self._session.close()
 
     @property

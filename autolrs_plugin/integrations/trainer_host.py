@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ import torch
 from autolrs_plugin.integrations.accelerate import probe_batches, without_workers
 from autolrs_plugin.training.attributes import PlainAttributes, kept
 from autolrs_plugin.training.hosted import saved_by
+from autolrs_plugin.training.inventory import is_users
 
 NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "_time")
 
@@ -52,11 +55,16 @@ class TrainerHost:
     def roots(self) -> dict[str, Any]:
         """Return what else than the model has state that a probe may change."""
         trainer = self._trainer
+        # What a user's own Trainer has beside the Trainer's: its class, a teacher, objects, functions.
+        kinds = torch.nn.Module | FunctionType | partial
+        own = {n: v for n, v in vars(trainer).items() if isinstance(v, kinds) or is_users(type(v))}
         return {
             "model_wrapped": trainer.model_wrapped,
             "train_dataset": trainer.train_dataset,
             "data_collator": trainer.data_collator,
             "eval_dataset": trainer.eval_dataset,
+            "class": type(trainer),
+            **{f"trainer.{name}": value for name, value in own.items()},
         }
 
     @contextmanager

@@ -3,9 +3,11 @@
 import logging
 import os
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.lr import TunedLR, check_prior, earlier_plateau, prior_lr
@@ -84,7 +86,9 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         progress: bool = True,
         **settings: Any,
     ) -> None:
-        self._settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
+        self._settings = plain_numbers(
+            {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
+        )
         self._earlier = {"warm_start": earlier_plateau(warm_start)}
         hosted_config("AutoLRSCallback", 1, False, {**self._settings, **self._earlier})
         check_prior(prior)
@@ -118,7 +122,10 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
                 "restore_callback_states_from_checkpoint: would make an AutoLRSCallback without its generators= and "
                 "stateful=; leave it out: what the tuner has done is restored all the same."
             )
-        vars(trainer)["create_scheduler"] = lambda *args, **kwargs: _install_scheduler(trainer)
+        # A Trainer that refers to itself is left to the garbage collector, which closes the queues of persistent
+        # workers before they are told to end: each is then waited for in vain, for five seconds.
+        owner = weakref.ref(trainer)
+        vars(trainer)["create_scheduler"] = lambda *args, **kwargs: _install_scheduler(owner())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the run, or go on with the one in the checkpoint."""
@@ -202,7 +209,8 @@ def _calling_trainer() -> Trainer:
     raise RuntimeError("AutoLRSCallback: was called by no Trainer.")
 
 
-def _install_scheduler(trainer: Trainer) -> TunedLR:
+def _install_scheduler(trainer: Trainer | None) -> TunedLR:
+    assert trainer is not None, "a method of it was called"
     trainer.lr_scheduler = trainer.callback_handler.lr_scheduler = TunedLR(trainer.optimizer)
     trainer._created_lr_scheduler = True
     return trainer.lr_scheduler

@@ -1,11 +1,16 @@
 """What of a model and an optimizer cannot be rolled back, and is refused by a sentence."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+MOST_NESTED = 4
+"""Optimizers are looked for in containers in containers, so deep."""
 
 
 def check_job(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -17,11 +22,12 @@ def check_job(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         TypeError: they are no model and no optimizer.
     """
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model: a {type(model).__name__} is no torch.nn.Module.")
+        raise TypeError(f"model: {_named(model)} is no torch.nn.Module{_hint(model, torch.nn.Module)}.")
     if not isinstance(optimizer, torch.optim.Optimizer):
-        several = isinstance(optimizer, list | tuple | dict)
-        hint = "; put several into one torch.optim.Optimizer that holds them" if several else ""
-        raise TypeError(f"optimizer: a {type(optimizer).__name__} is no torch.optim.Optimizer{hint}.")
+        kind = torch.optim.Optimizer
+        raise TypeError(
+            f"optimizer: {_named(optimizer)} is no torch.optim.Optimizer{_hint(optimizer, kind)}."
+        )
     _check_wrapper(model)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if not params:
@@ -43,26 +49,59 @@ def check_functions(validate: object, run_dir: Path | None) -> None:
 
     Raises:
         TypeError: `validate` cannot be called.
-        ValueError: `run_dir` is a file.
+        ValueError: `run_dir` is a file, or under one, or nothing may be written there.
     """
     if validate is not None and not callable(validate):
         raise TypeError(
             f"validate: a {type(validate).__name__} cannot be called; give a function that returns the validation "
             "loss, such as one that goes through your loader."
         )
-    if run_dir is not None and run_dir.exists() and not run_dir.is_dir():
-        raise ValueError(f"run_dir={str(run_dir)!r}: is a file; give a folder.")
+    for folder in [] if run_dir is None else [run_dir, *run_dir.parents]:
+        if folder.exists():
+            if not folder.is_dir():
+                under = "" if folder == run_dir else f" is under {str(folder)!r}, which"
+                raise ValueError(f"run_dir={str(run_dir)!r}:{under} is a file; give a folder.")
+            if not os.access(folder, os.W_OK):
+                raise ValueError(f"run_dir={str(run_dir)!r}: nothing may be written to {str(folder)!r}.")
+            break
 
 
 def plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with numpy's numbers as Python's own."""
+    """Return settings with the numbers and arrays of numpy and torch as Python's own numbers and lists."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return type(value)(plain(v) for v in value)
-        return value.item() if isinstance(value, np.generic) else value
+        return value.tolist() if isinstance(value, np.generic | np.ndarray | torch.Tensor) else value
 
     return {name: plain(value) for name, value in settings.items()}
+
+
+def _named(thing: Any) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+
+
+def _hint(thing: Any, kind: type) -> str:
+    """Return what to give in place of what is no module or no optimizer, as far as that can be seen."""
+    maker = thing.func if isinstance(thing, partial) else thing
+    if isinstance(maker, type) and issubclass(maker, kind):
+        arguments = "" if kind is torch.nn.Module else "model.parameters(), lr=..."
+        return f", but makes one; give {maker.__name__}({arguments})"
+    parts = _parts(thing if isinstance(thing, list | tuple | dict) else getattr(thing, "__dict__", {}))
+    names = ", ".join(dict.fromkeys(type(part).__name__ for part in parts if isinstance(part, kind)))
+    if not names:
+        return ""
+    if kind is torch.nn.Module:
+        return f"; put {names} into one, such as a torch.nn.ModuleDict"
+    return f"; put {names} into one torch.optim.Optimizer that holds them and whose step() calls theirs"
+
+
+def _parts(value: Any, depth: int = 0) -> Iterator[Any]:
+    if isinstance(value, list | tuple | dict) and depth < MOST_NESTED:
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _parts(part, depth + 1)
+    else:
+        yield value
 
 
 def _check_wrapper(model: torch.nn.Module) -> None:

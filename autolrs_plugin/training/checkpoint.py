@@ -151,8 +151,8 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
         return {"ndarray": value.tolist(), "dtype": str(value.dtype)}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return {"scalar": value.item(), "dtype": str(value.dtype)}
-    if type(value) is bytes:
-        return {"bytes": value.hex()}
+    if type(value) in (bytes, bytearray):
+        return {type(value).__name__: value.hex()}
     if type(value) is complex:
         return {"complex": [value.real, value.imag]}
     if type(value) in (range, slice):
@@ -244,6 +244,7 @@ def _decode(value: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
     plain: dict[str, Callable[[], Any]] = {
         "float": lambda: float(body),
         "bytes": lambda: bytes.fromhex(body),
+        "bytearray": lambda: bytearray.fromhex(body),
         "complex": lambda: complex(*body),
         "range": lambda: range(*body),
         "slice": lambda: slice(*body),

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from autolrs_plugin.training.attributes import is_plain
 from autolrs_plugin.training.inventory import Inventory, made_anew
+from autolrs_plugin.training.plain import is_log, is_plain
 from autolrs_plugin.training.rng import (
     Generator,
     rng_kept,
@@ -199,7 +199,13 @@ def data_state(source: object) -> dict[str, Any]:
     found = Inventory({"": source}, {}, data=True)
     held = {path: slots.get() for path, slots in found.slots.items()}
     attributes = {
-        path: copy.deepcopy({k: v for k, v in values.items() if is_plain(v, most_bytes=0)})
+        path: copy.deepcopy(
+            {
+                k: v
+                for k, v in values.items()
+                if is_plain(v, most_bytes=0) and not (found.slots[path].leaves_logs and is_log(v))
+            }
+        )
         for path, values in held.items()
     }
     return {

@@ -29,6 +29,7 @@ from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.distributed import RankedPort, ranks_of_job
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop
+from autolrs_plugin.training.metering import metered
 from autolrs_plugin.training.ports import Observer, OnStep, Port, Steps
 from autolrs_plugin.training.progress import warn_beforehand
 from autolrs_plugin.training.rng import Generator, seed_all
@@ -177,6 +178,7 @@ class HostedRun:
         pending = self._action.lrs[: len(self._losses)] if isinstance(self._action, Train) else ()
         return Schedule(self.controller.schedule.lrs + pending)
 
+    @metered("adapter")
     def before_step(self) -> float:
         """Carry out what is due before the framework's next step; set that step's learning rate and return it."""
         while not isinstance(self._action, Train | Done):
@@ -196,6 +198,7 @@ class HostedRun:
         self._loop.rates.set(lr)
         return lr
 
+    @metered("adapter")
     def after_step(self, loss: Any) -> None:
         """Take the loss of the framework's step: a number, or a tensor of one element, which is not read yet."""
         if not isinstance(self._action, Train):
@@ -234,6 +237,7 @@ class HostedRun:
     def _losses_so_far(self) -> tuple[float, ...]:
         return tuple(float(loss) for loss in self._losses)
 
+    @metered("action")
     def _act(self) -> None:
         """Carry out an action that is not training."""
         with self._loop.saving() if isinstance(self._action, Probe) else nullcontext():

@@ -111,20 +111,25 @@ class TorchLoop:
     def snapshot(self) -> None:
         """Keep the whole state, in place of the one kept before."""
         self._keeper.save()
-        self._before_probes = None if self._verified else self._job.digests()
+        self._before_probes = self._job.watched() if self._verified else self._job.digests()
         self._probed = False
 
     def restore(self) -> None:
         """Go back to the kept state.
 
         Raises:
-            RuntimeError: the first probe has changed something that cannot be set back; the message names it.
+            RuntimeError: a probe has changed something that cannot be set back; the message names it.
         """
         self._keeper.restore()
         self._in_probe = False
-        if self._probed and self._before_probes is not None:
-            before, self._before_probes, self._verified = self._before_probes, None, True
-            check_same(before, self._job.digests())
+        before, self._before_probes = self._before_probes, None
+        if self._probed and before is not None:
+            now = self._job.watched() if self._verified else self._job.digests()
+            self._verified = True
+            check_same(before, now)
+        # A state that was read from a file had nobody to take fingerprints of it.
+        unseen = before is None and not self._verified
+        self._before_probes = self._job.digests() if unseen else self._job.watched()
 
     @contextmanager
     def as_kept(self) -> Iterator[None]:
@@ -250,7 +255,7 @@ def check_same(before: Mapping[str, str], after: Mapping[str, str]) -> None:
     lost = [path for path in changed if path not in counts]
     if lost:
         raise RuntimeError(
-            f"{', '.join(lost[:5])}: was changed by the first probe and cannot be set back, so the run would differ "
+            f"{', '.join(lost[:5])}: was changed by a probe and cannot be set back, so the run would differ "
             "from one without probes. Give what batches are drawn from as train_data= or data=, and other state as "
             "stateful= (a module, an optimizer, or an object with state_dict() and load_state_dict())."
         )

@@ -94,7 +94,7 @@ class GroupRates:
         self.ratios = group_ratios(optimizer)
         groups = optimizer.param_groups
         # Looked for once, for a rate is set at every step.
-        self._held = list(Inventory({"optimizer": optimizer}, {}).optimizers.values())
+        self._held = list(Inventory({"optimizer": optimizer}, {}, code=False).optimizers.values())
         self._first = _rate_of(groups[0])
         # With the groups themselves, for one that a rollback has removed must outlive its id.
         self._known = {id(group): (group, ratio) for group, ratio in zip(groups, self.ratios, strict=True)}

@@ -10,12 +10,12 @@ import torch
 
 Generator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
 
 def check_generator(generator: object) -> None:
     """Raise TypeError if `generator` is of no kind that can be read and set back."""
-    if not isinstance(
-        generator, torch.Generator | np.random.Generator | np.random.RandomState | random.Random
-    ):
+    if not isinstance(generator, GENERATORS) or isinstance(generator, random.SystemRandom):
         raise TypeError(
             f"generators: a {type(generator).__name__} is none; valid are torch.Generator, numpy.random.Generator, "
             "numpy.random.RandomState and random.Random."
@@ -105,3 +105,9 @@ def like_state(value: Any) -> Generator:
     if "has_gauss" in value:
         return np.random.RandomState()
     return np.random.Generator(getattr(np.random, value["bit_generator"])())
+
+
+def spawned_by(generator: Generator) -> int:
+    """Return how many generators one of numpy's has spawned: no part of its state, and nobody can set it back."""
+    seed = generator.bit_generator.seed_seq if isinstance(generator, np.random.Generator) else None
+    return int(getattr(seed, "n_children_spawned", 0))

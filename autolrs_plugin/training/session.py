@@ -18,6 +18,7 @@ from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, 
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError
 from autolrs_plugin.core.replay import replay
+from autolrs_plugin.training.metering import owning
 from autolrs_plugin.training.ports import Observer, OnStep, Port, Prober, Steps
 
 MAX_NAN_EVALUATIONS = 3
@@ -89,6 +90,7 @@ class Session:
         self._journals = journals
         self._prober = prober
         self._watched = watched
+        self.closed = False
         self._pending: Action | None = None
         self._pending_since = 0.0
         self._nan_evaluations = 0
@@ -122,8 +124,10 @@ class Session:
         """Return the action to carry out now; it is in the journal from here on.
 
         Raises:
-            RuntimeError: the result of the last one is still missing, or the weights have been changed since.
+            RuntimeError: the result of the last one is still missing, the weights have been changed since, or the
+                session was closed.
         """
+        self.check_open()
         if self._pending is not None and not isinstance(self._pending, Done):
             raise RuntimeError(
                 f"tell() the result of {type(self._pending).__name__} before asking for another action."
@@ -146,10 +150,13 @@ class Session:
 
     def perform(self, action: Action) -> Result:
         """Carry out an action on the port; return its result, which `tell` takes."""
+        self.check_open()
         assert action == self._pending, f"{action} is not the action that was asked for"
         self._performed = True
-        if isinstance(action, Probe):
-            return self._probe(action)
+        with owning("adapter" if isinstance(action, Train) else "action"):
+            return self._probe(action) if isinstance(action, Probe) else self._carried_out(action)
+
+    def _carried_out(self, action: Action) -> Result:
         started = time.perf_counter()
         steps, val_loss = Steps(()), None
         if isinstance(action, Train):
@@ -173,6 +180,7 @@ class Session:
             RuntimeError: no action is pending.
             ValueError: the result does not fit the action, or the validation loss is never finite.
         """
+        self.check_open()
         action = self._pending
         if action is None or isinstance(action, Done):
             raise RuntimeError("there is no action to tell a result of; ask for one with next_action().")
@@ -198,11 +206,19 @@ class Session:
         ledger.bookkeeping_s += time.perf_counter() - started - (ledger.deciding_s - decided_s)
 
     def close(self) -> None:
-        """Let go of the run's folder, and of whoever carries out probes."""
+        """Let go of the run's folder, and of whoever carries out probes; nothing can be carried out any more."""
+        self.closed = True
         if self._prober is not None:
             self._prober.close()
         if self._journal is not None:
             self._journal.close()
+
+    def check_open(self) -> None:
+        """Raise RuntimeError if it was closed: what came now would be in no journal."""
+        if self.closed:
+            raise RuntimeError(
+                "AutoLRS: was closed; make a new one to train (with the same run_dir it goes on)."
+            )
 
     def _seen(self) -> str:
         return self._port.fingerprint() if self._watched else ""

@@ -2,24 +2,33 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from autolrs_plugin.training.attributes import MOST_BYTES, FunctionSlots, Slots, is_plain, is_record
 from autolrs_plugin.training.checking import check_job
 from autolrs_plugin.training.fingerprint import digest_of, leaves, tensor_digest, weights_fingerprint
-from autolrs_plugin.training.inventory import Inventory, Stateful, is_stateful, joined, made_anew, position
+from autolrs_plugin.training.holdings import (
+    Origins,
+    hold_dicts,
+    hold_objects,
+    plain_in,
+    restore_dicts,
+    restore_slots,
+)
+from autolrs_plugin.training.inventory import Inventory, Stateful, is_stateful, joined, made_anew
+from autolrs_plugin.training.plain import MOST_BYTES, is_log, is_plain
 from autolrs_plugin.training.rng import (
     Generator,
     check_generator,
     rng_state,
     set_rng_state,
     set_state_of,
+    spawned_by,
     state_of,
 )
 from autolrs_plugin.training.tree import Copier, Restorer
+from autolrs_plugin.training.watched import data_seen, position, switches
 
 _GROUP_PARAMS = "params"
 
@@ -27,30 +36,7 @@ ORIGINS = "origins"
 """The part of a captured state that holds the job's own objects, and is not written to files."""
 
 
-COUNT = " (a count or a log)"
-
-
-@dataclass
-class Origins:
-    """The job's own objects when a state was captured: they are what is put back.
-
-    Attributes:
-        found: the inventory.
-        parameters: every parameter by name.
-        names: the name of every parameter by its id.
-        notes: what each copy is a copy of.
-        objects: by path and name, what is held that is no plain value.
-        lengths: by path and name, how long a list is that is too long to be copied.
-    """
-
-    found: Inventory
-    parameters: dict[str, torch.Tensor]
-    names: dict[int, str]
-    notes: dict[int, Any] = field(default_factory=dict)
-    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
-    lengths: dict[str, dict[str, int]] = field(default_factory=dict)
-    params: dict[str, list[list[torch.Tensor]]] = field(default_factory=dict)
-    children: dict[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
+COUNT = " (a log)"
 
 
 class JobState:
@@ -104,7 +90,7 @@ class JobState:
             (path, name): digest_of(Copier(share=True).copy(value))
             for path, slots in self.found.slots.items()
             if slots.kind in ("user", "data")
-            for name, value in self._plain(slots).items()
+            for name, value in plain_in(slots, self._names).items()
         }
 
     def trainable(self) -> dict[str, torch.Tensor]:
@@ -175,16 +161,28 @@ class JobState:
         state = self.capture(share)
         del state["attributes"]
         found = {path: digest for key, value in state.items() for path, digest in leaves(key, value)}
-        for path, slots in self.found.slots.items():
+        for path, slots in self.found.lasting().items():
             for name, value in slots.get().items():
-                kind = COUNT if isinstance(slots, FunctionSlots) and is_record(value) else ""
-                if is_plain(value, self._names):
-                    found[joined(path, name) + kind] = digest_of(share.copy(value))
+                if slots.leaves_logs and is_log(value):
+                    found[joined(path, name) + COUNT] = str(data_seen(value))
+                elif is_plain(value, self._names):
+                    found[joined(path, name)] = digest_of(share.copy(value))
         for name, parameter in self.frozen().items():
             found[f"{name} (a frozen weight)"] = str(tensor_digest(parameter))
+        for path, data in self.found.data.items():
+            found[f"{path} (a {type(data).__name__} of {len(data)} items)"] = str(data_seen(data))
+        return found | self.watched()
+
+    def watched(self) -> dict[str, str]:
+        """Return the part of `digests` that nobody can set back, and that costs little."""
+        share, found = Copier(share=True), switches()
         for path, iterator in self.found.iterators.items():
-            where = share.copy(_visible(position(iterator)))
+            where = share.copy(position(iterator))
             found[f"{path} (a {type(iterator).__name__})"] = f"{id(iterator)} {digest_of(where)}"
+        for path, cache in self.found.caches.items():
+            found[f"{path} (a cache)"] = str(cache.cache_info().currsize)
+        for path, generator in self.found.generators.items():
+            found[f"{path} (its spawned generators)"] = str(spawned_by(generator))
         return found
 
     # What there is.
@@ -227,13 +225,10 @@ class JobState:
             if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
                 yield name, module
 
-    def _plain(self, slots: Slots) -> dict[str, Any]:
-        most = MOST_BYTES[slots.kind]
-        return {k: v for k, v in slots.get().items() if is_plain(v, self._names, most)}
-
     def _attributes(self, changed_only: bool, kinds: Collection[str] = tuple(MOST_BYTES)) -> dict[str, Any]:
         """Return plain attributes by path and name; the user's variables only as far as the script did not set them."""
-        found = {path: self._plain(slots) for path, slots in self.found.slots.items() if slots.kind in kinds}
+        places = self.found.lasting() if changed_only else self.found.slots
+        found = {path: plain_in(slots, self._names) for path, slots in places.items() if slots.kind in kinds}
         if changed_only:
             for path, values in found.items():
                 for name in [n for n in values if (path, n) in self._initial]:
@@ -243,16 +238,10 @@ class JobState:
 
     def _origins(self, notes: dict[int, Any]) -> Origins:
         origins = Origins(self.found, self.parameters, self._names, notes)
-        for path, slots in self.found.slots.items():
-            objects = {
-                k: v for k, v in slots.get().items() if not is_plain(v, self._names, MOST_BYTES[slots.kind])
-            }
-            origins.objects[path] = objects
-            origins.lengths[path] = {k: len(v) for k, v in objects.items() if type(v) is list}
+        hold_objects(origins)
+        hold_dicts(origins)
         for path, optimizer in self.found.optimizers.items():
             origins.params[path] = [list(group[_GROUP_PARAMS]) for group in optimizer.param_groups]
-        for path, module in self.found.modules.items():
-            origins.children[path] = dict(module._parameters), dict(module._modules)
         return origins
 
     def _parts(self) -> dict[str, Callable[[], Any]]:
@@ -282,12 +271,7 @@ class JobState:
 
     def _restore(self, restorer: Restorer, state: Mapping[str, Any], origins: Origins) -> None:
         found = origins.found
-        for path, children in origins.children.items():
-            module = found.modules[path]
-            for now, then in zip((module._parameters, module._modules), children, strict=True):
-                if [(k, id(v)) for k, v in now.items()] != [(k, id(v)) for k, v in then.items()]:
-                    now.clear()
-                    now.update(then)
+        restore_dicts(origins)
         for name, kept in state.get("parameters", {}).items():
             restorer.into(origins.parameters[name], kept)
         for name, trains in state.get("trains", {}).items():
@@ -309,7 +293,7 @@ class JobState:
         things = {**self.stateful, **found.stateful}
         for name in [name for name in things if name in state.get("stateful", {})]:
             things[name].load_state_dict(Restorer().restored(None, state["stateful"][name]))
-        self._restore_slots(restorer, state["attributes"], origins)
+        restore_slots(restorer, state["attributes"], origins)
         # Last, because restoring the data may draw from the generators.
         for path, kept in state["generators"].items():
             value = Restorer().restored(None, kept)
@@ -317,29 +301,6 @@ class JobState:
             if generator is not None:
                 set_state_of(generator, value)
         set_rng_state(Restorer().restored(None, state["rng"]), self.generators)
-
-    def _restore_slots(self, restorer: Restorer, attributes: Mapping[str, Any], origins: Origins) -> None:
-        in_memory = bool(origins.children)
-        for path, slots in origins.found.slots.items():
-            kept, now = attributes.get(path, {}), slots.get()
-            then = origins.objects.get(path, {})
-            for name, value in now.items():
-                made = in_memory and path in attributes and name not in kept and name not in then
-                if made and (slots.kind in ("user", "data") or is_plain(value, origins.names)):
-                    slots.delete(name)
-            for name, thing in then.items():
-                if now.get(name) is not thing:
-                    slots.set(name, thing)
-                if name in origins.lengths.get(path, {}) and not (
-                    _leaves_records(slots) and is_record(thing)
-                ):
-                    del thing[origins.lengths[path][name] :]
-            for name, value in kept.items():
-                if _leaves_records(slots) and is_record(value) and is_record(now.get(name)):
-                    continue
-                restored = restorer.restored(now.get(name), value)
-                if name not in now or now[name] is not restored:
-                    slots.set(name, restored)
 
     def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return {
@@ -378,10 +339,6 @@ class JobState:
         return ("parameter", self._names[id(key)]) if isinstance(key, torch.Tensor) else ("key", key)
 
 
-def _leaves_records(slots: Slots) -> bool:
-    return isinstance(slots, FunctionSlots)
-
-
 def _unkey(key: tuple[str, Any], origins: Origins) -> Any:
     kind, name = key
     return origins.parameters[name] if kind == "parameter" else name
@@ -401,13 +358,6 @@ def reshard(model: torch.nn.Module) -> None:
 def _swaps_weights(optimizer: Any) -> bool:
     """Tell whether an optimizer evaluates at other weights than it trains: it has modes, as a module has."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
-
-
-def _visible(where: Any) -> Any:
-    """Return of an iterator's position what can be compared: plain values by their content, others by identity."""
-    if isinstance(where, dict):
-        return {name: value if is_plain(value) else id(value) for name, value in where.items()}
-    return where
 
 
 def _params_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:

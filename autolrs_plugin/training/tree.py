@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from autolrs_plugin.training.plain import BUFFERS
+
 _CONSTANTS = (bool, int, float, str, type(None))
 
 
@@ -154,7 +156,7 @@ class Copier:
             copied = _like(value, items)
         else:
             copied = copy.deepcopy(value)
-        if note and isinstance(value, torch.Tensor | np.ndarray | dict | list | deque | set):
+        if note and isinstance(value, (*BUFFERS, torch.Tensor, np.ndarray, dict, list, deque, set)):
             self.origins[id(copied)] = value
         return copied
 
@@ -243,6 +245,9 @@ class Restorer:
             return _refilled(live, kept, kept)
         if _same_array(live, kept):
             live[...] = kept
+            return live
+        if isinstance(kept, BUFFERS) and type(live) is type(kept):
+            live[:] = kept  # type: ignore[assignment]
             return live
         return copy.deepcopy(kept)
 

@@ -139,6 +139,16 @@ def test_a_validation_that_is_never_finite_is_said(bad: float) -> None:
         tuner(Job(), validate=lambda: bad).run()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_search_by_a_validation_that_is_never_finite_says_that_and_nothing_else(bad: float) -> None:
+    job = Job(optimizer_name="adamw")
+    tuned = tuner(job, validate=lambda: bad, max_steps=300, eval_cost_steps=0.5)
+    with pytest.raises(ValueError, match=f"validate: returned {bad} .* never returned a finite"):
+        tuned.run()
+    assert tuned.ledger.search.steps > 0
+
+
 def test_a_validation_that_is_seldom_finite_is_a_divergence() -> None:
     left = [1.0, math.nan, math.nan, math.nan, math.nan, 0.5]
     probes = [Probe(0, i, (0.01,) * 2, math.inf, evaluate=True) for i in range(5)]

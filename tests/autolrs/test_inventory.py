@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autolrs_plugin import AutoLRS
-from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Snapshot, Train
+from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.training.fingerprint import digest_of
 from tests.autolrs.jobs import bits
 from tests.autolrs.scripted import script
@@ -562,7 +562,9 @@ def test_a_run_with_probes_is_the_run_without(kind: type[Kind]) -> None:
     torch.manual_seed(0)
     job = kind()
     with script(PLAN):
-        tuner_of(job).run()
+        tuner = tuner_of(job)
+        tuner.run()
+    assert tuner.ledger.search.steps == 11  # the probes took place
     assert everything(job) == without
 
 
@@ -657,9 +659,7 @@ def test_an_iterator_of_a_step_with_batches_is_named() -> None:
             job.model, job.optimizer, train_step=step, train_data=job.data, max_steps=7, lr_range=(1e-3, 1.0),
             validation=True, validate=job.validate, progress=False,
         )  # fmt: skip
-        with pytest.raises(
-            RuntimeError, match=r"train_step\.stream \(a generator\): was changed by the first probe"
-        ):
+        with pytest.raises(RuntimeError, match=r"train_step\.stream \(a generator\): was changed by a probe"):
             tuner.run()
     assert len(tuner.schedule) == 2  # before the run went on
 
@@ -677,7 +677,7 @@ def test_a_frozen_weight_that_cannot_be_told_from_data_is_named() -> None:
     job.step = step  # type: ignore[method-assign]
     with (
         script(PLAN),
-        pytest.raises(RuntimeError, match=r"table \(a frozen weight\): was changed by the first probe"),
+        pytest.raises(RuntimeError, match=r"table \(a frozen weight\): was changed by a probe"),
     ):
         tuner_of(job).run()
 
@@ -693,7 +693,7 @@ def test_a_count_of_the_users_own_stays_and_is_named(caplog: pytest.LogCaptureFi
     with script(PLAN), caplog.at_level(logging.WARNING, "autolrs_plugin"):
         tuner_of(job).run()
     assert calls == [7 + 11]
-    assert "train_step.calls (a count or a log): changed by a probe, and not set back" in caplog.text
+    assert "train_step.calls (a log): changed by a probe, and not set back" in caplog.text
 
 
 def test_constants_of_the_script_are_not_written_and_not_set_back(tmp_path: Path) -> None:
@@ -720,17 +720,50 @@ def test_constants_of_the_script_are_not_written_and_not_set_back(tmp_path: Path
     assert settings["clip"][0].item() == 2.0
 
 
-def test_misuse_is_told_in_a_sentence() -> None:
+class Several:
+    """A container that is no optimizer and holds some."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizers = {"main": [optimizer]}
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda o: [o], r"a list is no .*; put AdamW into one torch.optim.Optimizer that holds them"),
+        (lambda o: {"a": o}, r"a dict is no .*; put AdamW into one"),
+        (
+            Several,
+            r"a Several is no torch.optim.Optimizer; put AdamW into one .* whose step\(\) calls theirs\.",
+        ),
+        (type, r"the class AdamW is no .*, but makes one; give AdamW\(model.parameters\(\), lr=...\)"),
+        (lambda o: functools.partial(type(o), lr=1.0), r"a partial is no .*, but makes one; give AdamW\("),
+        (lambda o: 3, r"a int is no torch.optim.Optimizer\."),
+    ],
+    ids=["list", "dict", "object", "class", "partial", "number"],
+)
+def test_what_is_no_optimizer_is_told_what_works(made: Callable[[Any], Any], says: str) -> None:
     job = Kind()
-    with pytest.raises(
-        TypeError, match=r"optimizer: a list is no torch.optim.Optimizer; put several into one"
-    ):
-        AutoLRS(job.model, [job.optimizer], max_steps=7, lr_range=(1e-3, 1.0), train_step=job.validate)
-    with pytest.raises(TypeError, match=r"model: a dict is no torch.nn.Module"):
-        AutoLRS({}, job.optimizer, max_steps=7, lr_range=(1e-3, 1.0), train_step=job.validate)
+    with pytest.raises(TypeError, match=f"optimizer: {says}"):
+        AutoLRS(job.model, made(job.optimizer), max_steps=7, lr_range=(1e-3, 1.0), train_step=job.validate)
 
 
-def test_misuse_of_functions_folders_and_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (type, r"the class Net is no torch.nn.Module, but makes one; give Net\(\)"),
+        (lambda m: [m], r"a list is no torch.nn.Module; put Net into one, such as a torch.nn.ModuleDict"),
+        (lambda m: {}, r"a dict is no torch.nn.Module\."),
+    ],
+    ids=["class", "list", "nothing"],
+)
+def test_what_is_no_model_is_told_what_works(made: Callable[[Any], Any], says: str) -> None:
+    job = Kind()
+    with pytest.raises(TypeError, match=f"model: {says}"):
+        AutoLRS(made(job.model), job.optimizer, max_steps=7, lr_range=(1e-3, 1.0), train_step=job.validate)
+
+
+def test_misuse_of_functions_and_folders(tmp_path: Path) -> None:
     job = Kind()
     with pytest.raises(TypeError, match=r"validate: a list cannot be called; give a function"):
         tuner_of(job, validate=[1, 2])
@@ -741,8 +774,46 @@ def test_misuse_of_functions_folders_and_numbers(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"run_dir='.*file': is a file; give a folder"):
         tuner_of(job, run_dir=tmp_path / "file")
+    for under in ("run", "some/run"):
+        with pytest.raises(
+            ValueError, match=r"run_dir='.*run': is under '.*file', which is a file; give a fold"
+        ):
+            tuner_of(job, run_dir=tmp_path / "file" / under)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"max_steps": np.int64(7), "lr_range": (np.float64(1e-3), np.float32(1.0)), "seed": np.int32(0)},
+        {"max_steps": np.array(7), "lr_range": np.array([1e-3, 1.0]), "prior": np.float64(0.1)},
+        {"max_steps": torch.tensor(7), "lr_range": torch.tensor([1e-3, 1.0], dtype=torch.float64)},
+        {"max_steps": np.uint8(7), "lr_range": [torch.tensor(0.5), np.float16(1.0)]},
+    ],
+    ids=["scalars", "arrays", "tensors", "mixed"],
+)
+def test_numbers_of_numpy_and_torch_will_do(numbers: dict[str, Any], tmp_path: Path) -> None:
     with script(PLAN):
-        tuner_of(job, max_steps=np.int64(7), lr_range=tuple(np.array([1e-3, 1.0])), seed=np.int32(0)).run()
+        tuner = tuner_of(Kind(), run_dir=tmp_path, **numbers)
+        tuner.run()
+    assert len(tuner.schedule) == 7
+    assert tuner.ledger.search.steps == 11
+
+
+def test_after_close_nothing_is_trained(tmp_path: Path) -> None:
+    job = Kind()
+    with script(PLAN):
+        tuner = tuner_of(job, run_dir=tmp_path)
+        action = tuner.next_action()
+        tuner.close()
+        before = everything(job)
+        for call in (tuner.run, tuner.find, tuner.next_action, lambda: tuner.perform(action)):
+            with pytest.raises(RuntimeError, match=r"AutoLRS: was closed; make a new one"):
+                call()
+        with pytest.raises(RuntimeError, match=r"AutoLRS: was closed"):
+            tuner.tell(Result((1.0, 1.0)))
+        assert everything(job) == before
+        assert len(tuner.schedule) == 0  # what was found can still be read
+        tuner_of(Kind(), run_dir=tmp_path).run()
 
 
 def test_what_a_signal_handler_saves_in_a_probe_is_of_the_real_step() -> None:

@@ -95,7 +95,9 @@ class StageSearch:
 
     @property
     def seen(self) -> list[Seen]:
-        """What this stage's probes say."""
+        """What this stage's probes say; nothing where none held."""
+        if not self.held:
+            return []
         progress = self._state.step / self._state.config.max_steps
         return shortfalls(self.held, self._before, progress, COLD_STD if self.cold else 0.0)
 

@@ -1,7 +1,10 @@
 """A probe inside of a framework is a transaction; and what frameworks allow beside a module and one loader."""
 
+import copy
+import gc
 import itertools
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,7 @@ def fit(
     )  # fmt: skip
     with script(PLAN):
         trainer.fit(module, data, ckpt_path=checkpoint)
+    assert not tuned or tuner[0].ledger.search.steps == PROBED  # the probes took place
     return trainer
 
 
@@ -277,9 +281,11 @@ def test_epochs_and_generators_of_a_trainers_data_are_those_of_the_run_without(t
 
 def test_persistent_workers_end_with_their_probe(tmp_path: Path) -> None:
     workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
-    trainer = Trainer(Net(), arguments(tmp_path, **workers), train_dataset=Numbered(), callbacks=[tuned()])
+    tuner = tuned()
+    trainer = Trainer(Net(), arguments(tmp_path, **workers), train_dataset=Numbered(), callbacks=[tuner])
     with script(PLAN):
         trainer.train()
+    assert tuner.ledger.search.steps == PROBED
     own = [
         p
         for p in psutil.Process().children(recursive=True)
@@ -287,6 +293,15 @@ def test_persistent_workers_end_with_their_probe(tmp_path: Path) -> None:
     ]
     assert len(own) <= 1
     assert trainer.args.dataloader_persistent_workers
+    # It refers to itself nowhere: its workers end with it, and not with a later collection, which takes seconds each.
+    freed = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert freed() is None
+        assert not [p for p in own if p.is_running()]
+    finally:
+        gc.enable()
 
 
 class Keeping(Trainer):
@@ -485,21 +500,65 @@ def test_a_group_that_lightning_adds_later_is_taken_along(tmp_path: Path) -> Non
     assert module.late.abs().min() > 0
 
 
-class Failing(Trainer):
-    """Runs out of memory at its step of number `at`, once."""
+class Memory:
+    """An object of a Trainer's own."""
 
-    at, calls = 0, 0
+    def __init__(self) -> None:
+        self.count, self.bank = 0, torch.zeros(2)
+
+
+class Distilling(Trainer):
+    """Has a momentum teacher, an object and a count in its class, and uses all in its loss."""
+
+    seen = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        type(self).seen = 0
+        self.memory, self.teacher = Memory(), copy.deepcopy(self.model).requires_grad_(False)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        out, far = model(**inputs), self.teacher(**inputs)["logits"]
+        type(self).seen += 1
+        self.memory.count += 1
+        self.memory.bank = self.memory.bank * 0.9 + out["logits"].detach().mean(0)
+        for p, q in zip(self.teacher.parameters(), model.parameters(), strict=True):
+            p.data.lerp_(q.data, 0.05)
+        pull = (self.memory.bank * out["logits"]).sum() / (self.memory.count + self.seen)
+        return out["loss"] + (out["logits"] - far).square().mean() + 1e-3 * pull
+
+
+def test_what_a_trainer_of_the_users_own_holds_is_that_of_the_run_without(tmp_path: Path) -> None:
+    found = []
+    for callbacks in ([], [tuned()]):
+        torch.manual_seed(0)
+        options = {"lr_scheduler_type": "constant", "learning_rate": 0.05}
+        trainer = Distilling(
+            Net(), arguments(tmp_path, **options), train_dataset=Numbered(), callbacks=callbacks
+        )
+        with script(PLAN):
+            trainer.train()
+        weights = trainer.model.layer.weight, trainer.teacher.layer.weight, trainer.memory.bank
+        found.append([*map(bits, weights), trainer.memory.count, Distilling.seen])
+    assert callbacks[0].ledger.search.steps == PROBED
+    assert found[0] == found[1]
+
+
+class Failing(Trainer):
+    """Runs out of memory at its call of number `at`, once."""
+
+    at = 0
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        type(self).calls += 1
-        if self.calls == self.at:
+        CALLS[0] += 1
+        if CALLS[0] == self.at:
             raise RuntimeError("CUDA out of memory.")
         return super().training_step(*args, **kwargs)
 
 
 @pytest.mark.parametrize("at", [2, 6, PROBED + 4], ids=["first probe", "second probe", "real step"])
 def test_a_trainer_that_runs_out_of_memory_begins_again(at: int, tmp_path: Path) -> None:
-    Failing.at, Failing.calls = at, 0
+    Failing.at = at
     options = {"auto_find_batch_size": True}
     model = Net()
     weight, begun = model.layer.weight.detach().clone(), []

@@ -1,0 +1,96 @@
+"""Plain values: numbers, strings, tensors and containers of these alone. They can be copied and put back."""
+
+from array import array
+from collections import deque
+from collections.abc import Container
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+
+ATOMS = (
+    *(bool, int, float, complex, str, bytes, type(None), range, slice, np.generic),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
+)
+"""Values that never change by themselves: what holds them is rebound."""
+
+RECORDED = (*ATOMS, PurePath, date, time, timedelta, Decimal, Enum)
+"""What the entries of a log are: values that never change by themselves, though not all of them go into a file."""
+
+BUFFERS = (bytearray, array)
+"""Bytes and numbers that change in place."""
+
+CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+
+MANY = 10_000
+"""A container with more items than this is data, or a log: only what is added to it is taken back."""
+
+MOST_BYTES = {"module": float("inf"), "optimizer": float("inf"), "user": 64 * 2**20, "data": 2**20}
+"""What is larger is data: it is watched, not copied."""
+
+
+def is_plain(
+    value: Any,
+    foreign: Container[int] = (),
+    most_bytes: float = float("inf"),
+    left: list[float] | None = None,
+) -> bool:
+    """Tell whether a value is made of numbers, strings, tensors and containers alone, and is not too large.
+
+    Args:
+        value: the value.
+        foreign: ids of tensors that belong to somebody else, such as the parameters of the model.
+        most_bytes: how large its tensors may be in all.
+        left: how many items, and how many bytes, may still be looked at.
+    """
+    left = [MANY, most_bytes] if left is None else left
+    left[0] -= 1
+    if isinstance(value, ATOMS):
+        return True
+    if isinstance(value, BUFFERS):
+        left[1] -= memoryview(value).nbytes
+        return left[1] >= 0
+    if isinstance(value, torch.Tensor | np.ndarray):
+        left[1] -= value.nbytes
+        numbers = isinstance(value, torch.Tensor) or value.dtype.kind in "biufc"
+        return (
+            numbers
+            and left[1] >= 0
+            and not isinstance(value, torch.nn.Parameter)
+            and id(value) not in foreign
+        )
+    if not isinstance(value, CONTAINERS) or len(value) > left[0]:
+        return False
+    if isinstance(value, dict) and not all(is_plain(k, foreign, most_bytes, left) for k in value):
+        return False
+    return all(
+        is_plain(v, foreign, most_bytes, left) for v in (value.values() if isinstance(value, dict) else value)
+    )
+
+
+def is_data(value: Any, left: list[int] | None = None) -> bool:
+    """Tell whether a container is of plain values alone, as far as so many of them tell."""
+    left = [MANY] if left is None else left
+    left[0] -= 1
+    if isinstance(value, CONTAINERS) and not isinstance(value, torch.Size):
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        return all(is_data(item, left) for item in items if left[0] >= 0)
+    return is_plain(value)
+
+
+def is_log(value: Any, left: list[int] | None = None) -> bool:
+    """Tell whether a value is a list of numbers, strings, paths or times alone: what happened, and how often."""
+    return type(value) is list and _is_record(value, [MANY] if left is None else left)
+
+
+def _is_record(value: Any, left: list[int]) -> bool:
+    left[0] -= 1
+    if isinstance(value, RECORDED) or left[0] < 0:
+        return True
+    if isinstance(value, dict):
+        return all(_is_record(v, left) for v in value.values())
+    return isinstance(value, CONTAINERS) and all(_is_record(v, left) for v in value)

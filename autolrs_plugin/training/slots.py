@@ -1,0 +1,385 @@
+"""What holds values by name: attributes of objects and classes, variables of functions, items of containers.
+
+Each kind reads what is held and sets it, so that a rollback treats all alike.
+"""
+
+import ast
+import dis
+import gc
+import sys
+from collections import deque
+from collections.abc import Container, Mapping, Sequence
+from contextvars import ContextVar
+from functools import lru_cache
+from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
+
+import torch
+
+from autolrs_plugin.training.plain import ATOMS
+
+_TORCHS = frozenset(vars(torch.nn.Module()))
+_OPTIMIZERS = frozenset({"param_groups", "state", "defaults"})
+_OF_CLASSES = (FunctionType, classmethod, staticmethod, property, MemberDescriptorType)
+
+STORES = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR")
+
+
+class Slots:
+    """The attributes of an object.
+
+    Args:
+        owner: the object.
+        kind: `module`, `optimizer`, `data` (data sets, samplers, collators) or `user` (all others).
+        leave: names of attributes that are not its state.
+
+    Attributes:
+        kind: as given.
+        leaves_logs: whether a list of numbers is the user's own log of what happened, which stays.
+        lasts: whether a name means the same at another time, and in another process.
+    """
+
+    leaves_logs = False
+    lasts = True
+
+    def __init__(self, owner: Any, kind: str, leave: Container[str] = ()) -> None:
+        self._owner = owner
+        self.kind = kind
+        self._leave = leave
+
+    def get(self) -> dict[str, Any]:
+        """Return what is held now, by name."""
+        return {k: v for k, v in held(self._owner).items() if not self._is_torchs(k) and k not in self._leave}
+
+    def set(self, name: str, value: Any) -> None:
+        """Hold another object."""
+        # Not setattr: what is put back has passed there once, and some objects forbid it or do more.
+        attributes = getattr(self._owner, "__dict__", None)
+        if attributes is not None and name not in slot_names(type(self._owner)):
+            attributes[name] = value
+        else:
+            object.__setattr__(self._owner, name, value)
+
+    def delete(self, name: str) -> None:
+        """Hold nothing there."""
+        object.__delattr__(self._owner, name)
+
+    def _is_torchs(self, name: str) -> bool:
+        if isinstance(self._owner, torch.nn.Module):
+            return name in _TORCHS
+        if isinstance(self._owner, torch.optim.Optimizer):
+            return name in _OPTIMIZERS or name.endswith("_hooks")
+        return isinstance(self._owner, torch.utils.data.DataLoader)
+
+
+class WrapperSlots(Slots):
+    """What of DistributedDataParallel's own attributes decides about a later step: whether buffers are sent before it.
+
+    An evaluation turns it off, until a step has been taken; after one that is taken back, the next step would miss it.
+    """
+
+    NAME = "require_forward_param_sync"
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__(owner, "module")
+
+    def get(self) -> dict[str, Any]:
+        """Return the one attribute, where there is one."""
+        return {self.NAME: getattr(self._owner, self.NAME)} if hasattr(self._owner, self.NAME) else {}
+
+
+class ParameterSlots(Slots):
+    """The attributes that somebody has given to the parameters of a module, as `weight.attribute`."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__(module, "module")
+
+    def get(self) -> dict[str, Any]:
+        """Return the attributes."""
+        parameters = [(n, p) for n, p in self._owner._parameters.items() if p is not None]
+        return {f"{n}.{k}": v for n, p in parameters if p.__dict__ for k, v in p.__dict__.items()}
+
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute."""
+        parameter, _, attribute = name.partition(".")
+        self._owner._parameters[parameter].__dict__[attribute] = value
+
+    def delete(self, name: str) -> None:
+        """Delete an attribute."""
+        parameter, _, attribute = name.partition(".")
+        del self._owner._parameters[parameter].__dict__[attribute]
+
+
+class ClassSlots(Slots):
+    """The attributes of a class of the user's own, without its functions."""
+
+    def __init__(self, owner: type) -> None:
+        super().__init__(owner, "user")
+
+    def get(self) -> dict[str, Any]:
+        """Return the attributes that the class itself has."""
+        return {
+            k: v
+            for k, v in vars(self._owner).items()
+            if not (k.startswith(("__", "_abc_")) or isinstance(v, _OF_CLASSES))
+        }
+
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute."""
+        type.__setattr__(self._owner, name, value)
+
+    def delete(self, name: str) -> None:
+        """Delete an attribute."""
+        type.__delattr__(self._owner, name)
+
+
+class VariableSlots(Slots):
+    """The variables of a function's surroundings that it uses: closure cells, globals, and those of a user's modules.
+
+    Lists of numbers alone are the user's own logs of what the function did: they stay.
+
+    Args:
+        function: the function.
+        is_users: tells whether a module or code is the user's own.
+    """
+
+    leaves_logs = True
+
+    def __init__(self, function: FunctionType, is_users: Any) -> None:
+        super().__init__(function, "user")
+        names, self._stored = names_in(function.__code__)
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        self._cells = dict(cells)
+        # A library's wrapper bears the name and module of the user's function in it; its globals are the library's.
+        variables = function.__globals__ if is_users(function.__code__) else {}
+        self._places = {name: (variables, name) for name in names if name not in self._cells}
+        for name in names:
+            module = variables.get(
+                name, sys.modules.get(name)
+            )  # imported at the top, or by the function itself
+            if isinstance(module, ModuleType) and is_users(module):
+                self._places |= {f"{name}.{n}": (vars(module), n) for n in names if n in vars(module)}
+
+    def get(self) -> dict[str, Any]:
+        """Return the variables that can change: those that the function sets, and what can be changed in place."""
+        found = {n: variables[key] for n, (variables, key) in self._places.items() if key in variables}
+        for name, cell in self._cells.items():
+            try:
+                found[name] = cell.cell_contents
+            except ValueError:  # not set yet
+                continue
+        return {k: v for k, v in found.items() if self._sets(k) or not isinstance(v, (*ATOMS, ModuleType))}
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a variable."""
+        if name in self._cells:
+            self._cells[name].cell_contents = value
+        else:
+            if name not in self._places:
+                raise ValueError(
+                    f"{name}: is a variable in the state, and none of {self._owner.__qualname__} here; go on with the "
+                    "script that wrote it."
+                )
+            variables, key = self._places[name]
+            variables[key] = value
+
+    def delete(self, name: str) -> None:
+        """Unset a variable that the function has set; others were there before, and are the user's."""
+        if not self._sets(name):
+            return
+        if name in self._cells:
+            del self._cells[name].cell_contents
+        else:
+            variables, key = self._places[name]
+            del variables[key]
+
+    def _sets(self, name: str) -> bool:
+        return name.rpartition(".")[2] in self._stored
+
+
+class FunctionSlots(Slots):
+    """What a function holds itself: its attributes, and its default arguments as `<default 0>` or `<default name>`."""
+
+    def __init__(self, function: FunctionType) -> None:
+        super().__init__(function, "user")
+
+    def get(self) -> dict[str, Any]:
+        """Return the attributes and the default arguments."""
+        function = self._owner
+        found = dict(function.__dict__)
+        found |= {f"<default {i}>": value for i, value in enumerate(function.__defaults__ or ())}
+        return found | {f"<default {k}>": value for k, value in (function.__kwdefaults__ or {}).items()}
+
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute or a default argument."""
+        function, default = self._owner, name.removeprefix("<default ").removesuffix(">")
+        if default == name:
+            function.__dict__[name] = value
+        elif default.isdigit():
+            values = list(function.__defaults__ or ())
+            values[int(default)] = value
+            function.__defaults__ = tuple(values)
+        else:
+            function.__kwdefaults__[default] = value
+
+    def delete(self, name: str) -> None:
+        """Delete an attribute."""
+        del self._owner.__dict__[name]
+
+
+class ItemSlots(Slots):
+    """The items of a container, as `[index]` or `['key']`: of one that holds other things than plain values, too.
+
+    Keys that are no plain values go by their place, and so do the members of sets; they are held as they are.
+    """
+
+    def __init__(self, owner: Any, kind: str = "user") -> None:
+        super().__init__(owner, kind)
+        self._keys: dict[str, Any] = {}
+        self._names: dict[int, str] = {}
+        self.lasts = self.lasts and isinstance(owner, Sequence | deque | Mapping)
+        self.get()
+
+    def get(self) -> dict[str, Any]:
+        """Return the items."""
+        if isinstance(self._owner, Sequence | deque):
+            return {f"[{i}]": item for i, item in enumerate(self._owner)}
+        if isinstance(self._owner, Mapping):
+            return {self._name(key): item for key, item in list(self._owner.items())}
+        return {self._name(item): item for item in list(self._owner)}
+
+    def set(self, name: str, value: Any) -> None:
+        """Put an item there."""
+        if isinstance(self._owner, list | deque):
+            index = int(name[1:-1])
+            self._owner.extend([None] * (index + 1 - len(self._owner)))
+            self._owner[index] = value
+        elif isinstance(self._owner, Mapping):
+            self._owner[self._key(name)] = value  # type: ignore[index]
+        elif not isinstance(self._owner, tuple | frozenset):
+            self._owner.add(value)
+
+    def delete(self, name: str) -> None:
+        """Take an item away; of a list, one that was added at its end."""
+        if isinstance(self._owner, list | deque):
+            self._owner.pop()
+        elif isinstance(self._owner, Mapping):
+            del self._owner[self._key(name)]  # type: ignore[attr-defined]
+        else:
+            self._owner.discard(self._key(name))
+
+    def _key(self, name: str) -> Any:
+        if name not in self._keys and name.startswith("[#"):
+            raise ValueError(
+                f"{name}: an item of a {type(self._owner).__name__} is held under a key that only the earlier process "
+                "knew, so this run cannot be resumed; make it before training begins, or leave run_dir out."
+            )
+        known = self._keys[name] if name in self._keys else ast.literal_eval(name[1:-1])
+        return known() if isinstance(known, ref) else known
+
+    def _name(self, key: Any) -> str:
+        if isinstance(key, ATOMS) and isinstance(self._owner, Mapping):
+            self._keys.setdefault(f"[{key!r}]", key)
+            return f"[{key!r}]"
+        known = self._names.get(id(key))
+        if known is not None and self._key(known) is key:  # another may have the id of one that is gone
+            return known
+        name = self._names[id(key)] = f"[#{len(self._keys)}]"
+        weak = isinstance(self._owner, WeakKeyDictionary | WeakSet)
+        self._keys[name] = ref(key) if weak else key
+        return name
+
+
+class CacheSlots(ItemSlots):
+    """What functools.cache or lru_cache has kept, by the place of its key: what was added can be taken away."""
+
+    lasts = False
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        # Nothing but the garbage collector tells of it; where it does not, what is added shows in cache_info().
+        found = (part for part in gc.get_referents(function) if type(part) is dict)
+        super().__init__(next((part for part in found if part is not function.__dict__), {}))
+
+    def get(self) -> dict[str, Any]:
+        """Return the function, under the name of each key."""
+        return dict.fromkeys(super().get(), self._function)
+
+    def set(self, name: str, value: Any) -> None:
+        """Leave it: a result that was dropped is gone."""
+
+
+class ResultSlots(ItemSlots):
+    """The results that functools.cache or lru_cache has kept, which a step may change in place."""
+
+    lasts = False
+
+    def __init__(self, function: Any) -> None:
+        found = gc.get_referents(function)
+        super().__init__(
+            tuple(p for part in found for p in (part.values() if type(part) is dict else [part]))
+        )
+
+
+class ContextSlots(Slots):
+    """The value of a context variable."""
+
+    def __init__(self, owner: ContextVar[Any]) -> None:
+        super().__init__(owner, "user")
+
+    def get(self) -> dict[str, Any]:
+        """Return the value, if it is set."""
+        nothing = object()
+        value = self._owner.get(nothing)
+        return {} if value is nothing else {"value": value}
+
+    def set(self, name: str, value: Any) -> None:
+        """Set the value."""
+        self._owner.set(value)
+
+    def delete(self, name: str) -> None:
+        """Leave it: what has been set without a token at hand cannot be unset."""
+
+
+WEAK = (WeakKeyDictionary, WeakValueDictionary, WeakSet)
+
+
+_slot_names: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
+
+
+def slot_names(kind: type) -> dict[str, Any]:
+    """Return the descriptors of a class's slots, by the names that they have there (private ones are renamed)."""
+    if kind not in _slot_names:
+        _slot_names[kind] = {
+            name: member
+            for base in reversed(kind.__mro__)
+            if "__slots__" in vars(base)
+            for name, member in vars(base).items()
+            if isinstance(member, MemberDescriptorType)
+        }
+    return _slot_names[kind]
+
+
+def held(owner: Any) -> dict[str, Any]:
+    """Return the attributes of an object, those in slots included."""
+    found = {}
+    for name, member in slot_names(type(owner)).items():
+        try:
+            found[name] = member.__get__(owner)
+        except AttributeError:  # not set
+            continue
+    return {**found, **getattr(owner, "__dict__", {})}
+
+
+@lru_cache(maxsize=4096)
+def names_in(code: CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the names that a function's code uses (globals and attributes), and those that it sets."""
+    names = dict.fromkeys(code.co_names)
+    stored = {i.argval for i in dis.get_instructions(code) if i.opname in STORES}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            inner, set_there = names_in(constant)
+            names.update(dict.fromkeys(inner))
+            stored |= set_there
+    return tuple(names), frozenset(stored)

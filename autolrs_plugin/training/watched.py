@@ -1,0 +1,152 @@
+"""What a step may change and nobody can set back: seen by what tells how far it has come."""
+
+import gc
+import io
+import warnings
+import zlib
+from collections.abc import Iterator
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any
+
+import numpy as np
+import torch
+
+from autolrs_plugin.training.plain import ATOMS, CONTAINERS, is_plain
+
+DEEP = 8
+"""Iterators inside of iterators, so many in a row."""
+
+READ, SAMPLED = 100_000, 64
+"""Data of more items than the first is seen by as many as the second."""
+
+BYTES = 2**24
+"""An array of more is seen by a part of it."""
+
+
+def position(iterator: Any, depth: int = 0) -> Any:
+    """Return what tells how far an iterator has come; a new object each time where nothing does."""
+    if isinstance(iterator, io.IOBase):
+        return _place_in(iterator)
+    if isinstance(iterator, GeneratorType | CoroutineType | AsyncGeneratorType):
+        return _frame(iterator, depth)
+    if hasattr(iterator, "_num_yielded"):  # a DataLoader's
+        return iterator._num_yielded
+    seen: list[Any] = []
+    for name in ("line_num", "index", "iterindex"):  # of a csv.reader and of numpy's iterators
+        if isinstance(value := getattr(iterator, name, None), int):
+            seen.append(value)
+    if " object at 0x" not in (text := repr(iterator)):  # as itertools.count says where it is
+        seen.append(text)
+    elif (hint := getattr(iterator, "__length_hint__", None)) is not None:
+        seen.append(hint())
+    if hasattr(iterator, "__dict__"):
+        seen.append({name: _visible(value) for name, value in vars(iterator).items()})
+    seen += [position(i, depth + 1) for i in _inside(iterator) if depth < DEEP]
+    if not seen or type(iterator).__module__ == "itertools":
+        seen.append(_reduced(iterator))
+    return seen
+
+
+def _frame(generator: Any, depth: int) -> Any:
+    prefix = next(p for p in ("gi", "cr", "ag") if hasattr(generator, f"{p}_frame"))
+    frame = getattr(generator, f"{prefix}_frame")
+    if frame is None:
+        return None
+    inside = [position(i, depth + 1) for i in _inside(generator) if depth < DEEP]
+    return {"at": frame.f_lasti, "inside": inside, **{k: _visible(v) for k, v in frame.f_locals.items()}}
+
+
+def _inside(iterator: Any) -> list[Any]:
+    """Return the iterators that an iterator draws from: also those that no variable holds."""
+    found: list[Any] = []
+    for thing in [*gc.get_referents(iterator), *getattr(iterator, "__dict__", {}).values()]:
+        parts = thing if isinstance(thing, tuple) else (thing,)
+        found += [part for part in parts if isinstance(part, Iterator) and part is not iterator]
+    return found
+
+
+def _reduced(iterator: Any) -> Any:
+    """Return what an iterator of Python's own would be copied as, where it can be; otherwise a new object."""
+    if not any("__reduce__" in vars(kind) for kind in type(iterator).__mro__[:-1]):
+        return object()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it goes out of use with Python 3.14
+        try:
+            return [_part(part) for part in _flat(iterator.__reduce__())]
+        except TypeError:
+            return object()
+
+
+def _part(value: Any) -> Any:
+    if isinstance(value, ATOMS):
+        return value
+    if isinstance(value, list):
+        return len(value)
+    return position(value, DEEP) if isinstance(value, Iterator) else type(value).__name__
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def _place_in(file: Any) -> Any:
+    """Return how far a file has been read; of one that is written to, a log, nothing."""
+    if file.closed:
+        return "closed"
+    if not file.readable() or file.writable() or not file.seekable():
+        return None
+    try:
+        return file.tell()
+    except OSError:  # a text does not tell while one goes through its lines
+        return object()
+
+
+def _visible(value: Any) -> Any:
+    """Return of a variable what can be compared: plain values by their content, others by identity."""
+    return value if is_plain(value) else id(value)
+
+
+def data_seen(value: Any) -> int:
+    """Return a number that changes when data does: of tensors, torch's count of writes; of much data, of samples."""
+    left, digest = [READ], 0
+    for leaf in _leaves(value, left):
+        digest = zlib.crc32(leaf, digest)
+    return digest
+
+
+def _leaves(value: Any, left: list[int]) -> Iterator[bytes]:
+    left[0] -= 1
+    if isinstance(value, torch.Tensor):
+        yield f"{value._version} {value.data_ptr() if value.layout == torch.strided else 0}".encode()
+    elif isinstance(value, np.ndarray):
+        part = value.reshape(-1)[:: 1 + value.nbytes // BYTES]
+        yield np.ascontiguousarray(part).tobytes() if value.dtype.kind in "biufc" else repr(part).encode()
+    elif isinstance(value, CONTAINERS):
+        items = list(value.items()) if isinstance(value, dict) else list(value)
+        yield f"{type(value).__name__} {len(items)}".encode()
+        if isinstance(value, set | frozenset):
+            items.sort(key=repr)
+        for item in items if len(items) <= left[0] else items[:: max(1, len(items) // SAMPLED)] + items[-1:]:
+            yield from _leaves(item, left)
+    else:
+        yield (repr(value) if isinstance(value, ATOMS) else type(value).__name__).encode()
+
+
+def switches() -> dict[str, str]:
+    """Return torch's global settings that a step may turn on or off."""
+    backends = torch.backends
+    return {
+        "torch.get_default_dtype()": str(torch.get_default_dtype()),
+        "torch.is_grad_enabled()": str(torch.is_grad_enabled()),
+        "torch.is_inference_mode_enabled()": str(torch.is_inference_mode_enabled()),
+        "torch.is_autocast_enabled()": str([torch.is_autocast_enabled(d) for d in ("cpu", "cuda")]),
+        "torch.are_deterministic_algorithms_enabled()": str(torch.are_deterministic_algorithms_enabled()),
+        "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
+        "torch.backends.cudnn": str(
+            (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic)
+        ),
+    }
