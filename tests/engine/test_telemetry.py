@@ -1,7 +1,6 @@
 """Telemetry in the real scheduler: what it writes, what it survives, and that nothing of it reaches the engine."""
 
 import gc
-import json
 import logging
 import os
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from tests.engine.modelled import ModelledEngine
 from vllm_sarathi import SarathiConfig
@@ -39,6 +39,13 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(logger, "level", logging.INFO)
     monkeypatch.setattr(logger, "_cache", {})
     return said
+
+
+def shown(folder: Path) -> str:
+    """Return what a server shows at /metrics of the engines that use this folder."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))
+    return generate_latest(registry).decode()
 
 
 def record(
@@ -143,14 +150,14 @@ def test_a_promise_that_cannot_be_kept_is_in_the_log_once_and_in_the_metrics(
     # 40 ms, and the caution of a model that knows nothing of prompts, which grows while there are none.
     needed_ms = int(advice[0].partition("--tbt-slo-ms ")[2].split()[0])
     assert 40 * (1 + CAUTION) <= needed_ms <= 40 * (1 + CAUTION + STALE_CAUTION) + 1
-    registry = CollectorRegistry()
-    registry.register(metrics.FiguresCollector(tmp_path))
-    page = generate_latest(registry).decode()
+    page = shown(tmp_path)
     for line in (
         'vllm_sarathi_promise_unkeepable{engine="1"} 1.0',
         'vllm_sarathi_tbt_slo_seconds{engine="1"} 0.01',
-        'vllm_sarathi_gaps_total{engine="1"} 480.0',
-        'vllm_sarathi_gaps_kept_total{engine="1"} 0.0',
+        'vllm_sarathi_gaps_total{engine="1",slo_class="default"} 480.0',
+        'vllm_sarathi_gaps_kept_total{engine="1",slo_class="default"} 0.0',
+        'vllm_sarathi_time_between_tokens_promise_ratio_bucket{engine="1",le="5.0",slo_class="default"} 480.0',
+        'vllm_sarathi_time_between_tokens_promise_ratio_bucket{engine="1",le="3.0",slo_class="default"} 0.0',
         'vllm_sarathi_decode_step_seconds{engine="1"} 0.04',
     ):
         assert line in page
@@ -160,41 +167,78 @@ def test_errors_of_ours_are_counted_in_the_metrics_even_where_no_step_is_planned
     make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
-    trace = str(tmp_path / "steps.jsonl")
-    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=100, step_trace=trace)))
+    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=100)), log_stats=True)
     monkeypatch.setattr(engine.scheduler.controller, "plan", lambda view: 1 / 0)
     engine.add("a", 20, max_tokens=3)
     engine.drain()
-    engine.scheduler.telemetry.tell()
-    left = json.loads((tmp_path / "0.json").read_text())
-    assert left["faults"] == engine.scheduler.faults.total > 0
-    assert left["steps"] == 0
+    engine.scheduler.telemetry.flush()
+    page = shown(tmp_path)
+    assert engine.scheduler.faults.total > 0
+    assert f'vllm_sarathi_faults_total{{engine="0"}} {float(engine.scheduler.faults.total)}' in page
     engine.scheduler.shutdown()
 
 
-def test_metrics_without_engines_or_with_broken_files_are_empty(tmp_path: Path) -> None:
-    registry = CollectorRegistry()
-    registry.register(metrics.FiguresCollector(tmp_path / "gone"))
-    assert 'engine="' not in generate_latest(registry).decode()
-    (tmp_path / "0.json").write_text('{"steps": ')
-    (tmp_path / "1.json").write_text(json.dumps({"steps": "many", "gaps": 3}))
-    registry = CollectorRegistry()
-    registry.register(metrics.FiguresCollector(tmp_path))
-    assert [x for x in generate_latest(registry).decode().splitlines() if "engine=" in x] == [
-        'vllm_sarathi_gaps_total{engine="1"} 3.0'
-    ]
+def test_first_tokens_are_compared_with_their_promise(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    config = SarathiConfig(tbt_slo_ms=100, ttft_slo_ms=1000, prefill_order="deadline")
+    engine = ModelledEngine(make_config(config), log_stats=True)
+    engine.scheduler.wall_clock = lambda: 100.0
+    engine.add("in time", 20, max_tokens=3, arrival_s=99.4)
+    engine.add("late", 20, max_tokens=3, arrival_s=98.5)
+    engine.drain()
+    engine.scheduler.telemetry.flush()
+    page = shown(tmp_path)
+    name = "vllm_sarathi_time_to_first_token_promise_ratio"
+    for line in (
+        'vllm_sarathi_first_tokens_total{engine="0",slo_class="default"} 2.0',
+        'vllm_sarathi_first_tokens_kept_total{engine="0",slo_class="default"} 1.0',
+        f'{name}_bucket{{engine="0",le="0.5",slo_class="default"}} 0.0',
+        f'{name}_bucket{{engine="0",le="0.75",slo_class="default"}} 1.0',
+        f'{name}_bucket{{engine="0",le="1.5",slo_class="default"}} 2.0',
+        f'{name}_sum{{engine="0",slo_class="default"}} 2.1',
+    ):
+        assert any(shown_line.startswith(line) for shown_line in page.splitlines()), line
+    engine.scheduler.shutdown()
+
+
+def test_metrics_without_engines_are_empty(tmp_path: Path) -> None:
+    assert "vllm_sarathi" not in shown(tmp_path)
+
+
+def test_an_engine_whose_folder_is_gone_goes_on(
+    monkeypatch: pytest.MonkeyPatch, warned: list[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path / "elsewhere"))
+    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)), rank=3)
+    watched.note(record(), 1, 0)
+    watched.close()
+    assert len(warned) == 1
+    assert "engine 3 are not at /metrics" in warned[0]
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path / "folder"))
+    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)))
+    (tmp_path / "folder").rmdir()
+    watched.note(record(), 1, 0)
+    watched.close()
+    assert watched.figures.counters["steps", ""] == 1
 
 
 def test_a_server_started_by_another_has_a_folder_of_its_own(tmp_path: Path) -> None:
     code = (
         "import os\n"
-        "from vllm_sarathi.engine.metrics import FOLDER_VARIABLE, leave_figures, serve_figures\n"
+        "from pathlib import Path\n"
+        "from vllm_sarathi.core.figures import Figures\n"
+        "from vllm_sarathi.engine.metrics import FOLDER_VARIABLE, FiguresFiles, serve_figures\n"
         "from prometheus_client import REGISTRY, generate_latest\n"
         "serve_figures()\n"
         "first = os.environ[FOLDER_VARIABLE]\n"
         "serve_figures()\n"
         "assert os.environ[FOLDER_VARIABLE] == first\n"
-        "leave_figures(0, {'steps': 7})\n"
+        "figures = Figures()\n"
+        "figures.count('steps', amount=7)\n"
+        "FiguresFiles(Path(first), 0, 1).write(figures.samples(), 1.0)\n"
         "print(generate_latest(REGISTRY).decode())\n"
     )
     env = {**os.environ, metrics.FOLDER_VARIABLE: str(tmp_path)}
