@@ -1,9 +1,10 @@
-"""What two scrapes say of the time between them, as plain values and as tables."""
+"""What two scrapes say of the time between them, as plain values and for a terminal."""
 
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -193,74 +194,49 @@ def _share(part: Number, whole: Number) -> Number:
 
 
 def render(view: View) -> RenderableType:
-    """Return a view as tables."""
-    return Group(_engines_table(view), _classes_table(view))
-
-
-def _engines_table(view: View) -> Table:
-    table = Table(title=view.url, title_justify="left", expand=False)
-    for name in (
-        "engine",
-        "run",
-        "wait",
-        "promise ms",
-        "decodes ms",
-        "budget",
-        "error",
-        "prompt tok/s",
-        "headroom",
-        "answer tok/s",
-        "steps/s",
-        "KV",
-        "faults",
-    ):
-        table.add_column(name, justify="right")
+    """Return a view for a terminal of 80 columns or more."""
+    parts: list[RenderableType] = [Text(f"{view.url}, {view.interval_s:.1f} s", style="dim")]
     for rank, engine in view.engines.items():
-        promise = Text(_number(engine.tbt_slo_s, 1e3))
-        if engine.unkeepable:
-            promise = Text(f"{promise} cannot be kept", style="bold red")
-        spent = engine.headroom_tokens_per_s == 0
+        parts += [_engine_text(rank, engine), _classes_table(engine)]
+    return Group(*parts)
+
+
+def _engine_text(rank: str, engine: EngineView) -> Text:
+    text = Text()
+    text.append(f"engine {rank}", style="bold")
+    text.append(f"  {_number(engine.running)} running, {_number(engine.waiting)} waiting, ")
+    text.append(f"KV {_percent(engine.kv_cache_usage)}, {_number(engine.steps_per_s)} steps/s, ")
+    text.append(f"{_number(engine.faults)} faults\n", style="bold red" if engine.faults else "")
+    promise = f"  promise {_number(engine.tbt_slo_s, 1e3)} ms, decodes alone {_number(engine.decode_step_s, 1e3)} ms"
+    text.append(promise)
+    if engine.unkeepable:
+        text.append(": cannot be kept", style="bold red")
+    text.append(f"\n  budget {_number(engine.token_budget)}, error {_percent(engine.prediction_error)}, ")
+    text.append(f"measured/predicted {_times(engine.prediction_bias)}\n")
+    text.append(f"  prompts {_number(engine.prefill_tokens_per_s)} tokens/s, ")
+    spent = engine.headroom_tokens_per_s == 0
+    text.append(f"headroom {_number(engine.headroom_tokens_per_s)}", style="bold yellow" if spent else "")
+    text.append(f", answers {_number(engine.generated_tokens_per_s)} tokens/s")
+    return text
+
+
+def _classes_table(engine: EngineView) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    for name in ("class", "wait", "gaps/s", "kept", "P99", "first/s", "kept", "P99", "relegated", "refused"):
+        table.add_column(name, justify="left" if name == "class" else "right", no_wrap=name != "class")
+    for name, each in engine.classes.items():
         table.add_row(
-            rank,
-            _number(engine.running),
-            _number(engine.waiting),
-            promise,
-            _number(engine.decode_step_s, 1e3),
-            _number(engine.token_budget),
-            _percent(engine.prediction_error),
-            _number(engine.prefill_tokens_per_s),
-            Text(_number(engine.headroom_tokens_per_s), style="bold yellow" if spent else ""),
-            _number(engine.generated_tokens_per_s),
-            _number(engine.steps_per_s),
-            _percent(engine.kv_cache_usage),
-            Text(_number(engine.faults), style="bold red" if engine.faults else ""),
+            name,
+            _number(each.waiting),
+            _number(each.gaps.per_s),
+            _kept(each.gaps.kept),
+            _times(each.gaps.ratio_p99),
+            _number(each.first_tokens.per_s),
+            _kept(each.first_tokens.kept),
+            _times(each.first_tokens.ratio_p99),
+            _number(each.relegated),
+            _number(each.refused),
         )
-    return table
-
-
-def _classes_table(view: View) -> Table:
-    table = Table()
-    for name in ("engine", "class", "wait", "gaps/s", "kept", "since start", "P50", "P99"):
-        table.add_column(name, justify="right")
-    for name in ("first/s", "kept", "P99", "relegated", "refused"):
-        table.add_column(name, justify="right")
-    for rank, engine in view.engines.items():
-        for name, each in engine.classes.items():
-            table.add_row(
-                rank,
-                name,
-                _number(each.waiting),
-                _number(each.gaps.per_s),
-                _kept(each.gaps.kept),
-                _percent(each.gaps.kept_since_start),
-                _times(each.gaps.ratio_p50),
-                _times(each.gaps.ratio_p99),
-                _number(each.first_tokens.per_s),
-                _kept(each.first_tokens.kept),
-                _times(each.first_tokens.ratio_p99),
-                _number(each.relegated),
-                _number(each.refused),
-            )
     return table
 
 
