@@ -145,9 +145,9 @@ def printed(view: View, width: int) -> str:
 def test_eighty_columns_are_enough_for_large_numbers(page: Page) -> None:
     page.figures.set("headroom_tokens_per_second", 123_456.7)
     for figure in ("relegated_requests", "refused_requests"):
-        page.figures.count(figure, "interactive-chat", 12_345)
+        page.figures.count(figure, "interactive", 12_345)
     before = parse(page.text(), "url", 0.0)
-    page.figures.take([step(0.3, decodes=99_999)] * 9)
+    page.figures.take([step(0.3, decodes=1_111)] * 9)
     view = compare("http://x/metrics", before, parse(page.text(), "url", 0.1))
     wide, narrow = (printed(view, width) for width in (200, 80))
     words = [[line.split() for line in text.splitlines() if "─" not in line] for text in (wide, narrow)]

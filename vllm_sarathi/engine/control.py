@@ -122,10 +122,10 @@ class Control:
             check_step_trace(str(path))
             self._write_steps(StepTraceFile(path))
             logger.warning("The step trace was started while serving: %s.", path)
-        elif not asked["on"] and (path := self._trace_path()) is not None:
-            self._traced_to = Path(path)
+        elif not asked["on"] and (written := self._trace_path()) is not None:
+            self._traced_to = Path(written)
             self._write_steps(None)
-            logger.warning("The step trace was stopped while serving: %s.", path)
+            logger.warning("The step trace was stopped while serving: %s.", written)
         return {
             "step_trace": self._trace_path(),
             "last_step_trace": None if self._traced_to is None else str(self._traced_to),
@@ -178,6 +178,6 @@ class Control:
         """Return the prompt tokens left of those that go before a new prompt of `tokens`; None counts all of them."""
         shorter_first = self._scheduler.config.prefill_order == "sjf" and tokens is not None
         left = [r.num_tokens - r.num_computed_tokens for r in itertools.islice(requests, MOST_COUNTED)]
-        total = sum(left if not shorter_first else [n for n in left if n <= (tokens or 0)])
+        total: int = sum(left if not shorter_first else [n for n in left if n <= (tokens or 0)])
         unseen = self._scheduler.queues().total_waiting - len(left) if tokens is not None else 0
         return total + (total * unseen // len(left) if left and unseen > 0 else 0)

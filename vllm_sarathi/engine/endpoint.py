@@ -15,6 +15,9 @@ import asyncio
 import json
 from typing import Any, NoReturn
 
+from starlette.requests import Request
+from starlette.responses import Response
+
 from vllm_sarathi.core.config import MAX_SLO_MS, ConfigError
 from vllm_sarathi.engine.plugin import names_our_scheduler
 from vllm_sarathi.engine.vllm.internals import logger
@@ -40,33 +43,30 @@ class SarathiControl:
 
     def attach_router(self, app: Any) -> None:
         """Add our routes to vLLM's application."""
-        # Imported here: vLLM brings it, and this module is loaded where there is no vLLM.
-        from starlette.requests import Request
-        from starlette.responses import Response
 
-        async def state(request: Request) -> Response:
-            return await self._answer(Response, {"command": "state"})
+        async def state(call: Request) -> Response:
+            return await self._answer({"command": "state"})
 
-        async def change(request: Request) -> Response:
+        async def change(call: Request) -> Response:
             try:
-                settings = read_settings(await _body(request))
+                settings = read_settings(await _body(call))
             except ConfigError as error:
-                return _response(Response, 400, {"error": str(error)})
+                return _reply(400, {"error": str(error)})
             async with self._lock:  # every engine sees all changes in the same order
-                return await self._answer(Response, {"command": "change", "settings": settings})
+                return await self._answer({"command": "change", "settings": settings})
 
-        async def start(request: Request) -> Response:
-            return await self._answer(Response, {"command": "trace", "on": True})
+        async def start(call: Request) -> Response:
+            return await self._answer({"command": "trace", "on": True})
 
-        async def stop(request: Request) -> Response:
-            return await self._answer(Response, {"command": "trace", "on": False})
+        async def stop(call: Request) -> Response:
+            return await self._answer({"command": "trace", "on": False})
 
-        async def first_token(request: Request) -> Response:
+        async def first_token(call: Request) -> Response:
             try:
-                asked = read_first_token(dict(request.query_params))
+                asked = read_first_token(dict(call.query_params))
             except ConfigError as error:
-                return _response(Response, 400, {"error": str(error)})
-            return await self._answer(Response, {"command": "first_token", **asked})
+                return _reply(400, {"error": str(error)})
+            return await self._answer({"command": "first_token", **asked})
 
         for method, path, handler in (
             ("GET", "", state),
@@ -84,46 +84,44 @@ class SarathiControl:
         self._ours = names_our_scheduler(scheduler_config.scheduler_cls)
         logger.info("vllm-sarathi can be controlled at %s.", PATH)
 
-    async def _answer(self, response: Any, command: dict[str, Any]) -> Any:
+    async def _answer(self, command: dict[str, Any]) -> Response:
         """Ask every engine, and answer with what they say; where they refuse, with what the first says."""
         if not self._ours:
             said = "this server does not run a scheduler of vllm-sarathi; start it with --scheduler sarathi."
-            return _response(response, 409, {"error": said})
+            return _reply(409, {"error": said})
         try:
             asked = ask_engines(self._engine_client, json.dumps(command))
             answers = [json.loads(text) for text in await asyncio.wait_for(asked, PATIENCE_S)]
         except TimeoutError:
-            return _response(
-                response, 503, {"error": f"the engine has not answered for {PATIENCE_S:g} seconds."}
-            )
+            return _reply(503, {"error": f"the engine has not answered for {PATIENCE_S:g} seconds."})
         except Exception as error:
             logger.warning("A control command did not reach the engine: %r", error)
-            return _response(response, 503, {"error": "the engine cannot be reached; see the server's log."})
+            return _reply(503, {"error": "the engine cannot be reached; see the server's log."})
         for answer in answers:
             if answer["status"] != 200:
-                return _response(response, answer["status"], {"error": answer["error"]})
+                return _reply(answer["status"], {"error": answer["error"]})
         for answer in answers:
             del answer["status"]
-        return _response(response, 200, {"engines": answers})
+        return _reply(200, {"engines": answers})
 
 
-async def _body(request: Any) -> bytes:
-    """Return a request's body.
+async def _body(call: Request) -> bytes:
+    """Return the body of a call.
 
     Raises:
         ConfigError: it is too long.
     """
     body = b""
-    async for part in request.stream():
+    async for part in call.stream():
         body += part
         if len(body) > MOST_BODY_BYTES:
             raise ConfigError(f"the body is longer than {MOST_BODY_BYTES} bytes.")
     return body
 
 
-def _response(response: Any, status: int, content: dict[str, Any]) -> Any:
+def _reply(status: int, content: dict[str, Any]) -> Response:
     # Not starlette's JSONResponse: what is quoted of a bad value may be no text that UTF-8 can hold.
-    return response(json.dumps(content) + "\n", status_code=status, media_type="application/json")
+    return Response(json.dumps(content) + "\n", status_code=status, media_type="application/json")
 
 
 def read_settings(body: bytes) -> dict[str, Any]:

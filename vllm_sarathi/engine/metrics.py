@@ -72,7 +72,7 @@ def serve_figures() -> None:
     copied = [name for name in os.environ.get(RAY_COPIES_VARIABLE, "").split(",") if name]
     if FOLDER_VARIABLE not in copied:
         os.environ[RAY_COPIES_VARIABLE] = ",".join([*copied, FOLDER_VARIABLE])
-    MultiProcessCollector(REGISTRY, folder)
+    REGISTRY.register(MultiProcessCollector(None, folder))  # type: ignore[no-untyped-call]
 
 
 def figures_folder() -> Path | None:

@@ -222,8 +222,10 @@ def _engine_text(rank: str, engine: EngineView) -> Text:
 
 def _classes_table(engine: EngineView) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    for name in ("class", "wait", "gaps/s", "kept", "P99", "first/s", "kept", "P99", "relegated", "refused"):
-        table.add_column(name, justify="left" if name == "class" else "right", no_wrap=name != "class")
+    for name in ("class", "wait", "gaps/s", "kept", "P99", "first kept", "P99", "relegated", "refused"):
+        table.add_column(
+            name, justify="left" if name == "class" else "right", no_wrap=name != "class", overflow="fold"
+        )
     for name, each in engine.classes.items():
         table.add_row(
             name,
@@ -231,7 +233,6 @@ def _classes_table(engine: EngineView) -> Table:
             _number(each.gaps.per_s),
             _kept(each.gaps.kept),
             _times(each.gaps.ratio_p99),
-            _number(each.first_tokens.per_s),
             _kept(each.first_tokens.kept),
             _times(each.first_tokens.ratio_p99),
             _number(each.relegated),
