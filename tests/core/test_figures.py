@@ -15,7 +15,7 @@ from vllm_sarathi.core.figures import (
     Kind,
     Queues,
 )
-from vllm_sarathi.core.first_token import when_first_token
+from vllm_sarathi.core.forecast import forecast_first_token
 from vllm_sarathi.core.headroom import headroom_tokens_per_s, largest_chunk, read_tokens_per_s
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.core.steptime.model import StepTimeModel
@@ -148,7 +148,7 @@ def test_headroom_falls_with_decodes_and_with_what_is_read(model: StepTimeModel)
 
 
 def forecast(model: StepTimeModel, tokens: int, ahead: int, decodes: int, slo_s: float | None = None):
-    return when_first_token(
+    return forecast_first_token(
         model,
         tokens=tokens,
         ahead_tokens=ahead,

@@ -1,13 +1,36 @@
 """Settings that change while the controller works: the new promise holds from the next step on, nothing is unlearnt."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from tests.core.devices import Loop, roofline
 from vllm_sarathi.core.config import SCHEDULERS, SarathiConfig
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.types import Pipeline
+from vllm_sarathi.core.types import Pipeline, StepRecord
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_the_same_settings_anew_change_nothing(stages: int) -> None:
+    loops = []
+    for again in (False, True):
+        controller = Controller(SarathiConfig(tbt_slo_ms=100), Pipeline(stages))
+        controller.observe = noting_starts(controller.observe)
+        loop = Loop(controller, roofline(), noise=0.02)
+        loop.run(200)
+        if again:
+            controller.reconfigure(SarathiConfig(tbt_slo_ms=100))
+        loop.run(100)
+        loops.append(loop)
+    assert loops[0].budgets == loops[1].budgets
+    assert loops[0].controller.model.coefficients == loops[1].controller.model.coefficients
+
+
+def noting_starts(observe: Callable[[StepRecord], None]) -> Callable[[StepRecord], None]:
+    """Return `observe` for steps of a pipeline in which each starts before the one ahead of it has ended."""
+    return lambda record: observe(replace(record, started_s=record.completed_s - 2.5 * record.measured_s))
 
 
 def settled(config: SarathiConfig) -> Loop:

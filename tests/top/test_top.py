@@ -88,11 +88,11 @@ def test_a_server_that_has_started_anew_counts_from_nought(page: Page, tmp_path:
 
 def test_quantiles_are_those_of_the_interval(page: Page) -> None:
     before = parse(page.text(), "url", 0.0)
-    times_s = np.random.default_rng(0).uniform(0.0, 0.2, 4000)
+    times_s = np.random.default_rng(0).uniform(0.0, 0.13, 4000)
     page.figures.take([step(float(t), decodes=1) for t in times_s if t > 0])
     gaps = compare("url", before, parse(page.text(), "url", 1.0)).engines["0"].classes["default"].gaps
-    assert gaps.ratio_p50 == pytest.approx(1.0, abs=0.05)
-    assert gaps.ratio_p99 == pytest.approx(1.98, abs=0.05)
+    assert gaps.ratio_p50 == pytest.approx(0.65, abs=0.03)  # each within its bucket
+    assert gaps.ratio_p99 == pytest.approx(1.29, abs=0.06)
 
 
 def test_what_is_beyond_the_last_bucket_is_at_its_bound(page: Page) -> None:

@@ -28,8 +28,8 @@ SCHEDULER_CLS = "vllm_sarathi.SarathiScheduler"
 AUTO_FACTOR = 5.0
 """The paper's strict promise: five times a decode step (section 5, "SLOs"); its relaxed one is 25 times."""
 
-TBT_MODES = ("gap", "pace")
-PREFILL_ORDERS = ("fcfs", "sjf", "deadline")
+CHOICES = {"tbt_mode": ("gap", "pace"), "prefill_order": ("fcfs", "sjf", "deadline")}
+"""Settings that are one of some words."""
 
 
 class ConfigError(ValueError):
@@ -127,6 +127,27 @@ def by_slo_alone(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(key for key in keys if key in settings)
 
 
+def check_setting(key: str, value: Any) -> None:
+    """Raise ConfigError naming the flag if the value of a setting is none, whatever the other settings are."""
+    if value is None and key in ("token_budget", "tbt_slo_ms", "ttft_slo_ms"):
+        return
+    if key == "scheduler":
+        check_scheduler(value)
+    elif key == "token_budget":
+        check_int(key, value, minimum=1)
+    elif key == "tbt_slo":
+        auto_factor(value)
+    elif key == "allow_request_slo":
+        if not isinstance(value, bool):
+            raise ConfigError(f"--allow-request-slo {value!r}: must be true or false.")
+    elif key in ("step_trace", "calibration_dir"):
+        check_path(key, value)
+    elif key in CHOICES:
+        check_choice(key, value, CHOICES[key])
+    else:
+        check_positive(key, value, MAX_SLO_MS / 1e3 if key.endswith("_s") else MAX_SLO_MS)
+
+
 def _setting(default: Any, help: str, metavar: str | None = None) -> Any:
     return field(default=default, metadata={"help": help, "metavar": metavar})
 
@@ -217,25 +238,13 @@ class SarathiConfig:
             raise ConfigError(
                 f"SarathiConfig: {STOCK_SCHEDULER!r} is vLLM's own scheduler and has no settings."
             )
-        if self.token_budget is not None:
-            check_int("token_budget", self.token_budget, minimum=1)
-            if self.tbt_slo_ms is not None:
-                raise ConfigError(
-                    f"--token-budget {self.token_budget}: a fixed budget cannot keep --tbt-slo-ms "
-                    f"{self.tbt_slo_ms:g}; give one of the two."
-                )
-        for key in ("tbt_slo_ms", "ttft_slo_ms"):
-            if getattr(self, key) is not None:
-                check_positive(key, getattr(self, key), MAX_SLO_MS)
-        check_positive("min_request_slo_ms", self.min_request_slo_ms, MAX_SLO_MS)
-        check_positive("prefill_max_wait_s", self.prefill_max_wait_s, MAX_SLO_MS / 1e3)
-        auto_factor(self.tbt_slo)
-        check_choice("tbt_mode", self.tbt_mode, TBT_MODES)
-        check_choice("prefill_order", self.prefill_order, PREFILL_ORDERS)
-        if not isinstance(self.allow_request_slo, bool):
-            raise ConfigError(f"--allow-request-slo {self.allow_request_slo!r}: must be true or false.")
-        for key in ("step_trace", "calibration_dir"):
-            check_path(key, getattr(self, key))
+        for key in self.keys():
+            check_setting(key, getattr(self, key))
+        if self.token_budget is not None and self.tbt_slo_ms is not None:
+            raise ConfigError(
+                f"--token-budget {self.token_budget}: a fixed budget cannot keep --tbt-slo-ms "
+                f"{self.tbt_slo_ms:g}; give one of the two."
+            )
         self._check_unheeded()
 
     def _check_unheeded(self) -> None:

@@ -6,13 +6,14 @@ was kept.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from vllm_sarathi.core.step_trace import TracedStep
+if TYPE_CHECKING:  # it brings numpy, and the plugin reads the names here in processes that must start quickly
+    from vllm_sarathi.core.step_trace import TracedStep
 
 PREFIX = "vllm_sarathi_"
 
@@ -146,7 +147,7 @@ class FinishedStep:
         first_tokens: the first tokens that it brought.
     """
 
-    traced: TracedStep
+    traced: "TracedStep"
     gaps: tuple[ClassGaps, ...]
     first_tokens: tuple[FirstToken, ...] = ()
 
@@ -262,7 +263,7 @@ class Figures:
             self.count(counter, slo_class, sum(n for _, n in own))
             self.count(f"{counter}_kept", slo_class, sum(n for r, n in own if r <= 1.0))
 
-    def _take_predictions(self, steps: list[TracedStep]) -> None:
+    def _take_predictions(self, steps: "list[TracedStep]") -> None:
         predicted = [s for s in steps if s.hybrid and s.predicted_s is not None and s.predicted_s > 0]
         if not predicted:
             return
@@ -274,10 +275,9 @@ class Figures:
     def _observe(self, name: str, slo_class: str, values: list[float], counts: list[int]) -> None:
         bounds = FIGURES[name].bounds
         known = self._histograms.setdefault((name, slo_class), _Buckets([0.0] * (len(bounds) + 1)))
-        places = np.searchsorted(bounds, values, side="left")
-        added = np.bincount(places, weights=counts, minlength=len(bounds) + 1)
-        known.counts = (np.asarray(known.counts) + added).tolist()
-        known.total += float(np.dot(values, counts))
+        for value, count in zip(values, counts, strict=True):
+            known.counts[bisect_left(bounds, value)] += count
+            known.total += value * count
 
     def samples(self) -> Iterator[Sample]:
         """Yield every number, those of a histogram's buckets not yet summed up to them."""

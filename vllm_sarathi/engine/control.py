@@ -18,7 +18,7 @@ from vllm_sarathi.core.config import (
     check_keys,
     flag_name,
 )
-from vllm_sarathi.core.first_token import when_first_token
+from vllm_sarathi.core.forecast import forecast_first_token
 from vllm_sarathi.engine.telemetry import Telemetry
 from vllm_sarathi.engine.trace_file import StepTraceFile, check_step_trace
 from vllm_sarathi.engine.vllm.internals import logger
@@ -157,7 +157,7 @@ class Control:
         partial = [r for r in scheduler.running if r.is_prefill_chunk]
         generating = [r for r in scheduler.running if not r.is_prefill_chunk]
         slo_s = controller.tbt_slo_s
-        forecast = when_first_token(
+        forecast = forecast_first_token(
             controller.model,
             tokens=tokens,
             ahead_tokens=self._ahead(partial) + self._ahead(waiting_requests(scheduler), tokens),

@@ -28,7 +28,7 @@ class FirstTokenForecast:
     kept: bool | None
 
 
-def when_first_token(
+def forecast_first_token(
     model: StepTimeModel,
     *,
     tokens: int,
