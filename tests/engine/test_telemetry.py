@@ -19,6 +19,7 @@ from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.trace import read_trace
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.figures import ClassGaps, Queues
 from vllm_sarathi.core.steptime.margin import CAUTION, STALE_CAUTION
 from vllm_sarathi.core.types import StepRecord, StepShape
 from vllm_sarathi.engine import metrics, plugin, telemetry
@@ -236,15 +237,77 @@ def test_a_server_started_by_another_has_a_folder_of_its_own(tmp_path: Path) -> 
         "first = os.environ[FOLDER_VARIABLE]\n"
         "serve_figures()\n"
         "assert os.environ[FOLDER_VARIABLE] == first\n"
+        "assert os.environ['VLLM_RAY_EXTRA_ENV_VARS_TO_COPY'] == 'MINE,' + FOLDER_VARIABLE\n"
         "figures = Figures()\n"
         "figures.count('steps', amount=7)\n"
         "FiguresFiles(Path(first), 0, 1).write(figures.samples(), 1.0)\n"
         "print(generate_latest(REGISTRY).decode())\n"
     )
-    env = {**os.environ, metrics.FOLDER_VARIABLE: str(tmp_path)}
+    env = {
+        **os.environ,
+        metrics.FOLDER_VARIABLE: str(tmp_path),
+        metrics.RAY_COPIES_VARIABLE: "MINE",
+    }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert 'vllm_sarathi_steps_total{engine="0"} 7.0' in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_where_there_are_several_api_servers_the_engines_use_the_folder_that_they_share(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import os, sys\n"
+        "from vllm_sarathi.engine.metrics import FOLDER_VARIABLE, serve_figures\n"
+        "serve_figures()\n"
+        "assert 'prometheus_client' not in sys.modules\n"  # nothing of ours is in between
+        "print(os.environ[FOLDER_VARIABLE])\n"
+    )
+    env = {**os.environ, metrics.SHARED_FOLDER_VARIABLE: str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path)
+
+
+def test_what_the_loop_counts_is_shown_by_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    queues = Queues(7, {"interactive": 2, "batch": 5})
+    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)), queues=lambda: queues)
+    watched.count("refused_requests", "batch")
+    watched.count("refused_requests", "batch")
+    watched.count("relegated_requests")
+    gaps = (ClassGaps("interactive", 3, 0.2), ClassGaps("batch", 5, 0.05))
+    watched.note(record(0.1), 8, 0, gaps)
+    watched.close()
+    page = shown(tmp_path)
+    for line in (
+        'vllm_sarathi_refused_requests_total{engine="0",slo_class="batch"} 2.0',
+        'vllm_sarathi_relegated_requests_total{engine="0",slo_class="default"} 1.0',
+        'vllm_sarathi_waiting_requests{engine="0",slo_class="batch"} 5.0',
+        'vllm_sarathi_running_requests{engine="0"} 7.0',
+        'vllm_sarathi_gaps_kept_total{engine="0",slo_class="interactive"} 3.0',
+        'vllm_sarathi_gaps_kept_total{engine="0",slo_class="batch"} 0.0',
+    ):
+        assert line in page
+
+
+def test_the_headroom_of_an_idle_engine_is_that_of_an_empty_one(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=1000)), log_stats=True)
+    engine.scheduler.clock = iter(x / 100 for x in range(10**6)).__next__
+    telemetry = engine.scheduler.telemetry
+    telemetry.tell()
+    assert ("headroom_tokens_per_second", "") not in telemetry.figures.gauges  # nothing is known yet
+    for i in range(4):
+        engine.add(str(i), 60, max_tokens=20)
+    engine.drain()
+    telemetry.flush()
+    telemetry.tell()
+    telemetry.tell()
+    # A step takes 10 ms whatever is in it: 100 steps a second, each as full as the engine lets it be.
+    assert telemetry.figures.gauges["headroom_tokens_per_second", ""] == pytest.approx(25_600, rel=0.2)
+    engine.scheduler.shutdown()
 
 
 # The file.
