@@ -31,14 +31,13 @@ class Server:
 
     Args:
         core: the engine cores.
-        vllm_config: as the API server has it.
     """
 
-    def __init__(self, core: Any, vllm_config: Any) -> None:
+    def __init__(self, core: Any) -> None:
         self.app = FastAPI()
         plugin = SarathiControl()
         plugin.attach_router(self.app)
-        client = SimpleNamespace(engine_core=core, vllm_config=vllm_config)
+        client = SimpleNamespace(engine_core=core)
         asyncio.run(plugin.init_state(client, self.app.state, Namespace()))
 
     def ask(self, method: str, path: str, body: bytes = b"", query: str | bytes = "") -> tuple[int, Any]:

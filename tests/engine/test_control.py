@@ -24,7 +24,7 @@ def engine(make_config: Any) -> ModelledEngine:
 
 @pytest.fixture
 def server(engine: ModelledEngine) -> Server:
-    return Server(FakeCore(engine.scheduler), engine.scheduler.vllm_config)
+    return Server(FakeCore(engine.scheduler))
 
 
 def change(server: Server, **settings: Any) -> tuple[int, Any]:
@@ -68,7 +68,7 @@ def test_no_request_is_lost_whatever_is_changed_when(make_config: Any, mode: str
     engine = ModelledEngine(
         make_config(SarathiConfig(tbt_slo_ms=100), mode), in_flight=1 if mode == "sync" else 2
     )
-    server = Server(FakeCore(engine.scheduler), engine.scheduler.vllm_config)
+    server = Server(FakeCore(engine.scheduler))
     ends: dict[str, tuple[int, int]] = {}
     for i in range(400):
         if chance.random() < 0.2:
@@ -197,7 +197,7 @@ def test_a_trace_that_cannot_be_written_is_refused(
 ) -> None:
     (tmp_path / "t").mkdir()
     engine = ModelledEngine(make_config(SarathiConfig(step_trace=str(tmp_path / "t" / "x.jsonl"))))
-    server = Server(FakeCore(engine.scheduler), engine.scheduler.vllm_config)
+    server = Server(FakeCore(engine.scheduler))
     assert server.ask("POST", "/step_trace/stop")[0] == 200
     (tmp_path / "t").rmdir()
     status, said = server.ask("POST", "/step_trace/start")
@@ -251,25 +251,34 @@ def test_a_question_that_is_none_is_refused(server: Server, query: str, sentence
     assert sentence in said["error"]
 
 
-def test_a_server_with_another_scheduler_says_so(make_config: Any) -> None:
-    server = Server(FakeCore(), make_config())
-    status, said = change(server, tbt_slo_ms=5)
-    assert status == 409
-    assert "does not run a scheduler of vllm-sarathi" in said["error"]
+def test_a_server_with_another_scheduler_says_so_and_is_asked_once() -> None:
+    asked = []
+
+    async def stock(method: str, *args: Any) -> list[Any]:
+        asked.append(method)
+        text = f"'EngineCoreProc' object has no attribute '{method}'"
+        raise RuntimeError(f"Call to {method} method failed: {text}")
+
+    server = Server(SimpleNamespace(call_utility_all_async=stock))
+    for _ in range(2):
+        status, said = change(server, tbt_slo_ms=5)
+        assert status == 409
+        assert "does not run a scheduler of vllm-sarathi" in said["error"]
+    assert len(asked) == 1
 
 
-def test_an_engine_that_is_gone_is_said(make_config: Any, warned: list[str]) -> None:
+def test_an_engine_that_is_gone_is_said(warned: list[str]) -> None:
     async def dead(method: str, *args: Any) -> list[Any]:
         raise RuntimeError("EngineDead")
 
-    server = Server(SimpleNamespace(call_utility_all_async=dead), make_config(SarathiConfig()))
+    server = Server(SimpleNamespace(call_utility_all_async=dead))
     assert change(server, tbt_slo_ms=5)[0] == 503
     assert "EngineDead" in warned[0]
 
 
 def test_every_engine_is_told_and_older_clients_tell_the_first_ones_answer(make_config: Any) -> None:
     engines = [ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=100))) for _ in range(2)]
-    server = Server(FakeCore(*(e.scheduler for e in engines)), engines[0].scheduler.vllm_config)
+    server = Server(FakeCore(*(e.scheduler for e in engines)))
     assert len(change(server, tbt_slo_ms=70)[1]["engines"]) == 2
     assert [e.scheduler.config.tbt_slo_ms for e in engines] == [70, 70]
 
@@ -277,7 +286,7 @@ def test_every_engine_is_told_and_older_clients_tell_the_first_ones_answer(make_
         answers = [e.scheduler.control.answer(*args) for e in engines]
         return answers[0]
 
-    server = Server(SimpleNamespace(call_utility_async=first), engines[0].scheduler.vllm_config)
+    server = Server(SimpleNamespace(call_utility_async=first))
     assert len(change(server, tbt_slo_ms=80)[1]["engines"]) == 1
     assert [e.scheduler.config.tbt_slo_ms for e in engines] == [80, 80]
 

@@ -7,7 +7,7 @@ A command is a JSON object, and so is the answer: `{"status": 200, ...}` as HTTP
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ class Control:
         forecast = forecast_first_token(
             controller.model,
             tokens=tokens,
-            ahead_tokens=self._ahead(partial) + self._ahead(waiting_requests(scheduler), tokens),
+            ahead_tokens=sum(map(_left, partial)) + self._waiting_ahead(tokens),
             decodes=len(generating),
             context_tokens=sum(r.num_computed_tokens for r in generating),
             step_slo_s=None if slo_s is None else controller.pipeline.step_s(slo_s),
@@ -174,10 +174,18 @@ class Control:
             "kept": forecast.kept,
         }
 
-    def _ahead(self, requests: Iterable[Any], tokens: int | None = None) -> int:
-        """Return the prompt tokens left of those that go before a new prompt of `tokens`; None counts all of them."""
-        shorter_first = self._scheduler.config.prefill_order == "sjf" and tokens is not None
-        left = [r.num_tokens - r.num_computed_tokens for r in itertools.islice(requests, MOST_COUNTED)]
-        total: int = sum(left if not shorter_first else [n for n in left if n <= (tokens or 0)])
-        unseen = self._scheduler.queues().total_waiting - len(left) if tokens is not None else 0
-        return total + (total * unseen // len(left) if left and unseen > 0 else 0)
+    def _waiting_ahead(self, tokens: int) -> int:
+        """Return the prompt tokens of those who wait and go before a new prompt of so many."""
+        scheduler = self._scheduler
+        left = [_left(request) for request in itertools.islice(waiting_requests(scheduler), MOST_COUNTED)]
+        unseen = max(0, scheduler.queues().total_waiting - len(left))
+        if scheduler.config.prefill_order == "sjf":
+            ahead = sum(each for each in left if each <= tokens)
+        else:
+            ahead = sum(left)
+        return ahead + (ahead * unseen // len(left) if left else 0)
+
+
+def _left(request: Any) -> int:
+    """Return the prompt tokens of a request that are not read yet."""
+    return int(request.num_tokens - request.num_computed_tokens)

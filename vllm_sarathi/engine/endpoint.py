@@ -19,11 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_sarathi.core.config import MAX_SLO_MS, ConfigError
-from vllm_sarathi.engine.plugin import names_our_scheduler
 from vllm_sarathi.engine.vllm.internals import logger
-from vllm_sarathi.engine.vllm.utility import ask_engines
+from vllm_sarathi.engine.vllm.utility import NoControlError, ask_engines
 
 PATH = "/v1/sarathi"
+NOT_OURS = "this server does not run a scheduler of vllm-sarathi; start it with --scheduler sarathi."
 MOST_BODY_BYTES = 16_384
 MOST_PROMPT_TOKENS = 100_000_000
 PATIENCE_S = 60.0
@@ -38,7 +38,7 @@ class SarathiControl:
 
     def __init__(self) -> None:
         self._engine_client: Any = None
-        self._ours = False
+        self._ours = True
         self._lock = asyncio.Lock()
 
     def attach_router(self, app: Any) -> None:
@@ -80,18 +80,18 @@ class SarathiControl:
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the way to the engines."""
         self._engine_client = engine_client
-        scheduler_config = engine_client.vllm_config.scheduler_config
-        self._ours = names_our_scheduler(scheduler_config.scheduler_cls)
         logger.info("vllm-sarathi can be controlled at %s.", PATH)
 
     async def _answer(self, command: dict[str, Any]) -> Response:
         """Ask every engine, and answer with what they say; where they refuse, with what the first says."""
         if not self._ours:
-            said = "this server does not run a scheduler of vllm-sarathi; start it with --scheduler sarathi."
-            return _reply(409, {"error": said})
+            return _reply(409, {"error": NOT_OURS})
         try:
             asked = ask_engines(self._engine_client, json.dumps(command))
             answers = [json.loads(text) for text in await asyncio.wait_for(asked, PATIENCE_S)]
+        except NoControlError:
+            self._ours = False  # it never will be, and each question is an error in the engine's log
+            return _reply(409, {"error": NOT_OURS})
         except TimeoutError:
             return _reply(503, {"error": f"the engine has not answered for {PATIENCE_S:g} seconds."})
         except Exception as error:

@@ -13,6 +13,10 @@ METHOD = "sarathi_control"
 """Our method of the engine core."""
 
 
+class NoControlError(RuntimeError):
+    """The engine core has no such method: another scheduler than ours runs in it."""
+
+
 def answer_control(engine_core: Any, command: str) -> str:
     """Answer a control command in the engine core's process; a method of vLLM's engine core."""
     answer: str = engine_core.scheduler.control.answer(command)
@@ -30,9 +34,18 @@ async def ask_engines(engine_client: Any, command: str) -> list[str]:
     """Return what each engine core answers to a control command.
 
     Before vLLM 0.32 all of a data-parallel group are asked, too, and the first one's answer is told.
+
+    Raises:
+        NoControlError: the scheduler is none of ours. The API server's own configuration does not tell: of several API
+            servers it is made without our flags.
     """
     engine_core = engine_client.engine_core
-    if hasattr(engine_core, "call_utility_all_async"):
-        answers: list[str] = await engine_core.call_utility_all_async(METHOD, command)
-        return answers
-    return [await engine_core.call_utility_async(METHOD, command)]
+    try:
+        if hasattr(engine_core, "call_utility_all_async"):
+            answers: list[str] = await engine_core.call_utility_all_async(METHOD, command)
+            return answers
+        return [await engine_core.call_utility_async(METHOD, command)]
+    except Exception as error:  # vLLM hands on what was raised as text
+        if f"has no attribute '{METHOD}'" in str(error):
+            raise NoControlError from error
+        raise
