@@ -357,11 +357,33 @@ def test_a_trace_that_cannot_be_written_is_refused_before_a_model_loads(
         plugin.check_before_load(make_config(SarathiConfig(step_trace=path)))
 
 
-def test_each_data_parallel_engine_has_a_file(make_config: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "rank", "index", "name"),
+    [
+        (1, 0, 0, "steps.jsonl"),
+        (2, 0, 0, "steps.0.jsonl"),
+        (2, 1, 1, "steps.1.jsonl"),
+        (1, 0, 1, "steps.1.jsonl"),
+    ],
+)
+def test_each_data_parallel_engine_has_a_file_and_figures_of_its_own(
+    make_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    size: int,
+    rank: int,
+    index: int,
+    name: str,
+) -> None:
+    """Of a dense model vLLM has each engine think that it is the only one, and keeps its number as the index."""
+    (tmp_path / "figures").mkdir()
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path / "figures"))
     config = make_config(SarathiConfig(step_trace=str(tmp_path / "steps.jsonl")), "pipeline")
-    config.parallel_config.data_parallel_size, config.parallel_config.data_parallel_rank = 2, 1
-    engine = ModelledEngine(config)
+    parallel = config.parallel_config
+    parallel.data_parallel_size, parallel.data_parallel_rank, parallel.data_parallel_index = size, rank, index
+    engine = ModelledEngine(config, log_stats=True)
     engine.add("a", 20)
     engine.drain()
     engine.scheduler.shutdown()
-    assert [path.name for path in tmp_path.iterdir()] == ["steps.1.jsonl"]
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == [name]
+    assert f'vllm_sarathi_steps_total{{engine="{index}"}}' in shown(tmp_path / "figures")

@@ -1,4 +1,4 @@
-"""A real `vllm serve` with two API servers: its figures, its dashboards' queries, its control, its terminal view.
+"""A real `vllm serve` with two engines and two API servers: its figures, its dashboards' queries, its control, its terminal view.
 
 One server for all of it, as each takes a minute to start.
 """
@@ -39,6 +39,7 @@ FLAGS = [
     "--max-model-len=512",
     "--seed=0",
     "--api-server-count=2",
+    "--data-parallel-size=2",
     f"--api-key={KEY}",
     "--enable-per-request-metrics",
     "--tbt-slo-ms=500",
@@ -87,12 +88,12 @@ class Deployment:
             for answer in pool.map(lambda _: self.generate(), range(requests)):
                 assert answer["usage"]["completion_tokens"] == 24
 
-    def wait_for(self, figure: str) -> dict[str, float]:
+    def wait_for_headroom(self) -> None:
         deadline_s = time.monotonic() + PATIENCE_S
-        while figure not in (seen := self.figures()):
-            assert time.monotonic() < deadline_s, f"no {figure} in {sorted(seen)}"
-            self.load(4)
-        return seen
+        wanted = {HEADROOM.format(rank=rank) for rank in RANKS}
+        while missing := wanted - set(self.figures()):
+            assert time.monotonic() < deadline_s, f"no {missing}"
+            self.load(8)
 
 
 @pytest.fixture(scope="module")
@@ -119,28 +120,31 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         yield Deployment(server, client)
 
 
-HEADROOM = 'vllm_sarathi_headroom_tokens_per_second{engine="0"}'
-GAPS = 'vllm_sarathi_gaps_total{engine="0",slo_class="default"}'
+HEADROOM = 'vllm_sarathi_headroom_tokens_per_second{{engine="{rank}"}}'
+GAPS = 'vllm_sarathi_gaps_total{{engine="{rank}",slo_class="default"}}'
+RANKS = ("0", "1")
+PROMISES = (("gaps", "time_between_tokens"), ("first_tokens", "time_to_first_token"))
 
 
 def test_every_api_server_shows_the_engines_figures(deployment: Deployment) -> None:
-    deployment.wait_for(HEADROOM)
+    deployment.wait_for_headroom()
     log = deployment.server.log_path.read_text()
     assert all(f"(ApiServer_{i} " in log for i in range(2))
     counts = [deployment.figures() for _ in range(16)]
     for before, after in itertools.pairwise(counts):
         assert set(before) <= set(after)
-        assert 0 < before[GAPS] <= after[GAPS]
+        for rank in RANKS:
+            assert 0 < before[GAPS.format(rank=rank)] <= after[GAPS.format(rank=rank)]
     last = counts[-1]
-    for suffix, ratio in (("gaps", "time_between_tokens"), ("first_tokens", "time_to_first_token")):
+    for rank, (suffix, ratio) in itertools.product(RANKS, PROMISES):
         name = f"vllm_sarathi_{ratio}_promise_ratio_bucket"
-        total = last[f'vllm_sarathi_{suffix}_total{{engine="0",slo_class="default"}}']
-        kept = last[f'vllm_sarathi_{suffix}_kept_total{{engine="0",slo_class="default"}}']
-        assert last[f'{name}{{engine="0",le="+Inf",slo_class="default"}}'] == total > 0
-        assert last[f'{name}{{engine="0",le="1.0",slo_class="default"}}'] == kept > 0
-    assert last[HEADROOM] > 0
-    assert last['vllm_sarathi_tbt_slo_seconds{engine="0"}'] == 0.5
-    assert last['vllm_sarathi_faults_total{engine="0"}'] == 0
+        total = last[f'vllm_sarathi_{suffix}_total{{engine="{rank}",slo_class="default"}}']
+        kept = last[f'vllm_sarathi_{suffix}_kept_total{{engine="{rank}",slo_class="default"}}']
+        assert last[f'{name}{{engine="{rank}",le="+Inf",slo_class="default"}}'] == total > 0
+        assert last[f'{name}{{engine="{rank}",le="1.0",slo_class="default"}}'] == kept > 0
+        assert last[HEADROOM.format(rank=rank)] > 0
+        assert last[f'vllm_sarathi_tbt_slo_seconds{{engine="{rank}"}}'] == 0.5
+        assert last[f'vllm_sarathi_faults_total{{engine="{rank}"}}'] == 0
 
 
 def test_a_response_holds_vllms_own_figures(deployment: Deployment) -> None:
@@ -148,7 +152,7 @@ def test_a_response_holds_vllms_own_figures(deployment: Deployment) -> None:
 
 
 def test_top_in_json(deployment: Deployment) -> None:
-    deployment.wait_for(HEADROOM)
+    deployment.wait_for_headroom()
     done = CliRunner().invoke(app, ["top", deployment.server.base_url, "--once", "--json"])
     assert done.exit_code == 0, done.output
     engine = json.loads(done.stdout)["engines"]["0"]
@@ -201,7 +205,7 @@ def ask(prometheus: httpx.Client, query: str) -> list[Any]:
 def test_every_query_is_answered_by_a_real_prometheus(
     deployment: Deployment, prometheus: httpx.Client
 ) -> None:
-    deployment.wait_for(HEADROOM)
+    deployment.wait_for_headroom()
     deadline_s = time.monotonic() + 20
     while time.monotonic() < deadline_s:
         deployment.load(8)
@@ -239,7 +243,9 @@ def test_a_promise_is_changed_under_load_and_no_request_is_lost(deployment: Depl
         for slo_ms in (400, 300, 450):
             said = client.patch("/v1/sarathi", json={"tbt_slo_ms": slo_ms})
             assert said.status_code == 200, said.text
-            assert said.json()["engines"][0]["changed"]["tbt_slo_ms"]["new"] == slo_ms
+            engines = said.json()["engines"]
+            assert [each["rank"] for each in engines] == [0, 1]
+            assert [each["changed"]["tbt_slo_ms"]["new"] for each in engines] == [slo_ms, slo_ms]
         assert client.patch("/v1/sarathi", json={"scheduler": "orca", "tbt_slo_ms": None}).status_code == 200
         back = {"scheduler": "sarathi", "tbt_slo_ms": 500}
         assert client.patch("/v1/sarathi", json=back).status_code == 200
@@ -247,10 +253,10 @@ def test_a_promise_is_changed_under_load_and_no_request_is_lost(deployment: Depl
     assert len(texts) == 1  # each the same, whoever scheduled it
     log = deployment.server.log_path.read_text()
     assert "Changed while serving: --tbt-slo-ms is 400 now, and was 500." in log
-    state = client.get("/v1/sarathi").json()["engines"][0]
-    assert state["settings"]["tbt_slo_ms"] == 500
-    assert state["faults"] == 0
-    assert state["step_model"]["ready"] is True
+    for state in client.get("/v1/sarathi").json()["engines"]:
+        assert state["settings"]["tbt_slo_ms"] == 500
+        assert state["faults"] == 0
+        assert state["step_model"]["ready"] is True
 
 
 def test_what_is_wrong_is_refused_by_the_sentence_of_the_settings(deployment: Deployment) -> None:
@@ -260,12 +266,14 @@ def test_what_is_wrong_is_refused_by_the_sentence_of_the_settings(deployment: De
 
 
 def test_a_step_trace_is_started_and_stopped(deployment: Deployment) -> None:
-    started = deployment.client.post("/v1/sarathi/step_trace/start").json()["engines"][0]
+    started = deployment.client.post("/v1/sarathi/step_trace/start").json()["engines"]
     deployment.load(4)
     time.sleep(1.5)  # the thread that writes it looks once a second
-    stopped = deployment.client.post("/v1/sarathi/step_trace/stop").json()["engines"][0]
-    assert stopped["step_trace"] is None
-    lines = Path(started["step_trace"]).read_text().splitlines()
+    stopped = deployment.client.post("/v1/sarathi/step_trace/stop").json()["engines"]
+    assert [each["step_trace"] for each in stopped] == [None, None]
+    paths = {Path(each["step_trace"]) for each in started}
+    assert len(paths) == 2
+    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
     assert len(lines) >= 24
     assert all(json.loads(line)["slo_s"] == 0.5 for line in lines)
 
@@ -284,7 +292,7 @@ def test_two_hundred_malformed_bodies_end_nothing(deployment: Deployment) -> Non
         method = "PATCH" if path == "/v1/sarathi" else "GET"
         answer = deployment.client.request(method, path, content=malformed(chance))
         assert answer.status_code < 500, answer.text
-    assert deployment.client.get("/v1/sarathi").json()["engines"][0]["faults"] == 0
+    assert [each["faults"] for each in deployment.client.get("/v1/sarathi").json()["engines"]] == [0, 0]
     deployment.load(4)
     log = deployment.server.log_path.read_text()
     assert "Traceback" not in log

@@ -21,7 +21,7 @@ from vllm_sarathi.core.config import (
 from vllm_sarathi.core.forecast import forecast_first_token
 from vllm_sarathi.engine.telemetry import Telemetry
 from vllm_sarathi.engine.trace_file import StepTraceFile, check_step_trace
-from vllm_sarathi.engine.vllm.internals import logger
+from vllm_sarathi.engine.vllm.internals import engine_rank, logger
 from vllm_sarathi.engine.vllm.queues import waiting_requests
 from vllm_sarathi.engine.vllm.support import check_engine
 
@@ -66,7 +66,7 @@ class Control:
         controller, model = scheduler.controller, scheduler.controller.model
         queues = scheduler.queues()
         return {
-            "rank": scheduler.vllm_config.parallel_config.data_parallel_rank,
+            "rank": engine_rank(scheduler.vllm_config),
             "settings": scheduler.config.to_mapping(),
             "tbt_slo_s": controller.tbt_slo_s,
             "running": queues.running,

@@ -26,7 +26,7 @@ from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepRecord
 from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
 from vllm_sarathi.engine.metrics import FiguresFiles, figures_folder
 from vllm_sarathi.engine.trace_file import StepTraceFile
-from vllm_sarathi.engine.vllm.internals import logger
+from vllm_sarathi.engine.vllm.internals import engine_rank, logger
 
 TICK_S = 1.0
 WINDOW_S = 10.0
@@ -289,12 +289,11 @@ def open_telemetry(
     most_tokens: int,
 ) -> Telemetry | None:
     """Return the telemetry of an engine, or None where nobody wants to see anything."""
-    parallel = vllm_config.parallel_config
-    rank = parallel.data_parallel_rank
+    rank = engine_rank(vllm_config)
     trace = None
     if config.step_trace is not None:
         path = Path(config.step_trace)
-        if parallel.data_parallel_size > 1:
+        if rank or vllm_config.parallel_config.data_parallel_size > 1:
             path = path.with_stem(f"{path.stem}.{rank}")
         trace = StepTraceFile(path)
     memory = open_memory(vllm_config, config, controller.model)

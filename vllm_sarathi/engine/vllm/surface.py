@@ -258,6 +258,7 @@ SURFACES = (
             "tensor_parallel_size",
             "world_size",
         ),
+        some=("data_parallel_index",),
     ),
     Surface(
         "ModelConfig",
