@@ -1,4 +1,4 @@
-"""A real `vllm serve` with two engines and two API servers: its figures, its dashboards' queries, its control, its terminal view.
+"""A real `vllm serve` with two engines and two API servers: figures, dashboards' queries, control, the terminal view.
 
 One server for all of it, as each takes a minute to start.
 """
