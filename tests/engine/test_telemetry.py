@@ -186,8 +186,11 @@ def test_first_tokens_are_compared_with_their_promise(
     config = SarathiConfig(tbt_slo_ms=100, ttft_slo_ms=1000, prefill_order="deadline")
     engine = ModelledEngine(make_config(config), log_stats=True)
     engine.scheduler.wall_clock = lambda: 100.0
-    engine.add("in time", 20, max_tokens=3, arrival_s=99.4)
-    engine.add("late", 20, max_tokens=3, arrival_s=98.5)
+    engine.add("in time", 20, max_tokens=60, arrival_s=99.4)
+    engine.step()
+    engine.add(
+        "late", 200, max_tokens=3, arrival_s=98.5
+    )  # in several chunks, the last of which brings the token
     engine.drain()
     engine.scheduler.telemetry.flush()
     page = shown(tmp_path)
