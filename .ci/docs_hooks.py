@@ -97,11 +97,14 @@ def tuning_command_line() -> str:
 
 def metrics() -> str:
     """Return the table of the Prometheus metrics."""
-    from vllm_sarathi.engine.metrics import COUNTERS, GAUGES, PREFIX
+    from vllm_sarathi.core.figures import FIGURES, PREFIX, Kind
 
-    gauges = [(f"`{PREFIX}{name}`", "gauge", text) for name, text in GAUGES.items()]
-    counters = [(f"`{PREFIX}{name}_total`", "counter", text) for name, text in COUNTERS.items()]
-    return table(("metric", "kind", "meaning"), gauges + counters)
+    rows = []
+    for figure in FIGURES.values():
+        name = PREFIX + figure.name + ("_total" if figure.kind is Kind.COUNTER else "")
+        by_class = "`slo_class`" if figure.by_class else ""
+        rows.append((f"`{name}`", figure.kind.value, by_class, figure.help))
+    return table(("metric", "kind", "label beside `engine`", "meaning"), rows)
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "vllm_sarathi.engine": {"core", "engine"},
     "vllm_sarathi.simulation": {"core", "engine", "simulation"},
     "vllm_sarathi.benchmark": {"core", "engine", "simulation", "benchmark"},
+    "vllm_sarathi.top": {"core", "top"},
     "autolrs_plugin.core": {"core"},
     "autolrs_plugin.training": {"core", "training"},
     "autolrs_plugin.integrations": {"core", "training", "integrations"},

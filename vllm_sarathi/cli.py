@@ -17,6 +17,7 @@ from vllm_sarathi import __version__
 from vllm_sarathi.cli_devices import devices
 from vllm_sarathi.cli_live import live
 from vllm_sarathi.cli_rehearse import RayCommand, capacity, paper, simulate, validate
+from vllm_sarathi.cli_top import top
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
 from vllm_sarathi.core.step_trace import StepTraceError
 
@@ -187,6 +188,7 @@ def _door(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+app.command()(_door(top))
 for _command in (simulate, capacity, validate, paper):
     app.command(cls=RayCommand)(_door(_command))
 bench.command()(_door(live))

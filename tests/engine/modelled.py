@@ -83,6 +83,7 @@ class ModelledEngine:
         scheduler_cls: the class to drive; the configuration's own by default.
         draft: gives the draft tokens for (request id, position), for speculative decoding.
         kv_cache_config: vLLM's description of the KV cache; by default that of a model with full attention alone.
+        log_stats: as in `build_scheduler`.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ class ModelledEngine:
         scheduler_cls: Any = None,
         draft: Callable[[str, int], list[int]] | None = None,
         kv_cache_config: Any | None = None,
+        log_stats: bool = False,
     ) -> None:
-        self.scheduler = build_scheduler(config, num_blocks, scheduler_cls, kv_cache_config)
+        self.scheduler = build_scheduler(config, num_blocks, scheduler_cls, kv_cache_config, log_stats)
         self.in_flight = in_flight
         self.queue: deque[Step] = deque()
         self.outputs: dict[str, list[int]] = {}

@@ -52,7 +52,7 @@ KINDS = {
 }
 """What a name stands for, wherever it stands in the code that handles vLLM's objects."""
 
-OURS_TOO = {"finished"}
+OURS_TOO = {"finished", "sleep"}
 """What objects of vLLM's have, too, but we only read of our own."""
 
 

@@ -1,7 +1,6 @@
 """Telemetry in the real scheduler: what it writes, what it survives, and that nothing of it reaches the engine."""
 
 import gc
-import json
 import logging
 import os
 import subprocess
@@ -13,12 +12,14 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from tests.engine.modelled import ModelledEngine
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.trace import read_trace
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.figures import ClassGaps, Queues
 from vllm_sarathi.core.steptime.margin import CAUTION, STALE_CAUTION
 from vllm_sarathi.core.types import StepRecord, StepShape
 from vllm_sarathi.engine import metrics, plugin, telemetry
@@ -39,6 +40,13 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(logger, "level", logging.INFO)
     monkeypatch.setattr(logger, "_cache", {})
     return said
+
+
+def shown(folder: Path) -> str:
+    """Return what a server shows at /metrics of the engines that use this folder."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))
+    return generate_latest(registry).decode()
 
 
 def record(
@@ -143,14 +151,14 @@ def test_a_promise_that_cannot_be_kept_is_in_the_log_once_and_in_the_metrics(
     # 40 ms, and the caution of a model that knows nothing of prompts, which grows while there are none.
     needed_ms = int(advice[0].partition("--tbt-slo-ms ")[2].split()[0])
     assert 40 * (1 + CAUTION) <= needed_ms <= 40 * (1 + CAUTION + STALE_CAUTION) + 1
-    registry = CollectorRegistry()
-    registry.register(metrics.FiguresCollector(tmp_path))
-    page = generate_latest(registry).decode()
+    page = shown(tmp_path)
     for line in (
         'vllm_sarathi_promise_unkeepable{engine="1"} 1.0',
         'vllm_sarathi_tbt_slo_seconds{engine="1"} 0.01',
-        'vllm_sarathi_gaps_total{engine="1"} 480.0',
-        'vllm_sarathi_gaps_kept_total{engine="1"} 0.0',
+        'vllm_sarathi_gaps_total{engine="1",slo_class="default"} 480.0',
+        'vllm_sarathi_gaps_kept_total{engine="1",slo_class="default"} 0.0',
+        'vllm_sarathi_time_between_tokens_promise_ratio_bucket{engine="1",le="5.0",slo_class="default"} 480.0',
+        'vllm_sarathi_time_between_tokens_promise_ratio_bucket{engine="1",le="3.0",slo_class="default"} 0.0',
         'vllm_sarathi_decode_step_seconds{engine="1"} 0.04',
     ):
         assert line in page
@@ -160,47 +168,149 @@ def test_errors_of_ours_are_counted_in_the_metrics_even_where_no_step_is_planned
     make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
-    trace = str(tmp_path / "steps.jsonl")
-    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=100, step_trace=trace)))
+    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=100)), log_stats=True)
     monkeypatch.setattr(engine.scheduler.controller, "plan", lambda view: 1 / 0)
     engine.add("a", 20, max_tokens=3)
     engine.drain()
-    engine.scheduler.telemetry.tell()
-    left = json.loads((tmp_path / "0.json").read_text())
-    assert left["faults"] == engine.scheduler.faults.total > 0
-    assert left["steps"] == 0
+    engine.scheduler.telemetry.flush()
+    page = shown(tmp_path)
+    assert engine.scheduler.faults.total > 0
+    assert f'vllm_sarathi_faults_total{{engine="0"}} {float(engine.scheduler.faults.total)}' in page
     engine.scheduler.shutdown()
 
 
-def test_metrics_without_engines_or_with_broken_files_are_empty(tmp_path: Path) -> None:
-    registry = CollectorRegistry()
-    registry.register(metrics.FiguresCollector(tmp_path / "gone"))
-    assert 'engine="' not in generate_latest(registry).decode()
-    (tmp_path / "0.json").write_text('{"steps": ')
-    (tmp_path / "1.json").write_text(json.dumps({"steps": "many", "gaps": 3}))
-    registry = CollectorRegistry()
-    registry.register(metrics.FiguresCollector(tmp_path))
-    assert [x for x in generate_latest(registry).decode().splitlines() if "engine=" in x] == [
-        'vllm_sarathi_gaps_total{engine="1"} 3.0'
-    ]
+def test_first_tokens_are_compared_with_their_promise(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    config = SarathiConfig(tbt_slo_ms=100, ttft_slo_ms=1000, prefill_order="deadline")
+    engine = ModelledEngine(make_config(config), log_stats=True)
+    engine.scheduler.wall_clock = lambda: 100.0
+    engine.add("in time", 20, max_tokens=60, arrival_s=99.4)
+    engine.step()
+    engine.add(
+        "late", 200, max_tokens=3, arrival_s=98.5
+    )  # in several chunks, the last of which brings the token
+    engine.drain()
+    engine.scheduler.telemetry.flush()
+    page = shown(tmp_path)
+    name = "vllm_sarathi_time_to_first_token_promise_ratio"
+    for line in (
+        'vllm_sarathi_first_tokens_total{engine="0",slo_class="default"} 2.0',
+        'vllm_sarathi_first_tokens_kept_total{engine="0",slo_class="default"} 1.0',
+        f'{name}_bucket{{engine="0",le="0.5",slo_class="default"}} 0.0',
+        f'{name}_bucket{{engine="0",le="0.75",slo_class="default"}} 1.0',
+        f'{name}_bucket{{engine="0",le="1.5",slo_class="default"}} 2.0',
+        f'{name}_sum{{engine="0",slo_class="default"}} 2.',
+    ):
+        assert any(shown_line.startswith(line) for shown_line in page.splitlines()), line
+    engine.scheduler.shutdown()
+
+
+def test_metrics_without_engines_are_empty(tmp_path: Path) -> None:
+    assert "vllm_sarathi" not in shown(tmp_path)
+
+
+def test_an_engine_whose_folder_is_gone_goes_on(
+    monkeypatch: pytest.MonkeyPatch, warned: list[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path / "elsewhere"))
+    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)), rank=3)
+    watched.note(record(), 1, 0)
+    watched.close()
+    assert len(warned) == 1
+    assert "engine 3 are not at /metrics" in warned[0]
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path / "folder"))
+    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)))
+    (tmp_path / "folder").rmdir()
+    watched.note(record(), 1, 0)
+    watched.close()
+    assert watched.figures.counters["steps", ""] == 1
 
 
 def test_a_server_started_by_another_has_a_folder_of_its_own(tmp_path: Path) -> None:
     code = (
         "import os\n"
-        "from vllm_sarathi.engine.metrics import FOLDER_VARIABLE, leave_figures, serve_figures\n"
+        "from pathlib import Path\n"
+        "from vllm_sarathi.core.figures import Figures\n"
+        "from vllm_sarathi.engine.metrics import FOLDER_VARIABLE, FiguresFiles, serve_figures\n"
         "from prometheus_client import REGISTRY, generate_latest\n"
         "serve_figures()\n"
         "first = os.environ[FOLDER_VARIABLE]\n"
         "serve_figures()\n"
         "assert os.environ[FOLDER_VARIABLE] == first\n"
-        "leave_figures(0, {'steps': 7})\n"
+        "assert os.environ['VLLM_RAY_EXTRA_ENV_VARS_TO_COPY'] == 'MINE,' + FOLDER_VARIABLE\n"
+        "figures = Figures()\n"
+        "figures.count('steps', amount=7)\n"
+        "FiguresFiles(Path(first), 0, 1).write(figures.samples(), 1.0)\n"
         "print(generate_latest(REGISTRY).decode())\n"
     )
-    env = {**os.environ, metrics.FOLDER_VARIABLE: str(tmp_path)}
+    env = {
+        **os.environ,
+        metrics.FOLDER_VARIABLE: str(tmp_path),
+        metrics.RAY_COPIES_VARIABLE: "MINE",
+    }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert 'vllm_sarathi_steps_total{engine="0"} 7.0' in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_where_there_are_several_api_servers_the_engines_use_the_folder_that_they_share(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import os, sys\n"
+        "from vllm_sarathi.engine.metrics import FOLDER_VARIABLE, serve_figures\n"
+        "serve_figures()\n"
+        "assert 'prometheus_client' not in sys.modules\n"  # nothing of ours is in between
+        "print(os.environ[FOLDER_VARIABLE])\n"
+    )
+    env = {**os.environ, metrics.SHARED_FOLDER_VARIABLE: str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path)
+
+
+def test_what_the_loop_counts_is_shown_by_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    queues = Queues(7, {"interactive": 2, "batch": 5})
+    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)), queues=lambda: queues)
+    watched.count("refused_requests", "batch")
+    watched.count("refused_requests", "batch")
+    watched.count("relegated_requests")
+    gaps = (ClassGaps("interactive", 3, 0.2), ClassGaps("batch", 5, 0.05))
+    watched.note(record(0.1), 8, 0, gaps)
+    watched.close()
+    page = shown(tmp_path)
+    for line in (
+        'vllm_sarathi_refused_requests_total{engine="0",slo_class="batch"} 2.0',
+        'vllm_sarathi_relegated_requests_total{engine="0",slo_class="default"} 1.0',
+        'vllm_sarathi_waiting_requests{engine="0",slo_class="batch"} 5.0',
+        'vllm_sarathi_running_requests{engine="0"} 7.0',
+        'vllm_sarathi_gaps_kept_total{engine="0",slo_class="interactive"} 3.0',
+        'vllm_sarathi_gaps_kept_total{engine="0",slo_class="batch"} 0.0',
+    ):
+        assert line in page
+
+
+def test_the_headroom_of_an_idle_engine_is_that_of_an_empty_one(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=1000)), log_stats=True)
+    engine.scheduler.clock = iter(x / 100 for x in range(10**6)).__next__
+    telemetry = engine.scheduler.telemetry
+    telemetry.tell()
+    assert ("headroom_tokens_per_second", "") not in telemetry.figures.gauges  # nothing is known yet
+    for i in range(4):
+        engine.add(str(i), 60, max_tokens=20)
+    engine.drain()
+    telemetry.flush()
+    telemetry.tell()
+    telemetry.tell()
+    # A step takes 10 ms whatever is in it: 100 steps a second, each as full as the engine lets it be.
+    assert telemetry.figures.gauges["headroom_tokens_per_second", ""] == pytest.approx(25_600, rel=0.2)
+    engine.scheduler.shutdown()
 
 
 # The file.
@@ -250,11 +360,33 @@ def test_a_trace_that_cannot_be_written_is_refused_before_a_model_loads(
         plugin.check_before_load(make_config(SarathiConfig(step_trace=path)))
 
 
-def test_each_data_parallel_engine_has_a_file(make_config: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "rank", "index", "name"),
+    [
+        (1, 0, 0, "steps.jsonl"),
+        (2, 0, 0, "steps.0.jsonl"),
+        (2, 1, 1, "steps.1.jsonl"),
+        (1, 0, 1, "steps.1.jsonl"),
+    ],
+)
+def test_each_data_parallel_engine_has_a_file_and_figures_of_its_own(
+    make_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    size: int,
+    rank: int,
+    index: int,
+    name: str,
+) -> None:
+    """Of a dense model vLLM has each engine think that it is the only one, and keeps its number as the index."""
+    (tmp_path / "figures").mkdir()
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path / "figures"))
     config = make_config(SarathiConfig(step_trace=str(tmp_path / "steps.jsonl")), "pipeline")
-    config.parallel_config.data_parallel_size, config.parallel_config.data_parallel_rank = 2, 1
-    engine = ModelledEngine(config)
+    parallel = config.parallel_config
+    parallel.data_parallel_size, parallel.data_parallel_rank, parallel.data_parallel_index = size, rank, index
+    engine = ModelledEngine(config, log_stats=True)
     engine.add("a", 20)
     engine.drain()
     engine.scheduler.shutdown()
-    assert [path.name for path in tmp_path.iterdir()] == ["steps.1.jsonl"]
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == [name]
+    assert f'vllm_sarathi_steps_total{{engine="{index}"}}' in shown(tmp_path / "figures")

@@ -1,7 +1,8 @@
 """What our scheduler adds to vLLM's own `schedule()`, measured in the real scheduler without a model.
 
 The scene: requests that run, of which one is still reading a long prompt, and requests that wait. Each step is
-timed twice in the same call: all of `schedule()`, and the part of it inside the parent's. The difference is ours.
+timed twice in the same call: all of `schedule()`, and the part of it inside the parent's. The difference is ours. The
+figures for /metrics are gathered meanwhile, as in a server.
 """
 
 import json
@@ -95,7 +96,9 @@ def measure_overhead(
             enable_prefix_caching=False,
             **config.engine_args(),
         )
-        scheduler = build_scheduler(engine, num_blocks=200_000, scheduler_cls=_timed_class(times))
+        scheduler = build_scheduler(
+            engine, num_blocks=200_000, scheduler_cls=_timed_class(times), log_stats=True
+        )
     for i in range(running - 1):
         scheduler.add_request(
             build_request(f"running-{i}", range(8 + i % 32), max_tokens, arrival_s=float(i))

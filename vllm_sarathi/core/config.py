@@ -81,7 +81,8 @@ def check_choice(key: str, value: object, valid: tuple[str, ...]) -> None:
 def check_positive(key: str, value: object, most: float) -> None:
     """Raise ConfigError naming the flag if `value` is no finite number above 0 and at most `most`."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < float(value) <= most:  # type: ignore[arg-type]  # NaN is below nothing
+    # NaN is below nothing; an int may be too large for a float, and is compared as it is.
+    if not number or not 0 < value <= most:  # type: ignore[operator]
         raise ConfigError(f"{flag_name(key)} {value!r}: must be a number above 0 and at most {most:g}.")
 
 

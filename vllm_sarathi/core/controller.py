@@ -34,6 +34,17 @@ class Controller:
         self.policy = _make_policy(config, self.model, pipeline)
         self.order = make_order(config, self.model, pipeline)
 
+    def reconfigure(self, config: SarathiConfig) -> None:
+        """Go on with other settings; what was learnt of the device and of the requests stays.
+
+        Args:
+            config: all of the settings, valid as they are.
+        """
+        policy = _make_policy(config, self.model, self.pipeline)
+        policy.take_over(self.policy)
+        order = make_order(config, self.model, self.pipeline)
+        self.config, self.policy, self.order = config, policy, order
+
     @property
     def tbt_slo_s(self) -> float | None:
         """The time-between-tokens SLO, seconds; None where there is none, or none is known yet."""

@@ -79,6 +79,11 @@ class Experience:
         self.attempts = Attempts()
         self._prefill_alone: deque[tuple[int, float]] = deque(maxlen=PREFILL_ALONE_KEPT)
 
+    def take_over(self, previous: "Experience") -> None:
+        """Become, in place, what another has seen of the same device: the limits hold this object."""
+        assert previous.model is self.model
+        vars(self).update(vars(previous))
+
     def seconds(self, view: StepView, tokens: int, work: float, prompts: int, encoder: int = 0) -> float:
         """Return the predicted seconds of a step of the view's decodes and so much prefill.
 

@@ -52,6 +52,10 @@ class Policy(Protocol):
         """Learn from a request that has ended."""
         ...
 
+    def take_over(self, previous: "Policy") -> None:
+        """Go on where another policy of the same device leaves off."""
+        ...
+
 
 class PolicyMaker(Protocol):
     """Makes a policy."""
@@ -93,6 +97,9 @@ class Baseline:
 
     def ended(self, request_id: str, prompt_tokens: int, answer_tokens: int) -> None:
         """Nor from this."""
+
+    def take_over(self, previous: Policy) -> None:
+        """It has nothing to take over."""
 
     def room(self, view: StepView) -> int:
         """Return the most tokens of a step."""

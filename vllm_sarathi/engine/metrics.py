@@ -1,9 +1,29 @@
-"""Our figures at the server's own /metrics.
+"""Our figures at the server's own /metrics, whatever number of processes serves it.
 
-The engine core runs in a process of its own, and vLLM's statistics carry no figures of ours from there to the API
-server. So the engine core leaves them in a small file, in a folder that the API server made and named in the
-environment, and the API server reads it when /metrics is asked for. With several API servers (`--api-server-count`)
-vLLM builds a registry of its own at every request, and ours are in the log and in the step trace only.
+They arise in the engine core's process; /metrics is answered by the API server's, of which there may be several. Of the
+ways between them that vLLM and Prometheus support, this is prometheus_client's multiprocess mode: each process leaves
+files in a folder, and whoever is asked sums up all of them.
+
+- With several API servers vLLM uses that mode itself, so that each of them shows all that is in the folder of
+  PROMETHEUS_MULTIPROC_DIR. An engine's file there is shown like an API server's, with no part of ours in between, and
+  each engine of a data-parallel group has its own.
+- With one API server there is no such folder; we make one, and register prometheus_client's collector for it beside
+  vLLM's own metrics.
+- The Ray executor places workers, not the scheduler: nothing changes. Data-parallel engines that Ray places are told of
+  the folder by vLLM, which hands on what VLLM_RAY_EXTRA_ENV_VARS_TO_COPY names. An engine on another machine than the
+  API server has no folder in common with it, and says so in its log: scrape the server on that machine, too
+  (`--data-parallel-hybrid-lb`, `--data-parallel-external-lb`).
+
+A stat logger (`vllm.stat_logger_plugins`) would not do. It lives in the API server and is handed vLLM's own statistics,
+which carry no figures of others across and go to one API server of several; they name no request, so nothing in them is
+by class; and where one is installed vLLM gathers statistics even if told `--disable-log-stats`.
+
+prometheus_client writes through memory maps; a full disk under one ends the process with SIGBUS, which here would be
+the engine. So the files, which have prometheus_client's format, are written whole, once a second, and a failure leaves
+the last ones.
+
+What is not ours to extend: the figures in a response (`--enable-per-request-metrics`) and the attributes of vLLM's
+tracing spans are made in the API server from vLLM's statistics, and no plugin is asked.
 """
 
 import atexit
@@ -11,84 +31,103 @@ import functools
 import json
 import os
 import shutil
+import struct
 import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from vllm_sarathi.core.figures import PREFIX, Kind, Sample
 from vllm_sarathi.core.files import write_whole
 
 FOLDER_VARIABLE = "SARATHI_METRICS_FOLDER"
+SHARED_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+RAY_COPIES_VARIABLE = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 
-GAUGES = {
-    "tbt_slo_seconds": "Promised time between tokens.",
-    "promise_unkeepable": "1 where decodes alone take longer than promised.",
-    "decode_step_seconds": "Median time of a step of decodes alone, in the latest ten seconds of work.",
-    "token_budget": "Median budget of the steps that read prompts beside decodes, in the latest ten seconds of work.",
-    "prediction_error_ratio": "Median relative error of the predicted times of such steps.",
-}
-COUNTERS = {
-    "steps": "Steps that the scheduler saw end.",
-    "gaps": "Gaps between tokens that the scheduler saw end under a promise.",
-    "gaps_kept": "Those of them that kept the promise.",
-    "faults": "Errors of the plugin in the engine's loop; stock scheduling served those steps.",
-}
-PREFIX = "vllm_sarathi_"
+FILE_PREFIXES = {Kind.COUNTER: "counter", Kind.GAUGE: "gauge_mostrecent", Kind.HISTOGRAM: "histogram"}
+"""How prometheus_client knows what a file holds, and how to sum it up."""
 
-
-class FiguresCollector:
-    """A Prometheus collector of the figures that the engine cores of this process have left in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def describe(self) -> tuple[()]:
-        """Return nothing: then the registry does not look before there is something to see."""
-        return ()
-
-    def collect(self) -> Iterator[Any]:
-        """Yield each figure with the rank of its engine."""
-        # Imported here: vLLM brings it, and this module is loaded in processes that have no vLLM.
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        engines = self._read()
-        for family, names in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
-            for name, documentation in names.items():
-                metric = family(PREFIX + name, documentation, labels=["engine"])
-                for rank, figures in engines.items():
-                    if isinstance(value := figures.get(name), int | float):
-                        metric.add_metric([rank], value)
-                yield metric
-
-    def _read(self) -> dict[str, dict[str, Any]]:
-        engines = {}
-        for path in sorted(self.folder.glob("*.json")):
-            with suppress(OSError, ValueError):  # ended meanwhile
-                engines[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        return engines
+HEADER = struct.Struct("i4x")
+LENGTH = struct.Struct("i")
+VALUE_AND_TIME = struct.Struct("dd")
+ALIGNMENT = 8
 
 
 @functools.cache
 def serve_figures() -> None:
     """Have this process show the figures of the engine cores that it will start; calling it again does nothing.
 
-    A folder that the environment names already is that of a process that started this one, for its own engines.
+    A folder of ours that the environment names already is that of a process that started this one, for its own engines.
     """
-    # Imported here: as above.
+    shared = os.environ.get(SHARED_FOLDER_VARIABLE)
+    if shared:
+        os.environ[FOLDER_VARIABLE] = shared
+        return
+    # Imported here: vLLM brings it, and this module is loaded in processes that have no vLLM.
     from prometheus_client import REGISTRY
+    from prometheus_client.multiprocess import MultiProcessCollector
 
-    folder = Path(tempfile.mkdtemp(prefix="vllm-sarathi-"))
+    folder = tempfile.mkdtemp(prefix="vllm-sarathi-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ[FOLDER_VARIABLE] = str(folder)
-    REGISTRY.register(FiguresCollector(folder))
+    os.environ[FOLDER_VARIABLE] = folder
+    copied = [name for name in os.environ.get(RAY_COPIES_VARIABLE, "").split(",") if name]
+    if FOLDER_VARIABLE not in copied:
+        os.environ[RAY_COPIES_VARIABLE] = ",".join([*copied, FOLDER_VARIABLE])
+    REGISTRY.register(MultiProcessCollector(None, folder))  # type: ignore[no-untyped-call]
 
 
-def leave_figures(rank: int, figures: dict[str, float | None]) -> None:
-    """Leave the figures where the process that started this one finds them, if it looks for any.
+def figures_folder() -> Path | None:
+    """Return the folder in which the process that started this one looks for figures; None where it does not look."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    return Path(named) if named else None
 
-    Raises:
-        OSError: the folder is gone or full.
+
+class FiguresFiles:
+    """The files of one engine.
+
+    Args:
+        folder: where they go.
+        rank: which of several data-parallel engines this is.
+        pid: of the engine's process: a new one of the same rank goes on beside the old one's counters.
     """
-    if folder := os.environ.get(FOLDER_VARIABLE):
-        write_whole(Path(folder) / f"{rank}.json", json.dumps(figures))
+
+    def __init__(self, folder: Path, rank: int, pid: int) -> None:
+        self._folder = folder
+        self._rank = str(rank)
+        self._owner = f"sarathi{rank}-{pid}"
+
+    def write(self, samples: Iterable[Sample], at_s: float) -> None:
+        """Write all figures anew.
+
+        Args:
+            samples: all of them.
+            at_s: seconds since the epoch.
+
+        Raises:
+            OSError: the folder is gone or full.
+        """
+        by_kind: dict[Kind, list[Sample]] = {kind: [] for kind in Kind}
+        for sample in samples:
+            by_kind[sample.figure.kind].append(sample)
+        for kind, own in by_kind.items():
+            data = encode([(self._key(sample), sample.value, at_s) for sample in own])
+            write_whole(self._folder / f"{FILE_PREFIXES[kind]}_{self._owner}.db", data, lasting=False)
+
+    def _key(self, sample: Sample) -> str:
+        name = PREFIX + sample.figure.name
+        labels = {"engine": self._rank, **dict(sample.labels)}
+        return json.dumps([name, name + sample.suffix, labels, sample.figure.help], sort_keys=True)
+
+
+def encode(entries: Iterable[tuple[str, float, float]]) -> bytes:
+    """Return keys, values and times (seconds since the epoch) as prometheus_client reads them from a file.
+
+    The bytes in use, then for each entry the length of its key, the key padded to eight bytes, value and time (see
+    `prometheus_client.mmap_dict.MmapedDict`).
+    """
+    parts = []
+    for key, value, at_s in entries:
+        encoded = key.encode()
+        padded = encoded + b" " * (ALIGNMENT - (len(encoded) + LENGTH.size) % ALIGNMENT)
+        parts.append(LENGTH.pack(len(encoded)) + padded + VALUE_AND_TIME.pack(value, at_s))
+    body = b"".join(parts)
+    return HEADER.pack(HEADER.size + len(body)) + body

@@ -67,7 +67,11 @@ def _kv_cache_config(num_blocks: int, block_size: int) -> Any:
 
 
 def build_scheduler(
-    config: Any, num_blocks: int, scheduler_cls: type[Any] | None = None, kv_cache_config: Any | None = None
+    config: Any,
+    num_blocks: int,
+    scheduler_cls: type[Any] | None = None,
+    kv_cache_config: Any | None = None,
+    log_stats: bool = False,
 ) -> Any:
     """Return a scheduler as vLLM's engine core builds it.
 
@@ -76,6 +80,7 @@ def build_scheduler(
         num_blocks: KV-cache blocks.
         scheduler_cls: the class; by default the one that the configuration names.
         kv_cache_config: vLLM's description of the KV cache; by default that of a model with full attention alone.
+        log_stats: whether it gathers statistics, and ours tells of its steps, as a server's does.
     """
     config = copy.copy(config)
     # A rehearsal neither believes what real devices have taught nor leaves anything for them.
@@ -90,7 +95,7 @@ def build_scheduler(
         kv_cache_config=kv_cache_config or _kv_cache_config(num_blocks, block_size),
         structured_output_manager=grammars,
         include_finished_set=False,
-        log_stats=False,
+        log_stats=log_stats,
         block_size=block_size,
         hash_block_size=block_size,
     )

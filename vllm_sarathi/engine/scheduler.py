@@ -9,11 +9,12 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_sarathi.core.config import config_from_additional
 from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.figures import DEFAULT_CLASS, FirstToken, Queues
 from vllm_sarathi.core.types import (
     InFlight,
     Pipeline,
@@ -24,6 +25,7 @@ from vllm_sarathi.core.types import (
     StepView,
     chunk_work,
 )
+from vllm_sarathi.engine.control import Control
 from vllm_sarathi.engine.faults import Faults
 from vllm_sarathi.engine.telemetry import open_telemetry
 from vllm_sarathi.engine.views import ViewBuilder
@@ -35,6 +37,7 @@ from vllm_sarathi.engine.vllm.internals import logger
 from vllm_sarathi.engine.vllm.limits import adapters_of, restore_limits, save_limits, set_limits
 from vllm_sarathi.engine.vllm.queues import reorder_waiting
 from vllm_sarathi.engine.vllm.support import check_engine
+from vllm_sarathi.engine.vllm.utility import offer_control
 
 Scheduler, AsyncScheduler = scheduler_classes()
 
@@ -57,6 +60,8 @@ class _Step:
     first: Any | None
     shape: StepShape | None = None
     predicted_s: float | None = None
+    first_tokens: list[tuple[str, float, float]] = field(default_factory=list)
+    """Class, arrival and promise of those whose first token comes with it, in seconds."""
 
 
 @dataclass(slots=True)
@@ -97,8 +102,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         raise_violations(missing_attributes("scheduler", self))
         config = config_from_additional(vllm_config.additional_config)
         # vLLM may switch chunking off after the model has loaded (non-causal layers): then stay out of its way.
-        self._chunked = bool(self.scheduler_config.enable_chunked_prefill)
-        if self._chunked:
+        self.chunks = bool(self.scheduler_config.enable_chunked_prefill)
+        if self.chunks:
             check_engine(vllm_config, config)
         else:
             logger.warning("vLLM has switched chunked prefill off; its stock scheduling applies.")
@@ -107,13 +112,19 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         self.controller = Controller(config, pipeline)
         self.faults = Faults()
         self.telemetry = open_telemetry(
-            vllm_config, config, self.controller, self.log_stats, lambda: self.faults.total
+            vllm_config,
+            config,
+            self.controller,
+            log=self.log_stats,
+            faults=lambda: self.faults.total,
+            queues=self.queues,
+            most_tokens=self.max_num_scheduled_tokens,
         )
         self.clock: Callable[[], float] = time.monotonic
         self.wall_clock: Callable[[], float] = time.time
         stepwise = bool(pipeline) and not vllm_config.scheduler_config.async_scheduling
         self._chunking = Chunking(self)
-        self._views = ViewBuilder(self, config, self.controller, self._chunking, stepwise)
+        self.views = ViewBuilder(self, config, self.controller, self._chunking, stepwise)
         self._left_out: list[Any] = []
         self._engine_limit = self.max_num_scheduled_tokens
         self._in_flight: deque[_Step | _StockStep | None] = deque()
@@ -121,10 +132,12 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         self._empty_steps = 0
         self._step = 0
         self._last_served: dict[str, int] = {}
+        self.control = Control(self)
+        offer_control()
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Schedule one step by the controller's plan; arguments and result are the parent's."""
-        if not self._chunked:
+        if not self.chunks:
             return super().schedule(*args, **kwargs)
         started_s, limits, running = self.clock(), save_limits(self), self.running
         # An exception of ours would end the engine for every client; a stock step costs one SLO.
@@ -170,7 +183,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
                 "Request id %r is already in use; the second request is dropped.", request.request_id
             )
             return
-        self.guarded(self._views.added, request)
+        self.guarded(self.views.added, request)
         super().add_request(request)
 
     def shutdown(self) -> None:
@@ -179,9 +192,14 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             self.guarded(self.telemetry.close)
         super().shutdown()
 
+    def queues(self) -> Queues:
+        """Return who is there now; any thread may ask."""
+        running, waiting = self.get_request_counts()
+        return Queues(running, {DEFAULT_CLASS: waiting})
+
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Free a request that has ended; arguments and result are the parent's."""
-        self.guarded(self._views.ended, request)
+        self.guarded(self.views.ended, request)
         return super()._free_request(request, *args, **kwargs)
 
     def _try_schedule_encoder_inputs(
@@ -200,7 +218,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
     def _uncut(self, request: Any, done_tokens: int, chunk: int) -> int:
         """Return how much of a chunk cuts nothing that must stay whole."""
         rules = self._chunking.rules(request, done_tokens)
-        if not self._chunked or not rules.whole:
+        if not self.chunks or not rules.whole:
             return chunk
         end = max(request.num_tokens, done_tokens + chunk)
         return (
@@ -235,7 +253,7 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
 
     def _apply_plan(self, started_s: float) -> _Step:
         """Ask for a plan and set it on the parent."""
-        sight = self._views.look(started_s, self.wall_clock(), self._inside())
+        sight = self.views.look(started_s, self.wall_clock(), self._inside())
         view, partial, waiting = sight.view, sight.partial, sight.waiting
         plan = self.controller.plan(view)
         ordered = [partial[i] for i in plan.prefill_order]
@@ -304,6 +322,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             if chunk:
                 work += chunk_work(request.num_computed_tokens - chunk, chunk)
                 prefills += 1
+                if not (request.is_prefill_chunk or request.num_output_tokens):
+                    self._note_first_token(step, request)
         step.shape = StepShape(
             tokens=output.total_num_scheduled_tokens,
             decodes=len(scheduled) - prefills,
@@ -314,7 +334,12 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         )
         step.predicted_s = self.controller.predict(step.shape)
         if step.first is not None:
-            self._views.note_turn(step.first, step.first.request_id in scheduled)
+            self.views.note_turn(step.first, step.first.request_id in scheduled)
+
+    def _note_first_token(self, step: _Step, request: Any) -> None:
+        slo_s = self.views.ttft_slo_s(request)
+        if slo_s is not None:
+            step.first_tokens.append((self.views.slo_class(request), request.arrival_time, slo_s))
 
     def _stock_step(self, output: Any, started_s: float, reason: Reason) -> _StockStep:
         """Work out what a step of stock scheduling computes: its gaps count, and it can be learnt from."""
@@ -364,8 +389,18 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             started_s=step.started_s,
         )
         if self.telemetry is not None:  # first: what cannot be learnt from counts all the same
-            self.guarded(self.telemetry.note, record, len(self.running), self.get_request_counts()[1])
+            running, waiting = len(self.running), self.get_request_counts()[1]
+            self.guarded(self.telemetry.note, record, running, waiting, (), self._first_tokens(step))
         self.controller.observe(record)
+
+    def _first_tokens(self, step: _Step | _StockStep) -> tuple[FirstToken, ...]:
+        """Return the first tokens that a finished step has brought."""
+        if isinstance(step, _StockStep) or not step.first_tokens:
+            return ()
+        now_s = self.wall_clock()
+        return tuple(
+            FirstToken(name, max(0.0, now_s - at_s), slo_s) for name, at_s, slo_s in step.first_tokens
+        )
 
 
 class AsyncSarathiScheduler(SarathiScheduler, AsyncScheduler):  # type: ignore[misc, valid-type]

@@ -5,28 +5,32 @@ second: a slow disk or a long line costs no stream a gap.
 """
 
 import math
+import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps, Figures, FinishedStep, FirstToken, Queues
+from vllm_sarathi.core.headroom import headroom_tokens_per_s
 from vllm_sarathi.core.slo_watch import SloWatch
 from vllm_sarathi.core.step_trace import StepSummary, TracedStep, summarise
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepRecord
 from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
-from vllm_sarathi.engine.metrics import leave_figures
+from vllm_sarathi.engine.metrics import FiguresFiles, figures_folder
 from vllm_sarathi.engine.trace_file import StepTraceFile
-from vllm_sarathi.engine.vllm.internals import logger
+from vllm_sarathi.engine.vllm.internals import engine_rank, logger
 
 TICK_S = 1.0
 WINDOW_S = 10.0
-"""A log line so often, while there is work; the metrics follow it."""
+"""A log line so often, while there is work; the figures that are medians follow it, the others come every tick."""
 
 MOST_PENDING = 100_000
 LINES_AT_ONCE = 16
@@ -37,6 +41,38 @@ SAVE_EVERY_S = 10.0
 moment after it has asked it to end, so that the end alone would keep nothing."""
 
 JOIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """A finished step as it was handed over."""
+
+    at_s: float
+    record: StepRecord
+    slo_s: float | None
+    running: int
+    waiting: int
+    gaps: tuple[ClassGaps, ...]
+    first_tokens: tuple[FirstToken, ...]
+
+    def finished(self) -> FinishedStep:
+        record = self.record
+        traced = TracedStep(
+            self.at_s,
+            record.shape,
+            record.token_budget,
+            record.reason,
+            record.predicted_s,
+            record.measured_s,
+            self.slo_s,
+            self.running,
+            self.waiting,
+        )
+        return FinishedStep(
+            traced,
+            self.gaps or (ClassGaps(DEFAULT_CLASS, record.shape.decodes, self.slo_s),),
+            self.first_tokens,
+        )
 
 
 class Telemetry:
@@ -50,7 +86,12 @@ class Telemetry:
         trace: the step trace, if there is to be one.
         memory: where the step model is kept for the next start, if it is to be.
         faults: tells how many errors of ours there have been.
+        queues: tells who is there; asked from the thread of the telemetry.
+        most_tokens: the most tokens that the engine takes in one step.
         wall_clock: seconds since the epoch.
+
+    Attributes:
+        trace: as the argument; another may be put in its place, or None.
     """
 
     def __init__(
@@ -63,102 +104,140 @@ class Telemetry:
         trace: StepTraceFile | None = None,
         memory: CalibrationMemory | None = None,
         faults: Callable[[], int] = lambda: 0,
+        queues: Callable[[], Queues] = lambda: Queues(0, {}),
+        most_tokens: int = 0,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.watch = SloWatch(controller.model, pipeline)
+        self.figures = Figures()
         self._controller = controller
-        self._rank = rank
         self._pipeline = pipeline
         self._log = log
-        self._trace = trace
+        self.trace = trace
         self._memory = memory
         self._next_save_s = time.monotonic() + SAVE_EVERY_S
         self._learnt: dict[str, Any] | None = None
         self._wall_clock = wall_clock
-        self._pending: deque[tuple[float, StepRecord, float | None, int, int]] = deque(maxlen=MOST_PENDING)
+        self._pending: deque[_Noted] = deque(maxlen=MOST_PENDING)
+        self._counted: deque[tuple[str, str]] = deque()
         self._window: list[TracedStep] = []
         self._window_since_s = time.monotonic()
         self._faults = faults
-        self._totals = {"steps": 0, "gaps": 0, "gaps_kept": 0}
-        self._figures: dict[str, float | None] = {"faults": 0, **self._totals}
+        self._queues = queues
+        self._most_tokens = most_tokens
+        self._files = _figures_files(rank) if log else None
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=_tick, args=(weakref.ref(self), self._stop), name="sarathi-telemetry", daemon=True
         )
         self._thread.start()
 
-    def note(self, record: StepRecord, running: int, waiting: int) -> None:
-        """Take in a finished step; called from the engine's loop."""
+    def note(
+        self,
+        record: StepRecord,
+        running: int,
+        waiting: int,
+        gaps: tuple[ClassGaps, ...] = (),
+        first_tokens: tuple[FirstToken, ...] = (),
+    ) -> None:
+        """Take in a finished step; called from the engine's loop.
+
+        Args:
+            record: what came of it.
+            running, waiting: as in TracedStep.
+            gaps: the gaps that it ended, where there are classes; else all are of one class, under the one promise.
+            first_tokens: the first tokens that it brought.
+        """
         slo_s = self._controller.tbt_slo_s
         if slo_s is not None:
             slo_s = self._pipeline.step_s(slo_s)
-        self._pending.append((self._wall_clock(), record, slo_s, running, waiting))
+        self._pending.append(_Noted(self._wall_clock(), record, slo_s, running, waiting, gaps, first_tokens))
         if self._memory is not None and time.monotonic() >= self._next_save_s:
             self._next_save_s = time.monotonic() + SAVE_EVERY_S
             # Taken here, in the thread that changes it, and written by the other.
             self._learnt = self._memory.snapshot(self._controller.model)
 
+    def reconfigured(self) -> None:
+        """Judge the promise anew: it is another one."""
+        self.watch = SloWatch(self._controller.model, self._pipeline)
+
+    def count(self, name: str, slo_class: str = DEFAULT_CLASS) -> None:
+        """Raise a counter by class, `relegated_requests` or `refused_requests`; called from the engine's loop."""
+        self._counted.append((name, slo_class))
+
     def flush(self) -> None:
         """Write out what has come in, and sum it up when it is time; called from the thread."""
-        lines: list[str] = []
+        trace, lines = self.trace, []
+        steps: list[FinishedStep] = []
         while self._pending:
-            at_s, record, slo_s, running, waiting = self._pending.popleft()
-            if not (math.isfinite(record.measured_s) and record.measured_s > 0):
+            noted = self._pending.popleft()
+            if not (math.isfinite(noted.record.measured_s) and noted.record.measured_s > 0):
                 continue  # a broken clock
-            step = TracedStep(
-                at_s,
-                record.shape,
-                record.token_budget,
-                record.reason,
-                record.predicted_s,
-                record.measured_s,
-                slo_s,
-                running,
-                waiting,
-            )
+            step = noted.finished()
             if self._log:
-                self._window.append(step)
-            if self._trace is not None:
-                lines.append(step.to_line())
+                steps.append(step)
+            if trace is not None:
+                lines.append(step.traced.to_line())
             if len(lines) % LINES_AT_ONCE == 0:
                 time.sleep(0)
-        if self._trace is not None:
-            self._trace.write(lines)
+        if trace is not None:
+            trace.write(lines)
         if self._memory is not None and self._learnt is not None:
             learnt, self._learnt = self._learnt, None
             self._memory.save(learnt)
-        if self._log and time.monotonic() - self._window_since_s >= WINDOW_S:
-            self.tell()
+        if self._log:
+            self._window += [step.traced for step in steps]
+            self._show(steps)
+            if time.monotonic() - self._window_since_s >= WINDOW_S:
+                self.tell()
+
+    def _show(self, steps: list[FinishedStep]) -> None:
+        """Renew the figures that are counted, and leave all where /metrics finds them."""
+        figures, config = self.figures, self._controller.config
+        figures.take(steps)
+        while self._counted:
+            figures.count(*self._counted.popleft())
+        figures.counters["faults", ""] = float(self._faults())
+        figures.look(self._queues())
+        figures.set("tbt_slo_seconds", self._controller.tbt_slo_s)
+        figures.set("ttft_slo_seconds", None if config.ttft_slo_ms is None else config.ttft_slo_ms / 1e3)
+        if self._files is not None:
+            with suppress(OSError):  # a full disk, or the process that reads them is gone: the log has them
+                self._files.write(figures.samples(), self._wall_clock())
 
     def tell(self) -> None:
         """Log what the window came to, if there was work in it, and begin a new one."""
         steps, self._window = self._window, []
+        taken_s = time.monotonic() - self._window_since_s
         self._window_since_s = time.monotonic()
-        faults = self._faults()
-        if not steps and faults == self._figures["faults"]:
-            return
+        self.figures.set("headroom_tokens_per_second", self._headroom(steps, max(taken_s, 1e-3)))
         if steps:
             self._sum_up(steps)
-        self._figures["faults"] = faults
-        with suppress(OSError):  # a full disk, or the process that reads them is gone: the log has them
-            leave_figures(self._rank, self._figures)
+        self._show([])
 
     def _sum_up(self, steps: list[TracedStep]) -> None:
-        """Log what steps came to, and renew the figures."""
+        """Log what steps came to, and renew the figures that are medians."""
         summary = summarise(steps)
         logger.info("%s", log_line(summary, self._pipeline))
         if advice := self.watch.look(steps):
             logger.warning("%s", advice)
-        for name in self._totals:
-            self._totals[name] += getattr(summary, name)
-        self._figures |= {
-            "tbt_slo_seconds": None if summary.slo_s is None else self._pipeline.token_s(summary.slo_s),
-            "promise_unkeepable": int(self.watch.unkeepable),
-            "decode_step_seconds": summary.decode_step_s,
-            "token_budget": summary.budget_tokens,
-            "prediction_error_ratio": summary.error_p50,
-            **self._totals,
-        }
+        self.figures.set("promise_unkeepable", int(self.watch.unkeepable))
+        self.figures.set("decode_step_seconds", summary.decode_step_s)
+        self.figures.set("token_budget", summary.budget_tokens)
+        self.figures.set("prediction_error_ratio", summary.error_p50)
+
+    def _headroom(self, steps: list[TracedStep], taken_s: float) -> float | None:
+        """Return the headroom beside the decodes of the window; None where no promise or no device is known."""
+        slo_s, model = self._controller.tbt_slo_s, self._controller.model
+        if slo_s is None or not model.ready or not self._most_tokens:
+            return None
+        decoding = [step.shape for step in steps if step.shape.decodes]
+        decodes = round(sum(s.decodes for s in decoding) / len(decoding)) if decoding else 0
+        context = sum(s.decode_context_tokens for s in decoding) // len(decoding) if decoding else 0
+        read = sum(s.shape.tokens - s.shape.decodes for s in steps if s.shape.prefill_work > 0)
+        return headroom_tokens_per_s(
+            model, decodes, context, self._pipeline.step_s(slo_s), self._most_tokens, read / taken_s
+        )
 
     def close(self) -> None:
         """Write out what is left and end the thread; calling it again does nothing."""
@@ -206,14 +285,15 @@ def open_telemetry(
     controller: Controller,
     log: bool,
     faults: Callable[[], int],
+    queues: Callable[[], Queues],
+    most_tokens: int,
 ) -> Telemetry | None:
     """Return the telemetry of an engine, or None where nobody wants to see anything."""
-    parallel = vllm_config.parallel_config
-    rank = parallel.data_parallel_rank
+    rank = engine_rank(vllm_config)
     trace = None
     if config.step_trace is not None:
         path = Path(config.step_trace)
-        if parallel.data_parallel_size > 1:
+        if rank or vllm_config.parallel_config.data_parallel_size > 1:
             path = path.with_stem(f"{path.stem}.{rank}")
         trace = StepTraceFile(path)
     memory = open_memory(vllm_config, config, controller.model)
@@ -227,4 +307,21 @@ def open_telemetry(
         trace=trace,
         memory=memory,
         faults=faults,
+        queues=queues,
+        most_tokens=most_tokens,
     )
+
+
+def _figures_files(rank: int) -> FiguresFiles | None:
+    """Return where this engine leaves its figures; None where nobody looks for them, or not on this machine."""
+    folder = figures_folder()
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        logger.warning(
+            "The figures of engine %d are not at /metrics: the API server that started it is on another machine. "
+            "They are in this engine's log.",
+            rank,
+        )
+        return None
+    return FiguresFiles(folder, rank, os.getpid())

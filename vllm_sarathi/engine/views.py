@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.figures import DEFAULT_CLASS
 from vllm_sarathi.core.order.base import Facts
 from vllm_sarathi.core.types import DecodeView, InFlight, RequestView, StepView
 from vllm_sarathi.engine.request_slo import NONE, RequestSlo, read_request_slo
@@ -67,7 +68,19 @@ class ViewBuilder:
         self._cached_at_start: dict[str, int] = {}
         self._step = 0
         if self._looks_far:
-            install_turn_queue(scheduler, controller.order, self._keys, scheduler.faults.note)
+            self._install_queue()
+
+    def _install_queue(self) -> None:
+        scheduler = self._scheduler
+        install_turn_queue(scheduler, self._controller.order, self._keys, scheduler.faults.note)
+
+    def reconfigure(self, config: SarathiConfig) -> None:
+        """Go by other settings, which the controller has already."""
+        self._config = config
+        looked_far = self._looks_far
+        self._looks_far = bool(self._controller.order.lists) and not self._by_priority
+        if looked_far or self._looks_far:  # the keys of those who wait are others now
+            self._install_queue()
 
     def added(self, request: Any) -> None:
         """Note a new request, and the SLOs that it asks for; called before it is queued."""
@@ -83,6 +96,17 @@ class ViewBuilder:
         for notes in (self._slos, self._keyed_tokens, self._cached_at_start):
             notes.pop(request.request_id, None)
         self._refused.forget(request.request_id)
+
+    def slo_class(self, request: Any) -> str:
+        """Return the class of a request."""
+        return DEFAULT_CLASS
+
+    def ttft_slo_s(self, request: Any) -> float | None:
+        """Return how soon a request was promised its first token, seconds; None where it was not."""
+        own_s = self._slos.get(request.request_id, NONE).ttft_slo_s
+        if own_s is None and self._config.ttft_slo_ms is not None:
+            return self._config.ttft_slo_ms / 1e3
+        return own_s
 
     def note_turn(self, request: Any, taken: bool) -> None:
         """Note whether a request that others yielded to has used its turn."""

@@ -142,6 +142,14 @@ class SloPolicy:
         """Learn from a request that has ended."""
         self.answers.ended(request_id, prompt_tokens, answer_tokens)
 
+    def take_over(self, previous: Policy) -> None:
+        """Go on with what another policy of this kind has seen of the device and of the requests."""
+        if isinstance(previous, SloPolicy):
+            self.experience.take_over(previous.experience)
+            self.answers.take_over(previous.answers)
+            self.deadlines.completed(previous.deadlines.last_delivery_s(math.inf))
+            self._stages = previous._stages
+
     def _size(self, view: StepView, prompts: list[RequestView]) -> tuple[int, Reason]:
         """Return how many prefill tokens the step takes, and what decided."""
         room = view.max_tokens - view.decode_tokens

@@ -146,3 +146,13 @@ def pause_state() -> Any:
 def is_priority_policy(scheduler: Any) -> bool:
     """True where waiting requests are ordered by priority first."""
     return bool(scheduler.policy == resolve("vllm.v1.core.sched.request_queue:SchedulingPolicy.PRIORITY"))
+
+
+def engine_rank(vllm_config: Any) -> int:
+    """Return which of the engines of a data-parallel deployment this is.
+
+    The engines of a dense model work by themselves, and vLLM has each think that it is the only one; where it keeps
+    their number all the same, that is it.
+    """
+    parallel = vllm_config.parallel_config
+    return int(getattr(parallel, "data_parallel_index", parallel.data_parallel_rank))

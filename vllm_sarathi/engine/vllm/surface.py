@@ -81,6 +81,8 @@ CONTRACT = (
     Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.abort_request", ("request_ids",)),
     Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.has_unfinished_requests"),
     Touchpoint("vllm.v1.engine.llm_engine:LLMEngine.step"),
+    # An engine core that is asked something by name (utility.py).
+    Touchpoint("vllm.v1.engine.core:EngineCore"),
     # The scheduler without a model (engine/offline.py).
     Touchpoint("vllm.v1.core.kv_cache_utils:get_request_block_hasher"),
     Touchpoint("vllm.v1.core.kv_cache_utils:init_none_hash"),
@@ -256,6 +258,7 @@ SURFACES = (
             "tensor_parallel_size",
             "world_size",
         ),
+        some=("data_parallel_index",),
     ),
     Surface(
         "ModelConfig",
@@ -367,4 +370,12 @@ SURFACES = (
     ),
     Surface("InprocClient", "engine", "engine_core", ("engine_core", "shutdown")),
     Surface("EngineCore", "engine", "engine_core.engine_core", ("scheduler",)),
+    # The way from an API server to an engine core (utility.py).
+    Surface(
+        "AsyncMPClient",
+        "class",
+        "vllm.v1.engine.core_client:AsyncMPClient",
+        ("call_utility_async",),
+        some=("call_utility_all_async",),
+    ),
 )

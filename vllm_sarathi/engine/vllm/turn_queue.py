@@ -122,11 +122,13 @@ def install_turn_queue(
     keys: Callable[[Any], Mapping[str, float]],
     note_fault: Callable[[Exception], None],
 ) -> None:
-    """Give a scheduler that has just been made a queue for orders that look beyond its head.
+    """Give a scheduler a queue for orders that look beyond its head; who waits already goes on waiting in it.
 
     Args:
-        scheduler: vLLM's; nothing waits yet.
+        scheduler: vLLM's; its waiting requests are in the order in which they were put.
         order, keys, note_fault: as in `TurnQueue`.
     """
-    assert not scheduler.waiting
-    scheduler.waiting = _queue_class()(order, keys, note_fault)
+    queue = _queue_class()(order, keys, note_fault)
+    for request in scheduler.waiting:
+        queue.add_request(request)
+    scheduler.waiting = queue

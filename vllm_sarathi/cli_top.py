@@ -1,0 +1,26 @@
+"""The command `top`: a server's promises in a terminal."""
+
+from typing import Annotated
+
+import typer
+
+UrlArgument = Annotated[str, typer.Argument(help="The server, as http://127.0.0.1:8000.")]
+IntervalOption = Annotated[float, typer.Option(help="Seconds between two looks; the rates are of that time.")]
+OnceOption = Annotated[bool, typer.Option("--once", help="Look twice, print, and end.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="With --once: print JSON.")]
+
+
+def top(
+    url: UrlArgument,
+    interval: IntervalOption = 2.0,
+    once: OnceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch a server's promises: what is kept, what waits, and how much more could be promised."""
+    from vllm_sarathi.top.watch import check_options, print_once, watch
+
+    address = check_options(url, interval, once, as_json)
+    if once:
+        print_once(address, interval, as_json)
+    else:
+        watch(address, interval)

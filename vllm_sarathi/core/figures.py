@@ -1,0 +1,297 @@
+"""What a server's operator sees: counters, gauges and histograms of the promises, by class, from finished steps.
+
+Prometheus convention: base units (seconds, tokens), counters end in `_total`, and what is compared with a promise is a
+ratio: 1 is the promise itself, so one dashboard and one alert serve every promise, and the bucket up to 1 counts what
+was kept.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it brings numpy, and the plugin reads the names here in processes that must start quickly
+    from vllm_sarathi.core.step_trace import TracedStep
+
+PREFIX = "vllm_sarathi_"
+
+DEFAULT_CLASS = "default"
+"""The class of a request that is of no other."""
+
+PROMISE_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+"""Bounds for what was measured over what was promised."""
+
+PREDICTION_RATIOS = (0.5, 0.75, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
+"""Bounds for what was measured over what was predicted."""
+
+
+class Kind(StrEnum):
+    """What a figure is to Prometheus."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, as it is declared to Prometheus.
+
+    Attributes:
+        name: without the prefix, and for a counter without `_total`.
+        kind: what it is.
+        help: what it tells.
+        by_class: whether it has a value for each class of requests.
+        bounds: the upper bounds of a histogram's buckets, the infinite one left out.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    by_class: bool = False
+    bounds: tuple[float, ...] = ()
+
+
+FIGURES = {
+    figure.name: figure
+    for figure in (
+        Figure("steps", Kind.COUNTER, "Steps that the scheduler saw end."),
+        Figure("prefill_tokens", Kind.COUNTER, "Prompt tokens that were read."),
+        Figure("gaps", Kind.COUNTER, "Gaps between tokens that ended under a promise.", True),
+        Figure("gaps_kept", Kind.COUNTER, "Those of them that kept the promise.", True),
+        Figure("first_tokens", Kind.COUNTER, "First tokens that came under a promise.", True),
+        Figure("first_tokens_kept", Kind.COUNTER, "Those of them that kept the promise.", True),
+        Figure("relegated_requests", Kind.COUNTER, "Requests put behind those that can be kept.", True),
+        Figure("refused_requests", Kind.COUNTER, "Requests refused: their promise could not be kept.", True),
+        Figure("step_predicted_seconds", Kind.COUNTER, "Predicted time of the steps with a prediction."),
+        Figure("step_measured_seconds", Kind.COUNTER, "Measured time of the steps with a prediction."),
+        Figure("faults", Kind.COUNTER, "Errors of the plugin; stock scheduling served those steps."),
+        Figure("tbt_slo_seconds", Kind.GAUGE, "Promised time between tokens."),
+        Figure("ttft_slo_seconds", Kind.GAUGE, "Promised time to first token."),
+        Figure("promise_unkeepable", Kind.GAUGE, "1 where decodes alone take longer than promised."),
+        Figure("decode_step_seconds", Kind.GAUGE, "Median time of steps of decodes alone, in ten seconds."),
+        Figure("token_budget", Kind.GAUGE, "Median budget of steps that read prompts beside decodes."),
+        Figure(
+            "prediction_error_ratio", Kind.GAUGE, "Median relative error of the predictions of such steps."
+        ),
+        Figure("running_requests", Kind.GAUGE, "Requests that run."),
+        Figure("waiting_requests", Kind.GAUGE, "Requests that wait to be let in.", True),
+        Figure(
+            "headroom_tokens_per_second",
+            Kind.GAUGE,
+            "Prompt tokens a second that could still be promised, beside those that are read now.",
+        ),
+        Figure(
+            "time_between_tokens_promise_ratio",
+            Kind.HISTOGRAM,
+            "Time between tokens over what was promised.",
+            True,
+            PROMISE_RATIOS,
+        ),
+        Figure(
+            "time_to_first_token_promise_ratio",
+            Kind.HISTOGRAM,
+            "Time to first token over what was promised.",
+            True,
+            PROMISE_RATIOS,
+        ),
+        Figure(
+            "step_prediction_ratio",
+            Kind.HISTOGRAM,
+            "Measured over predicted time of steps that read prompts beside decodes.",
+            bounds=PREDICTION_RATIOS,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClassGaps:
+    """The gaps between tokens that a step ended, of one class of requests.
+
+    Attributes:
+        slo_class: the class.
+        decodes: how many gaps.
+        slo_s: how long the step was allowed to take for them, seconds; None where nothing was promised.
+    """
+
+    slo_class: str
+    decodes: int
+    slo_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """A first token that a step brought.
+
+    Attributes:
+        slo_class: its request's class.
+        taken_s: how long it took since the request arrived, seconds.
+        slo_s: how long it was allowed to take, seconds; None where nothing was promised.
+    """
+
+    slo_class: str
+    taken_s: float
+    slo_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A step, and what it was to whom.
+
+    Attributes:
+        traced: the step.
+        gaps: the gaps that it ended, by class.
+        first_tokens: the first tokens that it brought.
+    """
+
+    traced: "TracedStep"
+    gaps: tuple[ClassGaps, ...]
+    first_tokens: tuple[FirstToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """Who is there at a moment.
+
+    Attributes:
+        running: requests that run.
+        waiting: requests that wait to be let in, by class.
+    """
+
+    running: int
+    waiting: Mapping[str, int]
+
+    @property
+    def total_waiting(self) -> int:
+        """Those of all classes."""
+        return sum(self.waiting.values())
+
+
+@dataclass(slots=True)
+class _Buckets:
+    """A histogram: how many values fell between each two bounds, and their sum."""
+
+    counts: list[float]
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One number of a figure.
+
+    Attributes:
+        figure: whose it is.
+        suffix: what follows the figure's name: `_total`, `_bucket`, `_sum` or nothing.
+        labels: beside the engine's rank.
+        value: the number; of a bucket, what fell into it alone.
+    """
+
+    figure: Figure
+    suffix: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+@dataclass
+class Figures:
+    """Sums up finished steps.
+
+    Attributes:
+        counters, gauges: by the figure's name and the class; the class is empty where there is none.
+    """
+
+    counters: dict[tuple[str, str], float] = field(default_factory=dict)
+    gauges: dict[tuple[str, str], float] = field(default_factory=dict)
+    _histograms: dict[tuple[str, str], _Buckets] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for figure in FIGURES.values():  # so that a rate over a scrape before the first event is a rate
+            if figure.kind is Kind.COUNTER:
+                self.count(figure.name, DEFAULT_CLASS if figure.by_class else "", 0.0)
+
+    def count(self, name: str, slo_class: str = "", amount: float = 1.0) -> None:
+        """Raise a counter."""
+        assert FIGURES[name].kind is Kind.COUNTER
+        assert FIGURES[name].by_class == bool(slo_class)
+        self.counters[name, slo_class] = self.counters.get((name, slo_class), 0.0) + amount
+
+    def set(self, name: str, value: float | None, slo_class: str = "") -> None:
+        """Set a gauge; None, or what is not finite, takes it away."""
+        assert FIGURES[name].kind is Kind.GAUGE
+        if value is None or not math.isfinite(value):
+            self.gauges.pop((name, slo_class), None)
+        else:
+            self.gauges[name, slo_class] = float(value)
+
+    def take(self, steps: Sequence[FinishedStep]) -> None:
+        """Take in finished steps, oldest first."""
+        if not steps:
+            return
+        self.count("steps", amount=len(steps))
+        shapes = [step.traced.shape for step in steps]
+        self.count("prefill_tokens", amount=sum(s.tokens - s.decodes for s in shapes if s.prefill_work > 0))
+        gaps = [(g, step.traced.measured_s) for step in steps for g in step.gaps if g.decodes]
+        self._take_promises(
+            "time_between_tokens_promise_ratio",
+            "gaps",
+            [(g.slo_class, s / g.slo_s, g.decodes) for g, s in gaps if g.slo_s is not None],
+        )
+        firsts = [first for step in steps for first in step.first_tokens]
+        self._take_promises(
+            "time_to_first_token_promise_ratio",
+            "first_tokens",
+            [(f.slo_class, f.taken_s / f.slo_s, 1) for f in firsts if f.slo_s is not None],
+        )
+        self._take_predictions([step.traced for step in steps])
+
+    def look(self, queues: Queues) -> None:
+        """Take in who is there now."""
+        self.set("running_requests", queues.running)
+        for name, slo_class in self.gauges:
+            if name == "waiting_requests":
+                self.gauges[name, slo_class] = 0.0
+        for slo_class, waiting in queues.waiting.items():
+            self.set("waiting_requests", waiting, slo_class)
+
+    def _take_promises(self, histogram: str, counter: str, ratios: list[tuple[str, float, int]]) -> None:
+        for slo_class in {each for each, _, _ in ratios}:
+            own = [(ratio, count) for each, ratio, count in ratios if each == slo_class]
+            self._observe(histogram, slo_class, [r for r, _ in own], [n for _, n in own])
+            self.count(counter, slo_class, sum(n for _, n in own))
+            self.count(f"{counter}_kept", slo_class, sum(n for r, n in own if r <= 1.0))
+
+    def _take_predictions(self, steps: "list[TracedStep]") -> None:
+        predicted = [s for s in steps if s.hybrid and s.predicted_s is not None and s.predicted_s > 0]
+        if not predicted:
+            return
+        self.count("step_predicted_seconds", amount=sum(s.predicted_s or 0.0 for s in predicted))
+        self.count("step_measured_seconds", amount=sum(s.measured_s for s in predicted))
+        ratios = [s.measured_s / s.predicted_s for s in predicted if s.predicted_s]
+        self._observe("step_prediction_ratio", "", ratios, [1] * len(ratios))
+
+    def _observe(self, name: str, slo_class: str, values: list[float], counts: list[int]) -> None:
+        bounds = FIGURES[name].bounds
+        known = self._histograms.setdefault((name, slo_class), _Buckets([0.0] * (len(bounds) + 1)))
+        for value, count in zip(values, counts, strict=True):
+            known.counts[bisect_left(bounds, value)] += count
+            known.total += value * count
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield every number, those of a histogram's buckets not yet summed up to them."""
+        for (name, slo_class), value in self.counters.items():
+            yield Sample(FIGURES[name], "_total", _labels(slo_class), value)
+        for (name, slo_class), value in self.gauges.items():
+            yield Sample(FIGURES[name], "", _labels(slo_class), value)
+        for (name, slo_class), buckets in self._histograms.items():
+            figure, labels = FIGURES[name], _labels(slo_class)
+            for bound, count in zip((*figure.bounds, math.inf), buckets.counts, strict=True):
+                le = "+Inf" if bound == math.inf else repr(float(bound))
+                yield Sample(figure, "_bucket", (*labels, ("le", le)), count)
+            yield Sample(figure, "_sum", labels, buckets.total)
+
+
+def _labels(slo_class: str) -> tuple[tuple[str, str], ...]:
+    return (("slo_class", slo_class),) if slo_class else ()

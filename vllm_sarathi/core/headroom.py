@@ -1,0 +1,63 @@
+"""How many more prompt tokens a second could be promised: what fits beside the decodes, less what is used.
+
+An autoscaler's signal: at 0 the next prompt waits, or a promise breaks.
+"""
+
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.types import chunk_work
+
+
+def largest_chunk(
+    model: StepTimeModel, decodes: int, context_tokens: int, step_slo_s: float, most_tokens: int
+) -> int:
+    """Return the largest chunk of a new prompt whose step beside the decodes ends in time, margin included.
+
+    Args:
+        model: the step-time model.
+        decodes, context_tokens: as in StepShape; the decodes that the chunk is to go beside.
+        step_slo_s: how long the step may take, seconds.
+        most_tokens: the most tokens in a step.
+    """
+    limit_s = step_slo_s / model.margin
+    low, high = 0, max(0, most_tokens - decodes) + 1  # low fits or is nothing, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _step_s(model, decodes, context_tokens, middle) <= limit_s:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _step_s(model: StepTimeModel, decodes: int, context_tokens: int, chunk: int) -> float:
+    return model.seconds(decodes + chunk, decodes, context_tokens, chunk_work(0, chunk), decodes + 1)
+
+
+def read_tokens_per_s(
+    model: StepTimeModel, decodes: int, context_tokens: int, step_slo_s: float, most_tokens: int
+) -> float:
+    """Return the prompt tokens that can be read in a second beside the decodes within the promise.
+
+    Args: as in `largest_chunk`.
+    """
+    chunk = largest_chunk(model, decodes, context_tokens, step_slo_s, most_tokens)
+    step_s = _step_s(model, decodes, context_tokens, chunk)
+    return chunk / step_s if chunk and step_s > 0 else 0.0
+
+
+def headroom_tokens_per_s(
+    model: StepTimeModel,
+    decodes: int,
+    context_tokens: int,
+    step_slo_s: float,
+    most_tokens: int,
+    used_tokens_per_s: float,
+) -> float:
+    """Return the prompt tokens a second that could still be promised; 0 where none can.
+
+    Args:
+        model, decodes, context_tokens, step_slo_s, most_tokens: as in `largest_chunk`.
+        used_tokens_per_s: prompt tokens that are read in a second now.
+    """
+    able = read_tokens_per_s(model, decodes, context_tokens, step_slo_s, most_tokens)
+    return max(0.0, able - used_tokens_per_s)

@@ -1,0 +1,191 @@
+"""Live control, in the engine core's process: what is asked, what is changed, what is refused.
+
+A command is a JSON object, and so is the answer: `{"status": 200, ...}` as HTTP has it, or `{"status": 4xx, "error":
+"one sentence"}`. It runs between two steps, in the thread of the engine's loop, so that no step sees half a change.
+"""
+
+import itertools
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from vllm_sarathi.core.config import (
+    ConfigError,
+    SarathiConfig,
+    check_keys,
+    flag_name,
+)
+from vllm_sarathi.core.forecast import forecast_first_token
+from vllm_sarathi.engine.telemetry import Telemetry
+from vllm_sarathi.engine.trace_file import StepTraceFile, check_step_trace
+from vllm_sarathi.engine.vllm.internals import engine_rank, logger
+from vllm_sarathi.engine.vllm.queues import waiting_requests
+from vllm_sarathi.engine.vllm.support import check_engine
+
+AT_START_ONLY = ("calibration_dir", "step_trace")
+"""Settings that name files: who may change a promise is not thereby one who may choose what the server writes to."""
+
+MOST_COUNTED = 4096
+"""So many waiting prompts are counted one by one; the others are taken to be like them."""
+
+
+class Control:
+    """Answers control commands for one scheduler.
+
+    Args:
+        scheduler: ours.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._traced_to: Path | None = None
+        self._commands = {
+            "state": self._state,
+            "change": self._change,
+            "trace": self._trace,
+            "first_token": self._first_token,
+        }
+
+    def answer(self, command: str) -> str:
+        """Return the answer to a command; both are JSON. Nothing that is asked ends the engine."""
+        try:
+            asked = json.loads(command)
+            answer = {"status": 200, **self._commands[asked["command"]](asked)}
+        except ConfigError as error:
+            answer = {"status": 400, "error": str(error)}
+        except Exception as error:
+            self._scheduler.faults.note(error)
+            answer = {"status": 500, "error": "an error of the plugin; the server's log says more."}
+        return json.dumps(answer)
+
+    def _state(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        scheduler = self._scheduler
+        controller, model = scheduler.controller, scheduler.controller.model
+        queues = scheduler.queues()
+        return {
+            "rank": engine_rank(scheduler.vllm_config),
+            "settings": scheduler.config.to_mapping(),
+            "tbt_slo_s": controller.tbt_slo_s,
+            "running": queues.running,
+            "waiting": dict(queues.waiting),
+            "step_trace": self._trace_path(),
+            "step_model": {
+                "ready": model.ready,
+                "steps": model.steps,
+                "margin": model.margin,
+                "relative_error": model.relative_error,
+            },
+            "faults": scheduler.faults.total,
+        }
+
+    def _change(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Change settings: a value of null puts a setting back to its default."""
+        scheduler, changes = self._scheduler, asked["settings"]
+        if not scheduler.chunks:
+            raise ConfigError("vLLM has switched chunked prefill off: its stock scheduling applies.")
+        check_keys(changes, origin="PATCH")
+        for key in AT_START_ONLY:
+            if key in changes:
+                raise ConfigError(f"{flag_name(key)}: can only be given when the server starts.")
+        old = scheduler.config.to_mapping()
+        defaults = {setting.name: setting.default for setting in fields(SarathiConfig)}
+        given = {key: defaults[key] if value is None else value for key, value in changes.items()}
+        config = SarathiConfig.from_mapping({**old, **given})
+        check_engine(scheduler.vllm_config, config)
+        changed = {key: value for key, value in config.to_mapping().items() if value != old[key]}
+        if changed:
+            self._reconfigure(config)
+        for key, value in changed.items():
+            logger.warning(
+                "Changed while serving: %s is %r now, and was %r.", flag_name(key), value, old[key]
+            )
+        return {
+            "changed": {key: {"old": old[key], "new": value} for key, value in changed.items()},
+            **self._state(asked),
+        }
+
+    def _reconfigure(self, config: SarathiConfig) -> None:
+        scheduler = self._scheduler
+        scheduler.controller.reconfigure(config)
+        scheduler.config = config
+        scheduler.views.reconfigure(config)
+        if scheduler.telemetry is not None:
+            scheduler.telemetry.reconfigured()
+
+    def _trace(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Start or stop the step trace, in the file of `--step-trace`, or in one in a folder of our own."""
+        if asked["on"] and self._trace_path() is None:
+            path = self._traced_to = self._traced_to or self._new_trace()
+            check_step_trace(str(path))
+            self._write_steps(StepTraceFile(path))
+            logger.warning("The step trace was started while serving: %s.", path)
+        elif not asked["on"] and (written := self._trace_path()) is not None:
+            self._traced_to = Path(written)
+            self._write_steps(None)
+            logger.warning("The step trace was stopped while serving: %s.", written)
+        return {
+            "step_trace": self._trace_path(),
+            "last_step_trace": None if self._traced_to is None else str(self._traced_to),
+        }
+
+    def _write_steps(self, trace: StepTraceFile | None) -> None:
+        scheduler = self._scheduler
+        if scheduler.telemetry is None:
+            scheduler.telemetry = Telemetry(
+                scheduler.controller, pipeline=scheduler.controller.pipeline, log=False, trace=trace
+            )
+        scheduler.telemetry.trace = trace
+
+    def _trace_path(self) -> str | None:
+        telemetry = self._scheduler.telemetry
+        return None if telemetry is None or telemetry.trace is None else str(telemetry.trace.path)
+
+    @staticmethod
+    def _new_trace() -> Path:
+        try:
+            return Path(tempfile.mkdtemp(prefix="vllm-sarathi-trace-")) / "steps.jsonl"
+        except OSError as error:
+            raise ConfigError(f"the step trace cannot be started ({error.strerror}).") from error
+
+    def _first_token(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Say how long a prompt would wait, and whether a promise can be kept."""
+        scheduler, controller = self._scheduler, self._scheduler.controller
+        tokens, slo_ms = asked["tokens"], asked.get("ttft_slo_ms", scheduler.config.ttft_slo_ms)
+        partial = [r for r in scheduler.running if r.is_prefill_chunk]
+        generating = [r for r in scheduler.running if not r.is_prefill_chunk]
+        slo_s = controller.tbt_slo_s
+        forecast = forecast_first_token(
+            controller.model,
+            tokens=tokens,
+            ahead_tokens=sum(map(_left, partial)) + self._waiting_ahead(tokens),
+            decodes=len(generating),
+            context_tokens=sum(r.num_computed_tokens for r in generating),
+            step_slo_s=None if slo_s is None else controller.pipeline.step_s(slo_s),
+            most_tokens=scheduler.max_num_scheduled_tokens,
+            ttft_slo_s=None if slo_ms is None else slo_ms / 1e3,
+        )
+        return {
+            "wait_s": forecast.wait_s,
+            "ahead_tokens": forecast.ahead_tokens,
+            "ttft_slo_s": None if slo_ms is None else slo_ms / 1e3,
+            "kept": forecast.kept,
+        }
+
+    def _waiting_ahead(self, tokens: int) -> int:
+        """Return the prompt tokens of those who wait and go before a new prompt of so many."""
+        scheduler = self._scheduler
+        left = [_left(request) for request in itertools.islice(waiting_requests(scheduler), MOST_COUNTED)]
+        unseen = max(0, scheduler.queues().total_waiting - len(left))
+        if scheduler.config.prefill_order == "sjf":
+            ahead = sum(each for each in left if each <= tokens)
+        else:
+            ahead = sum(left)
+        return ahead + (ahead * unseen // len(left) if left else 0)
+
+
+def _left(request: Any) -> int:
+    """Return the prompt tokens of a request that are not read yet."""
+    return int(request.num_tokens - request.num_computed_tokens)

@@ -1,0 +1,1 @@
+"""WATCHES: what a server shows at /metrics, for a terminal."""
