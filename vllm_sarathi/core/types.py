@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vllm_sarathi.core.chunk_rules import ANYWHERE, ChunkRules
+from vllm_sarathi.core.classes import SloClass
 
 
 class Reason(StrEnum):
@@ -27,6 +28,8 @@ class Reason(StrEnum):
     """A batch's part of what a pipeline is to prefill."""
     ANSWER = "answer"
     """The prompts that are complete by now would wait too long for more."""
+    BACKFILL = "backfill"
+    """What is next is batch work, and letting it in would take what promises may need."""
     GROWTH = "growth"
     """One more request would make decodes alone outgrow the SLO before the answers end."""
     UNCUT = "uncut"
@@ -99,6 +102,7 @@ class RequestView:
         cached_tokens: those of the done tokens that it did not prefill itself, as another request had.
         rules: where its chunks may end.
         encoder_inputs: images or sound that the encoder has not computed yet, as (start in the prompt, embeddings).
+        slo_class, tenant, tag: as in `classes.Bond`.
     """
 
     request_id: str
@@ -110,6 +114,14 @@ class RequestView:
     cached_tokens: int = 0
     rules: ChunkRules = ANYWHERE
     encoder_inputs: tuple[tuple[int, int], ...] = ()
+    slo_class: SloClass | None = None
+    tenant: str = ""
+    tag: float = 0.0
+
+    @property
+    def batch(self) -> bool:
+        """Whether it takes only what promises leave."""
+        return self.slo_class is not None and self.slo_class.batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +131,8 @@ class DecodeView:
     Attributes:
         request_id: the engine's name for it.
         output_tokens: tokens that it has generated, those of the steps in flight included.
-        tbt_slo_s: its own time-between-tokens SLO, seconds; None where it has none of its own.
+        tbt_slo_s: its own time-between-tokens SLO, seconds; None where it has none of its own; infinite where it is
+            promised none.
     """
 
     request_id: str
@@ -138,6 +151,21 @@ class InFlight:
 
     started_s: float
     stage_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchWork:
+    """The batch work that runs, and what is left beside it.
+
+    Attributes:
+        running: requests of it that run.
+        kv_tokens: tokens of it in the KV cache.
+        free_kv_tokens: tokens that the KV cache has room for.
+    """
+
+    running: int
+    kv_tokens: int
+    free_kv_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +188,9 @@ class StepView:
         in_flight: the batches that are not back yet, oldest first.
         free_slots: how many waiting requests the engine has slots for.
         closed: whether nobody who arrives now is let in.
+        tbt_slos_s: the different SLOs that the generating requests have, as `DecodeView.tbt_slo_s`; empty where all
+            have the server's.
+        batch: the batch work, where there may be any.
     """
 
     now_s: float
@@ -175,6 +206,8 @@ class StepView:
     in_flight: tuple[InFlight, ...] = ()
     free_slots: int = 1 << 30
     closed: bool = False
+    tbt_slos_s: tuple[float | None, ...] = ()
+    batch: BatchWork | None = None
 
     @property
     def generating(self) -> int:

@@ -24,6 +24,7 @@ from vllm_sarathi.core.config import (
     flag_name,
     read_config_file,
 )
+from vllm_sarathi.engine.http import MIDDLEWARE, ClassMiddleware, note_refusals
 from vllm_sarathi.engine.metrics import serve_figures
 from vllm_sarathi.engine.trace_file import check_step_trace
 from vllm_sarathi.engine.vllm.internals import loaded_engine_args, logger
@@ -150,6 +151,7 @@ def _reading_flags(from_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             settings = flag_settings(args)
             engine_args = from_cli_args(cls, args)
             apply_settings(engine_args, settings)
+            serve_classes(engine_args, args)
         except ConfigError as error:
             _exit(error)
         setattr(engine_args, FROM_COMMAND_LINE, True)
@@ -186,6 +188,22 @@ def apply_settings(engine_args: Any, settings: dict[str, Any]) -> None:
         **(engine_args.additional_config or {}),
         CONFIG_KEY: ConfigCarrier(config),
     }
+
+
+def serve_classes(engine_args: Any, args: argparse.Namespace) -> None:
+    """Where there are classes, let requests to this server name theirs by header, and refusals leave as 429."""
+    ours = (engine_args.additional_config or {}).get(CONFIG_KEY)
+    if (
+        not isinstance(ours, ConfigCarrier)
+        or ours.config.slo_classes is None
+        or not hasattr(args, "middleware")
+    ):
+        return
+    ClassMiddleware.fairness_header = ours.config.fairness_header
+    ClassMiddleware.tiers = frozenset(each.name for each in ours.config.slo_classes.classes)
+    if MIDDLEWARE not in args.middleware:
+        args.middleware.append(MIDDLEWARE)
+    note_refusals()
 
 
 def _checking(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:

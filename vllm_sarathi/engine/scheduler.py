@@ -24,6 +24,7 @@ from vllm_sarathi.core.types import (
     StepView,
     chunk_work,
 )
+from vllm_sarathi.engine.admission import Admissions
 from vllm_sarathi.engine.faults import Faults
 from vllm_sarathi.engine.telemetry import open_telemetry
 from vllm_sarathi.engine.views import ViewBuilder
@@ -114,6 +115,10 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         stepwise = bool(pipeline) and not vllm_config.scheduler_config.async_scheduling
         self._chunking = Chunking(self)
         self._views = ViewBuilder(self, config, self.controller, self._chunking, stepwise)
+        gate = self.controller.gate
+        self._admissions: Admissions | None = None
+        if gate is not None:
+            self._admissions = Admissions(self, gate, self._views.bond, self._views.cached_tokens)
         self._left_out: list[Any] = []
         self._engine_limit = self.max_num_scheduled_tokens
         self._in_flight: deque[_Step | _StockStep | None] = deque()
@@ -126,6 +131,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         """Schedule one step by the controller's plan; arguments and result are the parent's."""
         if not self._chunked:
             return super().schedule(*args, **kwargs)
+        if self._admissions is not None:
+            self.guarded(self._admissions.judge, self.wall_clock())
         started_s, limits, running = self.clock(), save_limits(self), self.running
         # An exception of ours would end the engine for every client; a stock step costs one SLO.
         reason = Reason.ENGINE if self._is_stuck() else Reason.FAULT
@@ -158,6 +165,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if scheduler_output.total_num_scheduled_tokens and self._in_flight:
             self.guarded(self._observe, self._in_flight.popleft())
         result = super().update_from_output(scheduler_output, model_runner_output)
+        if self._admissions is not None:
+            self.guarded(self._admissions.answer, result)
         if not self.running and not self._in_flight:
             self._completed_s = None  # idle: the next step's time counts from its own start
         return result
@@ -172,6 +181,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             return
         self.guarded(self._views.added, request)
         super().add_request(request)
+        if self._admissions is not None:
+            self.guarded(self._admissions.added, request)
 
     def shutdown(self) -> None:
         """End, as the parent does, with the last figures told."""

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_sarathi.core.classes import Bond
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.order.base import Facts
-from vllm_sarathi.core.types import DecodeView, InFlight, RequestView, StepView
-from vllm_sarathi.engine.request_slo import NONE, RequestSlo, read_request_slo
+from vllm_sarathi.core.types import BatchWork, DecodeView, InFlight, RequestView, StepView
+from vllm_sarathi.engine.request_slo import NOTHING, read_asked_slo
 from vllm_sarathi.engine.turns import RefusedTurns
 from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.images import encoder_inputs
@@ -17,6 +18,9 @@ from vllm_sarathi.engine.vllm.internals import is_priority_policy
 from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes
 from vllm_sarathi.engine.vllm.runnable import Admission, Blocker
 from vllm_sarathi.engine.vllm.turn_queue import install_turn_queue
+
+FREE = Bond()
+"""What a request is bound to that is promised nothing of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,10 @@ class ViewBuilder:
         self._prefixes = CachedPrefixes(scheduler)
         self._chunking = chunking
         self._refused = RefusedTurns()
-        self._slos: dict[str, RequestSlo] = {}
+        self._bonds: dict[str, Bond] = {}
+        self._batch_classes = config.slo_classes is not None and config.slo_classes.has_batch
+        self._decoding: list[Any] = []
+        self._tbt_slos_s: tuple[float | None, ...] = ()
         self._keyed_tokens: dict[str, int] = {}
         self._cached_at_start: dict[str, int] = {}
         self._step = 0
@@ -72,15 +79,19 @@ class ViewBuilder:
     def added(self, request: Any) -> None:
         """Note a new request, and the SLOs that it asks for; called before it is queued."""
         self._controller.arrived(request.request_id, request.max_tokens)
-        if self._config.allow_request_slo:
-            slo = read_request_slo(getattr(request.sampling_params, "extra_args", None), self._config)
-            if slo is not NONE:
-                self._slos[request.request_id] = slo
+        extra_args = getattr(request.sampling_params, "extra_args", None)
+        if self._config.slo_classes is not None:
+            asked = read_asked_slo(extra_args, self._config)
+            self._bonds[request.request_id] = self._controller.bind(asked, self._left(request))
+        elif self._config.allow_request_slo:
+            asked = read_asked_slo(extra_args, self._config)
+            if asked is not NOTHING:
+                self._bonds[request.request_id] = Bond(asked.tbt_slo_s, asked.ttft_slo_s)
 
     def ended(self, request: Any) -> None:
         """Learn from a request that has ended, and forget it."""
         self._controller.ended(request.request_id, request.num_prompt_tokens, request.num_output_tokens)
-        for notes in (self._slos, self._keyed_tokens, self._cached_at_start):
+        for notes in (self._bonds, self._keyed_tokens, self._cached_at_start):
             notes.pop(request.request_id, None)
         self._refused.forget(request.request_id)
 
@@ -114,6 +125,7 @@ class ViewBuilder:
         views: tuple[DecodeView, ...] = ()
         if policy.needs_decode_views:
             views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
+        tbt_slos_s = self._slos_of_decodes() if policy.needs_tbt_slos else ()
         view = StepView(
             now_s=now_s,
             decodes=decodes,
@@ -128,6 +140,8 @@ class ViewBuilder:
             in_flight=tuple(in_flight) if self._pipelined or policy.needs_decode_views else (),
             free_slots=admission.free_slots,
             closed=admission.paused,
+            tbt_slos_s=tbt_slos_s,
+            batch=self._batch_work(admission) if self._batch_classes else None,
         )
         return Sight(view, partial, waiting)
 
@@ -160,7 +174,10 @@ class ViewBuilder:
 
     def _stops(self, request: Any, wall_s: float) -> bool:
         """True where nobody may pass a request that waits for KV blocks: others would go on taking them."""
-        return not self._looks_far or wall_s - request.arrival_time >= self._config.prefill_max_wait_s
+        age_s, slo_class = wall_s - request.arrival_time, self.bond(request).slo_class
+        if slo_class is not None and slo_class.batch:
+            return self._controller.starves(slo_class, age_s)
+        return not self._looks_far or age_s >= self._config.prefill_max_wait_s
 
     def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
         """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`."""
@@ -175,17 +192,42 @@ class ViewBuilder:
             reached.append(request)
         return reached
 
+    def bond(self, request: Any) -> Bond:
+        """Return what a request is bound to."""
+        return self._bonds.get(request.request_id, FREE)
+
+    def cached_tokens(self, request: Any) -> int:
+        """Return how much of a waiting request is in the prefix cache."""
+        return self._prefixes.tokens(request)
+
+    def _slos_of_decodes(self) -> tuple[float | None, ...]:
+        """Return the different SLOs of those that generate; they mostly are those of the step before."""
+        decoding = [request for request in self._scheduler.running if not request.is_prefill_chunk]
+        if decoding != self._decoding:
+            self._decoding = decoding
+            self._tbt_slos_s = tuple({self.bond(request).tbt_slo_s for request in decoding})
+        return self._tbt_slos_s
+
+    def _batch_work(self, admission: Admission) -> BatchWork:
+        batch = [request for request in self._scheduler.running if self.bond(request).batch]
+        held = sum(request.num_computed_tokens for request in batch)
+        return BatchWork(len(batch), held, admission.free_tokens())
+
     def _request_view(self, request: Any, wall_s: float, done: int, cached: int) -> RequestView:
+        bond = self.bond(request)
         return RequestView(
             request_id=request.request_id,
             rank=(request.priority if self._by_priority else 0, request.arrival_time),
             age_s=max(0.0, wall_s - request.arrival_time),
             done_tokens=done,
             remaining_tokens=max(1, request.num_tokens - done),
-            ttft_slo_s=self._slos.get(request.request_id, NONE).ttft_slo_s,
+            ttft_slo_s=bond.ttft_slo_s,
             cached_tokens=cached,
             rules=self._chunking.rules(request, done),
             encoder_inputs=encoder_inputs(request, done) if request.has_encoder_inputs else (),
+            slo_class=bond.slo_class,
+            tenant=bond.tenant,
+            tag=bond.tag,
         )
 
     def _partial_view(self, request: Any, wall_s: float) -> RequestView:
@@ -202,11 +244,11 @@ class ViewBuilder:
         return max(1, int(request.num_tokens) - self._prefixes.tokens(request))
 
     def _decode_view(self, request: Any) -> DecodeView:
-        slo = self._slos.get(request.request_id, NONE)
         tokens = request.num_output_tokens + request.num_output_placeholders
-        return DecodeView(request.request_id, tokens, slo.tbt_slo_s)
+        return DecodeView(request.request_id, tokens, self.bond(request).tbt_slo_s)
 
     def _keys(self, request: Any) -> Any:
         left = self._keyed_tokens[request.request_id] = self._left(request)
-        slo_s = self._slos.get(request.request_id, NONE).ttft_slo_s
-        return self._controller.order.keys(Facts(request.arrival_time, left, slo_s))
+        bond = self.bond(request)
+        facts = Facts(request.arrival_time, left, bond.ttft_slo_s, bond.slo_class, bond.tag)
+        return self._controller.order.keys(facts)

@@ -50,15 +50,18 @@ class Floor:
     def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
         if candidate.tokens > 0:
             return candidate.tokens, candidate.reason
+        if candidate.reason is Reason.BACKFILL:
+            return 0, candidate.reason
         if not view.decodes:
             return self._chunk(view, candidate, 0.0), Reason.FLOOR
         least = least_chunk(candidate.prompts[0])
         if least > 1 and self._fits(view, candidate, least):
             return least, Reason.UNCUT
-        overdue = any(request.age_s >= self._max_wait_s for request in candidate.prompts[:1])
+        overdue = candidate.is_overdue(candidate.prompts[0], self._max_wait_s)
         if not candidate.late and not overdue:
-            if candidate.reason is Reason.GROWTH or self._experience.late_credit < 1.0:
-                return 0, candidate.reason if candidate.reason is Reason.GROWTH else Reason.FULL
+            held = candidate.reason in (Reason.GROWTH, Reason.BACKFILL)
+            if held or candidate.prompts[0].batch or self._experience.late_credit < 1.0:
+                return 0, candidate.reason if held else Reason.FULL
             attempts = self._experience.attempts
             if attempts.allowed and (chunk := self._attempt(view, candidate)) > 0:
                 attempts.tries(candidate.available_s)

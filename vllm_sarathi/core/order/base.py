@@ -1,10 +1,11 @@
 """What an order answers, and what it wants to see."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
+from vllm_sarathi.core.classes import SloClass
 from vllm_sarathi.core.types import Reason, RequestView, StepPlan, StepRecord, StepView
 
 
@@ -17,12 +18,14 @@ class Turn:
         held: indices of those that yield this step; they keep their blocks and their slot.
         waiting: indices into StepView.waiting, first let in first; None leaves the queue as it is.
         let_in: how many of the waiting, at the most, have their turn; None for all, those out of sight too.
+        overdue: names of those that must be begun now, whatever else would keep them waiting.
     """
 
     prefills: tuple[int, ...]
     held: tuple[int, ...] = ()
     waiting: tuple[int, ...] | None = None
     let_in: int | None = None
+    overdue: Set[str] = frozenset()
 
     def prompts(self, view: StepView) -> list[RequestView]:
         """Return whose turn it is, in order; a last one stands for those out of sight, of which nothing is known."""
@@ -63,11 +66,14 @@ class Facts:
         arrival_s: when it arrived, seconds since the epoch.
         remaining_tokens: tokens left to prefill.
         ttft_slo_s: its time-to-first-token SLO, seconds; None without one.
+        slo_class, tag: as in `classes.Bond`.
     """
 
     arrival_s: float
     remaining_tokens: int
     ttft_slo_s: float | None
+    slo_class: SloClass | None = None
+    tag: float = 0.0
 
 
 class Order(Protocol):
@@ -137,12 +143,13 @@ class QueueOrder:
         return math.inf
 
 
-def turn_by_keys(view: StepView, keys: Sequence[tuple[float, ...]]) -> Turn:
+def turn_by_keys(view: StepView, keys: Sequence[tuple[float, ...]], overdue: Set[str] = frozenset()) -> Turn:
     """Return the turn in which the smallest key goes first.
 
     Args:
         view: the step.
         keys: of all prefills, then of all waiting requests.
+        overdue: as in `Turn`.
 
     A prompt in flight yields to a more urgent one that waits and could use the turn; who is less urgent than that
     prompt does not get it.
@@ -153,7 +160,7 @@ def turn_by_keys(view: StepView, keys: Sequence[tuple[float, ...]]) -> Turn:
     first = min(waiting, default=None) if view.free_slots > 0 else None
     held = tuple(i for i in order if first is not None and first < partial[i])
     if not held:
-        return Turn(tuple(order), waiting=waiting_order)
+        return Turn(tuple(order), waiting=waiting_order, overdue=overdue)
     served = tuple(i for i in order if i not in held)
     most_urgent = min(partial[i] for i in held)
-    return Turn(served, held, waiting_order, sum(key < most_urgent for key in waiting))
+    return Turn(served, held, waiting_order, sum(key < most_urgent for key in waiting), overdue)

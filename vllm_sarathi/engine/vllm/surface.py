@@ -36,6 +36,7 @@ CONTRACT = (
         ("request", "num_computed_tokens", "num_new_tokens"),
     ),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.get_request_counts"),
+    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.finish_requests", ("request_ids", "finished_status")),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.shutdown"),
     Touchpoint("vllm.v1.core.sched.async_scheduler:AsyncScheduler"),
     Touchpoint("vllm.v1.core.sched.request_queue:RequestQueue"),
@@ -61,6 +62,7 @@ CONTRACT = (
             "block_hasher",
         ),
     ),
+    Touchpoint("vllm.v1.request:RequestStatus.FINISHED_ABORTED"),
     Touchpoint("vllm.v1.request:RequestStatus.RUNNING"),
     Touchpoint("vllm.v1.request:RequestStatus.WAITING"),
     Touchpoint("vllm.v1.request:RequestStatus.WAITING_FOR_REMOTE_KVS"),
@@ -69,6 +71,13 @@ CONTRACT = (
     Touchpoint("vllm.engine.arg_utils:EngineArgs.add_cli_args", ("parser",)),
     Touchpoint("vllm.engine.arg_utils:EngineArgs.from_cli_args", ("args",)),
     Touchpoint("vllm.engine.arg_utils:EngineArgs.create_engine_config"),
+    # Refusals (engine/admission.py, engine/http.py).
+    Touchpoint(
+        "vllm.v1.engine:EngineCoreOutput",
+        ("request_id", "new_token_ids", "finish_reason", "stop_reason", "events", "trace_headers"),
+    ),
+    Touchpoint("vllm.v1.engine:EngineCoreOutputs"),
+    Touchpoint("vllm.v1.engine.async_llm:AsyncLLM.generate"),
     # An engine in this process (engine/inprocess.py).
     Touchpoint("vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args", ("parser",)),
     Touchpoint("vllm.usage.usage_lib:UsageContext.OPENAI_API_SERVER"),
@@ -139,6 +148,7 @@ SURFACES = (
             "connector",
             "ec_connector",
             "encoder_cache_manager",
+            "finish_requests",
             "finished_recving_kv_req_ids",
             "get_request_counts",
             "grammar_compile_error_reqs",
