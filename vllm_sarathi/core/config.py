@@ -104,6 +104,12 @@ def check_header(key: str, value: object) -> None:
         raise ConfigError(f"{flag_name(key)} {value!r}: must be the name of an HTTP header.")
 
 
+def check_class_path(key: str, value: object) -> None:
+    """Raise ConfigError naming the flag if `value` cannot be the dotted path of a class."""
+    if not isinstance(value, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
+        raise ConfigError(f"{flag_name(key)} {value!r}: must be the dotted path of a class, MODULE.CLASS.")
+
+
 def _classes_of(value: object) -> SloClasses | None:
     """Return the classes that a setting stands for: themselves, their plain values, or a file's name."""
     if value is None or isinstance(value, SloClasses):
@@ -162,6 +168,7 @@ class SarathiConfig:
         min_request_slo_ms: the least promise that a client may ask for, milliseconds.
         slo_classes: the classes of requests, with what each is promised; the name of a class file is read at once.
         fairness_header: the HTTP header that names the tenant whose a request is, among whom a class is shared.
+        scheduler_base: the dotted path of another subclass of vLLM's scheduler, which goes on below ours.
         step_trace: a file that gets a line per step; None writes none.
         calibration_dir: the folder that keeps what was learnt of a device; None is `vllm-sarathi` in the user's
             cache folder, `none` starts cold and keeps nothing.
@@ -212,6 +219,9 @@ class SarathiConfig:
     fairness_header: str = _setting(
         FAIRNESS_HEADER, "With --slo-classes: the HTTP header that says whose a request is.", "NAME"
     )
+    scheduler_base: str | None = _setting(
+        None, "Another subclass of vLLM's scheduler, which goes on below ours.", "MODULE.CLASS"
+    )
     step_trace: str | None = _setting(
         None, "A file that gets a line per step; `vllm-sarathi trace` draws it.", "FILE.jsonl"
     )
@@ -253,6 +263,8 @@ class SarathiConfig:
             check_path(key, getattr(self, key))
         object.__setattr__(self, "slo_classes", _classes_of(self.slo_classes))
         check_header("fairness_header", self.fairness_header)
+        if self.scheduler_base is not None:
+            check_class_path("scheduler_base", self.scheduler_base)
         self._check_unheeded()
 
     def _check_unheeded(self) -> None:

@@ -32,6 +32,11 @@ def stop_reason(refusal: Refusal) -> str:
     )
 
 
+def is_refusal(reason: object) -> bool:
+    """True for the `stop_reason` of a refused request."""
+    return isinstance(reason, str) and reason.startswith(REFUSED)
+
+
 class Admissions:
     """Asks the gate for each request that arrives, and answers those that are refused.
 

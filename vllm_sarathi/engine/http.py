@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from vllm_sarathi.core.config import FAIRNESS_HEADER
-from vllm_sarathi.engine.admission import REFUSED
+from vllm_sarathi.engine.admission import REFUSED, is_refusal
 from vllm_sarathi.engine.request_slo import CLASS_KEY, TENANT_KEY, TTFT_KEY
 from vllm_sarathi.engine.vllm.internals import async_engine_class
 
@@ -64,13 +64,10 @@ class ClassMiddleware:
             await self._app(scope, receive, send)
             return
         refused = _Refused()
-        token = _refusal.set(refused)
-        try:
-            holding = _Holding(send, refused)
-            await self._app(scope, await self._asked(scope, receive), holding)
-            await holding.end()
-        finally:
-            _refusal.reset(token)
+        _refusal.set(refused)  # for this task, which serves nothing else
+        holding = _Holding(send, refused)
+        await self._app(scope, await self._asked(scope, receive), holding)
+        await holding.end()
 
     async def _asked(self, scope: Message, receive: Receive) -> Receive:
         """Return what hands out the request's body, with what its headers ask for in it."""
@@ -217,7 +214,7 @@ def _why(output: Any) -> dict[str, Any] | None:
     """Return why a request was refused; None where it was not."""
     for completion in output.outputs:
         said = completion.stop_reason
-        if isinstance(said, str) and said.startswith(REFUSED):
+        if is_refusal(said):
             why: dict[str, Any] = json.loads(said.removeprefix(REFUSED))
             return why
     return None

@@ -25,6 +25,7 @@ from vllm_sarathi.core.types import (
     chunk_work,
 )
 from vllm_sarathi.engine.admission import Admissions
+from vllm_sarathi.engine.composition import composed, scheduler_base
 from vllm_sarathi.engine.faults import Faults
 from vllm_sarathi.engine.telemetry import open_telemetry
 from vllm_sarathi.engine.views import ViewBuilder
@@ -70,11 +71,14 @@ class _StockStep:
     predicted_s: float | None = None
 
 
-class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the parent is resolved at run time
+_Parent: Any = object
+"""What comes after the mixin is decided by who uses it."""
+
+
+class SarathiMixin(_Parent):  # type: ignore[misc]
     """Stall-free, hybrid batches within a time-between-tokens SLO (Sarathi-Serve, arXiv 2403.02310).
 
-    Name this one class in `scheduler_cls`; where vLLM resolves asynchronous scheduling to on, the object
-    made is of the subclass that keeps the asynchronous scheduler's books.
+    Put it before any subclass of vLLM's scheduler: `class Mine(SarathiMixin, Theirs)`; see `composition`.
 
     Args:
         vllm_config: vLLM's configuration; our settings are in its `additional_config`.
@@ -87,11 +91,6 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
 
     max_num_scheduled_tokens: int
     running: list[Any]
-
-    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-        if cls is SarathiScheduler and vllm_config.scheduler_config.async_scheduling:
-            cls = AsyncSarathiScheduler
-        return super().__new__(cls)
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
@@ -377,6 +376,24 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if self.telemetry is not None:  # first: what cannot be learnt from counts all the same
             self.guarded(self.telemetry.note, record, len(self.running), self.get_request_counts()[1])
         self.controller.observe(record)
+
+
+class SarathiScheduler(SarathiMixin, Scheduler):  # type: ignore[misc, valid-type]  # the parent is resolved at run time
+    """The mixin over vLLM's own scheduler, or over the one that the settings name.
+
+    Name this one class in `scheduler_cls`; where vLLM resolves asynchronous scheduling to on, the object
+    made is of a subclass that keeps the asynchronous scheduler's books.
+    """
+
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls is SarathiScheduler:
+            asynchronous = vllm_config.scheduler_config.async_scheduling
+            path = config_from_additional(vllm_config.additional_config).scheduler_base
+            if path is not None:
+                cls = composed(cls, scheduler_base(path, Scheduler), AsyncScheduler if asynchronous else None)
+            elif asynchronous:
+                cls = AsyncSarathiScheduler
+        return super().__new__(cls)
 
 
 class AsyncSarathiScheduler(SarathiScheduler, AsyncScheduler):  # type: ignore[misc, valid-type]
