@@ -34,7 +34,7 @@ def scheduler_base(path: str, root: type[Any]) -> type[Any]:
         raise ConfigError(f"--scheduler-base {path!r}: cannot be imported ({error}).") from error
     if not isinstance(found, type) or not issubclass(found, root):
         raise ConfigError(
-            f"--scheduler-base {path!r}: must be a subclass of {root.__module__}.{root.__name__}, whose steps are sized."
+            f"--scheduler-base {path!r}: must be a subclass of {root.__module__}.{root.__name__}."
         )
     return found
 
