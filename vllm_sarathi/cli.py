@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from vllm_sarathi import __version__
+from vllm_sarathi.cli_classes import classes
 from vllm_sarathi.cli_devices import devices
 from vllm_sarathi.cli_live import live
 from vllm_sarathi.cli_rehearse import RayCommand, capacity, paper, simulate, validate
@@ -174,6 +175,7 @@ for _command in (simulate, capacity, validate, paper):
     app.command(cls=RayCommand)(_door(_command))
 bench.command()(_door(live))
 bench.command(cls=RayCommand)(_door(devices))
+bench.command(cls=RayCommand)(_door(classes))
 
 
 def _exit(message: str) -> None:
