@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_sarathi.core.classes import AskedSlo, SloClasses, read_classes
@@ -113,6 +113,7 @@ KEYS = st.sampled_from(
 )
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(
     JSON
     | st.fixed_dictionaries({"classes": st.dictionaries(st.text(max_size=4), st.dictionaries(KEYS, JSON))})

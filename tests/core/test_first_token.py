@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_sarathi.core.classes import Bond, SloClass
@@ -26,6 +26,7 @@ def ends(jobs: list[Job], lead_s: float) -> list[float]:
     return ended
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(JOBS, st.integers(1, 50), st.floats(0.1, 10.0))
 def test_a_newcomer_goes_as_far_forward_as_its_deadline_and_those_behind_it_allow(
     jobs: list[Job], tokens: int, due_s: float
@@ -56,6 +57,7 @@ def test_what_is_promised_nothing_waits_for_all_that_is() -> None:
     assert when_first_token(queue, 10, done_tokens=30, batch=True) == pytest.approx(0.1 + 1.0 + 7.0 + own_s)
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(st.lists(st.builds(Job, st.floats(0.1, 5.0), SECONDS, loss=SECONDS), max_size=8), st.floats(0, 1))
 def test_all_that_can_be_given_up_and_is_kept_is_in_time(jobs: list[Job], lead_s: float) -> None:
     line = [jobs[i] for i in keep(jobs, lead_s)]
@@ -126,6 +128,7 @@ def test_classes_that_serve_late_refuse_nobody_and_while_nothing_is_known_neithe
     assert door.ask("batch", Bond(math.inf, None, SloClass("batch", batch=True)), 0.0, 10.0, 10**6, 0) is None
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(st.lists(st.tuples(st.floats(0.0, 2.0), st.integers(1, 600), st.integers(200, 2000)), max_size=20))
 def test_all_that_are_let_in_are_in_time_where_reading_is_as_quick_as_predicted(
     arrivals: list[tuple[float, int, int]],

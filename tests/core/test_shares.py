@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_sarathi.core.order.shares import CREDIT_S, MOST_TENANTS, Shares
@@ -10,6 +10,7 @@ from vllm_sarathi.core.order.shares import CREDIT_S, MOST_TENANTS, Shares
 LENGTHS = st.lists(st.floats(0.05, 1.0), min_size=30, max_size=60)
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(LENGTHS, LENGTHS, st.integers(0, 20))
 def test_of_two_with_work_neither_is_read_for_much_longer_than_the_other(
     mine: list[float], yours: list[float], head_start: int

@@ -14,12 +14,12 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllm_sarathi.core.types import chunk_work
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """A prompt that is to be read.
 
     Attributes:

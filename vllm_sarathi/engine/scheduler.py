@@ -261,7 +261,9 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         take_turns = view.decode_tokens > plan.token_budget
         if not plan.decodes and self._can_stall(ordered, waiting):
             stalled, decodes = decodes, []
-        elif take_turns:
+        elif self._views.batch:
+            decodes = self._views.batch_last(decodes)
+        if take_turns and decodes:
             decodes.sort(key=lambda request: self._last_served.get(request.request_id, -1))
         # The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so decodes get
         # their tokens first, and a prefill is preempted before a decode is.

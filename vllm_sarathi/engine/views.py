@@ -47,6 +47,9 @@ class ViewBuilder:
         controller: says what it wants to see.
         chunking: where prompts may be cut.
         stepwise_pipeline: whether a decode waits for its last token to come out of a pipeline.
+
+    Attributes:
+        batch: the batch work that runs, by name.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class ViewBuilder:
         self._refused = RefusedTurns()
         self._bonds: dict[str, Bond] = {}
         self._batch_classes = config.slo_classes is not None and config.slo_classes.has_batch
-        self._decoding: list[Any] = []
+        self.batch: dict[str, Any] = {}
+        self._bound: list[Any] = []
+        self._bound_partial: list[Any] = []
         self._tbt_slos_s: tuple[float | None, ...] = ()
         self._keyed_tokens: dict[str, int] = {}
         self._cached_at_start: dict[str, int] = {}
@@ -125,7 +130,8 @@ class ViewBuilder:
         views: tuple[DecodeView, ...] = ()
         if policy.needs_decode_views:
             views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
-        tbt_slos_s = self._slos_of_decodes() if policy.needs_tbt_slos else ()
+        if policy.needs_tbt_slos:
+            self._look_at_bonds(partial)
         view = StepView(
             now_s=now_s,
             decodes=decodes,
@@ -140,7 +146,7 @@ class ViewBuilder:
             in_flight=tuple(in_flight) if self._pipelined or policy.needs_decode_views else (),
             free_slots=admission.free_slots,
             closed=admission.paused,
-            tbt_slos_s=tbt_slos_s,
+            tbt_slos_s=self._tbt_slos_s,
             batch=self._batch_work(admission) if self._batch_classes else None,
         )
         return Sight(view, partial, waiting)
@@ -200,18 +206,27 @@ class ViewBuilder:
         """Return how much of a waiting request is in the prefix cache."""
         return self._prefixes.tokens(request)
 
-    def _slos_of_decodes(self) -> tuple[float | None, ...]:
-        """Return the different SLOs of those that generate; they mostly are those of the step before."""
-        decoding = [request for request in self._scheduler.running if not request.is_prefill_chunk]
-        if decoding != self._decoding:
-            self._decoding = decoding
-            self._tbt_slos_s = tuple({self.bond(request).tbt_slo_s for request in decoding})
-        return self._tbt_slos_s
+    def _look_at_bonds(self, partial: list[Any]) -> None:
+        """Note the different SLOs of those that generate, and who is batch work; both mostly are as a step before."""
+        running = self._scheduler.running
+        if running == self._bound and partial == self._bound_partial:
+            return
+        self._bound, self._bound_partial = list(running), partial
+        decoding = [request for request in running if not request.is_prefill_chunk] if partial else running
+        self._tbt_slos_s = tuple({self.bond(request).tbt_slo_s for request in decoding})
+        if self._batch_classes:
+            self.batch = {request.request_id: request for request in running if self.bond(request).batch}
 
     def _batch_work(self, admission: Admission) -> BatchWork:
-        batch = [request for request in self._scheduler.running if self.bond(request).batch]
-        held = sum(request.num_computed_tokens for request in batch)
-        return BatchWork(len(batch), held, admission.free_tokens())
+        held = sum([request.num_computed_tokens for request in self.batch.values()])
+        return BatchWork(len(self.batch), held, admission.free_tokens())
+
+    def batch_last(self, decodes: list[Any]) -> list[Any]:
+        """Return decodes with batch work at the end: the parent takes blocks from the tail."""
+        if not self.batch:
+            return decodes
+        promised = [request for request in decodes if request.request_id not in self.batch]
+        return promised + [request for request in decodes if request.request_id in self.batch]
 
     def _request_view(self, request: Any, wall_s: float, done: int, cached: int) -> RequestView:
         bond = self.bond(request)
