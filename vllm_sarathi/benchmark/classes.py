@@ -23,7 +23,7 @@ import numpy as np
 from rich.table import Table
 
 from vllm_sarathi.benchmark.capacity import Criterion, Task, Workload, find
-from vllm_sarathi.benchmark.devices_table import BUDGETS, DESIGN_SEEDS, best_fixed
+from vllm_sarathi.benchmark.devices_table import DESIGN_SEEDS, best_fixed
 from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.outcome import keeps_promise
@@ -49,6 +49,9 @@ THREE: dict[str, Any] = {
 ONE_TTFT_MS, ONE_TBT_MS = 2000, 50
 LIGHT_SHARE, FLOOD_TIMES = 0.2, 2.0
 """Of what the deployment carries: what the tenant that keeps to its share sends, and the one that floods."""
+
+QUICKEST = (2048, 4096, 8192)
+"""The budgets out of which the one that does most work is taken."""
 
 OVERLOAD = 1.5
 BATCH_PER_S = 8.0
@@ -113,7 +116,7 @@ def run(
     requests: Sequence[SimulatedRequest],
     classes: dict[str, Any] | None,
     budget: int | None = None,
-    until_s: float | None = None,
+    done: Callable[[Simulator], bool] | None = None,
 ) -> list[RequestLog]:
     """Return what clients see of a run: ours with these classes, stock at a budget without.
 
@@ -122,14 +125,24 @@ def run(
         requests: in order of arrival.
         classes: the class file.
         budget: of stock vLLM.
-        until_s: when to look, seconds of virtual time; None for the end.
+        done: says when to look; None for the end.
     """
     place = deployment(cell.deployment)
     name, settings = (f"default@{budget}", {}) if classes is None else ("sarathi", {"slo_classes": classes})
     scheduler = build(place, scheduler_choice(name, **settings))
     simulator = Simulator(scheduler, place.times(cell.seed), requests, place.in_flight)
-    simulator.run(None if until_s is None else (lambda now: now.now_s >= until_s))
+    simulator.run(done)
     return simulator.logs
+
+
+def _all_but(kind: str) -> Callable[[Simulator], bool]:
+    """Return what says that all requests but those of a kind, or a tenant, have been answered."""
+
+    def done(simulator: Simulator) -> bool:
+        others = [log for log in simulator.logs if kind not in (log.request.kind, log.request.tenant)]
+        return all(log.finished for log in others)
+
+    return done
 
 
 def _work(logs: Sequence[RequestLog], until_s: float) -> int:
@@ -158,10 +171,11 @@ def beside(cell: Cell) -> Row:
     endless = synthetic("classes", 1.0, int(8 * BATCH_PER_S * until_s) + 64, cell.seed + 1000)
     backlog = [replace(r, arrival_s=0.0) for r in endless if r.kind == "batch"]
     requests = sorted([*backlog, *promised], key=lambda request: request.arrival_s)
-    ours = run(cell, requests, THREE, until_s=until_s + 5.0)
+    ours = run(cell, requests, THREE, done=_all_but("batch"))
     batch = [log for log in ours if log.request.kind == "batch"]
     others = [log for log in ours if log.request.kind != "batch"]
-    stock = max(_work(run(cell, requests, None, budget, until_s), until_s) for budget in BUDGETS[-3:])
+    runs = [run(cell, requests, None, budget, lambda now: now.now_s >= until_s) for budget in QUICKEST]
+    stock = max(_work(logs, until_s) for logs in runs)
     room = stock - _work(others, until_s)
     done = _work(batch, until_s)
     return {
@@ -193,7 +207,7 @@ def tenants(cell: Cell) -> Row:
     both = sorted([*light, *flood], key=lambda request: request.arrival_s)
     classes = one_class("relegate")
     alone_s = _first_tokens_s(run(cell, light, classes), "light")
-    beside_s = _first_tokens_s(run(cell, both, classes, until_s=until_s + 10.0), "light")
+    beside_s = _first_tokens_s(run(cell, both, classes, done=_all_but("flood")), "light")
     row: Row = {"rate_qps": qps, "light_qps": LIGHT_SHARE * qps, "flood_qps": FLOOD_TIMES * qps}
     for name, times_s in (("alone", alone_s), ("beside", beside_s)):
         row[f"{name}_ttft_ms"] = {f"p{p}": float(np.percentile(times_s, p)) * 1e3 for p in (50, 90, 99)}
@@ -201,9 +215,9 @@ def tenants(cell: Cell) -> Row:
 
 
 def _first_tokens_s(logs: Sequence[RequestLog], tenant: str) -> list[float]:
-    """Return a tenant's times to first token; one that is not there at the end has waited for ever."""
+    """Return a tenant's times to first token."""
     mine = [log for log in logs if log.request.tenant == tenant]
-    return [log.token_s[0] - log.request.arrival_s if log.token_s else 3600.0 for log in mine]
+    return [log.token_s[0] - log.request.arrival_s for log in mine]
 
 
 def refusal(cell: Cell) -> Row:
