@@ -66,33 +66,37 @@ class ClassMiddleware:
         refused = _Refused()
         _refusal.set(refused)  # for this task, which serves nothing else
         holding = _Holding(send, refused)
-        await self._app(scope, await self._asked(scope, receive), holding)
+        await self._app(scope, _Asking(scope, receive, self.fairness_header, self.tiers), holding)
         await holding.end()
 
-    async def _asked(self, scope: Message, receive: Receive) -> Receive:
-        """Return what hands out the request's body, with what its headers ask for in it."""
-        headers = dict(scope["headers"])
-        wishes = _wishes(headers, self.fairness_header.lower().encode())
+
+class _Asking:
+    """Hands out a request's body with what its headers ask for in it; read when the server reads it, and not before.
+
+    So whoever is turned away at the door (no API key) has nothing read. The header with the body's length stays as it
+    was sent: nobody behind this point goes by it.
+    """
+
+    def __init__(self, scope: Message, receive: Receive, fairness_header: str, tiers: frozenset[str]) -> None:
+        self._receive = receive
+        self._wishes = _wishes(dict(scope["headers"]), fairness_header.lower().encode())
+        self._tiers = tiers
+        self._read = False
+
+    async def __call__(self) -> Message:
+        if self._read:
+            return await self._receive()
+        self._read = True
         chunks, more = [], True
         while more:
-            message = await receive()
+            message = await self._receive()
             if message["type"] != "http.request":  # the client is gone
-                return _replaying([message], receive)
+                return message
             chunks.append(message.get("body", b""))
             more = message.get("more_body", False)
         body = b"".join(chunks)
-        changed = _rewritten(body, wishes, self.tiers)
-        if changed is not None:
-            length = str(len(changed)).encode()
-            scope["headers"] = [(k, length if k == b"content-length" else v) for k, v in scope["headers"]]
-        return _replaying([{"type": "http.request", "body": body if changed is None else changed}], receive)
-
-
-def _replaying(messages: list[Message], receive: Receive) -> Receive:
-    async def replay() -> Message:
-        return messages.pop(0) if messages else await receive()
-
-    return replay
+        changed = _rewritten(body, self._wishes, self._tiers)
+        return {"type": "http.request", "body": body if changed is None else changed}
 
 
 def _wishes(headers: dict[bytes, bytes], fairness_header: bytes) -> dict[str, Any]:
@@ -155,7 +159,7 @@ class _Holding:
             return
         if self._start is not None:
             if self._refused.why is not None:
-                await self._refuse(self._refused.why)
+                await self._refuse(self._start, self._refused.why)
                 return
             if (
                 message["type"] == "http.response.body"
@@ -172,7 +176,7 @@ class _Holding:
         if self._start is not None and not self._done:
             await self({"type": "http.response.body", "body": b""})
 
-    async def _refuse(self, why: dict[str, Any]) -> None:
+    async def _refuse(self, start: Message, why: dict[str, Any]) -> None:
         self._start, self._done = None, True
         message = (
             f"The promise of class {why['slo_class']} cannot be kept now: a first token is predicted after "
@@ -180,7 +184,8 @@ class _Holding:
         )
         error = {"message": message, "type": "Too Many Requests", "param": None, "code": 429, **why}
         body = json.dumps({"error": error}).encode()
-        headers = [
+        headers = [(k, v) for k, v in start.get("headers", ()) if not k.lower().startswith(b"content-")]
+        headers += [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"retry-after", str(math.ceil(why["retry_after_s"])).encode()),
