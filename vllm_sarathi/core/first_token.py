@@ -95,19 +95,19 @@ def keep(jobs: Sequence[Job], lead_s: float) -> list[int]:
     time for its weight. Jobs that stay are never given up.
     """
     kept: dict[int, None] = {}
-    losable: list[tuple[float, int]] = []
+    losable: list[tuple[float, int, int]] = []
     end_s = lead_s
     for index in by_deadline(jobs):
         job = jobs[index]
         end_s += job.read_s
         kept[index] = None
         if not job.stays:
-            heapq.heappush(losable, (job.loss, index))
+            heapq.heappush(losable, (job.loss, -len(kept), index))  # of equals, the one that is due last
         if end_s <= job.due_s or not losable:
             continue
-        if job.stays and (job.due_s <= 0 or end_s - jobs[losable[0][1]].read_s > job.due_s):
+        if job.stays and (job.due_s <= 0 or end_s - jobs[losable[0][2]].read_s > job.due_s):
             continue  # it is late in any case: nobody is given up for it
-        given_up = heapq.heappop(losable)[1]
+        given_up = heapq.heappop(losable)[2]
         end_s -= jobs[given_up].read_s
         del kept[given_up]
     return list(kept)
