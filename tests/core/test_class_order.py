@@ -93,7 +93,7 @@ def test_the_places_of_a_class_go_to_who_has_had_the_least() -> None:
     light = asked("light", 100, "chat", tenant="light", tag=made.tag(chat, "light", 100))
     assert light.tag <= flood[0].tag
     assert line(made, *flood[5:], light)[0] == "light"
-    vip = asked("vip", 100, "vip", age_s=0.9, tenant="other", tag=99.0)
+    vip = asked("vip", 100, "vip", age_s=0.8, tenant="other", tag=99.0)
     assert line(made, *flood[5:], light, vip)[:2] == ["vip", "light"]
 
 
