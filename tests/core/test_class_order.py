@@ -112,7 +112,11 @@ def test_batch_work_that_has_stood_still_for_its_bound_goes_first_once() -> None
     turn = made.turn(view)
     assert turn.waiting == (1, 0)
     assert turn.overdue == {"batch"}
+    made.planned(5)  # every second step, until it is read
+    assert made.turn(replace(view, now_s=1000.2)).overdue == {"batch"}
     made.planned(5)
+    made.turn(replace(view, now_s=1000.4))
+    made.planned(10)
     assert made.turn(replace(view, now_s=1001.0)).waiting == (0, 1)
     assert made.turn(replace(view, now_s=1001.0)).overdue == set()
     assert made.turn(replace(view, now_s=1060.5)).overdue == {"batch"}

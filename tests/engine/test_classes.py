@@ -158,8 +158,8 @@ def test_of_two_tenants_the_one_that_does_not_flood_waits_as_if_it_were_alone(ma
         for i in range(200 if flooded else 0):
             engine.ask(f"flood-{i}", 1000, "standard", 4, slo_tenant="flood")
         for i in range(10):
-            engine.run_until(lambda: False, most_s=1.0)
-            engine.ask(f"light-{i}", 1000, "standard", 4, slo_tenant="light")
+            engine.run_until(lambda: False, most_s=2.0)
+            engine.ask(f"light-{i}", 3000, "standard", 4, slo_tenant="light")
         engine.finish()
         waits[flooded] = max(engine.ttft_s(f"light-{i}") for i in range(10))
         assert len(engine.finished_s) == 24 + 10 + (200 if flooded else 0)

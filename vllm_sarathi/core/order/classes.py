@@ -112,12 +112,13 @@ class ClassOrder(DeadlineOrder):
             if prefill_tokens <= 0:
                 break
             prefill_tokens -= request.remaining_tokens
-            if request.slo_class is not None and request.slo_class.batch:
+            # What has begun because it stood still goes on until it is read: one chunk is no progress to anybody.
+            if prefill_tokens >= 0 and request.slo_class is not None and request.slo_class.batch:
                 self._batch_read_s[request.slo_class.name] = self._now_s
         self._prompts = []
 
     def starves(self, slo_class: SloClass, age_s: float) -> bool:
-        """True for batch work that has waited for its bound, while none of its class was read."""
+        """True for batch work that has waited for its bound, while no prompt of its class was read to its end."""
         still_s = self._now_s - self._batch_read_s.get(slo_class.name, -math.inf)
         return slo_class.batch and min(age_s, still_s) >= slo_class.max_wait_s
 

@@ -372,7 +372,6 @@ SURFACES = (
         "vllm.v1.engine:EngineCoreOutput",
         ("finish_reason", "request_id", "stop_reason"),
     ),
-    Surface("AsyncLLM", "class", "vllm.v1.engine.async_llm:AsyncLLM", ("generate",)),
     Surface("CompletionOutput", "class", "vllm.outputs:CompletionOutput", ("stop_reason",)),
     Surface(
         "EngineArgs",
