@@ -11,6 +11,7 @@ from vllm_sarathi.core.first_token import Job, QueueView, keep, when_first_token
 from vllm_sarathi.core.gate import Gate
 
 SECONDS = st.floats(0.01, 5.0)
+LOSABLE = st.builds(Job, st.floats(0.1, 5.0), SECONDS, st.just(False), st.just(False), SECONDS)
 JOBS = st.lists(
     st.builds(Job, due_s=st.floats(0.1, 10.0), read_s=SECONDS, protected=st.booleans(), stays=st.just(True)),
     max_size=8,

@@ -18,9 +18,10 @@ from vllm_sarathi.core.limits.growth import LEAST_ANSWERS, Answers, Growth
 from vllm_sarathi.core.limits.shape import TAIL_SHARE, Tail, Tile, Uncut
 from vllm_sarathi.core.limits.stop_early import StopEarly
 from vllm_sarathi.core.limits.trust import GROWTH, KNOWN_GROWTH, KNOWN_STEPS, Trust
+from vllm_sarathi.core.limits.turnover import Turnover
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, Reason, RequestView, StepView
 
-STEP_S, TOKEN_S, DECODE_S, CONTEXT_S = 0.010, 0.0001, 0.0005, 1e-6
+STEP_S, TOKEN_S, DECODE_S, CONTEXT_S, ENCODER_S = 0.010, 0.0001, 0.0005, 1e-6, 0.0002
 """Of the device: a step with 8 decodes of 100 tokens each takes 15.6 ms, and each prompt token 0.1 ms more."""
 
 
@@ -56,7 +57,8 @@ class Known:
         self, tokens: int, decodes: int, context: int, work: float, sequences: int, encoder: int = 0
     ) -> float:
         tiled = -(-tokens // self.tile_tokens) * self.tile_tokens
-        return STEP_S + TOKEN_S * tiled + DECODE_S * decodes + CONTEXT_S * context
+        parts_s = TOKEN_S * tiled + DECODE_S * decodes + CONTEXT_S * context + ENCODER_S * encoder
+        return STEP_S + parts_s
 
     def seconds(self, view: StepView, tokens: int, work: float, prompts: int, encoder: int = 0) -> float:
         return (self.any_prefill_s if tokens else 0.0) + self.model_seconds(
@@ -77,7 +79,7 @@ def prompt(name: str, left: int, done: int = 0, age_s: float = 0.0, **fields: An
 
 
 def step(decodes: int = 8, context: int = 800, **fields: Any) -> StepView:
-    return StepView(0.0, decodes, decodes, context, (), (), 8192, **fields)
+    return replace(StepView(0.0, decodes, decodes, context, (), (), 8192), **fields)
 
 
 def candidate(
@@ -112,6 +114,14 @@ def test_fit_counts_the_margin() -> None:
     assert bare - careful == pytest.approx(0.010 / TOKEN_S, abs=1)
 
 
+def test_fit_counts_the_images_that_an_encoder_computes() -> None:
+    known = Known()
+    bare, _ = fit(known)(step(), candidate(prompt("a", 5000)))
+    with_image = prompt("a", 5000, encoder_inputs=((0, 50),))
+    encoding, _ = fit(known)(step(), candidate(with_image))
+    assert bare - encoding == pytest.approx(50 * ENCODER_S / TOKEN_S, abs=1)
+
+
 # --- Cold ---
 
 
@@ -139,6 +149,11 @@ def test_trust_grows_by_what_was_seen(seen: int, growth: float) -> None:
     assert trust(step(), candidate(prompt("a", 5000))) == (growth * 100 - 8, Reason.TRUST)
 
 
+def test_trust_bounds_steps_without_decodes_by_their_own_kind() -> None:
+    trust = Trust(Known(most_tokens=4000, most_idle_tokens=300))  # type: ignore[arg-type]
+    assert trust(step(0, 0), candidate(prompt("a", 5000))) == (GROWTH * 300, Reason.TRUST)
+
+
 def test_trust_leaves_a_small_step_alone() -> None:
     trust = Trust(Known(most_tokens=1000))  # type: ignore[arg-type]
     assert trust(step(), candidate(prompt("a", 5000), tokens=300)) == (300, Reason.SLO)
@@ -157,6 +172,9 @@ def test_tail_completes_a_prompt_that_would_leave_a_few_tokens(left: int, taken:
 def test_tail_makes_no_step_late() -> None:
     tail = Tail(Known())  # type: ignore[arg-type]
     assert tail(step(), candidate(prompt("a", 328), tokens=320, available_s=0.046))[0] == 320
+    known = Known()
+    known.model.margin = 1.2
+    assert Tail(known)(step(), candidate(prompt("a", 328), tokens=320))[0] == 320  # type: ignore[arg-type]
 
 
 def test_a_chunk_ends_at_a_tile_where_the_rest_is_not_worth_its_time() -> None:
@@ -210,9 +228,11 @@ def test_floor_leaves_alone_what_has_room() -> None:
 
 def test_without_room_prompts_wait_until_a_step_may_be_late() -> None:
     known = Known()
-    none = candidate(prompt("a", 500), tokens=0, available_s=0.015, decode_s=0.0148)
+    none = candidate(prompt("a", 5000), tokens=0, available_s=0.015, decode_s=0.0148)
     assert floor(known)(step(), none) == (0, Reason.FULL)
     known.late_credit = 1.5
+    known.attempts.tries(0.015)
+    known.attempts.came_to(0.016)  # a small chunk was tried, and was late
     tokens, reason = floor(known)(step(), none)
     assert reason is Reason.FLOOR
     assert (
@@ -254,6 +274,22 @@ def test_a_prompt_that_has_waited_too_long_makes_the_gaps_give_way() -> None:
     tokens, reason = floor(Known())(step(), waited)
     assert tokens >= COLD_TOKENS
     assert reason is Reason.FLOOR
+
+
+def test_only_the_first_prompt_can_have_waited_too_long() -> None:
+    behind = candidate(
+        prompt("a", 500), prompt("b", 500, age_s=31.0), tokens=0, available_s=0.015, decode_s=0.0148
+    )
+    assert floor(Known())(step(), behind) == (0, Reason.FULL)
+
+
+def test_a_chunk_of_next_to_nothing_is_no_progress() -> None:
+    known = Known(late_credit=1.0)
+    few = candidate(prompt("a", 500), tokens=3, available_s=0.015, decode_s=0.0148)
+    assert floor(known)(step(), few)[1] is Reason.FLOOR
+    assert floor(known)(step(), few) == (3, Reason.SLO)  # without credit better than nothing
+    last = candidate(prompt("a", 3), tokens=3, available_s=0.015, decode_s=0.0148)
+    assert floor(Known(late_credit=1.0))(step(), last) == (3, Reason.SLO)
 
 
 def test_late_decodes_leave_prompts_a_share_and_rest_in_between() -> None:
@@ -302,6 +338,30 @@ def test_growth_expects_no_answer_to_outlast_what_it_may() -> None:
     for number in range(9):
         learnt.ended(f"now{number}", 100, 4000)
     assert growth(learnt)(step(), candidate(*three, available_s=0.040))[1] is Reason.GROWTH
+
+
+def test_growth_counts_the_prompts_that_are_half_read() -> None:
+    half_read = tuple(prompt(f"r{i}", 10, done=2000) for i in range(12))
+    waiting = prompt("w", 100)
+    alone = candidate(waiting, available_s=0.030)
+    beside = candidate(*half_read, waiting, available_s=0.030)
+    assert growth(answers(10))(step(), alone)[1] is Reason.SLO
+    assert growth(answers(10))(step(prefills=half_read), beside)[1] is Reason.GROWTH
+
+
+# --- Turnover ---
+
+
+def test_where_others_wait_for_blocks_a_step_is_halved_as_long_as_that_serves_more() -> None:
+    turnover = Turnover(Known())  # type: ignore[arg-type]
+    wide = candidate(prompt("a", 4096), decode_s=0.0148, available_s=0.5)
+    assert turnover(step(), wide) == (4096, Reason.SLO)  # nobody waits for blocks
+    # A step of half the size costs the prompt 14.8 ms, as much as decodes alone: nothing is gained.
+    assert turnover(step(blocked=9), wide) == (4096, Reason.SLO)
+    cheap = candidate(prompt("a", 4096), decode_s=0.020, available_s=0.5)
+    assert turnover(step(blocked=1), cheap) == (4096, Reason.SLO)  # 5 ms for one, 15 lost by another
+    tokens, reason = turnover(step(blocked=4), cheap)
+    assert (tokens, reason) == (128, Reason.TURNOVER)
 
 
 def test_growth_lets_in_who_has_waited_too_long_and_knows_nothing_at_first() -> None:

@@ -1,14 +1,17 @@
 """Deadline order: as many promises as possible are kept, and nothing waits beyond the stated bound."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.order.arrival import ArrivalOrder
+from vllm_sarathi.core.order.base import turn_by_keys
 from vllm_sarathi.core.order.deadline import ARRIVAL_STEPS, deadline_keys, kept_promises
+from vllm_sarathi.core.order.shortest import ShortestFirst
 from vllm_sarathi.core.types import RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
 
 TOKENS_PER_S = 1000.0
@@ -78,6 +81,48 @@ def test_overdue_prompts_have_every_second_step() -> None:
     both = [prompt("urgent", 50, slo_s=1.0), prompt("waited", 9000, age_s=31.0)]
     assert order(both, overdue_first=True) == ["waited", "urgent"]
     assert order(both, overdue_first=False) == ["urgent", "waited"]
+
+
+def test_while_some_are_overdue_promises_are_judged_by_half_of_the_time() -> None:
+    waited = prompt("waited", 9000, age_s=31.0)
+    urgent = prompt("urgent", 600, slo_s=1.0)  # 0.6 s alone, 1.2 beside the other
+    small = prompt("small", 100, slo_s=5.0)
+    assert order([urgent, small], overdue_first=False)[0] == "urgent"
+    assert order([waited, urgent, small], overdue_first=False)[0] == "small"
+
+
+def test_what_was_promised_nothing_is_ranked_by_its_whole_length() -> None:
+    half_read = prompt("half read", 500, age_s=1.0, done=5000)
+    fresh = prompt("fresh", 1200, age_s=1.0)
+    assert order([half_read, fresh]) == ["fresh", "half read"]
+
+
+def test_nobody_yields_to_one_who_finds_no_slot() -> None:
+    view = StepView(0.0, 1, 1, 100, (prompt("long", 5000, done=100),), (prompt("short", 10),), 4096)
+    keys = [(5000.0,), (10.0,)]
+    assert turn_by_keys(view, keys).held == (0,)
+    assert turn_by_keys(replace(view, free_slots=0), keys).held == ()
+
+
+def test_only_those_of_higher_priority_have_the_turn_of_one_that_yields() -> None:
+    def ranked(name: str, priority: int, done: int = 0) -> RequestView:
+        return replace(prompt(name, 100, done=done), rank=(priority, 0.0))
+
+    waiting = (ranked("urgent", 0), ranked("as low", 5))
+    turn = ArrivalOrder().turn(StepView(0.0, 1, 1, 100, (ranked("low", 5, done=50),), waiting, 4096))
+    assert (turn.held, turn.let_in) == ((0,), 1)
+
+
+def test_sjf_gives_every_second_step_to_one_that_has_waited_too_long() -> None:
+    order = ShortestFirst(max_wait_s=30.0)
+    view = StepView(0.0, 1, 1, 100, (), (prompt("short", 10), prompt("waited", 5000, age_s=31.0)), 4096)
+    first = []
+    for _ in range(4):
+        turn = order.turn(view)
+        assert turn.waiting is not None
+        first.append(view.waiting[turn.waiting[0]].request_id)
+        order.planned(10)
+    assert first == ["waited", "short", "waited", "short"]
 
 
 STEP_S = 0.01

@@ -237,6 +237,49 @@ def test_a_kind_of_step_is_not_forgotten_by_seeing_others() -> None:
     hybrid = StepShape(264, 8, 4000, chunk_work(0, 256), 9)
     assert model.predict(hybrid) == pytest.approx(device(hybrid), rel=0.05)
     assert min(kind["weight"] for kind in model.to_mapping()["kinds"]) <= KEPT_STEPS
+    assert _hybrid_weight(model) == pytest.approx(KEPT_STEPS, rel=0.1)
+
+
+def _hybrid_weight(model: StepTimeModel) -> float:
+    """The weight of the kind of hybrid steps that most is known of."""
+    return max(kind["weight"] for kind in model.to_mapping()["kinds"] if kind["kind"][1] == 1)
+
+
+def test_what_prompts_cost_outlives_a_night_in_which_decodes_become_slower_and_faster() -> None:
+    model, device = StepTimeModel(), roofline()
+    learn(model, device, 300)
+    alone = StepShape(8, 8, 4000, 0.0, 8)
+    for cycle in range(40):
+        for _ in range(700):
+            model.observe(alone, device(alone) * (1.6 if cycle % 2 else 1.0))
+    for _ in range(700):
+        model.observe(alone, device(alone))
+    hybrid = StepShape(264, 8, 4000, chunk_work(0, 256), 9)
+    assert _hybrid_weight(model) >= 0.9 * KEPT_STEPS
+    # Never shorter than it takes; and no longer than it takes with whoever slowed the decodes down.
+    assert 0.97 * device(hybrid) <= model.predict(hybrid) <= 1.05 * 1.6 * device(hybrid)
+
+
+def test_decodes_that_become_faster_say_nothing_of_prompts() -> None:
+    model, device = StepTimeModel(), roofline()
+    learn(model, device, 300)
+    alone = StepShape(8, 8, 4000, 0.0, 8)
+    for _ in range(700):
+        model.observe(alone, device(alone) / 2)
+    hybrid = StepShape(264, 8, 4000, chunk_work(0, 256), 9)
+    assert model.predict(hybrid) >= 0.9 * device(hybrid)
+
+
+def test_after_a_long_time_without_prompts_the_margin_is_wider() -> None:
+    model, device = StepTimeModel(), roofline()
+    learn(model, device, 600)
+    before = model.margin
+    alone = StepShape(8, 8, 4000, 0.0, 8)
+    for _ in range(1000):
+        model.observe(alone, device(alone))
+    assert model.margin >= before + 0.1
+    learn(model, device, 60, seed=1)
+    assert model.margin <= before + 0.02
 
 
 def test_a_curve_that_is_concave_first_and_then_straight_is_learnt() -> None:

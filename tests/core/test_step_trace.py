@@ -150,3 +150,13 @@ def test_a_promise_that_leaves_prompts_no_room_says_once_who_gives_way() -> None
     assert said is not None
     assert "The promise of 150 ms between tokens leaves prompts no room: decodes alone take 40 ms" in said
     assert watch.look([crowded] * 64) is None
+
+
+def test_a_promise_that_lets_nobody_in_says_so_once() -> None:
+    watch = SloWatch(Controller(SarathiConfig()).model)
+    growing = replace(DECODES, reason="growth")
+    assert watch.look([growing if i % 4 == 0 else DECODES for i in range(64)]) is None
+    said = watch.look([growing] * 64)
+    assert said is not None
+    assert "The promise of 150 ms between tokens lets no more requests in: decodes alone take 40 ms" in said
+    assert watch.look([growing] * 64) is None

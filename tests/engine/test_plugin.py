@@ -45,6 +45,15 @@ def test_a_flag_of_ours_alone_turns_it_on(parser: Any) -> None:
     assert engine_args(parser, "--token-budget=64").scheduler_cls == SCHEDULER_CLS
 
 
+def test_settings_that_need_another_are_taken_together(parser: Any) -> None:
+    for flags in (
+        ["--prefill-order", "deadline", "--ttft-slo-ms", "500"],
+        ["--ttft-slo-ms", "500", "--prefill-order", "deadline"],
+        ["--min-request-slo-ms", "20", "--allow-request-slo"],
+    ):
+        assert engine_args(parser, *flags).scheduler_cls == SCHEDULER_CLS
+
+
 @pytest.mark.parametrize("flags", [[], ["--scheduler", "default"]])
 def test_stock_leaves_nothing_of_ours(parser: Any, flags: list[str]) -> None:
     args = engine_args(parser, *flags)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ SCHEDULER_CLS = "vllm_sarathi.SarathiScheduler"
 AUTO_FACTOR = 5.0
 """The paper's strict promise: five times a decode step (section 5, "SLOs"); its relaxed one is 25 times."""
 
-TBT_MODES = ("gap", "pace")
-PREFILL_ORDERS = ("fcfs", "sjf", "deadline")
+CHOICES = {"tbt_mode": ("gap", "pace"), "prefill_order": ("fcfs", "sjf", "deadline")}
+"""Settings that are one of some words."""
 
 
 def flag_name(key: str) -> str:
@@ -110,7 +110,7 @@ def check_class_path(key: str, value: object) -> None:
         raise ConfigError(f"{flag_name(key)} {value!r}: must be the dotted path of a class, MODULE.CLASS.")
 
 
-def _classes_of(value: object) -> SloClasses | None:
+def _classes_of(_: str, value: object) -> SloClasses | None:
     """Return the classes that a setting stands for: themselves, their plain values, or a file's name."""
     if value is None or isinstance(value, SloClasses):
         return value
@@ -138,6 +138,37 @@ def by_slo_alone(settings: Mapping[str, Any]) -> tuple[str, ...]:
     if settings.get("calibration_dir") != NO_CALIBRATION:
         keys.append("calibration_dir")
     return tuple(key for key in keys if key in settings)
+
+
+SPECIAL: dict[str, Callable[[str, object], object]] = {
+    "slo_classes": _classes_of,
+    "fairness_header": check_header,
+    "scheduler_base": check_class_path,
+}
+"""Settings with a check of their own."""
+
+
+def check_setting(key: str, value: Any) -> None:
+    """Raise ConfigError naming the flag if the value of a setting is none, whatever the other settings are."""
+    if value is None and key in ("token_budget", "tbt_slo_ms", "ttft_slo_ms", "scheduler_base"):
+        return
+    if key == "scheduler":
+        check_scheduler(value)
+    elif key == "token_budget":
+        check_int(key, value, minimum=1)
+    elif key == "tbt_slo":
+        auto_factor(value)
+    elif key == "allow_request_slo":
+        if not isinstance(value, bool):
+            raise ConfigError(f"--allow-request-slo {value!r}: must be true or false.")
+    elif key in ("step_trace", "calibration_dir"):
+        check_path(key, value)
+    elif key in SPECIAL:
+        SPECIAL[key](key, value)
+    elif key in CHOICES:
+        check_choice(key, value, CHOICES[key])
+    else:
+        check_positive(key, value, MAX_SLO_MS / 1e3 if key.endswith("_s") else MAX_SLO_MS)
 
 
 def _setting(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -242,29 +273,14 @@ class SarathiConfig:
             raise ConfigError(
                 f"SarathiConfig: {STOCK_SCHEDULER!r} is vLLM's own scheduler and has no settings."
             )
-        if self.token_budget is not None:
-            check_int("token_budget", self.token_budget, minimum=1)
-            if self.tbt_slo_ms is not None:
-                raise ConfigError(
-                    f"--token-budget {self.token_budget}: a fixed budget cannot keep --tbt-slo-ms "
-                    f"{self.tbt_slo_ms:g}; give one of the two."
-                )
-        for key in ("tbt_slo_ms", "ttft_slo_ms"):
-            if getattr(self, key) is not None:
-                check_positive(key, getattr(self, key), MAX_SLO_MS)
-        check_positive("min_request_slo_ms", self.min_request_slo_ms, MAX_SLO_MS)
-        check_positive("prefill_max_wait_s", self.prefill_max_wait_s, MAX_SLO_MS / 1e3)
-        auto_factor(self.tbt_slo)
-        check_choice("tbt_mode", self.tbt_mode, TBT_MODES)
-        check_choice("prefill_order", self.prefill_order, PREFILL_ORDERS)
-        if not isinstance(self.allow_request_slo, bool):
-            raise ConfigError(f"--allow-request-slo {self.allow_request_slo!r}: must be true or false.")
-        for key in ("step_trace", "calibration_dir"):
-            check_path(key, getattr(self, key))
-        object.__setattr__(self, "slo_classes", _classes_of(self.slo_classes))
-        check_header("fairness_header", self.fairness_header)
-        if self.scheduler_base is not None:
-            check_class_path("scheduler_base", self.scheduler_base)
+        object.__setattr__(self, "slo_classes", _classes_of("slo_classes", self.slo_classes))
+        for key in self.keys():
+            check_setting(key, getattr(self, key))
+        if self.token_budget is not None and self.tbt_slo_ms is not None:
+            raise ConfigError(
+                f"--token-budget {self.token_budget}: a fixed budget cannot keep --tbt-slo-ms "
+                f"{self.tbt_slo_ms:g}; give one of the two."
+            )
         self._check_unheeded()
 
     def _check_unheeded(self) -> None:

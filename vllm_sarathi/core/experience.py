@@ -9,21 +9,28 @@ from vllm_sarathi.core.types import Pipeline, Reason, StepRecord, StepView
 PREFILL_ALONE_KEPT = 16
 """The latest steps without decodes, from which the first chunks beside decodes know what they can be."""
 
-LATE_CREDIT_PER_STEP = 1 / 125
-MOST_LATE_CREDIT = 2.0
-"""Less than 1% of the steps may be late for a prompt's sake, and so many may have been saved up."""
+LATE_CREDIT_PER_STEP = 1 / 150
+MOST_LATE_CREDIT = 4.0
+"""Of the 1% of the steps that may be late two thirds may be so for a prompt's sake, and so many may have been saved up:
+in a minute of steps of 50 ms that is 1% in all."""
 
 MOST_PAUSE = 15
-"""Steps that are late on purpose between two attempts, at the most: see `Attempts`."""
+MOST_ATTEMPT_TOKENS, LEAST_ATTEMPT_TOKENS = 16, 4
+"""Steps that are late on purpose between two attempts, at the most, and the size of an attempt: see `Attempts`."""
 
 
 class Attempts:
     """Steps that are in time by the prediction and not by its margin: whether to try another.
 
-    After one that was late some steps that are late on purpose come first, twice as many after the next.
+    After one that was late some steps that are late on purpose come first, twice as many after the next, and the next
+    one is of half the size.
+
+    Attributes:
+        tokens: the prefill of the next one, at the most.
     """
 
     def __init__(self) -> None:
+        self.tokens = MOST_ATTEMPT_TOKENS
         self._allowed_s = math.inf
         self._pause = self._last_pause = 0
 
@@ -40,6 +47,8 @@ class Attempts:
         """Take in what an attempt took, seconds; return whether it was late."""
         late = measured_s > self._allowed_s
         self._last_pause = min(MOST_PAUSE, 2 * self._last_pause + 1) if late else 0
+        tokens = self.tokens // 2 if late else 2 * self.tokens
+        self.tokens = min(MOST_ATTEMPT_TOKENS, max(LEAST_ATTEMPT_TOKENS, tokens))
         self._pause = self._last_pause
         return late
 
@@ -99,10 +108,10 @@ class Experience:
         return int(max((n * min(1.0, spare_s / taken) for n, taken in self._prefill_alone), default=0.0))
 
     def note_decode_step(self, decode_s: float) -> None:
-        """Take in what decodes alone are predicted to take."""
+        """Take in what decodes alone are predicted to take: more at once, less slowly."""
         if decode_s > 0:
             known = self.decode_step_s
-            self.decode_step_s = decode_s if known is None else 0.98 * known + 0.02 * decode_s
+            self.decode_step_s = decode_s if known is None else max(decode_s, 0.98 * known + 0.02 * decode_s)
 
     def planned(self, prefill_tokens: int) -> None:
         """Note what a step is going to prefill, where something could be."""

@@ -36,15 +36,15 @@ class SloWatch:
         self.decode_step_s: float | None = None
         self._model = model
         self._pipeline = pipeline
-        self._said = self._said_crowded = False
+        self._said = self._said_crowded = self._said_growing = False
         self._decoding: deque[TracedStep] = deque(maxlen=STEPS_SEEN)
 
     def look(self, steps: Sequence[TracedStep]) -> str | None:
         """Judge the promise, with the steps since the last look.
 
         Returns:
-            What to tell the operator, the first time that it is broken, and the first time that keeping it leaves
-            prompts no room; else None.
+            What to tell the operator, the first time that it is broken, the first time that keeping it leaves prompts
+            no room, and the first time that it lets none in; else None.
         """
         decoding = self._decoding
         decoding.extend(step for step in steps if step.shape.decodes > 0 and step.slo_s is not None)
@@ -61,6 +61,10 @@ class SloWatch:
         if not self.unkeepable and not self._said_crowded and crowded > CROWDED_SHARE * len(decoding):
             self._said_crowded = True
             return self._crowded_advice(decoding[-1], slo_s)
+        growing = sum(step.reason == Reason.GROWTH for step in decoding)
+        if not self._said_growing and growing > CROWDED_SHARE * len(decoding):
+            self._said_growing = True
+            return self._growing_advice(decoding[-1], slo_s)
         return None
 
     def _alone_s(self, step: TracedStep) -> float:
@@ -90,6 +94,13 @@ class SloWatch:
             f"{self._promise(slo_s)} leaves prompts no room: {self._decodes_alone(step)}, and any chunk beside them is "
             f"too long. Prompts give way: they are read in the few steps that may be late, until one has waited for "
             f"--prefill-max-wait-s; then the gaps give way. A higher --tbt-slo-ms would help."
+        )
+
+    def _growing_advice(self, step: TracedStep, slo_s: float) -> str:
+        return (
+            f"{self._promise(slo_s)} lets no more requests in: {self._decodes_alone(step)}, and with one more they "
+            f"would outgrow it before their answers end. Prompts give way, and wait for answers to end, for at most "
+            f"--prefill-max-wait-s. A higher --tbt-slo-ms would help."
         )
 
     def _promise(self, slo_s: float) -> str:

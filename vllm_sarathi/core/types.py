@@ -30,6 +30,8 @@ class Reason(StrEnum):
     """The prompts that are complete by now would wait too long for more."""
     BACKFILL = "backfill"
     """What is next is batch work, and letting it in would take what promises may need."""
+    TURNOVER = "turnover"
+    """Others wait for slots or KV blocks, and streams that move on free them sooner."""
     GROWTH = "growth"
     """One more request would make decodes alone outgrow the SLO before the answers end."""
     UNCUT = "uncut"
@@ -191,6 +193,7 @@ class StepView:
         tbt_slos_s: the different SLOs that the generating requests have, as `DecodeView.tbt_slo_s`; empty where all
             have the server's.
         batch: the batch work, where there may be any.
+        blocked: how many requests wait for slots or KV blocks that only others free.
     """
 
     now_s: float
@@ -208,6 +211,7 @@ class StepView:
     closed: bool = False
     tbt_slos_s: tuple[float | None, ...] = ()
     batch: BatchWork | None = None
+    blocked: int = 0
 
     @property
     def generating(self) -> int:

@@ -20,6 +20,7 @@ from vllm_sarathi.core.config import (
     ConfigError,
     SarathiConfig,
     check_scheduler,
+    check_setting,
     config_from_additional,
     flag_name,
     read_config_file,
@@ -118,7 +119,7 @@ def _parser_of(setting: "Field[Any]") -> Callable[[str], Any]:
             if setting.name == "scheduler":
                 return check_scheduler(text)
             value = text if setting.type == str | None else _number(text)
-            SarathiConfig.from_mapping({setting.name: value})
+            check_setting(setting.name, value)
         except ConfigError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
         return value

@@ -148,6 +148,7 @@ class ViewBuilder:
             closed=admission.paused,
             tbt_slos_s=self._tbt_slos_s,
             batch=self._batch_work(admission) if self._batch_classes else None,
+            blocked=self._blocked(admission),
         )
         return Sight(view, partial, waiting)
 
@@ -178,6 +179,16 @@ class ViewBuilder:
                 break
         return waiting, max(0, count - len(seen))
 
+    def _blocked(self, admission: Admission) -> int:
+        """Return how many requests wait for slots or KV blocks of others, if those at the head of the queue do."""
+        count: int = self._scheduler.get_request_counts()[1]
+        # Batch work waits for what it is not to have: no step is cut short for it.
+        if not count or not self._controller.policy.learns or self._batch_classes:
+            return 0
+        head = list(itertools.islice(self._scheduler.waiting, self._controller.policy.waiting_seen))
+        fitting = admission.fitting(head)
+        return count - fitting if fitting < len(head) else 0
+
     def _stops(self, request: Any, wall_s: float) -> bool:
         """True where nobody may pass a request that waits for KV blocks: others would go on taking them."""
         age_s, slo_class = wall_s - request.arrival_time, self.bond(request).slo_class
@@ -186,10 +197,13 @@ class ViewBuilder:
         return not self._looks_far or age_s >= self._config.prefill_max_wait_s
 
     def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
-        """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`."""
+        """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`.
+
+        By priority, whoever waits may go before those.
+        """
         room = self._scheduler.max_num_scheduled_tokens
-        for request in partial:
-            room -= request.num_tokens - request.num_computed_tokens
+        if not self._by_priority:
+            room -= sum(request.num_tokens - request.num_computed_tokens for request in partial)
         reached = []
         for request in waiting:
             if room <= 0:

@@ -77,6 +77,18 @@ def last_chunk(candidate: Candidate) -> LastChunk | None:
     return None
 
 
+def chunks_within(prompts: Sequence[RequestView], tokens: int) -> tuple[int, float, int]:
+    """Return what of the prompts is in so many tokens: tokens, attention work, and how many prompts."""
+    taken, work, count = 0, 0.0, 0
+    for request in prompts:
+        chunk = min(request.remaining_tokens, tokens - taken)
+        if chunk <= 0:
+            break
+        taken, count = taken + chunk, count + 1
+        work += chunk_work(request.done_tokens, chunk)
+    return taken, work, count
+
+
 def complete_within(prompts: Sequence[RequestView], tokens: int) -> int:
     """Return how many of the prompts are complete after so many tokens."""
     for count, request in enumerate(prompts):

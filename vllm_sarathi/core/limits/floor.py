@@ -1,4 +1,4 @@
-"""Where no prefill fits beside the decodes, neither the prompts nor the gaps starve.
+"""Where no prefill fits beside the decodes, or next to none, neither the prompts nor the gaps starve.
 
 Five cases, each stated by what gives way:
 
@@ -12,7 +12,7 @@ Five cases, each stated by what gives way:
 - a prompt has waited for `max_wait_s`: as in the first case, the gaps give way.
 """
 
-from vllm_sarathi.core.experience import Experience
+from vllm_sarathi.core.experience import LEAST_ATTEMPT_TOKENS, Experience
 from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.limits.shape import fit_chunk, least_chunk
@@ -25,8 +25,8 @@ PREFILL_SHARE = 0.2
 OVERHEAD_TIMES = 4.0
 """Then a step reads for at least so many times what it costs that it reads at all, and the next ones read nothing."""
 
-LATE_TIMES = 4.0
-"""A step that is late on purpose takes at most so many times what it may."""
+LATE_TIMES = 8.0
+"""A step that is late on purpose takes at most so many times what it may: one late gap is one, however long."""
 
 LATE_GROWTH = 4
 """It grows faster beyond what was seen than a step that is to be in time."""
@@ -48,22 +48,24 @@ class Floor:
         self._max_wait_s = max_wait_s
 
     def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
-        if candidate.tokens > 0:
-            return candidate.tokens, candidate.reason
-        if candidate.reason is Reason.BACKFILL:
-            return 0, candidate.reason
+        tokens, reason = candidate.tokens, candidate.reason
+        if tokens >= min(COLD_TOKENS, candidate.prompts[0].remaining_tokens):
+            return tokens, reason
+        if reason is Reason.BACKFILL:
+            return tokens, reason
         if not view.decodes:
             return self._chunk(view, candidate, 0.0), Reason.FLOOR
         least = least_chunk(candidate.prompts[0])
         if least > 1 and self._fits(view, candidate, least):
             return least, Reason.UNCUT
         overdue = candidate.is_overdue(candidate.prompts[0], self._max_wait_s)
+        if candidate.prompts[0].batch and not overdue:  # nothing gives way to it
+            return tokens, reason if tokens else Reason.FULL
         if not candidate.late and not overdue:
-            held = candidate.reason in (Reason.GROWTH, Reason.BACKFILL)
-            if held or candidate.prompts[0].batch or self._experience.late_credit < 1.0:
-                return 0, candidate.reason if held else Reason.FULL
+            if reason is Reason.GROWTH or self._experience.late_credit < 1.0:
+                return tokens, reason if tokens or reason is Reason.GROWTH else Reason.FULL
             attempts = self._experience.attempts
-            if attempts.allowed and (chunk := self._attempt(view, candidate)) > 0:
+            if not tokens and attempts.allowed and (chunk := self._attempt(view, candidate)) > 0:
                 attempts.tries(candidate.available_s)
                 return chunk, Reason.DOUBT
             attempts.gave_way()
@@ -73,8 +75,10 @@ class Floor:
         overhead_s = self._experience.seconds(view, 1, 0.5, 1) - decode_s
         share_s = PREFILL_SHARE / (1 - PREFILL_SHARE) * decode_s
         prefill_s = max(share_s, OVERHEAD_TIMES * overhead_s)
+        if not candidate.late:  # then few long steps leave more of the gaps in time
+            prefill_s = max(prefill_s, LATE_TIMES * candidate.available_s - decode_s)
         if (self._experience.steps_without_prefill + 1) * share_s < prefill_s:
-            return 0, Reason.FULL
+            return tokens, reason if tokens else Reason.FULL
         return self._chunk(view, candidate, decode_s + prefill_s), Reason.FLOOR
 
     def _fits(self, view: StepView, candidate: Candidate, chunk: int) -> bool:
@@ -85,19 +89,27 @@ class Floor:
         return self._experience.seconds(view, chunk, work, 1) <= UNCUT_TIMES * candidate.available_s
 
     def _attempt(self, view: StepView, candidate: Candidate) -> int:
-        """Return the largest chunk of the first prompt that is in time by the bare prediction; 0 where none is."""
+        """Return the largest chunk of the first prompt that is in time by the bare prediction.
+
+        Where none is, it is a small one all the same: the model may never have seen so few tokens.
+        """
         request = candidate.prompts[0]
-        most = min(view.max_tokens - view.decode_tokens, request.remaining_tokens, COLD_TOKENS)
-        return fit_chunk(request, self._largest(view, request, most, candidate.available_s / LEAST_MARGIN))
+        most = min(
+            view.max_tokens - view.decode_tokens, request.remaining_tokens, self._experience.attempts.tokens
+        )
+        tokens = self._largest(view, request, most, candidate.available_s / LEAST_MARGIN)
+        return fit_chunk(request, max(tokens, min(most, LEAST_ATTEMPT_TOKENS)))
 
     def _chunk(self, view: StepView, candidate: Candidate, limit_s: float) -> int:
         """Return the largest chunk of the first prompt within `limit_s`, at least the least that moves it."""
         request = candidate.prompts[0]
         room = view.max_tokens - view.decode_tokens
         least = max(least_chunk(request), min(COLD_TOKENS, request.remaining_tokens))
-        most = min(
-            room, request.remaining_tokens, max(COLD_TOKENS, LATE_GROWTH * self._experience.most_tokens)
+        known = max(
+            LATE_GROWTH * self._experience.most_tokens,
+            self._experience.tokens_as_alone(limit_s - candidate.decode_s),
         )
+        most = min(room, request.remaining_tokens, max(COLD_TOKENS, known))
         chunk = fit_chunk(request, max(self._largest(view, request, most, limit_s), least))
         return min(room, max(chunk, least))
 

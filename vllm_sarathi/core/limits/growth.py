@@ -49,6 +49,8 @@ class Answers:
     def ended(self, request_id: str, prompt_tokens: int, answer_tokens: int) -> None:
         """Take in a request that has ended."""
         self._most_sum -= self._most.pop(request_id, 0)
+        if not answer_tokens:  # nobody has waited for its answer
+            return
         self._weight = MEMORY * self._weight + 1.0
         self._prompts = MEMORY * self._prompts + prompt_tokens
         self._answers = MEMORY * self._answers + answer_tokens

@@ -56,6 +56,9 @@ steps in flight, and has to be read in the third."""
 ARRIVAL_DECODE_STEPS = 4
 """But a step may take so many times a decode step: else what it costs beside the prompts would be most of it."""
 
+ENDED_EARLY = (Reason.ALL, Reason.ANSWER, Reason.TURNOVER, Reason.DOUBT)
+"""Steps that do not show how fast full ones prefill: they had no more, or were ended early."""
+
 PREFILL_CAUTION = 1.05
 """Prompts that fit only just are late in the end, and took the time of others: each is taken to need so much more."""
 
@@ -198,8 +201,7 @@ class DeadlineOrder:
         tokens = record.shape.tokens - record.shape.decodes
         if tokens <= 0 or not 0 < record.measured_s < math.inf:
             return
-        # A step that had nothing more to prefill, or ended early, does not show how fast full ones are.
-        if record.reason not in (Reason.ALL, Reason.ANSWER) or self._token_s is None:
+        if record.reason not in ENDED_EARLY or self._token_s is None:
             attention_s = min(
                 self._model.work_s * record.shape.prefill_work, ATTENTION_SHARE * record.measured_s
             )

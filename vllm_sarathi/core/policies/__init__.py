@@ -5,5 +5,9 @@ A file offers `make`, a `PolicyMaker`. `--scheduler`, the simulator and the tabl
 
 import pkgutil
 
-POLICIES = {info.name.replace("_", "-"): f"{__name__}.{info.name}" for info in pkgutil.iter_modules(__path__)}
-"""Name to module. None of them is imported here: the names are needed where numpy must not be loaded."""
+_FILES = sorted(
+    (info.name for info in pkgutil.iter_modules(__path__)), key=lambda name: (name != "sarathi", name)
+)
+
+POLICIES = {name.replace("_", "-"): f"{__name__}.{name}" for name in _FILES}
+"""Name to module, ours before those to compare with. None is imported: names are needed where numpy must not be."""

@@ -28,6 +28,7 @@ from vllm_sarathi.core.limits.growth import Answers, Growth
 from vllm_sarathi.core.limits.shape import Tail, Tile, Uncut
 from vllm_sarathi.core.limits.stop_early import StopEarly
 from vllm_sarathi.core.limits.trust import Trust
+from vllm_sarathi.core.limits.turnover import Turnover
 from vllm_sarathi.core.order.base import Turn
 from vllm_sarathi.core.policy import Policy, decodes_only
 from vllm_sarathi.core.steptime.model import StepTimeModel
@@ -91,6 +92,7 @@ class SloPolicy:
             growth,
             *backfill,
             Fit(experience, stop_early),
+            Turnover(experience),
             Tail(experience),
             Tile(experience),
             Uncut(),

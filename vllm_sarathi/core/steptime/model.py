@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_sarathi.core.steptime.borrowed import Borrowed
 from vllm_sarathi.core.steptime.drift import SLOWER_STEPS, DriftDetector
 from vllm_sarathi.core.steptime.features import (
     FIRST_SLOPE,
@@ -69,6 +70,9 @@ DECODES_ALONE_COUNT = 1 / 16
 """The coefficients are solved for anew in each of the first steps and after a change; then now and then. Steps of
 decodes alone are much like one another, and count for that much of one."""
 
+COMPARE_EVERY_STEPS = 64
+"""While only decodes run, what they say of steps with prefill is taken over so often, and with each change."""
+
 Kind = tuple[int, int]
 """The octave of a step's tokens; 0 for decodes alone, 1 for both, 2 for prompts alone."""
 
@@ -117,6 +121,7 @@ class StepTimeModel:
         self._until_solve = float(SOLVE_EVERY_STEPS)
         self._unchecked_steps = 0
         self._prior_steps = 0
+        self._borrowed = Borrowed()
 
     @property
     def tile_tokens(self) -> int:
@@ -176,10 +181,11 @@ class StepTimeModel:
         if not math.isfinite(measured_s) or measured_s <= 0.0:
             return
         self._margin.saw(shape)
+        self._compare(shape, measured_s)
         predicted_s = self.predict(shape)
         weight = self._weight(shape, measured_s, predicted_s) if predicted_s > 0 else 1.0
         if self._tiles.observe(shape, measured_s):
-            self._fade_all(0.2)  # what was learnt by the old count of tokens is worth less now
+            self._fade(0.2)  # what was learnt by the old count of tokens is worth less now
         # Relative to what was predicted: relative to the measured time, noise would pull the fit down.
         weight_a = weight / max(predicted_s, 0.5 * measured_s) ** 2
         row = (features(shape, self._tiles.tile_tokens), weight_a, weight_a * measured_s, weight)
@@ -190,6 +196,16 @@ class StepTimeModel:
         self._until_solve -= DECODES_ALONE_COUNT if shape.prefill_work <= 0 else 1.0
         if self._eager_steps > 0 or self._until_solve <= 0:
             self._solve()
+
+    def _compare(self, shape: StepShape, measured_s: float) -> None:
+        """Let decodes alone tell how slow the device is while no prompt is read; see `borrowed`."""
+        if shape.sequences > shape.decodes:
+            self._borrowed.saw_prefill()
+        elif self.steps:
+            self._borrowed.saw_decodes(self._coefficients, shape, measured_s)
+            if self.steps % COMPARE_EVERY_STEPS == 0:
+                self._absorb()
+                self._scale(True, self._borrowed.follow())
 
     def _absorb(self) -> None:
         """Add the latest steps to the sums: some at once, as that costs hardly more than one."""
@@ -246,18 +262,30 @@ class StepTimeModel:
         """Let what is known follow a device that has changed: slower in everything, faster in what has shown it."""
         self._absorb()
         prefill = shape.sequences > shape.decodes
-        for kind, (a, b, weight) in self._sums.items():
-            if factor > 1.0 or (kind[1] > 0) == prefill:
-                self._sums[kind] = (a, factor * b, weight)
+        self._scale(prefill, factor)
+        self._scale(not prefill, max(1.0, factor) if prefill else self._borrowed.follow())
         self._tiles.forget_steps()
-        self._fade_all(0.2)
+        self._fade(0.2, changed=prefill)
         self._margin.changed(steps if prefill else 0)
 
-    def _fade_all(self, share: float) -> None:
-        """Let what is to come count for more than what was learnt."""
+    def _scale(self, prefill: bool, factor: float) -> None:
+        """Let the kinds of steps with prefill, or those without, take `factor` times as long as they did."""
+        for kind, (a, b, weight) in self._sums.items():
+            if (kind[1] > 0) == prefill:
+                self._sums[kind] = (a, factor * b, weight)
+
+    def _fade(self, share: float, changed: bool | None = None) -> None:
+        """Let what is to come count for more than what was learnt.
+
+        Args:
+            share: of the weight that stays.
+            changed: whether it was steps with prefill that have changed; of the others KEPT_STEPS stay. None for all.
+        """
         self._absorb()
         for kind, (a, b, weight) in self._sums.items():
-            self._sums[kind] = (share * a, share * b, share * weight)
+            spared = changed is not None and (kind[1] > 0) != changed and weight > 0
+            kept = max(share, min(1.0, KEPT_STEPS / weight)) if spared else share
+            self._sums[kind] = (kept * a, kept * b, kept * weight)
         self._eager_steps = EAGER_STEPS
 
     def _solve(self) -> None:

@@ -3,6 +3,7 @@
 One predicate, asked before anybody yields a turn: `Admission(scheduler).blocker(request)`.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -140,15 +141,8 @@ class Admission:
         Its cached blocks are counted as needed, too, unless another request holds them: taking one out of the
         free blocks leaves one less.
         """
-        scheduler = self._scheduler
-        manager = scheduler.kv_cache_manager
-        if self._blocks_left is None:
-            self._blocks_left = manager.block_pool.get_num_free_blocks() - self.decode_blocks()
-            if scheduler.running:
-                self._blocks_left -= manager.watermark_blocks
-        free = self._blocks_left
-        tokens = min(request.num_tokens, scheduler.max_model_len)
-        needed = sum(_most_blocks(single, tokens) for single in manager.coordinator.single_type_managers)
+        manager = self._scheduler.kv_cache_manager
+        free, needed = self._free_blocks(), self._needed_blocks(request)
         if needed <= free:
             return True
         if request.num_computed_tokens:
@@ -166,6 +160,34 @@ class Admission:
         free = manager.block_pool.get_num_free_blocks() - self.decode_blocks()
         managers = manager.coordinator.single_type_managers
         return max(0, int(free * managers[0].block_size // len(managers)))
+
+    def fitting(self, requests: Sequence[Any]) -> int:
+        """Return how many of the requests, one after the other, find slots and blocks together, shared ones aside."""
+        free = self._free_blocks()
+        managers = self._scheduler.kv_cache_manager.coordinator.single_type_managers
+        # Most often all find room, and that can be told at once; a state of a hybrid model has some blocks of its own.
+        tokens = sum([request.num_tokens for request in requests])
+        most = sum(tokens // single.block_size + 8 * len(requests) for single in managers)
+        if most <= free and len(requests) <= self.free_slots:
+            return len(requests)
+        for count, request in enumerate(requests):
+            free -= self._needed_blocks(request)
+            if count >= self.free_slots or free < 0:
+                return count
+        return len(requests)
+
+    def _free_blocks(self) -> int:
+        manager = self._scheduler.kv_cache_manager
+        if self._blocks_left is None:
+            self._blocks_left = manager.block_pool.get_num_free_blocks() - self.decode_blocks()
+            if self._scheduler.running:
+                self._blocks_left -= manager.watermark_blocks
+        return self._blocks_left
+
+    def _needed_blocks(self, request: Any) -> int:
+        tokens = min(request.num_tokens, self._scheduler.max_model_len)
+        managers = self._scheduler.kv_cache_manager.coordinator.single_type_managers
+        return sum(_most_blocks(single, tokens) for single in managers)
 
     def decode_blocks(self) -> int:
         """Return the most blocks that the decodes of a step can take."""

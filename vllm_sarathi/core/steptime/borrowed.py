@@ -1,0 +1,46 @@
+"""How much slower steps with prefill are held to be because steps of decodes alone have become slower.
+
+While no prompt is read, decodes are all that tells of the device. If they become slower, prompts are taken to take
+longer, too; if they are again what they were, so are the prompts, however often that comes and goes, and whether or not
+the change was seen as one. Never are prompts held to be quicker than they were when the last of them was read.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+
+from vllm_sarathi.core.steptime.features import seconds
+from vllm_sarathi.core.types import StepShape
+
+STEPS = 3
+"""So many steps of decodes alone tell how slow they are; as many as show that a device is slower (see `drift`)."""
+
+
+class Borrowed:
+    """Compares steps of decodes alone with what they took when the last prompts were read."""
+
+    def __init__(self) -> None:
+        self._reference: list[float] | None = None
+        self._ratios: deque[float] = deque(maxlen=STEPS)
+        self._factor = 1.0
+
+    def saw_prefill(self) -> None:
+        """Note a step with prefill: from now on it speaks for itself."""
+        self._reference = None
+        self._factor = 1.0
+        self._ratios.clear()
+
+    def saw_decodes(self, coefficients: Sequence[float], shape: StepShape, measured_s: float) -> None:
+        """Note a step of decodes alone; `coefficients` are the model's at present."""
+        if self._reference is None:
+            self._reference = list(coefficients)
+        tokens, context, sequences = shape.tokens, shape.decode_context_tokens, shape.sequences
+        expected_s = seconds(self._reference, tokens, shape.decodes, context, 0.0, sequences, 0)
+        if expected_s > 0:
+            self._ratios.append(measured_s / expected_s)
+
+    def follow(self) -> float:
+        """Return the factor by which steps with prefill are now to be held slower than they were held so far."""
+        wanted = max(1.0, median(self._ratios)) if len(self._ratios) == STEPS else self._factor
+        step, self._factor = wanted / self._factor, wanted
+        return step
