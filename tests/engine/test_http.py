@@ -168,6 +168,6 @@ def test_a_stream_that_is_closed_early_closes_what_it_wraps() -> None:
         outputs = http._noting(generate)()
         await anext(outputs)
         await outputs.aclose()  # type: ignore[attr-defined]
+        assert closed == [True]  # now, and not when somebody collects the garbage
 
     asyncio.run(read_one())
-    assert closed == [True]
