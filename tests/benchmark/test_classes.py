@@ -1,6 +1,7 @@
 """`bench classes` in small: each question has an answer, and the judges count what they say."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,15 +40,11 @@ def test_work_is_what_was_read_and_written_by_then() -> None:
 
 
 def test_a_run_ends_when_all_but_one_kind_are_answered() -> None:
-    class Run:
-        logs = [
-            RequestLog(SimulatedRequest(0.0, 1, 1, kind="batch")),
-            RequestLog(SimulatedRequest(0.0, 1, 1)),
-        ]
-
-    assert not _all_but("batch")(Run())  # type: ignore[arg-type]
-    Run.logs[1].finished = True
-    assert _all_but("batch")(Run())  # type: ignore[arg-type]
+    batch, chat = (RequestLog(SimulatedRequest(0.0, 1, 1, kind=kind)) for kind in ("batch", "chat"))
+    run: Any = SimpleNamespace(logs=[batch, chat])
+    assert not _all_but("batch")(run)
+    chat.finished = True
+    assert _all_but("batch")(run)
 
 
 def test_an_unknown_question_is_refused() -> None:
