@@ -99,6 +99,7 @@ def test_a_newcomer_that_cannot_be_kept_is_told_when_it_could() -> None:
     assert refusal.predicted_s == pytest.approx(0.1 + 0.1 + 1.2)
     assert refusal.retry_after_s == 1.0
     assert door.standing == ("a", "b")
+    assert gate().ask("on its way for long", bond(), 9.3, 10.0, 300, 0) is not None
     door.left("a")
     assert door.ask("c", bond(), 9.9, 10.0, 300, 0) is None
 
