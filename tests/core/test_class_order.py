@@ -24,7 +24,7 @@ from vllm_sarathi.core.limits.growth import Answers, Growth
 from vllm_sarathi.core.order.classes import ClassOrder
 from vllm_sarathi.core.order.shares import CREDIT_S
 from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.core.types import ONE_STAGE, BatchWork, Reason, RequestView, StepRecord, StepShape, StepView
+from vllm_sarathi.core.types import ONE_STAGE, Occupancy, Reason, RequestView, StepRecord, StepShape, StepView
 
 CLASSES = SloClasses(
     (
@@ -151,7 +151,7 @@ def batch_of(count: int, tokens: int = 500) -> list[RequestView]:
 def room(
     running: int = 0, kv_tokens: int = 0, free: int = 100_000, slots: int = 64, **fields: Any
 ) -> StepView:
-    return step(batch=BatchWork(running, kv_tokens, free), free_slots=slots, **fields)
+    return step(occupancy=Occupancy(running, kv_tokens, free), free_slots=slots, **fields)
 
 
 def test_batch_work_leaves_the_slots_that_promises_have_needed() -> None:

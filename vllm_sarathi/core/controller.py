@@ -4,7 +4,7 @@ import importlib
 import math
 from dataclasses import replace
 
-from vllm_sarathi.core.classes import AskedSlo, Bond, SloClass
+from vllm_sarathi.core.classes import AskedSlo, Bond
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.gate import Gate
 from vllm_sarathi.core.order import make_order
@@ -84,9 +84,10 @@ class Controller:
         assert bond.slo_class is not None
         return replace(bond, tag=self.order.tag(bond.slo_class, bond.tenant, tokens))
 
-    def starves(self, slo_class: SloClass, age_s: float) -> bool:
-        """True for batch work of a class that has waited for its bound, while none of it was read."""
-        return isinstance(self.order, ClassOrder) and self.order.starves(slo_class, age_s)
+    def presses(self, bond: Bond, age_s: float) -> bool:
+        """True for a request that nobody may pass while it waits for room, as it has waited for its bound."""
+        assert isinstance(self.order, ClassOrder)
+        return self.order.presses(bond, age_s)
 
     def arrived(self, request_id: str, most_answer_tokens: int) -> None:
         """Note a request, and how long its answer may become."""

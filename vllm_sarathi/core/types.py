@@ -1,6 +1,7 @@
 """What a policy sees of a step, what it answers, and what came of it. Plain values, no vLLM."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vllm_sarathi.core.chunk_rules import ANYWHERE, ChunkRules
@@ -156,18 +157,20 @@ class InFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchWork:
-    """The batch work that runs, and what is left beside it.
+class Occupancy:
+    """Who occupies the engine, and how much is left; seen only where there are classes.
 
     Attributes:
-        running: requests of it that run.
-        kv_tokens: tokens of it in the KV cache.
+        batch: requests of batch work that run.
+        batch_kv_tokens: tokens of it in the KV cache.
         free_kv_tokens: tokens that the KV cache has room for.
+        tenants: how many requests of each tenant run.
     """
 
-    running: int
-    kv_tokens: int
+    batch: int
+    batch_kv_tokens: int
     free_kv_tokens: int
+    tenants: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +195,7 @@ class StepView:
         closed: whether nobody who arrives now is let in.
         tbt_slos_s: the different SLOs that the generating requests have, as `DecodeView.tbt_slo_s`; empty where all
             have the server's.
-        batch: the batch work, where there may be any.
+        occupancy: who occupies the engine, where there are classes.
         blocked: how many requests wait for slots or KV blocks that only others free.
     """
 
@@ -210,7 +213,7 @@ class StepView:
     free_slots: int = 1 << 30
     closed: bool = False
     tbt_slos_s: tuple[float | None, ...] = ()
-    batch: BatchWork | None = None
+    occupancy: Occupancy | None = None
     blocked: int = 0
 
     @property

@@ -1,6 +1,7 @@
 """What the controller sees: vLLM's queues as a StepView, and the requests behind it."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from vllm_sarathi.core.classes import Bond
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.order.base import Facts
-from vllm_sarathi.core.types import BatchWork, DecodeView, InFlight, RequestView, StepView
+from vllm_sarathi.core.types import DecodeView, InFlight, Occupancy, RequestView, StepView
 from vllm_sarathi.engine.request_slo import NOTHING, read_asked_slo
 from vllm_sarathi.engine.turns import RefusedTurns
 from vllm_sarathi.engine.vllm.chunking import Chunking
@@ -72,6 +73,7 @@ class ViewBuilder:
         self._bonds: dict[str, Bond] = {}
         self._batch_classes = config.slo_classes is not None and config.slo_classes.has_batch
         self.batch: dict[str, Any] = {}
+        self._tenants: Counter[str] = Counter()
         self._bound: list[Any] = []
         self._bound_partial: list[Any] = []
         self._tbt_slos_s: tuple[float | None, ...] = ()
@@ -147,7 +149,7 @@ class ViewBuilder:
             free_slots=admission.free_slots,
             closed=admission.paused,
             tbt_slos_s=self._tbt_slos_s,
-            batch=self._batch_work(admission) if self._batch_classes else None,
+            occupancy=self._occupancy(admission) if self._config.slo_classes is not None else None,
             blocked=self._blocked(admission),
         )
         return Sight(view, partial, waiting)
@@ -191,9 +193,9 @@ class ViewBuilder:
 
     def _stops(self, request: Any, wall_s: float) -> bool:
         """True where nobody may pass a request that waits for KV blocks: others would go on taking them."""
-        age_s, slo_class = wall_s - request.arrival_time, self.bond(request).slo_class
-        if slo_class is not None and slo_class.batch:
-            return self._controller.starves(slo_class, age_s)
+        age_s, bond = wall_s - request.arrival_time, self.bond(request)
+        if bond.slo_class is not None:
+            return self._controller.presses(bond, age_s)
         return not self._looks_far or age_s >= self._config.prefill_max_wait_s
 
     def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
@@ -228,12 +230,13 @@ class ViewBuilder:
         self._bound, self._bound_partial = list(running), partial
         decoding = [request for request in running if not request.is_prefill_chunk] if partial else running
         self._tbt_slos_s = tuple({self.bond(request).tbt_slo_s for request in decoding})
+        self._tenants = Counter([self.bond(request).tenant for request in running])
         if self._batch_classes:
             self.batch = {request.request_id: request for request in running if self.bond(request).batch}
 
-    def _batch_work(self, admission: Admission) -> BatchWork:
+    def _occupancy(self, admission: Admission) -> Occupancy:
         held = sum([request.num_computed_tokens for request in self.batch.values()])
-        return BatchWork(len(self.batch), held, admission.free_tokens())
+        return Occupancy(len(self.batch), held, admission.free_tokens(), self._tenants)
 
     def batch_last(self, decodes: list[Any]) -> list[Any]:
         """Return decodes with batch work at the end: the parent takes blocks from the tail."""

@@ -10,7 +10,7 @@ import math
 from vllm_sarathi.core.experience import Experience
 from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.growth import Growth
-from vllm_sarathi.core.types import BatchWork, Reason, StepView
+from vllm_sarathi.core.types import Occupancy, Reason, StepView
 
 MEMORY_S = 120.0
 """A peak of promised work fades by a factor e in so many seconds."""
@@ -39,7 +39,7 @@ class Peak:
 
 
 class Backfill:
-    """Bounds how much batch work runs.
+    """Bounds how much batch work runs, and lets nobody in who is left out.
 
     Args:
         experience: what is known of the device.
@@ -55,22 +55,24 @@ class Backfill:
         self._kv_tokens = Peak()
 
     def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
-        if (batch := view.batch) is None:
+        if (held := view.occupancy) is None:
             return candidate.tokens, candidate.reason
         inside = {request.request_id for request in view.prefills}
         held_tokens = view.decode_context_tokens + sum(request.done_tokens for request in view.prefills)
         running = view.generating + len(view.prefills)
-        self._running.see(running - batch.running, view.now_s)
-        self._kv_tokens.see(held_tokens - batch.kv_tokens, view.now_s)
+        self._running.see(running - held.batch, view.now_s)
+        self._kv_tokens.see(held_tokens - held.batch_kv_tokens, view.now_s)
         tokens, joined, joined_tokens = 0, 0, 0
         for request in candidate.prompts:
+            if request.request_id in candidate.left_out and tokens < candidate.tokens:
+                return tokens, Reason.BACKFILL
             if request.request_id not in inside:
                 joined += 1
                 joined_tokens += request.done_tokens + request.remaining_tokens
                 if (
                     request.batch
                     and request.request_id not in candidate.overdue
-                    and not self._has_room(view, batch, joined, joined_tokens)
+                    and not self._has_room(view, held, joined, joined_tokens)
                 ):
                     if tokens < candidate.tokens:
                         return tokens, Reason.BACKFILL
@@ -80,29 +82,29 @@ class Backfill:
                 break
         return candidate.tokens, candidate.reason
 
-    def _has_room(self, view: StepView, batch: BatchWork, joined: int, joined_tokens: int) -> bool:
+    def _has_room(self, view: StepView, held: Occupancy, joined: int, joined_tokens: int) -> bool:
         """Tell whether promises still find room where so many requests more run, the last of them batch work."""
         running = view.generating + len(view.prefills)
         if not running and joined == 1:
             return True
         held_tokens = view.decode_context_tokens + sum(r.done_tokens for r in view.prefills)
-        promised, promised_tokens = running - batch.running, held_tokens - batch.kv_tokens
+        promised, promised_tokens = running - held.batch, held_tokens - held.batch_kv_tokens
         slots = running + view.free_slots
         spare = max(SPARE * self._running.value, LEAST_SPARE_SHARE * slots)
         to_come = max(0.0, min(spare, slots - 1) - promised)
         if view.free_slots - joined < to_come:
             return False
-        kv_tokens = held_tokens + batch.free_kv_tokens
+        kv_tokens = held_tokens + held.free_kv_tokens
         spare_tokens = max(SPARE * self._kv_tokens.value, LEAST_SPARE_SHARE * kv_tokens)
         left_to_read = sum(r.remaining_tokens for r in view.prefills)
         growing = (
-            (batch.running + joined) * self._growth.answers.mean_tokens if self._growth.answers.known else 0.0
+            (held.batch + joined) * self._growth.answers.mean_tokens if self._growth.answers.known else 0.0
         )
-        free = batch.free_kv_tokens - left_to_read - joined_tokens - growing
+        free = held.free_kv_tokens - left_to_read - joined_tokens - growing
         if free < max(0.0, spare_tokens - promised_tokens):
             return False
         if not self._growth.answers.known:
-            return batch.running + joined <= UNKNOWN_ANSWER_RUNNING
+            return held.batch + joined <= UNKNOWN_ANSWER_RUNNING
         if self._least_slo_s == math.inf or not self._experience.model.ready:
             return True
         count = running + joined + math.ceil(to_come)

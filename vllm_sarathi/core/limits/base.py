@@ -18,7 +18,7 @@ class Candidate:
         available_s: how long the step may take.
         decode_s: how long its decodes alone are predicted to take; 0 without any, or where that is not known.
         late: whether decodes alone are predicted to miss the SLO.
-        overdue: as in `Turn`.
+        overdue, left_out: as in `Turn`.
     """
 
     prompts: Sequence[RequestView]
@@ -28,6 +28,7 @@ class Candidate:
     decode_s: float = 0.0
     late: bool = False
     overdue: Set[str] = frozenset()
+    left_out: Set[str] = frozenset()
 
     def is_overdue(self, request: RequestView, max_wait_s: float) -> bool:
         """True for a prompt that has waited for its bound; batch work has one of its own."""

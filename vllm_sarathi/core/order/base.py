@@ -19,6 +19,7 @@ class Turn:
         waiting: indices into StepView.waiting, first let in first; None leaves the queue as it is.
         let_in: how many of the waiting, at the most, have their turn; None for all, those out of sight too.
         overdue: names of those that must be begun now, whatever else would keep them waiting.
+        left_out: names of those that are not to be let in now; they stand last.
     """
 
     prefills: tuple[int, ...]
@@ -26,6 +27,7 @@ class Turn:
     waiting: tuple[int, ...] | None = None
     let_in: int | None = None
     overdue: Set[str] = frozenset()
+    left_out: Set[str] = frozenset()
 
     def prompts(self, view: StepView) -> list[RequestView]:
         """Return whose turn it is, in order; a last one stands for those out of sight, of which nothing is known."""
@@ -143,13 +145,12 @@ class QueueOrder:
         return math.inf
 
 
-def turn_by_keys(view: StepView, keys: Sequence[tuple[float, ...]], overdue: Set[str] = frozenset()) -> Turn:
+def turn_by_keys(view: StepView, keys: Sequence[tuple[float, ...]]) -> Turn:
     """Return the turn in which the smallest key goes first.
 
     Args:
         view: the step.
         keys: of all prefills, then of all waiting requests.
-        overdue: as in `Turn`.
 
     A prompt in flight yields to a more urgent one that waits and could use the turn; who is less urgent than that
     prompt does not get it.
@@ -160,7 +161,7 @@ def turn_by_keys(view: StepView, keys: Sequence[tuple[float, ...]], overdue: Set
     first = min(waiting, default=None) if view.free_slots > 0 else None
     held = tuple(i for i in order if first is not None and first < partial[i])
     if not held:
-        return Turn(tuple(order), waiting=waiting_order, overdue=overdue)
+        return Turn(tuple(order), waiting=waiting_order)
     served = tuple(i for i in order if i not in held)
     most_urgent = min(partial[i] for i in held)
-    return Turn(served, held, waiting_order, sum(key < most_urgent for key in waiting), overdue)
+    return Turn(served, held, waiting_order, sum(key < most_urgent for key in waiting))

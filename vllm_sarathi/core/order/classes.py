@@ -1,10 +1,12 @@
 """The order of `--slo-classes`: deadlines as in `deadline`, with classes, shares of tenants, and batch work behind all.
 
-    0. *overdue*, in every second step: waited longer than the bound; or batch work that has stood still for its own.
+    0. *overdue*, in every second step: waited longer than the bound, within the share of its tenant; or batch work that
+       has stood still for its own.
     1. *promised*: a time to first token that can be kept; or that cannot, where the class is served late.
     2. *relegated*: cannot be kept any more.
     3. *the rest*: promised nothing.
     4. *batch*.
+    5. *left out*: its tenant has more running than its part, and slots or KV blocks are short.
 
 Which promises are given up follows from the classes' weights (`first_token.keep`). Where a class has work of several
 tenants, its places go to them by their shares: the earliest to whoever has had the least (`shares`).
@@ -13,8 +15,9 @@ tenants, its places go to them by their shares: the earliest to whoever has had 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 
-from vllm_sarathi.core.classes import SloClass
+from vllm_sarathi.core.classes import Bond, SloClass
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.first_token import Job, keep
 from vllm_sarathi.core.order.base import Facts, Turn, turn_by_keys
@@ -38,6 +41,9 @@ TAG_SEEN = 8
 BATCH_SEEN = 8
 """How many of those that wait are looked at: the oldest, the next due, the next due among those that are served late,
 and in each class those of the tenants who have had the least."""
+
+SPARE_SHARE = 1 / 16
+"""Of slots and KV cache, kept free of tenants that have more running than their part, for those that have less."""
 
 QUEUE_MEMORY_S = 5.0
 """How fast prompts are read while others wait is known from so many seconds of it."""
@@ -73,7 +79,7 @@ class ClassOrder(DeadlineOrder):
 
     def tag(self, slo_class: SloClass, tenant: str, tokens: int) -> float:
         """Return the place of a new request among the tenants of its class, and charge its tenant for it."""
-        return self._shares[slo_class.name].tag(tenant, self._prefill_s(0, tokens))
+        return self._shares[slo_class.name].tag(tenant, self._prefill_s(0, tokens), self._now_s)
 
     def keys(self, facts: Facts) -> Mapping[str, float]:
         """Return when it arrived, when it is due, its octave and its tag; of batch work its tag alone."""
@@ -101,7 +107,12 @@ class ClassOrder(DeadlineOrder):
         starving = self._starving(requests)
         shared = self._shared(requests)
         keys = self._by_share(requests, self._keys(requests, starving, shared), shared)
-        turn = turn_by_keys(view, keys, frozenset(requests[i].request_id for i in starving))
+        left_out = self._left_out(view, requests, keys)
+        for index in left_out:
+            keys[index] = (5, *keys[index][1:])
+        turn = turn_by_keys(view, keys)
+        names = [frozenset(requests[i].request_id for i in chosen) for chosen in (starving, left_out)]
+        turn = replace(turn, overdue=names[0], left_out=names[1])
         self._prompts = turn.prompts(view) if self._has_batch else []
         return turn
 
@@ -116,6 +127,46 @@ class ClassOrder(DeadlineOrder):
             if prefill_tokens >= 0 and request.slo_class is not None and request.slo_class.batch:
                 self._batch_read_s[request.slo_class.name] = self._now_s
         self._prompts = []
+
+    def presses(self, bond: Bond, age_s: float) -> bool:
+        """True for a request that nobody may pass while it waits for room, as it has waited for its bound."""
+        assert bond.slo_class is not None
+        if bond.slo_class.batch:
+            return self.starves(bond.slo_class, age_s)
+        return age_s >= self._max_wait_s and not self._is_beyond(bond.slo_class, bond.tag)
+
+    def _is_beyond(self, slo_class: SloClass, tag: float) -> bool:
+        """True for what is beyond the share of its tenant, in a class of several: it waits for theirs."""
+        shares = self._shares[slo_class.name]
+        return shares.is_beyond(tag) and shares.tenants(self._now_s) > 1
+
+    def _left_out(self, view: StepView, requests: Sequence[RequestView], keys: Sequence[Key]) -> list[int]:
+        """Return those that are not let in, as their tenant has more running than its part, and others need room."""
+        held = view.occupancy
+        if held is None or len(view.waiting) == 0:
+            return []
+        parts = {name: shares.tenants(self._now_s) for name, shares in self._shares.items()}
+        if max(parts.values()) < 2:
+            return []
+        running = view.generating + len(view.prefills)
+        slots = view.free_slots
+        spare_slots = SPARE_SHARE * (running + slots)
+        read = sum(request.remaining_tokens for request in view.prefills)
+        free = held.free_kv_tokens - read
+        done = sum(request.done_tokens for request in view.prefills)
+        spare_tokens = SPARE_SHARE * (held.free_kv_tokens + view.decode_context_tokens + done)
+        left_out = []
+        inside = len(view.prefills)
+        for index in sorted(range(inside, len(requests)), key=keys.__getitem__):
+            request = requests[index]
+            part = 1 if request.slo_class is None else parts[request.slo_class.name]
+            needed = request.done_tokens + request.remaining_tokens
+            crowds = part > 1 and held.tenants.get(request.tenant, 0) * part > running
+            if crowds and (slots - 1 < spare_slots or free - needed < spare_tokens):
+                left_out.append(index)
+            else:
+                slots, free = slots - 1, free - needed
+        return left_out
 
     def starves(self, slo_class: SloClass, age_s: float) -> bool:
         """True for batch work that has waited for its bound, while no prompt of its class was read to its end."""
@@ -164,7 +215,7 @@ class ClassOrder(DeadlineOrder):
             promised[indices[place]] = (1, jobs[place].due_s, jobs[place].read_s)
         keys: list[Key] = []
         for index, request in enumerate(requests):
-            overdue = index in starving or (not request.batch and request.age_s >= self._max_wait_s)
+            overdue = index in starving or self._is_overdue(request)
             left_s = self._prefill_s(request.done_tokens, request.remaining_tokens)
             if self._overdue_first and overdue:
                 keys.append((0, -request.age_s, float(index)))
@@ -184,7 +235,7 @@ class ClassOrder(DeadlineOrder):
         self, requests: Sequence[RequestView], starving: bool, shared: Set[str]
     ) -> tuple[list[Job], list[int]]:
         """Return the prompts under a promise, and which of the requests they are."""
-        overdue = starving or any(not r.batch and r.age_s >= self._max_wait_s for r in requests)
+        overdue = starving or any(self._is_overdue(request) for request in requests)
         factor = 2.0 if overdue else 1.0  # while some are overdue, half of the steps are theirs
         jobs, indices = [], []
         for index, request in enumerate(requests):
@@ -201,6 +252,11 @@ class ClassOrder(DeadlineOrder):
             jobs.append(Job(due_s, read_s, stays=stays, loss=-cost_s if beyond else 1 / cost_s))
             indices.append(index)
         return jobs, indices
+
+    def _is_overdue(self, request: RequestView) -> bool:
+        if request.batch or request.age_s < self._max_wait_s:
+            return False
+        return request.slo_class is None or not self._is_beyond(request.slo_class, request.tag)
 
     def _shared(self, requests: Sequence[RequestView]) -> set[str]:
         """Return the classes in which several tenants have work, and let each class's time go on."""

@@ -13,6 +13,9 @@ back: it goes before who floods, and not only beside."""
 CREDIT_S = 2.0
 """Seconds of reading; a tenant that is owed more is not owed more."""
 
+REMEMBERED_S = 120.0
+"""A tenant that has asked for nothing for so long counts no more among those that a class is shared by."""
+
 MOST_TENANTS = 4096
 """Names of tenants come from outside: of more than so many in a class, those that are owed most are forgotten first."""
 
@@ -23,9 +26,12 @@ class Shares:
     def __init__(self) -> None:
         self.now_s = 0.0
         self._ends: dict[str, float] = {}
+        self._asked_s: dict[str, float] = {}
 
-    def tag(self, tenant: str, read_s: float) -> float:
-        """Return the tag of a request that takes `read_s` seconds to read, and charge the tenant for it."""
+    def tag(self, tenant: str, read_s: float, wall_s: float = 0.0) -> float:
+        """Return the tag of a request that takes `read_s` seconds to read, and charge the tenant for it at a time."""
+        self._asked_s.pop(tenant, None)
+        self._asked_s[tenant] = wall_s  # the last to ask stands last
         earliest_s = self.now_s - CREDIT_S
         tag_s = max(earliest_s, self._ends.get(tenant, earliest_s))
         self._ends[tenant] = tag_s + read_s
@@ -40,6 +46,15 @@ class Shares:
     def is_beyond(self, tag_s: float) -> bool:
         """True for a request beyond its tenant's share: it goes first where not all can be kept."""
         return tag_s > self.now_s + CREDIT_S
+
+    def tenants(self, wall_s: float) -> int:
+        """Return how many tenants have asked for something lately."""
+        while self._asked_s:
+            first = next(iter(self._asked_s))
+            if wall_s - self._asked_s[first] <= REMEMBERED_S and len(self._asked_s) <= MOST_TENANTS:
+                break
+            del self._asked_s[first]
+        return len(self._asked_s)
 
     def _forget(self) -> None:
         """Drop the tenants to whom a tag would be given as if they were new; then those that are nearest to it."""

@@ -11,7 +11,6 @@ section 4.3).
 """
 
 import math
-from collections.abc import Set
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.deadlines import TokenDeadlines
@@ -84,8 +83,7 @@ class SloPolicy:
         stop_early = StopEarly(experience, backlog)
         least_slo_s = math.inf if classes is None else pipeline.step_s(classes.least("tbt_slo_s"))
         growth = Growth(experience, self.answers, config.prefill_max_wait_s, least_slo_s)
-        has_batch = classes is not None and classes.has_batch
-        backfill = (Backfill(experience, growth, least_slo_s),) if has_batch else ()
+        backfill = () if classes is None else (Backfill(experience, growth, least_slo_s),)
         self.limits: tuple[Limit, ...] = (
             Trust(experience),
             EvenParts(experience, backlog),
@@ -124,7 +122,7 @@ class SloPolicy:
             self._backlog.planned(0, 0)
             return decodes_only(view, Reason.NONE)
         prompts = turn.prompts(view)
-        tokens, reason = self._size(view, prompts, turn.overdue)
+        tokens, reason = self._size(view, prompts, turn)
         self.experience.planned(tokens)
         complete = complete_within(prompts, tokens)
         self._backlog.planned(complete, prompts_left(view, prompts, complete))
@@ -151,12 +149,13 @@ class SloPolicy:
         """Learn from a request that has ended."""
         self.answers.ended(request_id, prompt_tokens, answer_tokens)
 
-    def _size(self, view: StepView, prompts: list[RequestView], overdue: Set[str]) -> tuple[int, Reason]:
+    def _size(self, view: StepView, prompts: list[RequestView], turn: Turn) -> tuple[int, Reason]:
         """Return how many prefill tokens the step takes, and what decided."""
         room = view.max_tokens - view.decode_tokens
         if not prompts or room <= 0:
             return 0, Reason.NONE
-        candidate = Candidate(prompts, room, Reason.ENGINE, math.inf, overdue=overdue)
+        candidate = Candidate(prompts, room, Reason.ENGINE, math.inf)
+        candidate.overdue, candidate.left_out = turn.overdue, turn.left_out
         if not view.generating and self.longest_step_s == math.inf:
             return self._size_idle(view, candidate)
         if not self.model.ready:
