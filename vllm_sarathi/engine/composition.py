@@ -10,7 +10,6 @@ Ours sets the limits of a step and calls `super().schedule()`: theirs sees each 
 that vLLM gave. It must call `super()` in turn, and leave the queues to vLLM.
 """
 
-import functools
 import importlib
 from typing import Any
 
@@ -39,7 +38,6 @@ def scheduler_base(path: str, root: type[Any]) -> type[Any]:
     return found
 
 
-@functools.cache
 def composed(ours: type[Any], theirs: type[Any], asynchronous: type[Any] | None) -> type[Any]:
     """Return the class in which theirs goes on below ours.
 
@@ -48,6 +46,7 @@ def composed(ours: type[Any], theirs: type[Any], asynchronous: type[Any] | None)
         theirs: another subclass of vLLM's scheduler.
         asynchronous: vLLM's asynchronous scheduler, where it is to keep the books; else None.
     """
-    needed = asynchronous is not None and not issubclass(theirs, asynchronous)
-    bases = (ours, theirs, asynchronous) if needed else (ours, theirs)
+    bases: tuple[type[Any], ...] = (ours, theirs)
+    if asynchronous is not None and not issubclass(theirs, asynchronous):
+        bases = (ours, theirs, asynchronous)
     return type(f"Sarathi{theirs.__name__}", bases, {"__doc__": f"{ours.__name__} over {theirs.__name__}."})
