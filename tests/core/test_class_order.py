@@ -17,7 +17,7 @@ from tests.core.test_limits import (
     prompt,
     step,
 )
-from vllm_sarathi.core.classes import SloClass, SloClasses
+from vllm_sarathi.core.classes import Bond, SloClass, SloClasses
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.limits.backfill import LEAST_SPARE_SHARE, UNKNOWN_ANSWER_RUNNING, Backfill
 from vllm_sarathi.core.limits.growth import Answers, Growth
@@ -209,3 +209,58 @@ def test_growth_holds_batch_work_however_long_it_has_waited() -> None:
     assert growth(answers(4000))(step(), candidate(*old, available_s=0.040))[1] is Reason.GROWTH
     starving = candidate(*old, available_s=0.040, overdue={"b0", "b1", "b2"})
     assert growth(answers(4000))(step(), starving)[1] is Reason.SLO
+
+
+# --- Tenants that crowd ---
+
+
+def crowd(made: ClassOrder, free_slots: int, free_tokens: int, running: dict[str, int]) -> StepView:
+    chat = CLASSES.default_class
+    for tenant in running:
+        made.tag(chat, tenant, 10)
+    waiting = [asked(f"{name} waits", 500, "chat", tenant=name) for name in ("flood", "light")]
+    occupancy = Occupancy(0, 0, free_tokens, running)
+    count = sum(running.values())
+    return StepView(
+        0.0, count, count, 0, (), tuple(waiting), 8192, free_slots=free_slots, occupancy=occupancy
+    )
+
+
+@pytest.mark.parametrize(
+    ("free_slots", "free_tokens", "running", "left_out"),
+    [
+        (100, 100_000, {"flood": 90, "light": 10}, set()),
+        (12, 100_000, {"flood": 90, "light": 10}, set()),
+        (7, 100_000, {"flood": 90, "light": 10}, {"flood waits"}),
+        (100, 520, {"flood": 90, "light": 10}, {"flood waits"}),
+        (7, 100_000, {"flood": 50, "light": 50}, set()),
+        (7, 100_000, {"flood": 100}, set()),
+    ],
+    ids=str,
+)
+def test_who_has_more_running_than_its_part_leaves_room_for_others(
+    free_slots: int, free_tokens: int, running: dict[str, int], left_out: set[str]
+) -> None:
+    made = order()
+    view = crowd(made, free_slots, free_tokens, running)
+    turn = made.turn(view)
+    assert turn.left_out == left_out
+    if left_out:
+        assert turn.waiting == (1, 0)
+        prompts = turn.prompts(view)
+        sized = candidate(*prompts, tokens=4096, left_out=turn.left_out)
+        assert backfill(answers(10))(view, sized) == (500, Reason.BACKFILL)
+
+
+def test_what_is_beyond_a_share_is_never_overdue_before_others() -> None:
+    made = order()
+    chat = CLASSES.default_class
+    for tenant in ("flood", "light"):
+        made.tag(chat, tenant, 10)
+    old = asked("old", 10, "chat", age_s=99.0, tenant="flood", tag=CREDIT_S + 1.0)
+    new = asked("new", 10, "chat", tenant="light")
+    assert line(made, old, new) == ["new", "old"]
+    assert line(made, replace(old, tag=0.0), new) == ["old", "new"]
+    bond = Bond(None, 1.0, chat, "flood", CREDIT_S + 1.0)
+    assert not made.presses(bond, 99.0)
+    assert made.presses(replace(bond, tag=0.0), 99.0)
