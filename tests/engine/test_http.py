@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.gate import Refusal
 from vllm_sarathi.engine import http
 from vllm_sarathi.engine.admission import stop_reason
@@ -69,8 +70,14 @@ END = {"type": "http.response.body", "body": b""}
 
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ClassMiddleware, "tiers", frozenset({"chat", "night"}))
-    monkeypatch.setattr(ClassMiddleware, "fairness_header", "X-Tenant")
+    classes = {"chat": {}, "night": {"batch": True}}
+    config = SarathiConfig.from_mapping({"slo_classes": {"classes": classes}, "fairness_header": "X-Tenant"})
+    monkeypatch.setenv(http.SETTINGS_VARIABLE, "")
+    added: list[str] = []
+    for _ in range(2):
+        http.serve_classes(config, added)
+    assert added == [http.MIDDLEWARE]
+    monkeypatch.setattr(http, "note_refusals", lambda: None)
 
 
 @pytest.mark.parametrize(

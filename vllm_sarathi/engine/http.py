@@ -9,11 +9,12 @@ import contextlib
 import functools
 import json
 import math
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
-from vllm_sarathi.core.config import FAIRNESS_HEADER
+from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.engine.admission import REFUSED, is_refusal
 from vllm_sarathi.engine.request_slo import CLASS_KEY, TENANT_KEY, TTFT_KEY
 from vllm_sarathi.engine.vllm.internals import async_engine_class
@@ -25,6 +26,9 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MIDDLEWARE = "vllm_sarathi.engine.http.ClassMiddleware"
 """What `--middleware` takes."""
+
+SETTINGS_VARIABLE = "SARATHI_HTTP_CLASSES"
+"""What the middleware has to know; several API servers are processes that inherit no more than this."""
 
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 """Where prompts come in as JSON with `vllm_xargs`; what stands before them is the server's root path."""
@@ -49,14 +53,12 @@ class ClassMiddleware:
         app: the server.
     """
 
-    fairness_header = FAIRNESS_HEADER
-    """The operator's, set by the plugin when it reads the command line."""
-
-    tiers: frozenset[str] = frozenset()
-    """The names of classes, which vLLM would refuse as service tiers."""
-
     def __init__(self, app: App) -> None:
         self._app = app
+        settings = json.loads(os.environ[SETTINGS_VARIABLE])
+        self._fairness_header: str = settings["fairness_header"]
+        self._classes = frozenset(settings["classes"])
+        note_refusals()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
@@ -66,7 +68,7 @@ class ClassMiddleware:
         refused = _Refused()
         _refusal.set(refused)  # for this task, which serves nothing else
         holding = _Holding(send, refused)
-        await self._app(scope, _Asking(scope, receive, self.fairness_header, self.tiers), holding)
+        await self._app(scope, _Asking(scope, receive, self._fairness_header, self._classes), holding)
         await holding.end()
 
 
@@ -77,10 +79,12 @@ class _Asking:
     was sent: nobody behind this point goes by it.
     """
 
-    def __init__(self, scope: Message, receive: Receive, fairness_header: str, tiers: frozenset[str]) -> None:
+    def __init__(
+        self, scope: Message, receive: Receive, fairness_header: str, classes: frozenset[str]
+    ) -> None:
         self._receive = receive
         self._wishes = _wishes(dict(scope["headers"]), fairness_header.lower().encode())
-        self._tiers = tiers
+        self._classes = classes
         self._read = False
 
     async def __call__(self) -> Message:
@@ -95,7 +99,7 @@ class _Asking:
             chunks.append(message.get("body", b""))
             more = message.get("more_body", False)
         body = b"".join(chunks)
-        changed = _rewritten(body, self._wishes, self._tiers)
+        changed = _rewritten(body, self._wishes, self._classes)
         return {"type": "http.request", "body": body if changed is None else changed}
 
 
@@ -114,7 +118,7 @@ def _wishes(headers: dict[bytes, bytes], fairness_header: bytes) -> dict[str, An
     }
 
 
-def _rewritten(body: bytes, wishes: dict[str, Any], tiers: frozenset[str]) -> bytes | None:
+def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> bytes | None:
     """Return a body with the wishes in its `vllm_xargs`; None where nothing changes, or it is not what it should be.
 
     Whose a request is, only the header says: a client could take another's share, or everybody's in turn.
@@ -133,7 +137,7 @@ def _rewritten(body: bytes, wishes: dict[str, Any], tiers: frozenset[str]) -> by
     if isinstance(tier, str):
         if tier != "auto":
             asked.setdefault(CLASS_KEY, tier)
-        if tier in tiers:
+        if tier in classes:  # vLLM would refuse it
             del values[TIER]
     values["vllm_xargs"] = asked or None
     try:
@@ -192,6 +196,17 @@ class _Holding:
         ]
         await self._send({"type": "http.response.start", "status": 429, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
+
+
+def serve_classes(config: SarathiConfig, middleware: list[str]) -> None:
+    """Where there are classes, put the middleware among those of the server whose command line was read here."""
+    if config.slo_classes is None:
+        return
+    names = [each.name for each in config.slo_classes.classes]
+    settings = {"fairness_header": config.fairness_header, "classes": names}
+    os.environ[SETTINGS_VARIABLE] = json.dumps(settings)
+    if MIDDLEWARE not in middleware:
+        middleware.append(MIDDLEWARE)
 
 
 def note_refusals() -> None:

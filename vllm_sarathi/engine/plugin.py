@@ -26,7 +26,7 @@ from vllm_sarathi.core.config import (
     read_config_file,
 )
 from vllm_sarathi.engine.composition import scheduler_base
-from vllm_sarathi.engine.http import MIDDLEWARE, ClassMiddleware, note_refusals
+from vllm_sarathi.engine.http import serve_classes
 from vllm_sarathi.engine.metrics import serve_figures
 from vllm_sarathi.engine.trace_file import check_step_trace
 from vllm_sarathi.engine.vllm.contract import scheduler_classes
@@ -154,7 +154,8 @@ def _reading_flags(from_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             settings = flag_settings(args)
             engine_args = from_cli_args(cls, args)
             apply_settings(engine_args, settings)
-            serve_classes(engine_args, args)
+            if (config := _carried(engine_args)) is not None:
+                serve_classes(config, getattr(args, "middleware", []))
         except ConfigError as error:
             _exit(error)
         setattr(engine_args, FROM_COMMAND_LINE, True)
@@ -197,20 +198,10 @@ def apply_settings(engine_args: Any, settings: dict[str, Any]) -> None:
     }
 
 
-def serve_classes(engine_args: Any, args: argparse.Namespace) -> None:
-    """Where there are classes, let requests to this server name theirs by header, and refusals leave as 429."""
-    ours = (engine_args.additional_config or {}).get(CONFIG_KEY)
-    if (
-        not isinstance(ours, ConfigCarrier)
-        or ours.config.slo_classes is None
-        or not hasattr(args, "middleware")
-    ):
-        return
-    ClassMiddleware.fairness_header = ours.config.fairness_header
-    ClassMiddleware.tiers = frozenset(each.name for each in ours.config.slo_classes.classes)
-    if MIDDLEWARE not in args.middleware:
-        args.middleware.append(MIDDLEWARE)
-    note_refusals()
+def _carried(engine_args: Any) -> SarathiConfig | None:
+    """Return our settings that an engine's arguments carry; None where they carry none."""
+    carrier = (engine_args.additional_config or {}).get(CONFIG_KEY)
+    return carrier.config if isinstance(carrier, ConfigCarrier) else None
 
 
 def _checking(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:
