@@ -230,7 +230,7 @@ def crowd(made: ClassOrder, free_slots: int, free_tokens: int, running: dict[str
     ("free_slots", "free_tokens", "running", "left_out"),
     [
         (100, 100_000, {"flood": 90, "light": 10}, set()),
-        (12, 100_000, {"flood": 90, "light": 10}, set()),
+        (30, 100_000, {"flood": 90, "light": 10}, set()),
         (7, 100_000, {"flood": 90, "light": 10}, {"flood waits"}),
         (100, 520, {"flood": 90, "light": 10}, {"flood waits"}),
         (7, 100_000, {"flood": 50, "light": 50}, set()),
@@ -257,10 +257,11 @@ def test_what_is_beyond_a_share_is_never_overdue_before_others() -> None:
     chat = CLASSES.default_class
     for tenant in ("flood", "light"):
         made.tag(chat, tenant, 10)
-    old = asked("old", 10, "chat", age_s=99.0, tenant="flood", tag=CREDIT_S + 1.0)
-    new = asked("new", 10, "chat", tenant="light")
+    made._shares["chat"].seen(5.0)
+    old = asked("old", 10, "chat", age_s=99.0, tenant="flood", tag=5.0)
+    new = asked("new", 10, "chat", tenant="light", tag=5.5)
     assert line(made, old, new) == ["new", "old"]
-    assert line(made, replace(old, tag=0.0), new) == ["old", "new"]
-    bond = Bond(None, 1.0, chat, "flood", CREDIT_S + 1.0)
+    assert line(made, replace(old, tag=4.0), new) == ["old", "new"]
+    bond = Bond(None, 1.0, chat, "flood", 5.0)
     assert not made.presses(bond, 99.0)
-    assert made.presses(replace(bond, tag=0.0), 99.0)
+    assert made.presses(replace(bond, tag=4.0), 99.0)

@@ -42,8 +42,10 @@ BATCH_SEEN = 8
 """How many of those that wait are looked at: the oldest, the next due, the next due among those that are served late,
 and in each class those of the tenants who have had the least."""
 
-SPARE_SHARE = 1 / 16
-"""Of slots and KV cache, kept free of tenants that have more running than their part, for those that have less."""
+SPARE_SHARE = 1 / 8
+CROWDED_STEP_SHARE = 0.5
+"""Of slots and KV cache, so much is kept free of tenants that have more running than their part, for those that have
+less; and decodes alone may take so much of the tightest time between tokens before no more of theirs are let in."""
 
 QUEUE_MEMORY_S = 5.0
 """How fast prompts are read while others wait is known from so many seconds of it."""
@@ -67,6 +69,7 @@ class ClassOrder(DeadlineOrder):
         self._has_batch = classes.has_batch
         self._now_s = 0.0
         self._prompts: list[RequestView] = []
+        self._least_tbt_slo_s = pipeline.step_s(classes.least("tbt_slo_s"))
         self._least_class_ttft_s = classes.least("ttft_slo_s")
         self._queue_s = self._queue_tokens = 0.0
         self.lists: Mapping[str, int] = {
@@ -133,12 +136,12 @@ class ClassOrder(DeadlineOrder):
         assert bond.slo_class is not None
         if bond.slo_class.batch:
             return self.starves(bond.slo_class, age_s)
-        return age_s >= self._max_wait_s and not self._is_beyond(bond.slo_class, bond.tag)
+        return age_s >= self._max_wait_s and self._is_owed(bond.slo_class, bond.tag)
 
-    def _is_beyond(self, slo_class: SloClass, tag: float) -> bool:
-        """True for what is beyond the share of its tenant, in a class of several: it waits for theirs."""
+    def _is_owed(self, slo_class: SloClass, tag: float) -> bool:
+        """True for what is within the share of its tenant; in a class of one, for all there is."""
         shares = self._shares[slo_class.name]
-        return shares.is_beyond(tag) and shares.tenants(self._now_s) > 1
+        return shares.is_owed(tag) or shares.tenants(self._now_s) < 2
 
     def _left_out(self, view: StepView, requests: Sequence[RequestView], keys: Sequence[Key]) -> list[int]:
         """Return those that are not let in, as their tenant has more running than its part, and others need room."""
@@ -149,7 +152,7 @@ class ClassOrder(DeadlineOrder):
         if max(parts.values()) < 2:
             return []
         running = view.generating + len(view.prefills)
-        slots = view.free_slots
+        in_all, slots = running, view.free_slots
         spare_slots = SPARE_SHARE * (running + slots)
         read = sum(request.remaining_tokens for request in view.prefills)
         free = held.free_kv_tokens - read
@@ -157,15 +160,19 @@ class ClassOrder(DeadlineOrder):
         spare_tokens = SPARE_SHARE * (held.free_kv_tokens + view.decode_context_tokens + done)
         left_out = []
         inside = len(view.prefills)
+        context = view.decode_context_tokens + done + read
         for index in sorted(range(inside, len(requests)), key=keys.__getitem__):
             request = requests[index]
             part = 1 if request.slo_class is None else parts[request.slo_class.name]
             needed = request.done_tokens + request.remaining_tokens
-            crowds = part > 1 and held.tenants.get(request.tenant, 0) * part > running
-            if crowds and (slots - 1 < spare_slots or free - needed < spare_tokens):
+            crowds = part > 1 and held.tenants.get(request.tenant, 0) * part > in_all
+            count, read_by = running + 1, context + needed
+            step_s = self._model.seconds(count, count, read_by, 0.0, count) if crowds else 0.0
+            long = step_s > CROWDED_STEP_SHARE * self._least_tbt_slo_s
+            if crowds and (long or slots - 1 < spare_slots or free - needed < spare_tokens):
                 left_out.append(index)
             else:
-                slots, free = slots - 1, free - needed
+                slots, free, running, context = slots - 1, free - needed, count, read_by
         return left_out
 
     def starves(self, slo_class: SloClass, age_s: float) -> bool:
@@ -256,7 +263,7 @@ class ClassOrder(DeadlineOrder):
     def _is_overdue(self, request: RequestView) -> bool:
         if request.batch or request.age_s < self._max_wait_s:
             return False
-        return request.slo_class is None or not self._is_beyond(request.slo_class, request.tag)
+        return request.slo_class is None or self._is_owed(request.slo_class, request.tag)
 
     def _shared(self, requests: Sequence[RequestView]) -> set[str]:
         """Return the classes in which several tenants have work, and let each class's time go on."""

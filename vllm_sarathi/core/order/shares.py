@@ -43,6 +43,10 @@ class Shares:
         """Note the least tag of those that are there."""
         self.now_s = max(self.now_s, least_tag_s)
 
+    def is_owed(self, tag_s: float) -> bool:
+        """True for a request that the class has passed by already: its tenant has had less than its share."""
+        return tag_s < self.now_s
+
     def is_beyond(self, tag_s: float) -> bool:
         """True for a request beyond its tenant's share: it goes first where not all can be kept."""
         return tag_s > self.now_s + CREDIT_S
