@@ -14,6 +14,9 @@ from vllm_sarathi.core.first_token import Job, QueueView, when_first_token
 
 LEAST_RETRY_S = 1.0
 
+CAUTION = 1.15
+"""Reading is taken to be so many times slower than it has been: who is let in is to be kept."""
+
 Pace = tuple[float, float, float]
 """Seconds of reading per token, those of attention per token pair, and the lead, as QueueView has them."""
 
@@ -114,7 +117,7 @@ class Gate:
 
     def hopeless(self, request_id: str, now_s: float) -> Refusal | None:
         """Return the refusal of a request of which nothing is read and that cannot be in time any more; else None."""
-        standing, pace = self._standing.get(request_id), self._pace()
+        standing, pace = self._standing.get(request_id), self._cautious()
         if standing is None or pace is None or not standing.refusable:
             return None
         wait_s = now_s - standing.arrival_s + standing.alone_s(pace)
@@ -125,14 +128,18 @@ class Gate:
 
     def next_look_s(self) -> float:
         """Return when the next of them may be hopeless, on the clock of the arrivals; infinite for never."""
-        if (pace := self._pace()) is None:
+        if (pace := self._cautious()) is None:
             return math.inf
         last = [s.arrival_s + s.promised_s - s.alone_s(pace) for s in self._standing.values() if s.refusable]
         return min(last, default=math.inf)
 
+    def _cautious(self) -> Pace | None:
+        pace = self._pace()
+        return None if pace is None else (CAUTION * pace[0], CAUTION * pace[1], pace[2])
+
     def queue(self, now_s: float) -> QueueView | None:
         """Return what is to be read, and how fast; None while nothing is known of that."""
-        pace = self._pace()
+        pace = self._cautious()
         if pace is None:
             return None
         token_s, work_s, lead_s = pace

@@ -47,6 +47,9 @@ CROWDED_STEP_SHARE = 0.5
 """Of slots and KV cache, so much is kept free of tenants that have more running than their part, for those that have
 less; and decodes alone may take so much of the tightest time between tokens before no more of theirs are let in."""
 
+NOBODY_WAITS = (Reason.ALL, Reason.IDLE, Reason.BACKFILL, Reason.PROBE)
+"""What ends a step that nobody under a promise waits for the end of."""
+
 QUEUE_MEMORY_S = 5.0
 """How fast prompts are read while others wait is known from so many seconds of it."""
 
@@ -68,6 +71,7 @@ class ClassOrder(DeadlineOrder):
         self._batch_read_s: dict[str, float] = {}
         self._has_batch = classes.has_batch
         self._now_s = 0.0
+        self._no_room = False
         self._prompts: list[RequestView] = []
         self._least_tbt_slo_s = pipeline.step_s(classes.least("tbt_slo_s"))
         self._least_class_ttft_s = classes.least("ttft_slo_s")
@@ -107,6 +111,8 @@ class ClassOrder(DeadlineOrder):
         """Return whose turn it is in the step at hand."""
         requests = (*view.prefills, *view.waiting)
         self._now_s = view.now_s
+        # Batch work waits for room that it is not to have: that says nothing of those under a promise.
+        self._no_room = not (requests or self._has_batch) and view.unseen_waiting > 0
         starving = self._starving(requests)
         shared = self._shared(requests)
         keys = self._by_share(requests, self._keys(requests, starving, shared), shared)
@@ -193,7 +199,7 @@ class ClassOrder(DeadlineOrder):
         """
         super().observe(record)
         tokens = record.shape.tokens - record.shape.decodes
-        waiting = record.reason not in (Reason.NONE, Reason.ALL, Reason.IDLE, Reason.BACKFILL, Reason.PROBE)
+        waiting = self._no_room if record.reason is Reason.NONE else record.reason not in NOBODY_WAITS
         if not waiting or not 0 < record.measured_s < math.inf:
             return
         kept = math.exp(-record.measured_s / QUEUE_MEMORY_S)
