@@ -1,26 +1,27 @@
 """A latency-promise scheduler for vLLM, after Sarathi-Serve (arXiv 2403.02310).
 
 Public names are imported on first use, so that `import vllm_sarathi` needs neither vLLM nor torch:
-`SarathiScheduler` (the class to name in `scheduler_cls`) and `SarathiConfig` (its settings).
+`SarathiScheduler` (the class to name in `scheduler_cls`), `SarathiConfig` (its settings) and `SarathiMixin` (to put
+before another scheduler).
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm_sarathi.core.config import SarathiConfig
-    from vllm_sarathi.engine.scheduler import SarathiScheduler
+    from vllm_sarathi.engine.scheduler import SarathiMixin, SarathiScheduler
 
     __version__: str
 
-__all__ = ["SarathiConfig", "SarathiScheduler", "__version__"]
+__all__ = ["SarathiConfig", "SarathiMixin", "SarathiScheduler", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported here, not above: the scheduler needs vLLM, which takes seconds and may not be installed.
-    if name == "SarathiScheduler":
-        from vllm_sarathi.engine.scheduler import SarathiScheduler
+    if name in ("SarathiMixin", "SarathiScheduler"):
+        from vllm_sarathi.engine import scheduler
 
-        return SarathiScheduler
+        return getattr(scheduler, name)
     if name == "SarathiConfig":
         from vllm_sarathi.core.config import SarathiConfig
 

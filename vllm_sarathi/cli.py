@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from vllm_sarathi import __version__
+from vllm_sarathi.cli_classes import classes
 from vllm_sarathi.cli_devices import devices
 from vllm_sarathi.cli_live import live
 from vllm_sarathi.cli_rehearse import RayCommand, capacity, paper, simulate, validate
@@ -119,6 +120,7 @@ def overhead(
     running: Annotated[int, typer.Option(help="Requests that run.")] = 256,
     waiting: Annotated[int, typer.Option(help="Requests that wait.")] = 64,
     prefill_order: Annotated[str, typer.Option(help="As that of `vllm serve`.")] = "fcfs",
+    slo_classes: Annotated[str | None, typer.Option(help="As that of `vllm serve`.")] = None,
     json: JsonOption = None,
 ) -> None:
     """Measure what our scheduler adds to vLLM's own schedule()."""
@@ -128,7 +130,8 @@ def overhead(
 
         check_int("running", running, minimum=2)
         check_int("waiting", waiting, minimum=0)
-        result = measure_overhead(SarathiConfig(prefill_order=prefill_order), running, waiting)
+        settings = {"prefill_order": prefill_order, "slo_classes": slo_classes}
+        result = measure_overhead(SarathiConfig.from_mapping(settings), running, waiting)
         Console().print(overhead_table(result))
         if json is not None:
             json.write_text(result.to_json())
@@ -193,6 +196,7 @@ for _command in (simulate, capacity, validate, paper):
     app.command(cls=RayCommand)(_door(_command))
 bench.command()(_door(live))
 bench.command(cls=RayCommand)(_door(devices))
+bench.command(cls=RayCommand)(_door(classes))
 
 
 def _exit(message: str) -> None:

@@ -171,11 +171,9 @@ def test_the_budget_walks_the_prompts_that_will_be_read() -> None:
 
 def test_a_client_with_a_tighter_promise_tightens_the_step() -> None:
     policy = learnt(allow_request_slo=True)
-    decodes = tuple(DecodeView(f"d{i}", 5) for i in range(7))
-    loose = policy.plan(view([prompt("p", 5000)], decode_views=(*decodes, DecodeView("x", 5)))).token_budget
-    tight = policy.plan(
-        view([prompt("p", 5000)], decode_views=(*decodes, DecodeView("x", 5, 0.08)))
-    ).token_budget
+    seen = view([prompt("p", 5000)])
+    loose = policy.plan(replace(seen, tbt_slos_s=(None,))).token_budget
+    tight = policy.plan(replace(seen, tbt_slos_s=(None, 0.08))).token_budget
     assert tight < 0.6 * loose
 
 

@@ -109,7 +109,9 @@ def test_a_bad_budget_ends_the_command_line_with_one_sentence(parser: Any, capsy
     [
         (["--scheduler", "saratih"], "unknown scheduler; did you mean 'sarathi'?"),
         (["--scheduler", "default", "--token-budget", "64"], "has no effect with --scheduler default"),
-        (["--scheduler", "sarathi", "--scheduler-cls", "a.B"], "names another scheduler"),
+        (["--scheduler-base", "c.D", "--scheduler-cls", "a.B"], "names another scheduler"),
+        (["--slo-classes", "/nowhere.yaml"], "--slo-classes '/nowhere.yaml': cannot be read"),
+        (["--fairness-header", "x-tenant"], "has no effect without --slo-classes"),
         (["--sarathi-config", "/nowhere.json"], "'/nowhere.json': cannot be read"),
         (["--ttft-slo-ms", "2000"], "has no effect without --prefill-order deadline"),
     ],
@@ -121,6 +123,22 @@ def test_what_cannot_work_ends_the_command_line(
         engine_args(parser, *flags)
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_another_scheduler_goes_on_below_ours(parser: Any) -> None:
+    args = engine_args(parser, "--scheduler", "sarathi", "--scheduler-cls", "a.B")
+    assert args.scheduler_cls == SCHEDULER_CLS
+    assert config_from_additional(args.additional_config).scheduler_base == "a.B"
+
+
+def test_classes_are_read_with_the_command_line(parser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "classes.yaml"
+    path.write_text("classes: {a: {ttft_slo_ms: 500}}")
+    args = engine_args(parser, "--slo-classes", str(path))
+    path.unlink()  # the engine core may be on another machine
+    classes = config_from_additional(args.additional_config).slo_classes
+    assert classes is not None
+    assert classes.default_class.ttft_slo_s == 0.5
 
 
 def test_a_bad_value_in_the_file_names_the_setting(parser: Any, capsys: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from tests.engine.modelled import NGRAM, ModelledEngine
 from vllm_sarathi import SarathiConfig, SarathiScheduler
+from vllm_sarathi.engine.vllm.contract import scheduler_classes
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_tokens_equal_those_of_the_stock_scheduler(
 
 def test_a_prompt_that_cannot_be_cut_gets_the_engines_own_budget(make_engine: Any, monkeypatch: Any) -> None:
     engine = make_engine(16)
-    parent = SarathiScheduler.__mro__[1]
+    parent = scheduler_classes()[0]
     parent_schedule = parent.schedule
     seen = []
 

@@ -56,8 +56,9 @@ def _timed_class(times: _ParentTimes) -> type[Any]:
     """Return SarathiScheduler with a stopwatch around it and another between it and its parent."""
     # Imported here: it needs vLLM, and the rest of this room does not.
     from vllm_sarathi.engine.scheduler import SarathiScheduler
+    from vllm_sarathi.engine.vllm.contract import scheduler_classes
 
-    parent = SarathiScheduler.__mro__[1]
+    parent = scheduler_classes()[0]
 
     class TimedParent(parent):  # type: ignore[misc, valid-type]
         """vLLM's scheduler with a stopwatch."""

@@ -43,6 +43,7 @@ class GridPolicy:
 
     waiting_seen = 1
     needs_decode_views = False
+    needs_tbt_slos = False
     learns = True
     longest_step_s = math.inf
     tbt_slo_s = None

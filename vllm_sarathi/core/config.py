@@ -1,13 +1,16 @@
 """SarathiConfig: every setting of the scheduler, strict about names, types and ranges."""
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vllm_sarathi.core.classes import MAX_SLO_MS as MAX_SLO_MS
+from vllm_sarathi.core.classes import SloClasses, read_classes
+from vllm_sarathi.core.errors import ConfigError as ConfigError
+from vllm_sarathi.core.errors import nearest_hint as nearest_hint
 from vllm_sarathi.core.policies import POLICIES
 
 SCHEDULERS = tuple(POLICIES)
@@ -30,17 +33,6 @@ AUTO_FACTOR = 5.0
 
 CHOICES = {"tbt_mode": ("gap", "pace"), "prefill_order": ("fcfs", "sjf", "deadline")}
 """Settings that are one of some words."""
-
-
-class ConfigError(ValueError):
-    """A setting that a user gave and that cannot be used; the message names it, the value and what is valid."""
-
-
-def nearest_hint(name: str, valid: Iterable[str]) -> str:
-    """Return "did you mean ...?" with the nearest valid name, or the list of valid names."""
-    names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names)}."
 
 
 def flag_name(key: str) -> str:
@@ -107,11 +99,33 @@ def auto_factor(text: object) -> float:
     return factor
 
 
+def check_header(key: str, value: object) -> None:
+    """Raise ConfigError naming the flag if `value` cannot be the name of an HTTP header (RFC 9110, section 5.1)."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", value):
+        raise ConfigError(f"{flag_name(key)} {value!r}: must be the name of an HTTP header.")
+
+
+def check_class_path(key: str, value: object) -> None:
+    """Raise ConfigError naming the flag if `value` cannot be the dotted path of a class."""
+    if not isinstance(value, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
+        raise ConfigError(f"{flag_name(key)} {value!r}: must be the dotted path of a class, MODULE.CLASS.")
+
+
+def _classes_of(_: str, value: object) -> SloClasses | None:
+    """Return the classes that a setting stands for: themselves, their plain values, or a file's name."""
+    if value is None or isinstance(value, SloClasses):
+        return value
+    if isinstance(value, Mapping):
+        return SloClasses.from_mapping(value)
+    check_path("slo_classes", value)
+    return read_classes(str(value))
+
+
 NO_CALIBRATION = "none"
 """What `--calibration-dir` takes to start cold and remember nothing."""
 
-MAX_SLO_MS = 3_600_000.0
-"""An hour: whoever asks for more has mistaken the unit."""
+FAIRNESS_HEADER = "x-llm-d-inference-fairness-id"
+"""The header by which llm-d's router says whose a request is."""
 
 
 def by_slo_alone(settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -119,7 +133,7 @@ def by_slo_alone(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
     No baseline does so, and nobody with a fixed budget; what clients ask for still counts in deadline order.
     """
-    keys = ["tbt_slo_ms", "tbt_slo", "tbt_mode"]
+    keys = ["tbt_slo_ms", "tbt_slo", "tbt_mode", "slo_classes", "fairness_header"]
     if settings.get("prefill_order") != "deadline":
         keys += ["allow_request_slo", "min_request_slo_ms"]
     if settings.get("calibration_dir") != NO_CALIBRATION:
@@ -127,9 +141,17 @@ def by_slo_alone(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(key for key in keys if key in settings)
 
 
+SPECIAL: dict[str, Callable[[str, object], object]] = {
+    "slo_classes": _classes_of,
+    "fairness_header": check_header,
+    "scheduler_base": check_class_path,
+}
+"""Settings with a check of their own."""
+
+
 def check_setting(key: str, value: Any) -> None:
     """Raise ConfigError naming the flag if the value of a setting is none, whatever the other settings are."""
-    if value is None and key in ("token_budget", "tbt_slo_ms", "ttft_slo_ms"):
+    if value is None and key in ("token_budget", "tbt_slo_ms", "ttft_slo_ms", "scheduler_base"):
         return
     if key == "scheduler":
         check_scheduler(value)
@@ -142,6 +164,8 @@ def check_setting(key: str, value: Any) -> None:
             raise ConfigError(f"--allow-request-slo {value!r}: must be true or false.")
     elif key in ("step_trace", "calibration_dir"):
         check_path(key, value)
+    elif key in SPECIAL:
+        SPECIAL[key](key, value)
     elif key in CHOICES:
         check_choice(key, value, CHOICES[key])
     else:
@@ -174,6 +198,9 @@ class SarathiConfig:
             tokens where both cannot be had, seconds.
         allow_request_slo: whether clients may ask for promises of their own.
         min_request_slo_ms: the least promise that a client may ask for, milliseconds.
+        slo_classes: the classes of requests, with what each is promised; the name of a class file is read at once.
+        fairness_header: the HTTP header that names the tenant whose a request is, among whom a class is shared.
+        scheduler_base: the dotted path of another subclass of vLLM's scheduler, which goes on below ours.
         step_trace: a file that gets a line per step; None writes none.
         calibration_dir: the folder that keeps what was learnt of a device; None is `vllm-sarathi` in the user's
             cache folder, `none` starts cold and keeps nothing.
@@ -218,6 +245,15 @@ class SarathiConfig:
     min_request_slo_ms: float = _setting(
         10.0, "The least promise that a client may ask for, in milliseconds.", "MS"
     )
+    slo_classes: SloClasses | None = _setting(  # noqa: RUF009  # it makes a field
+        None, "A YAML or JSON file that names classes of requests and what each is promised.", "FILE.yaml"
+    )
+    fairness_header: str = _setting(
+        FAIRNESS_HEADER, "With --slo-classes: the HTTP header that says whose a request is.", "NAME"
+    )
+    scheduler_base: str | None = _setting(
+        None, "Another subclass of vLLM's scheduler, which goes on below ours.", "MODULE.CLASS"
+    )
     step_trace: str | None = _setting(
         None, "A file that gets a line per step; `vllm-sarathi trace` draws it.", "FILE.jsonl"
     )
@@ -238,6 +274,7 @@ class SarathiConfig:
             raise ConfigError(
                 f"SarathiConfig: {STOCK_SCHEDULER!r} is vLLM's own scheduler and has no settings."
             )
+        object.__setattr__(self, "slo_classes", _classes_of("slo_classes", self.slo_classes))
         for key in self.keys():
             check_setting(key, getattr(self, key))
         if self.token_budget is not None and self.tbt_slo_ms is not None:
@@ -250,6 +287,7 @@ class SarathiConfig:
     def _check_unheeded(self) -> None:
         """Refuse what was asked for and would be ignored."""
         defaults = {field.name: field.default for field in fields(self)}
+        self._check_classes(defaults)
         beside = f"--token-budget {self.token_budget}" if self.token_budget is not None else None
         if self.scheduler in BASELINES:
             beside = f"--scheduler {self.scheduler}"
@@ -257,7 +295,7 @@ class SarathiConfig:
             if beside and (value := getattr(self, key)) != defaults[key]:
                 given = flag_name(key) if value is True else f"{flag_name(key)} {value}"
                 raise ConfigError(f"{given}: has no effect with {beside}.")
-        if self.ttft_slo_ms is not None and self.prefill_order != "deadline":
+        if self.ttft_slo_ms is not None and self.prefill_order != "deadline" and self.slo_classes is None:
             raise ConfigError(
                 f"--ttft-slo-ms {self.ttft_slo_ms:g}: has no effect without --prefill-order deadline."
             )
@@ -269,6 +307,22 @@ class SarathiConfig:
             raise ConfigError(
                 f"--min-request-slo-ms {self.min_request_slo_ms:g}: has no effect without --allow-request-slo."
             )
+
+    def _check_classes(self, defaults: Mapping[str, Any]) -> None:
+        if self.slo_classes is None:
+            if self.fairness_header != defaults["fairness_header"]:
+                raise ConfigError(
+                    f"--fairness-header {self.fairness_header}: has no effect without --slo-classes."
+                )
+            return
+        for key in ("ttft_slo_ms", "allow_request_slo", "min_request_slo_ms"):
+            if (value := getattr(self, key)) != defaults[key]:
+                raise ConfigError(
+                    f"{flag_name(key)} {value}: has no effect with --slo-classes; each class says what it promises "
+                    "and allows."
+                )
+        if self.prefill_order == "sjf":
+            raise ConfigError("--prefill-order sjf: --slo-classes orders prompts by what they are promised.")
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
@@ -287,7 +341,8 @@ class SarathiConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the settings as plain values; `from_mapping` takes them back."""
-        return asdict(self)
+        classes = None if self.slo_classes is None else self.slo_classes.to_mapping()
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"slo_classes": classes}
 
     def engine_args(self) -> dict[str, Any]:
         """Return the keyword arguments to splat into vLLM's `LLM` or `AsyncEngineArgs`."""

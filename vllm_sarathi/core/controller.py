@@ -2,10 +2,14 @@
 
 import importlib
 import math
+from dataclasses import replace
 
+from vllm_sarathi.core.classes import AskedSlo, Bond
 from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.gate import Gate
 from vllm_sarathi.core.order import make_order
 from vllm_sarathi.core.order.base import Turn
+from vllm_sarathi.core.order.classes import ClassOrder
 from vllm_sarathi.core.policies import POLICIES
 from vllm_sarathi.core.policy import Policy, PolicyMaker
 from vllm_sarathi.core.steptime.model import StepTimeModel
@@ -25,6 +29,9 @@ class Controller:
     Args:
         config: the settings.
         pipeline: the stages of the device.
+
+    Attributes:
+        gate: tells which promises can be kept, where there are classes; else None.
     """
 
     def __init__(self, config: SarathiConfig, pipeline: Pipeline = ONE_STAGE) -> None:
@@ -33,6 +40,7 @@ class Controller:
         self.model = StepTimeModel()
         self.policy = _make_policy(config, self.model, pipeline)
         self.order = make_order(config, self.model, pipeline)
+        self.gate = Gate(self.order.pace) if isinstance(self.order, ClassOrder) else None
 
     def reconfigure(self, config: SarathiConfig) -> None:
         """Go on with other settings; what was learnt of the device and of the requests stays.
@@ -42,8 +50,14 @@ class Controller:
         """
         policy = _make_policy(config, self.model, self.pipeline)
         policy.take_over(self.policy)
-        order = make_order(config, self.model, self.pipeline)
-        self.config, self.policy, self.order = config, policy, order
+        self.config, self.policy = config, policy
+        if self.gate is None:  # an order by classes keeps whose turn it is, and the gate whom it has let in
+            self.order = make_order(config, self.model, self.pipeline)
+
+    @property
+    def relegated(self) -> frozenset[str]:
+        """The requests of the step planned last whose promise cannot be kept any more, and that give way for it."""
+        return self.order.relegated if isinstance(self.order, ClassOrder) else frozenset()
 
     @property
     def tbt_slo_s(self) -> float | None:
@@ -73,6 +87,24 @@ class Controller:
         """Learn from a finished step."""
         self.policy.observe(record)
         self.order.observe(record)
+
+    def bind(self, slo: AskedSlo, tokens: int) -> Bond:
+        """Return what a new request is bound to, and charge its tenant for the tokens that are to be read.
+
+        Args:
+            slo: what it asks for.
+            tokens: of its prompt.
+        """
+        assert self.config.slo_classes is not None
+        assert isinstance(self.order, ClassOrder)
+        bond = slo.bind(self.config.slo_classes)
+        assert bond.slo_class is not None
+        return replace(bond, tag=self.order.tag(bond.slo_class, bond.tenant, tokens))
+
+    def presses(self, bond: Bond, age_s: float) -> bool:
+        """True for a request that nobody may pass while it waits for room, as it has waited for its bound."""
+        assert isinstance(self.order, ClassOrder)
+        return self.order.presses(bond, age_s)
 
     def arrived(self, request_id: str, most_answer_tokens: int) -> None:
         """Note a request, and how long its answer may become."""

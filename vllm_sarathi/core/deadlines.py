@@ -8,6 +8,8 @@ Two meanings of a promised time between tokens (TBT):
   come faster than promised has slack to lend: what a reader feels, who never waits for a word.
 """
 
+import math
+
 from vllm_sarathi.core.types import ONE_STAGE, DecodeView, Pipeline, StepView
 
 
@@ -43,15 +45,15 @@ class TokenDeadlines:
         """Return the seconds from the last delivery, or from the end of a step still under way, to the step's own end.
 
         Args:
-            view: the step; its `decode_views` count where they are there.
+            view: the step; `decode_views` count for a pace, `tbt_slos_s` for gaps.
             tbt_slo_s: the promise to requests without one of their own.
         """
         if self._pace:
             available_s = self._pace_s(view, tbt_slo_s)
         else:
-            own = [d.tbt_slo_s for d in view.decode_views if d.tbt_slo_s is not None]
-            covered = len(own) == view.decodes > 0
-            available_s = min(own) if covered else min([tbt_slo_s, *own])
+            available_s = min(
+                [tbt_slo_s if own is None else own for own in view.tbt_slos_s], default=tbt_slo_s
+            )
         return self._pipeline.step_s(available_s)
 
     def _pace_s(self, view: StepView, tbt_slo_s: float) -> float:
@@ -66,6 +68,8 @@ class TokenDeadlines:
 
     def _due_s(self, decode: DecodeView, tbt_slo_s: float, since_s: float) -> float:
         slo_s = tbt_slo_s if decode.tbt_slo_s is None else decode.tbt_slo_s
+        if slo_s == math.inf:
+            return slo_s
         # A decode that is new here got its first token with the last delivery.
         first_s = self._first_token_s.setdefault(
             decode.request_id, since_s - slo_s * max(0, decode.output_tokens - 1)

@@ -16,6 +16,7 @@ class Policy(Protocol):
     Attributes:
         waiting_seen: how many waiting requests it wants to see in the queue's own order.
         needs_decode_views: whether it wants to see each decode.
+        needs_tbt_slos: whether it wants to know which SLOs the decodes have.
         learns: whether it learns step times, so that they are worth keeping for the next start.
         longest_step_s: how long a step may take for the sake of those who arrive while it runs, seconds; set before
             each plan.
@@ -23,6 +24,7 @@ class Policy(Protocol):
 
     waiting_seen: int
     needs_decode_views: bool
+    needs_tbt_slos: bool
     learns: bool
     longest_step_s: float
 
@@ -81,6 +83,7 @@ class Baseline:
 
     waiting_seen = 64
     needs_decode_views = False
+    needs_tbt_slos = False
     learns = False
     longest_step_s = math.inf
     tbt_slo_s = None

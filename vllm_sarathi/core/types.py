@@ -1,9 +1,11 @@
 """What a policy sees of a step, what it answers, and what came of it. Plain values, no vLLM."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vllm_sarathi.core.chunk_rules import ANYWHERE, ChunkRules
+from vllm_sarathi.core.classes import SloClass
 
 
 class Reason(StrEnum):
@@ -27,6 +29,8 @@ class Reason(StrEnum):
     """A batch's part of what a pipeline is to prefill."""
     ANSWER = "answer"
     """The prompts that are complete by now would wait too long for more."""
+    BACKFILL = "backfill"
+    """What is next is batch work, and letting it in would take what promises may need."""
     TURNOVER = "turnover"
     """Others wait for slots or KV blocks, and streams that move on free them sooner."""
     GROWTH = "growth"
@@ -101,6 +105,7 @@ class RequestView:
         cached_tokens: those of the done tokens that it did not prefill itself, as another request had.
         rules: where its chunks may end.
         encoder_inputs: images or sound that the encoder has not computed yet, as (start in the prompt, embeddings).
+        slo_class, tenant, tag: as in `classes.Bond`.
     """
 
     request_id: str
@@ -112,6 +117,14 @@ class RequestView:
     cached_tokens: int = 0
     rules: ChunkRules = ANYWHERE
     encoder_inputs: tuple[tuple[int, int], ...] = ()
+    slo_class: SloClass | None = None
+    tenant: str = ""
+    tag: float = 0.0
+
+    @property
+    def batch(self) -> bool:
+        """Whether it takes only what promises leave."""
+        return self.slo_class is not None and self.slo_class.batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +134,8 @@ class DecodeView:
     Attributes:
         request_id: the engine's name for it.
         output_tokens: tokens that it has generated, those of the steps in flight included.
-        tbt_slo_s: its own time-between-tokens SLO, seconds; None where it has none of its own.
+        tbt_slo_s: its own time-between-tokens SLO, seconds; None where it has none of its own; infinite where it is
+            promised none.
     """
 
     request_id: str
@@ -140,6 +154,23 @@ class InFlight:
 
     started_s: float
     stage_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """Who occupies the engine, and how much is left; seen only where there are classes.
+
+    Attributes:
+        batch: requests of batch work that run.
+        batch_kv_tokens: tokens of it in the KV cache.
+        free_kv_tokens: tokens that the KV cache has room for.
+        tenants: how many requests of each tenant run.
+    """
+
+    batch: int
+    batch_kv_tokens: int
+    free_kv_tokens: int
+    tenants: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +193,9 @@ class StepView:
         in_flight: the batches that are not back yet, oldest first.
         free_slots: how many waiting requests the engine has slots for.
         closed: whether nobody who arrives now is let in.
+        tbt_slos_s: the different SLOs that the generating requests have, as `DecodeView.tbt_slo_s`; empty where all
+            have the server's.
+        occupancy: who occupies the engine, where there are classes.
         blocked: how many requests wait for slots or KV blocks that only others free.
     """
 
@@ -178,6 +212,8 @@ class StepView:
     in_flight: tuple[InFlight, ...] = ()
     free_slots: int = 1 << 30
     closed: bool = False
+    tbt_slos_s: tuple[float | None, ...] = ()
+    occupancy: Occupancy | None = None
     blocked: int = 0
 
     @property

@@ -25,8 +25,15 @@ from vllm_sarathi.engine.vllm.internals import engine_rank, logger
 from vllm_sarathi.engine.vllm.queues import waiting_requests
 from vllm_sarathi.engine.vllm.support import check_engine
 
-AT_START_ONLY = ("calibration_dir", "step_trace")
-"""Settings that name files: who may change a promise is not thereby one who may choose what the server writes to."""
+AT_START_ONLY = (
+    "calibration_dir",
+    "step_trace",
+    "slo_classes",
+    "fairness_header",
+    "scheduler_base",
+)
+"""Settings that name files: who may change a promise is not thereby one who may choose what the server writes to. And
+those that requests which are there already have been bound by."""
 
 MOST_COUNTED = 4096
 """So many waiting prompts are counted one by one; the others are taken to be like them."""

@@ -7,7 +7,7 @@ or anything else that is heavy; where the stock scheduler serves, nothing of our
 import argparse
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
@@ -25,8 +25,11 @@ from vllm_sarathi.core.config import (
     flag_name,
     read_config_file,
 )
+from vllm_sarathi.engine.composition import scheduler_base
+from vllm_sarathi.engine.http import serve_classes
 from vllm_sarathi.engine.metrics import serve_figures
 from vllm_sarathi.engine.trace_file import check_step_trace
+from vllm_sarathi.engine.vllm.contract import scheduler_classes
 from vllm_sarathi.engine.vllm.internals import loaded_engine_args, logger
 from vllm_sarathi.engine.vllm.support import check_engine, stock_scheduler_path, uses_stock_only
 
@@ -151,6 +154,8 @@ def _reading_flags(from_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             settings = flag_settings(args)
             engine_args = from_cli_args(cls, args)
             apply_settings(engine_args, settings)
+            if (config := _carried(engine_args)) is not None:
+                serve_classes(config, getattr(args, "middleware", []))
         except ConfigError as error:
             _exit(error)
         setattr(engine_args, FROM_COMMAND_LINE, True)
@@ -176,17 +181,27 @@ def apply_settings(engine_args: Any, settings: dict[str, Any]) -> None:
                 f"{STOCK_SCHEDULER}; valid with --scheduler {', '.join(SCHEDULERS)}."
             )
         return
-    if engine_args.scheduler_cls not in (None, SCHEDULER_CLS):
-        raise ConfigError(
-            f"--scheduler {scheduler}: --scheduler-cls {engine_args.scheduler_cls!r} names another scheduler; "
-            "give one of the two."
-        )
+    if engine_args.scheduler_cls not in (None, SCHEDULER_CLS):  # it goes on below ours
+        named = engine_args.scheduler_cls
+        base = f"{named.__module__}.{named.__qualname__}" if isinstance(named, type) else named
+        if settings.get("scheduler_base") not in (None, base):
+            raise ConfigError(
+                f"--scheduler-base {settings['scheduler_base']}: --scheduler-cls {base!r} names another scheduler; "
+                "give one of the two."
+            )
+        settings = {**settings, "scheduler_base": base}
     config = SarathiConfig.from_mapping(settings)
     engine_args.scheduler_cls = SCHEDULER_CLS
     engine_args.additional_config = {
         **(engine_args.additional_config or {}),
         CONFIG_KEY: ConfigCarrier(config),
     }
+
+
+def _carried(engine_args: Any) -> SarathiConfig | None:
+    """Return our settings that an engine's arguments carry; None where they carry none."""
+    carrier = (engine_args.additional_config or {}).get(CONFIG_KEY)
+    return carrier.config if isinstance(carrier, ConfigCarrier) else None
 
 
 def _checking(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:
@@ -220,8 +235,12 @@ def check_before_load(vllm_config: Any) -> None:
         ConfigError: a setting that this engine cannot keep.
     """
     scheduler_config = vllm_config.scheduler_config
-    if not names_our_scheduler(scheduler_config.scheduler_cls):
-        return
+    named = scheduler_config.scheduler_cls
+    configured = (
+        isinstance(vllm_config.additional_config, Mapping) and CONFIG_KEY in vllm_config.additional_config
+    )
+    if not names_our_scheduler(named) and not (named is not None and configured):
+        return  # a class of the user's that holds the mixin is known by its settings
     config = config_from_additional(vllm_config.additional_config)
     reason = uses_stock_only(vllm_config)
     if reason is not None:
@@ -229,6 +248,8 @@ def check_before_load(vllm_config: Any) -> None:
         scheduler_config.scheduler_cls = stock_scheduler_path(vllm_config)
         return
     check_engine(vllm_config, config)
+    if config.scheduler_base is not None:
+        scheduler_base(config.scheduler_base, scheduler_classes()[0])
     check_step_trace(config.step_trace)
     serve_figures()
 

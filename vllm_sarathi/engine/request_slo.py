@@ -1,38 +1,55 @@
-"""SLOs that clients ask for: read once when a request arrives, so that nothing bad reaches a step.
+"""What clients ask for: read once when a request arrives, so that nothing bad reaches a step.
 
-An OpenAI client sends `vllm_xargs: {"tbt_slo_ms": 30, "ttft_slo_ms": 500}`, a Python one
-`SamplingParams(extra_args={...})`. Either is plain data from outside: any value may be anything.
+An OpenAI client sends `vllm_xargs: {"tbt_slo_ms": 30, "ttft_slo_ms": 500, "slo_class": "interactive"}`, a Python one
+`SamplingParams(extra_args={...})`; what comes in headers, `engine.http` puts there. It is plain data from outside: any
+value may be anything.
 """
 
+import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from vllm_sarathi.core.config import MAX_SLO_MS, SarathiConfig
+from vllm_sarathi.core.classes import MAX_SLO_MS, AskedSlo
+from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.engine.vllm.internals import logger
 
+CLASS_KEY, TENANT_KEY = "slo_class", "slo_tenant"
+TBT_KEY, TTFT_KEY = "tbt_slo_ms", "ttft_slo_ms"
 
-@dataclass(frozen=True, slots=True)
-class RequestSlo:
-    """A request's own SLOs, seconds; None where it has none."""
+NOTHING = AskedSlo()
 
-    tbt_slo_s: float | None = None
-    ttft_slo_s: float | None = None
-
-
-NONE = RequestSlo()
+MOST_NAME_CHARACTERS = 256
+"""The longest name of a tenant that is told from others."""
 
 
-def read_request_slo(extra_args: object, config: SarathiConfig) -> RequestSlo:
-    """Return the SLOs in a request's extra arguments; what is no valid SLO is passed over, and logged."""
-    if not config.allow_request_slo or not isinstance(extra_args, Mapping):
-        return NONE
-    slo = RequestSlo(*(_seconds(extra_args, key, config) for key in ("tbt_slo_ms", "ttft_slo_ms")))
-    return NONE if slo == NONE else slo
+def read_asked_slo(extra_args: object, config: SarathiConfig) -> AskedSlo:
+    """Return what a request's extra arguments ask for; what is not valid is passed over, and logged."""
+    classes = config.slo_classes
+    if not isinstance(extra_args, Mapping) or not (config.allow_request_slo or classes is not None):
+        return NOTHING
+    least_ms = 0.0 if classes is not None else config.min_request_slo_ms
+    tbt_slo_s, ttft_slo_s = (_seconds(extra_args, key, least_ms) for key in (TBT_KEY, TTFT_KEY))
+    if classes is None:
+        asked = AskedSlo(tbt_slo_s, ttft_slo_s)
+    else:
+        name = extra_args.get(CLASS_KEY)
+        if name is not None and (not isinstance(name, str) or classes.named(name) is None):
+            _say_unknown(str(name)[:80], classes.default)
+            name = None
+        tenant = extra_args.get(TENANT_KEY)
+        tenant = tenant[:MOST_NAME_CHARACTERS] if isinstance(tenant, str) else ""
+        asked = AskedSlo(tbt_slo_s, ttft_slo_s, name, tenant)
+    return NOTHING if asked == NOTHING else asked
 
 
-def _seconds(extra_args: Mapping[Any, Any], key: str, config: SarathiConfig) -> float | None:
+@functools.lru_cache(maxsize=64)
+def _say_unknown(name: str, default: str) -> None:
+    """Say once that a class is not known; names come from outside, so not for all of any number."""
+    logger.warning("Requests ask for the class %r, which is unknown: they are of class %r.", name, default)
+
+
+def _seconds(extra_args: Mapping[Any, Any], key: str, least_ms: float) -> float | None:
     value = extra_args.get(key)
     if value is None:
         return None
@@ -43,4 +60,4 @@ def _seconds(extra_args: Mapping[Any, Any], key: str, config: SarathiConfig) -> 
             "A request asked for %s=%.80r, which is no time in milliseconds; it is ignored.", key, value
         )
         return None
-    return max(float(value), config.min_request_slo_ms) / 1e3
+    return max(float(value), least_ms) / 1e3

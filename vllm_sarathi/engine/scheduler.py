@@ -7,14 +7,14 @@ restore.
 
 import itertools
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_sarathi.core.config import config_from_additional
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.figures import DEFAULT_CLASS, FirstToken, Queues
+from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps, FirstToken, Queues
 from vllm_sarathi.core.types import (
     InFlight,
     Pipeline,
@@ -25,6 +25,8 @@ from vllm_sarathi.core.types import (
     StepView,
     chunk_work,
 )
+from vllm_sarathi.engine.admission import Admissions
+from vllm_sarathi.engine.composition import composed, scheduler_base
 from vllm_sarathi.engine.control import Control
 from vllm_sarathi.engine.faults import Faults
 from vllm_sarathi.engine.telemetry import open_telemetry
@@ -61,6 +63,7 @@ class _Step:
     shape: StepShape | None = None
     predicted_s: float | None = None
     first_tokens: list[tuple[str, float, float]] = field(default_factory=list)
+    gaps: tuple[ClassGaps, ...] = ()
     """Class, arrival and promise of those whose first token comes with it, in seconds."""
 
 
@@ -74,11 +77,14 @@ class _StockStep:
     predicted_s: float | None = None
 
 
-class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the parent is resolved at run time
+_Parent: Any = object
+"""What comes after the mixin is decided by who uses it."""
+
+
+class SarathiMixin(_Parent):  # type: ignore[misc]
     """Stall-free, hybrid batches within a time-between-tokens SLO (Sarathi-Serve, arXiv 2403.02310).
 
-    Name this one class in `scheduler_cls`; where vLLM resolves asynchronous scheduling to on, the object
-    made is of the subclass that keeps the asynchronous scheduler's books.
+    Put it before any subclass of vLLM's scheduler: `class Mine(SarathiMixin, Theirs)`; see `composition`.
 
     Args:
         vllm_config: vLLM's configuration; our settings are in its `additional_config`.
@@ -91,11 +97,6 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
 
     max_num_scheduled_tokens: int
     running: list[Any]
-
-    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-        if cls is SarathiScheduler and vllm_config.scheduler_config.async_scheduling:
-            cls = AsyncSarathiScheduler
-        return super().__new__(cls)
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
@@ -125,6 +126,10 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         stepwise = bool(pipeline) and not vllm_config.scheduler_config.async_scheduling
         self._chunking = Chunking(self)
         self.views = ViewBuilder(self, config, self.controller, self._chunking, stepwise)
+        gate = self.controller.gate
+        self._admissions: Admissions | None = None
+        if gate is not None:
+            self._admissions = Admissions(self, gate, self.views.bond, self.views.cached_tokens)
         self._left_out: list[Any] = []
         self._engine_limit = self.max_num_scheduled_tokens
         self._in_flight: deque[_Step | _StockStep | None] = deque()
@@ -139,6 +144,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         """Schedule one step by the controller's plan; arguments and result are the parent's."""
         if not self.chunks:
             return super().schedule(*args, **kwargs)
+        if self._admissions is not None:
+            self.guarded(self._admissions.judge, self.wall_clock())
         started_s, limits, running = self.clock(), save_limits(self), self.running
         # An exception of ours would end the engine for every client; a stock step costs one SLO.
         reason = Reason.ENGINE if self._is_stuck() else Reason.FAULT
@@ -171,6 +178,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         if scheduler_output.total_num_scheduled_tokens and self._in_flight:
             self.guarded(self._observe, self._in_flight.popleft())
         result = super().update_from_output(scheduler_output, model_runner_output)
+        if self._admissions is not None:
+            self.guarded(self._admissions.answer, result)
         if not self.running and not self._in_flight:
             self._completed_s = None  # idle: the next step's time counts from its own start
         return result
@@ -185,6 +194,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             return
         self.guarded(self.views.added, request)
         super().add_request(request)
+        if self._admissions is not None:
+            self.guarded(self._admissions.added, request)
 
     def shutdown(self) -> None:
         """End, as the parent does, with the last figures told."""
@@ -195,7 +206,11 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
     def queues(self) -> Queues:
         """Return who is there now; any thread may ask."""
         running, waiting = self.get_request_counts()
-        return Queues(running, {DEFAULT_CLASS: waiting})
+        if self.config.slo_classes is None:
+            return Queues(running, {DEFAULT_CLASS: waiting})
+        inside = {request.request_id for request in list(self.running)}
+        outside = [r for r in list(self.requests.values()) if r.request_id not in inside]
+        return Queues(running, Counter(self.views.slo_class(request) for request in outside))
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Free a request that has ended; arguments and result are the parent's."""
@@ -269,7 +284,9 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         take_turns = view.decode_tokens > plan.token_budget
         if not plan.decodes and self._can_stall(ordered, waiting):
             stalled, decodes = decodes, []
-        elif take_turns:
+        elif self.views.batch:
+            decodes = self.views.batch_last(decodes)
+        if take_turns and decodes:
             decodes.sort(key=lambda request: self._last_served.get(request.request_id, -1))
         # The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so decodes get
         # their tokens first, and a prefill is preempted before a decode is.
@@ -333,8 +350,23 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
             encoder_tokens=encoder_tokens(self, output),
         )
         step.predicted_s = self.controller.predict(step.shape)
+        if self.telemetry is not None and self.config.slo_classes is not None:
+            read = {request.request_id for request in itertools.chain(step.partial, admitted)}
+            step.gaps = self._gaps(scheduled.keys() - read)
+            for name in self.views.newly_relegated():
+                self.telemetry.count("relegated_requests", name)
         if step.first is not None:
             self.views.note_turn(step.first, step.first.request_id in scheduled)
+
+    def _gaps(self, decodes: Iterable[str]) -> tuple[ClassGaps, ...]:
+        """Return the gaps that a step is to end, by class and by what was promised."""
+        stages = self.controller.pipeline
+        requests = [self.requests[name] for name in decodes]
+        counts = Counter((self.views.slo_class(r), self.views.tbt_slo_s(r)) for r in requests)
+        return tuple(
+            ClassGaps(name, count, None if slo_s is None else stages.step_s(slo_s))
+            for (name, slo_s), count in counts.items()
+        )
 
     def _note_first_token(self, step: _Step, request: Any) -> None:
         slo_s = self.views.ttft_slo_s(request)
@@ -390,7 +422,8 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         )
         if self.telemetry is not None:  # first: what cannot be learnt from counts all the same
             running, waiting = len(self.running), self.get_request_counts()[1]
-            self.guarded(self.telemetry.note, record, running, waiting, (), self._first_tokens(step))
+            gaps = () if isinstance(step, _StockStep) else step.gaps
+            self.guarded(self.telemetry.note, record, running, waiting, gaps, self._first_tokens(step))
         self.controller.observe(record)
 
     def _first_tokens(self, step: _Step | _StockStep) -> tuple[FirstToken, ...]:
@@ -401,6 +434,24 @@ class SarathiScheduler(Scheduler):  # type: ignore[misc, valid-type]  # the pare
         return tuple(
             FirstToken(name, max(0.0, now_s - at_s), slo_s) for name, at_s, slo_s in step.first_tokens
         )
+
+
+class SarathiScheduler(SarathiMixin, Scheduler):  # type: ignore[misc, valid-type]  # the parent is resolved at run time
+    """The mixin over vLLM's own scheduler, or over the one that the settings name.
+
+    Name this one class in `scheduler_cls`; where vLLM resolves asynchronous scheduling to on, the object
+    made is of a subclass that keeps the asynchronous scheduler's books.
+    """
+
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls is SarathiScheduler:
+            asynchronous = vllm_config.scheduler_config.async_scheduling
+            path = config_from_additional(vllm_config.additional_config).scheduler_base
+            if path is not None:
+                cls = composed(cls, scheduler_base(path, Scheduler), AsyncScheduler if asynchronous else None)
+            elif asynchronous:
+                cls = AsyncSarathiScheduler
+        return super().__new__(cls)
 
 
 class AsyncSarathiScheduler(SarathiScheduler, AsyncScheduler):  # type: ignore[misc, valid-type]

@@ -1,16 +1,19 @@
 """What the controller sees: vLLM's queues as a StepView, and the requests behind it."""
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_sarathi.core.classes import Bond
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.figures import DEFAULT_CLASS
 from vllm_sarathi.core.order.base import Facts
-from vllm_sarathi.core.types import DecodeView, InFlight, RequestView, StepView
-from vllm_sarathi.engine.request_slo import NONE, RequestSlo, read_request_slo
+from vllm_sarathi.core.types import DecodeView, InFlight, Occupancy, RequestView, StepView
+from vllm_sarathi.engine.request_slo import NOTHING, read_asked_slo
 from vllm_sarathi.engine.turns import RefusedTurns
 from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.images import encoder_inputs
@@ -18,6 +21,9 @@ from vllm_sarathi.engine.vllm.internals import is_priority_policy
 from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes
 from vllm_sarathi.engine.vllm.runnable import Admission, Blocker
 from vllm_sarathi.engine.vllm.turn_queue import install_turn_queue
+
+FREE = Bond()
+"""What a request is bound to that is promised nothing of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,9 @@ class ViewBuilder:
         controller: says what it wants to see.
         chunking: where prompts may be cut.
         stepwise_pipeline: whether a decode waits for its last token to come out of a pipeline.
+
+    Attributes:
+        batch: the batch work that runs, by name.
     """
 
     def __init__(
@@ -63,7 +72,14 @@ class ViewBuilder:
         self._prefixes = CachedPrefixes(scheduler)
         self._chunking = chunking
         self._refused = RefusedTurns()
-        self._slos: dict[str, RequestSlo] = {}
+        self._bonds: dict[str, Bond] = {}
+        self._relegated: set[str] = set()
+        self._batch_classes = config.slo_classes is not None and config.slo_classes.has_batch
+        self.batch: dict[str, Any] = {}
+        self._tenants: Counter[str] = Counter()
+        self._bound: list[Any] = []
+        self._bound_partial: list[Any] = []
+        self._tbt_slos_s: tuple[float | None, ...] = ()
         self._keyed_tokens: dict[str, int] = {}
         self._cached_at_start: dict[str, int] = {}
         self._step = 0
@@ -85,28 +101,46 @@ class ViewBuilder:
     def added(self, request: Any) -> None:
         """Note a new request, and the SLOs that it asks for; called before it is queued."""
         self._controller.arrived(request.request_id, request.max_tokens)
-        if self._config.allow_request_slo:
-            slo = read_request_slo(getattr(request.sampling_params, "extra_args", None), self._config)
-            if slo is not NONE:
-                self._slos[request.request_id] = slo
+        extra_args = getattr(request.sampling_params, "extra_args", None)
+        if self._config.slo_classes is not None:
+            asked = read_asked_slo(extra_args, self._config)
+            self._bonds[request.request_id] = self._controller.bind(asked, self._left(request))
+        elif self._config.allow_request_slo:
+            asked = read_asked_slo(extra_args, self._config)
+            if asked is not NOTHING:
+                self._bonds[request.request_id] = Bond(asked.tbt_slo_s, asked.ttft_slo_s)
 
     def ended(self, request: Any) -> None:
         """Learn from a request that has ended, and forget it."""
         self._controller.ended(request.request_id, request.num_prompt_tokens, request.num_output_tokens)
-        for notes in (self._slos, self._keyed_tokens, self._cached_at_start):
+        for notes in (self._bonds, self._keyed_tokens, self._cached_at_start):
             notes.pop(request.request_id, None)
+        self._relegated.discard(request.request_id)
         self._refused.forget(request.request_id)
 
     def slo_class(self, request: Any) -> str:
         """Return the class of a request."""
-        return DEFAULT_CLASS
+        slo_class = self.bond(request).slo_class
+        return DEFAULT_CLASS if slo_class is None else slo_class.name
 
     def ttft_slo_s(self, request: Any) -> float | None:
         """Return how soon a request was promised its first token, seconds; None where it was not."""
-        own_s = self._slos.get(request.request_id, NONE).ttft_slo_s
+        own_s = self.bond(request).ttft_slo_s
         if own_s is None and self._config.ttft_slo_ms is not None:
             return self._config.ttft_slo_ms / 1e3
         return own_s
+
+    def tbt_slo_s(self, request: Any) -> float | None:
+        """Return the time between tokens that a request was promised, seconds; None where it was not."""
+        own_s = self.bond(request).tbt_slo_s
+        slo_s = self._controller.tbt_slo_s if own_s is None else own_s
+        return slo_s if slo_s is not None and math.isfinite(slo_s) else None
+
+    def newly_relegated(self) -> list[str]:
+        """Return the classes of those that the step planned last has relegated for the first time."""
+        new = self._controller.relegated - self._relegated
+        self._relegated |= new
+        return [self.slo_class(self._scheduler.requests[name]) for name in new]
 
     def note_turn(self, request: Any, taken: bool) -> None:
         """Note whether a request that others yielded to has used its turn."""
@@ -138,6 +172,8 @@ class ViewBuilder:
         views: tuple[DecodeView, ...] = ()
         if policy.needs_decode_views:
             views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
+        if policy.needs_tbt_slos:
+            self._look_at_bonds(partial)
         view = StepView(
             now_s=now_s,
             decodes=decodes,
@@ -152,6 +188,8 @@ class ViewBuilder:
             in_flight=tuple(in_flight) if self._pipelined or policy.needs_decode_views else (),
             free_slots=admission.free_slots,
             closed=admission.paused,
+            tbt_slos_s=self._tbt_slos_s,
+            occupancy=self._occupancy(admission) if self._config.slo_classes is not None else None,
             blocked=self._blocked(admission),
         )
         return Sight(view, partial, waiting)
@@ -186,7 +224,8 @@ class ViewBuilder:
     def _blocked(self, admission: Admission) -> int:
         """Return how many requests wait for slots or KV blocks of others, if those at the head of the queue do."""
         count: int = self._scheduler.get_request_counts()[1]
-        if not count or not self._controller.policy.learns:
+        # Batch work waits for what it is not to have: no step is cut short for it.
+        if not count or not self._controller.policy.learns or self._batch_classes:
             return 0
         head = list(itertools.islice(self._scheduler.waiting, self._controller.policy.waiting_seen))
         fitting = admission.fitting(head)
@@ -194,7 +233,10 @@ class ViewBuilder:
 
     def _stops(self, request: Any, wall_s: float) -> bool:
         """True where nobody may pass a request that waits for KV blocks: others would go on taking them."""
-        return not self._looks_far or wall_s - request.arrival_time >= self._config.prefill_max_wait_s
+        age_s, bond = wall_s - request.arrival_time, self.bond(request)
+        if bond.slo_class is not None:
+            return self._controller.presses(bond, age_s)
+        return not self._looks_far or age_s >= self._config.prefill_max_wait_s
 
     def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
         """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`.
@@ -212,17 +254,52 @@ class ViewBuilder:
             reached.append(request)
         return reached
 
+    def bond(self, request: Any) -> Bond:
+        """Return what a request is bound to."""
+        return self._bonds.get(request.request_id, FREE)
+
+    def cached_tokens(self, request: Any) -> int:
+        """Return how much of a waiting request is in the prefix cache."""
+        return self._prefixes.tokens(request)
+
+    def _look_at_bonds(self, partial: list[Any]) -> None:
+        """Note the different SLOs of those that generate, and who is batch work; both mostly are as a step before."""
+        running = self._scheduler.running
+        if running == self._bound and partial == self._bound_partial:
+            return
+        self._bound, self._bound_partial = list(running), partial
+        decoding = [request for request in running if not request.is_prefill_chunk] if partial else running
+        self._tbt_slos_s = tuple({self.bond(request).tbt_slo_s for request in decoding})
+        self._tenants = Counter([self.bond(request).tenant for request in running])
+        if self._batch_classes:
+            self.batch = {request.request_id: request for request in running if self.bond(request).batch}
+
+    def _occupancy(self, admission: Admission) -> Occupancy:
+        held = sum([request.num_computed_tokens for request in self.batch.values()])
+        return Occupancy(len(self.batch), held, admission.free_tokens(), self._tenants)
+
+    def batch_last(self, decodes: list[Any]) -> list[Any]:
+        """Return decodes with batch work at the end: the parent takes blocks from the tail."""
+        if not self.batch:
+            return decodes
+        promised = [request for request in decodes if request.request_id not in self.batch]
+        return promised + [request for request in decodes if request.request_id in self.batch]
+
     def _request_view(self, request: Any, wall_s: float, done: int, cached: int) -> RequestView:
+        bond = self.bond(request)
         return RequestView(
             request_id=request.request_id,
             rank=(request.priority if self._by_priority else 0, request.arrival_time),
             age_s=max(0.0, wall_s - request.arrival_time),
             done_tokens=done,
             remaining_tokens=max(1, request.num_tokens - done),
-            ttft_slo_s=self._slos.get(request.request_id, NONE).ttft_slo_s,
+            ttft_slo_s=bond.ttft_slo_s,
             cached_tokens=cached,
             rules=self._chunking.rules(request, done),
             encoder_inputs=encoder_inputs(request, done) if request.has_encoder_inputs else (),
+            slo_class=bond.slo_class,
+            tenant=bond.tenant,
+            tag=bond.tag,
         )
 
     def _partial_view(self, request: Any, wall_s: float) -> RequestView:
@@ -239,11 +316,11 @@ class ViewBuilder:
         return max(1, int(request.num_tokens) - self._prefixes.tokens(request))
 
     def _decode_view(self, request: Any) -> DecodeView:
-        slo = self._slos.get(request.request_id, NONE)
         tokens = request.num_output_tokens + request.num_output_placeholders
-        return DecodeView(request.request_id, tokens, slo.tbt_slo_s)
+        return DecodeView(request.request_id, tokens, self.bond(request).tbt_slo_s)
 
     def _keys(self, request: Any) -> Any:
         left = self._keyed_tokens[request.request_id] = self._left(request)
-        slo_s = self._slos.get(request.request_id, NONE).ttft_slo_s
-        return self._controller.order.keys(Facts(request.arrival_time, left, slo_s))
+        bond = self.bond(request)
+        facts = Facts(request.arrival_time, left, bond.ttft_slo_s, bond.slo_class, bond.tag)
+        return self._controller.order.keys(facts)

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vllm_sarathi.core.types import StepShape, chunk_work
+from vllm_sarathi.engine.admission import is_refusal
 from vllm_sarathi.engine.offline import block_hasher, build_output, build_request
+from vllm_sarathi.engine.request_slo import CLASS_KEY, TBT_KEY, TENANT_KEY, TTFT_KEY
 from vllm_sarathi.simulation.express import TOKEN
 from vllm_sarathi.simulation.workload import SimulatedRequest, prompt_token_ids
 
@@ -64,12 +66,14 @@ class RequestLog:
         scheduled_s: when its first token of prompt was scheduled; None before.
         token_s: when each token of its answer came.
         finished: whether its last token has come.
+        refused: whether it was refused instead.
     """
 
     request: SimulatedRequest
     scheduled_s: float | None = None
     token_s: list[float] = field(default_factory=list)
     finished: bool = False
+    refused: bool = False
 
 
 @dataclass(slots=True)
@@ -180,14 +184,19 @@ class Simulator:
             self._next += 1
 
     def _engine_request(self, name: str, request: SimulatedRequest) -> Any:
-        promises = {"tbt_slo_ms": request.tbt_slo_ms, "ttft_slo_ms": request.ttft_slo_ms}
-        promises = {key: value for key, value in promises.items() if value is not None}
+        asked = {
+            TBT_KEY: request.tbt_slo_ms,
+            TTFT_KEY: request.ttft_slo_ms,
+            CLASS_KEY: request.kind or None,
+            TENANT_KEY: request.tenant or None,
+        }
+        asked = {key: value for key, value in asked.items() if value is not None}
         return build_request(
             name,
             prompt_token_ids(request, self._next, share_prefixes=self._hasher is not None),
             request.output_tokens,
             request.arrival_s,
-            sampling={"extra_args": promises} if promises else None,
+            sampling={"extra_args": asked} if asked else None,
             block_hasher=self._hasher,
         )
 
@@ -253,7 +262,8 @@ class Simulator:
             for output in outputs.outputs:
                 if output.finish_reason is not None:
                     log = by_name.pop(output.request_id)
-                    log.finished = True
+                    log.refused = is_refusal(output.stop_reason)
+                    log.finished = not log.refused
                     self.finished.append(log)
 
 

@@ -28,7 +28,8 @@ class SimulatedRequest:
         ttft_slo_ms: its own promised time to first token; None for none of its own.
         prefix: names of the leading pieces of its prompt, PREFIX_TOKENS long each, as a trace gives them: two
             requests whose first names agree share that part of the prompt.
-        kind: the class it belongs to, for reports.
+        kind: the class it belongs to, for reports and for schedulers that know classes.
+        tenant: whose it is.
     """
 
     arrival_s: float
@@ -38,6 +39,7 @@ class SimulatedRequest:
     ttft_slo_ms: float | None = None
     prefix: tuple[int, ...] = ()
     kind: str = ""
+    tenant: str = ""
 
 
 PREFIX_TOKENS = 512

@@ -1,6 +1,6 @@
 """The step that is being sized, and what a limit on it is."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,7 @@ class Candidate:
         available_s: how long the step may take.
         decode_s: how long its decodes alone are predicted to take; 0 without any, or where that is not known.
         late: whether decodes alone are predicted to miss the SLO.
+        overdue, left_out: as in `Turn`.
     """
 
     prompts: Sequence[RequestView]
@@ -26,6 +27,14 @@ class Candidate:
     available_s: float
     decode_s: float = 0.0
     late: bool = False
+    overdue: Set[str] = frozenset()
+    left_out: Set[str] = frozenset()
+
+    def is_overdue(self, request: RequestView, max_wait_s: float) -> bool:
+        """True for a prompt that has waited for its bound; batch work has one of its own."""
+        if request.batch:
+            return request.request_id in self.overdue
+        return request.age_s >= max_wait_s
 
 
 class Limit(Protocol):

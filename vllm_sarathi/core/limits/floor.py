@@ -51,12 +51,16 @@ class Floor:
         tokens, reason = candidate.tokens, candidate.reason
         if tokens >= min(COLD_TOKENS, candidate.prompts[0].remaining_tokens):
             return tokens, reason
+        if reason is Reason.BACKFILL:
+            return tokens, reason
         if not view.decodes:
             return self._chunk(view, candidate, 0.0), Reason.FLOOR
         least = least_chunk(candidate.prompts[0])
         if least > 1 and self._fits(view, candidate, least):
             return least, Reason.UNCUT
-        overdue = any(request.age_s >= self._max_wait_s for request in candidate.prompts[:1])
+        overdue = candidate.is_overdue(candidate.prompts[0], self._max_wait_s)
+        if candidate.prompts[0].batch and not overdue:  # nothing gives way to it
+            return tokens, reason if tokens else Reason.FULL
         if not candidate.late and not overdue:
             if reason is Reason.GROWTH or self._experience.late_credit < 1.0:
                 return tokens, reason if tokens or reason is Reason.GROWTH else Reason.FULL

@@ -84,18 +84,22 @@ class Growth:
         experience: what is known of the device.
         answers: how long answers are.
         max_wait_s: a prompt that has waited so long is let in whatever it costs.
+        least_slo_s: how long a step may take at the most for those who come before the answers end, seconds.
     """
 
-    def __init__(self, experience: Experience, answers: Answers, max_wait_s: float) -> None:
+    def __init__(
+        self, experience: Experience, answers: Answers, max_wait_s: float, least_slo_s: float = math.inf
+    ) -> None:
         self._experience = experience
-        self._answers = answers
+        self.answers = answers
         self._max_wait_s = max_wait_s
+        self._least_slo_s = least_slo_s
 
     def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
-        if not view.decodes or not self._answers.known or candidate.late:
+        if not view.decodes or not self.answers.known or candidate.late:
             return candidate.tokens, candidate.reason
         inside = {request.request_id for request in view.prefills}
-        limit_s = candidate.available_s / self._experience.model.decode_margin
+        limit_s = min(candidate.available_s, self._least_slo_s) / self._experience.model.decode_margin
         count = view.generating + len(view.prefills)
         context = view.decode_context_tokens + _tokens(view.prefills)
         tokens = 0
@@ -103,7 +107,8 @@ class Growth:
             if request.request_id not in inside:
                 count += 1
                 context += request.done_tokens + request.remaining_tokens
-                if request.age_s < self._max_wait_s and self._peak_s(count, context) > limit_s:
+                overdue = candidate.is_overdue(request, self._max_wait_s)
+                if not overdue and self.peak_s(count, context) > limit_s:
                     return (
                         (tokens, Reason.GROWTH)
                         if tokens < candidate.tokens
@@ -114,9 +119,9 @@ class Growth:
                 break
         return candidate.tokens, candidate.reason
 
-    def _peak_s(self, count: int, context: int) -> float:
+    def peak_s(self, count: int, context: int) -> float:
         """Return the seconds of the costliest step of decodes alone that is to be expected."""
-        answers, seconds = self._answers, self._experience.model.seconds
+        answers, seconds = self.answers, self._experience.model.seconds
         mean, chance = answers.mean_tokens, answers.chance_tokens(count)
         peak_s = 0.0
         for moment in MOMENTS:

@@ -1,10 +1,11 @@
 """What an order answers, and what it wants to see."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
+from vllm_sarathi.core.classes import SloClass
 from vllm_sarathi.core.types import Reason, RequestView, StepPlan, StepRecord, StepView
 
 
@@ -17,12 +18,16 @@ class Turn:
         held: indices of those that yield this step; they keep their blocks and their slot.
         waiting: indices into StepView.waiting, first let in first; None leaves the queue as it is.
         let_in: how many of the waiting, at the most, have their turn; None for all, those out of sight too.
+        overdue: names of those that must be begun now, whatever else would keep them waiting.
+        left_out: names of those that are not to be let in now; they stand last.
     """
 
     prefills: tuple[int, ...]
     held: tuple[int, ...] = ()
     waiting: tuple[int, ...] | None = None
     let_in: int | None = None
+    overdue: Set[str] = frozenset()
+    left_out: Set[str] = frozenset()
 
     def prompts(self, view: StepView) -> list[RequestView]:
         """Return whose turn it is, in order; a last one stands for those out of sight, of which nothing is known."""
@@ -63,11 +68,14 @@ class Facts:
         arrival_s: when it arrived, seconds since the epoch.
         remaining_tokens: tokens left to prefill.
         ttft_slo_s: its time-to-first-token SLO, seconds; None without one.
+        slo_class, tag: as in `classes.Bond`.
     """
 
     arrival_s: float
     remaining_tokens: int
     ttft_slo_s: float | None
+    slo_class: SloClass | None = None
+    tag: float = 0.0
 
 
 class Order(Protocol):

@@ -13,8 +13,7 @@ In the last two the deadline is implied by the length (arrival + STRETCH x the t
 does not wait behind a 100k one, and a long one gains on later arrivals as it ages.
 
 Which promises are given up is not left to each prompt alone: those that can be kept together are as many as possible.
-Earliest deadline first keeps all where all can be kept; where one would be late, giving up the longest so far saves
-the most (Moore, 1968: it minimises the number of late jobs on one machine).
+Where one would be late, the longest so far is given up (`first_token.keep`).
 
 Any number may wait: what the order has to see of them are the oldest, those whose deadline is next, and the oldest of
 each octave of lengths (see `Order.lists`).
@@ -24,11 +23,11 @@ has its first token no later than `max_wait_s` + twice the time to read it and t
 between go on keeping promises, or one long prompt that is overdue would break those of all that come meanwhile.
 """
 
-import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.first_token import Job, keep
 from vllm_sarathi.core.order.base import Facts, Turn, turn_by_keys
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import (
@@ -86,23 +85,14 @@ def kept_promises(
         lead_s: seconds before the first of them can be read, and between reading and answering.
         read_s: how long reading takes.
     """
-    jobs = []
+    jobs, indices = [], []
     for index, request in enumerate(requests):
         slo_s = ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
         if slo_s is not None and request.age_s < slo_s:
-            jobs.append((slo_s - request.age_s, read_s(request.done_tokens, request.remaining_tokens), index))
-    kept: dict[int, Key] = {}
-    longest: list[tuple[float, int]] = []
-    end_s = lead_s
-    for due_s, remaining_s, index in sorted(jobs):
-        end_s += remaining_s
-        kept[index] = (1, due_s, remaining_s)
-        heapq.heappush(longest, (-remaining_s, index))
-        if end_s > due_s:
-            shorter_s, given_up = heapq.heappop(longest)
-            end_s += shorter_s
-            del kept[given_up]
-    return kept
+            left_s = read_s(request.done_tokens, request.remaining_tokens)
+            jobs.append(Job(slo_s - request.age_s, left_s, loss=-left_s))
+            indices.append(index)
+    return {indices[place]: (1, jobs[place].due_s, jobs[place].read_s) for place in keep(jobs, lead_s)}
 
 
 def deadline_keys(

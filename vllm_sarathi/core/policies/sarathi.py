@@ -16,6 +16,7 @@ from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.deadlines import TokenDeadlines
 from vllm_sarathi.core.experience import Experience
 from vllm_sarathi.core.fixed_budget import FixedBudget
+from vllm_sarathi.core.limits.backfill import Backfill
 from vllm_sarathi.core.limits.backlog import Backlog
 from vllm_sarathi.core.limits.base import Candidate, Limit, complete_within, prompts_left
 from vllm_sarathi.core.limits.cold import Cold
@@ -68,19 +69,26 @@ class SloPolicy:
         self.model = model
         self.pipeline = pipeline
         self.deadlines = TokenDeadlines(config.tbt_mode, pipeline)
-        self.needs_decode_views = self.deadlines.needs_decode_views or config.allow_request_slo
+        self.needs_decode_views = self.deadlines.needs_decode_views
+        classes = config.slo_classes
+        self.needs_tbt_slos = config.allow_request_slo or classes is not None
         self.late = False
         self.answers = Answers()
         self.longest_step_s = math.inf
         self.experience = experience = Experience(model, pipeline)
         self._auto_slo_s: float | None = None
+        self._stated_slo_s = _stated_slo_s(config)
         self._backlog = backlog = Backlog()
         self._stages = StageClock(pipeline.stages)
         stop_early = StopEarly(experience, backlog)
+        least_slo_s = math.inf if classes is None else pipeline.step_s(classes.least("tbt_slo_s"))
+        growth = Growth(experience, self.answers, config.prefill_max_wait_s, least_slo_s)
+        backfill = () if classes is None else (Backfill(experience, growth, least_slo_s),)
         self.limits: tuple[Limit, ...] = (
             Trust(experience),
             EvenParts(experience, backlog),
-            Growth(experience, self.answers, config.prefill_max_wait_s),
+            growth,
+            *backfill,
             Fit(experience, stop_early),
             Turnover(experience),
             Tail(experience),
@@ -90,6 +98,7 @@ class SloPolicy:
         )
         self.cold_limits: tuple[Limit, ...] = (
             Cold(experience),
+            *backfill,
             Uncut(),
             Floor(experience, config.prefill_max_wait_s),
         )
@@ -98,9 +107,7 @@ class SloPolicy:
     @property
     def tbt_slo_s(self) -> float | None:
         """The time-between-tokens SLO, seconds; None while `auto` has no decode step to go by."""
-        if self.config.tbt_slo_ms is not None:
-            return self.config.tbt_slo_ms / 1e3
-        return self._auto_slo_s
+        return self._auto_slo_s if self._stated_slo_s is None else self._stated_slo_s
 
     @property
     def decode_step_s(self) -> float:
@@ -115,7 +122,7 @@ class SloPolicy:
             self._backlog.planned(0, 0)
             return decodes_only(view, Reason.NONE)
         prompts = turn.prompts(view)
-        tokens, reason = self._size(view, prompts)
+        tokens, reason = self._size(view, prompts, turn)
         self.experience.planned(tokens)
         complete = complete_within(prompts, tokens)
         self._backlog.planned(complete, prompts_left(view, prompts, complete))
@@ -150,12 +157,13 @@ class SloPolicy:
             self.deadlines.completed(previous.deadlines.last_delivery_s(math.inf))
             self._stages = previous._stages
 
-    def _size(self, view: StepView, prompts: list[RequestView]) -> tuple[int, Reason]:
+    def _size(self, view: StepView, prompts: list[RequestView], turn: Turn) -> tuple[int, Reason]:
         """Return how many prefill tokens the step takes, and what decided."""
         room = view.max_tokens - view.decode_tokens
         if not prompts or room <= 0:
             return 0, Reason.NONE
         candidate = Candidate(prompts, room, Reason.ENGINE, math.inf)
+        candidate.overdue, candidate.left_out = turn.overdue, turn.left_out
         if not view.generating and self.longest_step_s == math.inf:
             return self._size_idle(view, candidate)
         if not self.model.ready:
@@ -173,7 +181,7 @@ class SloPolicy:
             candidate.available_s = min(candidate.available_s, self._in_line_s(view, candidate.available_s))
         candidate.available_s = min(candidate.available_s, self.longest_step_s)
         due = self.experience.steps_since_decodes_alone > DECODES_ALONE_EVERY_STEPS
-        if due and view.decodes and (candidate.late or self.config.tbt_slo_ms is None):
+        if due and view.decodes and (candidate.late or self._stated_slo_s is None):
             return 0, Reason.PROBE
         return self._apply(self.limits, view, candidate)
 
@@ -195,8 +203,8 @@ class SloPolicy:
 
     def _slo_for(self, view: StepView, prompts: list[RequestView]) -> float | None:
         """Return the SLO; `auto` is a multiple of a decode step of the batch at hand, those being let in included."""
-        if self.config.tbt_slo_ms is not None:
-            return self.tbt_slo_s
+        if self._stated_slo_s is not None:
+            return self._stated_slo_s
         joining = sum(request.request_id != "unseen" for request in prompts)
         decodes = max(view.generating, int((view.generating + joining) * JOINING_SHARE))
         # Those that join are taken to have contexts like the others: one long prompt lengthens nobody's SLO.
@@ -211,6 +219,14 @@ class SloPolicy:
         gap_s = self.pipeline.token_s(available_s)
         due_s = self.deadlines.last_delivery_s(view.now_s) + gap_s if view.decodes else math.inf
         return self._stages.longest_s(view.now_s, due_s, gap_s, view.in_flight)
+
+
+def _stated_slo_s(config: SarathiConfig) -> float | None:
+    """Return the time between tokens that was promised in so many words: the server's, else the tightest class's."""
+    if config.tbt_slo_ms is not None:
+        return config.tbt_slo_ms / 1e3
+    least_s = math.inf if config.slo_classes is None else config.slo_classes.least("tbt_slo_s")
+    return None if least_s == math.inf else least_s
 
 
 def _let_in(view: StepView, turn: Turn, prompts: list[RequestView], tokens: int) -> int | None:

@@ -101,6 +101,21 @@ def model_output_class() -> Any:
     return resolve("vllm.v1.outputs:ModelRunnerOutput")
 
 
+def engine_core_output_class() -> Any:
+    """Return what a request's news from the engine core are an object of."""
+    return resolve("vllm.v1.engine:EngineCoreOutput")
+
+
+def engine_core_outputs_class() -> Any:
+    """Return what the news for one API server are an object of."""
+    return resolve("vllm.v1.engine:EngineCoreOutputs")
+
+
+def async_engine_class() -> Any:
+    """Return the engine of an API server."""
+    return resolve("vllm.v1.engine.async_llm:AsyncLLM")
+
+
 def grammar_manager_class() -> Any:
     """Return what compiles grammars for structured output."""
     return resolve("vllm.v1.structured_output:StructuredOutputManager")

@@ -154,6 +154,13 @@ class Admission:
         shared = sum(block.ref_cnt > 0 and not block.is_null for group in found for block in group)
         return bool(needed - shared <= free)
 
+    def free_tokens(self) -> int:
+        """Return the tokens that the KV cache has room for, beside a step of the decodes."""
+        manager = self._scheduler.kv_cache_manager
+        free = manager.block_pool.get_num_free_blocks() - self.decode_blocks()
+        managers = manager.coordinator.single_type_managers
+        return max(0, int(free * managers[0].block_size // len(managers)))
+
     def fitting(self, requests: Sequence[Any]) -> int:
         """Return how many of the requests, one after the other, find slots and blocks together, shared ones aside."""
         free = self._unclaimed_blocks()

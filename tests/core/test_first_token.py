@@ -1,0 +1,166 @@
+"""When a prompt would have its first token, against a plain simulation of the line; and the gate that asks it."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_sarathi.core.classes import Bond, SloClass
+from vllm_sarathi.core.first_token import Job, QueueView, keep, when_first_token
+from vllm_sarathi.core.gate import CAUTION, Gate
+
+SECONDS = st.floats(0.01, 5.0)
+LOSABLE = st.builds(Job, st.floats(0.1, 5.0), SECONDS, st.just(False), st.just(False), SECONDS)
+JOBS = st.lists(
+    st.builds(Job, due_s=st.floats(0.1, 10.0), read_s=SECONDS, protected=st.booleans(), stays=st.just(True)),
+    max_size=8,
+)
+
+
+def ends(jobs: list[Job], lead_s: float) -> list[float]:
+    """Return when each of the jobs has its first token, read one after the other."""
+    ended, at_s = [], lead_s
+    for job in jobs:
+        at_s += job.read_s
+        ended.append(at_s)
+    return ended
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(JOBS, st.integers(1, 50), st.floats(0.1, 10.0))
+def test_a_newcomer_goes_as_far_forward_as_its_deadline_and_those_behind_it_allow(
+    jobs: list[Job], tokens: int, due_s: float
+) -> None:
+    queue = QueueView(tuple(jobs), token_s=0.1, lead_s=0.05)
+    line = [jobs[i] for i in keep(jobs, queue.lead_s)]
+    own = Job(due_s, queue.read_s(tokens))
+    before = ends(line, queue.lead_s)
+
+    def harms(place: int) -> bool:
+        after = ends([*line[:place], own, *line[place:]], queue.lead_s)
+        return any(
+            job.protected and (after[i + 1] > job.due_s or before[i] > job.due_s)
+            for i, job in enumerate(line)
+            if i >= place
+        )
+
+    first = next(place for place in range(len(line) + 1) if all(job.due_s > due_s for job in line[place:]))
+    place = next(place for place in range(first, len(line) + 1) if not harms(place))
+    expected = ends([*line[:place], own], queue.lead_s)[-1]
+    assert when_first_token(queue, tokens, due_s) == pytest.approx(expected)
+
+
+def test_what_is_promised_nothing_waits_for_all_that_is() -> None:
+    queue = QueueView((Job(1.0, 0.5), Job(9.0, 0.5)), token_s=0.01, work_s=1e-4, lead_s=0.1, rest_s=7.0)
+    own_s = 10 * 0.01 + 1e-4 * 10 * (30 + 5)
+    assert when_first_token(queue, 10, done_tokens=30) == pytest.approx(0.1 + 1.0 + own_s)
+    assert when_first_token(queue, 10, done_tokens=30, batch=True) == pytest.approx(0.1 + 1.0 + 7.0 + own_s)
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(
+        st.builds(Job, st.floats(0.1, 5.0), SECONDS, st.just(False), st.just(False), SECONDS), max_size=8
+    ),
+    st.floats(0, 1),
+)
+def test_all_that_can_be_given_up_and_is_kept_is_in_time(jobs: list[Job], lead_s: float) -> None:
+    line = [jobs[i] for i in keep(jobs, lead_s)]
+    assert all(end <= job.due_s for end, job in zip(ends(line, lead_s), line, strict=True))
+
+
+def test_nobody_is_given_up_for_one_that_is_late_in_any_case() -> None:
+    hopeless = Job(0.1, 3.0, stays=True)
+    assert keep([hopeless, Job(4.0, 1.0, loss=1.0)], 0.0) == [0, 1]
+    assert keep([hopeless, Job(3.5, 1.0, loss=1.0)], 0.0) == [0]
+    savable = Job(2.0, 1.0, stays=True)
+    assert keep([Job(1.9, 1.5, loss=1.0), savable], 0.0) == [1]
+
+
+PROMISED = SloClass("chat", ttft_slo_ms=1000, when_late="refuse")
+
+
+def gate(token_s: float = 0.001) -> Gate:
+    """Return a gate where reading takes so long by its own caution."""
+    return Gate(lambda: (token_s / CAUTION, 0.0, 0.1))
+
+
+def bond(**fields: object) -> Bond:
+    slo_class = SloClass("chat", **{"ttft_slo_ms": 1000, "when_late": "refuse", **fields})  # type: ignore[arg-type]
+    return Bond(None, slo_class.ttft_slo_s, slo_class)
+
+
+def test_a_newcomer_that_cannot_be_kept_is_told_when_it_could() -> None:
+    door = gate()
+    assert door.ask("a", bond(), 10.0, 10.0, 500, 0) is None
+    assert door.ask("b", bond(), 10.0, 10.0, 400, 0) is None
+    refusal = door.ask("c", bond(), 9.9, 10.0, 300, 0)
+    assert refusal is not None
+    assert refusal.predicted_s == pytest.approx(0.1 + 0.1 + 1.2)
+    assert refusal.retry_after_s == 1.0
+    assert door.standing == ("a", "b")
+    assert gate().ask("on its way for long", bond(), 9.3, 10.0, 300, 0) is not None
+    door.left("a")
+    assert door.ask("c", bond(), 9.9, 10.0, 300, 0) is None
+
+
+def test_a_newcomer_with_an_earlier_deadline_makes_nobody_late_who_was_let_in() -> None:
+    door = gate()
+    assert door.ask("slow", bond(ttft_slo_ms=1000), 10.0, 10.0, 850, 0) is None
+    refusal = door.ask("quick", bond(ttft_slo_ms=300), 10.0, 10.0, 100, 0)
+    assert refusal is not None
+    assert refusal.predicted_s == pytest.approx(0.1 + 0.85 + 0.1)
+    served = gate()
+    assert served.ask("slow", bond(ttft_slo_ms=1000, when_late="relegate"), 10.0, 10.0, 850, 0) is None
+    assert served.ask("quick", bond(ttft_slo_ms=300), 10.0, 10.0, 100, 0) is None
+
+
+def test_who_waits_unread_and_can_be_in_time_no_more_is_refused_and_who_is_being_read_is_not() -> None:
+    door = gate()
+    for name in ("unread", "begun"):
+        assert door.ask(name, bond(), 10.0, 10.0, 400, 0) is None
+    door.read("begun", 100, 300)
+    assert door.next_look_s() == pytest.approx(10.0 + 1.0 - 0.5)
+    assert door.hopeless("unread", 10.49) is None
+    refusal = door.hopeless("unread", 10.51)
+    assert refusal is not None
+    assert refusal.predicted_s == pytest.approx(1.01)
+    assert door.hopeless("begun", 20.0) is None
+
+
+def test_classes_that_serve_late_refuse_nobody_and_while_nothing_is_known_neither_does_any() -> None:
+    door = gate(token_s=1.0)
+    assert door.ask("late", bond(when_late="serve"), 10.0, 10.0, 4000, 0) is None
+    assert Gate(lambda: None).ask("first", bond(), 10.0, 10.0, 10**6, 0) is None
+    assert door.ask("batch", Bond(math.inf, None, SloClass("batch", batch=True)), 0.0, 10.0, 10**6, 0) is None
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(st.floats(0.0, 2.0), st.integers(1, 600), st.integers(200, 2000)), max_size=20))
+def test_all_that_are_let_in_are_in_time_where_reading_is_as_quick_as_predicted(
+    arrivals: list[tuple[float, int, int]],
+) -> None:
+    """And nobody is both refused and served: a device that reads as predicted, by earliest deadline, one at a time."""
+    door, now_s, line = gate(), 100.0, []
+    refused, answered = set(), {}
+    for index, (gap_s, tokens, slo_ms) in enumerate(arrivals):
+        until_s = now_s + gap_s
+        while line and now_s < until_s:  # whole prompts, as nothing here is preempted
+            due_s, name, left = min(line)
+            line.remove((due_s, name, left))
+            now_s += left * 0.001
+            answered[name] = (now_s, due_s)
+            door.left(name)
+        now_s = max(now_s, until_s)
+        name = str(index)
+        if door.ask(name, bond(ttft_slo_ms=slo_ms), until_s, now_s, tokens, 0) is not None:
+            refused.add(name)
+        else:
+            line.append((until_s + slo_ms / 1e3, name, tokens))
+    for due_s, name, left in sorted(line):
+        now_s += left * 0.001
+        answered[name] = (now_s, due_s)
+    assert not refused & answered.keys()
+    assert refused | answered.keys() == {str(index) for index in range(len(arrivals))}
+    assert all(end_s <= due_s + 1e-9 for end_s, due_s in answered.values())

@@ -1,0 +1,186 @@
+"""Classes in the real scheduler under a virtual clock: who is read first, who is refused, what batch work takes."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from tests.engine.virtual import LinearDevice, VirtualEngine, share_kept
+from vllm_sarathi import SarathiConfig
+from vllm_sarathi.engine.admission import REFUSED, is_refusal
+
+LIMITS = {"max_model_len": 8192, "max_num_seqs": 64, "max_num_batched_tokens": 4096}
+DEVICE = LinearDevice(token_s=0.0002, step_s=0.010)
+
+CLASSES: dict[str, Any] = {
+    "default": "standard",
+    "classes": {
+        "interactive": {"ttft_slo_ms": 500, "tbt_slo_ms": 50, "when_late": "refuse"},
+        "standard": {"ttft_slo_ms": 3000, "tbt_slo_ms": 100, "when_late": "relegate"},
+        "served": {"ttft_slo_ms": 500, "tbt_slo_ms": 100},
+        "batch": {"batch": True, "max_wait_s": 20},
+    },
+}
+
+
+class ClassEngine(VirtualEngine):
+    """A virtual engine whose requests name their class; it keeps what those that were refused are told."""
+
+    def __init__(self, make_config: Any, classes: dict[str, Any] = CLASSES, **limits: Any) -> None:
+        config = SarathiConfig.from_mapping({"slo_classes": classes, "calibration_dir": "none"})
+        super().__init__(make_config(config, **{**LIMITS, **limits}), DEVICE, num_blocks=6000)
+        self.refused: dict[str, dict[str, Any]] = {}
+        self.update = self.scheduler.update_from_output
+        self.scheduler.update_from_output = self._watched
+
+    def _watched(self, *args: Any) -> Any:
+        result = self.update(*args)
+        for told in itertools.chain.from_iterable(outputs.outputs for outputs in result.values()):
+            if is_refusal(told.stop_reason):
+                assert told.new_token_ids == []
+                assert told.request_id not in self.refused
+                self.refused[told.request_id] = json.loads(told.stop_reason.removeprefix(REFUSED))
+        return result
+
+    def ask(self, name: str, prompt: int, slo_class: str, max_tokens: int = 8, **extra: Any) -> None:
+        """Queue a request of a class."""
+        args = {"slo_class": slo_class, **extra}
+        self.add(name, prompt, max_tokens, sampling={"extra_args": args})
+
+    def learn(self) -> None:
+        """Serve enough for the device to be known, with a queue."""
+        for i in range(24):
+            self.ask(f"learn-{i}", 600, "standard", 24)
+        self.finish()
+
+    def finish(self, most_s: float = 200.0) -> None:
+        """Step until nobody is left."""
+        assert self.run_until(lambda: not self.scheduler.has_unfinished_requests(), most_s)
+        assert self.scheduler.faults.total == 0
+
+
+@pytest.fixture
+def engine(make_config: Any) -> ClassEngine:
+    made = ClassEngine(make_config)
+    made.learn()
+    return made
+
+
+def test_what_cannot_be_kept_is_refused_at_once_and_everybody_is_answered_once(engine: ClassEngine) -> None:
+    names = [f"i{i}" for i in range(40)]
+    for name in names:
+        engine.ask(name, 500, "interactive")
+    engine.step()
+    refused = set(engine.refused)
+    assert 10 < len(refused) < 40
+    engine.finish()
+    served = {name for name in names if name in engine.finished_s and name not in engine.refused}
+    assert refused == set(engine.refused)
+    assert served | refused == set(names)
+    assert not any(engine.token_s[name] for name in refused)
+    assert not any(name in step.scheduled for step in engine.steps for name in refused)
+    assert max(engine.ttft_s(name) for name in served) <= 0.5
+    for why in engine.refused.values():
+        assert why["slo_class"] == "interactive"
+        assert why["predicted_ttft_ms"] > why["ttft_slo_ms"] == 500
+        assert why["retry_after_s"] >= 1
+
+
+def test_one_that_is_refused_while_nothing_else_is_there_is_answered_too(engine: ClassEngine) -> None:
+    engine.ask("long", 7000, "interactive")
+    assert engine.run_until(lambda: "long" in engine.refused, 1.0)
+    assert not engine.scheduler.has_requests() or engine.step() == {}
+
+
+def test_a_class_that_serves_late_refuses_nobody_and_one_that_relegates_reads_it_later(
+    engine: ClassEngine,
+) -> None:
+    for i in range(30):
+        engine.ask(f"served-{i}", 500, "served")
+    engine.finish()
+    assert not engine.refused
+    firsts = [engine.token_s[f"served-{i}"][0] for i in range(30)]
+    assert firsts == sorted(firsts)
+
+
+def test_interactive_work_goes_before_standard_work_in_flight(engine: ClassEngine) -> None:
+    engine.ask("standard", 7000, "standard")
+    engine.run(2)
+    engine.ask("interactive", 400, "interactive")
+    engine.finish()
+    assert engine.token_s["interactive"][0] < engine.token_s["standard"][0]
+    assert engine.ttft_s("interactive") < 0.5
+
+
+def test_batch_work_yields_at_once_and_its_decodes_break_no_gap(engine: ClassEngine) -> None:
+    for i in range(60):
+        engine.ask(f"batch-{i}", 2000, "batch", 200)
+    engine.run_until(lambda: False, most_s=5.0)
+    since_s = engine.now_s
+    for i in range(20):
+        engine.ask(f"chat-{i}", 200, "interactive", 40)
+        engine.run_until(lambda: False, most_s=0.4)
+    assert not engine.refused
+    assert max(engine.ttft_s(f"chat-{i}") for i in range(20)) <= 0.5
+    assert share_kept(engine.gaps_s(since_s, "chat"), 0.05) >= 0.97
+    engine.finish(most_s=600.0)
+    assert sum(len(engine.token_s[f"batch-{i}"]) for i in range(60)) == 60 * 200
+
+
+def test_batch_work_never_stands_still_for_longer_than_its_bound(make_config: Any) -> None:
+    """Promised work that would take all of the device for ever: each bound lets one prompt of batch work in."""
+    engine = ClassEngine(make_config)
+    engine.learn()
+    for i in range(4):
+        engine.ask(f"batch-{i}", 1000, "batch")
+    start_s, i = engine.now_s, 0
+    while engine.now_s < start_s + 70.0:
+        while sum(r.num_prompt_tokens for r in engine.scheduler.waiting) < 30_000:
+            engine.ask(f"flood-{i}", 2500, "standard", 2)
+            i += 1
+        engine.step()
+    engine.keep_steps = False
+    begun = sorted(
+        engine.first_scheduled_s[name] for name in engine.first_scheduled_s if name.startswith("batch")
+    )
+    assert len(begun) >= 3
+    assert begun[0] - start_s <= 22.0
+    assert all(after - before <= 25.0 for before, after in itertools.pairwise(begun))
+    assert engine.scheduler.faults.total == 0
+
+
+def test_of_two_tenants_the_one_that_does_not_flood_waits_as_if_it_were_alone(make_config: Any) -> None:
+    waits = {}
+    for flooded in (False, True):
+        engine = ClassEngine(make_config)
+        engine.learn()
+        for i in range(200 if flooded else 0):
+            engine.ask(f"flood-{i}", 1000, "standard", 4, slo_tenant="flood")
+        for i in range(10):
+            engine.run_until(lambda: False, most_s=2.0)
+            engine.ask(f"light-{i}", 3000, "standard", 4, slo_tenant="light")
+        engine.finish()
+        waits[flooded] = max(engine.ttft_s(f"light-{i}") for i in range(10))
+        assert len(engine.finished_s) == 24 + 10 + (200 if flooded else 0)
+    assert waits[True] <= 1.5 * waits[False]
+
+
+def test_an_unknown_class_is_the_default_and_is_said_once(make_config: Any, warned: list[str]) -> None:
+    engine = ClassEngine(make_config)
+    for i in range(3):
+        engine.ask(f"r{i}", 20, "nobody")
+    engine.ask("odd", 20, 7)  # type: ignore[arg-type]
+    engine.finish()
+    assert [line for line in warned if "'nobody'" in line] == [
+        "Requests ask for the class 'nobody', which is unknown: they are of class 'standard'."
+    ]
+
+
+def test_aborted_while_it_waits_to_be_judged(engine: ClassEngine) -> None:
+    engine.ask("gone", 7000, "interactive")
+    engine.scheduler.finish_requests("gone", engine.scheduler.requests["gone"].status.FINISHED_ABORTED)
+    engine.ask("here", 100, "interactive")
+    engine.finish()
+    assert not engine.refused
+    assert engine.token_s["here"]

@@ -1,0 +1,180 @@
+"""The middleware alone: what it puts into a body, and how a refusal takes the place of an answer."""
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.gate import Refusal
+from vllm_sarathi.engine import http
+from vllm_sarathi.engine.admission import stop_reason
+from vllm_sarathi.engine.http import ClassMiddleware
+
+START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"text/event-stream"), (b"access-control-allow-origin", b"*")],
+}
+WHY = stop_reason(Refusal("chat", 3.2, 0.5))
+
+
+class Call:
+    """One HTTP request through the middleware, to an app that reads the body and sends what it is given."""
+
+    def __init__(
+        self, sends: list[dict[str, Any]], refuses: bool = False, path: str = "/v1/completions"
+    ) -> None:
+        self.sends, self.refuses, self.path = sends, refuses, path
+        self.seen: bytes | None = None
+        self.sent: list[dict[str, Any]] = []
+        self.reads = 0
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.seen = (await receive())["body"]
+        completion = SimpleNamespace(stop_reason=WHY if self.refuses else None)
+        output = SimpleNamespace(finished=True, outputs=[completion])
+
+        async def generate() -> Any:
+            yield output
+
+        async for _ in http._noting(generate)():
+            for message in self.sends:
+                await send(message)
+
+    def run(self, body: Any = b"{}", headers: dict[str, str] | None = None) -> "Call":
+        parts = [body[:3], body[3:]] if isinstance(body, bytes) else [json.dumps(body).encode()]
+        told = [
+            {"type": "http.request", "body": part, "more_body": i + 1 < len(parts)}
+            for i, part in enumerate(parts)
+        ]
+
+        async def receive() -> Any:
+            self.reads += 1
+            return told.pop(0) if told else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            self.sent.append(message)
+
+        named = [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()]
+        scope = {"type": "http", "method": "POST", "path": self.path, "headers": named}
+        asyncio.run(ClassMiddleware(self._app)(scope, receive, send))
+        return self
+
+
+BODY = {"type": "http.response.body", "body": b"data: x", "more_body": True}
+END = {"type": "http.response.body", "body": b""}
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = {"chat": {}, "night": {"batch": True}}
+    config = SarathiConfig.from_mapping({"slo_classes": {"classes": classes}, "fairness_header": "X-Tenant"})
+    monkeypatch.setenv(http.SETTINGS_VARIABLE, "")
+    added: list[str] = []
+    for _ in range(2):
+        http.serve_classes(config, added)
+    assert added == [http.MIDDLEWARE]
+    monkeypatch.setattr(http, "note_refusals", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "xargs"),
+    [
+        ({}, {"x-slo-class": "chat"}, {"slo_class": "chat"}),
+        ({}, {"x-llm-d-slo-ttft-ms": "750"}, {"ttft_slo_ms": 750.0}),
+        ({}, {"X-Tenant": "me"}, {"slo_tenant": "me"}),
+        ({"vllm_xargs": {"slo_tenant": "you", "a": 1}}, {}, {"a": 1}),
+        ({"vllm_xargs": {"slo_tenant": "you"}}, {"x-tenant": "me"}, {"slo_tenant": "me"}),
+        ({"vllm_xargs": {"slo_tenant": "you"}}, {}, None),
+        ({"service_tier": "night"}, {}, {"slo_class": "night"}),
+        ({"service_tier": "flex"}, {}, {"slo_class": "flex"}),
+        ({"service_tier": "auto"}, {}, None),
+        ({"service_tier": "flex"}, {"x-slo-class": "chat"}, {"slo_class": "chat"}),
+        ({"service_tier": "flex", "vllm_xargs": {"slo_class": "chat"}}, {}, {"slo_class": "chat"}),
+    ],
+    ids=str,
+)
+def test_what_is_asked_for_reaches_the_body(body: Any, headers: dict[str, str], xargs: Any) -> None:
+    call = Call([START, BODY, END]).run({"prompt": "a", **body}, headers)
+    assert call.seen is not None
+    seen = json.loads(call.seen)
+    assert seen.get("vllm_xargs") == xargs
+    assert seen["prompt"] == "a"
+    assert seen.get("service_tier") == (
+        None if body.get("service_tier") == "night" else body.get("service_tier")
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "a"}',
+        b'{"service_tier": ',
+        b'["service_tier"]',
+        b'{"service_tier": "flex", "vllm_xargs": 3}',
+        b'{"service_tier": ' + b"[" * 100_000,
+        b"\xff\xfe service_tier",
+        b"",
+    ],
+    ids=range(7),
+)
+def test_what_asks_for_nothing_or_is_malformed_stays_as_it_is(body: bytes) -> None:
+    headers = {} if b"prompt" in body else {"x-tenant": "me", "x-llm-d-slo-ttft-ms": "inf"}
+    assert Call([START, END]).run(body, headers).seen == body
+
+
+def test_an_answer_goes_out_as_it_came_once_there_is_something_to_send() -> None:
+    assert Call([START, BODY, BODY, END]).run().sent == [START, BODY, BODY, END]
+    assert Call([START]).run().sent == [START, {"type": "http.response.body", "body": b""}]
+    other = Call([START, BODY, END], refuses=True, path="/v1/models").run()
+    assert other.sent == [START, BODY, END]
+
+
+@pytest.mark.parametrize("first", [[], [{**BODY, "body": b""}]], ids=["at once", "after an empty piece"])
+def test_a_refusal_takes_the_place_of_the_whole_answer(first: list[Any]) -> None:
+    call = Call([START, *first, BODY, BODY, END], refuses=True).run()
+    start, body = call.sent
+    assert start["status"] == 429
+    headers = dict(start["headers"])
+    assert headers[b"retry-after"] == b"3"
+    assert headers[b"content-type"] == b"application/json"
+    assert headers[b"access-control-allow-origin"] == b"*"
+    assert int(headers[b"content-length"]) == len(body["body"])
+    error = json.loads(body["body"])["error"]
+    assert (error["predicted_ttft_ms"], error["ttft_slo_ms"], error["code"]) == (3200, 500, 429)
+    assert "3200 ms" in error["message"]
+
+
+def test_nothing_is_read_before_the_server_reads_it() -> None:
+    call = Call([])
+
+    async def turned_away(scope: Any, receive: Any, send: Any) -> None:
+        await send({**START, "status": 401})
+        await send(END)
+
+    call._app = turned_away  # type: ignore[method-assign]
+    call.run(b"x" * 100)
+    assert call.reads == 0
+    assert [message.get("status") for message in call.sent] == [401, None]
+
+
+def test_a_stream_that_is_closed_early_closes_what_it_wraps() -> None:
+    closed = []
+
+    async def generate() -> Any:
+        try:
+            while True:
+                yield SimpleNamespace(finished=False, outputs=[])
+        finally:
+            closed.append(True)
+
+    async def read_one() -> None:
+        outputs = http._noting(generate)()
+        await anext(outputs)
+        await outputs.aclose()  # type: ignore[attr-defined]
+        assert closed == [True]  # now, and not when somebody collects the garbage
+
+    asyncio.run(read_one())

@@ -1,0 +1,355 @@
+"""Promises as classes: what a class file says, and what one request is bound to by it.
+
+A file names classes, each with what it promises and what to do when that cannot be kept:
+
+    default: standard
+    classes:
+      interactive: {ttft_slo_ms: 500, tbt_slo_ms: 50, weight: 4, when_late: refuse, service_tiers: [priority]}
+      standard: {ttft_slo_ms: 2000, tbt_slo_ms: 100, when_late: relegate}
+      batch: {batch: true, service_tiers: [flex]}
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vllm_sarathi.core.errors import ConfigError, nearest_hint
+
+MAX_SLO_MS = 3_600_000.0
+"""An hour: whoever asks for more has mistaken the unit."""
+
+WHEN_LATE = ("serve", "relegate", "refuse")
+"""What becomes of a request whose time to first token cannot be kept: it keeps its place and is late; it goes behind
+those that can be kept; it is refused before any of it is read."""
+
+SERVICE_TIERS = ("auto", "default", "flex", "scale", "priority")
+"""What OpenAI's `service_tier` may be, and vLLM lets through."""
+
+BATCH_MAX_WAIT_S = 300.0
+MOST_CLASSES = 32
+MOST_WEIGHT = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class SloClass:
+    """One class.
+
+    Attributes:
+        name: what requests call it.
+        ttft_slo_ms: the promised time to first token, milliseconds; None promises none.
+        tbt_slo_ms: the promised time between tokens, milliseconds; None leaves it at the server's own.
+        weight: how much keeping one of its promises counts beside another class's.
+        when_late: one of WHEN_LATE.
+        batch: whether it takes only what the promises of the others leave.
+        max_wait_s: batch work has waited for no longer than that when the next prompt of it is begun, seconds.
+        service_tiers: values of `service_tier` that stand for it, beside its name.
+    """
+
+    name: str
+    ttft_slo_ms: float | None = None
+    tbt_slo_ms: float | None = None
+    weight: float = 1.0
+    when_late: str = "serve"
+    batch: bool = False
+    max_wait_s: float = BATCH_MAX_WAIT_S
+    service_tiers: tuple[str, ...] = ()
+
+    @property
+    def ttft_slo_s(self) -> float | None:
+        """The promised time to first token, seconds; None promises none."""
+        return None if self.ttft_slo_ms is None else self.ttft_slo_ms / 1e3
+
+    @property
+    def tbt_slo_s(self) -> float | None:
+        """The promised time between tokens, seconds; None is the server's own; infinite for batch work."""
+        if self.batch:
+            return math.inf
+        return None if self.tbt_slo_ms is None else self.tbt_slo_ms / 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Bond:
+    """What one request is bound to.
+
+    Attributes:
+        tbt_slo_s: the time between its tokens, seconds; None is the server's own, infinity is none.
+        ttft_slo_s: the time to its first token, seconds; None is the server's own.
+        slo_class: its class; None where there are no classes.
+        tenant: whose it is, for fairness inside a class.
+        tag: its place in its class by the shares of the tenants, tokens; see `order.shares`.
+    """
+
+    tbt_slo_s: float | None = None
+    ttft_slo_s: float | None = None
+    slo_class: SloClass | None = None
+    tenant: str = ""
+    tag: float = 0.0
+
+    @property
+    def batch(self) -> bool:
+        """Whether it takes only what promises leave."""
+        return self.slo_class is not None and self.slo_class.batch
+
+
+@dataclass(frozen=True)
+class SloClasses:
+    """The classes of a server.
+
+    Attributes:
+        classes: all of them, in the order of the file.
+        default: the name of that of requests which name none.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+
+    classes: tuple[SloClass, ...]
+    default: str
+    origin: str = field(default="--slo-classes", compare=False)
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in self.classes]
+        if self.default not in names:
+            raise ConfigError(
+                f"{self.origin}: default {self.default!r}: no such class; {nearest_hint(self.default, names)}"
+            )
+        taken: dict[str, str] = {name: name for name in names}
+        for each in self.classes:
+            for tier in each.service_tiers:
+                if taken.setdefault(tier, each.name) != each.name:
+                    raise ConfigError(
+                        f"{self.origin}: classes.{each.name}.service_tiers {tier!r}: stands for class "
+                        f"{taken[tier]!r} already; each tier stands for one class."
+                    )
+
+    @classmethod
+    def from_mapping(cls, values: object, origin: str = "--slo-classes") -> "SloClasses":
+        """Build classes from the plain values of a file; `origin` names it in errors.
+
+        Raises:
+            ConfigError: a key or a value that is not valid.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{origin}: must hold a mapping with 'classes', not {type(values).__name__}.")
+        _check_names(values, ("default", "classes"), origin)
+        listed = values.get("classes")
+        if not isinstance(listed, Mapping) or not 1 <= len(listed) <= MOST_CLASSES:
+            raise ConfigError(
+                f"{origin}: classes {_short(listed)}: must be a mapping of 1 to {MOST_CLASSES} names to their promises."
+            )
+        classes = tuple(_class(name, of_class, origin) for name, of_class in listed.items())
+        plain = next((each.name for each in classes if not each.batch), classes[0].name)
+        default = values.get("default", plain)
+        if not isinstance(default, str):
+            raise ConfigError(f"{origin}: default {_short(default)}: must be the name of a class.")
+        return cls(classes, default, origin)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return plain values; `from_mapping` takes them back."""
+        blank = asdict(SloClass(""))
+        listed = {}
+        for each in self.classes:
+            said = {
+                key: value for key, value in asdict(each).items() if value != blank[key] and key != "name"
+            }
+            listed[each.name] = {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
+        return {"default": self.default, "classes": listed}
+
+    def named(self, name: object) -> SloClass | None:
+        """Return the class of a name or a service tier; None where it stands for none."""
+        for each in self.classes:
+            if name == each.name:
+                return each
+        return next((each for each in self.classes if name in each.service_tiers), None)
+
+    @property
+    def default_class(self) -> SloClass:
+        """The class of requests that name none."""
+        return next(each for each in self.classes if each.name == self.default)
+
+    def allowing(self, ttft_slo_s: float) -> SloClass:
+        """Return the loosest class that promises a first token within a time; where none does, the tightest."""
+        promising = [each for each in self.classes if each.ttft_slo_s is not None and not each.batch]
+        if not promising:
+            return self.default_class
+        within = [each for each in promising if (each.ttft_slo_s or 0.0) <= ttft_slo_s]
+        if within:
+            return max(within, key=lambda each: each.ttft_slo_s or 0.0)
+        return min(promising, key=lambda each: each.ttft_slo_s or 0.0)
+
+    def least(self, key: str) -> float:
+        """Return the tightest promise of a kind (`ttft_slo_s`, `tbt_slo_s`), seconds; infinite without any."""
+        promised = [getattr(each, key) for each in self.classes if not each.batch]
+        return min([value for value in promised if value is not None], default=math.inf)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether any class refuses what it cannot keep."""
+        return any(each.when_late == "refuse" for each in self.classes)
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether any class is batch work."""
+        return any(each.batch for each in self.classes)
+
+
+@dataclass(frozen=True, slots=True)
+class AskedSlo:
+    """What a request asks for.
+
+    Attributes:
+        tbt_slo_s, ttft_slo_s: its wishes, seconds; None for none.
+        class_name: the class, or the service tier, that it names; None for none.
+        tenant: whose it is.
+    """
+
+    tbt_slo_s: float | None = None
+    ttft_slo_s: float | None = None
+    class_name: str | None = None
+    tenant: str = ""
+
+    def bind(self, classes: SloClasses) -> Bond:
+        """Return what it is bound to: its own wishes, but never tighter than its class promises.
+
+        One that names no class and wishes for a time to first token is of the loosest class that promises it. A wish
+        for what the class promises nothing of binds to nothing.
+        """
+        found = classes.named(self.class_name) if self.class_name is not None else None
+        if found is None and self.class_name is None and self.ttft_slo_s is not None:
+            found = classes.allowing(self.ttft_slo_s)
+        found = found or classes.default_class
+        tbt_slo_s = _allowed(found.tbt_slo_s, self.tbt_slo_s)
+        return Bond(tbt_slo_s, _allowed(found.ttft_slo_s, self.ttft_slo_s), found, self.tenant)
+
+
+def _allowed(promised_s: float | None, wish_s: float | None) -> float | None:
+    return promised_s if promised_s is None or wish_s is None else max(promised_s, wish_s)
+
+
+def read_classes(path: str | Path) -> SloClasses:
+    """Read a class file, YAML or JSON.
+
+    Raises:
+        ConfigError: it cannot be read or holds something that is not valid; the message names file, key and value.
+    """
+    origin = f"--slo-classes {str(path)!r}"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{origin}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ConfigError(f"{origin}: is no text ({error}).") from error
+    return SloClasses.from_mapping(_parsed(text, origin), origin)
+
+
+def _parsed(text: str, origin: str) -> object:
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text, object_pairs_hook=lambda pairs: _no_twins(pairs, origin))
+        except RecursionError as error:
+            raise ConfigError(f"{origin}: is nested too deeply.") from error
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{origin}: is not valid JSON ({error}).") from error
+    try:
+        import yaml  # vLLM brings it; JSON needs nothing
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{origin}: YAML needs pip install pyyaml; JSON works without.") from error
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+        """Plain values only, and no key twice."""
+
+    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
+        return _no_twins(loader.construct_pairs(node, deep=True), origin)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        return yaml.load(text, Loader)  # a SafeLoader
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: is nested too deeply.") from error
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{origin}: is not valid YAML ({said}).") from error
+
+
+def _no_twins(pairs: Iterable[tuple[Any, Any]], origin: str) -> dict[Any, Any]:
+    """Return pairs as a mapping; of two equal keys the first would be lost without a word."""
+    made: dict[Any, Any] = {}
+    for key, value in pairs:
+        if not isinstance(key, str):
+            raise ConfigError(f"{origin}: key {_short(key)}: must be a name.")
+        if key in made:
+            raise ConfigError(f"{origin}: key {key!r}: stands there twice; give it once.")
+        made[key] = value
+    return made
+
+
+def _check_names(values: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {_short(key)}; {nearest_hint(str(key), known)}")
+
+
+def _class(name: object, values: object, origin: str) -> SloClass:
+    if (
+        not isinstance(name, str)
+        or not name.isascii()
+        or not name.replace("-", "").replace("_", "").isalnum()
+    ):
+        raise ConfigError(f"{origin}: classes {_short(name)}: a name has letters, digits, - and _ only.")
+    where = f"{origin}: classes.{name}"
+    values = {} if values is None else values
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} {_short(values)}: must be a mapping of its promises.")
+    known = tuple(each.name for each in fields(SloClass) if each.name != "name")
+    _check_names(values, known, where)
+    for key, most in (("ttft_slo_ms", MAX_SLO_MS), ("tbt_slo_ms", MAX_SLO_MS), ("weight", MOST_WEIGHT)):
+        _check_number(values, key, most, where)
+    _check_number(values, "max_wait_s", MAX_SLO_MS / 1e3, where)
+    if values.get("when_late", "serve") not in WHEN_LATE:
+        late = values["when_late"]
+        raise ConfigError(f"{where}.when_late {_short(late)}: unknown; {nearest_hint(str(late), WHEN_LATE)}")
+    if not isinstance(batch := values.get("batch", False), bool):
+        raise ConfigError(f"{where}.batch {_short(batch)}: must be true or false.")
+    tiers = values.get("service_tiers", ())
+    if not isinstance(tiers, list | tuple):
+        raise ConfigError(f"{where}.service_tiers {_short(tiers)}: must be a list.")
+    for tier in tiers:
+        if tier not in SERVICE_TIERS:
+            raise ConfigError(
+                f"{where}.service_tiers {_short(tier)}: unknown; valid: {', '.join(SERVICE_TIERS)}."
+            )
+    made = SloClass(name, **{**values, "service_tiers": tuple(tiers)})
+    _check_unheeded(made, values, where)
+    return made
+
+
+def _check_unheeded(made: SloClass, values: Mapping[str, Any], where: str) -> None:
+    """Refuse what was asked for and would be ignored."""
+    if made.batch:
+        for key in ("ttft_slo_ms", "tbt_slo_ms", "when_late"):
+            if key in values:
+                raise ConfigError(
+                    f"{where}.{key} {_short(values[key])}: batch work is promised nothing; leave it out, or batch."
+                )
+    elif "max_wait_s" in values:
+        raise ConfigError(f"{where}.max_wait_s {values['max_wait_s']:g}: has no effect without batch: true.")
+    if made.when_late != "serve" and made.ttft_slo_ms is None:
+        raise ConfigError(f"{where}.when_late {made.when_late!r}: has no effect without ttft_slo_ms.")
+
+
+def _check_number(values: Mapping[str, Any], key: str, most: float, where: str) -> None:
+    if (value := values.get(key)) is None and key not in values:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most
+    if not number or not float(value) > 0:  # type: ignore[arg-type]  # NaN is above nothing
+        raise ConfigError(f"{where}.{key} {_short(value)}: must be a number above 0 and at most {most:g}.")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

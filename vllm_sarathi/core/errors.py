@@ -1,0 +1,15 @@
+"""What a user can cause, said in a sentence."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A setting that a user gave and that cannot be used; the message names it, the value and what is valid."""
+
+
+def nearest_hint(name: str, valid: Iterable[str]) -> str:
+    """Return "did you mean ...?" with the nearest valid name, or the list of valid names."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names)}."

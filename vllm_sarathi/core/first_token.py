@@ -1,0 +1,118 @@
+"""When a request would have its first token, told from what is to be read before it: one pure function.
+
+The gate of the engine asks it for each request that arrives, a control endpoint for a router, and a simulated router
+for its replicas.
+
+Times are seconds from now. What is promised is read by deadline. A newcomer takes the place that its own deadline
+gives it, or, where it would make one that stands behind it late, the first place at which it does not:
+
+    end_i   = lead + sum of the reading times up to i      when i has its first token
+    slack_i = least of (due_j - end_j) over protected j >= i
+"""
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vllm_sarathi.core.types import chunk_work
+
+
+class Job(NamedTuple):
+    """A prompt that is to be read.
+
+    Attributes:
+        due_s: when its first token is due, seconds from now.
+        read_s: how long reading what is left of it takes, seconds.
+        protected: whether it must not be made late for others: it was let in under a promise that is kept or refused.
+        stays: whether it is read in its place even where it is late.
+        loss: what giving it up costs; of those before one that would be late, that with the least goes.
+    """
+
+    due_s: float
+    read_s: float
+    protected: bool = False
+    stays: bool = False
+    loss: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """What is to be read, and how fast.
+
+    Attributes:
+        jobs: the prompts with a promise that is being kept, in any order.
+        token_s: seconds of reading per prompt token.
+        work_s: seconds of attention per token pair, on top of that.
+        lead_s: seconds before the first of them can be read, and between reading and answering.
+        rest_s: seconds to read those without a promise that is being kept; they are read after all others.
+    """
+
+    jobs: tuple[Job, ...]
+    token_s: float
+    work_s: float = 0.0
+    lead_s: float = 0.0
+    rest_s: float = 0.0
+
+    def read_s(self, tokens: int, done_tokens: int = 0) -> float:
+        """Return the seconds to read so many tokens after so many done ones."""
+        return tokens * self.token_s + self.work_s * chunk_work(done_tokens, tokens)
+
+
+def when_first_token(
+    queue: QueueView, tokens: int, due_s: float = math.inf, done_tokens: int = 0, batch: bool = False
+) -> float:
+    """Return in how many seconds a prompt that arrives now would have its first token.
+
+    Args:
+        queue: what is to be read.
+        tokens: of the prompt that are not in the prefix cache.
+        due_s: the time to first token that it is promised, seconds; infinite for none.
+        done_tokens: of the prompt that are in the prefix cache.
+        batch: whether it takes only what all others leave.
+    """
+    own_s = queue.read_s(tokens, done_tokens)
+    jobs = [queue.jobs[index] for index in keep(queue.jobs, queue.lead_s)]
+    end_s = queue.lead_s + sum(job.read_s for job in jobs)
+    if due_s == math.inf:
+        return end_s + (queue.rest_s if batch else 0.0) + own_s
+    slack_s = math.inf
+    for job in reversed(jobs):  # from the end of the line forward, as far as it may and can go
+        if job.protected and job.due_s > 0:
+            slack_s = min(slack_s, job.due_s - end_s)
+        if job.due_s <= due_s or slack_s < own_s:
+            break
+        end_s -= job.read_s
+    return end_s + own_s
+
+
+def keep(jobs: Sequence[Job], lead_s: float) -> list[int]:
+    """Return those of the jobs, by index and by deadline, that are read in their place.
+
+    Earliest deadline first keeps all where all can be kept; where one would be late, giving up the longest so far saves
+    the most (Moore, 1968: it minimises the number of late jobs on one machine); with weights, that which takes the most
+    time for its weight. Jobs that stay are never given up.
+    """
+    kept: dict[int, None] = {}
+    losable: list[tuple[float, int, int]] = []
+    end_s = lead_s
+    for index in by_deadline(jobs):
+        job = jobs[index]
+        end_s += job.read_s
+        kept[index] = None
+        if not job.stays:
+            heapq.heappush(losable, (job.loss, -len(kept), index))  # of equals, the one that is due last
+        if end_s <= job.due_s or not losable:
+            continue
+        if job.stays and (job.due_s <= 0 or end_s - jobs[losable[0][2]].read_s > job.due_s):
+            continue  # it is late in any case: nobody is given up for it
+        given_up = heapq.heappop(losable)[2]
+        end_s -= jobs[given_up].read_s
+        del kept[given_up]
+    return list(kept)
+
+
+def by_deadline(jobs: Sequence[Job]) -> Iterable[int]:
+    """Return the indices of the jobs, the earliest deadline first and the shortest first among equals."""
+    return sorted(range(len(jobs)), key=lambda i: (jobs[i].due_s, jobs[i].read_s))

@@ -1,0 +1,112 @@
+"""Batch work is let in only beside what promises may need before its answers end.
+
+What they may need is what they have needed at the most lately, and a little more: so many requests at once (slots, and
+decodes in each step), and so many tokens in the KV cache. Batch work in flight gives all else its turn in every step,
+as it is last in the order; a slot, a block or a decode it holds until its answer ends, and so those are kept free
+beforehand."""
+
+import math
+
+from vllm_sarathi.core.experience import Experience
+from vllm_sarathi.core.limits.base import Candidate
+from vllm_sarathi.core.limits.growth import Growth
+from vllm_sarathi.core.types import Occupancy, Reason, StepView
+
+MEMORY_S = 120.0
+"""A peak of promised work fades by a factor e in so many seconds."""
+
+SPARE = 1.25
+"""So many times the peak is kept free."""
+
+LEAST_SPARE_SHARE = 1 / 16
+"""And at least so much of all there is: who comes first must find room."""
+
+UNKNOWN_ANSWER_RUNNING = 8
+"""So many requests of batch work run at once while nobody knows how long answers are."""
+
+
+class Peak:
+    """The most of something lately."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self._at_s = -math.inf
+
+    def see(self, value: float, now_s: float) -> None:
+        """Note how much there is."""
+        faded = self.value * math.exp(-max(0.0, now_s - self._at_s) / MEMORY_S)
+        self.value, self._at_s = max(faded, value), now_s
+
+
+class Backfill:
+    """Bounds how much batch work runs, and lets nobody in who is left out.
+
+    Args:
+        experience: what is known of the device.
+        growth: what a batch will cost until its answers end.
+        least_slo_s: the tightest promised time between tokens, as a time that a step may take, seconds.
+    """
+
+    def __init__(self, experience: Experience, growth: Growth, least_slo_s: float) -> None:
+        self._experience = experience
+        self._growth = growth
+        self._least_slo_s = least_slo_s
+        self._running = Peak()
+        self._kv_tokens = Peak()
+
+    def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
+        if (held := view.occupancy) is None:
+            return candidate.tokens, candidate.reason
+        inside = {request.request_id for request in view.prefills}
+        held_tokens = view.decode_context_tokens + sum(request.done_tokens for request in view.prefills)
+        running = view.generating + len(view.prefills)
+        self._running.see(running - held.batch, view.now_s)
+        self._kv_tokens.see(held_tokens - held.batch_kv_tokens, view.now_s)
+        tokens, joined, joined_tokens = 0, 0, 0
+        for request in candidate.prompts:
+            if request.request_id in candidate.left_out and tokens < candidate.tokens:
+                return tokens, Reason.BACKFILL
+            if request.request_id not in inside:
+                joined += 1
+                joined_tokens += request.done_tokens + request.remaining_tokens
+                if (
+                    request.batch
+                    and request.request_id not in candidate.overdue
+                    and not self._has_room(view, held, joined, joined_tokens)
+                ):
+                    if tokens < candidate.tokens:
+                        return tokens, Reason.BACKFILL
+                    break
+            tokens += request.remaining_tokens
+            if tokens >= candidate.tokens:
+                break
+        return candidate.tokens, candidate.reason
+
+    def _has_room(self, view: StepView, held: Occupancy, joined: int, joined_tokens: int) -> bool:
+        """Tell whether promises still find room where so many requests more run, the last of them batch work."""
+        running = view.generating + len(view.prefills)
+        if not running and joined == 1:
+            return True
+        held_tokens = view.decode_context_tokens + sum(r.done_tokens for r in view.prefills)
+        promised, promised_tokens = running - held.batch, held_tokens - held.batch_kv_tokens
+        slots = running + view.free_slots
+        spare = max(SPARE * self._running.value, LEAST_SPARE_SHARE * slots)
+        to_come = max(0.0, min(spare, slots - 1) - promised)
+        if view.free_slots - joined < to_come:
+            return False
+        kv_tokens = held_tokens + held.free_kv_tokens
+        spare_tokens = max(SPARE * self._kv_tokens.value, LEAST_SPARE_SHARE * kv_tokens)
+        left_to_read = sum(r.remaining_tokens for r in view.prefills)
+        growing = (
+            (held.batch + joined) * self._growth.answers.mean_tokens if self._growth.answers.known else 0.0
+        )
+        free = held.free_kv_tokens - left_to_read - joined_tokens - growing
+        if free < max(0.0, spare_tokens - promised_tokens):
+            return False
+        if not self._growth.answers.known:
+            return held.batch + joined <= UNKNOWN_ANSWER_RUNNING
+        if self._least_slo_s == math.inf or not self._experience.model.ready:
+            return True
+        count = running + joined + math.ceil(to_come)
+        context = held_tokens + left_to_read + joined_tokens + int(max(0.0, spare_tokens - promised_tokens))
+        return self._growth.peak_s(count, context) <= self._least_slo_s / self._experience.model.decode_margin

@@ -1,0 +1,314 @@
+"""The order of `--slo-classes`: deadlines as in `deadline`, with classes, shares of tenants, and batch work behind all.
+
+    0. *overdue*, in every second step: waited longer than the bound, within the share of its tenant; or batch work that
+       has stood still for its own.
+    1. *promised*: a time to first token that can be kept; or that cannot, where the class is served late.
+    2. *relegated*: cannot be kept any more.
+    3. *the rest*: promised nothing.
+    4. *batch*.
+    5. *left out*: its tenant has more running than its part, and slots or KV blocks are short.
+
+Which promises are given up follows from the classes' weights (`first_token.keep`). Where a class has work of several
+tenants, its places go to them by their shares: the earliest to whoever has had the least (`shares`).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+
+from vllm_sarathi.core.classes import Bond, SloClass
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.first_token import Job, keep
+from vllm_sarathi.core.order.base import Facts, Turn, turn_by_keys
+from vllm_sarathi.core.order.deadline import (
+    ARRIVAL_DECODE_STEPS,
+    ARRIVAL_STEPS,
+    OCTAVE_SEEN,
+    OCTAVES,
+    STRETCH,
+    DeadlineOrder,
+    Key,
+)
+from vllm_sarathi.core.order.shares import Shares
+from vllm_sarathi.core.steptime.model import StepTimeModel
+from vllm_sarathi.core.types import Pipeline, Reason, RequestView, StepRecord, StepView
+
+OLDEST_SEEN = 8
+DUE_SEEN = 32
+LATE_SEEN = 16
+TAG_SEEN = 8
+BATCH_SEEN = 8
+"""How many of those that wait are looked at: the oldest, the next due, the next due among those that are served late,
+and in each class those of the tenants who have had the least."""
+
+RELEGATED = 2
+"""The place of those that cannot be kept any more; see above."""
+
+SPARE_SHARE = 1 / 8
+CROWDED_STEP_SHARE = 0.5
+"""Of slots and KV cache, so much is kept free of tenants that have more running than their part, for those that have
+less; and decodes alone may take so much of the tightest time between tokens before no more of theirs are let in."""
+
+NOBODY_WAITS = (Reason.ALL, Reason.IDLE, Reason.BACKFILL, Reason.PROBE)
+"""What ends a step that nobody under a promise waits for the end of."""
+
+QUEUE_MEMORY_S = 5.0
+"""How fast prompts are read while others wait is known from so many seconds of it."""
+
+
+class ClassOrder(DeadlineOrder):
+    """Orders the prompts of each step by class, deadline and share.
+
+    Args:
+        config: the settings, with classes.
+        model: tells how long prefill takes, until enough has been seen to know.
+        pipeline: the stages of the device.
+
+    Attributes:
+        relegated: the requests of the step at hand that cannot be kept any more, and give way for it.
+    """
+
+    def __init__(self, config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> None:
+        super().__init__(config, model, pipeline)
+        self.relegated: frozenset[str] = frozenset()
+        classes = config.slo_classes
+        assert classes is not None
+        self._shares = {each.name: Shares() for each in classes.classes}
+        self._batch_read_s: dict[str, float] = {}
+        self._has_batch = classes.has_batch
+        self._now_s = 0.0
+        self._no_room = False
+        self._prompts: list[RequestView] = []
+        self._least_tbt_slo_s = pipeline.step_s(classes.least("tbt_slo_s"))
+        self._least_class_ttft_s = classes.least("ttft_slo_s")
+        self._queue_s = self._queue_tokens = 0.0
+        self.lists: Mapping[str, int] = {
+            "arrival": OLDEST_SEEN,
+            "due": DUE_SEEN,
+            "late": LATE_SEEN,
+            **{f"octave {i}": OCTAVE_SEEN for i in range(OCTAVES)},
+            **{f"tag {each.name}": BATCH_SEEN if each.batch else TAG_SEEN for each in classes.classes},
+        }
+
+    def tag(self, slo_class: SloClass, tenant: str, tokens: int) -> float:
+        """Return the place of a new request among the tenants of its class, and charge its tenant for it."""
+        return self._shares[slo_class.name].tag(tenant, self._prefill_s(0, tokens), self._now_s)
+
+    def keys(self, facts: Facts) -> Mapping[str, float]:
+        """Return when it arrived, when it is due, its octave and its tag; of batch work its tag alone."""
+        assert facts.slo_class is not None
+        keys = {f"tag {facts.slo_class.name}": facts.tag}
+        if facts.slo_class.batch:
+            return keys
+        octave = min(OCTAVES - 1, facts.remaining_tokens.bit_length())
+        keys |= {"arrival": facts.arrival_s, f"octave {octave}": facts.arrival_s}
+        if facts.ttft_slo_s is not None:
+            keys["late" if facts.slo_class.when_late == "serve" else "due"] = (
+                facts.arrival_s + facts.ttft_slo_s
+            )
+        return keys
+
+    def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
+        """Return how long a step may take that leaves who arrives in the most urgent class time for its first token."""
+        least_s = self._pipeline.step_s(self._least_class_ttft_s / ARRIVAL_STEPS)
+        return max(least_s, ARRIVAL_DECODE_STEPS * decode_step_s)
+
+    def turn(self, view: StepView) -> Turn:
+        """Return whose turn it is in the step at hand."""
+        requests = (*view.prefills, *view.waiting)
+        self._now_s = view.now_s
+        # Batch work waits for room that it is not to have: that says nothing of those under a promise.
+        self._no_room = not (requests or self._has_batch) and view.unseen_waiting > 0
+        starving = self._starving(requests)
+        shared = self._shared(requests)
+        keys = self._by_share(requests, self._keys(requests, starving, shared), shared)
+        left_out = self._left_out(view, requests, keys)
+        for index in left_out:
+            keys[index] = (5, *keys[index][1:])
+        self.relegated = frozenset(
+            r.request_id for r, key in zip(requests, keys, strict=True) if key[0] == RELEGATED
+        )
+        turn = turn_by_keys(view, keys)
+        names = [frozenset(requests[i].request_id for i in chosen) for chosen in (starving, left_out)]
+        turn = replace(turn, overdue=names[0], left_out=names[1])
+        self._prompts = turn.prompts(view) if self._has_batch else []
+        return turn
+
+    def planned(self, prefill_tokens: int) -> None:
+        """Note what the step is going to prefill, and which batch work."""
+        super().planned(prefill_tokens)
+        for request in self._prompts:
+            if prefill_tokens <= 0:
+                break
+            prefill_tokens -= request.remaining_tokens
+            # What has begun because it stood still goes on until it is read: one chunk is no progress to anybody.
+            if prefill_tokens >= 0 and request.slo_class is not None and request.slo_class.batch:
+                self._batch_read_s[request.slo_class.name] = self._now_s
+        self._prompts = []
+
+    def presses(self, bond: Bond, age_s: float) -> bool:
+        """True for a request that nobody may pass while it waits for room, as it has waited for its bound."""
+        assert bond.slo_class is not None
+        if bond.slo_class.batch:
+            return self.starves(bond.slo_class, age_s)
+        return age_s >= self._max_wait_s and self._is_owed(bond.slo_class, bond.tag)
+
+    def _is_owed(self, slo_class: SloClass, tag: float) -> bool:
+        """True for what is within the share of its tenant; in a class of one, for all there is."""
+        shares = self._shares[slo_class.name]
+        return shares.is_owed(tag) or shares.tenants(self._now_s) < 2
+
+    def _left_out(self, view: StepView, requests: Sequence[RequestView], keys: Sequence[Key]) -> list[int]:
+        """Return those that are not let in, as their tenant has more running than its part, and others need room."""
+        held = view.occupancy
+        if held is None or len(view.waiting) == 0:
+            return []
+        parts = {name: shares.tenants(self._now_s) for name, shares in self._shares.items()}
+        if max(parts.values()) < 2:
+            return []
+        running = view.generating + len(view.prefills)
+        in_all, slots = running, view.free_slots
+        spare_slots = SPARE_SHARE * (running + slots)
+        read = sum(request.remaining_tokens for request in view.prefills)
+        free = held.free_kv_tokens - read
+        done = sum(request.done_tokens for request in view.prefills)
+        spare_tokens = SPARE_SHARE * (held.free_kv_tokens + view.decode_context_tokens + done)
+        left_out = []
+        inside = len(view.prefills)
+        context = view.decode_context_tokens + done + read
+        for index in sorted(range(inside, len(requests)), key=keys.__getitem__):
+            request = requests[index]
+            part = 1 if request.slo_class is None else parts[request.slo_class.name]
+            needed = request.done_tokens + request.remaining_tokens
+            crowds = part > 1 and held.tenants.get(request.tenant, 0) * part > in_all
+            count, read_by = running + 1, context + needed
+            step_s = self._model.seconds(count, count, read_by, 0.0, count) if crowds else 0.0
+            long = step_s > CROWDED_STEP_SHARE * self._least_tbt_slo_s
+            if crowds and (long or slots - 1 < spare_slots or free - needed < spare_tokens):
+                left_out.append(index)
+            else:
+                slots, free, running, context = slots - 1, free - needed, count, read_by
+        return left_out
+
+    def starves(self, slo_class: SloClass, age_s: float) -> bool:
+        """True for batch work that has waited for its bound, while no prompt of its class was read to its end."""
+        still_s = self._now_s - self._batch_read_s.get(slo_class.name, -math.inf)
+        return slo_class.batch and min(age_s, still_s) >= slo_class.max_wait_s
+
+    def pace(self) -> tuple[float, float, float] | None:
+        """Return the seconds of reading per token and per token pair, and the lead; None while nothing is known."""
+        if self._token_s is None:
+            return None
+        return self._token_s, self._model.work_s, self._pipeline.token_s(self._step_s)
+
+    def observe(self, record: StepRecord) -> None:
+        """Learn from a finished step how fast prompts are prefilled while there are any that wait.
+
+        Steps that have no room for a prompt count, too: they are part of what a queue waits for.
+        """
+        super().observe(record)
+        tokens = record.shape.tokens - record.shape.decodes
+        waiting = self._no_room if record.reason is Reason.NONE else record.reason not in NOBODY_WAITS
+        if not waiting or not 0 < record.measured_s < math.inf:
+            return
+        kept = math.exp(-record.measured_s / QUEUE_MEMORY_S)
+        work_s = min(0.8 * record.measured_s, self._model.work_s * record.shape.prefill_work)
+        self._queue_s = kept * self._queue_s + record.measured_s - work_s
+        self._queue_tokens = kept * self._queue_tokens + tokens
+        if self._queue_tokens > 0:
+            self._token_s = self._queue_s / self._queue_tokens
+
+    def _starving(self, requests: Sequence[RequestView]) -> list[int]:
+        """Return the batch work, one of each class, that has stood still for its bound, by index."""
+        first: dict[str, int] = {}
+        for index, request in enumerate(requests if self._has_batch else ()):
+            slo_class = request.slo_class
+            if slo_class is not None and self.starves(slo_class, request.age_s):
+                best = first.setdefault(slo_class.name, index)
+                if request.tag < requests[best].tag:
+                    first[slo_class.name] = index
+        return list(first.values())
+
+    def _keys(self, requests: Sequence[RequestView], starving: Sequence[int], shared: Set[str]) -> list[Key]:
+        """Return each request's place by class and deadline; smaller goes first."""
+        jobs, indices = self._jobs(requests, bool(starving), shared)
+        promised = {}
+        for place in keep(jobs, self._pipeline.token_s(self._step_s)):
+            promised[indices[place]] = (1, jobs[place].due_s, jobs[place].read_s)
+        keys: list[Key] = []
+        for index, request in enumerate(requests):
+            overdue = index in starving or self._is_overdue(request)
+            left_s = self._prefill_s(request.done_tokens, request.remaining_tokens)
+            if self._overdue_first and overdue:
+                keys.append((0, -request.age_s, float(index)))
+            elif index in promised:
+                keys.append(promised[index])
+            elif request.batch:
+                keys.append((4, request.tag, left_s))
+            else:
+                own = request.done_tokens - request.cached_tokens
+                total_s = left_s + self._prefill_s(request.cached_tokens, own)
+                weight = 1.0 if request.slo_class is None else request.slo_class.weight
+                rank = 3 if request.ttft_slo_s is None else 2
+                keys.append((rank, STRETCH * total_s / weight - request.age_s, left_s))
+        return keys
+
+    def _jobs(
+        self, requests: Sequence[RequestView], starving: bool, shared: Set[str]
+    ) -> tuple[list[Job], list[int]]:
+        """Return the prompts under a promise, and which of the requests they are."""
+        overdue = starving or any(self._is_overdue(request) for request in requests)
+        factor = 2.0 if overdue else 1.0  # while some are overdue, half of the steps are theirs
+        jobs, indices = [], []
+        for index, request in enumerate(requests):
+            slo_class = request.slo_class
+            if request.ttft_slo_s is None or slo_class is None or slo_class.batch:
+                continue
+            due_s = request.ttft_slo_s - request.age_s
+            stays = slo_class.when_late == "serve"
+            if due_s <= 0 and not stays:
+                continue
+            read_s = factor * self._prefill_s(request.done_tokens, request.remaining_tokens)
+            cost_s = max(read_s, 1e-9) / slo_class.weight
+            beyond = slo_class.name in shared and self._shares[slo_class.name].is_beyond(request.tag)
+            jobs.append(Job(due_s, read_s, stays=stays, loss=-cost_s if beyond else 1 / cost_s))
+            indices.append(index)
+        return jobs, indices
+
+    def _is_overdue(self, request: RequestView) -> bool:
+        if request.batch or request.age_s < self._max_wait_s:
+            return False
+        return request.slo_class is None or self._is_owed(request.slo_class, request.tag)
+
+    def _shared(self, requests: Sequence[RequestView]) -> set[str]:
+        """Return the classes in which several tenants have work, and let each class's time go on."""
+        tenants: defaultdict[str, set[str]] = defaultdict(set)
+        least: dict[str, float] = {}
+        for request in requests:
+            if request.slo_class is not None:
+                name = request.slo_class.name
+                tenants[name].add(request.tenant)
+                least[name] = min(least.get(name, math.inf), request.tag)
+        for name, tag in least.items():
+            self._shares[name].seen(tag)
+        return {name for name, several in tenants.items() if len(several) > 1}
+
+    def _by_share(self, requests: Sequence[RequestView], keys: list[Key], shared: Set[str]) -> list[Key]:
+        """Give the places that a class has within each rank to its tenants by their shares."""
+        if not shared:
+            return keys
+        groups: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            if (
+                request.slo_class is not None
+                and request.slo_class.name in shared
+                and keys[index][0] in (1, 2, 3)
+            ):
+                groups[request.slo_class.name, keys[index][0]].append(index)
+        placed = list(keys)
+        for group in groups.values():
+            by_tag = sorted(group, key=lambda i: (requests[i].tag, keys[i]))
+            for index, place in zip(by_tag, sorted(keys[i] for i in group), strict=True):
+                placed[index] = place
+        return placed

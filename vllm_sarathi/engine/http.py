@@ -1,0 +1,240 @@
+"""Classes over HTTP: what headers and `service_tier` say reaches the engine core, and a refusal leaves as a 429.
+
+`vllm serve --middleware` is the door: an ASGI middleware that is there only where classes are. It puts what routers
+send in headers into the body's `vllm_xargs`, which vLLM hands on to the engine core as `extra_args`; and it holds back
+the first line of an answer until there is something to send, as a stream would be 200 before anybody knows of its
+refusal."""
+
+import contextlib
+import functools
+import json
+import math
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from typing import Any
+
+from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.engine.admission import REFUSED, is_refusal
+from vllm_sarathi.engine.request_slo import CLASS_KEY, TENANT_KEY, TTFT_KEY
+from vllm_sarathi.engine.vllm.internals import async_engine_class
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+MIDDLEWARE = "vllm_sarathi.engine.http.ClassMiddleware"
+"""What `--middleware` takes."""
+
+SETTINGS_VARIABLE = "SARATHI_HTTP_CLASSES"
+"""What the middleware has to know; several API servers are processes that inherit no more than this."""
+
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
+"""Where prompts come in as JSON with `vllm_xargs`; what stands before them is the server's root path."""
+
+CLASS_HEADER, TTFT_HEADER = b"x-slo-class", b"x-llm-d-slo-ttft-ms"
+TIER = "service_tier"
+
+_refusal: ContextVar["_Refused | None"] = ContextVar("vllm_sarathi_refusal", default=None)
+
+
+class _Refused:
+    """What became of one HTTP request."""
+
+    def __init__(self) -> None:
+        self.why: dict[str, Any] | None = None
+
+
+class ClassMiddleware:
+    """Moves what is asked for into a request's body, and answers refusals.
+
+    Args:
+        app: the server.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        settings = json.loads(os.environ[SETTINGS_VARIABLE])
+        self._fairness_header: str = settings["fairness_header"]
+        self._classes = frozenset(settings["classes"])
+        note_refusals()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or scope.get("method") != "POST" or not path.endswith(PATHS):
+            await self._app(scope, receive, send)
+            return
+        refused = _Refused()
+        _refusal.set(refused)  # for this task, which serves nothing else
+        holding = _Holding(send, refused)
+        await self._app(scope, _Asking(scope, receive, self._fairness_header, self._classes), holding)
+        await holding.end()
+
+
+class _Asking:
+    """Hands out a request's body with what its headers ask for in it; read when the server reads it, and not before.
+
+    So whoever is turned away at the door (no API key) has nothing read. The header with the body's length stays as it
+    was sent: nobody behind this point goes by it.
+    """
+
+    def __init__(
+        self, scope: Message, receive: Receive, fairness_header: str, classes: frozenset[str]
+    ) -> None:
+        self._receive = receive
+        self._wishes = _wishes(dict(scope["headers"]), fairness_header.lower().encode())
+        self._classes = classes
+        self._read = False
+
+    async def __call__(self) -> Message:
+        if self._read:
+            return await self._receive()
+        self._read = True
+        chunks, more = [], True
+        while more:
+            message = await self._receive()
+            if message["type"] != "http.request":  # the client is gone
+                return message
+            chunks.append(message.get("body", b""))
+            more = message.get("more_body", False)
+        body = b"".join(chunks)
+        changed = _rewritten(body, self._wishes, self._classes)
+        return {"type": "http.request", "body": body if changed is None else changed}
+
+
+def _wishes(headers: dict[bytes, bytes], fairness_header: bytes) -> dict[str, Any]:
+    """Return what headers ask for, by the keys of `vllm_xargs`."""
+    wishes: dict[str, Any] = {}
+    if (name := headers.get(CLASS_HEADER)) is not None:
+        wishes[CLASS_KEY] = name.decode("latin-1").strip()
+    if (text := headers.get(TTFT_HEADER)) is not None:
+        with contextlib.suppress(ValueError):
+            wishes[TTFT_KEY] = float(text)
+    if (tenant := headers.get(fairness_header)) is not None:
+        wishes[TENANT_KEY] = tenant.decode("latin-1")
+    return {
+        key: value for key, value in wishes.items() if not isinstance(value, float) or math.isfinite(value)
+    }
+
+
+def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> bytes | None:
+    """Return a body with the wishes in its `vllm_xargs`; None where nothing changes, or it is not what it should be.
+
+    Whose a request is, only the header says: a client could take another's share, or everybody's in turn.
+    """
+    if not wishes and TIER.encode() not in body and TENANT_KEY.encode() not in body:
+        return None
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        return None  # the server says what is wrong with it
+    asked = values.get("vllm_xargs") if isinstance(values, dict) else None
+    if not isinstance(values, dict) or not (asked is None or isinstance(asked, dict)):
+        return None
+    asked = {key: value for key, value in (asked or {}).items() if key != TENANT_KEY} | wishes
+    tier = values.get(TIER)
+    if isinstance(tier, str):
+        if tier != "auto":
+            asked.setdefault(CLASS_KEY, tier)
+        if tier in classes:  # vLLM would refuse it
+            del values[TIER]
+    values["vllm_xargs"] = asked or None
+    try:
+        return json.dumps(values).encode()
+    except (ValueError, RecursionError):
+        return None
+
+
+class _Holding:
+    """Sends an answer on, from its first piece of content on; a refusal takes its place."""
+
+    def __init__(self, send: Send, refused: _Refused) -> None:
+        self._send = send
+        self._refused = refused
+        self._start: Message | None = None
+        self._done = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        if self._done:
+            return
+        if self._start is not None:
+            if self._refused.why is not None:
+                await self._refuse(self._start, self._refused.why)
+                return
+            if (
+                message["type"] == "http.response.body"
+                and not message.get("body")
+                and message.get("more_body")
+            ):
+                return
+            await self._send(self._start)
+            self._start = None
+        await self._send(message)
+
+    async def end(self) -> None:
+        """Send what is still held back."""
+        if self._start is not None and not self._done:
+            await self({"type": "http.response.body", "body": b""})
+
+    async def _refuse(self, start: Message, why: dict[str, Any]) -> None:
+        self._start, self._done = None, True
+        message = (
+            f"The promise of class {why['slo_class']} cannot be kept now: a first token is predicted after "
+            f"{why['predicted_ttft_ms']:.4g} ms, and {why['ttft_slo_ms']:.4g} ms are promised."
+        )
+        error = {"message": message, "type": "Too Many Requests", "param": None, "code": 429, **why}
+        body = json.dumps({"error": error}).encode()
+        headers = [(k, v) for k, v in start.get("headers", ()) if not k.lower().startswith(b"content-")]
+        headers += [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"retry-after", str(math.ceil(why["retry_after_s"])).encode()),
+        ]
+        await self._send({"type": "http.response.start", "status": 429, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def serve_classes(config: SarathiConfig, middleware: list[str]) -> None:
+    """Where there are classes, put the middleware among those of the server whose command line was read here."""
+    if config.slo_classes is None:
+        return
+    names = [each.name for each in config.slo_classes.classes]
+    settings = {"fairness_header": config.fairness_header, "classes": names}
+    os.environ[SETTINGS_VARIABLE] = json.dumps(settings)
+    if MIDDLEWARE not in middleware:
+        middleware.append(MIDDLEWARE)
+
+
+def note_refusals() -> None:
+    """Have the engine of this API server tell the middleware of refusals; calling it again does nothing."""
+    engine = async_engine_class()
+    if getattr(engine.generate, "notes_refusals", False):
+        return
+    engine.generate = _noting(engine.generate)
+    engine.generate.notes_refusals = True
+
+
+def _noting(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    @functools.wraps(generate)
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async with contextlib.aclosing(generate(*args, **kwargs)) as outputs:  # type: ignore[type-var]
+            async for output in outputs:
+                if output.finished and (refused := _refusal.get()) is not None:
+                    refused.why = refused.why or _why(output)
+                yield output
+
+    return wrapper
+
+
+def _why(output: Any) -> dict[str, Any] | None:
+    """Return why a request was refused; None where it was not."""
+    for completion in output.outputs:
+        said = completion.stop_reason
+        if is_refusal(said):
+            why: dict[str, Any] = json.loads(said.removeprefix(REFUSED))
+            return why
+    return None
