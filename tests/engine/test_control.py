@@ -14,6 +14,7 @@ from tests.engine.modelled import ModelledEngine
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.trace import read_trace
 from vllm_sarathi.core.config import SCHEDULERS
+from vllm_sarathi.engine.control import AT_START_ONLY
 from vllm_sarathi.engine.vllm import utility
 
 
@@ -86,7 +87,7 @@ def test_no_request_is_lost_whatever_is_changed_when(make_config: Any, mode: str
     assert engine.scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == 63
 
 
-FRESH = dict.fromkeys(sorted({*SarathiConfig.keys()} - {"step_trace", "calibration_dir"}))
+FRESH = dict.fromkeys(sorted({*SarathiConfig.keys()} - set(AT_START_ONLY)))
 CHANGES = [
     {**FRESH, **settings}
     for settings in (

@@ -8,13 +8,12 @@ restore.
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from vllm_sarathi.core.config import config_from_additional
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps, FirstToken, Queues
+from vllm_sarathi.core.figures import DEFAULT_CLASS, Queues
 from vllm_sarathi.core.types import (
     InFlight,
     Pipeline,
@@ -29,6 +28,7 @@ from vllm_sarathi.engine.admission import Admissions
 from vllm_sarathi.engine.composition import composed, scheduler_base
 from vllm_sarathi.engine.control import Control
 from vllm_sarathi.engine.faults import Faults
+from vllm_sarathi.engine.steps import Step, StockStep, class_gaps, stock_step
 from vllm_sarathi.engine.telemetry import open_telemetry
 from vllm_sarathi.engine.views import ViewBuilder
 from vllm_sarathi.engine.vllm import runnable
@@ -45,36 +45,6 @@ Scheduler, AsyncScheduler = scheduler_classes()
 
 EMPTY_STEPS_BEFORE_FULL_BUDGET = 3
 """After this many steps that took nothing, the engine's own limit applies for one step: see `_is_stuck`."""
-
-
-@dataclass(slots=True)
-class _Step:
-    """A step between `schedule` and `update_from_output`."""
-
-    started_s: float
-    view: StepView
-    plan: StepPlan
-    partial: list[Any]
-    hidden: list[Any]
-    stalled: list[Any]
-    visible: int
-    decodes_take_turns: bool
-    first: Any | None
-    shape: StepShape | None = None
-    predicted_s: float | None = None
-    first_tokens: list[tuple[str, float, float]] = field(default_factory=list)
-    gaps: tuple[ClassGaps, ...] = ()
-    """Class, arrival and promise of those whose first token comes with it, in seconds."""
-
-
-@dataclass(slots=True)
-class _StockStep:
-    """The same for a step that stock scheduling served: after an error of ours, or where a small budget was stuck."""
-
-    started_s: float
-    plan: StepPlan
-    shape: StepShape
-    predicted_s: float | None = None
 
 
 _Parent: Any = object
@@ -132,7 +102,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             self._admissions = Admissions(self, gate, self.views.bond, self.views.cached_tokens)
         self._left_out: list[Any] = []
         self._engine_limit = self.max_num_scheduled_tokens
-        self._in_flight: deque[_Step | _StockStep | None] = deque()
+        self._in_flight: deque[Step | StockStep | None] = deque()
         self._completed_s: float | None = None
         self._empty_steps = 0
         self._step = 0
@@ -169,7 +139,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         self._note(step, output)
         if output.total_num_scheduled_tokens:
             if step is None or step.shape is None:
-                step = self.guarded(self._stock_step, output, started_s, reason)
+                step = self.guarded(stock_step, self, output, started_s, reason)
             self._in_flight.append(step)
         return output
 
@@ -266,7 +236,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             self.faults.note(error)
             return None
 
-    def _apply_plan(self, started_s: float) -> _Step:
+    def _apply_plan(self, started_s: float) -> Step:
         """Ask for a plan and set it on the parent."""
         sight = self.views.look(started_s, self.wall_clock(), self._inside())
         view, partial, waiting = sight.view, sight.partial, sight.waiting
@@ -295,7 +265,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             self.running = running
         first = waiting[0] if waiting and let_in != 0 and not ordered else None
         set_limits(self, plan.token_budget, len(hidden) + len(stalled), let_in)
-        return _Step(
+        return Step(
             started_s,
             view,
             plan,
@@ -320,7 +290,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         return bool(waiting) and runnable.has_slot(self) and runnable.can_hide(self, 0, waiting[0])
 
     def _inside(self) -> list[InFlight]:
-        return [InFlight(s.started_s, s.predicted_s or 0.0) for s in self._in_flight if isinstance(s, _Step)]
+        return [InFlight(s.started_s, s.predicted_s or 0.0) for s in self._in_flight if isinstance(s, Step)]
 
     def _is_stuck(self) -> bool:
         """True where a small budget alone keeps everything from moving.
@@ -330,7 +300,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         """
         return self._empty_steps >= EMPTY_STEPS_BEFORE_FULL_BUDGET
 
-    def _note_shape(self, step: _Step, output: Any, admitted: list[Any]) -> None:
+    def _note_shape(self, step: Step, output: Any, admitted: list[Any]) -> None:
         """Work out what the step computes, and how long it should take."""
         scheduled = output.num_scheduled_tokens
         work, prefills = 0.0, 0
@@ -352,48 +322,18 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         step.predicted_s = self.controller.predict(step.shape)
         if self.telemetry is not None and self.config.slo_classes is not None:
             read = {request.request_id for request in itertools.chain(step.partial, admitted)}
-            step.gaps = self._gaps(scheduled.keys() - read)
+            step.gaps = class_gaps(self, scheduled.keys() - read)
             for name in self.views.newly_relegated():
                 self.telemetry.count("relegated_requests", name)
         if step.first is not None:
             self.views.note_turn(step.first, step.first.request_id in scheduled)
 
-    def _gaps(self, decodes: Iterable[str]) -> tuple[ClassGaps, ...]:
-        """Return the gaps that a step is to end, by class and by what was promised."""
-        stages = self.controller.pipeline
-        requests = [self.requests[name] for name in decodes]
-        counts = Counter((self.views.slo_class(r), self.views.tbt_slo_s(r)) for r in requests)
-        return tuple(
-            ClassGaps(name, count, None if slo_s is None else stages.step_s(slo_s))
-            for (name, slo_s), count in counts.items()
-        )
-
-    def _note_first_token(self, step: _Step, request: Any) -> None:
+    def _note_first_token(self, step: Step, request: Any) -> None:
         slo_s = self.views.ttft_slo_s(request)
         if slo_s is not None:
             step.first_tokens.append((self.views.slo_class(request), request.arrival_time, slo_s))
 
-    def _stock_step(self, output: Any, started_s: float, reason: Reason) -> _StockStep:
-        """Work out what a step of stock scheduling computes: its gaps count, and it can be learnt from."""
-        decodes, context, work = 0, 0, 0.0
-        for name, tokens in output.num_scheduled_tokens.items():
-            request = self.requests[name]
-            done = request.num_computed_tokens - tokens
-            if done >= request.num_prompt_tokens:
-                decodes, context = decodes + 1, context + done
-            else:
-                work += chunk_work(done, tokens)
-        shape = StepShape(
-            tokens=output.total_num_scheduled_tokens,
-            decodes=decodes,
-            decode_context_tokens=context,
-            prefill_work=work,
-            sequences=len(output.num_scheduled_tokens),
-            encoder_tokens=encoder_tokens(self, output),
-        )
-        return _StockStep(started_s, StepPlan(self._engine_limit, (), reason=reason), shape)
-
-    def _note(self, step: _Step | None, output: Any) -> None:
+    def _note(self, step: Step | None, output: Any) -> None:
         """Keep the books that the next steps need."""
         self._step += 1
         if step is not None and step.decodes_take_turns:
@@ -405,7 +345,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         elif not self._in_flight and self.guarded(runnable.has_runnable_prefill, self):
             self._empty_steps += 1
 
-    def _observe(self, step: _Step | _StockStep | None) -> None:
+    def _observe(self, step: Step | StockStep | None) -> None:
         """Measure a finished step as a client feels it: from the last completion, if work went on since."""
         now_s = self.clock()
         before_s, self._completed_s = self._completed_s, now_s
@@ -422,18 +362,15 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         )
         if self.telemetry is not None:  # first: what cannot be learnt from counts all the same
             running, waiting = len(self.running), self.get_request_counts()[1]
-            gaps = () if isinstance(step, _StockStep) else step.gaps
-            self.guarded(self.telemetry.note, record, running, waiting, gaps, self._first_tokens(step))
+            self.guarded(
+                self.telemetry.note,
+                record,
+                running,
+                waiting,
+                step.gaps,
+                step.first_tokens_at(self.wall_clock()),
+            )
         self.controller.observe(record)
-
-    def _first_tokens(self, step: _Step | _StockStep) -> tuple[FirstToken, ...]:
-        """Return the first tokens that a finished step has brought."""
-        if isinstance(step, _StockStep) or not step.first_tokens:
-            return ()
-        now_s = self.wall_clock()
-        return tuple(
-            FirstToken(name, max(0.0, now_s - at_s), slo_s) for name, at_s, slo_s in step.first_tokens
-        )
 
 
 class SarathiScheduler(SarathiMixin, Scheduler):  # type: ignore[misc, valid-type]  # the parent is resolved at run time
