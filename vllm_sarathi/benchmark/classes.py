@@ -46,7 +46,7 @@ THREE: dict[str, Any] = {
 }
 """The classes of the workload `classes`, with what an operator of this device might promise (`TIGHT_MS`)."""
 
-ONE_TTFT_MS, ONE_TBT_MS = 2000, 50
+ONE_TTFT_MS, ONE_TBT_MS = 2000, 25
 LIGHT_SHARE, FLOOD_TIMES = 0.2, 2.0
 """Of what the deployment carries: what the tenant that keeps to its share sends, and the one that floods."""
 

@@ -101,6 +101,10 @@ class Controller:
         assert bond.slo_class is not None
         return replace(bond, tag=self.order.tag(bond.slo_class, bond.tenant, tokens))
 
+    def claims(self, bond: Bond) -> bool:
+        """True for a request that others of its class may not pass while it waits for room."""
+        return isinstance(self.order, ClassOrder) and self.order.claims(bond)
+
     def presses(self, bond: Bond, age_s: float) -> bool:
         """True for a request that nobody may pass while it waits for room, as it has waited for its bound."""
         assert isinstance(self.order, ClassOrder)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_sarathi.core.classes import Bond
+from vllm_sarathi.core.classes import Bond, SloClass
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.figures import DEFAULT_CLASS
@@ -212,14 +212,22 @@ class ViewBuilder:
             for request in seen:
                 if self._left(request) != self._keyed_tokens.get(request.request_id):
                     scheduler.waiting.rekey(request)
-        waiting = []
+        waiting, claimed = [], set()
         for request in seen:
             blocker = admission.blocker(request, self._prefixes.tokens(request))
             if blocker is None and not self._refused.is_passed_over(request.request_id, self._step):
                 waiting.append(request)
             elif blocker is Blocker.BLOCKS and self._stops(request, wall_s):
                 break
+            elif blocker is Blocker.BLOCKS and self._controller.claims(self.bond(request)):
+                claimed.add(self.bond(request).slo_class)
+        if claimed:
+            waiting = [request for request in waiting if self._may_pass(self.bond(request), claimed)]
         return waiting, max(0, count - len(seen))
+
+    def _may_pass(self, bond: Bond, claimed: set[SloClass | None]) -> bool:
+        """True where a request takes no room for which one of another tenant waits, that has had less."""
+        return not bond.batch and (bond.slo_class not in claimed or self._controller.claims(bond))
 
     def _blocked(self, admission: Admission) -> int:
         """Return how many requests wait for slots or KV blocks of others, if those at the head of the queue do."""

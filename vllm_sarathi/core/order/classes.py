@@ -46,7 +46,7 @@ RELEGATED = 2
 """The place of those that cannot be kept any more; see above."""
 
 SPARE_SHARE = 1 / 8
-CROWDED_STEP_SHARE = 0.5
+CROWDED_STEP_SHARE = 0.4
 """Of slots and KV cache, so much is kept free of tenants that have more running than their part, for those that have
 less; and decodes alone may take so much of the tightest time between tokens before no more of theirs are let in."""
 
@@ -154,6 +154,11 @@ class ClassOrder(DeadlineOrder):
             return self.starves(bond.slo_class, age_s)
         return age_s >= self._max_wait_s and self._is_owed(bond.slo_class, bond.tag)
 
+    def claims(self, bond: Bond) -> bool:
+        """True for a request that goes before those of other tenants where there is room for one."""
+        shares = None if bond.slo_class is None else self._shares[bond.slo_class.name]
+        return shares is not None and shares.is_owed(bond.tag) and shares.tenants(self._now_s) > 1
+
     def _is_owed(self, slo_class: SloClass, tag: float) -> bool:
         """True for what is within the share of its tenant; in a class of one, for all there is."""
         shares = self._shares[slo_class.name]
@@ -200,7 +205,8 @@ class ClassOrder(DeadlineOrder):
         """Return the seconds of reading per token and per token pair, and the lead; None while nothing is known."""
         if self._token_s is None:
             return None
-        return self._token_s, self._model.work_s, self._pipeline.token_s(self._step_s)
+        token_s = self._queue_s / self._queue_tokens if self._queue_tokens > 0 else self._token_s
+        return token_s, self._model.work_s, self._pipeline.token_s(self._step_s)
 
     def observe(self, record: StepRecord) -> None:
         """Learn from a finished step how fast prompts are prefilled while there are any that wait.
@@ -216,8 +222,6 @@ class ClassOrder(DeadlineOrder):
         work_s = min(0.8 * record.measured_s, self._model.work_s * record.shape.prefill_work)
         self._queue_s = kept * self._queue_s + record.measured_s - work_s
         self._queue_tokens = kept * self._queue_tokens + tokens
-        if self._queue_tokens > 0:
-            self._token_s = self._queue_s / self._queue_tokens
 
     def _starving(self, requests: Sequence[RequestView]) -> list[int]:
         """Return the batch work, one of each class, that has stood still for its bound, by index."""
@@ -266,7 +270,7 @@ class ClassOrder(DeadlineOrder):
             if request.ttft_slo_s is None or slo_class is None or slo_class.batch:
                 continue
             due_s = request.ttft_slo_s - request.age_s
-            stays = slo_class.when_late == "serve"
+            stays = slo_class.when_late != "relegate"  # who was let in was let in on a promise
             if due_s <= 0 and not stays:
                 continue
             read_s = factor * self._prefill_s(request.done_tokens, request.remaining_tokens)
