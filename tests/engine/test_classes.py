@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -184,3 +185,37 @@ def test_aborted_while_it_waits_to_be_judged(engine: ClassEngine) -> None:
     engine.finish()
     assert not engine.refused
     assert engine.token_s["here"]
+
+
+class Heard:
+    """A telemetry that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.counted: Counter[tuple[str, str]] = Counter()
+        self.gaps: Counter[tuple[str, float | None]] = Counter()
+        self.first_tokens: Counter[str] = Counter()
+
+    def count(self, name: str, slo_class: str) -> None:
+        self.counted[name, slo_class] += 1
+
+    def note(self, _record: Any, _running: int, _waiting: int, gaps: Any, firsts: Any) -> None:
+        self.gaps.update({(each.slo_class, each.slo_s): each.decodes for each in gaps})
+        self.first_tokens.update(each.slo_class for each in firsts)
+
+
+def test_the_figures_tell_the_classes_apart(engine: ClassEngine) -> None:
+    heard = engine.scheduler.telemetry = Heard()
+    for i in range(40):
+        engine.ask(f"i{i}", 500, "interactive", 5)
+    for i in range(60):
+        engine.ask(f"s{i}", 700, "standard", 9)
+    engine.step()
+    waiting = dict(engine.scheduler.queues().waiting)
+    engine.finish()
+    refused = len(engine.refused)
+    late = sum(engine.ttft_s(f"s{i}") > 3.0 for i in range(60))
+    assert waiting["standard"] > waiting.get("interactive", 0)
+    assert heard.counted["refused_requests", "interactive"] == refused > 0
+    assert heard.first_tokens == {"interactive": 40 - refused, "standard": 60}
+    assert heard.gaps == {("interactive", 0.05): 4 * (40 - refused), ("standard", 0.1): 8 * 60}
+    assert 0 < late <= heard.counted["relegated_requests", "standard"] <= 60
