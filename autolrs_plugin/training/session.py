@@ -153,7 +153,7 @@ class Session:
         self.check_open()
         assert action == self._pending, f"{action} is not the action that was asked for"
         self._performed = True
-        with owning("adapter" if isinstance(action, Train) else "action"):
+        with owning(_owner(action)):
             return self._probe(action) if isinstance(action, Probe) else self._carried_out(action)
 
     def _carried_out(self, action: Action) -> Result:
@@ -189,7 +189,8 @@ class Session:
             result = replace(result, seconds=started - self._pending_since)
         self._check_val_loss(action, result)
         decided_s = ledger.deciding_s
-        self.controller.tell(result)
+        with owning(_owner(action)):
+            self.controller.tell(result)
         checkpoint = self._checkpoint(action)
         if self._journal is not None:
             self._journal.complete(result, checkpoint)
@@ -306,6 +307,11 @@ class Session:
             self._current = self._kept
         elif isinstance(action, Train):
             self._current = checkpoint
+
+
+def _owner(action: Action) -> str:
+    """Return whose the time for an action, and for deciding after it, is: see `metering`."""
+    return "adapter" if isinstance(action, Train) else "action"
 
 
 def evaluated(port: Port) -> float:
