@@ -43,7 +43,7 @@ LARGER_SIZES = 3
 
 OLDER_EXPERT_TOKENS = 128
 """Block-scaled experts of vLLM before 0.14 read all weights at any batch: the time of so many tokens. With it the rows
-of Qwen3-235B-A22B-FP8 with even ids need nothing else to be added; 64 leave 5 ms of a step, and 256 are 4 ms too many."""
+of Qwen3-235B-A22B-FP8 with even ids need nothing else to be added; 64 leave 5 ms of a step, and 256 are 4 too many."""
 
 CONTEXT_STEP_TOKENS = 64
 """Attention of decodes is asked for at every so many tokens of context, and is a line between."""
