@@ -93,8 +93,17 @@ def test_corrections_scale_and_add() -> None:
 
 def test_the_host_is_there_where_it_is_not_hidden() -> None:
     asynchronous, synchronous = (MeasuredTimes(kernels(*QWEN), 1, value) for value in (True, False))
-    assert synchronous.host_s > 0
+    assert synchronous.host_s == asynchronous.host_s > 0
     assert synchronous.host_sequence_s == asynchronous.host_sequence_s > 0
+
+
+def test_older_experts_take_as_long_for_few_tokens_as_for_many() -> None:
+    now = measured.Kernels("Qwen/Qwen3-235B-A22B-FP8", "h200", Spread(4))
+    few, many = (now.older.decode_parts_s(n) for n in (4, 128))
+    assert few["moe"] == many["moe"] > 3 * now.decode_parts_s(4)["moe"]
+    assert few["gemm"] == now.decode_parts_s(4)["gemm"]
+    dense = kernels(*QWEN)
+    assert dense.older is dense
 
 
 def test_a_layers_reductions_are_counted_once() -> None:

@@ -53,7 +53,7 @@ def features(row: SiliconRow, kernels: Kernels, step_tokens: int) -> dict[str, f
         made[keys[name]] += 1e3 * (plain + clients / answer * (seconds - chunks * plain))
     made |= {key: count / 1e3 for key, count in kernels.place.launches().items()}
     if not row.asynchronous:
-        made |= {key: count / 1e3 for key, count in kernels.place.host_launches(clients).items()}
+        made |= {"host_us": 1e-3, "host_sequence_us": clients / 1e3}
     return made
 
 
@@ -99,7 +99,8 @@ def fit(rows: Sequence[SiliconRow]) -> dict[str, float]:
         except ConfigError:
             continue
         if isinstance(place, MeasuredDeployment) and queued(row, place.read_s(row.prompt_tokens)) is None:
-            table.append(features(row, place.kernels, place.step_tokens))
+            kernels = place.kernels if row.asynchronous else place.kernels.older
+            table.append(features(row, kernels, place.step_tokens))
             measured.append(row.tpot_ms)
     return solve(table, np.array(measured))
 

@@ -31,43 +31,41 @@ WHOLE_NORM = frozenset({"MiniMaxM2ForCausalLM"})
 """Architectures that normalise queries and keys over all heads at once: tensor parallel sums over devices for it."""
 
 FITTED: Mapping[str, float] = {
-    "attention blackwell": 0.9506,
-    "attention hopper": 1.053,
+    "attention blackwell": 0.9504,
+    "attention hopper": 1.054,
     "chunk_attention blackwell": 1.01,
-    "chunk_attention hopper": 0.9957,
-    "communication blackwell": 0.965,
-    "communication hopper": 1.011,
-    "elementwise blackwell": 0.9872,
-    "elementwise hopper": 1.002,
-    "expert_layer_us": 3.848,
+    "chunk_attention hopper": 0.9943,
+    "communication blackwell": 0.9631,
+    "communication hopper": 1.014,
+    "elementwise blackwell": 0.9866,
+    "elementwise hopper": 1.003,
+    "expert_layer_us": 3.456,
     "gemm blackwell compressed-tensors": 0.9998,
-    "gemm blackwell fp8": 0.8843,
-    "gemm blackwell fp8_block": 1.019,
-    "gemm blackwell mxfp4": 0.9788,
+    "gemm blackwell fp8": 0.8839,
+    "gemm blackwell fp8_block": 1.018,
+    "gemm blackwell mxfp4": 0.9791,
     "gemm blackwell nvfp4": 1.023,
-    "gemm hopper bfloat16": 0.9641,
+    "gemm hopper bfloat16": 0.9697,
     "gemm hopper compressed-tensors": 0.9996,
-    "gemm hopper fp8": 0.9908,
-    "gemm hopper fp8_block": 1.027,
-    "gemm hopper mxfp4": 0.9758,
-    "head_norm_us": 10.25,
-    "host_expert_layer_us": 95.77,
-    "host_sequence_us": 39.35,
-    "host_us": 261.6,
-    "latent b200_sxm": 0.9453,
-    "latent b300_sxm": 0.5177,
-    "latent h200_sxm": 0.5596,
-    "moe blackwell compressed-tensors": 0.9778,
-    "moe blackwell fp8_block": 1.073,
-    "moe blackwell mxfp4": 0.7393,
+    "gemm hopper fp8": 0.9896,
+    "gemm hopper fp8_block": 1.025,
+    "gemm hopper mxfp4": 0.9768,
+    "head_norm_us": 10.39,
+    "host_sequence_us": 39.17,
+    "host_us": 175.1,
+    "latent b200_sxm": 0.9516,
+    "latent b300_sxm": 0.5217,
+    "latent h200_sxm": 0.5618,
+    "moe blackwell compressed-tensors": 0.9775,
+    "moe blackwell fp8_block": 1.072,
+    "moe blackwell mxfp4": 0.74,
     "moe blackwell nvfp4": 1.035,
-    "moe hopper compressed-tensors": 0.9829,
-    "moe hopper fp8_block": 1.142,
-    "moe hopper mxfp4": 0.9851,
-    "mxfp8_layer_us": 5.433,
-    "shared_layer_us": 5.348,
-    "step_us": 0.0,
-    "whole_norm_us": 9.878,
+    "moe hopper compressed-tensors": 0.9827,
+    "moe hopper fp8_block": 1.123,
+    "moe hopper mxfp4": 0.9869,
+    "mxfp8_layer_us": 5.707,
+    "shared_layer_us": 5.445,
+    "whole_norm_us": 10.31,
 }
 """Scales of families by device generation and precision, and microseconds of a layer or a step."""
 
@@ -142,15 +140,6 @@ class Place:
             "chunk_attention": f"chunk_attention {self.generation}",
         }
 
-    def host_launches(self, sequences: int) -> dict[str, float]:
-        """Return how often the host does what each constant in microseconds stands for, in a synchronous step.
-
-        The mixtures of experts of vLLM before 0.14 launched all their kernels one by one, which hides the rest.
-        """
-        if self.experts:
-            return {"host_expert_layer_us": float(self.layers)}
-        return {"host_us": 1.0, "host_sequence_us": float(sequences)}
-
     def launches(self) -> dict[str, float]:
         """Return how often a step launches what each constant in microseconds stands for."""
         layers, shared = float(self.layers), self.tensor_parallel > 1
@@ -174,14 +163,12 @@ class Corrections:
         scales: of each family, and of the two kinds of attention.
         step_s: what every step takes beside the operators in the tables.
         host_s, host_sequence_s: what the host takes for a step, and more for each of its sequences.
-        synchronous_host_s: what it takes for a step where it schedules synchronously, as vLLM before 0.14 did.
     """
 
     scales: Mapping[str, float]
     step_s: float
     host_s: float
     host_sequence_s: float
-    synchronous_host_s: float
 
     def total_s(self, parts: Parts) -> float:
         """Return the seconds of a step's operators, all but its attention."""
@@ -200,5 +187,4 @@ def corrections_for(place: Place, fitted: Mapping[str, float] | None = None) -> 
         step_s=total_s(place.launches()),
         host_s=total_s({"host_us": 1.0}),
         host_sequence_s=total_s({"host_sequence_us": 1.0}),
-        synchronous_host_s=total_s(place.host_launches(0)),
     )
