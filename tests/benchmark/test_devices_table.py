@@ -44,8 +44,8 @@ def test_every_deployment_has_every_row() -> None:
 
 def test_slos_are_the_papers_multiples_of_a_decode_step() -> None:
     [strict, relaxed] = cells_of([LLAMA], ["chat"], ("strict", "relaxed"), [0], 9, 0.1, ())
-    # 32 requests at a context of 4,096: 12.4 ms on the tables of this device.
-    assert strict.tbt_slo_ms == pytest.approx(5 * 12.35, abs=0.5)
+    # 32 requests at a context of 4,096: 12.4 ms by the tables of this device, 12.0 with what was fitted to servers.
+    assert strict.tbt_slo_ms == pytest.approx(5 * 12.04, abs=0.5)
     assert relaxed.tbt_slo_ms == pytest.approx(5 * strict.tbt_slo_ms, abs=0.5)
     assert cells_of([LLAMA], ["chat"], ("tight",), [0], 9, 0.1, ())[0].tbt_slo_ms == 25.0
 
