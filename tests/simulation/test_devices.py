@@ -22,6 +22,7 @@ from vllm_sarathi.simulation.devices.roofline import (
     Roofline,
     device,
 )
+from vllm_sarathi.simulation.layers import Experts
 from vllm_sarathi.simulation.models import MODELS, model_shape
 
 MISTRAL = MODELS["mistral-7b"]
@@ -150,3 +151,38 @@ def test_every_device_is_faster_with_less_to_do(name: str) -> None:
     seconds = [times.stage_s(StepShape(n, 0, 0, chunk_work(0, n), 1)) for n in (1, 256, 1024, 4096)]
     assert seconds == sorted(seconds)
     assert all(math.isfinite(s) and s > 0 for s in seconds)
+
+
+def test_a_window_bounds_what_is_read_and_paired() -> None:
+    windowed = replace(
+        MISTRAL,
+        described=tuple(
+            replace(kind, attention=replace(kind.attention, window=1024))
+            for kind in MISTRAL.kinds
+            if kind.attention
+        ),
+    )
+    times, whole = Roofline(windowed, A100), Roofline(MISTRAL, A100)
+    assert whole.stage_s(DECODE) - times.stage_s(DECODE) == pytest.approx(
+        32 * 3072 * 131072 / (2.039e12 * KV_SHARE)
+    )
+    chunk = StepShape(512, 0, 0, chunk_work(8192, 512), 1)
+    pairs = chunk.prefill_work - 512 * 1024
+    assert whole.stage_s(chunk) - times.stage_s(chunk) == pytest.approx(
+        4 * 32 * 32 * 128 * pairs / (312e12 * ATTENTION_SHARE)
+    )
+
+
+def test_each_doubling_of_the_devices_waits_once_more() -> None:
+    two, four = (Roofline(MISTRAL, A100, tensor_parallel=ways)._fixed_s for ways in (2, 4))
+    assert four - two == pytest.approx(32 * DOUBLING_LAYER_S)
+
+
+def test_experts_are_read_as_they_are_woken() -> None:
+    experts = Experts(64, 2, 10_000_000, 0)
+    kinds = tuple(replace(kind, experts=experts, mlp_parameters=0) for kind in MISTRAL.kinds)
+    times = Roofline(replace(MISTRAL, described=kinds), A100)
+    floors = [times._floor_s(tokens) - times._dense_floor_s for tokens in (1, 10_000)]
+    assert floors == pytest.approx([32 * n * 2e7 / (2.039e12 * BANDWIDTH_SHARE) for n in (2, 64)])
+    even, uneven = (replace(MISTRAL, described=kinds, imbalance=share) for share in (0.0, 0.5))
+    assert Roofline(uneven, A100)._floor_s(32) < Roofline(even, A100)._floor_s(32)
