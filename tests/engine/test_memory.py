@@ -11,6 +11,7 @@ from tests.engine.modelled import ModelledEngine
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.core.config import CONFIG_KEY, ConfigCarrier
 from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.figures import Queues
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.engine import telemetry
 from vllm_sarathi.engine.memory import CalibrationMemory, calibration_key, open_memory
@@ -105,7 +106,15 @@ def test_an_engine_without_log_or_trace_has_a_telemetry_for_its_memory(
     make_config: Any, tmp_path: Path
 ) -> None:
     config = SarathiConfig(calibration_dir=str(tmp_path))
-    watched = open_telemetry(make_config(config), config, Controller(config), log=False, faults=lambda: 0)
+    watched = open_telemetry(
+        make_config(config),
+        config,
+        Controller(config),
+        log=False,
+        faults=lambda: 0,
+        queues=lambda: Queues(0, {}),
+        most_tokens=2048,
+    )
     assert watched is not None
     watched.close()
 

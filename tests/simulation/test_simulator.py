@@ -108,7 +108,7 @@ def test_no_clock_but_the_virtual_one_is_read(monkeypatch: pytest.MonkeyPatch, m
     settings: dict[str, Any] = {
         "tbt_slo_ms": 5.0,
         "prefill_order": order,
-        "ttft_slo_ms": 100.0,
+        "ttft_slo_ms": 100.0 if order == "deadline" else None,
         "allow_request_slo": True,
         "tbt_mode": "pace" if order == "deadline" else "gap",
     }

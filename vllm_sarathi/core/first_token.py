@@ -19,6 +19,10 @@ from typing import NamedTuple
 from vllm_sarathi.core.types import chunk_work
 
 
+ROUNDING_S = 1e-9
+"""A job that is given up is long enough but for so much, which sums of floating-point numbers are off by."""
+
+
 class Job(NamedTuple):
     """A prompt that is to be read.
 
@@ -99,18 +103,34 @@ def keep(jobs: Sequence[Job], lead_s: float) -> list[int]:
     end_s = lead_s
     for index in by_deadline(jobs):
         job = jobs[index]
+        if not job.stays and end_s > job.due_s:
+            continue  # it is late whoever is given up for it now: those before it are in time, and stay so
         end_s += job.read_s
         kept[index] = None
         if not job.stays:
             heapq.heappush(losable, (job.loss, -len(kept), index))  # of equals, the one that is due last
-        if end_s <= job.due_s or not losable:
+        if end_s <= job.due_s or (job.stays and job.due_s <= 0):
             continue
-        if job.stays and (job.due_s <= 0 or end_s - jobs[losable[0][2]].read_s > job.due_s):
-            continue  # it is late in any case: nobody is given up for it
-        given_up = heapq.heappop(losable)[2]
-        end_s -= jobs[given_up].read_s
-        del kept[given_up]
+        given_up = _pop_long(losable, jobs, end_s - job.due_s - ROUNDING_S)
+        if given_up is not None:  # else it is late in any case: nobody is given up for it
+            end_s -= jobs[given_up].read_s
+            del kept[given_up]
     return list(kept)
+
+
+def _pop_long(losable: list[tuple[float, int, int]], jobs: Sequence[Job], needed_s: float) -> int | None:
+    """Take out the job of the least loss whose reading takes at least so long; None where none does."""
+    passed = []
+    found = None
+    while losable and found is None:
+        entry = heapq.heappop(losable)
+        if jobs[entry[2]].read_s >= needed_s:
+            found = entry[2]
+        else:
+            passed.append(entry)
+    for entry in passed:
+        heapq.heappush(losable, entry)
+    return found
 
 
 def by_deadline(jobs: Sequence[Job]) -> Iterable[int]:
