@@ -55,14 +55,12 @@ def is_plain(
         left[1] -= memoryview(value).nbytes
         return left[1] >= 0
     if isinstance(value, torch.Tensor | np.ndarray):
+        if not _is_dense(value):
+            return False
         left[1] -= value.nbytes
-        numbers = isinstance(value, torch.Tensor) or value.dtype.kind in "biufc"
-        return (
-            numbers
-            and left[1] >= 0
-            and not isinstance(value, torch.nn.Parameter)
-            and id(value) not in foreign
-        )
+        # Without the names of the model's parameters, any parameter may be one of them.
+        other = not isinstance(value, torch.nn.Parameter) or foreign != ()
+        return left[1] >= 0 and other and id(value) not in foreign
     if not isinstance(value, CONTAINERS) or len(value) > left[0]:
         return False
     if isinstance(value, dict) and not all(is_plain(k, foreign, most_bytes, left) for k in value):
@@ -70,6 +68,13 @@ def is_plain(
     return all(
         is_plain(v, foreign, most_bytes, left) for v in (value.values() if isinstance(value, dict) else value)
     )
+
+
+def _is_dense(value: Any) -> bool:
+    """Tell whether a tensor or array is numbers in memory: not sparse, nested or on the meta device, and no objects."""
+    if isinstance(value, torch.Tensor):
+        return value.layout is torch.strided and not value.is_meta and not value.is_nested
+    return bool(value.dtype.kind in "biufc")
 
 
 def is_data(value: Any, left: list[int] | None = None) -> bool:

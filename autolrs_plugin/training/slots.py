@@ -8,7 +8,7 @@ import dis
 import gc
 import sys
 from collections import deque
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
@@ -134,6 +134,22 @@ class ClassSlots(Slots):
         type.__delattr__(self._owner, name)
 
 
+def _variables_of(
+    module: ModuleType, path: str, names: Iterable[str], is_users: Any
+) -> dict[str, tuple[dict[str, Any], str]]:
+    """Return where the variables of a user's module that bear one of the names are, those of modules in it included."""
+    places = {}
+    for name in names:
+        if name not in vars(module):
+            continue
+        inner = vars(module)[name]
+        if not isinstance(inner, ModuleType):
+            places[f"{path}.{name}"] = (vars(module), name)
+        elif inner.__name__.startswith(f"{module.__name__}.") and is_users(inner):
+            places |= _variables_of(inner, f"{path}.{name}", names, is_users)
+    return places
+
+
 class VariableSlots(Slots):
     """The variables of a function's surroundings that it uses: closure cells, globals, and those of a user's modules.
 
@@ -159,7 +175,7 @@ class VariableSlots(Slots):
                 name, sys.modules.get(name)
             )  # imported at the top, or by the function itself
             if isinstance(module, ModuleType) and is_users(module):
-                self._places |= {f"{name}.{n}": (vars(module), n) for n in names if n in vars(module)}
+                self._places |= _variables_of(module, name, names, is_users)
 
     def get(self) -> dict[str, Any]:
         """Return the variables that can change: those that the function sets, and what can be changed in place."""

@@ -424,7 +424,47 @@ class Forgetful:
         return self.told + self.count, self.memory
 
 
+def parameters_of_no_module() -> Any:
+    average = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1), requires_grad=False)]
+    by_name = {"copy": nn.Parameter(torch.zeros(1))}
+
+    def use() -> Any:
+        with torch.no_grad():
+            for parameter in (*average, by_name["copy"]):
+                parameter.add_(1)
+        return float(by_name["copy"].detach()), torch.cat([p.detach() for p in average])
+
+    return use
+
+
+def variables_of_a_module_in_a_package() -> Any:
+    package, inner = types.ModuleType("package_of_ours"), types.ModuleType("package_of_ours.inner")
+    package.__file__ = inner.__file__ = "package_of_ours.py"
+    package.inner, inner.count, inner.table = inner, 0, {"n": torch.zeros(2)}  # type: ignore[attr-defined]
+    code = """
+def use():
+    package_of_ours.inner.count += 1
+    package_of_ours.inner.table["n"] = package_of_ours.inner.table["n"] + 1
+    return package_of_ours.inner.count, package_of_ours.inner.table["n"]
+"""
+    variables: dict[str, Any] = {"package_of_ours": package, "__name__": "a_script_of_ours"}
+    exec(compile(code, "a_script_of_ours.py", "exec"), variables)
+    return variables["use"]
+
+
+def beside_tensors_that_are_not_dense() -> Any:
+    inert = [torch.eye(2).to_sparse(), torch.empty(2, device="meta")]
+    memory = torch.zeros(2)
+
+    def use() -> Any:
+        memory.add_(1)
+        return float(len(inert)), torch.sparse.mm(inert[0], memory[:, None])[:, 0]
+
+    return use
+
+
 USES: list[Callable[[], Any]] = [
+    *(parameters_of_no_module, variables_of_a_module_in_a_package, beside_tensors_that_are_not_dense),
     *(default_arguments, attributes_of_a_function, attributes_of_a_class),
     *(attributes_of_a_class_through_an_object, weak_keys, weak_values, variables_of_a_module),
     *(

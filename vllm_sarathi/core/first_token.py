@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from vllm_sarathi.core.types import chunk_work
 
-
 ROUNDING_S = 1e-9
 """A job that is given up is long enough but for so much, which sums of floating-point numbers are off by."""
 
