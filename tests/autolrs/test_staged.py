@@ -173,6 +173,46 @@ def test_a_run_that_is_worse_than_untrained_is_taken_back_as_long_as_that_helps(
     assert landscape.loss < 0.6
 
 
+class Unfrozen(Landscape):
+    """From the middle on, layers join in that explode at a rate which was harmless, and are harmed far below it."""
+
+    def shrinks(self, lr: float) -> float:
+        if self.taken < 500 or lr < 0.05 * self.best:
+            return super().shrinks(lr)
+        lost = 200.0 if self.taken % 3 == 0 else 10.0
+        return 1 - (lost if lr > 0.2 * self.best else 20.0 * lr / self.best) / self.excess
+
+
+def test_a_rate_at_which_the_run_was_lost_is_not_taken_up_again() -> None:
+    """One lower try that only rises is no sign that the rate was not to blame: the next one lies lower again."""
+    landscape = Unfrozen(BEST, speed=0.01)
+    controller = run(landscape, prior=BEST, search_budget=0.4)
+    assert controller.schedule.lrs[480] == pytest.approx(BEST, rel=0.5)
+    assert max(controller.schedule.lrs[560:]) < 0.05 * BEST
+    assert landscape.loss < 1.0
+
+
+@pytest.mark.parametrize(
+    ("lost_above", "harmed_above", "back_to"), [(0.2, math.inf, 0.16), (math.inf, 0.5, 1.0)]
+)
+def test_what_a_lower_rate_does_not_mend_is_gone_on_with_at_the_last_rate_that_was_not_lost(
+    lost_above: float, harmed_above: float, back_to: float
+) -> None:
+    class Changed(Landscape):
+        """From the middle on the loss is up, whatever the rate; at the higher ones it is higher, or explodes."""
+
+        def shrinks(self, lr: float) -> float:
+            if self.taken < 500:
+                return super().shrinks(lr)
+            lost = 200.0 if self.taken % 3 == 0 else 10.0
+            harmed = 4.0 if lr > harmed_above * self.best else 2.0
+            return 1 - (lost if lr > lost_above * self.best else harmed) / self.excess
+
+    controller = run(Changed(BEST, speed=0.01), prior=BEST, search_budget=0.4)
+    after = [stage.candidates[0].lr for stage in controller.stages if stage.first_step > 500]
+    assert after[0] == pytest.approx(back_to * BEST, rel=0.5)
+
+
 def test_a_rate_that_is_too_high_by_some_is_found_to_be_early_on() -> None:
     """Nothing rises: a probe downwards shows it, after a tenth of the run."""
     landscape = Landscape(BEST, speed=0.01)

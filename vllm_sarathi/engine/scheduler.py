@@ -36,7 +36,14 @@ from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.contract import missing_attributes, raise_violations, scheduler_classes
 from vllm_sarathi.engine.vllm.images import encoder_tokens
 from vllm_sarathi.engine.vllm.internals import logger
-from vllm_sarathi.engine.vllm.limits import adapters_of, restore_limits, save_limits, set_limits
+from vllm_sarathi.engine.vllm.limits import (
+    adapters_of,
+    keep_adapter_slots,
+    restore_limits,
+    save_limits,
+    sees_all_waiting,
+    set_limits,
+)
 from vllm_sarathi.engine.vllm.queues import reorder_waiting
 from vllm_sarathi.engine.vllm.support import check_engine
 from vllm_sarathi.engine.vllm.utility import offer_control
@@ -216,7 +223,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         """Tell whether a waiting request may go on, as the parent does, and its adapter fits beside all that run.
 
         The parent counts the adapters of those that the step serves; those that it leaves out are in the next one, and
-        it asserts there that all adapters fit.
+        it asserts there that all adapters fit. vLLM 0.30 asks nothing of most: there the step itself is bounded.
         """
         if not super()._handle_blocked_waiting_request(request):
             return False
@@ -265,6 +272,8 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             self.running = running
         first = waiting[0] if waiting and let_in != 0 and not ordered else None
         set_limits(self, plan.token_budget, len(hidden) + len(stalled), let_in)
+        if not sees_all_waiting(self):
+            keep_adapter_slots(self, [*hidden, *stalled])
         return Step(
             started_s,
             view,

@@ -53,9 +53,10 @@ from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result,
 from autolrs_plugin.core.plans.extent import LEAST_STEPS, extent
 from autolrs_plugin.core.plans.horizon import after_a_change, long_run
 from autolrs_plugin.core.plans.probing import candidates_of
+from autolrs_plugin.core.plans.retreat import Retreats
 from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
 from autolrs_plugin.core.plans.training import diverged_above, evaluation_steps
-from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Chunk, Watch, summary
+from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
 from autolrs_plugin.core.posterior import COLD, Seen
 from autolrs_plugin.core.schedule import run_curve
 from autolrs_plugin.core.state import Plan, RunState, Stage
@@ -113,15 +114,6 @@ def find_plan(state: RunState) -> Plan:
     yield Done()
 
 
-@dataclass(frozen=True, slots=True)
-class Suspicion:
-    """A chunk that was taken back: where it began, the rate before any retreat, and what it came to, if finite."""
-
-    step: int
-    rate: float
-    chunk: Chunk | None
-
-
 @dataclass
 class StagedRun:
     """A run of the staged plan.
@@ -149,7 +141,7 @@ class StagedRun:
         self.rate = prior if prior is not None else math.sqrt(self._low * self._high)
         self._planned = [(round(share * config.max_steps), i) for i, share in enumerate(self.shares)]
         self._former, self._changed_at = self.rate, 0
-        self._suspected: Suspicion | None = None
+        self._retreats = Retreats()
         self._bad_losses = 0
         self._staged_at = 0
         self._ceiling = math.inf
@@ -212,29 +204,17 @@ class StagedRun:
             self._ceiling = min(self._ceiling, max(self._rate_at(t) for t in range(first, end)))
             kept = state.kept_step if config.rewind else None
             may_go_back = kept is not None and end - kept <= state.budget_left_steps
-            chunk = summary(result.losses, end)
-            if may_go_back and (found == LOST or self._may_be_the_rate(first, chunk)):
+            if may_go_back and self._retreats.suspects_rate(first, result.losses, found, self.watch):
                 yield Restore()
-                before = self._suspicion(first)
-                self._suspected = Suspicion(first, self.rate if before is None else before.rate, chunk)
-                self._change(self.rate * RETREAT)
+                lower = max(self.rate * RETREAT, self._low)
+                self._retreats.take_back(first, result.losses, found, self.rate, lower)
+                self._change(lower)
                 return ""
         pending = self._gone_on(found, first)
         self.watch.take(result.losses, end)
         if end in marks:
             yield Evaluate(end)
         return pending
-
-    def _suspicion(self, first: int) -> Suspicion | None:
-        """Return the suspicion against the chunk that begins at `first`, if it was taken back before."""
-        return self._suspected if self._suspected is not None and self._suspected.step == first else None
-
-    def _may_be_the_rate(self, first: int, chunk: Chunk | None) -> bool:
-        """Tell whether a chunk may have risen by its rate: it is the first try, or a lower rate made it lower."""
-        before = self._suspicion(first)
-        if before is None or before.chunk is None:
-            return True
-        return chunk is not None and chunk.clearly_below(before.chunk)
 
     def _gone_on(self, found: str, first: int) -> str:
         """Take note of a chunk that stays; return why a stage is to open after it, if one is."""
@@ -243,7 +223,7 @@ class StagedRun:
             self.watch.forget()
             return ""
         if found == RISEN:
-            if (before := self._suspicion(first)) is not None:
+            if (before := self._retreats.before(first)) is not None:
                 if self.state.budget_left_steps >= 3 * LEAST_STEPS:
                     self._change(before.rate)
                 self._ceiling = math.inf
@@ -254,7 +234,7 @@ class StagedRun:
             self.watch.forget()
             self.seen.clear()
             return "change"
-        self._suspected = None
+        self._retreats.clear()
         apart = self.state.step - self._staged_at >= APART_CHUNKS * self._chunk_steps
         return "stall" if found == STALLED and apart else ""
 

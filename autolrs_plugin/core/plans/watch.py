@@ -86,9 +86,7 @@ class Watch:
             return RISEN if chunk.level - self.first_loss > RISE_Z * chunk.error else FINE
         best = min(self.chunks, key=lambda c: c.level)
         gained = max(0.0, self.first_loss - best.level)
-        # A chunk that scatters far more than those before it must not hide behind that.
-        usual = median(c.error for c in self.chunks[-FORECAST_CHUNKS:])
-        own = min(chunk.error, 2 * usual)
+        own = self._own_error(chunk)
         error = math.hypot(own, best.error)
         if chunk.level - best.level > max(RISE_Z * error, RISE_SHARE * gained):
             return RISEN
@@ -99,6 +97,15 @@ class Watch:
         if -missed > RISE_Z * math.hypot(std, own) and -missed > FALL_SHARE * gained:
             return FELL
         return FINE
+
+    def _own_error(self, chunk: Chunk) -> float:
+        """Return a chunk's standard error; one that scatters far more than those before must not hide behind that."""
+        usual = [c.error for c in self.chunks[-FORECAST_CHUNKS:]]
+        return min(chunk.error, 2 * median(usual)) if usual else chunk.error
+
+    def clearly_below(self, chunk: Chunk, other: Chunk) -> bool:
+        """Whether a chunk's level is lower than another's by more than noise."""
+        return other.level - chunk.level > RISE_Z * math.hypot(self._own_error(chunk), self._own_error(other))
 
     def take(self, losses: Sequence[float], end: int) -> None:
         """Take in a chunk that is kept."""

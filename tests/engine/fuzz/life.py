@@ -350,12 +350,13 @@ class Life:
     def _free_blocks(self) -> int:
         return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
-    def _limits(self) -> tuple[int, int, int]:
+    def _limits(self) -> tuple[int, int, int | None, int | None]:
         scheduler = self.scheduler
         return (
             scheduler.max_num_scheduled_tokens,
             scheduler.max_num_running_reqs,
-            scheduler.max_num_active_reqs,
+            getattr(scheduler, "max_num_active_reqs", None),  # since vLLM 0.31
+            scheduler.lora_config and scheduler.lora_config.max_loras,
         )
 
 

@@ -42,7 +42,7 @@ def test_the_fuzz_finds_a_fault_and_cuts_it_down(monkeypatch: pytest.MonkeyPatch
 
     def hold_or_raise(scheduler: Any, *args: Any) -> Any:
         if fault == "held" and "r4" in scheduler.requests:
-            scheduler.max_num_active_reqs = 0
+            scheduler.max_num_running_reqs = scheduler.max_num_active_reqs = 0  # the second since vLLM 0.31
         if fault == "raised" and len(scheduler.running) > 2:
             raise RuntimeError("three at once")
         return schedule(scheduler, *args)

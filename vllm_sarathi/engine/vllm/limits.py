@@ -1,21 +1,22 @@
 """What bounds a step of vLLM's scheduler, set for one step and put back after it."""
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 SLOT_LIMITS = ("max_num_running_reqs", "max_num_active_reqs")
 """What bounds the requests that run; `max_num_active_reqs` came with vLLM 0.31."""
 
-LIMITS = ("max_num_scheduled_tokens", *SLOT_LIMITS)
+LIMITS = ("max_num_scheduled_tokens", *SLOT_LIMITS, "lora_config")
 """What bounds a step."""
 
 
-def save_limits(scheduler: Any) -> list[tuple[str, int]]:
+def save_limits(scheduler: Any) -> list[tuple[str, Any]]:
     """Return the limits of a step, for `restore_limits`."""
     return [(name, getattr(scheduler, name)) for name in LIMITS if hasattr(scheduler, name)]
 
 
-def restore_limits(scheduler: Any, limits: list[tuple[str, int]]) -> None:
+def restore_limits(scheduler: Any, limits: list[tuple[str, Any]]) -> None:
     """Put back what `save_limits` returned."""
     for name, value in limits:
         setattr(scheduler, name, value)
@@ -37,6 +38,33 @@ def set_limits(scheduler: Any, token_budget: int, hidden: int, let_in: int | Non
             if let_in is not None:
                 left = min(left, len(scheduler.running) + let_in)
             setattr(scheduler, name, left)
+
+
+def sees_all_waiting(scheduler: Any) -> bool:
+    """Whether vLLM asks `_handle_blocked_waiting_request` of all that it would let in, as it does since 0.31."""
+    return not hasattr(scheduler, "_try_promote_blocked_waiting_request")
+
+
+def look_at_waiting(scheduler: Any, request: Any) -> None:
+    """Have vLLM look at a request whose status keeps it waiting, as it would at the head of the queue."""
+    if sees_all_waiting(scheduler):
+        scheduler._handle_blocked_waiting_request(request)
+    else:
+        scheduler._try_promote_blocked_waiting_request(request)
+
+
+def keep_adapter_slots(scheduler: Any, left_out: Sequence[Any]) -> None:
+    """Bound a step's adapters so that those of running requests that it leaves out keep their slots.
+
+    The next step runs them all together, and vLLM asserts there that their adapters fit.
+    """
+    if not scheduler.lora_config or not left_out:
+        return
+    more = adapters_of(left_out) - adapters_of(scheduler.running)
+    if more:
+        # A copy: the workers read the same object.
+        scheduler.lora_config = copy.copy(scheduler.lora_config)
+        scheduler.lora_config.max_loras -= len(more)
 
 
 def adapters_of(requests: Iterable[Any]) -> set[int]:

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from vllm_sarathi.engine.vllm.internals import pause_state, request_status
-from vllm_sarathi.engine.vllm.limits import adapters_of, slot_limits
+from vllm_sarathi.engine.vllm.limits import adapters_of, look_at_waiting, slot_limits
 from vllm_sarathi.engine.vllm.queues import waiting_requests
 
 
@@ -85,8 +85,8 @@ class Admission:
             grammar = wanted.grammar if wanted else None
             if isinstance(
                 grammar, Exception
-            ):  # vLLM ends those that it is told of, and looks at the queue's head only
-                self._scheduler.grammar_compile_error_reqs.add(request.request_id)
+            ):  # vLLM ends those that it sees, and looks at the queue's head only
+                look_at_waiting(self._scheduler, request)
             # One that does not compile ends the request with an error, which takes no turn either.
             return Blocker.GRAMMAR if grammar is None or isinstance(grammar, Exception) else None
         if request.status == status.WAITING_FOR_REMOTE_KVS:

@@ -30,7 +30,6 @@ CONTRACT = (
     ),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.add_request", ("request",)),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler._free_request", ("request",)),
-    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler._handle_blocked_waiting_request", ("request",)),
     Touchpoint(
         "vllm.v1.core.sched.scheduler:Scheduler._try_schedule_encoder_inputs",
         ("request", "num_computed_tokens", "num_new_tokens"),
@@ -143,7 +142,6 @@ SURFACES = (
         "",
         (
             "_free_request",
-            "_handle_blocked_waiting_request",
             "_try_schedule_encoder_inputs",
             "add_request",
             "block_size",
@@ -153,7 +151,6 @@ SURFACES = (
             "finish_requests",
             "finished_recving_kv_req_ids",
             "get_request_counts",
-            "grammar_compile_error_reqs",
             "has_requests",
             "kv_cache_config",
             "kv_cache_manager",
@@ -181,7 +178,14 @@ SURFACES = (
             "vllm_config",
             "waiting",
         ),
-        some=("kv_holding_waiting", "max_num_active_reqs", "prefix_replay_tokens", "skipped_waiting"),
+        some=(
+            "_handle_blocked_waiting_request",
+            "_try_promote_blocked_waiting_request",
+            "kv_holding_waiting",
+            "max_num_active_reqs",
+            "prefix_replay_tokens",
+            "skipped_waiting",
+        ),
     ),
     Surface(
         "RequestQueue",
