@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vllm_sarathi.core.config import ConfigError, check_int, check_positive
+from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance, disturbed
 from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of, paces
@@ -260,8 +261,8 @@ def find(task: Task, start_qps: float | None = None) -> Found:
 
 def scheduler_fields(name: str) -> dict[str, Any]:
     """Return the fields of a row that `NAME` or `NAME@N` stands for."""
-    scheduler, _, budget = name.partition("@")
-    return {"scheduler": scheduler, "token_budget": int(budget) if budget else None}
+    spec = SchedulerSpec.parse(name)
+    return {"scheduler": spec.name, "token_budget": spec.token_budget}
 
 
 def row_of(tasks: Sequence[Task], found: Sequence[Found], goodput: Sequence[Found] = ()) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from vllm_sarathi.benchmark.scale import AS_WRITTEN, Scale
 from vllm_sarathi.benchmark.server import MAX_NUM_SEQS
 from vllm_sarathi.core.config import NO_CALIBRATION, STOCK_SCHEDULER, ConfigError, nearest_hint
+from vllm_sarathi.core.spec import SchedulerSpec
 
 OURS = "sarathi"
 DEADLINE = "sarathi-deadline"
@@ -65,20 +66,18 @@ def parse_contender(label: str) -> Contender:
     Raises:
         ConfigError: no such scheduler, or a budget that it cannot have.
     """
-    name, at, budget = label.partition("@")
+    name, budget = SchedulerSpec.parse(label)
     if name not in NAMES:
         raise ConfigError(f"--schedulers {label!r}: unknown scheduler; {nearest_hint(name, NAMES)}")
-    if not at:
+    if budget is None:
         return Contender(label, name, None)
     if name in (DEADLINE, SHORTEST):
         raise ConfigError(f"--schedulers {label!r}: {name} goes by its promises and takes no fixed budget.")
-    if not budget.isascii() or not budget.isdigit():
-        raise ConfigError(f"--schedulers {label!r}: the budget after '@' must be a whole number of tokens.")
-    # vLLM refuses a budget below its number of sequences.
-    least = MAX_NUM_SEQS if name == STOCK_SCHEDULER else 1
-    if int(budget) < least:
-        raise ConfigError(f"--schedulers {label!r}: the budget after '@' must be at least {least} tokens.")
-    return Contender(label, name, int(budget))
+    if name == STOCK_SCHEDULER and budget < MAX_NUM_SEQS:  # vLLM refuses one below its number of sequences
+        raise ConfigError(
+            f"--schedulers {label!r}: the budget after '@' must be at least {MAX_NUM_SEQS} tokens."
+        )
+    return Contender(label, name, budget)
 
 
 def parse_contenders(labels: str) -> list[Contender]:

@@ -20,6 +20,7 @@ from vllm_sarathi.benchmark.capacity import (
     scheduler_fields,
 )
 from vllm_sarathi.core.config import BASELINES, STOCK_SCHEDULER, ConfigError, check_choice, nearest_hint
+from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.simulation.deployment import deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance
 from vllm_sarathi.simulation.placement import Deployment
@@ -79,11 +80,11 @@ class Asked:
 
     def scheduler_settings(self, scheduler: str) -> tuple[tuple[str, Any], ...]:
         """Return the settings of one of the schedulers; baselines and fixed budgets take no promise."""
-        name, at, _ = scheduler.partition("@")
-        if name == STOCK_SCHEDULER or name in BASELINES:
+        spec = SchedulerSpec.parse(scheduler)
+        if spec.name == STOCK_SCHEDULER or spec.name in BASELINES:
             return ()
-        promise = () if at or self.tbt_slo_ms is None else (("tbt_slo_ms", self.tbt_slo_ms),)
-        return (*promise, *self.settings)
+        fixed = spec.token_budget is not None or self.tbt_slo_ms is None
+        return (*(() if fixed else (("tbt_slo_ms", self.tbt_slo_ms),)), *self.settings)
 
 
 def check_asked(asked: Asked) -> None:

@@ -17,6 +17,7 @@ from vllm_sarathi.core.config import (
     by_slo_alone,
     check_scheduler,
 )
+from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
 from vllm_sarathi.simulation.calibrated import Ratios, StepModel, calibrated_model, normal_ratios
 from vllm_sarathi.simulation.devices.measured import kernels
@@ -213,15 +214,8 @@ def scheduler_choice(text: str, **settings: Any) -> SchedulerChoice:
     Raises:
         ConfigError: an unknown name, or a budget that is no number.
     """
-    name, at, budget_text = text.partition("@")
+    name, budget = SchedulerSpec.parse(text)
     check_scheduler(name)
-    budget = None
-    if at:
-        if not budget_text.isdigit() or int(budget_text) < 1:
-            raise ConfigError(
-                f"--schedulers {text!r}: must be NAME@N with N tokens per step, as in sarathi@512."
-            )
-        budget = int(budget_text)
     if name == STOCK_SCHEDULER:
         return SchedulerChoice(text, None, budget)
     if budget is not None or name in BASELINES:
