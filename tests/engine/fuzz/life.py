@@ -165,7 +165,7 @@ class Life:
                 scheduler.set_pause_state(PauseState[state])
             case Reset(running):
                 # vLLM refuses a reset by force where blocks are held outside of `running`.
-                if not (running and (self.engine.connector or len(scheduler.kv_holding_waiting))):
+                if not (running and (self.engine.connector or len(self._set_aside))):
                     scheduler.reset_prefix_cache(reset_running_requests=running)
             case Duplicate(index):
                 if self.ours and (name := _one_of(list(scheduler.requests), index)):
@@ -275,7 +275,7 @@ class Life:
         assert sum(scheduled.values()) == output.total_num_scheduled_tokens <= self.setup.limit
         assert self._limits() == self.limits, "limits are not restored"
         assert len(scheduler.running) <= self.setup.slots
-        places = [*scheduler.running, *scheduler.waiting, *scheduler.kv_holding_waiting]
+        places = [*scheduler.running, *scheduler.waiting, *self._set_aside]
         assert len(places) == len({id(request) for request in places}), "a request is in two places"
         alive = {n for n, r in scheduler.requests.items() if not r.is_finished()}
         assert alive == {request.request_id for request in places}, "a request is lost"
@@ -309,7 +309,7 @@ class Life:
         if scheduler.pause_state == PauseState.PAUSED_NEW:
             return False
         ready = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-        held = scheduler.num_waiting_for_streaming_input or len(scheduler.kv_holding_waiting)
+        held = scheduler.num_waiting_for_streaming_input or len(self._set_aside)
         if self.engine.connector and self.engine.connector.sending:
             held = True  # blocks are kept until they have been sent
         return not held and any(request.status in ready for request in scheduler.waiting)
@@ -346,6 +346,12 @@ class Life:
             f"{n} {r.status.name} {r.num_computed_tokens}/{r.num_tokens}"
             for n, r in self.scheduler.requests.items()
         )
+
+    @property
+    def _set_aside(self) -> Any:
+        """Those that wait outside of `waiting`: that hold KV blocks, and before vLLM 0.31 all that were passed over."""
+        name = "kv_holding_waiting" if hasattr(self.scheduler, "kv_holding_waiting") else "skipped_waiting"
+        return getattr(self.scheduler, name)
 
     def _free_blocks(self) -> int:
         return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
