@@ -37,11 +37,10 @@ from vllm_sarathi.engine.vllm.contract import missing_attributes, raise_violatio
 from vllm_sarathi.engine.vllm.images import encoder_tokens
 from vllm_sarathi.engine.vllm.internals import logger
 from vllm_sarathi.engine.vllm.limits import (
+    adapters_contend,
     adapters_of,
-    keep_adapter_slots,
     restore_limits,
     save_limits,
-    sees_all_waiting,
     set_limits,
 )
 from vllm_sarathi.engine.vllm.queues import reorder_waiting
@@ -125,7 +124,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             self.guarded(self._admissions.judge, self.wall_clock())
         started_s, limits, running = self.clock(), save_limits(self), self.running
         # An exception of ours would end the engine for every client; a stock step costs one SLO.
-        reason = Reason.ENGINE if self._is_stuck() else Reason.FAULT
+        reason = Reason.ENGINE if self._is_stuck() or self.guarded(adapters_contend, self) else Reason.FAULT
         step = self.guarded(self._apply_plan, started_s) if reason is Reason.FAULT else None
         if step is None:  # the plan failed half-way, perhaps: nothing of it stays
             restore_limits(self, limits)
@@ -223,7 +222,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         """Tell whether a waiting request may go on, as the parent does, and its adapter fits beside all that run.
 
         The parent counts the adapters of those that the step serves; those that it leaves out are in the next one, and
-        it asserts there that all adapters fit. vLLM 0.30 asks nothing of most: there the step itself is bounded.
+        it asserts there that all adapters fit. (vLLM 0.30 asks nothing here: see `adapters_contend`.)
         """
         if not super()._handle_blocked_waiting_request(request):
             return False
@@ -272,8 +271,6 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             self.running = running
         first = waiting[0] if waiting and let_in != 0 and not ordered else None
         set_limits(self, plan.token_budget, len(hidden) + len(stalled), let_in)
-        if not sees_all_waiting(self):
-            keep_adapter_slots(self, [*hidden, *stalled])
         return Step(
             started_s,
             view,

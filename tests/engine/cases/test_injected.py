@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import StructuredOutputsParams
-from vllm.v1.core.sched.scheduler import Scheduler
 
 from tests.engine.cases.conftest import OURS, MakeEngine
 from tests.engine.cases.test_images import give_encoder, image, whole_images_only
@@ -17,12 +16,8 @@ from vllm_sarathi.core.order.index import WaitingIndex
 from vllm_sarathi.core.types import Reason, StepRecord
 from vllm_sarathi.engine import scheduler as our_scheduler
 from vllm_sarathi.engine.vllm.chunking import Chunking
+from vllm_sarathi.engine.vllm.limits import sees_all_waiting
 from vllm_sarathi.engine.vllm.runnable import Admission
-
-ADAPTERS_ASKED = (
-    "adapters_of" if hasattr(Scheduler, "_handle_blocked_waiting_request") else "keep_adapter_slots"
-)
-"""vLLM asks of each that it lets in since 0.31; before, the step is bounded."""
 
 LORA = {"enable_lora": True, "max_loras": 1, "max_lora_rank": 8}
 
@@ -59,7 +54,7 @@ PLACES: dict[str, tuple[Any, str, Callable[[VirtualEngine], None]]] = {
     "who can run": (Admission, "blocker", chats),
     "who can run, of a grammar": (Admission, "blocker", grammar),
     "where an image is cut": (Chunking, "rules", images),
-    "which adapters run": (our_scheduler, ADAPTERS_ASKED, adapters),
+    "which adapters run": (our_scheduler, "adapters_of", adapters),
     "a queue that grows": (WaitingIndex, "add", chats),
     "a queue that shrinks": (WaitingIndex, "discard", chats),
     "a queue that is looked at": (WaitingIndex, "candidates", chats),
@@ -88,6 +83,8 @@ def test_an_error_of_ours_ends_no_engine_and_loses_no_request(
     assert not left
     if called:  # arrival order has no index to fail
         assert engine.scheduler.faults.total > 0
+    elif owner is our_scheduler:
+        assert not sees_all_waiting(engine.scheduler)  # such a vLLM asks for nobody's adapter
     else:
         assert owner is WaitingIndex
         assert order == "fcfs"

@@ -1,22 +1,23 @@
 """What bounds a step of vLLM's scheduler, set for one step and put back after it."""
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
+
+from vllm_sarathi.engine.vllm.queues import waiting_requests
 
 SLOT_LIMITS = ("max_num_running_reqs", "max_num_active_reqs")
 """What bounds the requests that run; `max_num_active_reqs` came with vLLM 0.31."""
 
-LIMITS = ("max_num_scheduled_tokens", *SLOT_LIMITS, "lora_config")
+LIMITS = ("max_num_scheduled_tokens", *SLOT_LIMITS)
 """What bounds a step."""
 
 
-def save_limits(scheduler: Any) -> list[tuple[str, Any]]:
+def save_limits(scheduler: Any) -> list[tuple[str, int]]:
     """Return the limits of a step, for `restore_limits`."""
     return [(name, getattr(scheduler, name)) for name in LIMITS if hasattr(scheduler, name)]
 
 
-def restore_limits(scheduler: Any, limits: list[tuple[str, Any]]) -> None:
+def restore_limits(scheduler: Any, limits: list[tuple[str, int]]) -> None:
     """Put back what `save_limits` returned."""
     for name, value in limits:
         setattr(scheduler, name, value)
@@ -53,18 +54,16 @@ def look_at_waiting(scheduler: Any, request: Any) -> None:
         scheduler._try_promote_blocked_waiting_request(request)
 
 
-def keep_adapter_slots(scheduler: Any, left_out: Sequence[Any]) -> None:
-    """Bound a step's adapters so that those of running requests that it leaves out keep their slots.
+def adapters_contend(scheduler: Any) -> bool:
+    """Whether adapters wait for each other's slots, and this vLLM would let in more than fit.
 
-    The next step runs them all together, and vLLM asserts there that their adapters fit.
+    vLLM 0.30 counts the adapters of those that a step serves, and asserts that they fit; a small budget, or a turn that
+    is given to others, leaves running requests out of a step, and the next one holds all of them.
     """
-    if not scheduler.lora_config or not left_out:
-        return
-    more = adapters_of(left_out) - adapters_of(scheduler.running)
-    if more:
-        # A copy: the workers read the same object.
-        scheduler.lora_config = copy.copy(scheduler.lora_config)
-        scheduler.lora_config.max_loras -= len(more)
+    if not scheduler.lora_config or sees_all_waiting(scheduler):
+        return False
+    wanted = adapters_of((*scheduler.running, *waiting_requests(scheduler)))
+    return len(wanted) > int(scheduler.lora_config.max_loras)
 
 
 def adapters_of(requests: Iterable[Any]) -> set[int]:
