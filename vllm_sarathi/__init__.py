@@ -1,4 +1,4 @@
-"""A latency-promise scheduler for vLLM, after Sarathi-Serve (arXiv 2403.02310).
+"""An SLO-aware scheduler for vLLM, after Sarathi-Serve (arXiv 2403.02310).
 
 Public names are imported on first use, so that `import vllm_sarathi` needs neither vLLM nor torch:
 `SarathiScheduler` (the class to name in `scheduler_cls`), `SarathiConfig` (its settings) and `SarathiMixin` (to put

@@ -22,7 +22,7 @@ def classes(
     ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Judge classes of promises on a device with measured kernel times: goodput, batch work, tenants, refusals."""
+    """Judge SLO classes on a device with measured kernel times: goodput, batch work, tenants, refusals."""
     from vllm_sarathi.benchmark import classes as room
     from vllm_sarathi.benchmark import farm, results
     from vllm_sarathi.benchmark.devices_table import DESIGN_SEEDS, JUDGING_SEEDS

@@ -92,7 +92,7 @@ def live(
     max_delay_s: DelayOption = 2.0,
     json: JsonOption = None,
 ) -> None:
-    """Serve a real model with each scheduler under the same load, and see who keeps the promise."""
+    """Serve a real model with each scheduler under the same load, and see who keeps the SLO."""
     if capacity:
         if scale != "none" or report is not None:
             raise ConfigError(

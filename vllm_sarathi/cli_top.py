@@ -1,4 +1,4 @@
-"""The command `top`: a server's promises in a terminal."""
+"""The command `top`: a server's SLOs in a terminal."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ def top(
     once: OnceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Watch a server's promises: what is kept, what waits, and how much more could be promised."""
+    """Watch a server's SLOs: what is kept, what waits, and how much more could be promised."""
     from vllm_sarathi.top.watch import check_options, print_once, watch
 
     address = check_options(url, interval, once, as_json)

@@ -1,15 +1,15 @@
-"""What classes of promises are worth on measured devices: `vllm-sarathi bench classes`.
+"""What SLO classes are worth on measured devices: `vllm-sarathi bench classes`.
 
 Four questions, each asked of one deployment and seed:
 
-- *mixed*: three classes in one stream; the rate at which 99% of the promises are kept, over that of the best of seven
+- *mixed*: three classes in one stream; the rate at which 99% of the SLOs are kept, over that of the best of seven
   fixed budgets of stock vLLM in order of arrival.
 - *beside*: the promised requests of that stream at half of that rate, and batch work without end; how much batch
-  work is done, over what the device would have done of it without promises: all work that stock vLLM does of the same
+  work is done, over what the device would have done of it without SLOs: all work that stock vLLM does of the same
   requests at its quickest budget, less the promised work.
 - *tenants*: two in one class, one of which floods; the other's P99 of time to first token over what it is alone.
-- *refusal*: 1.5 times what is carried, in a class that refuses; the share of the admitted whose promise is kept, and
-  the share of the refused whose promise a run without refusal does not keep, whether late requests keep their place in
+- *refusal*: 1.5 times what is carried, in a class that refuses; the share of the admitted whose SLO is kept, and
+  the share of the refused whose SLO a run without refusal does not keep, whether late requests keep their place in
   it or go behind the others.
 
 Constants of the scheduler are chosen on the design seeds; the judging seeds are for reports (`devices_table`).
@@ -44,7 +44,7 @@ THREE: dict[str, Any] = {
         "batch": {"batch": True},
     },
 }
-"""The classes of the workload `classes`, with what an operator of this device might promise (`TIGHT_MS`)."""
+"""The classes of the workload `classes`, with what an operator of this device might state as SLOs (`TIGHT_MS`)."""
 
 ONE_TTFT_MS, ONE_TBT_MS = 2000, 25
 LIGHT_SHARE, FLOOD_TIMES = 0.2, 2.0
@@ -108,7 +108,7 @@ def _mixed_task(cell: Cell) -> Task:
 
 
 def three_classes(count: int, seed: int) -> list[SimulatedRequest]:
-    """Return the requests of the workload `classes`, with the promises of THREE."""
+    """Return the requests of the workload `classes`, with the SLOs of THREE."""
     promised = {
         name: {k: v for k, v in each.items() if k.endswith("_ms")} for name, each in THREE["classes"].items()
     }
@@ -174,7 +174,7 @@ def _kept(logs: Sequence[RequestLog]) -> float | None:
 
 
 def beside(cell: Cell) -> Row:
-    """Tell how much batch work is done beside promises that are kept."""
+    """Tell how much batch work is done beside SLOs that are kept."""
     task = _mixed_task(cell)
     qps = find(task).qps
     if qps is None:

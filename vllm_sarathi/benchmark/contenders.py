@@ -40,7 +40,7 @@ class Contender:
 
     @property
     def knows_slo(self) -> bool:
-        """True where the promise changes what it does; the others run once and are judged by each promise."""
+        """True where the SLO changes what it does; the others run once and are judged by each SLO."""
         return not self.is_stock and self.token_budget is None
 
     def flags(self, tbt_slo_ms: float, ttft_slo_ms: float) -> list[str]:
@@ -95,8 +95,8 @@ def parse_contenders(labels: str) -> list[Contender]:
 def default_contenders(quick: bool, scale: Scale = AS_WRITTEN) -> list[Contender]:
     """Ours, stock, and the sweep of stock; `quick` sweeps less.
 
-    The sweep is of the budgets whose steps take the same shares of a promise as on the reference device. A slower or
-    faster device needs none other: what takes 250 ms there takes the promise that 250 ms are scaled to. Only where
+    The sweep is of the budgets whose steps take the same shares of an SLO as on the reference device. A slower or
+    faster device needs none other: what takes 250 ms there takes the SLO that 250 ms are scaled to. Only where
     prompts are longer are budgets, in the same proportion.
     """
     budgets = [scale.budget(tokens) for tokens in (QUICK_BUDGETS if quick else STATIC_BUDGETS)]

@@ -1,8 +1,8 @@
-"""The live benchmark: real servers with a real model, each scheduler under the same load, judged by the promise.
+"""The live benchmark: real servers with a real model, each scheduler under the same load, judged by the SLO.
 
 For each scheduler a `vllm serve` is started, `vllm bench serve` sends it a workload from the first second on, and
-every gap between tokens counts. Ours starts cold for every workload and promise. A stock server does not know the
-promise: it runs each workload once, one after the other on the same server, and is judged by each promise.
+every gap between tokens counts. Ours starts cold for every workload and SLO. A stock server does not know the
+SLO: it runs each workload once, one after the other on the same server, and is judged by each SLO.
 
 With `--scale auto` a stock server is measured first, and all of it is fitted to the device (`scale.py`).
 """
@@ -53,7 +53,7 @@ class Options:
 
     Attributes:
         workloads: names out of WORKLOADS, or `idle`.
-        tbt_slos_ms: the promises.
+        tbt_slos_ms: the SLOs.
         contenders: the schedulers.
         named: whether the user named them.
         quick: whether the workloads are shortened.
@@ -64,8 +64,8 @@ class Options:
         resume: whether finished runs in `out` are used instead of repeated.
         seed: what the requests and their times are drawn from.
         neighbour: whether another process works on the machine, on and off.
-        scale: whether workloads and promises are fitted to the device, one of SCALES; until `fit` has done so,
-            promises are those on the reference device.
+        scale: whether workloads and SLOs are fitted to the device, one of SCALES; until `fit` has done so,
+            SLOs are those on the reference device.
         report: where a report to send in goes.
     """
 
@@ -91,7 +91,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Session:
-    """One server: who schedules, by which promise (None: it knows none), under which workloads one by one."""
+    """One server: who schedules, by which SLO (None: it knows none), under which workloads one by one."""
 
     contender: Contender
     tbt_slo_ms: float | None
@@ -122,7 +122,7 @@ def parse_options(
     """Check what the user asked for, before any server starts; where nothing was said, all of it.
 
     Raises:
-        ConfigError: an unknown workload, scheduler or scale, a promise or a budget out of range, no model, or a
+        ConfigError: an unknown workload, scheduler or scale, an SLO or a budget out of range, no model, or a
             folder in the report's place.
     """
     known = (*WORKLOADS, idle.NAME)
@@ -162,10 +162,10 @@ def parse_options(
 
 
 def fit(options: Options, scale: Scale) -> Options:
-    """Return the options with the promises of this device, and its budgets where the user has named none.
+    """Return the options with the SLOs of this device, and its budgets where the user has named none.
 
     Raises:
-        ConfigError: a promise is out of range on this device.
+        ConfigError: an SLO is out of range on this device.
     """
     fitted = replace(
         options,
@@ -235,7 +235,7 @@ def _length(sessions: Sequence[Session], loads: dict[str, Load]) -> str:
 
 
 def _run_idle(options: Options, server_flags: Sequence[str], file: RowFile, stages: Stages) -> None:
-    """Run the idle benchmark for each promise, and add its rows."""
+    """Run the idle benchmark for each SLO, and add its rows."""
     prompts = idle.QUICK_PROMPTS if options.quick else idle.PROMPTS
     for tbt_slo_ms in options.tbt_slos_ms:
         records = idle.run_idle(options.model, tbt_slo_ms, prompts, options.out, stages, server_flags)
@@ -255,7 +255,7 @@ def _run_session(
     stages: Stages,
 ) -> None:
     """Run what is not there yet of a session, and add the rows of all of it."""
-    # For one that knows no promise the flags are the same whichever is given.
+    # For one that knows no SLO the flags are the same whichever is given.
     flags = session.contender.flags(session.tbt_slo_ms or options.tbt_slos_ms[0], options.ttft_slo_ms)
     server_flags = [*common_flags, *flags]
 

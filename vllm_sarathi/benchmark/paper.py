@@ -1,7 +1,7 @@
 """The paper's evaluation again, in simulation: what is run, and what was published.
 
 Sarathi-Serve (Agrawal et al., OSDI'24, arXiv 2403.02310), section 5: capacity of four deployments on two datasets
-under a strict and a relaxed promise (table 3, figures 10 and 11), the ablation (table 4), the token budget (figures 12
+under a strict and a relaxed SLO (table 3, figures 10 and 11), the ablation (table 4), the token budget (figures 12
 and 14), and tensor- against pipeline-parallel serving (figure 13). Nothing here is fitted to the published figures:
 they stand beside ours, with the difference.
 """
@@ -21,7 +21,7 @@ DATASETS = {"chat": "openchat_sharegpt4", "arxiv": "arxiv_summarization"}
 
 @dataclass(frozen=True)
 class PaperDeployment:
-    """A deployment of the paper: its promises (table 3) and the budgets that the authors profiled for them.
+    """A deployment of the paper: its SLOs (table 3) and the budgets that the authors profiled for them.
 
     Attributes:
         name: as `deployment` takes it.
@@ -91,7 +91,7 @@ class Scale:
         requests: in a run.
         seeds: searches for each row.
         tolerance: as in `Task`.
-        tradeoff_slos_ms: promises on the token budget's curve.
+        tradeoff_slos_ms: SLOs on the token budget's curve.
         sweep: whether SWEPT is measured for each row of the capacity table.
     """
 

@@ -93,7 +93,7 @@ def tables_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _sweep(rows: Sequence[Row]) -> list[Row]:
-    """Return a line for each deployment, data set and promise that was swept."""
+    """Return a line for each deployment, data set and SLO that was swept."""
     lines = []
     for ours in rows:
         if ours["table"] != "capacity" or scheduler_of(ours) != "sarathi":

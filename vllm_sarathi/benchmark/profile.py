@@ -144,7 +144,7 @@ def run_grid(engine: InProcessEngine, update: Callable[..., None], task: object,
 
 
 def _chunks_that_fit(model: StepTimeModel, level: int, chunks: Sequence[int]) -> list[int]:
-    """Return the chunks whose step is not foretold to take too long; a model that knows nothing passes all."""
+    """Return the chunks whose step is not predicted to take too long; a model that knows nothing passes all."""
     return [c for c in chunks if model.seconds(level + c, level, 0, 0.5 * c * c, level + 1) <= MOST_STEP_S]
 
 
@@ -176,7 +176,7 @@ def _run_level(
 
 
 def profile_table(profile: Profile) -> Table:
-    """Return how well the model foretold the steps held out."""
+    """Return how well the model predicted the steps held out."""
     table = Table(title=f"learnt from {len(profile.learnt)} steps; {len(profile.held_out)} held out")
     for name in ("decodes", "steps", "ms, P50", "error, P50", "error, P90"):
         table.add_column(name, justify="right")
@@ -200,17 +200,17 @@ def draw_profile(profile: Profile, out: Path) -> None:
     # Imported here: it takes a second.
     from matplotlib.figure import Figure
 
-    foretold = [(r.measured_s * 1e3, r.predicted_s * 1e3) for r in profile.held_out if r.predicted_s]
+    predicted = [(r.measured_s * 1e3, r.predicted_s * 1e3) for r in profile.held_out if r.predicted_s]
     figure = Figure(figsize=(6, 6), dpi=110, layout="constrained")
     panel = figure.subplots()
-    if foretold:
-        ends = [min(map(min, foretold)) / 1.3, max(map(max, foretold)) * 1.3]
-        panel.plot(ends, ends, color="black", linewidth=1, label="as foretold")
+    if predicted:
+        ends = [min(map(min, predicted)) / 1.3, max(map(max, predicted)) * 1.3]
+        panel.plot(ends, ends, color="black", linewidth=1, label="as predicted")
         panel.fill_between(
             ends, [0.85 * e for e in ends], [1.15 * e for e in ends], alpha=0.15, label="within 15%"
         )
         panel.plot(
-            *zip(*foretold, strict=True), ".", color="#1f5fa8", label=f"{len(foretold)} steps held out"
+            *zip(*predicted, strict=True), ".", color="#1f5fa8", label=f"{len(predicted)} steps held out"
         )
         panel.set_xscale("log")
         panel.set_yscale("log")

@@ -1,4 +1,4 @@
-"""The rows of the live benchmark: one per workload, promise and scheduler, in the public result format."""
+"""The rows of the live benchmark: one per workload, SLO and scheduler, in the public result format."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def attainment(records: Sequence[StreamRecord], tbt_slo_ms: float) -> float | None:
-    """The share of all gaps between tokens that are within the promise; None where there is no gap."""
+    """The share of all gaps between tokens that are within the SLO; None where there is no gap."""
     gaps_s = [gap for record in records for gap in record.gaps_s]
     if not gaps_s:
         return None
@@ -22,7 +22,7 @@ def attainment(records: Sequence[StreamRecord], tbt_slo_ms: float) -> float | No
 
 
 def build_row(workload: str, tbt_slo_ms: float, contender: Contender, records: Sequence[StreamRecord]) -> Row:
-    """Return a row, judged by one promise."""
+    """Return a row, judged by one SLO."""
     return {
         "workload": workload,
         "tbt_slo_ms": tbt_slo_ms,
@@ -71,7 +71,7 @@ class RowFile:
 
     @property
     def rows(self) -> list[Row]:
-        """All rows so far, by workload and promise, in the order in which they came."""
+        """All rows so far, by workload and SLO, in the order in which they came."""
         places = {workload: i for i, workload in enumerate(dict.fromkeys(key[0] for key in self._rows))}
         return sorted(self._rows.values(), key=lambda row: (places[row["workload"]], row["tbt_slo_ms"]))
 

@@ -1,12 +1,12 @@
-"""The live workloads, fitted to a device: lengths, rates and promises, from how fast it reads and decodes.
+"""The live workloads, fitted to a device: lengths, rates and SLOs, from how fast it reads and decodes.
 
 Notation: R tokens/s read, D seconds a decode step, each with a 0 for the reference device. A step that reads c prompt
-tokens beside decodes takes about D + c/R. With prompts x L and times (promises, gaps between arrivals) x T = L R0/R,
+tokens beside decodes takes about D + c/R. With prompts x L and times (SLOs, gaps between arrivals) x T = L R0/R,
 
 - offered load, the share of R that the arrivals need, is that of the reference: (rate/T) (tokens L) / R;
-- a promise is worth as many parts of a prompt: the budget of L c tokens takes the share of T x promise here that c
-  tokens take of the promise there. With L = 1 a token budget is right as it stands, whatever the device;
-- decode steps take the share of a promise that they take there where L = (D/D0) (R/R0).
+- an SLO is worth as many parts of a prompt: the budget of L c tokens takes the share of T x SLO here that c
+  tokens take of the SLO there. With L = 1 a token budget is right as it stands, whatever the device;
+- decode steps take the share of an SLO that they take there where L = (D/D0) (R/R0).
 
 So L is that where it is above 1 (a GPU reads fifty times as fast and decodes four times as fast: longer prompts), as
 far as the model's context and the KV cache have room. Where they have not, T is as long as decode steps need, and
@@ -27,8 +27,8 @@ REFERENCE_DECODE_STEP_S = 0.02
 """Of the same device: 13 ms with one stream to 28 ms with the demo's six."""
 
 MOST_DECODE = 1.5
-"""How much more of a promise than on the reference a decode step may take: there, the strictest (150 ms) is 7.5 decode
-steps; five, the paper's strict promise, are left."""
+"""How much more of an SLO than on the reference a decode step may take: there, the strictest (150 ms) is 7.5 decode
+steps; five, the paper's strict SLO, are left."""
 MOST_PROMPTS = 16.0
 """The most that prompts are lengthened: to 48,000 tokens."""
 CONTEXTS_IN_KV = 4
@@ -63,7 +63,7 @@ class Scale:
 
     Attributes:
         speeds: what it follows from; None for workloads as written.
-        times: promises, and the times between arrivals.
+        times: SLOs, and the times between arrivals.
         prompts: the lengths of prompts.
         requests: how many are sent.
         load: the share of the reading speed that arrivals need, over that on the reference device.
@@ -128,7 +128,7 @@ class Scale:
     def about(
         self, workloads: Iterable[Workload], tbt_slos_ms: Iterable[float], ttft_slo_ms: float
     ) -> dict[str, Any] | None:
-        """Return `to_json` and what became of workloads and promises as written; None for workloads as written."""
+        """Return `to_json` and what became of workloads and SLOs as written; None for workloads as written."""
         if self.speeds is None:
             return None
         scaled = [self.workload(workload) for workload in workloads]
@@ -151,7 +151,7 @@ class Scale:
         }
 
     def promise_ms(self, promise_ms: float) -> float:
-        """Return what a promise on the reference device is here."""
+        """Return what an SLO on the reference device is here."""
         return promise_ms if self.speeds is None else float(f"{promise_ms * self.times:.4g}")
 
     def workload(self, workload: Workload) -> Workload:

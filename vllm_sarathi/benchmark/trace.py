@@ -85,7 +85,7 @@ def _slice(step: TracedStep) -> dict[str, Any]:
 
 
 def trace_table(steps: Sequence[TracedStep]) -> Table:
-    """Return what the steps of each kind came to: how many, how long, within the promise, and the model's error."""
+    """Return what the steps of each kind came to: how many, how long, within the SLO, and the model's error."""
     kinds = {
         "decodes alone": [s for s in steps if s.shape.decodes and s.shape.prefill_work == 0],
         "hybrid": [s for s in steps if s.hybrid],

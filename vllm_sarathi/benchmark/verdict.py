@@ -1,4 +1,4 @@
-"""What the rows of the live benchmark say: a table per workload and promise, and who kept it at what price."""
+"""What the rows of the live benchmark say: a table per workload and SLO, and who kept it at what price."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from vllm_sarathi.benchmark.scale import AS_WRITTEN, Scale
 from vllm_sarathi.benchmark.workloads import WORKLOADS
 
 KEPT = 0.99
-"""The share of gaps within the promise that keeps it."""
+"""The share of gaps within the SLO that keeps it."""
 
 
 def print_verdicts(rows: Sequence[Row], console: Console, scale: Scale = AS_WRITTEN) -> None:
-    """Print a table for each workload and promise, with a verdict under it."""
+    """Print a table for each workload and SLO, with a verdict under it."""
     for workload, tbt_slo_ms in dict.fromkeys((row["workload"], row["tbt_slo_ms"]) for row in rows):
         group = [row for row in rows if (row["workload"], row["tbt_slo_ms"]) == (workload, tbt_slo_ms)]
         console.print(rows_table(workload, tbt_slo_ms, group, scale))
@@ -59,14 +59,14 @@ def _number(value: float | None, factor: float, digits: int) -> str:
 
 
 def keeps(row: Row) -> bool:
-    """True where enough gaps kept the promise, and every request ran to its end."""
+    """True where enough gaps kept the SLO, and every request ran to its end."""
     return bool(
         row["attainment"] is not None and row["attainment"] >= KEPT and row["completed"] == row["requests"]
     )
 
 
 def verdict(workload: str, group: Sequence[Row]) -> list[str]:
-    """Return a sentence for each of ours, against the best of the stock budgets that keep the promise too."""
+    """Return a sentence for each of ours, against the best of the stock budgets that keep the SLO too."""
     if workload == idle.NAME:
         return _idle_verdict(group)
     stock = [row for row in group if parse_contender(row["scheduler"]).is_stock]

@@ -29,7 +29,7 @@ SCHEDULER_CLS = "vllm_sarathi.SarathiScheduler"
 """The dotted path that vLLM's `scheduler_cls` takes."""
 
 AUTO_FACTOR = 5.0
-"""The paper's strict promise: five times a decode step (section 5, "SLOs"); its relaxed one is 25 times."""
+"""The paper's strict SLO: five times a decode step (section 5, "SLOs"); its relaxed one is 25 times."""
 
 CHOICES = {"tbt_mode": ("gap", "pace"), "prefill_order": ("fcfs", "sjf", "deadline")}
 """Settings that are one of some words."""
@@ -180,24 +180,24 @@ def _setting(default: Any, help: str, metavar: str | None = None) -> Any:
 class SarathiConfig:
     """Settings of SarathiScheduler; each is a flag of the same name.
 
-    Without any of them the scheduler keeps the paper's strict promise, measured on the spot: every gap between
+    Without any of them the scheduler keeps the paper's strict SLO, measured on the spot: every gap between
     tokens within five times a decode step.
 
     Attributes:
         scheduler: which of our schedulers plans the steps, a name from SCHEDULERS.
         token_budget: tokens per step, decodes included (tau in the paper, section 4.3): a fixed budget
-            instead of a latency promise.
+            instead of a latency SLO.
         tbt_slo_ms: the promised time between tokens, milliseconds.
-        tbt_slo: `auto` or `auto:25x`: the promise as a multiple of a decode step; used where tbt_slo_ms is None.
-        tbt_mode: `gap` promises every gap; `pace` promises that token n comes by first token + n x SLO, so that
+        tbt_slo: `auto` or `auto:25x`: the SLO as a multiple of a decode step; used where tbt_slo_ms is None.
+        tbt_mode: `gap`: every gap keeps the SLO; `pace`: token n comes by first token + n x SLO, so that
             a stream that is ahead has slack to lend.
         ttft_slo_ms: the promised time to first token, milliseconds; gives each waiting prompt a deadline.
         prefill_order: `fcfs`, the order of arrival; `sjf`, the shortest prompt first; or `deadline`: earliest deadline
             first, shortest remaining as tie-break.
         prefill_max_wait_s: a prompt that has waited so long goes before all later ones, and before the gaps between
             tokens where both cannot be had, seconds.
-        allow_request_slo: whether clients may ask for promises of their own.
-        min_request_slo_ms: the least promise that a client may ask for, milliseconds.
+        allow_request_slo: whether clients may ask for SLOs of their own.
+        min_request_slo_ms: the least SLO that a client may ask for, milliseconds.
         slo_classes: the classes of requests, with what each is promised; the name of a class file is read at once.
         fairness_header: the HTTP header that names the tenant whose a request is, among whom a class is shared.
         scheduler_base: the dotted path of another subclass of vLLM's scheduler, which goes on below ours.

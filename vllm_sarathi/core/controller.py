@@ -31,7 +31,7 @@ class Controller:
         pipeline: the stages of the device.
 
     Attributes:
-        gate: tells which promises can be kept, where there are classes; else None.
+        gate: tells which SLOs can be kept, where there are classes; else None.
     """
 
     def __init__(self, config: SarathiConfig, pipeline: Pipeline = ONE_STAGE) -> None:
@@ -56,7 +56,7 @@ class Controller:
 
     @property
     def relegated(self) -> frozenset[str]:
-        """The requests of the step planned last whose promise cannot be kept any more, and that give way for it."""
+        """The requests of the step planned last whose SLO cannot be kept any more, and that give way for it."""
         return self.order.relegated if isinstance(self.order, ClassOrder) else frozenset()
 
     @property

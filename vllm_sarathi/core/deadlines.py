@@ -46,7 +46,7 @@ class TokenDeadlines:
 
         Args:
             view: the step; `decode_views` count for a pace, `tbt_slos_s` for gaps.
-            tbt_slo_s: the promise to requests without one of their own.
+            tbt_slo_s: the SLO to requests without one of their own.
         """
         if self._pace:
             available_s = self._pace_s(view, tbt_slo_s)

@@ -1,7 +1,7 @@
-"""What a server's operator sees: counters, gauges and histograms of the promises, by class, from finished steps.
+"""What a server's operator sees: counters, gauges and histograms of the SLOs, by class, from finished steps.
 
-Prometheus convention: base units (seconds, tokens), counters end in `_total`, and what is compared with a promise is a
-ratio: 1 is the promise itself, so one dashboard and one alert serve every promise, and the bucket up to 1 counts what
+Prometheus convention: base units (seconds, tokens), counters end in `_total`, and what is compared with an SLO is a
+ratio: 1 is the SLO itself, so one dashboard and one alert serve every SLO, and the bucket up to 1 counts what
 was kept.
 """
 

@@ -28,7 +28,7 @@ class Job(NamedTuple):
     Attributes:
         due_s: when its first token is due, seconds from now.
         read_s: how long reading what is left of it takes, seconds.
-        protected: whether it must not be made late for others: it was let in under a promise that is kept or refused.
+        protected: whether it must not be made late for others: it was let in under an SLO that is kept or refused.
         stays: whether it is read in its place even where it is late.
         loss: what giving it up costs; of those before one that would be late, that with the least goes.
     """
@@ -45,11 +45,11 @@ class QueueView:
     """What is to be read, and how fast.
 
     Attributes:
-        jobs: the prompts with a promise that is being kept, in any order.
+        jobs: the prompts with an SLO that is being kept, in any order.
         token_s: seconds of reading per prompt token.
         work_s: seconds of attention per token pair, on top of that.
         lead_s: seconds before the first of them can be read, and between reading and answering.
-        rest_s: seconds to read those without a promise that is being kept; they are read after all others.
+        rest_s: seconds to read those without an SLO that is being kept; they are read after all others.
     """
 
     jobs: tuple[Job, ...]

@@ -1,6 +1,6 @@
 """How many more prompt tokens a second could be promised: what fits beside the decodes, less what is used.
 
-An autoscaler's signal: at 0 the next prompt waits, or a promise breaks.
+An autoscaler's signal: at 0 the next prompt waits, or an SLO breaks.
 """
 
 from vllm_sarathi.core.steptime.model import StepTimeModel
@@ -36,7 +36,7 @@ def _step_s(model: StepTimeModel, decodes: int, context_tokens: int, chunk: int)
 def read_tokens_per_s(
     model: StepTimeModel, decodes: int, context_tokens: int, step_slo_s: float, most_tokens: int
 ) -> float:
-    """Return the prompt tokens that can be read in a second beside the decodes within the promise.
+    """Return the prompt tokens that can be read in a second beside the decodes within the SLO.
 
     Args: as in `largest_chunk`.
     """

@@ -1,4 +1,4 @@
-"""SloWatch: notices a promise that no chunk size could keep, and says once what would help."""
+"""SloWatch: notices an SLO that no chunk size could keep, and says once what would help."""
 
 import math
 import statistics
@@ -40,7 +40,7 @@ class SloWatch:
         self._decoding: deque[TracedStep] = deque(maxlen=STEPS_SEEN)
 
     def look(self, steps: Sequence[TracedStep]) -> str | None:
-        """Judge the promise, with the steps since the last look.
+        """Judge the SLO, with the steps since the last look.
 
         Returns:
             What to tell the operator, the first time that it is broken, the first time that keeping it leaves prompts

@@ -134,7 +134,7 @@ class StepSummary:
         budget_tokens: the median budget of the steps in which prompts were read beside decodes; None without any.
         slo_s: as in TracedStep, at the last of them.
         gaps: tokens delivered to decodes: each ended a gap as long as its step.
-        gaps_kept: those of them within the promise.
+        gaps_kept: those of them within the SLO.
         error_p50, error_p90: relative errors of the predictions of hybrid steps; None without any.
         decode_step_s: the median of steps of decodes alone, seconds; None without any.
     """
@@ -152,7 +152,7 @@ class StepSummary:
 
     @property
     def attainment(self) -> float | None:
-        """The share of gaps within the promise; None where none was promised or none ended."""
+        """The share of gaps within the SLO; None where none was promised or none ended."""
         return self.gaps_kept / self.gaps if self.gaps and self.slo_s is not None else None
 
 

@@ -30,7 +30,7 @@ class Reason(StrEnum):
     ANSWER = "answer"
     """The prompts that are complete by now would wait too long for more."""
     BACKFILL = "backfill"
-    """What is next is batch work, and letting it in would take what promises may need."""
+    """What is next is batch work, and letting it in would take what SLOs may need."""
     TURNOVER = "turnover"
     """Others wait for slots or KV blocks, and streams that move on free them sooner."""
     GROWTH = "growth"
@@ -123,7 +123,7 @@ class RequestView:
 
     @property
     def batch(self) -> bool:
-        """Whether it takes only what promises leave."""
+        """Whether it takes only what SLOs leave."""
         return self.slo_class is not None and self.slo_class.batch
 
 

@@ -81,7 +81,7 @@ def add_flags(parser: Any) -> None:
         return
     group = parser.add_argument_group(
         title=GROUP_TITLE,
-        description="Latency-promise scheduling by vllm-sarathi. Any of these flags turns it on.",
+        description="Scheduling by latency SLOs, from vllm-sarathi. Any of these flags turns it on.",
     )
     for setting in fields(SarathiConfig):
         options: dict[str, Any] = {"help": setting.metadata["help"]}

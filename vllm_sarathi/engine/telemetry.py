@@ -145,7 +145,7 @@ class Telemetry:
         Args:
             record: what came of it.
             running, waiting: as in TracedStep.
-            gaps: the gaps that it ended, where there are classes; else all are of one class, under the one promise.
+            gaps: the gaps that it ended, where there are classes; else all are of one class, under the one SLO.
             first_tokens: the first tokens that it brought.
         """
         slo_s = self._controller.tbt_slo_s
@@ -158,7 +158,7 @@ class Telemetry:
             self._learnt = self._memory.snapshot(self._controller.model)
 
     def reconfigured(self) -> None:
-        """Judge the promise anew: it is another one."""
+        """Judge the SLO anew: it is another one."""
         self.watch = SloWatch(self._controller.model, self._pipeline)
 
     def count(self, name: str, slo_class: str = DEFAULT_CLASS) -> None:
@@ -227,7 +227,7 @@ class Telemetry:
         self.figures.set("prediction_error_ratio", summary.error_p50)
 
     def _headroom(self, steps: list[TracedStep], taken_s: float) -> float | None:
-        """Return the headroom beside the decodes of the window; None where no promise or no device is known."""
+        """Return the headroom beside the decodes of the window; None where no SLO or no device is known."""
         slo_s, model = self._controller.tbt_slo_s, self._controller.model
         if slo_s is None or not model.ready or not self._most_tokens:
             return None

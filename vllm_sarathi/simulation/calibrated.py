@@ -28,7 +28,7 @@ HUBER_SHARE = 0.15
 LEAST_STEPS = 64
 
 Ratios = Mapping[bool, tuple[float, ...]]
-"""Measured over foretold times: of steps in which prompts were read (True), and of decodes alone (False)."""
+"""Measured over predicted times: of steps in which prompts were read (True), and of decodes alone (False)."""
 
 
 class StepModel(Protocol):
@@ -107,15 +107,15 @@ def fit_steps(steps: Sequence[TracedStep]) -> tuple[StepFit, Ratios]:
     measured = np.array([step.measured_s for step in steps])
     octaves = np.array([step.shape.tokens.bit_length() for step in steps])
     weights = 1 / np.sqrt(np.bincount(octaves)[octaves])
-    foretold, robust = measured, np.ones(len(steps))
+    predicted, robust = measured, np.ones(len(steps))
     u = np.zeros(len(SCALES))
     for _ in range(FIT_ROUNDS):
-        weighted = (weights * robust / foretold**2)[:, None] * x
+        weighted = (weights * robust / predicted**2)[:, None] * x
         a = x.T @ weighted
         a += 1e-9 * np.trace(a) * np.eye(len(u))
         u = nonnegative_least_squares(a, weighted.T @ measured, u > 0)
-        foretold = x @ u
-        residuals = np.abs(measured / foretold - 1)
+        predicted = x @ u
+        residuals = np.abs(measured / predicted - 1)
         robust = np.minimum(1.0, HUBER_SHARE / np.maximum(residuals, 1e-9))
     fit = StepFit(tuple(float(c) for c in u * SCALES))
     ratios = {

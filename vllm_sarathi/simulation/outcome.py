@@ -1,4 +1,4 @@
-"""What a rehearsal came to, in figures: gaps between tokens, times to first token, delays, promises kept."""
+"""What a rehearsal came to, in figures: gaps between tokens, times to first token, delays, SLOs kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vllm_sarathi.simulation.simulator import RequestLog
 
 PROMISE_PERCENTILE = 99
-"""A request keeps its promise of time between tokens where this percentile of its own gaps does."""
+"""A request keeps its SLO of time between tokens where this percentile of its own gaps does."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Outcome:
         gaps_s: every gap between two tokens of a request, seconds.
         ttfts_s: every request's time to first token, seconds.
         delays_s: every request's wait until its first token of prompt was scheduled, seconds.
-        kept: for each request with a promise of its own, whether it was kept.
+        kept: for each request with an SLO of its own, whether it was kept.
         requests, completed: how many were sent, and how many finished.
         output_tokens_per_s: over the time from the first arrival to the last token.
         paces_s: for every token after a request's first, the seconds since the first over the tokens since then.
@@ -38,7 +38,7 @@ class Outcome:
 
     @property
     def goodput(self) -> float | None:
-        """The share of the requests with a promise that kept it; None where there are none."""
+        """The share of the requests with an SLO that kept it; None where there are none."""
         return float(self.kept.mean()) if len(self.kept) else None
 
     def to_mapping(self) -> dict[str, Any]:

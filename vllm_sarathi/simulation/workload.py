@@ -135,7 +135,7 @@ WORKLOADS: dict[str, Callable[[np.random.Generator, int], Lengths]] = {
 
 @dataclass(frozen=True, slots=True)
 class RequestClass:
-    """Requests of one kind, with their promises.
+    """Requests of one kind, with their SLOs.
 
     Attributes:
         name: what reports call it.

@@ -17,10 +17,10 @@ Number = float | None
 
 @dataclass(frozen=True)
 class Promise:
-    """How a kind of promise was kept between two scrapes.
+    """How a kind of SLO was kept between two scrapes.
 
     Attributes:
-        per_s: how many came under the promise in a second.
+        per_s: how many came under the SLO in a second.
         kept: the share of them that kept it; None without any.
         kept_since_start: the same since the server started.
         ratio_p50, ratio_p99: the time over what was promised, estimated from the buckets; None without any.

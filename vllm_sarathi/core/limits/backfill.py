@@ -1,4 +1,4 @@
-"""Batch work is let in only beside what promises may need before its answers end.
+"""Batch work is let in only beside what SLOs may need before its answers end.
 
 What they may need is what they have needed at the most lately, and a little more: so many requests at once (slots, and
 decodes in each step), and so many tokens in the KV cache. Batch work in flight gives all else its turn in every step,
@@ -83,7 +83,7 @@ class Backfill:
         return candidate.tokens, candidate.reason
 
     def _has_room(self, view: StepView, held: Occupancy, joined: int, joined_tokens: int) -> bool:
-        """Tell whether promises still find room where so many requests more run, the last of them batch work."""
+        """Tell whether SLOs still find room where so many requests more run, the last of them batch work."""
         running = view.generating + len(view.prefills)
         if not running and joined == 1:
             return True

@@ -7,12 +7,12 @@
    tie-break.
 3. *given up*: its time to first token cannot be kept any more, so it stops harming those that can be; but it is owed
    before what was promised nothing.
-4. *the rest*: no promise.
+4. *the rest*: no SLO.
 
 In the last two the deadline is implied by the length (arrival + STRETCH x the time to read it), so that a short prompt
 does not wait behind a 100k one, and a long one gains on later arrivals as it ages.
 
-Which promises are given up is not left to each prompt alone: those that can be kept together are as many as possible.
+Which SLOs are given up is not left to each prompt alone: those that can be kept together are as many as possible.
 Where one would be late, the longest so far is given up (`first_token.keep`).
 
 Any number may wait: what the order has to see of them are the oldest, those whose deadline is next, and the oldest of
@@ -20,7 +20,7 @@ each octave of lengths (see `Order.lists`).
 
 The bound: a prompt that has waited `max_wait_s` goes before every later arrival in at least every second step, so it
 has its first token no later than `max_wait_s` + twice the time to read it and those that arrived before it. The steps
-between go on keeping promises, or one long prompt that is overdue would break those of all that come meanwhile.
+between go on keeping SLOs, or one long prompt that is overdue would break those of all that come meanwhile.
 """
 
 import math
@@ -47,7 +47,7 @@ OCTAVES = 24
 """How many of those that wait are looked at: the oldest, the next due, and the oldest of each octave of lengths."""
 
 STRETCH = 10.0
-"""A prompt without a promise to keep is due after so many times the time that reading it alone takes."""
+"""A prompt without an SLO to keep is due after so many times the time that reading it alone takes."""
 
 ARRIVAL_STEPS = 4
 """So many steps fit into the shortest promised time to first token, whatever decodes: who arrives finds up to two
@@ -66,7 +66,7 @@ ATTENTION_SHARE = 0.8
 """Of a step, at the most: the rest is what its tokens take by themselves."""
 
 PROMISE_REMEMBERED_S = 600.0
-"""A short promise to one request is expected again for so long."""
+"""A short SLO of one request is expected again for so long."""
 
 Key = tuple[int, float, float]
 
@@ -81,7 +81,7 @@ def kept_promises(
 
     Args:
         requests: all that are to be read.
-        ttft_slo_s: the promise to requests without one of their own; None for none.
+        ttft_slo_s: the SLO of requests without one of their own; None for none.
         lead_s: seconds before the first of them can be read, and between reading and answering.
         read_s: how long reading takes.
     """

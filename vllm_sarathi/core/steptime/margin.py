@@ -2,7 +2,7 @@
 
 What is promised is a share of the gaps between tokens (99%) to each request, and a request may see no other steps than
 hybrid ones: so the margin is a quantile of the hybrid steps' residuals, and steps without prefill, which keep the
-promise by themselves, excuse none of them. Residuals outlive a change of the device. Those of the change itself do so,
+SLO by themselves, excuse none of them. Residuals outlive a change of the device. Those of the change itself do so,
 too, where it comes again and again: that a device changes is then one of the things that a margin is for.
 """
 
@@ -27,9 +27,9 @@ MOST_RATIO = 2.5
 """A step that takes so many times what was predicted is not the chunk's doing, and no chunk would have kept it."""
 
 MISSES_PLANNED = 0.1
-"""So much of the misses that the promise allows is planned with; the rest is for what no step could tell, and one late
+"""So much of the misses that the SLO allows is planned with; the rest is for what no step could tell, and one late
 step is a late gap of all that decode. Design seed, goodput of `bench devices` (8B, 5.2 requests a second): 98.7% of
-the promises kept with 0.3, 99.7% with 0.2, 0.1 and 0.05."""
+of the SLOs kept with 0.3, 99.7% with 0.2, 0.1 and 0.05."""
 
 GUARD_GAIN = 0.02
 GUARD_MISSES = 0.015

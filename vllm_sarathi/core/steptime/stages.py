@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from vllm_sarathi.core.types import InFlight
 
 LONGEST_WITHIN = 1e-3
-"""How exactly the longest time is found, as a share of the promise."""
+"""How exactly the longest time is found, as a share of the SLO."""
 
 
 class StageClock:
