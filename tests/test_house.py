@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "vllm_sarathi.simulation": {"core", "engine", "simulation"},
     "vllm_sarathi.benchmark": {"core", "engine", "simulation", "benchmark"},
     "vllm_sarathi.top": {"core", "top"},
+    "vllm_sarathi.testing": {"core", "engine", "testing"},
     "autolrs_plugin.core": {"core"},
     "autolrs_plugin.training": {"core", "training"},
     "autolrs_plugin.integrations": {"core", "training", "integrations"},

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.engine.modelled import config_maker
 from vllm_sarathi.engine.offline import config_folder
 from vllm_sarathi.engine.vllm.internals import logger
+from vllm_sarathi.testing.modelled import config_maker
 
 
 @pytest.fixture

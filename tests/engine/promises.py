@@ -1,6 +1,6 @@
 """SarathiScheduler's promises about one step, written from the issue of a user, not from our code."""
 
-from tests.engine.modelled import ModelledEngine, Step
+from vllm_sarathi.testing.modelled import ModelledEngine, Step
 
 
 def rank(engine: ModelledEngine, request: object) -> tuple[float, float]:

@@ -8,9 +8,9 @@ import pytest
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 from tests.engine.caches import cache_of, full, mamba
-from tests.engine.modelled import ModelledEngine
 from vllm_sarathi.core.chunk_rules import ANYWHERE
 from vllm_sarathi.engine.vllm.chunking import Chunking
+from vllm_sarathi.testing.modelled import ModelledEngine
 
 BLOCK = 48
 """Of a state-space layer; models have 528 and the like."""

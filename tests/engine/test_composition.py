@@ -10,10 +10,10 @@ import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from tests.engine.modelled import ModelledEngine
 from vllm_sarathi import SarathiConfig, SarathiMixin, SarathiScheduler
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.engine.composition import scheduler_base
+from vllm_sarathi.testing.modelled import ModelledEngine
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "beside_another_scheduler.py"
 NAME = "beside_another_scheduler"

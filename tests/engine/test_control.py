@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.engine.asgi import FakeCore, Server
-from tests.engine.modelled import ModelledEngine
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.trace import read_trace
 from vllm_sarathi.core.config import SCHEDULERS
 from vllm_sarathi.engine.control import AT_START_ONLY
 from vllm_sarathi.engine.vllm import utility
+from vllm_sarathi.testing.modelled import ModelledEngine
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.core.devices import Loop, roofline
-from tests.engine.modelled import ModelledEngine
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.core.config import CONFIG_KEY, ConfigCarrier
 from vllm_sarathi.core.controller import Controller
@@ -17,6 +16,7 @@ from vllm_sarathi.engine import telemetry
 from vllm_sarathi.engine.memory import CalibrationMemory, calibration_key, open_memory
 from vllm_sarathi.engine.telemetry import Telemetry, open_telemetry
 from vllm_sarathi.engine.vllm.internals import installed_version
+from vllm_sarathi.testing.modelled import ModelledEngine
 
 KEY = {"model": "m"}
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.engine.caches import cache_of, full, mamba, sliding
-from tests.engine.modelled import ModelledEngine
 from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes, cached_tokens
+from vllm_sarathi.testing.modelled import ModelledEngine
 
 CACHES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "full": lambda: (full(),),

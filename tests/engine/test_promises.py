@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.engine.modelled import NGRAM, ModelledEngine
 from tests.engine.promises import check_step
 from vllm_sarathi import SarathiConfig
+from vllm_sarathi.testing.modelled import NGRAM, ModelledEngine
 
 MAX_MODEL_LEN = 256
 BLOCKS_FOR_ONE = MAX_MODEL_LEN // 16 + 2

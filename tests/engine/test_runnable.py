@@ -12,9 +12,9 @@ from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
-from tests.engine.modelled import ModelledEngine
 from vllm_sarathi.engine.vllm.queues import waiting_requests
 from vllm_sarathi.engine.vllm.runnable import Admission, Blocker, can_hide, has_runnable_prefill
+from vllm_sarathi.testing.modelled import ModelledEngine
 
 ADAPTERS = [LoRARequest(name, number, f"/nowhere/{name}") for number, name in enumerate("abc", 1)]
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-from tests.engine.modelled import NGRAM, ModelledEngine
 from vllm_sarathi import SarathiConfig, SarathiScheduler
 from vllm_sarathi.engine.vllm.contract import scheduler_classes
+from vllm_sarathi.testing.modelled import NGRAM, ModelledEngine
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.engine.modelled import ModelledEngine, Step
 from tests.engine.promises import check_stall_free
 from tests.engine.test_promises import BLOCKS_FOR_ONE, MAX_MODEL_LEN, PROGRAM, Play
 from vllm_sarathi import SarathiConfig
+from vllm_sarathi.testing.modelled import ModelledEngine, Step
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "auto": {},

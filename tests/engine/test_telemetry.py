@@ -14,7 +14,6 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from tests.engine.modelled import ModelledEngine
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.trace import read_trace
 from vllm_sarathi.core.config import ConfigError
@@ -26,6 +25,7 @@ from vllm_sarathi.engine import metrics, plugin, telemetry
 from vllm_sarathi.engine.telemetry import Telemetry
 from vllm_sarathi.engine.trace_file import StepTraceFile
 from vllm_sarathi.engine.vllm.internals import logger
+from vllm_sarathi.testing.modelled import ModelledEngine
 
 
 @pytest.fixture

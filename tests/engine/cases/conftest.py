@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.engine.modelled import config_maker
 from tests.engine.virtual import Device, VirtualEngine
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.engine.offline import config_folder
+from vllm_sarathi.testing.modelled import config_maker
 
 SLO_MS = 150.0
 SLO_S = SLO_MS / 1e3

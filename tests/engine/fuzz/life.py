@@ -39,8 +39,8 @@ from tests.engine.fuzz.setups import (
     scheduler_class,
     vllm_config,
 )
-from tests.engine.modelled import VOCABULARY, ModelledEngine, Step
 from vllm_sarathi.engine.offline import build_request
+from vllm_sarathi.testing.modelled import VOCABULARY, ModelledEngine, Step
 
 MOST_EMPTY_STEPS = 16
 """So many steps may take nothing while somebody could be served."""

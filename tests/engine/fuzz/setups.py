@@ -25,10 +25,10 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.structured_output import StructuredOutputManager
 
-from tests.engine.modelled import adapted, tiny_engine_config
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.core.config import BASELINES
 from vllm_sarathi.engine.offline import config_folder
+from vllm_sarathi.testing.modelled import adapted, tiny_engine_config
 
 MAX_MODEL_LEN = 256
 IMAGE_TOKENS = 40

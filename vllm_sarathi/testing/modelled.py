@@ -10,12 +10,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from vllm.v1.outputs import DraftTokenIds
-from vllm.v1.request import RequestStatus
-
-from vllm_sarathi import SarathiConfig
+from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.engine.offline import (
     block_hasher,
     build_output,
@@ -23,6 +21,7 @@ from vllm_sarathi.engine.offline import (
     build_scheduler,
     engine_config,
 )
+from vllm_sarathi.engine.vllm.internals import request_status
 
 VOCABULARY = 512
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
@@ -58,7 +57,17 @@ def adapted(config: Any, sarathi: SarathiConfig | None, mode: str = "sync") -> A
 
 @dataclass
 class Step:
-    """What one call of `schedule` saw and did."""
+    """What one call of `schedule` saw and did.
+
+    Attributes:
+        running_before: the running requests before it.
+        decodes_allowed: of each that decodes, the tokens that stock vLLM would give it with an unlimited budget.
+        partial_before: of each whose prompt was read in part, the tokens that were left.
+        output: vLLM's SchedulerOutput.
+        preempted: who was preempted in it.
+        admitted: who was let in by it.
+        sampling: of each that samples in it, the position of its first new token.
+    """
 
     running_before: list[Any]
     decodes_allowed: dict[str, int]
@@ -70,7 +79,9 @@ class Step:
 
     @property
     def scheduled(self) -> dict[str, int]:
-        return self.output.num_scheduled_tokens
+        """The tokens of each request that is served."""
+        tokens: dict[str, int] = self.output.num_scheduled_tokens
+        return tokens
 
 
 class ModelledEngine:
@@ -115,7 +126,7 @@ class ModelledEngine:
 
     def abort(self, name: str) -> None:
         """Abort a request, as a client's disconnect does."""
-        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+        self.scheduler.finish_requests(name, request_status().FINISHED_ABORTED)
 
     def step(self) -> Step:
         """Schedule one batch; when so many are in flight, or nothing was scheduled, finish the oldest."""
@@ -189,7 +200,7 @@ class ModelledEngine:
         if placeholders > 0 and last:
             return 0
         need = request.num_tokens_with_spec + placeholders - request.num_computed_tokens
-        return min(need, self.scheduler.max_model_len - request.num_computed_tokens - 1)
+        return int(min(need, self.scheduler.max_model_len - request.num_computed_tokens - 1))
 
     @staticmethod
     def token(name: str, position: int) -> int:
@@ -214,7 +225,7 @@ class ModelledEngine:
         assert self._draft is not None
         names = [n for n in step.sampling if n in self.scheduler.requests]
         drafts = [self._draft(n, self.scheduler.requests[n].num_tokens) for n in names]
-        self.scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
+        self.scheduler.update_draft_token_ids(SimpleNamespace(req_ids=names, draft_token_ids=drafts))
 
 
 def config_maker(model_folder: Path) -> Callable[..., Any]:
