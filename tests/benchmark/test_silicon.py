@@ -170,7 +170,8 @@ def test_the_command_writes_the_schema(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["schema"] == 1
     first, second = written["rows"]
-    assert set(first) >= {
+    assert set(written) == {"schema", "rows"}
+    assert set(first) == set(second) == {
         "id", "model", "system", "precision", "tp", "concurrency", "isl", "osl", "tpot_ms", "silicon_tpot_ms",
         "ttft_ms", "silicon_ttft_ms", "source", "left_out",
     }  # fmt: skip

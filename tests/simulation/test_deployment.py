@@ -254,3 +254,10 @@ def test_a_kv_cache_that_is_no_number_or_too_small(
     calibrate(tmp_path, served, 0.04)
     with pytest.raises(ConfigError, match=said):
         deployment(f"{served}/cpu", str(tmp_path))
+
+
+def test_a_kv_cache_in_fp8_holds_twice_as_many_tokens() -> None:
+    own, asked = (deployment(f"llama-3.1-8b/h100{how}") for how in ("", ":kvfp8"))
+    assert asked.kv_tokens == pytest.approx(2 * own.kv_tokens, abs=2)
+    shape = StepShape(8, 8, 8 * 8192, 0.0, 8)
+    assert asked.times().stage_s(shape, 0) < own.times().stage_s(shape, 0)

@@ -34,6 +34,9 @@ WAVES = 10
 MAX_TOKENS = 12288
 """Longer than any row's prompt and answer."""
 
+SPARE_TOKENS = 64
+"""Blocks that a request has begun, and those of the steps in flight."""
+
 STEADY_REQUESTS, LONG_ANSWER = 32, 2048
 """At least so many requests are looked at, unless answers are long."""
 
@@ -98,8 +101,10 @@ def waves(
     counted = clients if row.output_tokens > LONG_ANSWER else max(clients, STEADY_REQUESTS)
     requests = requests_of(row, 2 * clients + counted)
     in_flight = place.in_flight if row.asynchronous else 1
-    scheduler = build(place, scheduler_choice("default"), in_flight=in_flight)
-    times = MeasuredTimes(place.kernels, place.stages, row.asynchronous)
+    # Each client's request, and room for a whole step beside them: nothing is ever preempted for less.
+    enough = clients * (row.prompt_tokens + row.output_tokens + SPARE_TOKENS) + 2 * place.step_tokens
+    scheduler = build(place, scheduler_choice("default"), in_flight=in_flight, enough_tokens=enough)
+    times = MeasuredTimes(place.kernels.under(row.release), place.stages)
     loop = ClosedLoop(scheduler, times, requests, clients, frontend, in_flight)
     loop.run(lambda run: len(run.finished) >= clients + counted)
     answers = loop.answered()
@@ -175,7 +180,7 @@ def simulate_together(rows: Sequence[SiliconRow]) -> list[Row]:
 def judge(
     rows: Sequence[SiliconRow], without: Mapping[str, str], run_all: Callable[..., list[list[Row]]]
 ) -> list[Row]:
-    """Return a result for each row, in their order; see the schema in the issue of the command's `--json`.
+    """Return a result for each row, in their order: see `written`.
 
     Args:
         rows: to simulate.
@@ -185,7 +190,7 @@ def judge(
     batches: dict[Any, list[SiliconRow]] = {}
     for row in rows:
         if row.name not in without:
-            batches.setdefault((row.place, row.asynchronous), []).append(row)
+            batches.setdefault((row.place, row.release), []).append(row)
     tasks = [
         batch[start : start + BATCH_ROWS]
         for batch in batches.values()
@@ -219,6 +224,11 @@ def _result(row: SiliconRow, found: Row) -> Row:
         "left_out": found.get("left_out"),
         "warnings": found.get("warnings", []),
     }
+
+
+def written(rows: Sequence[Row]) -> list[Row]:
+    """Return rows as `--json` has them: what to know before trusting a deployment is printed once, with the table."""
+    return [{key: value for key, value in row.items() if key != "warnings"} for row in rows]
 
 
 def error_of(row: Row, metric: str) -> float:
