@@ -192,6 +192,17 @@ def test_a_file_of_ids_is_checked(tmp_path: Path, text: str, said: str) -> None:
         silicon.asked_rows(SAMPLE, tmp_path / "ids", False)
 
 
+def test_a_file_of_ids_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for path, said in (
+        (tmp_path / "none", "No such file"),
+        (tmp_path, "directory"),
+        (tmp_path / "binary", "UTF-8"),
+    ):
+        with pytest.raises(ConfigError, match=f"--ids {path}: cannot be read: .*{said}"):
+            silicon.asked_rows(SAMPLE, path, False)
+
+
 def test_ids_without_silicon_are_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["validate", "--ids", str(tmp_path / "ids")])
     assert result.exit_code == 1

@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         ("mistral-7b/a100@0", "at least 1 device"),
         ("mistral-7b/a100:what", "must be MODEL/DEVICE"),
         ("./nowhere/a100", "unknown model './nowhere', and no config.json is there"),
-        ("./nowhere/a100", "or a folder with the model's config.json: FOLDER/DEVICE"),
+        ("./nowhere/a100", "Any other model is a folder with its config.json: FOLDER/DEVICE"),
     ],
 )
 def test_a_mistake_is_told_the_nearest(name: str, said: str) -> None:

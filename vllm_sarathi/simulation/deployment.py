@@ -121,7 +121,9 @@ def _deployment(
         try:
             measured = kernels(hub_name, device_name, spread)
         except NotMeasured as reason:
-            notes = (f"{reason}.",)
+            notes = (
+                f"{reason}: matrix products, attention, experts and communication are all a roofline's.",
+            )
             shape = shape_of_config(model_config(hub_name), f"--deployment {name}: {reason}; its config.json")
         else:
             return MeasuredDeployment(**common, max_tokens=measured.max_tokens, kernels=measured)

@@ -199,7 +199,7 @@ def model_shape(name: str, elsewhere: Iterable[str] = ()) -> ModelShape:
     if not path.is_file():
         raise UnknownModel(
             f"--deployment: unknown model {name!r}, and no config.json is there; "
-            f"{nearest_hint(name, (*MODELS, *elsewhere)).rstrip('.')}; or a folder with the model's config.json: "
+            f"{nearest_hint(name, (*MODELS, *elsewhere))} Any other model is a folder with its config.json: "
             "FOLDER/DEVICE."
         )
     config = _read_object(path)
