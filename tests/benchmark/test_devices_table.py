@@ -155,7 +155,6 @@ def test_a_row_end_to_end_and_resumed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert row["ratio"] == pytest.approx(row["sarathi_qps"] / row["fixed_qps"])
     assert row["fixed_budget"] in (512, 2048)
     assert row["gap_ms"]["p99"] <= 25.0
-    assert 0 < row["contenders"]["prefill-first"] < row["sarathi_qps"]
     assert list(row["contenders"]) == ["prefill-first", "pressure"]
     [run] = row["disturbed"]
     assert run["rate_qps"] == pytest.approx(0.95 * row["sarathi_qps"])
