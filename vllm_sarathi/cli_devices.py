@@ -13,7 +13,7 @@ SEED_SETS = ("judging", "design")
 
 
 def devices(
-    deployments: Annotated[str, typer.Option(help="Some of the five; all by default.")] = "",
+    deployments: Annotated[str, typer.Option(help="Some of the ten; all by default.")] = "",
     workloads: Annotated[str, typer.Option(help="chat, arxiv and mooncake; all by default.")] = "",
     slos: Annotated[
         str, typer.Option(help="tight (an operator's), strict and relaxed (the paper's); all by default.")
@@ -21,6 +21,9 @@ def devices(
     disturbances: Annotated[
         str, typer.Option(help="noise-2, noise-5, noise-10, pauses, neighbour.")
     ] = "noise-5",
+    contenders: Annotated[
+        str, typer.Option(help="Other schedulers beside the two: prefill-first, pressure.")
+    ] = "prefill-first,pressure",
     requests: Annotated[int, typer.Option(help="Requests in a run.")] = 300,
     seeds: Annotated[int, typer.Option(help="Rows with different requests.")] = 1,
     seed_set: Annotated[
@@ -52,6 +55,7 @@ def devices(
         100 if quick else requests,
         0.05 if quick else TOLERANCE,
         read_names(disturbances),
+        read_names(contenders),
     )
     console = Console()
     console.print(f"{len(cells)} rows, {seed_set} seeds {numbers[0]} to {numbers[seeds - 1]}")

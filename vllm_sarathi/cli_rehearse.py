@@ -316,7 +316,7 @@ def _validate_silicon(ids: Path | None, every: bool, json: Path | None) -> None:
     judged = room.judge(
         rows, silicon_sample.left_out(sample), functools.partial(farm.run_all, console=console)
     )
-    results.write_rows(judged, json)
+    results.write_rows(room.written(judged), json)
     console.print(room.silicon_table(judged))
     for line in room.summary_lines(judged):
         console.print(line, soft_wrap=True)

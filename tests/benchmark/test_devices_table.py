@@ -36,7 +36,7 @@ def invoke(*arguments: object) -> Any:
 
 def test_every_deployment_has_every_row() -> None:
     cells = cells_of(tuple(TIGHT_MS), WORKLOADS, SLOS, (100, 101), 300, 0.02, ("noise-5",))
-    assert len(cells) == 2 * (5 * 3 * 3 + 5)
+    assert len(cells) == 2 * (10 * 3 * 3 + 10)
     assert len({cell.name for cell in cells}) == len(cells)
     assert {cell.seed for cell in cells} <= set(JUDGING_SEEDS)
     assert not set(DESIGN_SEEDS) & set(JUDGING_SEEDS)
@@ -155,6 +155,7 @@ def test_a_row_end_to_end_and_resumed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert row["ratio"] == pytest.approx(row["sarathi_qps"] / row["fixed_qps"])
     assert row["fixed_budget"] in (512, 2048)
     assert row["gap_ms"]["p99"] <= 25.0
+    assert list(row["contenders"]) == ["prefill-first", "pressure"]
     [run] = row["disturbed"]
     assert run["rate_qps"] == pytest.approx(0.95 * row["sarathi_qps"])
     assert 0.5 < run["sarathi"]["attainment"] <= 1.0

@@ -170,7 +170,8 @@ def test_the_command_writes_the_schema(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["schema"] == 1
     first, second = written["rows"]
-    assert set(first) >= {
+    assert set(written) == {"schema", "rows"}
+    assert set(first) == set(second) == {
         "id", "model", "system", "precision", "tp", "concurrency", "isl", "osl", "tpot_ms", "silicon_tpot_ms",
         "ttft_ms", "silicon_ttft_ms", "source", "left_out",
     }  # fmt: skip
@@ -189,6 +190,17 @@ def test_a_file_of_ids_is_checked(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "ids").write_text(text)
     with pytest.raises(ConfigError, match=said):
         silicon.asked_rows(SAMPLE, tmp_path / "ids", False)
+
+
+def test_a_file_of_ids_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for path, said in (
+        (tmp_path / "none", "No such file"),
+        (tmp_path, "directory"),
+        (tmp_path / "binary", "UTF-8"),
+    ):
+        with pytest.raises(ConfigError, match=f"--ids {path}: cannot be read: .*{said}"):
+            silicon.asked_rows(SAMPLE, path, False)
 
 
 def test_ids_without_silicon_are_refused(tmp_path: Path) -> None:

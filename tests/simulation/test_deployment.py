@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         ("mistral-7b/a100@0", "at least 1 device"),
         ("mistral-7b/a100:what", "must be MODEL/DEVICE"),
         ("./nowhere/a100", "unknown model './nowhere', and no config.json is there"),
-        ("./nowhere/a100", "or a folder with the model's config.json: FOLDER/DEVICE"),
+        ("./nowhere/a100", "Any other model is a folder with its config.json: FOLDER/DEVICE"),
     ],
 )
 def test_a_mistake_is_told_the_nearest(name: str, said: str) -> None:
@@ -254,3 +254,10 @@ def test_a_kv_cache_that_is_no_number_or_too_small(
     calibrate(tmp_path, served, 0.04)
     with pytest.raises(ConfigError, match=said):
         deployment(f"{served}/cpu", str(tmp_path))
+
+
+def test_a_kv_cache_in_fp8_holds_twice_as_many_tokens() -> None:
+    own, asked = (deployment(f"llama-3.1-8b/h100{how}") for how in ("", ":kvfp8"))
+    assert asked.kv_tokens == pytest.approx(2 * own.kv_tokens, abs=2)
+    shape = StepShape(8, 8, 8 * 8192, 0.0, 8)
+    assert asked.times().stage_s(shape, 0) < own.times().stage_s(shape, 0)

@@ -3,7 +3,8 @@
 Each row is a deployment, a workload and an SLO, with two questions:
 
 - Capacity (the criterion of Sarathi-Serve, arXiv 2403.02310, section 5): what `sarathi` carries, knowing nothing but
-  the SLO, over what the best of seven fixed budgets of stock vLLM carries, all in order of arrival.
+  the SLO, over what the best of seven fixed budgets of stock vLLM carries, all in order of arrival; beside them, what
+  other schedulers carry that need no budget.
 - Attainment under disturbance: at 0.95 of the capacity, on a device whose steps are noisy, the share of all gaps
   within the SLO and the median time to first token, beside those of that best budget at the same rate.
 
@@ -40,8 +41,14 @@ TIGHT_MS = {
     "meta-llama/Llama-3.1-8B/h100": 25.0,
     "meta-llama/Llama-3.1-70B/h100:fp8tp4": 40.0,
     "openai/gpt-oss-120b/h200": 30.0,
+    "Qwen/Qwen3-32B/h200:fp8": 40.0,
+    "meta-llama/Llama-3.1-70B/h200:tp8": 40.0,
+    "MiniMaxAI/MiniMax-M2.5/b200:tp2": 30.0,
+    "Qwen/Qwen3-235B-A22B-FP8/h200:tp4": 50.0,
+    "deepseek-ai/DeepSeek-V3/h200:tp8ep": 60.0,
 }
-"""The deployments, with what an operator of each might state for a reader who is not to wait, milliseconds."""
+"""The deployments, dense and mixtures of experts, in bf16, FP8 and MXFP4, on one device to eight; and what an operator
+of each might state for a reader who is not to wait, milliseconds."""
 
 SLO_FACTORS = {"strict": 5.0, "relaxed": 25.0}
 """The paper's two SLOs, as multiples of a decode step of 32 requests at a context of 4,096 (section 5, "SLOs")."""
@@ -53,6 +60,9 @@ WORKLOADS = ("chat", "arxiv", "mooncake")
 
 BUDGETS = (512, 1024, 256, 2048, 128, 4096, 8192)
 """Tokens a step; those that are best most often come first, so that the others need but one run to lose."""
+
+CONTENDERS = ("prefill-first", "pressure")
+"""Schedulers that need no budget: vLLM as the paper had it, and P-PAS."""
 
 RATE_SHARE = 0.95
 """The share of its capacity at which a disturbed deployment is looked at."""
@@ -81,6 +91,7 @@ class Cell:
         seed: of the workload and of the disturbances.
         tolerance: how close searches come, as a share.
         disturbances: names out of DISTURBANCES.
+        contenders: names out of CONTENDERS.
         code: a fingerprint of what is measured: another scheduler is another row.
     """
 
@@ -92,6 +103,7 @@ class Cell:
     seed: int
     tolerance: float
     disturbances: tuple[str, ...]
+    contenders: tuple[str, ...]
     code: str
 
     @property
@@ -140,6 +152,7 @@ def cells_of(
     requests: int,
     tolerance: float,
     disturbances: Sequence[str],
+    contenders: Sequence[str] = (),
 ) -> list[Cell]:
     """Return all rows: the tightest SLO first, and goodput where the workload shares prefixes.
 
@@ -151,11 +164,12 @@ def cells_of(
         ("workloads", workloads, WORKLOADS),
         ("slos", slos, SLOS),
         ("disturbances", disturbances, DISTURBANCES),
+        ("contenders", contenders, CONTENDERS),
     ):
         for name in names:
             if name not in known:
                 raise ConfigError(f"--{option} {name!r}: unknown; {nearest_hint(name, known)}")
-    rest = (requests, 0, tolerance, tuple(disturbances), code_fingerprint())
+    rest = (requests, 0, tolerance, tuple(disturbances), tuple(contenders), code_fingerprint())
     made = [
         Cell("capacity", place, workload, slo, *rest)
         for slo in SLOS
@@ -192,6 +206,9 @@ def _capacity(cell: Cell) -> Row:
     found = find(task, fixed_qps)
     row = {**_compared(found.qps, budget, fixed_qps), "gap_ms": found.outcome["gap_ms"]}
     row["ttft_ms"] = found.outcome["ttft_ms"]
+    row["contenders"] = {
+        name: find(replace(task, scheduler=name, settings=()), fixed_qps).qps for name in cell.contenders
+    }
     rate_qps = RATE_SHARE * (found.qps or fixed_qps or first_rate(task))
     row["disturbed"] = [_disturbed(task, budget, rate_qps, name) for name in cell.disturbances]
     return row
@@ -266,15 +283,20 @@ def gain_table(rows: Sequence[Row], table: str) -> Table:
     shown = Table(title=TITLES[table])
     for name in ("deployment", "workload", "SLO ms"):
         shown.add_column(name)
-    for name in ("seed", "sarathi", "best fixed", "its budget", "over it"):
+    others = list(dict.fromkeys(name for row in rows for name in row.get("contenders", ())))
+    for name in ("seed", "sarathi", "best fixed", "its budget", "over it", *others):
         shown.add_column(name, justify="right")
     for row in worst_first([row for row in rows if row["table"] == table]):
-        figures = [f"{row[key]:.3f}" if row[key] else "-" for key in ("sarathi_qps", "fixed_qps")]
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.3f}"
-        figures += [str(row["fixed_budget"] or "-"), ratio]
+        figures = [_rate(row[key]) for key in ("sarathi_qps", "fixed_qps")]
+        figures += [str(row["fixed_budget"] or "-"), _rate(row["ratio"])]
+        figures += [_rate(row.get("contenders", {}).get(name)) for name in others]
         slo = f"{row['slo']} {row['tbt_slo_ms']:g}".strip()
         shown.add_row(row["deployment"], row["workload"], slo, str(row["seed"]), *figures)
     return shown
+
+
+def _rate(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.3f}"
 
 
 def disturbed_table(rows: Sequence[Row]) -> Table:

@@ -34,11 +34,17 @@ WAVES = 10
 MAX_TOKENS = 12288
 """Longer than any row's prompt and answer."""
 
+SPARE_TOKENS = 64
+"""Blocks that a request has begun, and those of the steps in flight."""
+
 STEADY_REQUESTS, LONG_ANSWER = 32, 2048
 """At least so many requests are looked at, unless answers are long."""
 
 SOME_ROWS = 4
 """So many of each group are simulated unless all are asked for."""
+
+CHECKPOINT = "checkpoint"
+"""The precision of a row that states none."""
 
 BATCH_ROWS = 6
 """Rows of one deployment that a process simulates one after the other."""
@@ -98,8 +104,10 @@ def waves(
     counted = clients if row.output_tokens > LONG_ANSWER else max(clients, STEADY_REQUESTS)
     requests = requests_of(row, 2 * clients + counted)
     in_flight = place.in_flight if row.asynchronous else 1
-    scheduler = build(place, scheduler_choice("default"), in_flight=in_flight)
-    times = MeasuredTimes(place.kernels, place.stages, row.asynchronous)
+    # Each client's request, and room for a whole step beside them: nothing is ever preempted for less.
+    enough = clients * (row.prompt_tokens + row.output_tokens + SPARE_TOKENS) + 2 * place.step_tokens
+    scheduler = build(place, scheduler_choice("default"), in_flight=in_flight, enough_tokens=enough)
+    times = MeasuredTimes(place.kernels.under(row.release), place.stages)
     loop = ClosedLoop(scheduler, times, requests, clients, frontend, in_flight)
     loop.run(lambda run: len(run.finished) >= clients + counted)
     answers = loop.answered()
@@ -139,12 +147,17 @@ def asked_rows(rows: Sequence[SiliconRow], ids: Path | None, every: bool) -> lis
         every: whether all judging rows are.
 
     Raises:
-        ConfigError: the file names a row that is not there, or none.
+        ConfigError: the file cannot be read, or names a row that is not there, or none.
     """
     if ids is None:
         judging = [row for row in rows if row.judging]
         return judging if every else _some(judging)
-    names = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = ids.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise ConfigError(f"--ids {ids}: cannot be read: {why}.") from error
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise ConfigError(f"--ids {ids}: names no row; it has an id of the sample on each line.")
     known = {row.name: row for row in rows}
@@ -175,7 +188,7 @@ def simulate_together(rows: Sequence[SiliconRow]) -> list[Row]:
 def judge(
     rows: Sequence[SiliconRow], without: Mapping[str, str], run_all: Callable[..., list[list[Row]]]
 ) -> list[Row]:
-    """Return a result for each row, in their order; see the schema in the issue of the command's `--json`.
+    """Return a result for each row, in their order: see `written`.
 
     Args:
         rows: to simulate.
@@ -185,7 +198,7 @@ def judge(
     batches: dict[Any, list[SiliconRow]] = {}
     for row in rows:
         if row.name not in without:
-            batches.setdefault((row.place, row.asynchronous), []).append(row)
+            batches.setdefault((row.place, row.release), []).append(row)
     tasks = [
         batch[start : start + BATCH_ROWS]
         for batch in batches.values()
@@ -206,7 +219,7 @@ def _result(row: SiliconRow, found: Row) -> Row:
         "id": row.name,
         "model": row.model,
         "system": row.system,
-        "precision": row.precision or "checkpoint",
+        "precision": row.precision or CHECKPOINT,
         "tp": row.tensor_parallel,
         "concurrency": row.concurrency,
         "isl": row.prompt_tokens,
@@ -219,6 +232,11 @@ def _result(row: SiliconRow, found: Row) -> Row:
         "left_out": found.get("left_out"),
         "warnings": found.get("warnings", []),
     }
+
+
+def written(rows: Sequence[Row]) -> list[Row]:
+    """Return rows as `--json` has them: what to know before trusting a deployment is printed once, with the table."""
+    return [{key: value for key, value in row.items() if key != "warnings"} for row in rows]
 
 
 def error_of(row: Row, metric: str) -> float:
@@ -242,17 +260,20 @@ def median_error(rows: Sequence[Row], metric: str) -> float:
 
 def silicon_table(rows: Sequence[Row]) -> Table:
     """Return the errors by group, the worst first."""
-    shown = Table(title="simulated against measured servers: median |error|, and median error")
-    for name in ("model", "system", "precision", "source"):
-        shown.add_column(name)
-    for name in ("tp", "rows", "TPOT", "signed", "TTFT", "signed"):
-        shown.add_column(name, justify="right")
+    title = "simulated against measured servers: median |error|, and median error"
+    shown = Table(title=title, box=None, pad_edge=False)
+    shown.add_column("model", overflow="fold")
+    shown.add_column("on", no_wrap=True)
+    for name in ("rows", "TPOT", "signed", "TTFT", "signed"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("source", no_wrap=True)
     for (model, system, precision, width), group in grouped(rows):
         figures = []
         for metric in ("tpot", "ttft"):
             signed = statistics.median(error_of(row, metric) for row in group)
             figures += [f"{median_error(group, metric):.1%}", f"{signed:+.1%}"]
-        shown.add_row(model, system, precision, group[0]["source"], str(width), str(len(group)), *figures)
+        where = f"{system.partition('_')[0]}:{'' if precision == CHECKPOINT else precision}tp{width}"
+        shown.add_row(model.rpartition("/")[2], where, str(len(group)), *figures, group[0]["source"])
     return shown
 
 

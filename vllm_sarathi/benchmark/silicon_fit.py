@@ -99,7 +99,7 @@ def fit(rows: Sequence[SiliconRow]) -> dict[str, float]:
         except ConfigError:
             continue
         if isinstance(place, MeasuredDeployment) and queued(row, place.read_s(row.prompt_tokens)) is None:
-            kernels = place.kernels if row.asynchronous else place.kernels.older
+            kernels = place.kernels.under(row.release)
             table.append(features(row, kernels, place.step_tokens))
             measured.append(row.tpot_ms)
     return solve(table, np.array(measured))

@@ -27,11 +27,18 @@ SAMPLE = ("systems", "silicon_sample.csv")
 ASYNCHRONOUS_SINCE = (0, 14)
 """The first vLLM that schedules asynchronously by default; InferenceMAX asked for it before."""
 
+UNSTATED = (99, 0)
+
 LENGTH_SHARE = 0.8
 """InferenceMAX draws lengths evenly from this share of the stated ones up to all (`--random-range-ratio 0.8`)."""
 
 QUANTIZED_FROM = {"nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B-Instruct"}
 """Checkpoints that the package has no config.json of, and what they were quantized from."""
+
+FP8_KV_ON = ("b200", "b300")
+"""Where servers had their KV cache in FP8; elsewhere it was what the checkpoint states. The sample does not say it: of
+the rows with even ids, those of MiniMax-M2.5 in FP8 and of gpt-oss are the nearer for it there, and the further off on
+Hopper; those of Llama and Kimi say little."""
 
 KV_AT_LEAST = 1.0
 """Bytes of an element of the KV cache, at least: the sample does not say it."""
@@ -100,16 +107,20 @@ class SiliconRow:
     def place(self) -> str:
         """The deployment that it states, as `deployment` takes it."""
         model, precision = _checkpoint(self.model, self.precision)
-        how = f"{precision}tp{self.tensor_parallel}{'ep' if self.expert_parallel else ''}"
+        kv = "kvfp8" if self.system.startswith(FP8_KV_ON) else ""
+        how = f"{precision}tp{self.tensor_parallel}{'ep' if self.expert_parallel else ''}{kv}"
         return f"{model}/{self.system.partition('_')[0]}:{how}"
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Which vLLM its server was; where none is stated, a later one than all."""
+        said = re.match(r"(\d+)\.(\d+)", self.version)
+        return (int(said[1]), int(said[2])) if said else UNSTATED
 
     @property
     def asynchronous(self) -> bool:
         """Whether its server scheduled asynchronously."""
-        numbers = [
-            int(number) for number in re.findall(r"^(\d+)\.(\d+)", self.version)[:1] for number in number
-        ]
-        return self.ranged or not numbers or tuple(numbers) >= ASYNCHRONOUS_SINCE
+        return self.ranged or self.release >= ASYNCHRONOUS_SINCE
 
 
 def _checkpoint(model: str, precision: str) -> tuple[str, str]:

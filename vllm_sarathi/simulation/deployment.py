@@ -58,7 +58,8 @@ machine, with 100 Gbit Ethernet between machines."""
 
 PATTERN = re.compile(
     r"(?:(?P<count>\d+)x)?(?P<device>[^:@]+)"
-    r"(?::(?=.)(?P<precision>fp8|nvfp4)?(?:tp(?P<tp>\d+))?(?:pp(?P<pp>\d+))?(?P<ep>ep)?)?(?:@(?P<node>\d+))?"
+    r"(?::(?=.)(?P<precision>fp8|nvfp4)?(?:tp(?P<tp>\d+))?(?:pp(?P<pp>\d+))?(?P<ep>ep)?(?P<kv>kvfp8)?)?"
+    r"(?:@(?P<node>\d+))?"
 )
 
 
@@ -71,8 +72,9 @@ def deployment(name: str, calibration_dir: str | None = None, longest: int | Non
 
     Args:
         name: `MODEL/DEVICE`, with what the devices are to do after a colon: `:tp4` or `:tp4pp2` for several, `:fp8`
-            (or `:fp8tp4`) for weights in FP8 instead of the checkpoint's own precision, `ep` at the end for experts
-            that are distributed whole; and `@4` for four devices to a machine. `MODEL/4xDEVICE` is short for `:tp4`.
+            (or `:fp8tp4`) for weights in FP8 instead of the checkpoint's own precision, `ep` after them for experts
+            that are distributed whole, `kvfp8` at the end for a KV cache in FP8; and `@4` for four devices to a
+            machine. `MODEL/4xDEVICE` is short for `:tp4`.
         calibration_dir: where the calibrations for `MODEL/cpu` are, as `--calibration-dir` of `vllm serve` takes it.
         longest: the longest request that is served (`--max-model-len`); None for the model's own.
 
@@ -92,7 +94,7 @@ def deployment(name: str, calibration_dir: str | None = None, longest: int | Non
     if devices_per_node < 1:
         raise ConfigError(f"--deployment {name!r}: a machine has at least 1 device, not {devices_per_node}.")
     tensor_parallel, stages = int(match["tp"] or match["count"] or 1), int(match["pp"] or 1)
-    spread = Spread(tensor_parallel, stages, bool(match["ep"]), match["precision"])
+    spread = Spread(tensor_parallel, stages, bool(match["ep"]), match["precision"], bool(match["kv"]))
     made = _deployment(name, model_name, match["device"].lower(), spread, devices_per_node)
     if longest is not None:
         made = replace(made, max_tokens=longest)
@@ -120,12 +122,16 @@ def _deployment(
         try:
             measured = kernels(hub_name, device_name, spread)
         except NotMeasured as reason:
-            notes = (f"{reason}.",)
+            notes = (
+                f"{reason}: matrix products, attention, experts and communication are all a roofline's.",
+            )
             shape = shape_of_config(model_config(hub_name), f"--deployment {name}: {reason}; its config.json")
         else:
             return MeasuredDeployment(**common, max_tokens=measured.max_tokens, kernels=measured)
     if spread.precision is not None:
         shape = shape.weights_in(NAMED_BYTES[spread.precision])
+    if spread.fp8_kv:
+        shape = shape.kv_in(1.0)
     if spread.expert_parallel and shape.experts is None:
         raise ConfigError(f"--deployment {name!r}: 'ep' distributes experts, and {model_name} has none.")
     ways = spread.tensor_parallel
@@ -227,7 +233,11 @@ def scheduler_choice(text: str, **settings: Any) -> SchedulerChoice:
 
 
 def build(
-    place: Deployment, choice: SchedulerChoice, share_prefixes: bool = False, in_flight: int | None = None
+    place: Deployment,
+    choice: SchedulerChoice,
+    share_prefixes: bool = False,
+    in_flight: int | None = None,
+    enough_tokens: int | None = None,
 ) -> Any:
     """Return a scheduler for a deployment, as vLLM's engine core would build it.
 
@@ -236,6 +246,7 @@ def build(
         choice: the scheduler.
         share_prefixes: whether prefix caching is on.
         in_flight: batches in flight, where that is not the deployment's own.
+        enough_tokens: what the load can need of the KV cache at most: a larger cache takes longer to set up.
     """
     # A whole prompt has to fit into one step for those that never cut it.
     step_tokens = choice.step_tokens or (place.step_tokens if choice.config is None else place.max_tokens)
@@ -258,8 +269,8 @@ def build(
 
         ours = AsyncSarathiScheduler if asynchronous else SarathiScheduler
         config.additional_config = choice.config.engine_args()["additional_config"]
-    blocks = place.kv_tokens // BLOCK_TOKENS
-    return build_scheduler(config, blocks, express_class(ours, asynchronous))
+    kv_tokens = place.kv_tokens if enough_tokens is None else min(place.kv_tokens, enough_tokens)
+    return build_scheduler(config, kv_tokens // BLOCK_TOKENS, express_class(ours, asynchronous))
 
 
 @functools.cache

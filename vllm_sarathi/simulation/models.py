@@ -72,6 +72,10 @@ class ModelShape:
         """Return the shape with the weights that precisions are about in so many bytes an element."""
         return replace(self, stated=self.precision.with_weights(element_bytes))
 
+    def kv_in(self, element_bytes: float) -> "ModelShape":
+        """Return the shape with a KV cache of so many bytes an element."""
+        return replace(self, stated=replace(self.precision, kv=element_bytes))
+
     @property
     def layer_parameters(self) -> int:
         """Weights of one block's linear layers, on average over the blocks; all experts are counted."""
@@ -195,7 +199,7 @@ def model_shape(name: str, elsewhere: Iterable[str] = ()) -> ModelShape:
     if not path.is_file():
         raise UnknownModel(
             f"--deployment: unknown model {name!r}, and no config.json is there; "
-            f"{nearest_hint(name, (*MODELS, *elsewhere)).rstrip('.')}; or a folder with the model's config.json: "
+            f"{nearest_hint(name, (*MODELS, *elsewhere))} Any other model is a folder with its config.json: "
             "FOLDER/DEVICE."
         )
     config = _read_object(path)

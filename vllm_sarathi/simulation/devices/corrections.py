@@ -31,41 +31,42 @@ WHOLE_NORM = frozenset({"MiniMaxM2ForCausalLM"})
 """Architectures that normalise queries and keys over all heads at once: tensor parallel sums over devices for it."""
 
 FITTED: Mapping[str, float] = {
-    "attention blackwell": 0.9504,
-    "attention hopper": 1.054,
-    "chunk_attention blackwell": 1.01,
-    "chunk_attention hopper": 0.9943,
-    "communication blackwell": 0.9631,
-    "communication hopper": 1.014,
-    "elementwise blackwell": 0.9866,
-    "elementwise hopper": 1.003,
-    "expert_layer_us": 3.456,
-    "gemm blackwell compressed-tensors": 0.9998,
-    "gemm blackwell fp8": 0.8839,
-    "gemm blackwell fp8_block": 1.018,
-    "gemm blackwell mxfp4": 0.9791,
-    "gemm blackwell nvfp4": 1.023,
-    "gemm hopper bfloat16": 0.9697,
+    "attention blackwell": 1.045,
+    "attention hopper": 1.053,
+    "chunk_attention blackwell": 1.018,
+    "chunk_attention hopper": 0.993,
+    "communication blackwell": 0.9728,
+    "communication hopper": 1.021,
+    "elementwise blackwell": 0.9941,
+    "elementwise hopper": 1.006,
+    "expert_layer_us": 4.173,
+    "gemm blackwell compressed-tensors": 1.0,
+    "gemm blackwell fp8": 0.9298,
+    "gemm blackwell fp8_block": 1.015,
+    "gemm blackwell mxfp4": 0.9782,
+    "gemm blackwell nvfp4": 1.089,
+    "gemm hopper bfloat16": 0.9662,
     "gemm hopper compressed-tensors": 0.9996,
-    "gemm hopper fp8": 0.9896,
-    "gemm hopper fp8_block": 1.025,
-    "gemm hopper mxfp4": 0.9768,
-    "head_norm_us": 10.39,
-    "host_sequence_us": 39.17,
-    "host_us": 175.1,
-    "latent b200_sxm": 0.9516,
-    "latent b300_sxm": 0.5217,
-    "latent h200_sxm": 0.5618,
-    "moe blackwell compressed-tensors": 0.9775,
-    "moe blackwell fp8_block": 1.072,
-    "moe blackwell mxfp4": 0.74,
-    "moe blackwell nvfp4": 1.035,
-    "moe hopper compressed-tensors": 0.9827,
-    "moe hopper fp8_block": 1.123,
-    "moe hopper mxfp4": 0.9869,
-    "mxfp8_layer_us": 5.707,
-    "shared_layer_us": 5.445,
-    "whole_norm_us": 10.31,
+    "gemm hopper fp8": 0.9972,
+    "gemm hopper fp8_block": 1.027,
+    "gemm hopper mxfp4": 0.9795,
+    "head_norm_us": 9.267,
+    "host_sequence_us": 39.27,
+    "host_us": 369.2,
+    "latent b200_sxm": 1.075,
+    "latent b300_sxm": 0.5415,
+    "latent h200_sxm": 0.568,
+    "moe blackwell compressed-tensors": 1.009,
+    "moe blackwell fp8_block": 1.056,
+    "moe blackwell mxfp4": 0.7421,
+    "moe blackwell nvfp4": 1.003,
+    "moe hopper compressed-tensors": 0.9822,
+    "moe hopper fp8_block": 1.095,
+    "moe hopper mxfp4": 0.9907,
+    "mxfp8_layer_us": 5.111,
+    "second_norm_us": 26.72,
+    "shared_layer_us": 3.947,
+    "whole_norm_us": 10.48,
 }
 """Scales of families by device generation and precision, and microseconds of a layer or a step."""
 
@@ -97,6 +98,7 @@ class Place:
         latent: whether its attention is latent (MLA).
         head_norm: whether queries and keys are normalised.
         whole_norm: whether over all heads at once.
+        two_norms: whether that sums over devices for queries and for keys, as vLLM before 0.18; else once for both.
     """
 
     generation: str
@@ -108,6 +110,7 @@ class Place:
     latent: bool
     head_norm: bool
     whole_norm: bool
+    two_norms: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any], system: str, spread: Spread) -> "Place":
@@ -149,6 +152,7 @@ class Place:
             "expert_layer_us": layers * self.experts,
             "head_norm_us": layers * self.head_norm,
             "whole_norm_us": layers * (self.whole_norm and shared),
+            "second_norm_us": layers * (self.whole_norm and shared and self.two_norms),
         }
         if self.experts and self.precision == "mxfp4" and self.generation == "blackwell":
             counts["mxfp8_layer_us"] = layers

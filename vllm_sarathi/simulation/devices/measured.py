@@ -20,7 +20,7 @@ import functools
 import importlib.metadata
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.devices.corrections import FAMILIES, Parts, Place, corrections_for, family
@@ -41,9 +41,13 @@ from vllm_sarathi.simulation.devices.source import Source
 LARGER_SIZES = 3
 """So many captured sizes above are looked at for a quicker entry."""
 
-OLDER_EXPERT_TOKENS = 128
-"""Block-scaled experts of vLLM before 0.14 read all weights at any batch: the time of so many tokens. With it the rows
-of Qwen3-235B-A22B-FP8 with even ids need nothing else to be added; 64 leave 5 ms of a step, and 256 are 4 too many."""
+TODAY = (0, 18)
+"""Of the vLLM whose kernels and launches are stated here, and of all after it."""
+
+OLDER_EXPERTS, OLDER_EXPERT_TOKENS = (0, 14), 128
+"""Block-scaled experts of vLLM before that version read all weights at any batch: the time of so many tokens. With it
+the rows of Qwen3-235B-A22B-FP8 with even ids need nothing else to be added; 64 leave 5 ms of a step, and 256 are 4 too
+many."""
 
 CONTEXT_STEP_TOKENS = 64
 """Attention of decodes is asked for at every so many tokens of context, and is a line between."""
@@ -107,18 +111,23 @@ class Kernels:
         self._find_parts()
         self.place = Place.of(config, self.system, spread)
         self.corrections = corrections_for(self.place)
+        self._older: dict[tuple[int, int], Kernels] = {}
         self._shared: dict[int, float] = {}
         self._decode_fixed: dict[int, float] = {}
         self._decode_attention: dict[int, tuple[float, float]] = {}
 
-    @functools.cached_property
-    def older(self) -> "Kernels":
-        """The same with what vLLM before 0.14 did: its block-scaled experts took as long for few tokens as for many."""
-        if self.place.precision != BLOCK_FP8 or not self.place.experts:
+    def under(self, version: tuple[int, int]) -> "Kernels":
+        """Return the kernels as a version of vLLM ran them."""
+        if version >= TODAY:
             return self
-        made = copy.copy(self)
-        made._least_expert_tokens = OLDER_EXPERT_TOKENS
+        if version in self._older:
+            return self._older[version]
+        made = self._older[version] = copy.copy(self)
         made._shared, made._decode_fixed, made._decode_attention = {}, {}, {}
+        if version < OLDER_EXPERTS and self.place.precision == BLOCK_FP8 and self.place.experts:
+            made._least_expert_tokens = OLDER_EXPERT_TOKENS
+        made.place = replace(self.place, two_norms=True)
+        made.corrections = corrections_for(made.place)
         return made
 
     def _find_parts(self) -> None:
@@ -321,15 +330,14 @@ class MeasuredTimes:
     Args:
         measured: the kernel times.
         stages: pipeline stages; they share the layers evenly.
-        asynchronous: whether the engine is one that works on the next step meanwhile, as vLLM since 0.14 by default.
     """
 
-    def __init__(self, measured: Kernels, stages: int = 1, asynchronous: bool = True) -> None:
+    def __init__(self, measured: Kernels, stages: int = 1) -> None:
         self.stages = stages
         corrections = measured.corrections
         self.host_s = corrections.host_s
         self.host_sequence_s = corrections.host_sequence_s
-        self._kernels = measured if asynchronous else measured.older
+        self._kernels = measured
         self._send_token_s = measured.p2p_s / max(1, stages - 1) / (PROBE_CHUNK + PROBE_DECODES)
 
     def stage_s(self, shape: StepShape, prefix_tokens: int = 0) -> float:

@@ -25,6 +25,9 @@ PRECISIONS = ("fp8", "nvfp4")
 
 BLOCK_FP8 = "fp8_block"
 
+SPARSE_KEY = "index_topk"
+"""In the config.json of a model with sparse attention, whose KV cache has a layout of its own."""
+
 
 class NotMeasured(Exception):
     """There are no measured times of this model on this device; the message says why."""
@@ -39,12 +42,14 @@ class Spread:
         stages: pipeline stages.
         expert_parallel: whether experts are distributed whole; else each is cut like every other layer.
         precision: of the weights, one of PRECISIONS; None for the checkpoint's own.
+        fp8_kv: whether the KV cache is in FP8 (`--kv-cache-dtype fp8`); else it is what the checkpoint states.
     """
 
     tensor_parallel: int = 1
     stages: int = 1
     expert_parallel: bool = False
     precision: str | None = None
+    fp8_kv: bool = False
 
     def arguments(self, experts: bool) -> dict[str, Any]:
         """Return what the package calls it; `experts` says whether the model has any."""
@@ -55,6 +60,8 @@ class Spread:
             made["gemm_quant_mode"] = self.precision
             if experts:
                 made["moe_quant_mode"] = self.precision
+        if self.fp8_kv:
+            made["kvcache_quant_mode"] = "fp8"
         return made
 
 
@@ -130,9 +137,12 @@ def compile_engine(model: str, system: str, arguments: dict[str, Any]) -> tuple[
     """
     from aiconfigurator_core.sdk.engine import EngineHandle
 
-    said = read_config(model)["raw_config"].get("quant_algo")
+    said = read_config(model)["raw_config"]
+    if not (said.get("kv_cache_quant_algo") or SPARSE_KEY in said):
+        # The package takes FP8 weights for FP8 everywhere; vLLM's `auto` is the model's own type.
+        arguments = {"kvcache_quant_mode": "bfloat16", **arguments}
     tries = [arguments]
-    if said == BLOCK_FP8 and "gemm_quant_mode" not in arguments:
+    if said.get("quant_algo") == BLOCK_FP8 and "gemm_quant_mode" not in arguments:
         # The experts of a narrow share are not cut along the blocks, and then they are scaled otherwise, too.
         plain = {**arguments, "gemm_quant_mode": "fp8"}
         tries = [plain, {**plain, "moe_quant_mode": "fp8"}, arguments]
