@@ -77,11 +77,7 @@ class Admissions:
             return
         gate, requests = self._gate, self._scheduler.requests
         self._note_progress()
-        refused: dict[str, Refusal] = {}
-        for name in gate.standing:
-            if (refusal := gate.hopeless(name, wall_s)) is not None:
-                gate.left(name)
-                refused[name] = refusal
+        refused = gate.review(wall_s)
         for name in self._new:
             request = requests.get(name)
             if request is None or request.is_finished():
@@ -94,7 +90,7 @@ class Admissions:
         self._new.clear()
         if refused:
             self._refuse(refused)
-        self._next_look_s = gate.next_look_s()
+        self._next_look_s = gate.next_look_s(wall_s)
 
     def _note_progress(self) -> None:
         gate, requests = self._gate, self._scheduler.requests

@@ -330,5 +330,5 @@ class ViewBuilder:
     def _keys(self, request: Any) -> Any:
         left = self._keyed_tokens[request.request_id] = self._left(request)
         bond = self.bond(request)
-        facts = Facts(request.arrival_time, left, bond.ttft_slo_s, bond.slo_class, bond.tag)
+        facts = Facts(request.arrival_time, left, bond.ttft_slo_s, bond.slo_class, bond.tag, bond.tenant)
         return self._controller.order.keys(facts)
