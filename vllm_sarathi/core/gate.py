@@ -163,15 +163,16 @@ class Gate:
             return None
         token_s, work_s, lead_s = pace
         queue = QueueView((), caution * token_s, caution * work_s, LEAD_STEPS * lead_s)
-        jobs, standing = [], []
+        jobs, standing, rest_s = [], [], 0.0
         for name, each in self._standing.items():
             when_late = each.slo_class.when_late
             due_s = each.arrival_s + each.promised_s - now_s
-            if due_s <= 0 and when_late == "relegate":
-                continue
             read_s = queue.read_s(each.left, each.done)
+            if due_s <= 0 and when_late == "relegate":
+                rest_s += read_s
+                continue
             stays = when_late == "serve" or each.begun
             loss = each.slo_class.weight / read_s if read_s > 0 else math.inf
             jobs.append(Job(due_s, read_s, protected=when_late == "refuse", stays=stays, loss=loss))
             standing.append((name, each))
-        return replace(queue, jobs=tuple(jobs)), standing
+        return replace(queue, jobs=tuple(jobs), rest_s=rest_s), standing
