@@ -2,10 +2,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint coverage docs compat bench bench-compare clean
+.PHONY: help setup demo test soak lint coverage docs compat bench bench-compare clean
 
 # The model that `make demo` and `make bench` serve: a folder, or a name on a model hub.
 MODEL ?= build/models/SmolLM2-135M-Instruct
+
+# `make soak`: requests through the scheduler, and how long a real server is sent requests at the least, seconds.
+SOAK_REQUESTS ?= 100000
+SOAK_S ?= 3300
 
 # What `make bench-compare` compares: the last release's rows, and the latest of `make bench`.
 OLD ?= bench/baselines
@@ -21,6 +25,7 @@ help:
 	@echo "make demo   serve a real model twice, stock and Sarathi, and compare (MODEL=folder-or-name for your own)"
 	@echo "make test   check style and types, then run the tests"
 	@echo "make lint   check style and types"
+	@echo "make soak   100,000 requests through the scheduler, and an hour of faults against a real server"
 	@echo "make coverage  how much of the two core packages their own tests run; fails below the floor (two minutes)"
 	@echo "make docs   build the documentation in build/site; a warning or a broken link is an error"
 	@echo "make compat check each supported vLLM in an environment of its own, and write the table of them in docs/compatibility.md"
@@ -41,6 +46,11 @@ lint: setup
 
 test: lint
 	.venv/bin/pytest
+
+# The quick forms of both are in `make test`.
+soak: setup
+	SOAK_REQUESTS=$(SOAK_REQUESTS) .venv/bin/pytest -s tests/soak/test_scheduler.py
+	SOAK_SERVER_REQUESTS=2000 SOAK_S=$(SOAK_S) .venv/bin/pytest -s tests/soak/test_server.py
 
 coverage: setup
 	.venv/bin/coverage run -m pytest -q -m "not slow" $(CORE_TESTS)

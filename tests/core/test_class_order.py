@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.core.devices import Loop, roofline
 from tests.core.test_limits import (
     CONTEXT_S,
     DECODE_S,
@@ -19,10 +20,14 @@ from tests.core.test_limits import (
 )
 from vllm_sarathi.core.classes import Bond, SloClass, SloClasses
 from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.limits.backfill import LEAST_SPARE_SHARE, UNKNOWN_ANSWER_RUNNING, Backfill
 from vllm_sarathi.core.limits.growth import Answers, Growth
+from vllm_sarathi.core.order.base import Facts
 from vllm_sarathi.core.order.classes import ClassOrder
+from vllm_sarathi.core.order.index import WaitingIndex
 from vllm_sarathi.core.order.shares import CREDIT_S
+from vllm_sarathi.core.policies.sarathi import CLASS_SLO_SHARE, SloPolicy
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import ONE_STAGE, Occupancy, Reason, RequestView, StepRecord, StepShape, StepView
 
@@ -265,3 +270,44 @@ def test_what_is_beyond_a_share_is_never_overdue_before_others() -> None:
     bond = Bond(None, 1.0, chat, "flood", 5.0)
     assert not made.presses(bond, 99.0)
     assert made.presses(replace(bond, tag=4.0), 99.0)
+
+
+def test_who_is_kept_out_pays_until_the_other_is_before_it() -> None:
+    made = order()
+    view = crowd(made, 7, 100_000, {"flood": 90, "light": 10})
+    flood, light = (replace(each, remaining_tokens=100) for each in view.waiting)
+    flood, light = replace(flood, age_s=0.2), replace(light, tag=CREDIT_S + 1.0)
+    view = replace(view, waiting=(flood, light))
+    assert made.turn(view).left_out == {"flood waits"}
+    assert line(made, flood, light, now_s=0.5) == ["flood waits", "light waits"]
+    for now_s in (1.0, 1.5, 2.5, 3.5):  # it pays where the step before kept it out, a second at the most
+        made.turn(replace(view, now_s=now_s))
+    assert line(made, flood, light, now_s=99.0) == ["light waits", "flood waits"]
+    assert made._shares["chat"].place("flood", 0.0) == 0.5 + 0.5 + 1.0 + 1.0 + 1.0
+
+
+def test_a_tenant_with_little_waiting_is_seen_behind_one_that_floods() -> None:
+    made = order()
+    chat = CLASSES.default_class
+    index: WaitingIndex[str] = WaitingIndex(made.lists)
+    for i in range(200):
+        tag = made.tag(chat, "flood", 100)
+        index.add(f"flood {i}", made.keys(Facts(10.0 + i / 1e3, 100, 1.0, chat, tag, "flood")))
+    made._shares["chat"].pay("flood", 30.0)
+    made._shares["chat"].seen(28.0)
+    index.add("light", made.keys(Facts(11.0, 100, 1.0, chat, made.tag(chat, "light", 100), "light")))
+    assert "light" in index.candidates(made.starts(10.0))
+
+
+def test_steps_with_classes_are_planned_within_the_slo_of_each_request() -> None:
+    classes = SloClasses((SloClass("chat", tbt_slo_ms=150),), "chat")
+    loop = Loop(Controller(SarathiConfig(slo_classes=classes)), roofline())
+    for _ in range(100):
+        loop.step()
+    seen: list[float] = []
+    policy = loop.controller.policy
+    assert isinstance(policy, SloPolicy)
+    policy.limits = (lambda _, sized: seen.append(sized.available_s) or (100, Reason.SLO),)
+    loop.step()
+    assert seen == [CLASS_SLO_SHARE * 0.150]
+    assert policy.tbt_slo_s == 0.150

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vllm_sarathi.core.classes import Bond, SloClass
 from vllm_sarathi.core.first_token import Job, QueueView, keep, when_first_token
-from vllm_sarathi.core.gate import CAUTION, Gate
+from vllm_sarathi.core.gate import CAUTION, LEAD_STEPS, Gate
 
 SECONDS = st.floats(0.01, 5.0)
 LOSABLE = st.builds(Job, st.floats(0.1, 5.0), SECONDS, st.just(False), st.just(False), SECONDS)
@@ -82,8 +82,8 @@ PROMISED = SloClass("chat", ttft_slo_ms=1000, when_late="refuse")
 
 
 def gate(token_s: float = 0.001) -> Gate:
-    """Return a gate where reading takes so long by its own caution."""
-    return Gate(lambda: (token_s / CAUTION, 0.0, 0.1))
+    """Return a gate where reading takes so long, and its lead is a tenth of a second."""
+    return Gate(lambda: (token_s, 0.0, 0.1 / LEAD_STEPS))
 
 
 def bond(**fields: object) -> Bond:
@@ -116,17 +116,24 @@ def test_a_newcomer_with_an_earlier_deadline_makes_nobody_late_who_was_let_in() 
     assert served.ask("quick", bond(ttft_slo_ms=300), 10.0, 10.0, 100, 0) is None
 
 
-def test_who_waits_unread_and_can_be_in_time_no_more_is_refused_and_who_is_being_read_is_not() -> None:
-    door = gate()
-    for name in ("unread", "begun"):
-        assert door.ask(name, bond(), 10.0, 10.0, 400, 0) is None
-    door.read("begun", 100, 300)
-    assert door.next_look_s() == pytest.approx(10.0 + 1.0 - 0.5)
-    assert door.hopeless("unread", 10.49) is None
-    refusal = door.hopeless("unread", 10.51)
-    assert refusal is not None
-    assert refusal.predicted_s == pytest.approx(1.01)
-    assert door.hopeless("begun", 20.0) is None
+def test_where_reading_turns_slow_the_longest_unread_is_refused_and_those_being_read_are_not() -> None:
+    pace = [(0.0004, 0.0, 0.1 / LEAD_STEPS)]
+    door = Gate(lambda: pace[0])
+    for name, tokens in (("begun", 700), ("long", 500), ("short", 400)):
+        assert door.ask(name, bond(), 10.0, 10.0, tokens, 0) is None
+    door.read("begun", 100, 600)
+    assert door.review(10.0) == {}
+    # Of the second that was promised, what is left to read takes 0.6 with a lead of 0.1, and more by the caution.
+    assert door.next_look_s(10.0) == pytest.approx(10.0 + 0.9 - CAUTION * 0.6)
+    pace[0] = (0.0007, 0.0, 0.1 / LEAD_STEPS)
+    refused = door.review(10.0)
+    assert list(refused) == ["long"]
+    assert refused["long"].predicted_s == pytest.approx(0.1 + CAUTION * 1.5 * 0.7)
+    assert door.standing == ("begun", "short")
+    pace[0] = (0.0080, 0.0, 0.1 / LEAD_STEPS)
+    assert list(door.review(10.0)) == ["short"]
+    assert door.review(10.0) == {}
+    assert door.next_look_s(10.0) == math.inf
 
 
 def test_classes_that_serve_late_refuse_nobody_and_while_nothing_is_known_neither_does_any() -> None:

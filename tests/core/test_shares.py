@@ -42,6 +42,21 @@ def test_who_comes_back_goes_first_for_its_credit_and_no_longer() -> None:
     assert shares.is_beyond(flood[60])
 
 
+def test_who_is_kept_out_pays_for_the_time_and_is_remembered_so() -> None:
+    shares = Shares()
+    flood = [shares.tag("flood", 1.0) for _ in range(10)]
+    shares.seen(min(shares.place("flood", tag) for tag in flood))
+    light = [shares.tag("light", 1.0) for _ in range(6)]
+    assert light[5] > flood[0]
+    shares.pay("flood", 6.0)
+    assert shares.place("flood", flood[0]) == flood[0] + 6.0 > light[5] == shares.place("light", light[5])
+    assert shares.place("flood", shares.tag("flood", 1.0)) == flood[9] + 1.0 + 6.0
+    shares.pay("nobody", 4.0)
+    assert shares.place("nobody", 1.0) == 1.0
+    shares.seen(1000.0)
+    assert shares.place("flood", shares.tag("flood", 1.0)) == 1000.0 - CREDIT_S
+
+
 def test_time_never_goes_back_and_what_is_remembered_is_bounded() -> None:
     shares = Shares()
     shares.seen(10.0)

@@ -178,6 +178,39 @@ def test_an_unknown_class_is_the_default_and_is_said_once(make_config: Any, warn
     ]
 
 
+def first_token(engine: ClassEngine, **asked: Any) -> dict[str, Any]:
+    command = {"command": "first_token", **asked}
+    return json.loads(engine.scheduler.control.answer(json.dumps(command)))
+
+
+def test_a_router_is_told_what_the_gate_would_say(engine: ClassEngine) -> None:
+    for i in range(8):
+        engine.ask(f"standard-{i}", 700, "standard")
+        engine.ask(f"batch-{i}", 900, "batch")
+    engine.step()
+    told = {name: first_token(engine, tokens=600, slo_class=name) for name in CLASSES["classes"]}
+    assert {name: said["slo_class"] for name, said in told.items()} == {name: name for name in told}
+    waits = [told[name]["wait_s"] for name in ("interactive", "standard", "batch")]
+    assert waits == sorted(waits)
+    assert waits[0] < waits[1] < waits[2]
+    assert told["batch"]["ahead_tokens"] >= 7 * 900 + told["standard"]["ahead_tokens"]
+    assert [told[name]["kept"] for name in ("interactive", "standard", "batch")] == [True, True, None]
+    told_of: dict[bool, set[bool]] = {True: set(), False: set()}
+    for i in range(20):
+        engine.ask(f"i{i}", 500, "interactive")
+        engine.step()
+        kept = first_token(engine, tokens=600, slo_class="interactive")["kept"]
+        engine.ask(f"asked-{i}", 600, "interactive")
+        engine.step()
+        told_of[kept].add(f"asked-{i}" in engine.refused)
+    assert told_of[True] == {False}
+    assert True in told_of[False]
+    assert first_token(engine, tokens=5, slo_class="intractive")["error"].startswith(
+        "slo_class 'intractive': unknown; "
+    )
+    assert first_token(engine, tokens=5, ttft_slo_ms=700)["slo_class"] == "interactive"
+
+
 def test_aborted_while_it_waits_to_be_judged(engine: ClassEngine) -> None:
     engine.ask("gone", 7000, "interactive")
     engine.scheduler.finish_requests("gone", engine.scheduler.requests["gone"].status.FINISHED_ABORTED)

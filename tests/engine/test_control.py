@@ -242,8 +242,9 @@ def test_when_the_first_token_would_come(engine: ModelledEngine, server: Server)
         ("tokens=0", "tokens '0': must be a whole number above 0"),
         ("tokens=1e3", "must be a whole number"),
         ("tokens=5&ttft_slo_ms=nan", "ttft_slo_ms 'nan': must be a number above 0"),
-        ("tokens=5&slo=3", "unknown parameter 'slo'; valid: tokens, ttft_slo_ms."),
+        ("tokens=5&slo=3", "unknown parameter 'slo'; valid: tokens, ttft_slo_ms, slo_class."),
         ("tokens=" + "9" * 5000, "must be a whole number"),
+        ("tokens=5&slo_class=chat", "slo_class 'chat': this server has no classes (--slo-classes)."),
     ],
 )
 def test_a_question_that_is_none_is_refused(server: Server, query: str, sentence: str) -> None:

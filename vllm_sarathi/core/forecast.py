@@ -1,12 +1,15 @@
-"""How long a prompt that came now would wait for its first token, and whether a promise of it can be kept.
+"""What a prompt that came now could expect: how long it would wait for its first token, and whether an SLO is kept.
 
-    wait = (tokens ahead of it + its own) / what is read in a second beside the present decodes
+    wait = when_first_token(those ahead of it, at the pace of reading beside the present decodes)
 
-Cheap enough for a router to ask each replica before it sends a prompt to one of them.
+`first_token.when_first_token` is the one place that works it out; the gate asks it for each request that arrives, and
+what is here asks it for whoever has not sent one yet. Cheap enough for a router to ask each replica.
 """
 
+import math
 from dataclasses import dataclass
 
+from vllm_sarathi.core.first_token import Job, QueueView, when_first_token
 from vllm_sarathi.core.headroom import read_tokens_per_s
 from vllm_sarathi.core.limits.floor import PREFILL_SHARE
 from vllm_sarathi.core.steptime.model import StepTimeModel
@@ -28,6 +31,53 @@ class FirstTokenForecast:
     kept: bool | None
 
 
+def read_token_s(
+    model: StepTimeModel,
+    *,
+    to_read: int,
+    decodes: int,
+    context_tokens: int,
+    step_slo_s: float | None,
+    most_tokens: int,
+) -> float | None:
+    """Return the seconds of reading per prompt token beside the decodes; None where the device is not known yet.
+
+    Args:
+        model: the step-time model.
+        to_read: prompt tokens that are to be read.
+        decodes, context_tokens: as in StepShape, of the requests that generate now.
+        step_slo_s: how long a step may take for them, seconds; None where nothing is promised.
+        most_tokens: the most tokens in a step.
+    """
+    if not model.ready:
+        return None
+    if decodes and step_slo_s is not None:
+        speed = read_tokens_per_s(model, decodes, context_tokens, step_slo_s, most_tokens)
+        # Where no chunk fits, prompts are read all the same, in a part of the time.
+        speed = speed or PREFILL_SHARE * _alone_tokens_per_s(model, to_read, most_tokens)
+    else:
+        speed = _alone_tokens_per_s(model, to_read, most_tokens)
+    return 1 / speed if speed > 0 else None
+
+
+def forecast_in_line(
+    queue: QueueView, tokens: int, ttft_slo_s: float | None, last: bool = False
+) -> FirstTokenForecast:
+    """Return what a prompt that came now can expect where prompts are read by deadline.
+
+    Args:
+        queue: what is to be read, and how fast.
+        tokens: the prompt's length, at least 1.
+        ttft_slo_s: its time to first token, seconds, by which it has its place, too; None for none.
+        last: whether it goes behind those without a promise that is being kept.
+    """
+    due_s = math.inf if ttft_slo_s is None else ttft_slo_s
+    wait_s = when_first_token(queue, tokens, due_s, batch=last)
+    before_s = wait_s - queue.lead_s - queue.read_s(tokens)
+    ahead = round(before_s / queue.token_s) if queue.token_s > 0 else 0
+    return FirstTokenForecast(wait_s, max(0, ahead), None if ttft_slo_s is None else wait_s <= ttft_slo_s)
+
+
 def forecast_first_token(
     model: StepTimeModel,
     *,
@@ -39,30 +89,30 @@ def forecast_first_token(
     most_tokens: int,
     ttft_slo_s: float | None,
 ) -> FirstTokenForecast:
-    """Return what a prompt that came now can expect.
+    """Return what a prompt that came now can expect where so many tokens are read before it, whatever is promised.
 
     Args:
-        model: the step-time model.
+        model, decodes, context_tokens, step_slo_s, most_tokens: as in `read_token_s`.
         tokens: the prompt's length, at least 1.
         ahead_tokens: prompt tokens whose turn comes before.
-        decodes, context_tokens: as in StepShape, of the requests that generate now.
-        step_slo_s: how long a step may take for them, seconds; None where nothing is promised.
-        most_tokens: the most tokens in a step.
         ttft_slo_s: the promise to judge by, seconds; None for none.
     """
-    to_read = ahead_tokens + tokens
-    if not model.ready:
+    token_s = read_token_s(
+        model,
+        to_read=ahead_tokens + tokens,
+        decodes=decodes,
+        context_tokens=context_tokens,
+        step_slo_s=step_slo_s,
+        most_tokens=most_tokens,
+    )
+    if token_s is None:
         return FirstTokenForecast(None, ahead_tokens, None)
-    if decodes and step_slo_s is not None:
-        speed = read_tokens_per_s(model, decodes, context_tokens, step_slo_s, most_tokens)
-        # Where no chunk fits, prompts are read all the same, in a part of the time.
-        speed = speed or PREFILL_SHARE * _alone_tokens_per_s(model, to_read, most_tokens)
-    else:
-        speed = _alone_tokens_per_s(model, to_read, most_tokens)
-    if speed <= 0:
-        return FirstTokenForecast(None, ahead_tokens, None)
-    wait_s = to_read / speed
-    return FirstTokenForecast(wait_s, ahead_tokens, None if ttft_slo_s is None else wait_s <= ttft_slo_s)
+    ahead = Job(-math.inf, ahead_tokens * token_s, stays=True)
+    said = forecast_in_line(QueueView((ahead,), token_s), tokens, None)
+    assert said.wait_s is not None
+    return FirstTokenForecast(
+        said.wait_s, ahead_tokens, None if ttft_slo_s is None else said.wait_s <= ttft_slo_s
+    )
 
 
 def _alone_tokens_per_s(model: StepTimeModel, to_read: int, most_tokens: int) -> float:

@@ -76,12 +76,8 @@ class Admissions:
         if not self._new and wall_s < self._next_look_s:
             return
         gate, requests = self._gate, self._scheduler.requests
-        self._note_progress()
-        refused: dict[str, Refusal] = {}
-        for name in gate.standing:
-            if (refusal := gate.hopeless(name, wall_s)) is not None:
-                gate.left(name)
-                refused[name] = refusal
+        self.note_progress()
+        refused = gate.review(wall_s)
         for name in self._new:
             request = requests.get(name)
             if request is None or request.is_finished():
@@ -94,9 +90,10 @@ class Admissions:
         self._new.clear()
         if refused:
             self._refuse(refused)
-        self._next_look_s = gate.next_look_s()
+        self._next_look_s = gate.next_look_s(wall_s)
 
-    def _note_progress(self) -> None:
+    def note_progress(self) -> None:
+        """Tell the gate how far those that it has let in have been read."""
         gate, requests = self._gate, self._scheduler.requests
         for name in gate.standing:
             request = requests.get(name)

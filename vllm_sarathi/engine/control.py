@@ -7,18 +7,22 @@ A command is a JSON object, and so is the answer: `{"status": 200, ...}` as HTTP
 import itertools
 import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from vllm_sarathi.core.classes import AskedSlo, Bond, SloClasses
 from vllm_sarathi.core.config import (
     ConfigError,
     SarathiConfig,
     check_keys,
     flag_name,
+    nearest_hint,
 )
-from vllm_sarathi.core.forecast import forecast_first_token
+from vllm_sarathi.core.first_token import QueueView
+from vllm_sarathi.core.forecast import forecast_first_token, forecast_in_line
+from vllm_sarathi.core.gate import Gate
 from vllm_sarathi.engine.telemetry import Telemetry
 from vllm_sarathi.engine.trace_file import StepTraceFile, check_step_trace
 from vllm_sarathi.engine.vllm.internals import engine_rank, logger
@@ -158,39 +162,96 @@ class Control:
             raise ConfigError(f"the step trace cannot be started ({error.strerror}).") from error
 
     def _first_token(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Say how long a prompt would wait, and whether a promise can be kept."""
-        scheduler, controller = self._scheduler, self._scheduler.controller
-        tokens, slo_ms = asked["tokens"], asked.get("ttft_slo_ms", scheduler.config.ttft_slo_ms)
-        partial = [r for r in scheduler.running if r.is_prefill_chunk]
-        generating = [r for r in scheduler.running if not r.is_prefill_chunk]
-        slo_s = controller.tbt_slo_s
-        forecast = forecast_first_token(
-            controller.model,
-            tokens=tokens,
-            ahead_tokens=sum(map(_left, partial)) + self._waiting_ahead(tokens),
-            decodes=len(generating),
-            context_tokens=sum(r.num_computed_tokens for r in generating),
-            step_slo_s=None if slo_s is None else controller.pipeline.step_s(slo_s),
-            most_tokens=scheduler.max_num_scheduled_tokens,
-            ttft_slo_s=None if slo_ms is None else slo_ms / 1e3,
-        )
+        """Say how long a prompt would wait, and whether the SLO of its class, or the one that is asked for, is kept."""
+        config, tokens = self._scheduler.config, asked["tokens"]
+        slo_ms = asked.get("ttft_slo_ms")
+        bond = Bond(None, None if slo_ms is None else slo_ms / 1e3)
+        if config.slo_classes is not None:
+            bond = _bond(config.slo_classes, asked.get("slo_class"), bond.ttft_slo_s)
+        elif "slo_class" in asked:
+            raise ConfigError(
+                f"slo_class {asked['slo_class']!r}: this server has no classes (--slo-classes)."
+            )
+        elif slo_ms is None and config.ttft_slo_ms is not None:
+            bond = Bond(None, config.ttft_slo_ms / 1e3)
+        queue = self._line(bond)
+        if queue is None:
+            forecast = forecast_first_token(
+                ttft_slo_s=bond.ttft_slo_s,
+                tokens=tokens,
+                ahead_tokens=self._tokens_ahead(tokens),
+                **self._device(),
+            )
+        else:
+            forecast = forecast_in_line(queue, tokens, bond.ttft_slo_s, last=bond.ttft_slo_s is None)
         return {
+            "slo_class": None if bond.slo_class is None else bond.slo_class.name,
             "wait_s": forecast.wait_s,
             "ahead_tokens": forecast.ahead_tokens,
-            "ttft_slo_s": None if slo_ms is None else slo_ms / 1e3,
+            "ttft_slo_s": bond.ttft_slo_s,
             "kept": forecast.kept,
         }
 
-    def _waiting_ahead(self, tokens: int) -> int:
-        """Return the prompt tokens of those who wait and go before a new prompt of so many."""
+    def _device(self) -> dict[str, Any]:
+        """Return what the pace of reading follows from, as `forecast.read_token_s` takes it."""
+        scheduler, controller = self._scheduler, self._scheduler.controller
+        generating = [r for r in scheduler.running if not r.is_prefill_chunk]
+        slo_s = controller.tbt_slo_s
+        return {
+            "model": controller.model,
+            "decodes": len(generating),
+            "context_tokens": sum(r.num_computed_tokens for r in generating),
+            "step_slo_s": None if slo_s is None else controller.pipeline.step_s(slo_s),
+            "most_tokens": scheduler.max_num_scheduled_tokens,
+        }
+
+    def _line(self, bond: Bond) -> QueueView | None:
+        """Return what is to be read by classes; None without any, or while nothing is known of the pace of reading."""
         scheduler = self._scheduler
-        left = [_left(request) for request in itertools.islice(waiting_requests(scheduler), MOST_COUNTED)]
+        gate: Gate | None = scheduler.controller.gate
+        if gate is None:
+            return None
+        scheduler.admissions.note_progress()
+        if (queue := gate.queue(scheduler.wall_clock())) is None:
+            return None
+        promised = set(gate.standing)
+        rest = sum(
+            _left(request)
+            for request in self._unread()
+            if request.request_id not in promised and (bond.batch or not scheduler.views.bond(request).batch)
+        )
+        return replace(queue, rest_s=queue.rest_s + rest * queue.token_s)
+
+    def _unread(self) -> Iterator[Any]:
+        """Iterate over the requests with tokens to read: those in flight, and the first of those that wait."""
+        scheduler = self._scheduler
+        yield from (request for request in scheduler.running if request.is_prefill_chunk)
+        yield from itertools.islice(waiting_requests(scheduler), MOST_COUNTED)
+
+    def _tokens_ahead(self, tokens: int) -> int:
+        """Return the prompt tokens that are read before a new prompt of so many, in an order without classes."""
+        scheduler = self._scheduler
+        partial = [_left(request) for request in scheduler.running if request.is_prefill_chunk]
+        left = [_left(request) for request in self._unread()][len(partial) :]
         unseen = max(0, scheduler.queues().total_waiting - len(left))
         if scheduler.config.prefill_order == "sjf":
             ahead = sum(each for each in left if each <= tokens)
         else:
             ahead = sum(left)
-        return ahead + (ahead * unseen // len(left) if left else 0)
+        return sum(partial) + ahead + (ahead * unseen // len(left) if left else 0)
+
+
+def _bond(classes: SloClasses, name: str | None, ttft_slo_s: float | None) -> Bond:
+    """Return what a request of a class would be bound to.
+
+    Raises:
+        ConfigError: no class and no tier has the name.
+    """
+    if name is not None and classes.named(name) is None:
+        raise ConfigError(
+            f"slo_class {name!r}: unknown; {nearest_hint(name, [each.name for each in classes.classes])}"
+        )
+    return AskedSlo(ttft_slo_s=ttft_slo_s, class_name=name).bind(classes)
 
 
 def _left(request: Any) -> int:

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_sarathi.core.config import MAX_SLO_MS, ConfigError
+from vllm_sarathi.engine.request_slo import MOST_NAME_CHARACTERS
 from vllm_sarathi.engine.vllm.internals import logger
 from vllm_sarathi.engine.vllm.utility import NoControlError, ask_engines
 
@@ -145,20 +146,22 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def read_first_token(query: dict[str, str]) -> dict[str, int | float]:
+def read_first_token(query: dict[str, str]) -> dict[str, int | float | str]:
     """Return what a query asks of a first token.
 
     Raises:
         ConfigError: a parameter is missing, unknown, or no number.
     """
-    unknown = sorted(set(query) - {"tokens", "ttft_slo_ms"})
+    unknown = sorted(set(query) - {"tokens", "ttft_slo_ms", "slo_class"})
     if unknown:
-        raise ConfigError(f"unknown parameter {unknown[0]!r}; valid: tokens, ttft_slo_ms.")
+        raise ConfigError(f"unknown parameter {unknown[0]!r}; valid: tokens, ttft_slo_ms, slo_class.")
     if "tokens" not in query:
         raise ConfigError("the parameter tokens is missing: the length of the prompt.")
-    asked: dict[str, int | float] = {"tokens": _number(query, "tokens", int, MOST_PROMPT_TOKENS)}
+    asked: dict[str, int | float | str] = {"tokens": _number(query, "tokens", int, MOST_PROMPT_TOKENS)}
     if "ttft_slo_ms" in query:
         asked["ttft_slo_ms"] = _number(query, "ttft_slo_ms", float, MAX_SLO_MS)
+    if "slo_class" in query:
+        asked["slo_class"] = query["slo_class"][:MOST_NAME_CHARACTERS]
     return asked
 
 

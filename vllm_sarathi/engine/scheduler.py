@@ -103,9 +103,9 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         self._chunking = Chunking(self)
         self.views = ViewBuilder(self, config, self.controller, self._chunking, stepwise)
         gate = self.controller.gate
-        self._admissions: Admissions | None = None
+        self.admissions: Admissions | None = None
         if gate is not None:
-            self._admissions = Admissions(self, gate, self.views.bond, self.views.cached_tokens)
+            self.admissions = Admissions(self, gate, self.views.bond, self.views.cached_tokens)
         self._left_out: list[Any] = []
         self._engine_limit = self.max_num_scheduled_tokens
         self._in_flight: deque[Step | StockStep | None] = deque()
@@ -120,8 +120,8 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         """Schedule one step by the controller's plan; arguments and result are the parent's."""
         if not self.chunks:
             return super().schedule(*args, **kwargs)
-        if self._admissions is not None:
-            self.guarded(self._admissions.judge, self.wall_clock())
+        if self.admissions is not None:
+            self.guarded(self.admissions.judge, self.wall_clock())
         started_s, limits, running = self.clock(), save_limits(self), self.running
         # An exception of ours would end the engine for every client; a stock step costs one SLO.
         reason = Reason.ENGINE if self._is_stuck() or self.guarded(adapters_contend, self) else Reason.FAULT
@@ -154,8 +154,8 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         if scheduler_output.total_num_scheduled_tokens and self._in_flight:
             self.guarded(self._observe, self._in_flight.popleft())
         result = super().update_from_output(scheduler_output, model_runner_output)
-        if self._admissions is not None:
-            self.guarded(self._admissions.answer, result)
+        if self.admissions is not None:
+            self.guarded(self.admissions.answer, result)
         if not self.running and not self._in_flight:
             self._completed_s = None  # idle: the next step's time counts from its own start
         return result
@@ -170,8 +170,8 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             return
         self.guarded(self.views.added, request)
         super().add_request(request)
-        if self._admissions is not None:
-            self.guarded(self._admissions.added, request)
+        if self.admissions is not None:
+            self.guarded(self.admissions.added, request)
 
     def shutdown(self) -> None:
         """End, as the parent does, with the last figures told."""

@@ -53,6 +53,7 @@ class ViewBuilder:
 
     Attributes:
         batch: the batch work that runs, by name.
+        gap_bonds: with classes, the class of each request and its own time between tokens: counted in every step.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ViewBuilder:
         self._chunking = chunking
         self._refused = RefusedTurns()
         self._bonds: dict[str, Bond] = {}
+        self.gap_bonds: dict[str, tuple[str, float | None]] = {}
         self._relegated: set[str] = set()
         self._batch_classes = config.slo_classes is not None and config.slo_classes.has_batch
         self.batch: dict[str, Any] = {}
@@ -104,7 +106,9 @@ class ViewBuilder:
         extra_args = getattr(request.sampling_params, "extra_args", None)
         if self._config.slo_classes is not None:
             asked = read_asked_slo(extra_args, self._config)
-            self._bonds[request.request_id] = self._controller.bind(asked, self._left(request))
+            bond = self._bonds[request.request_id] = self._controller.bind(asked, self._left(request))
+            name = DEFAULT_CLASS if bond.slo_class is None else bond.slo_class.name
+            self.gap_bonds[request.request_id] = name, bond.tbt_slo_s
         elif self._config.allow_request_slo:
             asked = read_asked_slo(extra_args, self._config)
             if asked is not NOTHING:
@@ -113,7 +117,7 @@ class ViewBuilder:
     def ended(self, request: Any) -> None:
         """Learn from a request that has ended, and forget it."""
         self._controller.ended(request.request_id, request.num_prompt_tokens, request.num_output_tokens)
-        for notes in (self._bonds, self._keyed_tokens, self._cached_at_start):
+        for notes in (self._bonds, self.gap_bonds, self._keyed_tokens, self._cached_at_start):
             notes.pop(request.request_id, None)
         self._relegated.discard(request.request_id)
         self._refused.forget(request.request_id)
@@ -130,9 +134,8 @@ class ViewBuilder:
             return self._config.ttft_slo_ms / 1e3
         return own_s
 
-    def tbt_slo_s(self, request: Any) -> float | None:
-        """Return the time between tokens that a request was promised, seconds; None where it was not."""
-        own_s = self.bond(request).tbt_slo_s
+    def slo_of_gap_s(self, own_s: float | None) -> float | None:
+        """Return the time between tokens, seconds, of a request with one of its own, or with None; None for no SLO."""
         slo_s = self._controller.tbt_slo_s if own_s is None else own_s
         return slo_s if slo_s is not None and math.isfinite(slo_s) else None
 
@@ -330,5 +333,5 @@ class ViewBuilder:
     def _keys(self, request: Any) -> Any:
         left = self._keyed_tokens[request.request_id] = self._left(request)
         bond = self.bond(request)
-        facts = Facts(request.arrival_time, left, bond.ttft_slo_s, bond.slo_class, bond.tag)
+        facts = Facts(request.arrival_time, left, bond.ttft_slo_s, bond.slo_class, bond.tag, bond.tenant)
         return self._controller.order.keys(facts)

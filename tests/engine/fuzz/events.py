@@ -114,7 +114,14 @@ class Leap:
     seconds: float
 
 
-Event = Add | Steps | Abort | Pause | Reset | Duplicate | Part | Grammar | Load | Sent | Leap
+@dataclass(frozen=True)
+class WallLeap:
+    """The wall clock is set, by so much."""
+
+    seconds: float
+
+
+Event = Add | Steps | Abort | Pause | Reset | Duplicate | Part | Grammar | Load | Sent | Leap | WallLeap
 
 
 def random_events(rng: random.Random, setup: Setup, count: int) -> list[Event]:

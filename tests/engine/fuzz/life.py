@@ -29,8 +29,10 @@ from tests.engine.fuzz.events import (
     Reset,
     Sent,
     Steps,
+    WallLeap,
 )
 from tests.engine.fuzz.setups import (
+    CLASSES,
     IMAGE_TOKENS,
     MAX_MODEL_LEN,
     STOCK,
@@ -49,6 +51,9 @@ MOST_STEPS_TO_END = 3000
 """Steps after which everybody has finished: the longest queue of the fuzz needs a tenth."""
 
 TOKEN_S = 0.0002
+
+SLO_CLASSES = (*CLASSES["classes"], "nobody")
+"""What requests call their class where there are classes; one name is no class."""
 
 
 class AnyGrammar:
@@ -129,6 +134,7 @@ class Life:
         self.scheduler = self.engine.scheduler
         self.ours = setup.policy != STOCK
         self.now_s = 1000.0
+        self.wall_shift_s = 1e6
         self.step_s = 0.01
         self.steps = 0
         self.added: dict[str, Add] = {}
@@ -136,7 +142,8 @@ class Life:
         self.streams: dict[str, bool] = {}
         self.empty_steps = 0
         if self.ours:
-            self.scheduler.clock = self.scheduler.wall_clock = lambda: self.now_s
+            self.scheduler.clock = lambda: self.now_s
+            self.scheduler.wall_clock = lambda: self.wall_s
         self.free_blocks = self._free_blocks()
         self.limits = self._limits()
 
@@ -184,6 +191,13 @@ class Life:
                     self.engine.connector.end_send()
             case Leap(seconds):
                 self.now_s += seconds
+            case WallLeap(seconds):
+                self.wall_shift_s += seconds
+
+    @property
+    def wall_s(self) -> float:
+        """The wall clock; the other one never goes back."""
+        return self.now_s + self.wall_shift_s
 
     def _add(self, event: Add, copy: int) -> None:
         name = f"r{len(self.added)}"
@@ -199,6 +213,11 @@ class Life:
             }
         if event.slo_ms is not None:
             extra |= {"tbt_slo_ms": event.slo_ms, "ttft_slo_ms": 4 * event.slo_ms}
+        if self.setup.policy == "classes":
+            extra |= {
+                "slo_class": SLO_CLASSES[event.prompt % len(SLO_CLASSES)],
+                "slo_tenant": f"t{event.seed}",
+            }
         sampling: dict[str, Any] = {"extra_args": extra} if extra else {}
         if event.logprobs:
             sampling["prompt_logprobs"] = 1
@@ -208,7 +227,7 @@ class Life:
             name,
             [(event.seed * 31 + i * 7) % VOCABULARY for i in range(event.prompt)],
             min(event.answer, MAX_MODEL_LEN - event.prompt),
-            arrival_s=self.now_s,
+            arrival_s=self.wall_s,
             sampling=sampling,
             priority=event.priority,
             lora_request=_adapter(event.adapter),
@@ -229,7 +248,7 @@ class Life:
             self.grammars[name].set_exception(ValueError("no such grammar"))
 
     def _duplicate(self, name: str) -> None:
-        request = build_request(name, [5] * 30, 3, self.now_s, block_hasher=self.engine._hasher)
+        request = build_request(name, [5] * 30, 3, self.wall_s, block_hasher=self.engine._hasher)
         if self.scheduler.requests[name].streaming_queue is None:
             self.scheduler.add_request(request)
 
@@ -251,7 +270,7 @@ class Life:
             tokens = 0
         self.streams[name] = tokens > 0
         part = build_request(
-            name, [9] * max(1, tokens), 3, self.now_s, block_hasher=self.engine._hasher, resumable=tokens > 0
+            name, [9] * max(1, tokens), 3, self.wall_s, block_hasher=self.engine._hasher, resumable=tokens > 0
         )
         self.scheduler.add_request(part)
 

@@ -35,6 +35,18 @@ IMAGE_TOKENS = 40
 """The most tokens of an image; below the smallest step that vLLM itself would take."""
 
 
+CLASSES: dict[str, Any] = {
+    "default": "relegated",
+    "classes": {
+        "refused": {"ttft_slo_ms": 200, "tbt_slo_ms": 50, "when_late": "refuse"},
+        "relegated": {"ttft_slo_ms": 400, "tbt_slo_ms": 100, "when_late": "relegate"},
+        "served": {"ttft_slo_ms": 200},
+        "plain": {},
+        "batch": {"batch": True, "max_wait_s": 5},
+    },
+}
+
+
 def _policies() -> dict[str, SarathiConfig]:
     settings: dict[str, dict[str, Any]] = {
         "auto": {},
@@ -51,8 +63,12 @@ def _policies() -> dict[str, SarathiConfig]:
         "chunked-only@24": {"scheduler": "chunked-only", "token_budget": 24},
         "prefill-first@24": {"scheduler": "prefill-first", "token_budget": 24},
         **{name: {"scheduler": name} for name in BASELINES},
+        "classes": {"slo_classes": CLASSES},
     }
-    return {name: SarathiConfig(calibration_dir="none", **chosen) for name, chosen in settings.items()}
+    return {
+        name: SarathiConfig.from_mapping({"calibration_dir": "none", **chosen})
+        for name, chosen in settings.items()
+    }
 
 
 POLICIES = _policies()
@@ -105,6 +121,10 @@ class Setup:
         return replace(self, policy=STOCK)
 
 
+def _keeps_the_queue(config: SarathiConfig) -> bool:
+    return config.prefill_order == "fcfs" and config.slo_classes is None
+
+
 def random_setup(rng: random.Random, policy: str | None = None) -> Setup:
     """Return a combination of features that vLLM takes, with a policy: the one that is named, or any."""
     names = [*POLICIES] if policy is None else [policy]
@@ -112,7 +132,7 @@ def random_setup(rng: random.Random, policy: str | None = None) -> Setup:
     groups = rng.choice(("full", "full", "sliding", "hybrid"))
     block_size = 32 if groups == "hybrid" else rng.choice((8, 16, 32))
     # Beside `priority` vLLM's queue has an order already: an order of ours is refused.
-    plain = [name for name in names if name == STOCK or POLICIES[name].prefill_order == "fcfs"]
+    plain = [name for name in names if name == STOCK or _keeps_the_queue(POLICIES[name])]
     priorities = bool(plain) and rng.random() < 0.3
     connector = rng.choice(("", "", "recompute", "fail")) if groups != "hybrid" else ""
     # Chunks of a hybrid model end on blocks, inside of images, too.

@@ -68,7 +68,7 @@ class Facts:
         arrival_s: when it arrived, seconds since the epoch.
         remaining_tokens: tokens left to prefill.
         ttft_slo_s: its time-to-first-token SLO, seconds; None without one.
-        slo_class, tag: as in `classes.Bond`.
+        slo_class, tag, tenant: as in `classes.Bond`.
     """
 
     arrival_s: float
@@ -76,6 +76,7 @@ class Facts:
     ttft_slo_s: float | None
     slo_class: SloClass | None = None
     tag: float = 0.0
+    tenant: str = ""
 
 
 class Order(Protocol):

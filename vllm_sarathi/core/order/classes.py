@@ -38,9 +38,11 @@ OLDEST_SEEN = 8
 DUE_SEEN = 32
 LATE_SEEN = 16
 TAG_SEEN = 8
+AHEAD_SEEN = 8
 BATCH_SEEN = 8
 """How many of those that wait are looked at: the oldest, the next due, the next due among those that are served late,
-and in each class those of the tenants who have had the least."""
+in each class those of the tenants who have had the least, and those of the tenants who had the least waiting when they
+came: else who floods, and may not be let in, would hide all others."""
 
 RELEGATED = 2
 """The place of those that cannot be kept any more; see above."""
@@ -49,6 +51,9 @@ SPARE_SHARE = 1 / 8
 CROWDED_STEP_SHARE = 0.4
 """Of slots and KV cache, so much is kept free of tenants that have more running than their part, for those that have
 less; and decodes alone may take so much of the tightest time between tokens before no more of theirs are let in."""
+
+MOST_PAID_S = 1.0
+"""For one step a tenant that is kept out pays no more than that: the time may have been one of no steps at all."""
 
 NOBODY_WAITS = (Reason.ALL, Reason.IDLE, Reason.BACKFILL, Reason.PROBE)
 """What ends a step that nobody under a promise waits for the end of."""
@@ -83,12 +88,14 @@ class ClassOrder(DeadlineOrder):
         self._least_tbt_slo_s = pipeline.step_s(classes.least("tbt_slo_s"))
         self._least_class_ttft_s = classes.least("ttft_slo_s")
         self._queue_s = self._queue_tokens = 0.0
+        self._kept_out: dict[str, set[str]] = {}
         self.lists: Mapping[str, int] = {
             "arrival": OLDEST_SEEN,
             "due": DUE_SEEN,
             "late": LATE_SEEN,
             **{f"octave {i}": OCTAVE_SEEN for i in range(OCTAVES)},
             **{f"tag {each.name}": BATCH_SEEN if each.batch else TAG_SEEN for each in classes.classes},
+            **{f"ahead {each.name}": AHEAD_SEEN for each in classes.classes if not each.batch},
         }
 
     def tag(self, slo_class: SloClass, tenant: str, tokens: int) -> float:
@@ -96,13 +103,18 @@ class ClassOrder(DeadlineOrder):
         return self._shares[slo_class.name].tag(tenant, self._prefill_s(0, tokens), self._now_s)
 
     def keys(self, facts: Facts) -> Mapping[str, float]:
-        """Return when it arrived, when it is due, its octave and its tag; of batch work its tag alone."""
+        """Return when it arrived, when it is due, its octave, its tag, and how far that is ahead of its class.
+
+        Of batch work, its tag alone.
+        """
         assert facts.slo_class is not None
         keys = {f"tag {facts.slo_class.name}": facts.tag}
         if facts.slo_class.batch:
             return keys
         octave = min(OCTAVES - 1, facts.remaining_tokens.bit_length())
         keys |= {"arrival": facts.arrival_s, f"octave {octave}": facts.arrival_s}
+        shares = self._shares[facts.slo_class.name]
+        keys[f"ahead {facts.slo_class.name}"] = shares.place(facts.tenant, facts.tag) - shares.now_s
         if facts.ttft_slo_s is not None:
             keys["late" if facts.slo_class.when_late == "serve" else "due"] = (
                 facts.arrival_s + facts.ttft_slo_s
@@ -117,6 +129,7 @@ class ClassOrder(DeadlineOrder):
     def turn(self, view: StepView) -> Turn:
         """Return whose turn it is in the step at hand."""
         requests = (*view.prefills, *view.waiting)
+        self._charge(view.now_s - self._now_s)
         self._now_s = view.now_s
         # Batch work waits for room that it is not to have: that says nothing of those under a promise.
         self._no_room = not (requests or self._has_batch) and view.unseen_waiting > 0
@@ -124,8 +137,11 @@ class ClassOrder(DeadlineOrder):
         shared = self._shared(requests)
         keys = self._by_share(requests, self._keys(requests, starving, shared), shared)
         left_out = self._left_out(view, requests, keys)
+        self._kept_out = defaultdict(set)
         for index in left_out:
             keys[index] = (5, *keys[index][1:])
+            if (slo_class := requests[index].slo_class) is not None:
+                self._kept_out[slo_class.name].add(requests[index].tenant)
         self.relegated = frozenset(
             r.request_id for r, key in zip(requests, keys, strict=True) if key[0] == RELEGATED
         )
@@ -152,17 +168,30 @@ class ClassOrder(DeadlineOrder):
         assert bond.slo_class is not None
         if bond.slo_class.batch:
             return self.starves(bond.slo_class, age_s)
-        return age_s >= self._max_wait_s and self._is_owed(bond.slo_class, bond.tag)
+        return age_s >= self._max_wait_s and self._is_owed(bond.slo_class, bond.tenant, bond.tag)
 
     def claims(self, bond: Bond) -> bool:
         """True for a request that goes before those of other tenants where there is room for one."""
         shares = None if bond.slo_class is None else self._shares[bond.slo_class.name]
-        return shares is not None and shares.is_owed(bond.tag) and shares.tenants(self._now_s) > 1
+        if shares is None or shares.tenants(self._now_s) < 2:
+            return False
+        return shares.is_owed(shares.place(bond.tenant, bond.tag))
 
-    def _is_owed(self, slo_class: SloClass, tag: float) -> bool:
+    def _is_owed(self, slo_class: SloClass, tenant: str, tag: float) -> bool:
         """True for what is within the share of its tenant; in a class of one, for all there is."""
         shares = self._shares[slo_class.name]
-        return shares.is_owed(tag) or shares.tenants(self._now_s) < 2
+        return shares.is_owed(shares.place(tenant, tag)) or shares.tenants(self._now_s) < 2
+
+    def _charge(self, seconds: float) -> None:
+        """Have the tenants that the last step let nobody of in pay for the time since then."""
+        for name, tenants in self._kept_out.items():
+            for tenant in tenants:
+                self._shares[name].pay(tenant, min(seconds, MOST_PAID_S))
+
+    def _place(self, request: RequestView) -> float:
+        """Return where a request stands by the shares of the tenants of its class."""
+        assert request.slo_class is not None
+        return self._shares[request.slo_class.name].place(request.tenant, request.tag)
 
     def _left_out(self, view: StepView, requests: Sequence[RequestView], keys: Sequence[Key]) -> list[int]:
         """Return those that are not let in, as their tenant has more running than its part, and others need room."""
@@ -275,7 +304,7 @@ class ClassOrder(DeadlineOrder):
                 continue
             read_s = factor * self._prefill_s(request.done_tokens, request.remaining_tokens)
             cost_s = max(read_s, 1e-9) / slo_class.weight
-            beyond = slo_class.name in shared and self._shares[slo_class.name].is_beyond(request.tag)
+            beyond = slo_class.name in shared and self._shares[slo_class.name].is_beyond(self._place(request))
             jobs.append(Job(due_s, read_s, stays=stays, loss=-cost_s if beyond else 1 / cost_s))
             indices.append(index)
         return jobs, indices
@@ -283,7 +312,7 @@ class ClassOrder(DeadlineOrder):
     def _is_overdue(self, request: RequestView) -> bool:
         if request.batch or request.age_s < self._max_wait_s:
             return False
-        return request.slo_class is None or self._is_owed(request.slo_class, request.tag)
+        return request.slo_class is None or self._is_owed(request.slo_class, request.tenant, request.tag)
 
     def _shared(self, requests: Sequence[RequestView]) -> set[str]:
         """Return the classes in which several tenants have work, and let each class's time go on."""
@@ -293,7 +322,7 @@ class ClassOrder(DeadlineOrder):
             if request.slo_class is not None:
                 name = request.slo_class.name
                 tenants[name].add(request.tenant)
-                least[name] = min(least.get(name, math.inf), request.tag)
+                least[name] = min(least.get(name, math.inf), self._place(request))
         for name, tag in least.items():
             self._shares[name].seen(tag)
         return {name for name, several in tenants.items() if len(several) > 1}
@@ -312,7 +341,7 @@ class ClassOrder(DeadlineOrder):
                 groups[request.slo_class.name, keys[index][0]].append(index)
         placed = list(keys)
         for group in groups.values():
-            by_tag = sorted(group, key=lambda i: (requests[i].tag, keys[i]))
+            by_tag = sorted(group, key=lambda i: (self._place(requests[i]), keys[i]))
             for index, place in zip(by_tag, sorted(keys[i] for i in group), strict=True):
                 placed[index] = place
         return placed

@@ -8,7 +8,10 @@ A request gets a tag when it arrives, and those of a class are read by their tag
 
 Of two tenants with work all the while, neither is read for more than CREDIT_S plus the time of one prompt of each
 longer than the other. CREDIT_S is what a tenant that has asked for less than its share may have at once when it comes
-back: it goes before who floods, and not only beside."""
+back: it goes before who floods, and not only beside.
+
+A tenant that is kept from the device, as more of its requests run than are its part, pays for that time as if it were
+read for: V would stand still meanwhile, and all others would soon have had more than it."""
 
 CREDIT_S = 2.0
 """Seconds of reading; a tenant that is owed more is not owed more."""
@@ -26,18 +29,28 @@ class Shares:
     def __init__(self) -> None:
         self.now_s = 0.0
         self._ends: dict[str, float] = {}
+        self._paid_s: dict[str, float] = {}
         self._asked_s: dict[str, float] = {}
 
     def tag(self, tenant: str, read_s: float, wall_s: float = 0.0) -> float:
         """Return the tag of a request that takes `read_s` seconds to read, and charge the tenant for it at a time."""
         self._asked_s.pop(tenant, None)
         self._asked_s[tenant] = wall_s  # the last to ask stands last
-        earliest_s = self.now_s - CREDIT_S
+        earliest_s = self.now_s - CREDIT_S - self._paid_s.get(tenant, 0.0)
         tag_s = max(earliest_s, self._ends.get(tenant, earliest_s))
         self._ends[tenant] = tag_s + read_s
         if len(self._ends) > MOST_TENANTS:
             self._forget()
         return tag_s
+
+    def pay(self, tenant: str, seconds: float) -> None:
+        """Charge a tenant for time in which it was kept from the device: all of its tags go back so far."""
+        if tenant in self._ends:
+            self._paid_s[tenant] = self._paid_s.get(tenant, 0.0) + seconds
+
+    def place(self, tenant: str, tag_s: float) -> float:
+        """Return where a tag stands beside those of other tenants."""
+        return tag_s + self._paid_s.get(tenant, 0.0)
 
     def seen(self, least_tag_s: float) -> None:
         """Note the least tag of those that are there."""
@@ -63,6 +76,8 @@ class Shares:
     def _forget(self) -> None:
         """Drop the tenants to whom a tag would be given as if they were new; then those that are nearest to it."""
         earliest_s = self.now_s - CREDIT_S
-        self._ends = {name: end_s for name, end_s in self._ends.items() if end_s > earliest_s}
-        for name in sorted(self._ends, key=self._ends.__getitem__)[: len(self._ends) - MOST_TENANTS]:
-            del self._ends[name]
+        ends = {name: self.place(name, end_s) for name, end_s in self._ends.items()}
+        owing = [name for name in sorted(ends, key=ends.__getitem__) if ends[name] > earliest_s]
+        kept = set(owing[max(0, len(owing) - MOST_TENANTS) :])
+        self._ends = {name: end_s for name, end_s in self._ends.items() if name in kept}
+        self._paid_s = {name: paid_s for name, paid_s in self._paid_s.items() if name in kept}
