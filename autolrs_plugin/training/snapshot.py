@@ -27,6 +27,7 @@ from autolrs_plugin.training.rng import (
     spawned_by,
     state_of,
 )
+from autolrs_plugin.training.slots import VariableSlots
 from autolrs_plugin.training.tree import Copier, Restorer
 from autolrs_plugin.training.watched import data_seen, position, switches
 
@@ -85,9 +86,10 @@ class JobState:
         for generator in self.generators:
             check_generator(generator)
         self._roots = dict(roots or {})
+        self._lengths: dict[str, int] = {}
         self._look()
         self._initial = {
-            (path, name): digest_of(Copier(share=True).copy(value))
+            (path, name): digest_of(Copier(share=True).copy(value, note=True))
             for path, slots in self.found.slots.items()
             if slots.kind in ("user", "data")
             for name, value in plain_in(slots, self._names).items()
@@ -154,6 +156,9 @@ class JobState:
         with torch.no_grad():
             self._restore(Restorer(origins.notes), state, origins)
         self._look()
+        for thing in self.found.bearers.values() if ORIGINS in state else ():
+            if id(thing) not in origins.found.bearers:  # its attributes have come to it since
+                vars(thing).clear()
 
     def digests(self) -> dict[str, str]:
         """Return a digest of everything that is reached, by the path to it: also of what is only watched."""
@@ -163,14 +168,20 @@ class JobState:
         found = {path: digest for key, value in state.items() for path, digest in leaves(key, value)}
         for path, slots in self.found.lasting().items():
             for name, value in slots.get().items():
+                full = joined(path, name)
                 if slots.leaves_logs and is_log(value):
-                    found[joined(path, name) + COUNT] = str(data_seen(value))
+                    begun = self._lengths.setdefault(full, len(value))
+                    found[full] = str(data_seen(value[:begun]))
+                    found[full + COUNT] = str(len(value))
                 elif is_plain(value, self._names):
-                    found[joined(path, name)] = digest_of(share.copy(value))
+                    found[full] = digest_of(share.copy(value, note=True))
+            if isinstance(slots, VariableSlots):
+                found |= {f"{k} (a variable)": repr(v)[:200] for k, v in slots.unnamed().items()}
         for name, parameter in self.frozen().items():
             found[f"{name} (a frozen weight)"] = str(tensor_digest(parameter))
         for path, data in self.found.data.items():
-            found[f"{path} (a {type(data).__name__} of {len(data)} items)"] = str(data_seen(data))
+            size = "" if isinstance(data, torch.Tensor) else f" of {len(data)} items"
+            found[f"{path} (a {type(data).__name__}{size})"] = str(data_seen(data))
         return found | self.watched()
 
     def watched(self) -> dict[str, str]:
@@ -232,7 +243,10 @@ class JobState:
         if changed_only:
             for path, values in found.items():
                 for name in [n for n in values if (path, n) in self._initial]:
-                    if digest_of(Copier(share=True).copy(values[name])) == self._initial[path, name]:
+                    if (
+                        digest_of(Copier(share=True).copy(values[name], note=True))
+                        == self._initial[path, name]
+                    ):
                         del values[name]
         return found
 

@@ -28,6 +28,7 @@ import pytest
 import torch
 from torch import nn
 
+from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Action, Probe, Restore, Snapshot, Train
 from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.watched import position
@@ -620,6 +621,9 @@ class OfAClass(Kind):
 class Changed(Kind):
     """Data that the step changes in place."""
 
+    def seen(self) -> Any:
+        return self.data
+
     def step(self, index: torch.Tensor) -> torch.Tensor:
         loss = super().step(index)
         index.add_(1).remainder_(64)
@@ -821,12 +825,27 @@ def test_what_only_a_later_probe_draws_is_named_then() -> None:
     assert len(tuner.stages) == 0
 
 
-def test_data_that_a_step_changes_in_place_is_named() -> None:
-    with (
-        script(PLAN),
-        pytest.raises(RuntimeError, match=r"train_data \(a list of 4 items\): was changed by a probe"),
-    ):
-        tuner_of(Changed()).run()
+def test_data_that_a_step_changes_in_place_is_named_where_nothing_else_holds_it() -> None:
+    """A job that holds it, as an attribute, has it put back."""
+    whole, job = plainly(Changed()), Changed()
+    with script(PLAN):
+        tuner_of(job).run()
+    assert everything(job) == whole
+    job = Changed()
+    data, job.data = job.data, None
+    with script(PLAN):
+        tuner = AutoLRS(
+            job.model,
+            job.optimizer,
+            max_steps=7,
+            lr_range=(1e-3, 1.0),
+            train_step=job.step,
+            train_data=data,
+            validate=job.validate,
+            progress=False,
+        )
+        with pytest.raises(RuntimeError, match=r"train_data \(a list of 4 items\): was changed by a probe"):
+            tuner.run()
 
 
 def test_a_log_stays_and_an_iterator_at_rest_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
