@@ -78,7 +78,7 @@ def tensor_digest(tensor: torch.Tensor) -> int:
     if tensor.layout in PARTS_OF:
         inner = [getattr(tensor, name)() for name in PARTS_OF[tensor.layout]]
         return zlib.crc32(repr([(tuple(part.shape), tensor_digest(part)) for part in inner]).encode())
-    if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_quantized:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         return int(tensor._version)
     if tensor.device.type != "cpu":
         return int(_bit_sum(tensor))

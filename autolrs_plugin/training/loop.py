@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,9 @@ class TorchLoop:
         roots = {name: part for name, part in (parts | dict(roots or {})).items() if part is not None}
         self._job = JobState(model, optimizer, stateful, all_generators, roots)
         self._keeper = Keeper(self._job, keep)
-        self._before_probes: dict[str, str] | None = None
+        # What there was when the state was kept, whole and as far as it costs little; and the logs that were named.
+        self._before: tuple[dict[str, str], dict[str, str]] | None = None
+        self._named: set[str] = set()
         self._probed = self._verified = self._in_probe = False
         self.rates = GroupRates(optimizer)
 
@@ -111,25 +113,24 @@ class TorchLoop:
     def snapshot(self) -> None:
         """Keep the whole state, in place of the one kept before."""
         self._keeper.save()
-        self._before_probes = self._job.watched() if self._verified else self._job.digests()
-        self._probed = False
+        self._before = self._job.digests(), self._job.watched()
+        self._probed = self._verified = False
 
     def restore(self) -> None:
-        """Go back to the kept state.
+        """Go back to the kept state; after a search's first probe, and at its end, see that this was all.
 
         Raises:
             RuntimeError: a probe has changed something that cannot be set back; the message names it.
         """
         self._keeper.restore()
-        self._in_probe = False
-        before, self._before_probes = self._before_probes, None
-        if self._probed and before is not None:
-            now = self._job.watched() if self._verified else self._job.digests()
+        in_probe, self._in_probe = self._in_probe, False
+        if self._before is None:  # a state that was read from a file had nobody to take fingerprints of it
+            self._before = self._job.digests(), self._job.watched()
+        elif self._probed and self._verified and in_probe:
+            self._check_same(self._before[1], self._job.watched())
+        elif self._probed:
             self._verified = True
-            check_same(before, now)
-        # A state that was read from a file had nobody to take fingerprints of it.
-        unseen = before is None and not self._verified
-        self._before_probes = self._job.digests() if unseen else self._job.watched()
+            self._check_same(self._before[0], self._job.digests())
 
     @contextmanager
     def as_kept(self) -> Iterator[None]:
@@ -173,6 +174,7 @@ class TorchLoop:
     def receive(self, state: bytes) -> None:
         """Make the state that `kept_state` gave in another process the kept one."""
         self._keeper.keep(state)
+        self._before, self._probed, self._verified = None, False, False
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this job from others, as plain values."""
@@ -211,6 +213,9 @@ class TorchLoop:
                 "let train_step take one, or what it draws from as data=, generators= or stateful=."
             )
 
+    def _check_same(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        self._named |= check_same(before, after, self._named)
+
     def _steps(
         self,
         lrs: Sequence[float],
@@ -238,27 +243,28 @@ class TorchLoop:
         return as_number(self._train_step(batch) if with_batch else self._train_step(), "train_step")
 
 
-def check_same(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Look at what a probe has changed for good.
+def check_same(before: Mapping[str, str], after: Mapping[str, str], named: Collection[str] = ()) -> set[str]:
+    """Look at what a probe has changed for good; return the logs among it, of which those not yet `named` are now.
 
     Raises:
         RuntimeError: it changed something of the job; the message names it.
     """
     changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
-    counts = [path for path in changed if path.endswith(COUNT)]
-    if counts:
+    logs = {path for path in changed if path.endswith(COUNT)}
+    if fresh := sorted(logs.difference(named)):
         logger.warning(
-            "%s: changed by a probe, and not set back, as probes call train_step, too; keep what training depends on "
+            "%s: grew in a probe, and was not set back, as probes call train_step, too; keep what training depends on "
             "in the model or in an object with state_dict(), given as stateful=.",
-            ", ".join(counts[:5]),
+            ", ".join(fresh[:5]),
         )
-    lost = [path for path in changed if path not in counts]
+    lost = [path for path in changed if path not in logs]
     if lost:
         raise RuntimeError(
             f"{', '.join(lost[:5])}: was changed by a probe and cannot be set back, so the run would differ "
             "from one without probes. Give what batches are drawn from as train_data= or data=, and other state as "
             "stateful= (a module, an optimizer, or an object with state_dict() and load_state_dict())."
         )
+    return logs
 
 
 def as_number(value: Any, source: str) -> float:

@@ -454,7 +454,8 @@ def use():
 
 
 def beside_tensors_that_are_not_dense() -> Any:
-    inert = [torch.eye(2).to_sparse(), torch.empty(2, device="meta")]
+    nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    inert = [torch.eye(2).to_sparse(), torch.empty(2, device="meta"), nested]
     memory = torch.zeros(2)
 
     def use() -> Any:
@@ -823,6 +824,21 @@ def test_what_only_a_later_probe_draws_is_named_then() -> None:
             tuner.run()
     assert len(tuner.schedule) == 2
     assert len(tuner.stages) == 0
+
+
+def test_what_only_a_later_probe_changes_is_named_before_training_goes_on() -> None:
+    table, calls = dict.fromkeys(range(12_000), 0), {"n": 0}
+
+    def draw() -> None:
+        calls["n"] += 1
+        if calls["n"] == 2 + 5:
+            table[7] += 1
+
+    with script(PLAN):
+        tuner = tuner_of(drawing(draw))
+        with pytest.raises(RuntimeError, match=r"table \(a dict of 12000 items\): was changed by a probe"):
+            tuner.run()
+    assert len(tuner.schedule) == 2
 
 
 def test_data_that_a_step_changes_in_place_is_named_where_nothing_else_holds_it() -> None:
