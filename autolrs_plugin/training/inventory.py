@@ -138,6 +138,11 @@ class Inventory:
             if is_stateful(thing):
                 self._stateful(name, thing, 0)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all that can be reached was looked at."""
+        return len(self._seen) <= REACH
+
     def lasting(self) -> dict[str, Slots]:
         """Return the slots that have the same path at another time, and in another process."""
         passing = tuple(f"{path}." for path, slots in self.slots.items() if not slots.lasts)

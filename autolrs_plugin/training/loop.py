@@ -1,7 +1,6 @@
 """The session's port for a plain PyTorch loop: a step, a validation, and the data that they draw from."""
 
 import hashlib
-import inspect
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autolrs_plugin.training.arguments import check_step, whole_number
 from autolrs_plugin.training.data import Batches, BatchStream, ProbeBatches, generators_of
 from autolrs_plugin.training.fingerprint import weights_digest
 from autolrs_plugin.training.inventory import Stateful
@@ -59,7 +59,7 @@ class TorchLoop:
         keep: str,
         roots: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_step(train_step, train_data, probe_data, "data" in stateful)
+        check_step(train_step, train_data, probe_data, "data" in stateful)
         self._train_step = train_step
         self._validate = validate
         self._count_tokens = count_tokens
@@ -229,7 +229,7 @@ class TorchLoop:
             batch = draw() if draw is not None else None
             losses.append(self._take(batch, with_batch=draw is not None))
             if self._count_tokens is not None and draw is not None:
-                tokens += self._count_tokens(batch)
+                tokens += whole_number(self._count_tokens(batch), "count_tokens")
             on_step(lr, losses[-1])
             if abort_above is not None and not (losses[-1] <= abort_above and math.isfinite(losses[-1])):
                 break
@@ -285,32 +285,3 @@ def as_number(value: Any, source: str) -> float:
             f"{source}: returned {str(value)[:40]} ({type(value).__name__}); it must return the loss."
         )
     return float(value)
-
-
-def _check_step(train_step: object, train_data: object, probe_data: object, has_data: bool) -> None:
-    """Raise if train_step cannot be called with what it would be given."""
-    if probe_data is not None and train_data is None:
-        raise ValueError(
-            "probe_data: was given without train_data; give both, and let train_step take a batch."
-        )
-    if train_data is not None and has_data:
-        raise ValueError(
-            "data: was given together with train_data; the position in train_data is kept by itself."
-        )
-    if train_step is None:
-        return
-    if not callable(train_step):
-        raise TypeError(f"train_step: a {type(train_step).__name__} cannot be called.")
-    try:
-        signature = inspect.signature(train_step)
-    except ValueError:  # some built-in callables have none
-        return
-    given = 0 if train_data is None else 1
-    try:
-        signature.bind(*[None] * given)
-    except TypeError as error:
-        if given:
-            raise TypeError(
-                "train_step: takes no batch, but train_data was given; let it take one."
-            ) from error
-        raise TypeError("train_step: takes a batch, so train_data= is needed.") from error

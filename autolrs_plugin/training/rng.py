@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from autolrs_plugin.training.checking import named
+
 Generator: TypeAlias = (
     torch.Generator | np.random.Generator | np.random.BitGenerator | np.random.RandomState | random.Random
 )
@@ -22,7 +24,7 @@ def check_generator(generator: object) -> None:
     """Raise TypeError if `generator` is of no kind that can be read and set back."""
     if not isinstance(generator, GENERATORS) or isinstance(generator, random.SystemRandom):
         raise TypeError(
-            f"generators: a {type(generator).__name__} is none; valid are torch.Generator, numpy.random.Generator, "
+            f"generators: {named(generator)} is none; valid are torch.Generator, numpy.random.Generator, "
             "numpy.random.BitGenerator, numpy.random.RandomState and random.Random."
         )
 

@@ -1,12 +1,13 @@
 """The whole state of a training job, taken and restored bit for bit."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from autolrs_plugin.training.checking import check_job
+from autolrs_plugin.training.checking import check_job, named
 from autolrs_plugin.training.fingerprint import digest_of, leaves, tensor_digest, weights_fingerprint
 from autolrs_plugin.training.holdings import (
     Origins,
@@ -16,7 +17,7 @@ from autolrs_plugin.training.holdings import (
     restore_dicts,
     restore_slots,
 )
-from autolrs_plugin.training.inventory import Inventory, Stateful, is_stateful, joined, made_anew
+from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined, made_anew
 from autolrs_plugin.training.plain import MOST_BYTES, is_log, is_plain
 from autolrs_plugin.training.rng import (
     Generator,
@@ -30,6 +31,8 @@ from autolrs_plugin.training.rng import (
 from autolrs_plugin.training.slots import VariableSlots
 from autolrs_plugin.training.tree import Copier, Restorer
 from autolrs_plugin.training.watched import data_seen, position, switches
+
+logger = logging.getLogger("autolrs_plugin")
 
 _GROUP_PARAMS = "params"
 
@@ -80,7 +83,7 @@ class JobState:
         for name, thing in self.stateful.items():
             if not is_stateful(thing):
                 raise TypeError(
-                    f"{name}: a {type(thing).__name__} has no state_dict() and load_state_dict(), so it cannot be "
+                    f"{name}: {named(thing)} has no state_dict() and load_state_dict(), so it cannot be "
                     "rolled back."
                 )
         for generator in self.generators:
@@ -88,6 +91,12 @@ class JobState:
         self._roots = dict(roots or {})
         self._lengths: dict[str, int] = {}
         self._look()
+        if not self.found.whole:
+            logger.warning(
+                "train_step and the other arguments reach more than %d objects; what a probe changes beyond them is "
+                "neither rolled back nor seen: keep data in arrays, tensors or a data set.",
+                REACH,
+            )
         self._initial = {
             (path, name): digest_of(Copier(share=True).copy(value, note=True))
             for path, slots in self.found.slots.items()

@@ -967,6 +967,15 @@ def test_the_walk_is_bounded() -> None:
     gc.collect()
 
 
+def test_what_lies_beyond_the_walk_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("autolrs_plugin.training.inventory.REACH", 50)
+    things = [types.SimpleNamespace(n=i) for i in range(100)]
+    tuner_of(drawing(lambda: things[0]))
+    assert caplog.text.count("neither rolled back nor seen") == 1
+
+
 def test_an_iterator_at_rest_tells_the_same_and_one_that_nobody_can_see_never_does() -> None:
     class Opaque:
         """Stands for an iterator of a library in C."""
