@@ -224,7 +224,7 @@ class Inventory:
         if bears(value):
             self._seen[id(value)] = self.bearers[id(value)] = value
             self._held(path, Slots(value, kind), data, depth)
-        if isinstance(value, np.ndarray) and value.dtype == object and value.size <= MANY:
+        if isinstance(value, np.ndarray) and value.dtype == object and value.size <= (FEW if data else MANY):
             self._seen[id(value)] = value
             self._held(path, ItemSlots(value, kind), data, depth)
         elif isinstance(value, np.ndarray) and value.dtype.hasobject:

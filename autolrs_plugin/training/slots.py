@@ -170,6 +170,9 @@ class VariableSlots(Slots):
     Args:
         function: the function.
         is_users: tells whether a module or code is the user's own.
+
+    Attributes:
+        modules: the variables of the user's modules that it uses, by the module's name.
     """
 
     leaves_logs = True
@@ -182,13 +185,13 @@ class VariableSlots(Slots):
         # A library's wrapper bears the name and module of the user's function in it; its globals are the library's.
         variables = function.__globals__ if is_users(function.__code__) else {}
         self._places = {name: (variables, name) for name in names if name not in self._cells}
-        self._modules = {str(variables.get("__name__")): variables}
+        self.modules = {str(variables.get("__name__")): variables}
         modules = {n: variables.get(n, sys.modules.get(n)) for n in names}  # it may import them by itself
         for name, module in {**modules, **self._contents()}.items():
             if isinstance(module, ModuleType):
                 self._places |= _variables_of(module, name, names, self._stored, is_users)
                 if is_users(module):
-                    self._modules[module.__name__] = vars(module)
+                    self.modules[module.__name__] = vars(module)
 
     def get(self) -> dict[str, Any]:
         """Return the variables that can change: those that the function sets, and what can be changed in place."""
@@ -218,16 +221,6 @@ class VariableSlots(Slots):
         else:
             variables, key = self._places[name]
             del variables[key]
-
-    def unnamed(self) -> dict[str, Any]:
-        """Return the numbers and texts that the user's modules hold besides, by module and name."""
-        own = {(id(variables), key) for variables, key in self._places.values()}
-        return {
-            f"{module}.{key}": value
-            for module, variables in self._modules.items()
-            for key, value in list(variables.items())
-            if isinstance(value, ATOMS) and (id(variables), key) not in own
-        }
 
     def _contents(self) -> dict[str, Any]:
         found = {}

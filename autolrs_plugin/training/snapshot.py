@@ -18,7 +18,7 @@ from autolrs_plugin.training.holdings import (
     restore_slots,
 )
 from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined, made_anew
-from autolrs_plugin.training.plain import MOST_BYTES, is_log, is_plain
+from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain
 from autolrs_plugin.training.rng import (
     Generator,
     check_generator,
@@ -184,8 +184,9 @@ class JobState:
                     found[full + COUNT] = str(len(value))
                 elif is_plain(value, self._names):
                     found[full] = digest_of(share.copy(value, note=True))
-            if isinstance(slots, VariableSlots):
-                found |= {f"{k} (a variable)": repr(v)[:200] for k, v in slots.unnamed().items()}
+        for module, variables in self._modules().items():
+            atoms = {k: v for k, v in list(variables.items()) if isinstance(v, ATOMS)}
+            found |= {f"{module}.{k} (a variable)": repr(v)[:200] for k, v in atoms.items()}
         for name, parameter in self.frozen().items():
             found[f"{name} (a frozen weight)"] = str(tensor_digest(parameter))
         for path, data in self.found.data.items():
@@ -236,6 +237,11 @@ class JobState:
     def _add(self, name: str, parameter: torch.Tensor) -> None:
         self.parameters[name] = parameter
         self._names[id(parameter)] = name
+
+    def _modules(self) -> dict[str, dict[str, Any]]:
+        """Return the variables of the user's modules, for a function may make up the name of one."""
+        functions = [slots for slots in self.found.slots.values() if isinstance(slots, VariableSlots)]
+        return {module: variables for slots in functions for module, variables in slots.modules.items()}
 
     def _stateful(self) -> dict[str, Stateful]:
         return {**self.stateful, **self.found.stateful}

@@ -126,7 +126,8 @@ def data_seen(value: Any) -> int:
 def _leaves(value: Any, left: list[int]) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
         left[0] -= _bytes_in(value)
-        yield f"{tensor_digest(value) if left[0] >= 0 else (value._version, value.data_ptr())}".encode()
+        read = left[0] >= 0 or value.layout != torch.strided
+        yield f"{tensor_digest(value) if read else (value._version, value.data_ptr())}".encode()
     elif isinstance(value, np.ndarray):
         yield from _of_array(value, left)
     elif isinstance(value, CONTAINERS):
@@ -138,7 +139,7 @@ def _leaves(value: Any, left: list[int]) -> Iterator[Any]:
             part = items[begin : begin + AT_ONCE]
             try:
                 yield json.dumps(part).encode()
-            except TypeError:  # not of numbers and texts alone
+            except (TypeError, ValueError):  # not of numbers and texts alone
                 for item in part:
                     yield from _leaves(item, left)
     elif (memory := buffer_of(value)) is not None:
