@@ -50,6 +50,7 @@ def plot(run: Run, out: Annotated[Path, typer.Option("-o", "--out", help="The pi
     with _clear_errors():
         from autolrs_plugin.report import draw_run, load_run
 
+        _check_file(out)
         draw_run(load_run(run), out)
         typer.echo(f"the picture is in {out}")
 
@@ -72,6 +73,9 @@ def export(
         from autolrs_plugin.core.schedule import Schedule
 
         state = recorded(Journal.read(run / FILE_NAME))
+        _check_file(out)
+        if fields is not None:
+            _check_file(fields)
         if not state.lrs:
             raise ConfigError(f"{run}: has taken no training step yet, so there is no schedule to export.")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -173,8 +177,15 @@ def preview(
         rehearsal = rehearse(config, best_lr)
         Console().print(rehearsal_table(rehearsal))
         if out is not None:
+            _check_file(out)
             draw_run(rehearsal.controller, out)
             typer.echo(f"the picture is in {out}")
+
+
+def _check_file(path: Path) -> None:
+    """Raise ConfigError if a file cannot be written there, because it is a folder."""
+    if path.is_dir():
+        raise ConfigError(f"{str(path)!r}: is a folder; give a file in it.")
 
 
 def _numbers(text: str) -> list[float]:

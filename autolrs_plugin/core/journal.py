@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 
@@ -67,6 +68,10 @@ class Entry:
     checkpoint: Checkpoint | None = None
     books: Mapping[str, float] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
+
+
+_HELD: "WeakSet[Journal]" = WeakSet()
+"""The journals that this process holds for writing."""
 
 
 class Journal:
@@ -179,6 +184,7 @@ class Journal:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
             self._file = None
+        _HELD.discard(self)
 
     def _hold(self, length: int) -> None:
         self._file = open(self.path, "rb+")  # noqa: SIM115  # held until close()
@@ -189,7 +195,13 @@ class Journal:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 self.close()
-                raise JournalError(f"{self.path}: another process is writing this run.") from error
+                here = any(other.path.samefile(self.path) for other in _HELD)
+                raise JournalError(
+                    f"{self.path}: an AutoLRS of this process is writing this run; close() that first."
+                    if here
+                    else f"{self.path}: another process is writing this run."
+                ) from error
+        _HELD.add(self)
         self._file.truncate(length)
         self._file.seek(length)
 

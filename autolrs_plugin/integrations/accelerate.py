@@ -13,7 +13,7 @@ from autolrs_plugin.training.data import generators_of
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, hosted_config, saved_by
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import as_number
-from autolrs_plugin.training.lr import earlier_plateau, prior_lr
+from autolrs_plugin.training.lr import checked_prior, earlier_plateau, prior_lr
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
 
@@ -52,7 +52,7 @@ class AutoLRS(HostedResults):
         search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
         seed: of everything that the search draws.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
-            optimizer was built with, a number, or None to know none.
+            optimizer was built with, a number in `lr_range`, or None to know none.
         warm_start: the folder of an earlier run (what `save` wrote, or a `run_dir`), whose learning rates are
             followed and hardly searched for.
         generators: random number generators beside the global ones and the loader's that data or model draw from.
@@ -88,6 +88,7 @@ class AutoLRS(HostedResults):
         **settings: Any,
     ) -> None:
         _check_prepared(accelerator, optimizer, loader)
+        prior = checked_prior(prior, lr_range)
         known = {"prior_lr": prior_lr(prior, optimizer.optimizer), "warm_start": earlier_plateau(warm_start)}
         settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **known, **settings}
         self._config = hosted_config("AutoLRS", max_steps, validate is not None, settings)

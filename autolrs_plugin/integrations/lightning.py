@@ -10,7 +10,7 @@ import torch
 from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
 from autolrs_plugin.training.inventory import Stateful
-from autolrs_plugin.training.lr import check_prior, earlier_plateau, prior_lr
+from autolrs_plugin.training.lr import checked_prior, earlier_plateau, prior_lr
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
 
@@ -40,7 +40,7 @@ class AutoLRSCallback(Callback, HostedResults):
         search_budget: the steps that the search may take, as a fraction of the run's, in (0, 1].
         seed: of everything that the search draws.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
-            optimizer was built with, a number, or None to know none.
+            optimizer was built with, a number in `lr_range`, or None to know none.
         warm_start: the folder of an earlier run (what `save` wrote, or a `run_dir`), whose learning rates are
             followed and hardly searched for.
         metric: what to decide by, as the module logs it in validation. None for `val_loss`, or for the training loss
@@ -78,8 +78,7 @@ class AutoLRSCallback(Callback, HostedResults):
         )
         self._earlier = {"warm_start": earlier_plateau(warm_start)}
         hosted_config("AutoLRSCallback", 1, False, {**self._settings, **self._earlier})
-        check_prior(prior)
-        self._prior = prior
+        self._prior = checked_prior(prior, lr_range)
         greater = not (metric or "loss").endswith("loss") if greater_is_better is None else greater_is_better
         self._metric, self._sign = metric, -1.0 if greater else 1.0
         self._generators, self._stateful, self._keep = tuple(generators), dict(stateful or {}), keep

@@ -18,12 +18,18 @@ from autolrs_plugin.core.ledger import Ledger
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
-from autolrs_plugin.training.checking import check_functions, check_job, plain_numbers
+from autolrs_plugin.training.arguments import (
+    check_callables,
+    check_collections,
+    checked_folder,
+    checked_resume,
+)
+from autolrs_plugin.training.checking import check_job, plain_numbers
 from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
-from autolrs_plugin.training.lr import ReplayLR, earlier_plateau, prior_lr
+from autolrs_plugin.training.lr import ReplayLR, checked_prior, earlier_plateau, prior_lr
 from autolrs_plugin.training.ports import Observer, Prober
 from autolrs_plugin.training.progress import observers_for, warn_beforehand
 from autolrs_plugin.training.rng import Generator
@@ -45,9 +51,10 @@ class AutoLRS:
     Every probe is undone bit for bit, so the run is the one that a plain loop with the found schedule gives; whatever
     ends a probe, Ctrl-C included, the job is then what it was before it. What is undone is all that `train_step` and
     the other arguments reach: modules with their buffers and attributes (a teacher, a metric), optimizers wherever they
-    are held, LR schedulers, scalers, random number generators, tensors and objects of your own. The first probe is
-    checked: what it changed for good is named in an error before the run goes on. Probes call `train_step`, too: what
-    it logs, they log; a list of numbers in a variable of its own is a log, which stays, and a warning names it.
+    are held, LR schedulers, scalers, random number generators, tensors and objects of your own. Each search is checked:
+    what it changed for good is named in an error before the run goes on. Files and other processes are out of reach.
+    Probes call `train_step`, too: what it logs, they log; a list of numbers in a variable of its own that only grows is
+    a log, which stays, and a warning names it.
 
     The position in the data is undone as well, given in one of three ways:
 
@@ -83,7 +90,7 @@ class AutoLRS:
         search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
         seed: of everything that the search draws.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
-            optimizer was built with, a number, or None to know none.
+            optimizer was built with, a number in `lr_range`, or None to know none.
         warm_start: the `run_dir` of an earlier run, whose learning rates are followed and hardly searched for.
         run_dir: a folder for the journal and the states of the run: with it, a killed job goes on where it was, to
             bitwise the same weights, if the same script is started again.
@@ -133,13 +140,19 @@ class AutoLRS:
         **settings: Any,
     ) -> None:
         check_job(model, optimizer)
-        check_functions(validate, None if run_dir is None else Path(run_dir))
+        check_callables(validate, count_tokens, train_data)
+        check_collections(stateful, generators, observers, probes)
+        folder, resume = checked_folder(run_dir), checked_resume(resume)
+        prior = checked_prior(prior, lr_range)
         known = {"prior_lr": prior_lr(prior, optimizer), "warm_start": earlier_plateau(warm_start)}
         settings = {"validation": validate is not None, **known, **settings}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping(plain_numbers({**values, **settings}), origin="AutoLRS")
         ranks = ranks_of_job()
-        _check_choices(resume, probes, 1 if ranks is None else ranks.count)
+        if ranks is not None and ranks.count > 1 and probes is not None:
+            raise ValueError(
+                f"probes: cannot be carried out elsewhere for a job of {ranks.count} processes; leave it out."
+            )
         if ranks is not None:
             train_step = ranks.averaged(train_step, "train_step")
             validate = ranks.averaged(validate, "validate")
@@ -160,7 +173,6 @@ class AutoLRS:
         self._ranks = ranks
         leads = ranks is None or ranks.leads
         shown = observers_for(config, progress, tensorboard) if leads else []
-        folder = None if run_dir is None else Path(run_dir)
         self._session = _session(config, self._loop, ranks, folder, resume, [*shown, *observers], probes)
         self._controller = self._session.controller
         if leads:
@@ -293,16 +305,6 @@ def finding_only(share: float) -> Iterator[None]:
         yield
     finally:
         _only_find.reset(token)
-
-
-def _check_choices(resume: bool | str, probes: Prober | None, processes: int) -> None:
-    """Raise ValueError, naming the argument, for what cannot be chosen."""
-    if resume not in (True, False, "auto"):
-        raise ValueError(f"resume={resume!r}: must be 'auto', True or False.")
-    if processes > 1 and probes is not None:
-        raise ValueError(
-            f"probes: cannot be carried out elsewhere for a job of {processes} processes; leave it out."
-        )
 
 
 def _session(

@@ -12,7 +12,7 @@ import torch
 from autolrs_plugin.integrations.accelerate import probe_batches, without_workers
 from autolrs_plugin.training.attributes import PlainAttributes, kept
 from autolrs_plugin.training.hosted import saved_by
-from autolrs_plugin.training.inventory import is_users
+from autolrs_plugin.training.libraries import is_users
 
 NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "_time")
 

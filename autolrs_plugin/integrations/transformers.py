@@ -10,7 +10,7 @@ from typing import Any
 from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
 from autolrs_plugin.training.inventory import Stateful
-from autolrs_plugin.training.lr import TunedLR, check_prior, earlier_plateau, prior_lr
+from autolrs_plugin.training.lr import TunedLR, checked_prior, earlier_plateau, prior_lr
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
 
@@ -50,7 +50,7 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         search_budget: the steps that the search may take, as a fraction of the run's, in (0, 1].
         seed: of everything that the search draws.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
-            optimizer was built with, a number, or None to know none.
+            optimizer was built with, a number in `lr_range`, or None to know none.
         warm_start: the folder of an earlier run (what `save` wrote, or a `run_dir`), whose learning rates are
             followed and hardly searched for.
         metric: what to decide by, as `trainer.evaluate()` names it; needs an eval_dataset. None for `eval_loss`, or
@@ -91,8 +91,7 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         )
         self._earlier = {"warm_start": earlier_plateau(warm_start)}
         hosted_config("AutoLRSCallback", 1, False, {**self._settings, **self._earlier})
-        check_prior(prior)
-        self._prior = prior
+        self._prior = checked_prior(prior, lr_range)
         greater = not (metric or "loss").endswith("loss") if greater_is_better is None else greater_is_better
         self._metric, self._sign = metric, -1.0 if greater else 1.0
         self._loss_is_progress = loss_is_progress
@@ -104,7 +103,7 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
             "metric": metric,
             "greater_is_better": greater,
             "loss_is_progress": loss_is_progress,
-            "prior": prior,
+            "prior": self._prior,
             "warm_start": None if warm_start is None else os.fspath(warm_start),
         }
         self._arguments |= {"keep": keep, "progress": progress, **self._settings}

@@ -1,9 +1,7 @@
 """What of a model and an optimizer cannot be rolled back, and is refused by a sentence."""
 
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,17 +15,15 @@ def check_job(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Raise if a job cannot be rolled back.
 
     Raises:
-        ValueError: the model is of DeepSpeed or FSDP1 or has an uninitialised parameter; or the optimizer has no
-            parameters, or none of the model's.
+        ValueError: the model is of DeepSpeed or FSDP1, has a parameter that is uninitialised or on the meta device, or
+            is all frozen; or the optimizer has no parameters, or none of the model's.
         TypeError: they are no model and no optimizer.
     """
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model: {_named(model)} is no torch.nn.Module{_hint(model, torch.nn.Module)}.")
+        raise TypeError(f"model: {named(model)} is no torch.nn.Module{_hint(model, torch.nn.Module)}.")
     if not isinstance(optimizer, torch.optim.Optimizer):
         kind = torch.optim.Optimizer
-        raise TypeError(
-            f"optimizer: {_named(optimizer)} is no torch.optim.Optimizer{_hint(optimizer, kind)}."
-        )
+        raise TypeError(f"optimizer: {named(optimizer)} is no torch.optim.Optimizer{_hint(optimizer, kind)}.")
     _check_wrapper(model)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if not params:
@@ -42,28 +38,16 @@ def check_job(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
             raise ValueError(
                 f"model: the parameter {name!r} is uninitialised; pass one batch through the model first."
             )
-
-
-def check_functions(validate: object, run_dir: Path | None) -> None:
-    """Raise if what is to be called cannot be, or a folder is none.
-
-    Raises:
-        TypeError: `validate` cannot be called.
-        ValueError: `run_dir` is a file, or under one, or nothing may be written there.
-    """
-    if validate is not None and not callable(validate):
-        raise TypeError(
-            f"validate: a {type(validate).__name__} cannot be called; give a function that returns the validation "
-            "loss, such as one that goes through your loader."
+        if parameter.is_meta:
+            raise ValueError(
+                f"model: the parameter {name!r} is on the meta device, where it has no values; put the model on a "
+                "device with to_empty(), and load or initialise its weights first."
+            )
+    if not any(p.requires_grad for p in params):
+        raise ValueError(
+            "model: none of the parameters that the optimizer has requires a gradient, so no step trains anything; "
+            "call requires_grad_() on what is to be trained."
         )
-    for folder in [] if run_dir is None else [run_dir, *run_dir.parents]:
-        if folder.exists():
-            if not folder.is_dir():
-                under = "" if folder == run_dir else f" is under {str(folder)!r}, which"
-                raise ValueError(f"run_dir={str(run_dir)!r}:{under} is a file; give a folder.")
-            if not os.access(folder, os.W_OK):
-                raise ValueError(f"run_dir={str(run_dir)!r}: nothing may be written to {str(folder)!r}.")
-            break
 
 
 def plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +61,7 @@ def plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plain(value) for name, value in settings.items()}
 
 
-def _named(thing: Any) -> str:
+def named(thing: Any) -> str:
     return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
 
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save, save_file
 
 from autolrs_plugin.core.journal import sync_folder
+from autolrs_plugin.training.plain import is_plain
 from autolrs_plugin.training.tree import Composite, Sharding, TensorCopy
 
 VERSION = 2
@@ -149,6 +150,9 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
         return items if type(value) is list else {type(value).__name__: items}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return {"ndarray": value.tolist(), "dtype": str(value.dtype)}
+    if isinstance(value, np.ndarray) and is_plain(value):
+        dtype = np.lib.format.dtype_to_descr(value.dtype)  # type: ignore[no-untyped-call]
+        return {"memory": value.tobytes().hex(), "dtype": dtype, "shape": list(value.shape)}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return {"scalar": value.item(), "dtype": str(value.dtype)}
     if type(value) in (bytes, bytearray):
@@ -171,9 +175,15 @@ def _is_default_dict(value: Any) -> bool:
 
 def _encode_tensor(kept: TensorCopy, tensors: _Tensors, where: str) -> dict[str, Any]:
     data = kept.data
+    if data.layout == torch.sparse_coo:
+        parts = [tensors.add(data._indices()), tensors.add(data._values())]
+        form = {"shape": list(data.shape), "coalesced": data.is_coalesced()}
+        return {"sparse": parts, "device": str(kept.device), **form}
     if data.layout != torch.strided:
         raise CheckpointError(f"{where}: a {data.layout} tensor cannot be written; leave run_dir out.")
     encoded: dict[str, Any] = {"tensor": tensors.add(data), "device": str(kept.device)}
+    if kept.grad is not None:
+        encoded["grad"] = _encode_tensor(kept.grad, tensors, f"{where}.grad")
     if not data.is_contiguous():
         encoded["stride"] = list(data.stride())
     if kept.sharding is not None:
@@ -229,7 +239,12 @@ def _decode(value: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
     (tag, body), *options = value.items()
     extra = dict(options)
     if tag == "tensor":
-        return _decode_tensor(tensor(body), extra)
+        return _decode_tensor(tensor(body), extra, tensor)
+    if tag == "sparse":
+        form, coalesced = extra["shape"], extra["coalesced"]
+        indices, values = map(tensor, body)
+        data = torch.sparse_coo_tensor(indices, values, form, is_coalesced=coalesced, check_invariants=True)
+        return TensorCopy(data, torch.device(extra["device"]))
     if tag == "composite":
         return _decode_composite(body, extra, tensor)
     if tag in ("dict", "OrderedDict", "Counter"):
@@ -249,6 +264,7 @@ def _decode(value: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
         "range": lambda: range(*body),
         "slice": lambda: slice(*body),
         "ndarray": lambda: np.array(body, dtype=extra["dtype"]),
+        "memory": lambda: _array(bytearray.fromhex(body), extra),
         "scalar": lambda: np.dtype(extra["dtype"]).type(body),
         "dtype": lambda: getattr(torch, body),
         "device": lambda: torch.device(body),
@@ -256,13 +272,28 @@ def _decode(value: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
     return plain[tag]()
 
 
-def _decode_tensor(data: torch.Tensor, extra: dict[str, Any]) -> TensorCopy:
+def _array(memory: bytearray, extra: dict[str, Any]) -> np.ndarray:
+    """Return an array whose type may be one of records."""
+
+    def fields(dtype: Any) -> Any:
+        if isinstance(dtype, str):
+            return dtype
+        return [(name, fields(inner), *map(tuple, shape)) for name, inner, *shape in dtype]
+
+    dtype = np.lib.format.descr_to_dtype(fields(extra["dtype"]))  # type: ignore[no-untyped-call]
+    return np.frombuffer(memory, dtype).reshape(extra["shape"])
+
+
+def _decode_tensor(
+    data: torch.Tensor, extra: dict[str, Any], tensor: Callable[[str], torch.Tensor]
+) -> TensorCopy:
     stride = extra.get("stride")
     # A tensor whose elements overlap (an expanded one) was written out in full and stays so.
     if stride is not None and 0 not in stride:
         data = torch.empty_strided(data.shape, stride, dtype=data.dtype).copy_(data)
     sharding = _decode_sharding(extra["sharding"]) if "sharding" in extra else None
-    return TensorCopy(data, torch.device(extra["device"]), sharding)
+    grad = _decode(extra["grad"], tensor) if "grad" in extra else None
+    return TensorCopy(data, torch.device(extra["device"]), sharding, grad)
 
 
 def _decode_sharding(values: dict[str, Any]) -> Sharding:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from autolrs_plugin.training.arguments import takes
+from autolrs_plugin.training.checking import named
 from autolrs_plugin.training.inventory import Inventory, made_anew
 from autolrs_plugin.training.plain import is_log, is_plain
 from autolrs_plugin.training.rng import (
@@ -76,7 +78,7 @@ class BatchStream:
         self._epochs += 1
         self._iterator = self._begin_epoch()
         if (batch := next(self._iterator, _END)) is _END:
-            raise ValueError(f"{self._name}: an epoch of it has no batches.")
+            raise ValueError(_empty(self._source, self._name))
         self._batches = 1
         return batch
 
@@ -119,7 +121,7 @@ class BatchStream:
 
     def _begin_epoch(self) -> Iterator[Any]:
         _set_epoch(self._source, self._epochs - 1)
-        return _epoch_of(self._source)
+        return _epoch_of(self._source, self._name)
 
 
 class ProbeBatches:
@@ -162,14 +164,14 @@ class ProbeBatches:
         for epoch in itertools.count():
             _set_epoch(self._source, (seed + epoch) % DISTRIBUTED_SEEDS)
             empty = True
-            batches: Iterable[Any] = _epoch_of(self._source)
+            batches: Iterable[Any] = _epoch_of(self._source, self._name)
             if isinstance(self._source, list | tuple):
                 batches = (self._source[i] for i in order.permutation(len(self._source)))
             for batch in batches:
                 empty = False
                 yield batch
             if empty:
-                raise ValueError(f"{self._name}: an epoch of it has no batches.")
+                raise ValueError(_empty(self._source, self._name))
 
 
 def check_batches(source: object, name: str) -> None:
@@ -180,9 +182,16 @@ def check_batches(source: object, name: str) -> None:
             f"{name}: a {type(source).__name__} can be iterated only once; give what it iterates over, such as a "
             "DataLoader or a list, or a function that returns a new one for each epoch."
         )
-    if not isinstance(source, Iterable) and not hasattr(source, "__getitem__") and not callable(source):
+    if isinstance(source, str | bytes):
         raise TypeError(
-            f"{name}: a {type(source).__name__} is neither iterable nor a function that returns an epoch."
+            f"{name}: {source[:40]!r} is a text, and no batches; give a DataLoader or a list of batches."
+        )
+    iterable = isinstance(source, Iterable) or hasattr(source, "__getitem__")
+    if isinstance(source, type) or not (iterable or callable(source)):
+        raise TypeError(f"{name}: {named(source)} is neither iterable nor a function that returns an epoch.")
+    if not iterable and not takes(source, 0):
+        raise TypeError(
+            f"{name}: is a function that needs an argument, and is called without any; give one that returns an epoch."
         )
 
 
@@ -252,7 +261,15 @@ def _make_workers(source: Any, wanted: bool) -> None:
         iter(source)
 
 
-def _epoch_of(source: Batches) -> Iterator[Any]:
+def _epoch_of(source: Batches, name: str) -> Iterator[Any]:
     if isinstance(source, Iterable) or hasattr(source, "__getitem__"):
         return iter(source)
-    return iter(source())
+    epoch = source()
+    if not isinstance(epoch, Iterable) and not hasattr(epoch, "__getitem__"):
+        raise TypeError(f"{name}: returned {named(epoch)}; it must return the batches of an epoch.")
+    return iter(epoch)
+
+
+def _empty(source: Batches, name: str) -> str:
+    again = "" if isinstance(source, Iterable) else "; the function must return a new iterator each time"
+    return f"{name}: an epoch of it has no batches{again}."

@@ -45,6 +45,8 @@ def digest_of(value: Any) -> str:
 def leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
     """Yield the path to every leaf of nested state, with a digest of it."""
     if isinstance(value, TensorCopy):
+        if value.grad is not None:
+            yield from leaves(f"{path}.grad", value.grad)
         value = value.data
     if isinstance(value, Composite):
         yield path, f"{value.kind.__name__} {value.context!r}"
@@ -73,11 +75,24 @@ def tensor_digest(tensor: torch.Tensor) -> int:
     if len(parts) > 1:
         return zlib.crc32(repr([tensor_digest(part) for part in parts]).encode())
     tensor = parts[0]
-    if tensor.layout != torch.strided or tensor.device.type == "meta":
+    if tensor.layout in PARTS_OF:
+        inner = [getattr(tensor, name)() for name in PARTS_OF[tensor.layout]]
+        return zlib.crc32(repr([(tuple(part.shape), tensor_digest(part)) for part in inner]).encode())
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         return int(tensor._version)
     if tensor.device.type != "cpu":
         return int(_bit_sum(tensor))
     return int(zlib.crc32(_bytes_of(tensor).data))
+
+
+PARTS_OF = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+"""The methods that give the tensors which a sparse one consists of, by its layout."""
 
 
 def _bytes_of(tensor: torch.Tensor) -> Any:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from autolrs_plugin.training.inventory import Inventory, hooks_of
-from autolrs_plugin.training.plain import MOST_BYTES, is_log, is_plain
+from autolrs_plugin.training.hooks import HOOKS_OF_ALL, hooks_of
+from autolrs_plugin.training.inventory import Inventory
+from autolrs_plugin.training.plain import MOST_BYTES, has_grown, is_log, is_plain
 from autolrs_plugin.training.slots import Slots
 from autolrs_plugin.training.tree import Restorer
 
@@ -58,6 +59,7 @@ def hold_dicts(origins: Origins) -> None:
         *origins.found.modules.values(),
         *origins.found.optimizers.values(),
         *origins.parameters.values(),
+        *HOOKS_OF_ALL,
     ]
     for owner in owners:
         dicts = hooks_of(owner)
@@ -98,7 +100,7 @@ def restore_slots(restorer: Restorer, attributes: Mapping[str, Any], origins: Or
             if name in origins.lengths.get(path, {}) and not (slots.leaves_logs and is_log(thing)):
                 del thing[origins.lengths[path][name] :]
         for name, value in kept.items():
-            if slots.leaves_logs and is_log(value) and is_log(now.get(name)):
+            if slots.leaves_logs and has_grown(value, now.get(name)):
                 continue
             restored = restorer.restored(now.get(name), value)
             if name not in now or now[name] is not restored:

@@ -240,6 +240,8 @@ class HostedRun:
     @metered("action")
     def _act(self) -> None:
         """Carry out an action that is not training."""
+        if self._session.idle:  # an exception has ended it before
+            self._action = self._session.next_action()
         with self._loop.saving() if isinstance(self._action, Probe) else nullcontext():
             result = self._session.perform(self._action)
         self._tell(result)

@@ -13,20 +13,19 @@ watched.
 import enum
 import functools
 import random
-import site
-import sys
-import sysconfig
 import weakref
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from types import (
     BuiltinMethodType,
     CodeType,
+    FrameType,
     FunctionType,
     MethodType,
     MethodWrapperType,
     ModuleType,
     SimpleNamespace,
+    TracebackType,
 )
 from typing import Any, Protocol
 
@@ -34,70 +33,43 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from autolrs_plugin.training.plain import ATOMS, BUFFERS, CONTAINERS, MANY, is_data, is_log, is_plain
+from autolrs_plugin.training.fingerprint import PARTS_OF
+from autolrs_plugin.training.hooks import HOOKS_OF_ALL, hooks_of
+from autolrs_plugin.training.items import (
+    WEAK,
+    BufferSlots,
+    CacheSlots,
+    EnvironmentSlots,
+    InnerSlots,
+    ItemSlots,
+    ResultSlots,
+    buffer_of,
+)
+from autolrs_plugin.training.libraries import INSIDE, SKIPPED, TORCHS_OWN, WALKED_ONLY, is_users
+from autolrs_plugin.training.plain import (
+    ATOMS,
+    BUFFERS,
+    CONTAINERS,
+    MANY,
+    MOST_BYTES,
+    bears,
+    is_data,
+    is_dense,
+    is_log,
+    is_plain,
+)
 from autolrs_plugin.training.rng import GENERATORS, Generator, like_state
 from autolrs_plugin.training.slots import (
-    WEAK,
-    CacheSlots,
     ClassSlots,
     ContextSlots,
     FunctionSlots,
-    ItemSlots,
     ParameterSlots,
-    ResultSlots,
     Slots,
     VariableSlots,
     WrapperSlots,
     held,
+    names_in,
 )
-
-SKIPPED = {
-    *(
-        "autolrs_plugin",
-        "logging",
-        "threading",
-        "multiprocessing",
-        "concurrent",
-        "asyncio",
-        "io",
-        "weakref",
-        "types",
-    ),
-    *(
-        "rich",
-        "tqdm",
-        "wandb",
-        "tensorboard",
-        "lightning",
-        "pytorch_lightning",
-        "accelerate",
-        "ray",
-        "pyarrow",
-    ),
-    *(
-        "pytest",
-        "_pytest",
-        "unittest",
-        "inspect",
-        "socket",
-        "subprocess",
-        "pathlib",
-        "enum",
-        "re",
-        "matplotlib",
-    ),
-}
-"""Packages whose objects hold nothing of a job that is not reached in another way."""
-
-TORCHS_OWN = ("torch.nn.parallel", "torch.distributed", "torch._dynamo", "torch.fx")
-"""Wrappers whose attributes mirror objects that cannot be set back; for what of them matters see WrapperSlots."""
-
-WALKED_ONLY = (
-    *TORCHS_OWN,
-    *("torch.nn", "torch.optim", "torch.utils", "torch.cuda", "torch.autograd", "torch.profiler", "torch._"),
-    *("transformers.trainer", "trl"),
-)
-"""Modules whose objects are looked through, and have no state that is not reached in another way."""
 
 DEEP, REACH = 40, 100_000
 """How far the walk goes: attributes in a row, and objects in all."""
@@ -135,9 +107,10 @@ class Inventory:
         stateful: what has a state_dict() and is neither.
         generators: random number generators.
         slots: whose attributes, variables and items are state.
-        iterators: what is drawn from and cannot be set back.
+        iterators: what is drawn from and cannot be set back, such as a SeedSequence.
         caches: what functools.cache and lru_cache have made: what is added can be taken away, and no more.
-        data: containers of plain values, which nothing that can be set back holds.
+        data: containers of plain values, which nothing that can be set back holds; and tensors that are not dense.
+        bearers: tensors, arrays and containers that somebody has given attributes to, by their ids.
     """
 
     def __init__(
@@ -149,18 +122,26 @@ class Inventory:
         self.stateful: dict[str, Stateful] = {}
         self.generators: dict[str, Generator] = {}
         self.slots: dict[str, Slots] = {}
-        self.iterators: dict[str, Iterator[Any]] = {}
+        self.iterators: dict[str, Any] = {}
         self.caches: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
+        self.bearers: dict[int, Any] = {}
         # Some of what is found is made while looking: it must outlive its id.
         self._seen: dict[int, Any] = {id(thing): thing for thing in skip.values()}
         self._states: set[int] = set()
         self._classes: set[type] = set()
         for name, root in roots.items():
             self._visit(name, root, data)
+        for owner in HOOKS_OF_ALL if code and not data else ():
+            self._hooks(owner.__name__, owner, 0)
         for name, thing in skip.items():
             if is_stateful(thing):
                 self._stateful(name, thing, 0)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that can be reached was looked at."""
+        return len(self._seen) <= REACH
 
     def lasting(self) -> dict[str, Slots]:
         """Return the slots that have the same path at another time, and in another process."""
@@ -170,6 +151,9 @@ class Inventory:
     def _visit(self, path: str, value: Any, data: bool = False, depth: int = 0) -> None:
         passed = isinstance(value, PASSED)
         if passed or id(value) in self._seen or depth > DEEP or len(self._seen) > REACH:
+            return
+        if isinstance(value, (torch.Tensor, np.ndarray)):
+            self._array(path, value, data, depth)
             return
         self._seen[id(value)] = value
         if isinstance(value, GENERATORS):
@@ -191,7 +175,9 @@ class Inventory:
         elif is_stateful(value) and not data:
             self.stateful[path] = value
             self._stateful(path, value, depth)
-        elif isinstance(value, Iterator) and not is_users(type(value)):
+        elif isinstance(value, np.random.SeedSequence) or (
+            isinstance(value, Iterator) and not is_users(type(value))
+        ):
             self.iterators[path] = value
         elif isinstance(value, ContextVar):
             self._held(path, ContextSlots(value), data, depth)
@@ -212,6 +198,8 @@ class Inventory:
             self._held(f"{own}<parameters>", ParameterSlots(module), False, depth)
             self._hooks(own, module, depth)
             for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._seen[id(parameter)] = parameter
                 self._hooks(joined(own, key), parameter, depth)
             self._class(type(module), depth)
 
@@ -222,6 +210,25 @@ class Inventory:
         self._held(path, Slots(optimizer, "optimizer"), False, depth)
         self._hooks(path, optimizer, depth)
         self._class(type(optimizer), depth)
+
+    def _array(self, path: str, value: Any, data: bool, depth: int) -> None:
+        """Take the attributes of a tensor or an array along, its hooks, and its items, if they are objects."""
+        if isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf:
+            self._hooks(path, value, depth)
+        kind = "data" if data else "user"
+        if isinstance(value, torch.Tensor) and not is_dense(value) and not value.is_meta:
+            self._seen[id(value)] = self.data[path] = value
+            if value.layout in PARTS_OF:  # what is written in place goes to these
+                parts = tuple(getattr(value, name)() for name in PARTS_OF[value.layout])
+                self._held(path, ItemSlots(parts, kind), data, depth)
+        if bears(value):
+            self._seen[id(value)] = self.bearers[id(value)] = value
+            self._held(path, Slots(value, kind), data, depth)
+        if isinstance(value, np.ndarray) and value.dtype == object and value.size <= (FEW if data else MANY):
+            self._seen[id(value)] = value
+            self._held(path, ItemSlots(value, kind), data, depth)
+        elif isinstance(value, np.ndarray) and value.dtype.hasobject:
+            self.data[path] = value
 
     def _hooks(self, path: str, owner: Any, depth: int) -> None:
         """Walk to the hooks of a module, an optimizer or a tensor; a library's keep their state in the module."""
@@ -249,7 +256,11 @@ class Inventory:
                     self._visit(joined(path, name), part, False, depth + 1)
 
     def _container(self, path: str, value: Any, data: bool, depth: int) -> None:
-        if isinstance(value, CONTAINERS) and (len(value) > (FEW if data else MANY) or is_data(value)):
+        if isinstance(value, CONTAINERS) and bears(value):
+            self.bearers[id(value)] = value
+            self._held(path, Slots(value, "data" if data else "user"), data, depth)
+            self._items(path, value, data, depth)
+        elif isinstance(value, CONTAINERS) and (len(value) > (FEW if data else MANY) or is_data(value)):
             self.data[path] = value
         elif data:
             for key, item in list(value.items()) if isinstance(value, dict) else enumerate(value):
@@ -284,6 +295,8 @@ class Inventory:
         elif is_users(value):
             self._held(path, VariableSlots(value, is_users), data, depth)
             self._held(path, FunctionSlots(value), data, depth)
+            if "environ" in names_in(value.__code__)[0] and "os.environ" not in self.slots:
+                self._held("os.environ", EnvironmentSlots(), data, depth)
 
     def _class(self, kind: type, depth: int) -> None:
         """Take the attributes of a user's class along, and what its functions use."""
@@ -291,24 +304,37 @@ class Inventory:
             if base in self._classes:
                 continue
             self._classes.add(base)
-            if not is_users(base) or issubclass(base, enum.Enum):
+            if not is_users(base):
                 continue
             path = f"class {base.__qualname__}"
             self._held(path, ClassSlots(base), False, depth)
+            for name, member in base.__members__.items() if issubclass(base, enum.Enum) else ():
+                self._held(joined(path, name), Slots(member, "user", OF_MEMBERS), False, depth)
             for name, member in vars(base).items():
                 for function in functions_of(member):
                     self._visit(joined(path, name), function, False, depth + 1)
 
     def _instance(self, path: str, value: Any, data: bool, depth: int) -> None:
         kind = type(value)
+        if kind.__module__ in INSIDE:
+            self._items(path, (getattr(value, INSIDE[kind.__module__], None),), data, depth)
+            return
         if kind.__module__.partition(".")[0] in SKIPPED and kind is not SimpleNamespace:
             return
         data = data or isinstance(value, Dataset | Sampler)
+        own = "data" if data else "user"
+        memory = buffer_of(value)
+        if memory is not None and memory.nbytes > MOST_BYTES[own]:
+            self.data[path] = value
+        elif memory is not None:
+            self._held(path, BufferSlots(value, own), data, depth)
+        elif is_opaque(value):
+            self._held(path, InnerSlots(value, own), data, depth)
         if kind.__module__.startswith(WALKED_ONLY) and not data:
             for name, item in held(value).items():
                 self._visit(joined(path, name), item, data, depth + 1)
         else:
-            self._held(path, Slots(value, "data" if data else "user"), data, depth)
+            self._held(path, Slots(value, own), data, depth)
         self._class(kind, depth)
         call = getattr(kind, "__call__", None)  # noqa: B004  # the function itself is wanted
         if isinstance(call, FunctionType):
@@ -325,7 +351,10 @@ class Inventory:
                 self._visit(joined(path, name), item, data, depth + 1)
 
 
-PASSED = (*ATOMS, *BUFFERS, torch.Tensor, np.ndarray, ModuleType, random.SystemRandom)
+OF_MEMBERS = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
+"""What every member of an enumeration has."""
+
+PASSED = (*ATOMS, *BUFFERS, ModuleType, random.SystemRandom)
 
 FUNCTIONS = (
     *(FunctionType, MethodType, functools.partial, functools._lru_cache_wrapper),
@@ -339,16 +368,6 @@ REFERRED = (
 """What a state_dict() leaves out where it is only referred to."""
 
 
-def hooks_of(owner: Any) -> dict[str, Any]:
-    """Return the dictionaries of a module's, an optimizer's or a tensor's hooks, by name."""
-    names = vars(owner) if isinstance(owner, torch.nn.Module | torch.optim.Optimizer) else _HOOKS_OF_TENSORS
-    found = {name: getattr(owner, name, None) for name in names if name.endswith("_hooks")}
-    return {name: hooks for name, hooks in found.items() if isinstance(hooks, dict)}
-
-
-_HOOKS_OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-
-
 def functions_of(member: Any) -> list[Any]:
     """Return the functions in what a class has under a name."""
     if isinstance(member, property):
@@ -356,6 +375,13 @@ def functions_of(member: Any) -> list[Any]:
     if isinstance(member, staticmethod | classmethod):
         return [member.__func__]
     return [member] if isinstance(member, FunctionType) else []
+
+
+def is_opaque(value: Any) -> bool:
+    """Tell whether an object is of no Python class, so that only the garbage collector knows what it refers to."""
+    kind = type(value)
+    python = hasattr(value, "__dict__") or is_users(kind) or kind.__module__.startswith(WALKED_ONLY)
+    return not (python or isinstance(value, BaseException | FrameType | TracebackType | CodeType))
 
 
 def joined(path: str, name: str) -> str:
@@ -375,28 +401,3 @@ def made_anew(found: Inventory, path: str, state: Any) -> Generator | None:
     generator = like_state(state)
     slots.set(name, generator)
     return generator
-
-
-_LIBRARIES = (
-    *(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")),
-    *(site.getusersitepackages(), "<frozen"),
-)
-
-
-def is_users(thing: Any) -> bool:
-    """Tell whether a module, class, function or code is the user's own, and not a library's."""
-    if isinstance(thing, CodeType):
-        return not thing.co_filename.startswith(_LIBRARIES)
-    name = getattr(thing, "__name__" if isinstance(thing, ModuleType) else "__module__", None) or ""
-    if not isinstance(name, str) or name.partition(".")[0] in SKIPPED:
-        return False
-    module = thing if isinstance(thing, ModuleType) else sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if name == "__main__":
-        return True
-    if file is not None:
-        return not file.startswith(_LIBRARIES)
-    code = getattr(thing, "__code__", None)  # of a script that was run by exec() or a loader of its own
-    if isinstance(code, CodeType):
-        return is_users(code)
-    return bool(name) and module is None

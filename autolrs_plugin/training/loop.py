@@ -1,10 +1,9 @@
 """The session's port for a plain PyTorch loop: a step, a validation, and the data that they draw from."""
 
 import hashlib
-import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autolrs_plugin.training.arguments import check_step, whole_number
 from autolrs_plugin.training.data import Batches, BatchStream, ProbeBatches, generators_of
 from autolrs_plugin.training.fingerprint import weights_digest
 from autolrs_plugin.training.inventory import Stateful
@@ -59,7 +59,7 @@ class TorchLoop:
         keep: str,
         roots: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_step(train_step, train_data, probe_data, "data" in stateful)
+        check_step(train_step, train_data, probe_data, "data" in stateful)
         self._train_step = train_step
         self._validate = validate
         self._count_tokens = count_tokens
@@ -83,7 +83,9 @@ class TorchLoop:
         roots = {name: part for name, part in (parts | dict(roots or {})).items() if part is not None}
         self._job = JobState(model, optimizer, stateful, all_generators, roots)
         self._keeper = Keeper(self._job, keep)
-        self._before_probes: dict[str, str] | None = None
+        # What there was when the state was kept, whole and as far as it costs little; and the logs that were named.
+        self._before: tuple[dict[str, str], dict[str, str]] | None = None
+        self._named: set[str] = set()
         self._probed = self._verified = self._in_probe = False
         self.rates = GroupRates(optimizer)
 
@@ -111,25 +113,24 @@ class TorchLoop:
     def snapshot(self) -> None:
         """Keep the whole state, in place of the one kept before."""
         self._keeper.save()
-        self._before_probes = self._job.watched() if self._verified else self._job.digests()
-        self._probed = False
+        self._before = self._job.digests(), self._job.watched()
+        self._probed = self._verified = False
 
     def restore(self) -> None:
-        """Go back to the kept state.
+        """Go back to the kept state; after a search's first probe, and at its end, see that this was all.
 
         Raises:
             RuntimeError: a probe has changed something that cannot be set back; the message names it.
         """
         self._keeper.restore()
-        self._in_probe = False
-        before, self._before_probes = self._before_probes, None
-        if self._probed and before is not None:
-            now = self._job.watched() if self._verified else self._job.digests()
+        in_probe, self._in_probe = self._in_probe, False
+        if self._before is None:  # a state that was read from a file had nobody to take fingerprints of it
+            self._before = self._job.digests(), self._job.watched()
+        elif self._probed and self._verified and in_probe:
+            self._check_same(self._before[1], self._job.watched())
+        elif self._probed:
             self._verified = True
-            check_same(before, now)
-        # A state that was read from a file had nobody to take fingerprints of it.
-        unseen = before is None and not self._verified
-        self._before_probes = self._job.digests() if unseen else self._job.watched()
+            self._check_same(self._before[0], self._job.digests())
 
     @contextmanager
     def as_kept(self) -> Iterator[None]:
@@ -173,6 +174,7 @@ class TorchLoop:
     def receive(self, state: bytes) -> None:
         """Make the state that `kept_state` gave in another process the kept one."""
         self._keeper.keep(state)
+        self._before, self._probed, self._verified = None, False, False
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this job from others, as plain values."""
@@ -211,6 +213,9 @@ class TorchLoop:
                 "let train_step take one, or what it draws from as data=, generators= or stateful=."
             )
 
+    def _check_same(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        self._named |= check_same(before, after, self._named)
+
     def _steps(
         self,
         lrs: Sequence[float],
@@ -224,7 +229,7 @@ class TorchLoop:
             batch = draw() if draw is not None else None
             losses.append(self._take(batch, with_batch=draw is not None))
             if self._count_tokens is not None and draw is not None:
-                tokens += self._count_tokens(batch)
+                tokens += whole_number(self._count_tokens(batch), "count_tokens")
             on_step(lr, losses[-1])
             if abort_above is not None and not (losses[-1] <= abort_above and math.isfinite(losses[-1])):
                 break
@@ -238,27 +243,28 @@ class TorchLoop:
         return as_number(self._train_step(batch) if with_batch else self._train_step(), "train_step")
 
 
-def check_same(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Look at what a probe has changed for good.
+def check_same(before: Mapping[str, str], after: Mapping[str, str], named: Collection[str] = ()) -> set[str]:
+    """Look at what a probe has changed for good; return the logs among it, of which those not yet `named` are now.
 
     Raises:
         RuntimeError: it changed something of the job; the message names it.
     """
     changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
-    counts = [path for path in changed if path.endswith(COUNT)]
-    if counts:
+    logs = {path for path in changed if path.endswith(COUNT)}
+    if fresh := sorted(logs.difference(named)):
         logger.warning(
-            "%s: changed by a probe, and not set back, as probes call train_step, too; keep what training depends on "
+            "%s: grew in a probe, and was not set back, as probes call train_step, too; keep what training depends on "
             "in the model or in an object with state_dict(), given as stateful=.",
-            ", ".join(counts[:5]),
+            ", ".join(fresh[:5]),
         )
-    lost = [path for path in changed if path not in counts]
+    lost = [path for path in changed if path not in logs]
     if lost:
         raise RuntimeError(
             f"{', '.join(lost[:5])}: was changed by a probe and cannot be set back, so the run would differ "
             "from one without probes. Give what batches are drawn from as train_data= or data=, and other state as "
             "stateful= (a module, an optimizer, or an object with state_dict() and load_state_dict())."
         )
+    return logs
 
 
 def as_number(value: Any, source: str) -> float:
@@ -279,32 +285,3 @@ def as_number(value: Any, source: str) -> float:
             f"{source}: returned {str(value)[:40]} ({type(value).__name__}); it must return the loss."
         )
     return float(value)
-
-
-def _check_step(train_step: object, train_data: object, probe_data: object, has_data: bool) -> None:
-    """Raise if train_step cannot be called with what it would be given."""
-    if probe_data is not None and train_data is None:
-        raise ValueError(
-            "probe_data: was given without train_data; give both, and let train_step take a batch."
-        )
-    if train_data is not None and has_data:
-        raise ValueError(
-            "data: was given together with train_data; the position in train_data is kept by itself."
-        )
-    if train_step is None:
-        return
-    if not callable(train_step):
-        raise TypeError(f"train_step: a {type(train_step).__name__} cannot be called.")
-    try:
-        signature = inspect.signature(train_step)
-    except ValueError:  # some built-in callables have none
-        return
-    given = 0 if train_data is None else 1
-    try:
-        signature.bind(*[None] * given)
-    except TypeError as error:
-        if given:
-            raise TypeError(
-                "train_step: takes no batch, but train_data was given; let it take one."
-            ) from error
-        raise TypeError("train_step: takes a batch, so train_data= is needed.") from error

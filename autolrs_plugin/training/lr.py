@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from autolrs_plugin.core.config import ConfigError
+from autolrs_plugin.core.config import ConfigError, check_lr_range
 from autolrs_plugin.core.replay import plateau_of
+from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.inventory import Inventory
 
 
@@ -43,22 +44,30 @@ def group_ratios(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
     return tuple(rate / rates[0] for rate in rates)
 
 
-def check_prior(prior: object) -> None:
-    """Raise ConfigError if `prior` says nothing of a learning rate."""
-    number = isinstance(prior, Real) and not isinstance(prior, bool) and float(prior) > 0
-    if not (prior is None or prior == "optimizer" or number):
+def checked_prior(prior: Any, lr_range: Any) -> float | str | None:
+    """Return `prior`, a number as one of Python's.
+
+    Raises:
+        ConfigError: it says nothing of a learning rate, or of one outside of `lr_range`; or that is no range.
+    """
+    plain = plain_numbers({"prior": prior, "lr_range": lr_range})
+    low, high = check_lr_range(plain["lr_range"])
+    prior = plain["prior"]
+    if prior is None or (isinstance(prior, str) and prior == "optimizer"):
+        return prior
+    if not isinstance(prior, Real) or isinstance(prior, bool) or not float(prior) > 0:
         raise ConfigError(f"prior={prior!r}: must be 'optimizer', a learning rate above 0, or None.")
+    if not low <= float(prior) <= high:
+        raise ConfigError(
+            f"prior={prior!r}: is outside of lr_range=({low:g}, {high:g}); give a rate in it, or None."
+        )
+    return float(prior)
 
 
 def prior_lr(prior: float | str | None, optimizer: torch.optim.Optimizer) -> float | None:
-    """Return the learning rate that a search begins with: for "optimizer" that of the first group, as it was built.
-
-    Raises:
-        ConfigError: `prior` is neither "optimizer", a learning rate nor None.
-    """
-    check_prior(prior)
+    """Return the learning rate that a search begins with: for "optimizer" that of the first group, as it was built."""
     if not isinstance(prior, str):
-        return prior if prior is None else float(prior)
+        return prior
     group = optimizer.param_groups[0]
     return float(group.get("initial_lr", group.get("lr")) or 0.0)
 
@@ -74,7 +83,7 @@ def earlier_plateau(warm_start: str | os.PathLike[str] | None) -> tuple[tuple[fl
         return None
     if not isinstance(warm_start, str | os.PathLike):
         raise ConfigError(f"warm_start={warm_start!r}: must be the folder of an earlier run (its run_dir).")
-    return plateau_of(Path(warm_start))
+    return plateau_of(Path(warm_start).expanduser())
 
 
 class GroupRates:

@@ -24,6 +24,9 @@ RECORDED = (*ATOMS, PurePath, date, time, timedelta, Decimal, Enum)
 BUFFERS = (bytearray, array)
 """Bytes and numbers that change in place."""
 
+OF_NUMPY = "biufcVSUmM"
+"""The kinds of numpy's types whose values lie in the array: numbers, records, texts and times, and no objects."""
+
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 
 MANY = 10_000
@@ -31,6 +34,18 @@ MANY = 10_000
 
 MOST_BYTES = {"module": float("inf"), "optimizer": float("inf"), "user": 64 * 2**20, "data": 2**20}
 """What is larger is data: it is watched, not copied."""
+
+
+def bears(value: Any) -> bool:
+    """Tell whether a tensor, an array or a container has attributes that somebody has given it, beside its content."""
+    if type(value) in _BARE or isinstance(value, np.memmap):
+        return False
+    if hasattr(value, "to_local") or hasattr(value, "__tensor_flatten__"):  # it consists of what is in them
+        return False
+    return bool(getattr(value, "__dict__", None))
+
+
+_BARE = {dict, list, tuple, set, frozenset, deque, np.ndarray}
 
 
 def is_plain(
@@ -47,6 +62,7 @@ def is_plain(
         most_bytes: how large its tensors may be in all.
         left: how many items, and how many bytes, may still be looked at.
     """
+    inside = left is not None
     left = [MANY, most_bytes] if left is None else left
     left[0] -= 1
     if isinstance(value, ATOMS):
@@ -55,13 +71,14 @@ def is_plain(
         left[1] -= memoryview(value).nbytes
         return left[1] >= 0
     if isinstance(value, torch.Tensor | np.ndarray):
-        if not _is_dense(value):
+        # In a container, one with attributes needs to be walked to; otherwise they are its own slots.
+        if not is_dense(value) or (inside and bears(value)):
             return False
         left[1] -= value.nbytes
         # Without the names of the model's parameters, any parameter may be one of them.
         other = not isinstance(value, torch.nn.Parameter) or foreign != ()
         return left[1] >= 0 and other and id(value) not in foreign
-    if not isinstance(value, CONTAINERS) or len(value) > left[0]:
+    if not isinstance(value, CONTAINERS) or len(value) > left[0] or bears(value):
         return False
     if isinstance(value, dict) and not all(is_plain(k, foreign, most_bytes, left) for k in value):
         return False
@@ -70,17 +87,19 @@ def is_plain(
     )
 
 
-def _is_dense(value: Any) -> bool:
+def is_dense(value: Any) -> bool:
     """Tell whether a tensor or array is numbers in memory: not sparse, nested or on the meta device, and no objects."""
     if isinstance(value, torch.Tensor):
         return value.layout is torch.strided and not value.is_meta and not value.is_nested
-    return bool(value.dtype.kind in "biufc")
+    return bool(value.dtype.kind in OF_NUMPY and not value.dtype.hasobject)
 
 
 def is_data(value: Any, left: list[int] | None = None) -> bool:
     """Tell whether a container is of plain values alone, as far as so many of them tell."""
     left = [MANY] if left is None else left
     left[0] -= 1
+    if isinstance(value, (*CONTAINERS, torch.Tensor, np.ndarray)) and bears(value):
+        return False
     if isinstance(value, CONTAINERS) and not isinstance(value, torch.Size):
         items = [*value, *value.values()] if isinstance(value, dict) else value
         return all(is_data(item, left) for item in items if left[0] >= 0)
@@ -90,6 +109,11 @@ def is_data(value: Any, left: list[int] | None = None) -> bool:
 def is_log(value: Any, left: list[int] | None = None) -> bool:
     """Tell whether a value is a list of numbers, strings, paths or times alone: what happened, and how often."""
     return type(value) is list and _is_record(value, [MANY] if left is None else left)
+
+
+def has_grown(before: Any, now: Any) -> bool:
+    """Tell whether a value was a log and still is: nothing of it has changed, and more may have come to it."""
+    return is_log(before) and is_log(now) and len(now) >= len(before) and now[: len(before)] == before
 
 
 def _is_record(value: Any, left: list[int]) -> bool:

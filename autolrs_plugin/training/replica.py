@@ -7,7 +7,7 @@ import torch
 
 from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.training.loop import TorchLoop, named_state
-from autolrs_plugin.training.session import carry_out
+from autolrs_plugin.training.transaction import carry_out
 
 BuildJob = Callable[[], Mapping[str, Any]]
 """Returns what AutoLRS takes of a job, as keyword arguments."""

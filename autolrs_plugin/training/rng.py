@@ -8,17 +8,24 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-Generator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+from autolrs_plugin.training.checking import named
 
-GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+Generator: TypeAlias = (
+    torch.Generator | np.random.Generator | np.random.BitGenerator | np.random.RandomState | random.Random
+)
+
+GENERATORS = (
+    *(torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState),
+    random.Random,
+)
 
 
 def check_generator(generator: object) -> None:
     """Raise TypeError if `generator` is of no kind that can be read and set back."""
     if not isinstance(generator, GENERATORS) or isinstance(generator, random.SystemRandom):
         raise TypeError(
-            f"generators: a {type(generator).__name__} is none; valid are torch.Generator, numpy.random.Generator, "
-            "numpy.random.RandomState and random.Random."
+            f"generators: {named(generator)} is none; valid are torch.Generator, numpy.random.Generator, "
+            "numpy.random.BitGenerator, numpy.random.RandomState and random.Random."
         )
 
 
@@ -60,8 +67,8 @@ def seed_all(seed: int, generators: Sequence[Generator] = ()) -> None:
     for generator, word in zip(generators, words[3:], strict=True):
         if isinstance(generator, torch.Generator):
             generator.manual_seed(int(word))
-        elif isinstance(generator, np.random.Generator):
-            bits: Any = generator.bit_generator
+        elif isinstance(generator, np.random.Generator | np.random.BitGenerator):
+            bits = _bits_of(generator)
             bits.state = type(bits)(int(word)).state
         else:
             generator.seed(int(word))
@@ -77,9 +84,13 @@ def rng_kept(generators: Sequence[Generator] = ()) -> Iterator[None]:
         set_rng_state(state, generators)
 
 
+def _bits_of(generator: np.random.Generator | np.random.BitGenerator) -> Any:
+    return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+
+
 def state_of(generator: Generator) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
+    if isinstance(generator, np.random.Generator | np.random.BitGenerator):
+        return _bits_of(generator).state
     if isinstance(generator, random.Random):
         return generator.getstate()
     if isinstance(generator, np.random.RandomState):
@@ -88,8 +99,8 @@ def state_of(generator: Generator) -> Any:
 
 
 def set_state_of(generator: Generator, value: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = value
+    if isinstance(generator, np.random.Generator | np.random.BitGenerator):
+        _bits_of(generator).state = value
     elif isinstance(generator, random.Random):
         generator.setstate(value)
     else:
@@ -109,5 +120,6 @@ def like_state(value: Any) -> Generator:
 
 def spawned_by(generator: Generator) -> int:
     """Return how many generators one of numpy's has spawned: no part of its state, and nobody can set it back."""
-    seed = generator.bit_generator.seed_seq if isinstance(generator, np.random.Generator) else None
+    numpys = isinstance(generator, np.random.Generator | np.random.BitGenerator)
+    seed = _bits_of(generator).seed_seq if numpys else None  # type: ignore[arg-type]
     return int(getattr(seed, "n_children_spawned", 0))

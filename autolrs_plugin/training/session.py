@@ -12,14 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError
 from autolrs_plugin.core.replay import replay
 from autolrs_plugin.training.metering import owning
-from autolrs_plugin.training.ports import Observer, OnStep, Port, Prober, Steps
+from autolrs_plugin.training.ports import Observer, Port, Prober, Steps
+from autolrs_plugin.training.transaction import carry_out, evaluated
+
+HINTS = {
+    "initial": " (resume=True takes over the run's own)",
+    "prior_lr": " (prior='optimizer' reads the optimizer's rate, which training changes: make it anew)",
+}
+"""What may be the reason for a difference."""
 
 MAX_NAN_EVALUATIONS = 3
 """So many probes with finite training losses and no finite validation loss, and never one: validate is at fault."""
@@ -91,6 +96,7 @@ class Session:
         self._prober = prober
         self._watched = watched
         self.closed = False
+        self._over = "AutoLRS: was closed; make a new one to train (with the same run_dir it goes on)."
         self._pending: Action | None = None
         self._pending_since = 0.0
         self._nan_evaluations = 0
@@ -148,13 +154,22 @@ class Session:
         self.controller.ledger.bookkeeping_s += self._pending_since - started
         return action
 
+    @property
+    def idle(self) -> bool:
+        """Whether no action is pending: at the beginning, after a result, and after an exception."""
+        return self._pending is None
+
     def perform(self, action: Action) -> Result:
         """Carry out an action on the port; return its result, which `tell` takes."""
         self.check_open()
         assert action == self._pending, f"{action} is not the action that was asked for"
         self._performed = True
-        with owning(_owner(action)):
-            return self._probe(action) if isinstance(action, Probe) else self._carried_out(action)
+        try:
+            with owning(_owner(action)):
+                return self._probe(action) if isinstance(action, Probe) else self._carried_out(action)
+        except BaseException as error:
+            self._broken_off(action, error)
+            raise
 
     def _carried_out(self, action: Action) -> Result:
         started = time.perf_counter()
@@ -217,9 +232,7 @@ class Session:
     def check_open(self) -> None:
         """Raise RuntimeError if it was closed: what came now would be in no journal."""
         if self.closed:
-            raise RuntimeError(
-                "AutoLRS: was closed; make a new one to train (with the same run_dir it goes on)."
-            )
+            raise RuntimeError(self._over)
 
     def _seen(self) -> str:
         return self._port.fingerprint() if self._watched else ""
@@ -235,12 +248,27 @@ class Session:
             result = self._prober.probe((probe, *self.controller.ahead[1:]), seed)
             if result is not None:
                 return _as_waited_for(result, time.perf_counter() - started)
-        try:
-            return carry_out(probe, self._port, seed, self._on_step, self._clean)
-        except BaseException:
-            # All is as before the probe: whoever catches this may ask for it again.
-            self._pending, self._clean, self._performed = None, True, False
-            raise
+        return carry_out(probe, self._port, seed, self._on_step, self._clean)
+
+    def _broken_off(self, action: Action, error: BaseException) -> None:
+        """Take note of an action that an exception has ended: all but training may be asked for again.
+
+        Of a step of the run itself nobody knows how far it has come; so the run ends here, and its folder is let go.
+        """
+        self._performed = self._clean = False
+        if not isinstance(action, Train):
+            self._pending = None
+            return
+        again = "make the model, the optimizer and AutoLRS anew, as the script does"
+        if self._run_dir is not None:
+            again += f", with run_dir={str(self._run_dir)!r}: it goes on at step {action.first_step}"
+        else:
+            again += "; with a run_dir, a run goes on where it was"
+        name = type(error).__name__
+        self._over = (
+            f"AutoLRS: a {name} has ended this run amid its own steps, which cannot be undone; {again}."
+        )
+        self.close()
 
     def _check_val_loss(self, action: Action, result: Result) -> None:
         if result.val_loss is None or self._nan_evaluations < 0:
@@ -314,65 +342,6 @@ def _owner(action: Action) -> str:
     return "adapter" if isinstance(action, Train) else "action"
 
 
-def evaluated(port: Port) -> float:
-    """Return the validation loss.
-
-    Raises:
-        RuntimeError: evaluating changed the weights.
-    """
-    before = port.fingerprint()
-    loss = port.evaluate()
-    if port.fingerprint() != before:
-        raise RuntimeError(
-            "validate: changed the weights of the model; it must leave them as they were (put back what it swaps)."
-        )
-    return loss
-
-
-def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep, clean: bool = False) -> Result:
-    """Carry out a probe on a port that has kept a state; `seed` is the search's. Return its result.
-
-    A probe is a transaction: whatever ends it, an exception or Ctrl-C included, the job is in the kept state then.
-
-    Args:
-        probe: the probe.
-        port: the training job.
-        seed: of the search.
-        on_step: called after each step.
-        clean: whether the job is in the kept state already.
-    """
-    started = time.perf_counter()
-    if not clean:
-        _go_back(port)
-    restored = time.perf_counter()
-    try:
-        steps = port.probe(probe.lrs, probe_seed(seed, probe), probe.abort_above, on_step)
-        probed = time.perf_counter()
-        held = len(steps.losses) == len(probe.lrs) and math.isfinite(steps.losses[-1])
-        val_loss = evaluated(port) if probe.evaluate and held else None
-        evaluated_at = time.perf_counter()
-    finally:
-        _go_back(port)
-    ended = time.perf_counter()
-    return Result(
-        losses=steps.losses,
-        val_loss=val_loss,
-        seconds=ended - started,
-        eval_seconds=evaluated_at - probed,
-        restore_seconds=ended - evaluated_at + restored - started,
-        tokens=steps.tokens,
-    )
-
-
-def _go_back(port: Port) -> None:
-    """Go back to the kept state, wholly: an interrupt in its midst is let out afterwards."""
-    try:
-        port.restore()
-    except KeyboardInterrupt:
-        port.restore()
-        raise
-
-
 def _as_waited_for(result: Result, seconds: float) -> Result:
     """Return a result with the wall time that it was waited for, which is what a parallel probe costs."""
     share = min(1.0, seconds / result.seconds)
@@ -382,11 +351,6 @@ def _as_waited_for(result: Result, seconds: float) -> Result:
         eval_seconds=result.eval_seconds * share,
         restore_seconds=result.restore_seconds * share,
     )
-
-
-def probe_seed(seed: int, probe: Probe) -> int:
-    """Return the seed of a probe's minibatches; two probes of a stage with the same draw have the same."""
-    return int(np.random.SeedSequence([seed, probe.stage, probe.draw]).generate_state(1)[0])
 
 
 def check_same_run(
@@ -404,7 +368,7 @@ def check_same_run(
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) == theirs.get(key) or (key == "initial" and not insist):
                 continue
-            hint = " (resume=True takes over the run's own)" if key == "initial" else ""
+            hint = HINTS.get(key, "")
             raise JournalError(
                 f"{journal.path}: is of another run: its {name} {key!r} is {theirs.get(key)!r}, and here it is "
                 f"{ours.get(key)!r}{hint}; resume with the same, or choose another folder."

@@ -1,29 +1,33 @@
-"""What holds values by name: attributes of objects and classes, variables of functions, items of containers.
+"""What holds values by name: attributes of objects and classes, variables of functions. For items, see `items`.
 
 Each kind reads what is held and sets it, so that a rollback treats all alike.
 """
 
-import ast
 import dis
-import gc
 import sys
-from collections import deque
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable
 from contextvars import ContextVar
+from enum import Enum
 from functools import lru_cache
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 
 from autolrs_plugin.training.plain import ATOMS
 
 _TORCHS = frozenset(vars(torch.nn.Module()))
-_OPTIMIZERS = frozenset({"param_groups", "state", "defaults"})
+_OPTIMIZERS = frozenset({"param_groups", "state"})
 _OF_CLASSES = (FunctionType, classmethod, staticmethod, property, MemberDescriptorType)
 
 STORES = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR")
+
+BY_STRING = {
+    *("globals", "vars", "__dict__", "setattr", "delattr"),
+    *("modules", "import_module", "__import__"),
+}
+"""What a function reaches variables with whose names are strings in it."""
 
 
 class Slots:
@@ -122,7 +126,7 @@ class ClassSlots(Slots):
         return {
             k: v
             for k, v in vars(self._owner).items()
-            if not (k.startswith(("__", "_abc_")) or isinstance(v, _OF_CLASSES))
+            if not (k.startswith(("__", "_abc_")) or isinstance(v, _OF_CLASSES) or self._is_enums(k, v))
         }
 
     def set(self, name: str, value: Any) -> None:
@@ -133,31 +137,42 @@ class ClassSlots(Slots):
         """Delete an attribute."""
         type.__delattr__(self._owner, name)
 
+    def _is_enums(self, name: str, value: Any) -> bool:
+        """Tell whether a name is Python's own in an enumeration; its members never change themselves."""
+        return issubclass(self._owner, Enum) and (name.startswith("_") or isinstance(value, Enum))
+
 
 def _variables_of(
-    module: ModuleType, path: str, names: Iterable[str], is_users: Any
+    module: ModuleType, path: str, names: Iterable[str], stored: Container[str], is_users: Any
 ) -> dict[str, tuple[dict[str, Any], str]]:
-    """Return where the variables of a user's module that bear one of the names are, those of modules in it included."""
-    places = {}
+    """Return where the variables of a module that bear one of the names are, those of modules in it included.
+
+    Of a library's module, only numbers and the like that the function sets.
+    """
+    places, variables, own = {}, vars(module), is_users(module)
     for name in names:
-        if name not in vars(module):
+        if name not in variables:
             continue
-        inner = vars(module)[name]
+        inner = variables[name]
         if not isinstance(inner, ModuleType):
-            places[f"{path}.{name}"] = (vars(module), name)
-        elif inner.__name__.startswith(f"{module.__name__}.") and is_users(inner):
-            places |= _variables_of(inner, f"{path}.{name}", names, is_users)
+            if own or (name in stored and isinstance(inner, ATOMS)):
+                places[f"{path}.{name}"] = (variables, name)
+        elif own and inner.__name__.startswith(f"{module.__name__}.") and is_users(inner):
+            places |= _variables_of(inner, f"{path}.{name}", names, stored, is_users)
     return places
 
 
 class VariableSlots(Slots):
-    """The variables of a function's surroundings that it uses: closure cells, globals, and those of a user's modules.
+    """The variables of a function's surroundings that it uses: closure cells, globals, and those of modules.
 
-    Lists of numbers alone are the user's own logs of what the function did: they stay.
+    A list of numbers alone that has only grown is the user's own log of what the function did: it stays.
 
     Args:
         function: the function.
         is_users: tells whether a module or code is the user's own.
+
+    Attributes:
+        modules: the variables of the user's modules that it uses, by the module's name.
     """
 
     leaves_logs = True
@@ -170,21 +185,18 @@ class VariableSlots(Slots):
         # A library's wrapper bears the name and module of the user's function in it; its globals are the library's.
         variables = function.__globals__ if is_users(function.__code__) else {}
         self._places = {name: (variables, name) for name in names if name not in self._cells}
-        for name in names:
-            module = variables.get(
-                name, sys.modules.get(name)
-            )  # imported at the top, or by the function itself
-            if isinstance(module, ModuleType) and is_users(module):
-                self._places |= _variables_of(module, name, names, is_users)
+        self.modules = {str(variables.get("__name__")): variables}
+        modules = {n: variables.get(n, sys.modules.get(n)) for n in names}  # it may import them by itself
+        for name, module in {**modules, **self._contents()}.items():
+            if isinstance(module, ModuleType):
+                self._places |= _variables_of(module, name, names, self._stored, is_users)
+                if is_users(module):
+                    self.modules[module.__name__] = vars(module)
 
     def get(self) -> dict[str, Any]:
         """Return the variables that can change: those that the function sets, and what can be changed in place."""
         found = {n: variables[key] for n, (variables, key) in self._places.items() if key in variables}
-        for name, cell in self._cells.items():
-            try:
-                found[name] = cell.cell_contents
-            except ValueError:  # not set yet
-                continue
+        found |= self._contents()
         return {k: v for k, v in found.items() if self._sets(k) or not isinstance(v, (*ATOMS, ModuleType))}
 
     def set(self, name: str, value: Any) -> None:
@@ -209,6 +221,15 @@ class VariableSlots(Slots):
         else:
             variables, key = self._places[name]
             del variables[key]
+
+    def _contents(self) -> dict[str, Any]:
+        found = {}
+        for name, cell in self._cells.items():
+            try:
+                found[name] = cell.cell_contents
+            except ValueError:  # not set yet
+                continue
+        return found
 
     def _sets(self, name: str) -> bool:
         return name.rpartition(".")[2] in self._stored
@@ -244,100 +265,6 @@ class FunctionSlots(Slots):
         del self._owner.__dict__[name]
 
 
-class ItemSlots(Slots):
-    """The items of a container, as `[index]` or `['key']`: of one that holds other things than plain values, too.
-
-    Keys that are no plain values go by their place, and so do the members of sets; they are held as they are.
-    """
-
-    def __init__(self, owner: Any, kind: str = "user") -> None:
-        super().__init__(owner, kind)
-        self._keys: dict[str, Any] = {}
-        self._names: dict[int, str] = {}
-        self.lasts = self.lasts and isinstance(owner, Sequence | deque | Mapping)
-        self.get()
-
-    def get(self) -> dict[str, Any]:
-        """Return the items."""
-        if isinstance(self._owner, Sequence | deque):
-            return {f"[{i}]": item for i, item in enumerate(self._owner)}
-        if isinstance(self._owner, Mapping):
-            return {self._name(key): item for key, item in list(self._owner.items())}
-        return {self._name(item): item for item in list(self._owner)}
-
-    def set(self, name: str, value: Any) -> None:
-        """Put an item there."""
-        if isinstance(self._owner, list | deque):
-            index = int(name[1:-1])
-            self._owner.extend([None] * (index + 1 - len(self._owner)))
-            self._owner[index] = value
-        elif isinstance(self._owner, Mapping):
-            self._owner[self._key(name)] = value  # type: ignore[index]
-        elif not isinstance(self._owner, tuple | frozenset):
-            self._owner.add(value)
-
-    def delete(self, name: str) -> None:
-        """Take an item away; of a list, one that was added at its end."""
-        if isinstance(self._owner, list | deque):
-            self._owner.pop()
-        elif isinstance(self._owner, Mapping):
-            del self._owner[self._key(name)]  # type: ignore[attr-defined]
-        else:
-            self._owner.discard(self._key(name))
-
-    def _key(self, name: str) -> Any:
-        if name not in self._keys and name.startswith("[#"):
-            raise ValueError(
-                f"{name}: an item of a {type(self._owner).__name__} is held under a key that only the earlier process "
-                "knew, so this run cannot be resumed; make it before training begins, or leave run_dir out."
-            )
-        known = self._keys[name] if name in self._keys else ast.literal_eval(name[1:-1])
-        return known() if isinstance(known, ref) else known
-
-    def _name(self, key: Any) -> str:
-        if isinstance(key, ATOMS) and isinstance(self._owner, Mapping):
-            self._keys.setdefault(f"[{key!r}]", key)
-            return f"[{key!r}]"
-        known = self._names.get(id(key))
-        if known is not None and self._key(known) is key:  # another may have the id of one that is gone
-            return known
-        name = self._names[id(key)] = f"[#{len(self._keys)}]"
-        weak = isinstance(self._owner, WeakKeyDictionary | WeakSet)
-        self._keys[name] = ref(key) if weak else key
-        return name
-
-
-class CacheSlots(ItemSlots):
-    """What functools.cache or lru_cache has kept, by the place of its key: what was added can be taken away."""
-
-    lasts = False
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
-        # Nothing but the garbage collector tells of it; where it does not, what is added shows in cache_info().
-        found = (part for part in gc.get_referents(function) if type(part) is dict)
-        super().__init__(next((part for part in found if part is not function.__dict__), {}))
-
-    def get(self) -> dict[str, Any]:
-        """Return the function, under the name of each key."""
-        return dict.fromkeys(super().get(), self._function)
-
-    def set(self, name: str, value: Any) -> None:
-        """Leave it: a result that was dropped is gone."""
-
-
-class ResultSlots(ItemSlots):
-    """The results that functools.cache or lru_cache has kept, which a step may change in place."""
-
-    lasts = False
-
-    def __init__(self, function: Any) -> None:
-        found = gc.get_referents(function)
-        super().__init__(
-            tuple(p for part in found for p in (part.values() if type(part) is dict else [part]))
-        )
-
-
 class ContextSlots(Slots):
     """The value of a context variable."""
 
@@ -356,9 +283,6 @@ class ContextSlots(Slots):
 
     def delete(self, name: str) -> None:
         """Leave it: what has been set without a token at hand cannot be unset."""
-
-
-WEAK = (WeakKeyDictionary, WeakValueDictionary, WeakSet)
 
 
 _slot_names: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
@@ -390,9 +314,14 @@ def held(owner: Any) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def names_in(code: CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the names that a function's code uses (globals and attributes), and those that it sets."""
+    """Return the names that a function's code uses (globals and attributes), and those that it may set."""
     names = dict.fromkeys(code.co_names)
     stored = {i.argval for i in dis.get_instructions(code) if i.opname in STORES}
+    if BY_STRING & names.keys():
+        texts = [c for c in code.co_consts if isinstance(c, str)]
+        spelt = [text for text in texts if all(part.isidentifier() for part in text.split("."))]
+        names.update(dict.fromkeys(spelt))
+        stored.update(spelt)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             inner, set_there = names_in(constant)

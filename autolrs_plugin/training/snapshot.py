@@ -1,12 +1,13 @@
 """The whole state of a training job, taken and restored bit for bit."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from autolrs_plugin.training.checking import check_job
+from autolrs_plugin.training.checking import check_job, named
 from autolrs_plugin.training.fingerprint import digest_of, leaves, tensor_digest, weights_fingerprint
 from autolrs_plugin.training.holdings import (
     Origins,
@@ -16,8 +17,8 @@ from autolrs_plugin.training.holdings import (
     restore_dicts,
     restore_slots,
 )
-from autolrs_plugin.training.inventory import Inventory, Stateful, is_stateful, joined, made_anew
-from autolrs_plugin.training.plain import MOST_BYTES, is_log, is_plain
+from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined, made_anew
+from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain
 from autolrs_plugin.training.rng import (
     Generator,
     check_generator,
@@ -27,8 +28,11 @@ from autolrs_plugin.training.rng import (
     spawned_by,
     state_of,
 )
+from autolrs_plugin.training.slots import VariableSlots
 from autolrs_plugin.training.tree import Copier, Restorer
 from autolrs_plugin.training.watched import data_seen, position, switches
+
+logger = logging.getLogger("autolrs_plugin")
 
 _GROUP_PARAMS = "params"
 
@@ -79,15 +83,22 @@ class JobState:
         for name, thing in self.stateful.items():
             if not is_stateful(thing):
                 raise TypeError(
-                    f"{name}: a {type(thing).__name__} has no state_dict() and load_state_dict(), so it cannot be "
+                    f"{name}: {named(thing)} has no state_dict() and load_state_dict(), so it cannot be "
                     "rolled back."
                 )
         for generator in self.generators:
             check_generator(generator)
         self._roots = dict(roots or {})
+        self._lengths: dict[str, int] = {}
         self._look()
+        if not self.found.whole:
+            logger.warning(
+                "train_step and the other arguments reach more than %d objects; what a probe changes beyond them is "
+                "neither rolled back nor seen: keep data in arrays, tensors or a data set.",
+                REACH,
+            )
         self._initial = {
-            (path, name): digest_of(Copier(share=True).copy(value))
+            (path, name): digest_of(Copier(share=True).copy(value, note=True))
             for path, slots in self.found.slots.items()
             if slots.kind in ("user", "data")
             for name, value in plain_in(slots, self._names).items()
@@ -154,6 +165,9 @@ class JobState:
         with torch.no_grad():
             self._restore(Restorer(origins.notes), state, origins)
         self._look()
+        for thing in self.found.bearers.values() if ORIGINS in state else ():
+            if id(thing) not in origins.found.bearers:  # its attributes have come to it since
+                vars(thing).clear()
 
     def digests(self) -> dict[str, str]:
         """Return a digest of everything that is reached, by the path to it: also of what is only watched."""
@@ -163,14 +177,21 @@ class JobState:
         found = {path: digest for key, value in state.items() for path, digest in leaves(key, value)}
         for path, slots in self.found.lasting().items():
             for name, value in slots.get().items():
+                full = joined(path, name)
                 if slots.leaves_logs and is_log(value):
-                    found[joined(path, name) + COUNT] = str(data_seen(value))
+                    begun = self._lengths.setdefault(full, len(value))
+                    found[full] = str(data_seen(value[:begun]))
+                    found[full + COUNT] = str(len(value))
                 elif is_plain(value, self._names):
-                    found[joined(path, name)] = digest_of(share.copy(value))
+                    found[full] = digest_of(share.copy(value, note=True))
+        for module, variables in self._modules().items():
+            atoms = {k: v for k, v in list(variables.items()) if isinstance(v, ATOMS)}
+            found |= {f"{module}.{k} (a variable)": repr(v)[:200] for k, v in atoms.items()}
         for name, parameter in self.frozen().items():
             found[f"{name} (a frozen weight)"] = str(tensor_digest(parameter))
         for path, data in self.found.data.items():
-            found[f"{path} (a {type(data).__name__} of {len(data)} items)"] = str(data_seen(data))
+            size = "" if isinstance(data, torch.Tensor) else f" of {len(data)} items"
+            found[f"{path} (a {type(data).__name__}{size})"] = str(data_seen(data))
         return found | self.watched()
 
     def watched(self) -> dict[str, str]:
@@ -217,6 +238,11 @@ class JobState:
         self.parameters[name] = parameter
         self._names[id(parameter)] = name
 
+    def _modules(self) -> dict[str, dict[str, Any]]:
+        """Return the variables of the user's modules, for a function may make up the name of one."""
+        functions = [slots for slots in self.found.slots.values() if isinstance(slots, VariableSlots)]
+        return {module: variables for slots in functions for module, variables in slots.modules.items()}
+
     def _stateful(self) -> dict[str, Stateful]:
         return {**self.stateful, **self.found.stateful}
 
@@ -232,7 +258,10 @@ class JobState:
         if changed_only:
             for path, values in found.items():
                 for name in [n for n in values if (path, n) in self._initial]:
-                    if digest_of(Copier(share=True).copy(values[name])) == self._initial[path, name]:
+                    if (
+                        digest_of(Copier(share=True).copy(values[name], note=True))
+                        == self._initial[path, name]
+                    ):
                         del values[name]
         return found
 

@@ -8,7 +8,7 @@ compiled graphs, flattened buffers and the caller's own variables refer to them.
 import copy
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,13 @@ class TensorCopy:
         data: the values, on any device.
         device: the device of the tensor that was copied.
         sharding: how the whole tensor is spread, of which this is the part of this process; None where it is whole.
+        grad: the copy of its gradient, where it is a leaf of no module, which the gradients of parameters leave out.
     """
 
     data: torch.Tensor
     device: torch.device
     sharding: Sharding | None = None
+    grad: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +144,12 @@ class Copier:
         if isinstance(value, torch.Tensor):
             if id(value) not in self._copies:
                 self._seen.append(value)
-                copy_of = self._copy_parts if part_names(value) else self._copy_tensor
-                self._copies[id(value)] = copy_of(value, old)
+                if part_names(value):
+                    self._copies[id(value)] = self._copy_parts(value, old)
+                else:
+                    grad = value.grad if note and value.is_leaf else None
+                    kept = None if grad is None else self.copy(grad, getattr(old, "grad", None))
+                    self._copies[id(value)] = replace(self._copy_tensor(value, old), grad=kept)
             copied: Any = self._copies[id(value)]
         elif isinstance(value, dict):
             olds = old if isinstance(old, dict) else {}
@@ -267,13 +273,15 @@ class Restorer:
                 local(live.detach()), kept.data.to(kept.device)
             ):
                 self.into(live.detach() if live.requires_grad else live, kept)
-            self._restored[id(kept)] = live
-            self._written.add(id(live))
-            return live
-        fresh = self._whole(kept.data.to(kept.device, copy=True), kept.sharding)
-        self._restored[id(kept)] = fresh
-        self._written.add(id(fresh))
-        return fresh
+        else:
+            live = self._whole(kept.data.to(kept.device, copy=True), kept.sharding)
+        self._restored[id(kept)] = live
+        self._written.add(id(live))
+        if kept.grad is not None:
+            live.grad = self.restored(live.grad, kept.grad)
+        elif id(kept) in self._origins and live.is_leaf:
+            live.grad = None
+        return live
 
     def _composite(self, live: Any, kept: Composite) -> Any:
         if id(kept) not in self._restored:

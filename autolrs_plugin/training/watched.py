@@ -2,6 +2,7 @@
 
 import gc
 import io
+import json
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -11,22 +12,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from autolrs_plugin.training.fingerprint import tensor_digest
+from autolrs_plugin.training.items import buffer_of
 from autolrs_plugin.training.plain import ATOMS, CONTAINERS, is_plain
 
 DEEP = 8
 """Iterators inside of iterators, so many in a row."""
 
-READ, SAMPLED = 100_000, 64
-"""Data of more items than the first is seen by as many as the second."""
+AT_ONCE = 2**16
+"""Items of a container are read so many at a time."""
 
-BYTES = 2**24
-"""An array of more is seen by a part of it."""
+BYTES, SAMPLED = 2**31, 2**24
+"""So much of tensors and arrays is read; of an array beyond that, a part of the second size."""
 
 
 def position(iterator: Any, depth: int = 0) -> Any:
     """Return what tells how far an iterator has come; a new object each time where nothing does."""
     if isinstance(iterator, io.IOBase):
         return _place_in(iterator)
+    if isinstance(iterator, np.random.SeedSequence):
+        return iterator.n_children_spawned
     if isinstance(iterator, GeneratorType | CoroutineType | AsyncGeneratorType):
         return _frame(iterator, depth)
     if hasattr(iterator, "_num_yielded"):  # a DataLoader's
@@ -111,29 +116,53 @@ def _visible(value: Any) -> Any:
 
 
 def data_seen(value: Any) -> int:
-    """Return a number that changes when data does: of tensors, torch's count of writes; of much data, of samples."""
-    left, digest = [READ], 0
+    """Return a number that changes when data does; of tensors beyond `BYTES` in all, when torch writes to them."""
+    left, digest = [BYTES], 0
     for leaf in _leaves(value, left):
         digest = zlib.crc32(leaf, digest)
     return digest
 
 
-def _leaves(value: Any, left: list[int]) -> Iterator[bytes]:
-    left[0] -= 1
+def _leaves(value: Any, left: list[int]) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
-        yield f"{value._version} {value.data_ptr() if value.layout == torch.strided else 0}".encode()
+        left[0] -= _bytes_in(value)
+        read = left[0] >= 0 or value.layout != torch.strided
+        yield f"{tensor_digest(value) if read else (value._version, value.data_ptr())}".encode()
     elif isinstance(value, np.ndarray):
-        part = value.reshape(-1)[:: 1 + value.nbytes // BYTES]
-        yield np.ascontiguousarray(part).tobytes() if value.dtype.kind in "biufc" else repr(part).encode()
+        yield from _of_array(value, left)
     elif isinstance(value, CONTAINERS):
         items = list(value.items()) if isinstance(value, dict) else list(value)
         yield f"{type(value).__name__} {len(items)}".encode()
         if isinstance(value, set | frozenset):
             items.sort(key=repr)
-        for item in items if len(items) <= left[0] else items[:: max(1, len(items) // SAMPLED)] + items[-1:]:
-            yield from _leaves(item, left)
+        for begin in range(0, len(items), AT_ONCE):
+            part = items[begin : begin + AT_ONCE]
+            try:
+                yield json.dumps(part).encode()
+            except (TypeError, ValueError):  # not of numbers and texts alone
+                for item in part:
+                    yield from _leaves(item, left)
+    elif (memory := buffer_of(value)) is not None:
+        yield memory.cast("B")
     else:
         yield (repr(value) if isinstance(value, ATOMS) else type(value).__name__).encode()
+
+
+def _bytes_in(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size() if tensor.layout == torch.strided else 0
+
+
+def _of_array(array: np.ndarray, left: list[int]) -> Iterator[Any]:
+    if array.dtype.hasobject:
+        yield from _leaves(array.tolist(), left)
+    elif isinstance(array, np.memmap) and array.mode == "r":  # nobody writes to it here
+        yield b""
+    else:
+        left[0] -= array.nbytes
+        flat = np.ascontiguousarray(
+            array if left[0] >= 0 else array.reshape(-1)[:: 1 + array.nbytes // SAMPLED]
+        )
+        yield flat.reshape(-1).view(np.uint8) if flat.size else b""
 
 
 def switches() -> dict[str, str]:

@@ -125,6 +125,7 @@ class Job:
 
 def bits(tensor: torch.Tensor) -> bytes:
     """Return the bytes of a tensor."""
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

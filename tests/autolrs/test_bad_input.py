@@ -1,12 +1,16 @@
 """What cannot work is refused with the argument's name, before anything is trained on it."""
 
+import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Evaluate, Probe, Restore, Snapshot, Train
@@ -41,6 +45,20 @@ def tuner(job: Job, **changes: Any) -> AutoLRS:
         ({"resume": "yes"}, "resume='yes': must be 'auto', True or False"),
         ({"probe_data": [1]}, "probe_data: was given without train_data"),
         ({"train_data": [1], "data": object()}, "data: was given together with train_data"),
+        ({"run_dir": ""}, "run_dir='': is empty; give the path of a folder"),
+        ({"run_dir": "~no-such-user/run"}, "run_dir='~no-such-user/run': that user has no home folder"),
+        ({"resume": [1, 2]}, r"resume=\[1, 2\]: must be 'auto', True or False"),
+        ({"resume": torch.ones(2)}, r"resume=tensor\(.*: must be 'auto', True or False"),
+        ({"resume": 1}, "resume=1: must be 'auto', True or False"),
+        ({"prior": 50.0}, r"prior=50.0: is outside of lr_range=\(0.001, 1\); give a rate in it, or None"),
+        (
+            {"prior": torch.ones(2)},
+            r"prior=\[1.0, 1.0\]: must be 'optimizer', a learning rate above 0, or None",
+        ),
+        (
+            {"count_tokens": len},
+            "count_tokens: was given without train_data, so there are no batches to count",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_by_name(changes: dict[str, Any], says: str) -> None:
@@ -64,6 +82,21 @@ def test_a_bad_value_is_refused_by_name(changes: dict[str, Any], says: str) -> N
         ({"stateful": {"ema": 3}}, "ema: a int has no state_dict"),
         ({"generators": [3]}, "generators: a int is none"),
         ({"tensorboard": 3}, "tensorboard: a int is neither a folder"),
+        ({"validate": lambda model: 1.0}, "validate: needs an argument, and is called without any; give a function"),
+        ({"train_step": lambda a, b: 1.0, "train_data": [1]}, "train_step: needs more than a batch"),
+        ({"train_step": lambda b: 1.0, "train_data": "data.txt"}, "train_data: 'data.txt' is a text, and no batches"),
+        ({"train_step": lambda b: 1.0, "train_data": DataLoader}, "train_data: the class DataLoader is neither"),
+        ({"train_step": lambda b: 1.0, "train_data": lambda epoch: [1]}, "train_data: is a function that needs an arg"),
+        ({"run_dir": 3}, "run_dir=3: is a int; give the path of a folder, a string or a Path"),
+        ({"run_dir": b"run"}, "run_dir=b'run': is a bytes; give the path of a folder"),
+        ({"stateful": [nn.Linear(1, 1)]}, "stateful: a list has no names; give a dictionary"),
+        ({"stateful": {1: nn.Linear(1, 1)}}, "stateful: the name 1 is a int; give each object a name, a string"),
+        ({"stateful": {"ema": nn.Linear}}, "ema: the class Linear has no state_dict"),
+        ({"generators": torch.Generator()}, r"generators: a Generator is no list; give generators=\[...\]"),
+        ({"observers": print}, r"observers: a builtin_function_or_method is no list; give observers=\[...\]"),
+        ({"observers": [print]}, r"observers: a builtin_function_or_method has no on_action\(\); it needs"),
+        ({"probes": int}, r"probes: the class int has no attach\(\); it needs the methods attach, probe, forget"),
+        ({"train_step": lambda b: 1.0, "train_data": [1], "count_tokens": 5}, "count_tokens: a int cannot be called"),
     ],
 )  # fmt: skip
 def test_a_wrong_type_is_refused_by_name(changes: dict[str, Any], says: str) -> None:
@@ -90,6 +123,59 @@ def test_an_optimizer_that_cannot_train_the_model_is_refused() -> None:
     lazy = nn.LazyLinear(3)
     with pytest.raises(ValueError, match="'weight' is uninitialised; pass one batch"):
         AutoLRS(lazy, torch.optim.SGD(lazy.parameters(), lr=0.1), max_steps=7, lr_range=(0.1, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (nn.Linear(2, 2).requires_grad_(False), "model: none of the parameters that the optimizer has requires a grad"),
+        (nn.Linear(2, 2, device="meta"), "model: the parameter 'weight' is on the meta device, where it has no values"),
+    ],
+)  # fmt: skip
+def test_a_model_that_no_step_can_train_is_refused(model: nn.Module, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        AutoLRS(model, torch.optim.SGD(model.parameters(), lr=0.1), max_steps=7, lr_range=(0.1, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "says"),
+    [
+        (lambda: None, TypeError, "train_data: returned a NoneType; it must return the batches of an epoch"),
+        (functools.partial(iter, iter([])), ValueError, "has no batches; the function must return a new iterator each"),
+    ],
+)  # fmt: skip
+def test_a_function_that_returns_no_epoch_is_named(source: Any, error: type[Exception], says: str) -> None:
+    job = Job()
+    with script([Train(0, (0.1,))]), pytest.raises(error, match=says):
+        tuner(job, train_step=lambda batch: job.step(), train_data=source).run()
+
+
+@pytest.mark.parametrize(
+    ("value", "counted"), [(5, 5), (np.int64(5), 5), (torch.tensor(5), 5), (5.5, 0), ("5", 0)]
+)
+def test_tokens_are_whole_numbers(value: object, counted: int) -> None:
+    job = Job()
+    with script([Train(0, (0.1,) * 7)]):
+        made = tuner(
+            job, train_step=lambda batch: job.step(), train_data=[1], count_tokens=lambda batch: value
+        )
+        if counted:
+            made.run()
+            assert made.ledger.train.tokens == 7 * counted
+            return
+        with pytest.raises(TypeError, match=r"count_tokens: returned 5.* it must return a whole number"):
+            made.run()
+
+
+@pytest.mark.parametrize("prior", [torch.tensor(0.25), np.float32(0.25), np.array(0.25)])
+def test_a_prior_may_be_a_scalar_of_torch_or_numpy(prior: Any) -> None:
+    assert tuner(Job(), prior=prior)._controller.config.prior_lr == 0.25
+
+
+def test_a_folder_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tuner(Job(), run_dir="~/run").close()
+    assert (tmp_path / "run" / "journal.jsonl").is_file()
 
 
 @pytest.mark.parametrize("value", [torch.ones(3), torch.ones(2, 1), torch.empty(0)])
@@ -150,10 +236,15 @@ def test_a_search_by_a_validation_that_is_never_finite_says_that_and_nothing_els
 
 
 def test_a_validation_that_is_seldom_finite_is_a_divergence() -> None:
-    left = [1.0, math.nan, math.nan, math.nan, math.nan, 0.5]
+    values, calls = (1.0, math.nan, math.nan, math.nan, math.nan, 0.5), []
+
+    def validate() -> float:
+        calls.append(1)
+        return values[len(calls) - 1]
+
     probes = [Probe(0, i, (0.01,) * 2, math.inf, evaluate=True) for i in range(5)]
     with script([Snapshot(), *probes, Restore(), Train(0, (0.1,)), Evaluate(1)]):
-        made = tuner(Job(), validate=lambda: left.pop(0))
+        made = tuner(Job(), validate=validate)
     made.run()
     assert made.val_losses == ((1, 0.5),)
 

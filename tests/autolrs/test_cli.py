@@ -130,6 +130,15 @@ def test_export_writes_the_schedule_bit_for_bit(run: Path, rehearsal: Rehearsal,
     assert json.loads(out.read_text())["lrs"] == list(rehearsal.controller.schedule.lrs)
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(run: Path, tmp_path: Path) -> None:
+    for arguments in (["export", run], ["plot", run], ["export", run, "-o", tmp_path / "s.json", "--fields"]):
+        last = [tmp_path] if arguments[-1] == "--fields" else ["-o", tmp_path]
+        assert f"error: {str(tmp_path)!r}: is a folder; give a file in it." in output(
+            *arguments, *last, code=2
+        )
+    assert not (tmp_path / "s.json").exists()
+
+
 def test_a_run_that_was_decided_otherwise_can_still_be_exported(
     run: Path, rehearsal: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,8 +129,13 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_one_process_writes(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     first = written(path)
-    with pytest.raises(JournalError, match="another process is writing"):
+    with pytest.raises(
+        JournalError, match=r"an AutoLRS of this process is writing this run; close\(\) that first"
+    ):
         Journal.open(path)
+    code = f"from autolrs_plugin.core.journal import Journal; Journal.open(__import__('pathlib').Path({str(path)!r}))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "another process is writing this run" in other.stderr
     assert len(Journal.read(path).entries) == 5  # looking is allowed
     first.close()
     Journal.open(path).close()

@@ -28,6 +28,7 @@ import pytest
 import torch
 from torch import nn
 
+from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Action, Probe, Restore, Snapshot, Train
 from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.watched import position
@@ -453,7 +454,8 @@ def use():
 
 
 def beside_tensors_that_are_not_dense() -> Any:
-    inert = [torch.eye(2).to_sparse(), torch.empty(2, device="meta")]
+    nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    inert = [torch.eye(2).to_sparse(), torch.empty(2, device="meta"), nested]
     memory = torch.zeros(2)
 
     def use() -> Any:
@@ -619,6 +621,9 @@ class OfAClass(Kind):
 
 class Changed(Kind):
     """Data that the step changes in place."""
+
+    def seen(self) -> Any:
+        return self.data
 
     def step(self, index: torch.Tensor) -> torch.Tensor:
         loss = super().step(index)
@@ -821,12 +826,42 @@ def test_what_only_a_later_probe_draws_is_named_then() -> None:
     assert len(tuner.stages) == 0
 
 
-def test_data_that_a_step_changes_in_place_is_named() -> None:
-    with (
-        script(PLAN),
-        pytest.raises(RuntimeError, match=r"train_data \(a list of 4 items\): was changed by a probe"),
-    ):
-        tuner_of(Changed()).run()
+def test_what_only_a_later_probe_changes_is_named_before_training_goes_on() -> None:
+    table, calls = dict.fromkeys(range(12_000), 0), {"n": 0}
+
+    def draw() -> None:
+        calls["n"] += 1
+        if calls["n"] == 2 + 5:
+            table[7] += 1
+
+    with script(PLAN):
+        tuner = tuner_of(drawing(draw))
+        with pytest.raises(RuntimeError, match=r"table \(a dict of 12000 items\): was changed by a probe"):
+            tuner.run()
+    assert len(tuner.schedule) == 2
+
+
+def test_data_that_a_step_changes_in_place_is_named_where_nothing_else_holds_it() -> None:
+    """A job that holds it, as an attribute, has it put back."""
+    whole, job = plainly(Changed()), Changed()
+    with script(PLAN):
+        tuner_of(job).run()
+    assert everything(job) == whole
+    job = Changed()
+    data, job.data = job.data, None
+    with script(PLAN):
+        tuner = AutoLRS(
+            job.model,
+            job.optimizer,
+            max_steps=7,
+            lr_range=(1e-3, 1.0),
+            train_step=job.step,
+            train_data=data,
+            validate=job.validate,
+            progress=False,
+        )
+        with pytest.raises(RuntimeError, match=r"train_data \(a list of 4 items\): was changed by a probe"):
+            tuner.run()
 
 
 def test_a_log_stays_and_an_iterator_at_rest_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -930,6 +965,15 @@ def test_the_walk_is_bounded() -> None:
     assert list(found.data) == ["step.rows"]
     assert len(found.slots) < 100
     gc.collect()
+
+
+def test_what_lies_beyond_the_walk_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("autolrs_plugin.training.inventory.REACH", 50)
+    things = [types.SimpleNamespace(n=i) for i in range(100)]
+    tuner_of(drawing(lambda: things[0]))
+    assert caplog.text.count("neither rolled back nor seen") == 1
 
 
 def test_an_iterator_at_rest_tells_the_same_and_one_that_nobody_can_see_never_does() -> None:

@@ -257,9 +257,9 @@ def test_a_missing_state_is_named(stopped: Path) -> None:
         Whole().tuner(run_dir=stopped)
 
 
-def test_two_processes_cannot_train_one_run(stopped: Path) -> None:
+def test_two_cannot_train_one_run(stopped: Path) -> None:
     first = Whole().tuner(run_dir=stopped)
-    with pytest.raises(JournalError, match="another process is writing this run"):
+    with pytest.raises(JournalError, match="an AutoLRS of this process is writing this run"):
         Whole().tuner(run_dir=stopped)
     first.close()
     Whole().tuner(run_dir=stopped).close()

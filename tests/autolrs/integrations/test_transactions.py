@@ -94,17 +94,18 @@ class CallsAt:
         self.left, self.what = number, what
 
     def __call__(self, module: Any) -> None:
-        CALLS[0] += 1
-        if CALLS[0] == self.left:
+        CALLS.append(1)
+        if len(CALLS) == self.left:
             self.what(module)
 
 
-CALLS = [0]
+CALLS: list[int] = []
+"""It only grows, so it is a log, which no rollback sets back."""
 
 
 @pytest.fixture(autouse=True)
 def _no_calls() -> None:
-    CALLS[0] = 0
+    CALLS.clear()
 
 
 def raise_boom(module: Any) -> None:
@@ -378,15 +379,15 @@ def test_a_state_that_is_saved_in_a_probe_on_an_accelerator_is_of_the_real_step(
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         data = DataLoader(TensorDataset(X, Y), batch_size=8)
         model, optimizer, batches = accelerator.prepare(model, optimizer, data)
-        calls = [0]
+        calls: list[int] = []
 
         def step(batch: Any) -> torch.Tensor:
             loss = model(*batch)["loss"]
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-            calls[0] += 1
-            if calls[0] in (1, 4, 9) and saves:
+            calls.append(1)
+            if len(calls) in (1, 4, 9) and saves:
                 accelerator.save_state(str(tmp_path / "state"))
             return loss
 
@@ -550,8 +551,8 @@ class Failing(Trainer):
     at = 0
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        CALLS[0] += 1
-        if CALLS[0] == self.at:
+        CALLS.append(1)
+        if len(CALLS) == self.at:
             raise RuntimeError("CUDA out of memory.")
         return super().training_step(*args, **kwargs)
 

@@ -1,0 +1,174 @@
+"""What is in containers, caches and memory, as slots."""
+
+import ast
+import gc
+import os
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import BuiltinFunctionType, CodeType, FrameType, ModuleType, TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
+
+import numpy as np
+
+from autolrs_plugin.training.plain import ATOMS
+from autolrs_plugin.training.slots import Slots
+
+
+class ItemSlots(Slots):
+    """The items of a container, as `[index]` or `['key']`: of one that holds other things than plain values, too.
+
+    Keys that are no plain values go by their place, and so do the members of sets; they are held as they are.
+    """
+
+    def __init__(self, owner: Any, kind: str = "user") -> None:
+        super().__init__(owner, kind)
+        self._keys: dict[str, Any] = {}
+        self._names: dict[int, str] = {}
+        self.lasts = self.lasts and isinstance(owner, Sequence | deque | Mapping | np.ndarray)
+        self.get()
+
+    def get(self) -> dict[str, Any]:
+        """Return the items."""
+        if isinstance(self._owner, Sequence | deque):
+            return {f"[{i}]": item for i, item in enumerate(self._owner)}
+        if isinstance(self._owner, np.ndarray):
+            return {f"[{i}]": item for i, item in enumerate(self._owner.flat)}
+        if isinstance(self._owner, Mapping):
+            return {self._name(key): item for key, item in list(self._owner.items())}
+        return {self._name(item): item for item in list(self._owner)}
+
+    def set(self, name: str, value: Any) -> None:
+        """Put an item there."""
+        if isinstance(self._owner, list | deque):
+            index = int(name[1:-1])
+            self._owner.extend([None] * (index + 1 - len(self._owner)))
+            self._owner[index] = value
+        elif isinstance(self._owner, np.ndarray):
+            self._owner.flat[int(name[1:-1])] = value
+        elif isinstance(self._owner, Mapping):
+            self._owner[self._key(name)] = value  # type: ignore[index]
+        elif not isinstance(self._owner, tuple | frozenset):
+            self._owner.add(value)
+
+    def delete(self, name: str) -> None:
+        """Take an item away; of a list, one that was added at its end."""
+        if isinstance(self._owner, list | deque):
+            self._owner.pop()
+        elif isinstance(self._owner, Mapping):
+            del self._owner[self._key(name)]  # type: ignore[attr-defined]
+        else:
+            self._owner.discard(self._key(name))
+
+    def _key(self, name: str) -> Any:
+        if name not in self._keys and name.startswith("[#"):
+            raise ValueError(
+                f"{name}: an item of a {type(self._owner).__name__} is held under a key that only the earlier process "
+                "knew, so this run cannot be resumed; make it before training begins, or leave run_dir out."
+            )
+        known = self._keys[name] if name in self._keys else ast.literal_eval(name[1:-1])
+        return known() if isinstance(known, ref) else known
+
+    def _name(self, key: Any) -> str:
+        if isinstance(key, ATOMS) and isinstance(self._owner, Mapping):
+            self._keys.setdefault(f"[{key!r}]", key)
+            return f"[{key!r}]"
+        known = self._names.get(id(key))
+        if known is not None and self._key(known) is key:  # another may have the id of one that is gone
+            return known
+        name = self._names[id(key)] = f"[#{len(self._keys)}]"
+        weak = isinstance(self._owner, WeakKeyDictionary | WeakSet)
+        self._keys[name] = ref(key) if weak else key
+        return name
+
+
+class EnvironmentSlots(ItemSlots):
+    """The environment variables of this process."""
+
+    def __init__(self) -> None:
+        super().__init__(os.environ)
+        self.lasts = False
+
+
+class InnerSlots(ItemSlots):
+    """What an object of no Python class refers to: a view of a dictionary, and the like."""
+
+    def __init__(self, owner: Any, kind: str) -> None:
+        parts = gc.get_referents(owner)
+        super().__init__(tuple(p for p in parts if not isinstance(p, (*ATOMS, *_NOT_INSIDE))), kind)
+
+
+class BufferSlots(Slots):
+    """The bytes of what shares its memory: a number of ctypes, a mapped file."""
+
+    def get(self) -> dict[str, Any]:
+        """Return the bytes."""
+        return {"bytes": bytearray(self._memory())}
+
+    def set(self, name: str, value: Any) -> None:
+        """Write the bytes."""
+        self._memory()[:] = value
+
+    def delete(self, name: str) -> None:
+        """Leave it: there are always bytes."""
+
+    def _memory(self) -> memoryview:
+        return memoryview(self._owner).cast("B")
+
+
+class CacheSlots(ItemSlots):
+    """What functools.cache or lru_cache has kept, by the place of its key: what was added can be taken away."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        super().__init__(_cache_in(function)[0])
+        self.lasts = False
+
+    def get(self) -> dict[str, Any]:
+        """Return the function, under the name of each key."""
+        return dict.fromkeys(super().get(), self._function)
+
+    def set(self, name: str, value: Any) -> None:
+        """Leave it: a result that was dropped is gone."""
+
+
+class ResultSlots(ItemSlots):
+    """The results that functools.cache or lru_cache has kept, which a step may change in place."""
+
+    def __init__(self, function: Any) -> None:
+        kept, others = _cache_in(function)
+        super().__init__((*kept.values(), *others))
+        self.lasts = False
+
+
+def _cache_in(function: Any) -> tuple[dict[Any, Any], list[Any]]:
+    """Return the dictionary of a cached function, and what else it refers to: with a maxsize, keys and results.
+
+    Nothing but the garbage collector tells of it; where it does not, what is added shows in cache_info().
+    """
+    parts = [part for part in gc.get_referents(function) if part is not function.__dict__]
+    # Results, which may be dictionaries, too, come before it.
+    places = [i for i, part in enumerate(parts) if type(part) is dict]
+    if not places:
+        return {}, []
+    return parts[places[-1]], parts[: places[-1]]
+
+
+def buffer_of(value: Any) -> memoryview | None:
+    """Return the memory of a value that shares it and lets others write to it; None of all others."""
+    try:
+        view = memoryview(value)
+    except (TypeError, ValueError, BufferError):
+        return None
+    pointers = _POINTERS & set(re.sub(r":\w+:", "", view.format))  # without the names of fields
+    return None if pointers or view.readonly or not view.c_contiguous or not view.nbytes else view
+
+
+_POINTERS = set("PzZOX&")
+"""Formats of pointers: what they point to may be gone, so their bytes must not be put back."""
+
+
+_NOT_INSIDE = (type, ModuleType, BaseException, FrameType, TracebackType, CodeType, BuiltinFunctionType)
+
+WEAK = (WeakKeyDictionary, WeakValueDictionary, WeakSet)

@@ -1,0 +1,86 @@
+"""Whose code and objects are a library's, and whose the user's."""
+
+import site
+import sys
+import sysconfig
+from types import CodeType, ModuleType
+from typing import Any
+
+SKIPPED = {
+    *(
+        "autolrs_plugin",
+        "logging",
+        "threading",
+        "multiprocessing",
+        "concurrent",
+        "asyncio",
+        "io",
+        "weakref",
+        "types",
+    ),
+    *(
+        "rich",
+        "tqdm",
+        "wandb",
+        "tensorboard",
+        "lightning",
+        "pytorch_lightning",
+        "accelerate",
+        "ray",
+        "pyarrow",
+    ),
+    *(
+        "pytest",
+        "_pytest",
+        "unittest",
+        "inspect",
+        "socket",
+        "subprocess",
+        "pathlib",
+        "enum",
+        "re",
+        "matplotlib",
+    ),
+}
+"""Packages whose objects hold nothing of a job that is not reached in another way."""
+
+INSIDE = {
+    "concurrent.futures._base": "_result",
+    "multiprocessing.sharedctypes": "_obj",
+    "multiprocessing.shared_memory": "_buf",
+}
+"""Modules of those packages whose objects hold one thing for others, and the attribute that has it."""
+
+TORCHS_OWN = ("torch.nn.parallel", "torch.distributed", "torch._dynamo", "torch.fx")
+"""Wrappers whose attributes mirror objects that cannot be set back; for what of them matters see WrapperSlots."""
+
+WALKED_ONLY = (
+    *TORCHS_OWN,
+    *("torch.nn", "torch.optim", "torch.utils", "torch.cuda", "torch.autograd", "torch.profiler", "torch._"),
+    *("transformers.trainer", "trl"),
+)
+"""Modules whose objects are looked through, and have no state that is not reached in another way."""
+
+_LIBRARIES = (
+    *(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *(site.getusersitepackages(), "<frozen"),
+)
+
+
+def is_users(thing: Any) -> bool:
+    """Tell whether a module, class, function or code is the user's own, and not a library's."""
+    if isinstance(thing, CodeType):
+        return not thing.co_filename.startswith(_LIBRARIES)
+    name = getattr(thing, "__name__" if isinstance(thing, ModuleType) else "__module__", None) or ""
+    if not isinstance(name, str) or name.partition(".")[0] in SKIPPED:
+        return False
+    module = thing if isinstance(thing, ModuleType) else sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if name == "__main__":
+        return True
+    if file is not None:
+        return not file.startswith(_LIBRARIES)
+    code = getattr(thing, "__code__", None)  # of a script that was run by exec() or a loader of its own
+    if isinstance(code, CodeType):
+        return is_users(code)
+    return bool(name) and module is None
