@@ -114,6 +114,23 @@ CONTRACT = (
     Touchpoint("vllm.v1.kv_cache_interface:KVCacheGroupSpec", ("layer_names", "kv_cache_spec")),
     Touchpoint("vllm.v1.outputs:ModelRunnerOutput", ("req_ids", "req_id_to_index", "sampled_token_ids")),
     Touchpoint("vllm.v1.structured_output:StructuredOutputManager"),
+    # Prompts that another engine has read, without a device (transfers.py).
+    Touchpoint("vllm.v1.outputs:KVConnectorOutput", ("finished_recving",)),
+    Touchpoint(
+        "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1.get_num_new_matched_tokens",
+        ("request", "num_computed_tokens"),
+    ),
+    Touchpoint(
+        "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1.update_state_after_alloc",
+        ("request", "blocks"),
+    ),
+    Touchpoint(
+        "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1.build_connector_meta",
+        ("scheduler_output",),
+    ),
+    Touchpoint(
+        "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1.request_finished", ("request",)
+    ),
 )
 
 
