@@ -169,7 +169,7 @@ def simulate(
     )
     rehearsal.check_asked(asked)
     console = Console()
-    carried = _workload(asked, console)
+    carried = announced_workload(asked, console)
     if save_trace is not None:
         write_trace(carried.at(rate, 0) if rate else carried.window(0), save_trace)
     run_all = functools.partial(farm.run_all, console=console, ray=ray)
@@ -223,7 +223,7 @@ def capacity(
     )
     rehearsal.check_asked(asked)
     console = Console()
-    tasks = rehearsal.tasks_of(asked, _workload(asked, console))
+    tasks = rehearsal.tasks_of(asked, announced_workload(asked, console))
     rows = rehearsal.capacity_rows(tasks, functools.partial(farm.run_all, console=console, ray=ray))
     console.print(rehearsal.capacity_table(rows))
     if plot is not None:
@@ -231,7 +231,8 @@ def capacity(
     results.write_rows(rows, json)
 
 
-def _workload(asked: Any, console: Console) -> Any:
+def announced_workload(asked: Any, console: Console) -> Any:
+    """Return the workload of `rehearsal.Asked`, and print where its step times come from and what it leaves out."""
     from vllm_sarathi.benchmark.rehearsal import workload_of
 
     carried, skipped = workload_of(asked)

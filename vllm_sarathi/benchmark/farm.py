@@ -4,9 +4,10 @@ import multiprocessing
 import os
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -24,6 +25,11 @@ QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACH
 
 
 KNOCK_S = 5.0
+
+
+def be_quiet() -> None:
+    """Set what vLLM reads, where the user has not."""
+    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
 
 
 def run_all(
@@ -45,43 +51,106 @@ def run_all(
     Raises:
         ConfigError: Ray cannot be reached, or is not installed.
     """
-    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    be_quiet()
     columns = (TextColumn("searching"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    outputs: dict[int, Output] = {}
+    with (
+        Progress(*columns, console=console, transient=True) as progress,
+        open_workers(len(inputs), ray) as workers,
+    ):
         bar = progress.add_task("searching", total=len(inputs))
-
-        def note(index: int, output: Output) -> None:
-            done(index, output)
+        pending = {workers.submit(function, value): index for index, value in enumerate(inputs)}
+        while pending:
+            task = workers.any_of(pending)
+            index = pending.pop(task)
+            outputs[index] = workers.output(task)
+            done(index, outputs[index])
             progress.advance(bar)
-
-        run = _by_processes if ray is None else _by_ray
-        return run(function, inputs, note, ray)
+    return [outputs[index] for index in range(len(inputs))]
 
 
-def _by_processes(
-    function: Callable[[Input], Output],
-    inputs: Sequence[Input],
-    note: Callable[[int, Output], None],
-    _: str | None,
-) -> list[Output]:
+class Workers(Protocol):
+    """What runs functions elsewhere.
+
+    Attributes:
+        count: how many run at once.
+    """
+
+    count: int
+
+    def submit(self, function: Callable[[Input], Output], value: Input) -> Any:
+        """Begin a function of a value, and return a task."""
+        ...
+
+    def any_of(self, tasks: Iterable[Any]) -> Any:
+        """Wait for one of the tasks, and return it."""
+        ...
+
+    def output(self, task: Any) -> Any:
+        """Return what the function of a finished task returned, or raise what it raised."""
+        ...
+
+
+@contextmanager
+def open_workers(most: int, ray: str | None = None) -> Iterator[Workers]:
+    """Yield workers on this machine's cores, or on a cluster.
+
+    Args:
+        most: the most tasks that there will be at once.
+        ray: as `run_all` takes it.
+
+    Raises:
+        ConfigError: Ray cannot be reached, or is not installed.
+    """
+    be_quiet()
+    if ray is not None:
+        with ray_cluster(ray) as cluster:
+            yield _RayWorkers(cluster)
+        return
+    workers = _ProcessWorkers(max(1, min(most, len(os.sched_getaffinity(0)))))
+    try:
+        yield workers
+    except BaseException:
+        workers.executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    workers.executor.shutdown()
+
+
+def preloaded() -> multiprocessing.context.ForkServerContext:
+    """Return what starts processes that have imported vLLM."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    outputs: dict[int, Output] = {}
-    workers = max(1, min(len(inputs), len(os.sched_getaffinity(0))))
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        pending: dict[Future[Output], int] = {
-            pool.submit(function, value): index for index, value in enumerate(inputs)
-        }
-        try:
-            while pending:
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    index = pending.pop(future)
-                    outputs[index] = future.result()
-                    note(index, outputs[index])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [outputs[index] for index in range(len(inputs))]
+    return context
+
+
+class _ProcessWorkers:
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.executor = ProcessPoolExecutor(count, mp_context=preloaded())
+
+    def submit(self, function: Callable[[Input], Output], value: Input) -> Future[Output]:
+        return self.executor.submit(function, value)
+
+    def any_of(self, tasks: Iterable[Future[Any]]) -> Future[Any]:
+        return next(iter(wait(tasks, return_when=FIRST_COMPLETED).done))
+
+    def output(self, task: Future[Output]) -> Output:
+        return task.result()
+
+
+class _RayWorkers:
+    def __init__(self, ray: Any) -> None:
+        self.count = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._ray = ray
+
+    def submit(self, function: Callable[[Input], Output], value: Input) -> Any:
+        return self._ray.remote(function).remote(value)
+
+    def any_of(self, tasks: Iterable[Any]) -> Any:
+        return self._ray.wait(list(tasks))[0][0]
+
+    def output(self, task: Any) -> Any:
+        return self._ray.get(task)
 
 
 def _check_address(address: str | None) -> None:
@@ -99,12 +168,9 @@ def _check_address(address: str | None) -> None:
         raise ConfigError(f"--ray {address}: no Ray cluster answers there ({error}).") from error
 
 
-def _by_ray(
-    function: Callable[[Input], Output],
-    inputs: Sequence[Input],
-    note: Callable[[int, Output], None],
-    address: str | None,
-) -> list[Output]:
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[Any]:
+    """Yield the module ray, connected to a cluster; see `run_all`."""
     # Imported here: only this way of running needs it.
     try:
         import ray
@@ -121,14 +187,6 @@ def _by_ray(
     except ConnectionError as error:
         raise ConfigError(f"--ray {address}: no Ray cluster answers there ({error}).") from error
     try:
-        remote: Any = ray.remote(function)
-        pending = {remote.remote(value): index for index, value in enumerate(inputs)}
-        outputs: dict[int, Output] = {}
-        while pending:
-            ready, _ = ray.wait(list(pending))
-            index = pending.pop(ready[0])
-            outputs[index] = ray.get(ready[0])
-            note(index, outputs[index])
+        yield ray
     finally:
         ray.shutdown()
-    return [outputs[index] for index in range(len(inputs))]

@@ -24,7 +24,7 @@ from vllm_sarathi.simulation.deployment import deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance
 from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.traces import TOO_LONG, read_trace
-from vllm_sarathi.simulation.workload import WORKLOAD_NAMES
+from vllm_sarathi.simulation.workload import WORKLOAD_NAMES, SimulatedRequest
 
 GOODPUT_SHARE = 0.99
 """Requests with promises of their own that have to keep them."""
@@ -182,12 +182,16 @@ def capacity_rows(tasks: Sequence[Sequence[Task]], run_all: Any) -> list[dict[st
     return rows
 
 
+def rate_of(requests: Sequence[SimulatedRequest]) -> float:
+    """Return how many requests arrive per second; 1 where all come at once."""
+    span_s = requests[-1].arrival_s - requests[0].arrival_s
+    return (len(requests) - 1) / span_s if span_s > 0 else 1.0
+
+
 def simulate_row(rate_qps: float | None, task: Task) -> dict[str, Any]:
     """Return the figures of one run at a rate; a trace without a rate is played as it is."""
     if rate_qps is None:
-        window = task.workload.window(task.seed)
-        span_s = window[-1].arrival_s - window[0].arrival_s
-        rate_qps = (len(window) - 1) / span_s if span_s > 0 else 1.0
+        rate_qps = rate_of(task.workload.window(task.seed))
     outcome = rehearse(task, rate_qps, to_the_end=True)
     assert outcome is not None
     return {
