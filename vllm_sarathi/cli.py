@@ -16,7 +16,9 @@ from rich.console import Console
 from vllm_sarathi import __version__
 from vllm_sarathi.cli_classes import classes
 from vllm_sarathi.cli_devices import devices
+from vllm_sarathi.cli_fleet import fleet
 from vllm_sarathi.cli_live import live
+from vllm_sarathi.cli_plan import plan
 from vllm_sarathi.cli_rehearse import RayCommand, capacity, paper, simulate, validate
 from vllm_sarathi.cli_top import top
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
@@ -192,7 +194,7 @@ def _door(command: Callable[..., None]) -> Callable[..., None]:
 
 
 app.command()(_door(top))
-for _command in (simulate, capacity, validate, paper):
+for _command in (simulate, capacity, fleet, plan, validate, paper):
     app.command(cls=RayCommand)(_door(_command))
 bench.command()(_door(live))
 bench.command(cls=RayCommand)(_door(devices))
