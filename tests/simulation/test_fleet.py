@@ -11,7 +11,7 @@ from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.fleet.fleet import Change, Fleet, FleetSpec, Link, Result
 from vllm_sarathi.simulation.fleet.group import Here, ReplicaSpec
-from vllm_sarathi.simulation.fleet.replica import Answer
+from vllm_sarathi.simulation.fleet.replica import Answer, Carried
 from vllm_sarathi.simulation.fleet.routers import ROUTERS, router
 from vllm_sarathi.simulation.fleet.tally import merged, tally
 from vllm_sarathi.simulation.outcome import outcome_of
@@ -167,6 +167,17 @@ def test_what_a_failed_replica_had_is_read_again_elsewhere() -> None:
     restarted = [log for log in moved if max(np.diff(log.token_s)) > 0.15]
     assert restarted, "reading prompt and answer again takes its time"
     assert all(list(log.token_s) == sorted(log.token_s) for log in everything.values())
+
+
+def test_a_step_that_a_failure_cuts_off_has_told_nothing() -> None:
+    replica = SERVING.build(0)
+    replica.send(Carried(0, SimulatedRequest(0.0, 100, 20)), 0.0)
+    replica.advance(0.1)
+    tokens = list(replica.logs[0].token_s)
+    [unfinished] = replica.fail(tokens[-1] - 1e-6)
+    assert list(unfinished.token_s) == tokens[:-1]
+    assert unfinished.asked_at(1.0).prompt_tokens == 100 + len(tokens) - 1
+    assert replica.logs == []
 
 
 def test_or_it_is_lost_as_stated() -> None:
