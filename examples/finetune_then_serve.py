@@ -26,8 +26,8 @@ import httpx
 import numpy as np
 import yaml
 
-from vllm_sarathi.benchmark.server import SERVED_NAME, SERVER_FLAGS, Server, serve, server_env
-from vllm_sarathi.benchmark.streams import Delivery, Played, StreamRequest, play
+from vllm_sarathi.benchmark.live.server import SERVED_NAME, SERVER_FLAGS, Server, serve, server_env
+from vllm_sarathi.benchmark.live.streams import Delivery, Played, StreamRequest, play
 
 MODEL = "build/models/SmolLM2-135M-Instruct"
 ADAPTER = "tuned"

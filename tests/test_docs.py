@@ -33,6 +33,9 @@ from tests.pages import (
     prose_of,
 )
 from tests.test_house import BLOCKER, MODULES, ROOT
+from vllm_sarathi.benchmark.plan.load import LoadAsked, load_of
+from vllm_sarathi.benchmark.plan.report import serve_words
+from vllm_sarathi.benchmark.plan.search import Candidate
 from vllm_sarathi.cli import app as vllm_sarathi
 from vllm_sarathi.core.config import SarathiConfig, flag_name
 from vllm_sarathi.engine.plugin import GROUP_TITLE, flag_settings
@@ -113,6 +116,17 @@ def test_commands_parse(page: Path, serve_parser: Any, capsys: pytest.CaptureFix
         except (Exception, SystemExit) as error:
             if whole or not is_incomplete(error):
                 pytest.fail(f"{' '.join(words)}: {error!r} {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("scheduler", ["sarathi", "sarathi@512", "default", "default@2048", "orca"])
+def test_the_command_of_a_plan_parses(serve_parser: Any, scheduler: str, tmp_path: Path) -> None:
+    classes = tmp_path / "classes.yaml"
+    classes.write_text("classes: {chat: {ttft_slo_ms: 500, tbt_slo_ms: 50}}\n")
+    candidate = Candidate("Qwen/Qwen3-30B-A3B", "h100", 2, 2, True, "fp8", scheduler)
+    plain = load_of(LoadAsked(requests=20, rate_qps=1.0, tbt_slo_ms=37.5, ttft_slo_ms=2000.0))
+    by_class = load_of(LoadAsked(requests=20, rate_qps=1.0, slo_classes=classes))
+    for load, file in ((plain, None), (by_class, classes)):
+        parse_serve(serve_parser, serve_words(candidate, load, file))
 
 
 def test_the_commands_of_the_baselines_parse(serve_parser: Any) -> None:

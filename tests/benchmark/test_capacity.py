@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.simulation.places import requests_at_once, simulator
-from vllm_sarathi.benchmark import capacity
-from vllm_sarathi.benchmark.capacity import (
+from vllm_sarathi.benchmark.capacity import search as capacity
+from vllm_sarathi.benchmark.capacity.search import (
     TOLERANCE,
     Criterion,
     Found,

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from vllm_sarathi.benchmark.classes import QUESTIONS, Cell, _all_but, _work, ask, cells_of, question_table
+from vllm_sarathi.benchmark.capacity.classes import (
+    QUESTIONS,
+    Cell,
+    _all_but,
+    _work,
+    ask,
+    cells_of,
+    question_table,
+)
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.simulation.simulator import RequestLog
 from vllm_sarathi.simulation.workload import SimulatedRequest

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vllm_sarathi import __version__
-from vllm_sarathi.benchmark import demo
+from vllm_sarathi.benchmark.live import demo
 from vllm_sarathi.cli import app
 
 runner = CliRunner()
@@ -51,8 +51,8 @@ def test_what_a_user_can_cause_is_one_sentence_and_not_a_traceback(
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "vllm_sarathi.benchmark.demo")
-    monkeypatch.delitem(sys.modules, "vllm_sarathi.benchmark.timeline", raising=False)
+    monkeypatch.delitem(sys.modules, "vllm_sarathi.benchmark.live.demo")
+    monkeypatch.delitem(sys.modules, "vllm_sarathi.benchmark.live.timeline", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     result = runner.invoke(app, ["demo", "--model", "m"])
     assert result.exit_code == 1

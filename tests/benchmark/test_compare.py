@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from autolrs_plugin.benchmark.table import Run
 from autolrs_plugin.benchmark.table import rows as autolrs_rows
 from tests.test_house import ROOT
-from vllm_sarathi.benchmark.compare import compare_figures, read_figures, settings_of
-from vllm_sarathi.benchmark.contenders import parse_contender
-from vllm_sarathi.benchmark.rows import build_row
-from vllm_sarathi.benchmark.validate import metric_rows
+from vllm_sarathi.benchmark.common.compare import compare_figures, read_figures, settings_of
+from vllm_sarathi.benchmark.live.contenders import parse_contender
+from vllm_sarathi.benchmark.live.rows import build_row
+from vllm_sarathi.benchmark.profile.simulator import metric_rows
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
 

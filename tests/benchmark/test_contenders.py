@@ -2,8 +2,8 @@
 
 import pytest
 
-from vllm_sarathi.benchmark.contenders import default_contenders, parse_contender, parse_contenders
-from vllm_sarathi.benchmark.server import MAX_NUM_SEQS
+from vllm_sarathi.benchmark.live.contenders import default_contenders, parse_contender, parse_contenders
+from vllm_sarathi.benchmark.live.server import MAX_NUM_SEQS
 from vllm_sarathi.core.config import ConfigError
 
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from tests.benchmark.fake_vllm import FAKE
-from vllm_sarathi.benchmark import demo, server
-from vllm_sarathi.benchmark.streams import Delivery, StreamRecord
-from vllm_sarathi.benchmark.timeline import draw_timeline
+from vllm_sarathi.benchmark.live import demo, server
+from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord
+from vllm_sarathi.benchmark.live.timeline import draw_timeline
 
 
 @pytest.fixture

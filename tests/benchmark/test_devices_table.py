@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vllm_sarathi.benchmark import devices_table, farm
-from vllm_sarathi.benchmark.capacity import Criterion, Found, Task, Workload
-from vllm_sarathi.benchmark.devices_table import (
+from vllm_sarathi.benchmark.capacity import devices as devices_table
+from vllm_sarathi.benchmark.capacity.devices import (
     BUDGETS,
     DESIGN_SEEDS,
     JUDGING_SEEDS,
@@ -22,6 +21,8 @@ from vllm_sarathi.benchmark.devices_table import (
     cells_of,
     worst_first,
 )
+from vllm_sarathi.benchmark.capacity.search import Criterion, Found, Task, Workload
+from vllm_sarathi.benchmark.common import farm
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
 

@@ -3,8 +3,8 @@
 import pytest
 from rich.console import Console
 
-from vllm_sarathi.benchmark.capacity import Criterion, Task, Workload, find
-from vllm_sarathi.benchmark.farm import run_all
+from vllm_sarathi.benchmark.capacity.search import Criterion, Task, Workload, find
+from vllm_sarathi.benchmark.common.farm import run_all
 from vllm_sarathi.core.config import ConfigError
 
 TASKS = [

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from vllm_sarathi.benchmark.streams import Delivery, Played, StreamRecord
-from vllm_sarathi.benchmark.trace import read_trace
+from vllm_sarathi.benchmark.live.streams import Delivery, Played, StreamRecord
+from vllm_sarathi.benchmark.profile.trace import read_trace
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "finetune_then_serve.py"

@@ -13,16 +13,24 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.benchmark.fake_vllm import FAKE
-from vllm_sarathi.benchmark import idle, live, load, server
-from vllm_sarathi.benchmark.contenders import parse_contender
-from vllm_sarathi.benchmark.live import Options, fit, parse_options, plan_sessions, run_live
-from vllm_sarathi.benchmark.load import Load, prepare, read_result, send
-from vllm_sarathi.benchmark.progress import Stages
-from vllm_sarathi.benchmark.reference_model import tiny_model
-from vllm_sarathi.benchmark.rows import RowFile, attainment, build_row
-from vllm_sarathi.benchmark.scale import AS_WRITTEN, Scale, Speeds
-from vllm_sarathi.benchmark.verdict import print_verdicts, verdict
-from vllm_sarathi.benchmark.workloads import WORKLOADS, Arrival, Kind, Workload, draw_arrivals, trace_lines
+from vllm_sarathi.benchmark.common.progress import Stages
+from vllm_sarathi.benchmark.live import idle, load, server
+from vllm_sarathi.benchmark.live import run as live
+from vllm_sarathi.benchmark.live.contenders import parse_contender
+from vllm_sarathi.benchmark.live.load import Load, prepare, read_result, send
+from vllm_sarathi.benchmark.live.reference_model import tiny_model
+from vllm_sarathi.benchmark.live.rows import RowFile, attainment, build_row
+from vllm_sarathi.benchmark.live.run import Options, fit, parse_options, plan_sessions, run_live
+from vllm_sarathi.benchmark.live.scale import AS_WRITTEN, Scale, Speeds
+from vllm_sarathi.benchmark.live.verdict import print_verdicts, verdict
+from vllm_sarathi.benchmark.live.workloads import (
+    WORKLOADS,
+    Arrival,
+    Kind,
+    Workload,
+    draw_arrivals,
+    trace_lines,
+)
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
 

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from vllm_sarathi.benchmark import live_capacity
-from vllm_sarathi.benchmark.capacity import Criterion
-from vllm_sarathi.benchmark.live_capacity import (
+from vllm_sarathi.benchmark.capacity.search import Criterion
+from vllm_sarathi.benchmark.live import capacity as live_capacity
+from vllm_sarathi.benchmark.live.capacity import (
     LIVE_TOLERANCE,
     carries,
     find_live,
@@ -23,8 +23,8 @@ from vllm_sarathi.benchmark.live_capacity import (
     parse_live,
     queue_times,
 )
-from vllm_sarathi.benchmark.load import Load, read_result
-from vllm_sarathi.benchmark.streams import Delivery, StreamRecord
+from vllm_sarathi.benchmark.live.load import Load, read_result
+from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord
 from vllm_sarathi.cli import app
 
 METRICS = """# HELP vllm:request_queue_time_seconds Time in the queue.
@@ -147,7 +147,7 @@ def test_the_rate_is_found_on_a_live_server(
 
 
 def even_arrivals(workload: Any, seed: int) -> Sequence[Any]:
-    from vllm_sarathi.benchmark.workloads import Arrival
+    from vllm_sarathi.benchmark.live.workloads import Arrival
 
     return [Arrival(i / workload.rate_per_s, 10, 5) for i in range(workload.requests)]
 

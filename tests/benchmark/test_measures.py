@@ -2,8 +2,8 @@
 
 import pytest
 
-from vllm_sarathi.benchmark.measures import percentiles_ms, summarise
-from vllm_sarathi.benchmark.streams import Delivery, StreamRecord
+from vllm_sarathi.benchmark.live.measures import percentiles_ms, summarise
+from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord
 
 
 def stream(sent_s: float, *times_s: float, error: str | None = None, tokens_each: int = 1) -> StreamRecord:

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from vllm_sarathi.benchmark.neighbour import busy_neighbour
+from vllm_sarathi.benchmark.live.neighbour import busy_neighbour
 
 
 def test_it_works_and_rests_by_turns_and_ends_with_the_context() -> None:

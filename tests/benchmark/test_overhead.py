@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vllm_sarathi.benchmark.overhead import measure_overhead
+from vllm_sarathi.benchmark.profile.overhead import measure_overhead
 from vllm_sarathi.core.config import SarathiConfig
 
 pytest.importorskip("vllm")

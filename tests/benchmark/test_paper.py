@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from vllm_sarathi.benchmark import paper, paper_report
-from vllm_sarathi.benchmark.capacity import Criterion
+from vllm_sarathi.benchmark.capacity.search import Criterion
+from vllm_sarathi.benchmark.paper import report as paper_report
+from vllm_sarathi.benchmark.paper import runs as paper
 from vllm_sarathi.cli import app
 from vllm_sarathi.simulation.outcome import Outcome, paces
 from vllm_sarathi.simulation.simulator import RequestLog
@@ -138,7 +139,7 @@ def test_a_tiny_grid_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ]
     monkeypatch.setattr(paper, "cells_of", lambda scale: some)
     monkeypatch.setattr(
-        "vllm_sarathi.benchmark.farm.run_all", lambda f, i, console, ray, done: here(f, i, done)
+        "vllm_sarathi.benchmark.common.farm.run_all", lambda f, i, console, ray, done: here(f, i, done)
     )
     out = tmp_path / "out"
     result = CliRunner().invoke(

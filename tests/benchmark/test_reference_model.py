@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_sarathi.benchmark import reference_model
-from vllm_sarathi.benchmark.reference_model import TINY_VOCABULARY, build_reference_model, tiny_model
+from vllm_sarathi.benchmark.live import reference_model
+from vllm_sarathi.benchmark.live.reference_model import TINY_VOCABULARY, build_reference_model, tiny_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

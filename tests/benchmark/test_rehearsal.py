@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vllm_sarathi.benchmark import farm, rehearsal
-from vllm_sarathi.benchmark.capacity import Found
+from vllm_sarathi.benchmark.capacity import simulated as rehearsal
+from vllm_sarathi.benchmark.capacity.search import Found
+from vllm_sarathi.benchmark.common import farm
 from vllm_sarathi.cli import app
 
 PLACE = ["--deployment", "mistral-7b/a100"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from vllm_sarathi import __version__
-from vllm_sarathi.benchmark import report
-from vllm_sarathi.benchmark.reference_model import tiny_model
-from vllm_sarathi.benchmark.report import write_report
+from vllm_sarathi.benchmark.common import report
+from vllm_sarathi.benchmark.common.report import write_report
+from vllm_sarathi.benchmark.live.reference_model import tiny_model
 
 ROW = {"workload": "mix", "tbt_slo_ms": 1140.0, "scheduler": "sarathi", "attainment": 0.999}
 

@@ -7,19 +7,19 @@ import pytest
 from rich.console import Console
 
 from tests.benchmark.fake_vllm import FAKE
-from vllm_sarathi.benchmark import probe, server
-from vllm_sarathi.benchmark.contenders import STATIC_BUDGETS, default_contenders
-from vllm_sarathi.benchmark.probe import find_scale, kv_tokens, measure
-from vllm_sarathi.benchmark.progress import Stages
-from vllm_sarathi.benchmark.scale import (
+from vllm_sarathi.benchmark.common.progress import Stages
+from vllm_sarathi.benchmark.live import probe, server
+from vllm_sarathi.benchmark.live.contenders import STATIC_BUDGETS, default_contenders
+from vllm_sarathi.benchmark.live.probe import find_scale, kv_tokens, measure
+from vllm_sarathi.benchmark.live.scale import (
     AS_WRITTEN,
     REFERENCE_DECODE_STEP_S,
     REFERENCE_READING_TOKENS_PER_S,
     Scale,
     Speeds,
 )
-from vllm_sarathi.benchmark.server import MAX_MODEL_LEN, serve
-from vllm_sarathi.benchmark.workloads import WORKLOADS, draw_arrivals
+from vllm_sarathi.benchmark.live.server import MAX_MODEL_LEN, serve
+from vllm_sarathi.benchmark.live.workloads import WORKLOADS, draw_arrivals
 
 
 def scale(reading: float, decode: float, context: int = 131072, kv: int | None = None) -> Scale:

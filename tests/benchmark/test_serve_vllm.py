@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_sarathi.benchmark.measures import summarise
-from vllm_sarathi.benchmark.reference_model import tiny_model
-from vllm_sarathi.benchmark.server import serve
-from vllm_sarathi.benchmark.streams import StreamRecord, StreamRequest, play
+from vllm_sarathi.benchmark.live.measures import summarise
+from vllm_sarathi.benchmark.live.reference_model import tiny_model
+from vllm_sarathi.benchmark.live.server import serve
+from vllm_sarathi.benchmark.live.streams import StreamRecord, StreamRequest, play
 
 pytest.importorskip("vllm")
 

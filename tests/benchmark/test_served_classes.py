@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from vllm_sarathi.benchmark.reference_model import tiny_model
-from vllm_sarathi.benchmark.server import Server, serve
+from vllm_sarathi.benchmark.live.reference_model import tiny_model
+from vllm_sarathi.benchmark.live.server import Server, serve
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from vllm_sarathi.benchmark.reference_model import tiny_model
-from vllm_sarathi.benchmark.server import Server, serve
-from vllm_sarathi.benchmark.trace import read_trace
+from vllm_sarathi.benchmark.live.reference_model import tiny_model
+from vllm_sarathi.benchmark.live.server import Server, serve
+from vllm_sarathi.benchmark.profile.trace import read_trace
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.benchmark.fake_vllm import FAKE
-from vllm_sarathi.benchmark.server import ServerError, serve
+from vllm_sarathi.benchmark.live.server import ServerError, serve
 
 
 def is_running(pid: int) -> bool:
@@ -97,7 +97,7 @@ def test_a_signal_to_us_stops_the_server(tmp_path: Path, signum: signal.Signals)
     script = (
         "import signal, sys, time\n"
         "from pathlib import Path\n"
-        "from vllm_sarathi.benchmark.server import serve\n"
+        "from vllm_sarathi.benchmark.live.server import serve\n"
         # A parent that runs in the background, or under nohup, hands its ignored signals down.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from vllm_sarathi.benchmark import silicon, silicon_fit
-from vllm_sarathi.benchmark.silicon_sample import SAMPLE as SAMPLE_FILE
-from vllm_sarathi.benchmark.silicon_sample import SiliconRow, left_out, queued, read_sample
+from vllm_sarathi.benchmark.profile import silicon, silicon_fit
+from vllm_sarathi.benchmark.profile.silicon_sample import SAMPLE as SAMPLE_FILE
+from vllm_sarathi.benchmark.profile.silicon_sample import SiliconRow, left_out, queued, read_sample
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
 

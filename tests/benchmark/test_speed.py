@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_sarathi.benchmark.speed import (
+from vllm_sarathi.benchmark.profile.speed import (
     QUERIED,
     SCHEDULERS,
     measure_queries,

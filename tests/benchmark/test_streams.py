@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.benchmark.fake_vllm import FAKE
-from vllm_sarathi.benchmark.server import Server, serve
-from vllm_sarathi.benchmark.streams import Delivery, StreamRecord, StreamRequest, play
+from vllm_sarathi.benchmark.live.server import Server, serve
+from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord, StreamRequest, play
 
 
 @pytest.fixture(scope="module")

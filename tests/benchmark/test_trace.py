@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.core.test_step_trace import DECODES, HYBRID
-from vllm_sarathi.benchmark.trace import read_trace, to_perfetto, trace_table
+from vllm_sarathi.benchmark.profile.trace import read_trace, to_perfetto, trace_table
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.step_trace import StepTraceError, TracedStep
 

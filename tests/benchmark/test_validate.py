@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from vllm_sarathi.benchmark import validate
-from vllm_sarathi.benchmark.reference_model import tiny_model
-from vllm_sarathi.benchmark.streams import Delivery, StreamRecord
-from vllm_sarathi.benchmark.validate import (
+from vllm_sarathi.benchmark.live.reference_model import tiny_model
+from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord
+from vllm_sarathi.benchmark.live.workloads import Arrival, Kind, Workload
+from vllm_sarathi.benchmark.profile import simulator as validate
+from vllm_sarathi.benchmark.profile.simulator import (
     LONE_REQUESTS,
     METRICS,
     REPLICAS,
@@ -28,7 +29,6 @@ from vllm_sarathi.benchmark.validate import (
     server_flags,
     simulated,
 )
-from vllm_sarathi.benchmark.workloads import Arrival, Kind, Workload
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.step_trace import TracedStep

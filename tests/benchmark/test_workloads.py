@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from vllm_sarathi.benchmark.workloads import WORKLOADS, Workload, draw_arrivals, quick, trace_lines
+from vllm_sarathi.benchmark.live.workloads import WORKLOADS, Workload, draw_arrivals, quick, trace_lines
 
 each_workload = pytest.mark.parametrize(
     "workload", WORKLOADS.values(), ids=[workload.name for workload in WORKLOADS.values()]

@@ -22,7 +22,8 @@ from vllm_sarathi.engine.vllm.contract import (
     touchpoint_violations,
 )
 from vllm_sarathi.engine.vllm.internals import installed_version, resolve
-from vllm_sarathi.engine.vllm.surface import CONTRACT, SURFACES, Surface, Touchpoint
+from vllm_sarathi.engine.vllm.surface import SURFACES, Surface
+from vllm_sarathi.engine.vllm.touchpoints import CONTRACT, Touchpoint
 from vllm_sarathi.testing.modelled import ModelledEngine
 
 PACKAGE = Path(vllm_sarathi.__file__).parent

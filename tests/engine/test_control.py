@@ -11,7 +11,7 @@ import pytest
 
 from tests.engine.asgi import FakeCore, Server
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.benchmark.trace import read_trace
+from vllm_sarathi.benchmark.profile.trace import read_trace
 from vllm_sarathi.core.config import SCHEDULERS
 from vllm_sarathi.engine.control import AT_START_ONLY
 from vllm_sarathi.engine.vllm import utility

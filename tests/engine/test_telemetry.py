@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.benchmark.trace import read_trace
+from vllm_sarathi.benchmark.profile.trace import read_trace
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.figures import ClassGaps, Queues

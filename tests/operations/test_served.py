@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from tests.engine.test_control import malformed
 from tests.operations.queries import RULES, grafana_queries, keda_queries
-from vllm_sarathi.benchmark.reference_model import tiny_model
-from vllm_sarathi.benchmark.server import Server, free_port, serve
+from vllm_sarathi.benchmark.live.reference_model import tiny_model
+from vllm_sarathi.benchmark.live.server import Server, free_port, serve
 from vllm_sarathi.cli import app
 
 pytest.importorskip("vllm")

@@ -22,8 +22,8 @@ import pytest
 from tests.operations.test_served import ROOT, write_entry_points
 from tests.soak.clients import MAX_MODEL_LEN, run
 from tests.soak.lives import resident_mib
-from vllm_sarathi.benchmark.reference_model import tiny_model
-from vllm_sarathi.benchmark.server import Server, has_ended, serve
+from vllm_sarathi.benchmark.live.reference_model import tiny_model
+from vllm_sarathi.benchmark.live.server import Server, has_ended, serve
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]

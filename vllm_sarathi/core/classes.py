@@ -242,10 +242,15 @@ def read_classes(path: str | Path) -> SloClasses:
         raise ConfigError(f"{origin}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise ConfigError(f"{origin}: is no text ({error}).") from error
-    return SloClasses.from_mapping(_parsed(text, origin), origin)
+    return SloClasses.from_mapping(parse_plain(text, origin), origin)
 
 
-def _parsed(text: str, origin: str) -> object:
+def parse_plain(text: str, origin: str) -> object:
+    """Return the plain values of a text in YAML or JSON; `origin` names it in errors.
+
+    Raises:
+        ConfigError: it is neither, or names a key twice.
+    """
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text, object_pairs_hook=lambda pairs: _no_twins(pairs, origin))

@@ -270,7 +270,12 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         if hidden or stalled or take_turns or running != self.running:
             self.running = running
         first = waiting[0] if waiting and let_in != 0 and not ordered else None
-        set_limits(self, plan.token_budget, len(hidden) + len(stalled), let_in)
+        budget = plan.token_budget
+        if self.views.transfers:
+            # vLLM asks a connector only where a request could begin; one whose KV is loaded takes no token yet.
+            budget = min(max(budget, view.decode_tokens + 1), view.max_tokens)
+            let_in = 1 if let_in == 0 else let_in
+        set_limits(self, budget, len(hidden) + len(stalled), let_in)
         return Step(
             started_s,
             view,

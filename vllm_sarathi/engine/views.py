@@ -54,6 +54,7 @@ class ViewBuilder:
     Attributes:
         batch: the batch work that runs, by name.
         gap_bonds: with classes, the class of each request and its own time between tokens: counted in every step.
+        transfers: whether some wait for what a connector brings, and it has not been asked yet.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class ViewBuilder:
         self._relegated: set[str] = set()
         self._batch_classes = config.slo_classes is not None and config.slo_classes.has_batch
         self.batch: dict[str, Any] = {}
+        self.transfers = False
         self._tenants: Counter[str] = Counter()
         self._bound: list[Any] = []
         self._bound_partial: list[Any] = []
@@ -200,6 +202,7 @@ class ViewBuilder:
     def _waiting(self, admission: Admission, partial: list[Any], wall_s: float) -> tuple[list[Any], int]:
         """Return the waiting requests that the order wants to see and that could be scheduled, and how many others."""
         scheduler, order = self._scheduler, self._controller.order
+        self.transfers = False
         count = scheduler.get_request_counts()[1]
         if not count or not admission.free_slots:
             return [], count
@@ -220,6 +223,8 @@ class ViewBuilder:
             blocker = admission.blocker(request, self._prefixes.tokens(request))
             if blocker is None and not self._refused.is_passed_over(request.request_id, self._step):
                 waiting.append(request)
+            elif blocker is Blocker.TRANSFER:
+                self.transfers = True
             elif blocker is Blocker.BLOCKS and self._stops(request, wall_s):
                 break
             elif blocker is Blocker.BLOCKS and self._controller.claims(self.bond(request)):

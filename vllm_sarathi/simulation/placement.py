@@ -57,6 +57,11 @@ class Deployment:
         raise NotImplementedError
 
     @property
+    def kv_token_bytes(self) -> float:
+        """What one token of a long request takes in the KV cache, over all devices."""
+        raise NotImplementedError
+
+    @property
     def source(self) -> Source:
         """Where the step times come from."""
         raise NotImplementedError
@@ -118,6 +123,11 @@ class RooflineDeployment(Deployment):
         return (self.model.kv_bytes(tokens, self.tensor_parallel) + states) / self.stages
 
     @property
+    def kv_token_bytes(self) -> float:
+        """What one token of a long request takes in the KV cache, over all devices."""
+        return self._request_bytes(self.max_tokens) / self.max_tokens * self.tensor_parallel * self.stages
+
+    @property
     def source(self) -> Source:
         """Where the step times come from."""
         return Source("roofline", "from the device's data sheet and the model's shape", self.notes)
@@ -158,6 +168,11 @@ class MeasuredDeployment(Deployment):
         )
 
     @property
+    def kv_token_bytes(self) -> float:
+        """What one token of a long request takes in the KV cache, over all devices."""
+        return self.kernels.memory.kv_token * self.tensor_parallel * self.stages
+
+    @property
     def source(self) -> Source:
         """Where the step times come from."""
         return self.kernels.source
@@ -195,6 +210,11 @@ class CalibratedDeployment(Deployment):
                 f"request of {self.max_tokens} tokens needs {self.max_tokens * token / 2**30:.1f} GiB of KV cache."
             )
         return int(room / token)
+
+    @property
+    def kv_token_bytes(self) -> float:
+        """What one token of a long request takes in the KV cache, over all devices."""
+        return self.model.kv_bytes_per_token
 
     @property
     def source(self) -> Source:

@@ -94,6 +94,9 @@ class Simulator:
         in_flight: batches that may be in flight.
     """
 
+    more_may_come = False
+    """Whether requests may be added yet: a scheduler that stands still may be waiting for one of them."""
+
     def __init__(
         self, scheduler: Any, times: StepTimes, requests: Sequence[SimulatedRequest], in_flight: int = 1
     ) -> None:
@@ -147,7 +150,7 @@ class Simulator:
     def run(self, hopeless: Callable[["Simulator"], bool] | None = None) -> None:
         """Step until every request has finished, or until `hopeless` says that the rest does not matter."""
         look_at = LOOK_EVERY_STEPS
-        with _no_garbage_collection():
+        with no_garbage_collection():
             while self.step():
                 if hopeless is not None and self.steps >= look_at:
                     look_at = self.steps + LOOK_EVERY_STEPS
@@ -164,6 +167,8 @@ class Simulator:
         if self._naps < MOST_NAPS:
             return
         if self._next >= len(self.logs):
+            if self.more_may_come:
+                return
             raise RuntimeError(
                 f"the scheduler stands still at {self.now_s:.3f} s with {len(self.scheduler.requests)} requests left"
             )
@@ -184,13 +189,14 @@ class Simulator:
             self._next += 1
 
     def _engine_request(self, name: str, request: SimulatedRequest) -> Any:
-        asked = {
+        asked: dict[str, Any] = {
             TBT_KEY: request.tbt_slo_ms,
             TTFT_KEY: request.ttft_slo_ms,
             CLASS_KEY: request.kind or None,
             TENANT_KEY: request.tenant or None,
         }
         asked = {key: value for key, value in asked.items() if value is not None}
+        asked |= self._asked_more(name)
         return build_request(
             name,
             prompt_token_ids(request, self._next, share_prefixes=self._hasher is not None),
@@ -199,6 +205,10 @@ class Simulator:
             sampling={"extra_args": asked} if asked else None,
             block_hasher=self._hasher,
         )
+
+    def _asked_more(self, name: str) -> dict[str, Any]:
+        """Return what else a request is sent with."""
+        return {}
 
     def _launch(self, output: Any) -> _Batch:
         """Send a batch through the stages of the device."""
@@ -238,7 +248,7 @@ class Simulator:
                     continue
             log = by_name[name]
             if log.scheduled_s is None:
-                log.scheduled_s = self.now_s
+                self._begin(log)
             prefills += 1
             done = computed - tokens
             prefix += done
@@ -247,13 +257,17 @@ class Simulator:
         shape = StepShape(output.total_num_scheduled_tokens, count - prefills, context, work, count)
         return shape, prefix, sampled
 
+    def _begin(self, log: RequestLog) -> None:
+        """Note that a request's first token of prompt is scheduled."""
+        log.scheduled_s = self.now_s
+
     def _finish(self, batch: _Batch) -> None:
         """Wait for a batch, and deliver its tokens."""
         self.now_s = now_s = max(self.now_s, batch.done_s)
         scheduler, by_name = self.scheduler, self._by_name
         names = scheduler.settle(batch.output)
         sampled = set(batch.sampled)
-        result = build_output({name: [TOKEN] if name in sampled else [] for name in names})
+        result = self._result({name: [TOKEN] if name in sampled else [] for name in names})
         for name in batch.sampled:
             by_name[name].token_s.append(now_s)
         for times_s in batch.times_of_steady:
@@ -266,9 +280,13 @@ class Simulator:
                     log.finished = not log.refused
                     self.finished.append(log)
 
+    def _result(self, sampled: dict[str, list[int]]) -> Any:
+        """Return what the model runner answers with."""
+        return build_output(sampled)
+
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Leave the cyclic collector out: it walks every live token list for nothing."""
     was_on = gc.isenabled()
     gc.disable()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.real.engines import Pair, open_pair
-from vllm_sarathi.benchmark.reference_model import tiny_model
+from vllm_sarathi.benchmark.live.reference_model import tiny_model
 
 # Read when numba is first imported, for ngram drafts: more threads than one wait for each other on a busy core.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")

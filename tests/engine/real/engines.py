@@ -19,7 +19,7 @@ from vllm.platforms.cpu import CpuPlatform
 from vllm.sampling_params import RequestOutputKind
 
 from vllm_sarathi import SarathiConfig, SarathiScheduler
-from vllm_sarathi.benchmark.reference_model import TINY_VOCABULARY
+from vllm_sarathi.benchmark.live.reference_model import TINY_VOCABULARY
 
 BUDGET = 32
 LONG = 3 * BUDGET + 7

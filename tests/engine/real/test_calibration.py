@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from tests.engine.real.engines import SETTINGS, RealEngine, buildable_after_numba, prompt
 from tests.engine.real.test_python_use import build, closing
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.benchmark.profile import HELD_OUT_LEVELS, HELD_OUT_STEPS
-from vllm_sarathi.benchmark.trace import read_trace
+from vllm_sarathi.benchmark.profile.device import HELD_OUT_LEVELS, HELD_OUT_STEPS
+from vllm_sarathi.benchmark.profile.trace import read_trace
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.steptime.store import calibration_file
 from vllm_sarathi.core.types import StepShape, chunk_work

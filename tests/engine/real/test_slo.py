@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine.real.engines import RealEngine, buildable_after_numba
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.benchmark.reference_model import build_reference_model
+from vllm_sarathi.benchmark.live.reference_model import build_reference_model
 from vllm_sarathi.core.fixed_budget import FixedBudget
 from vllm_sarathi.core.types import ONE_STAGE
 

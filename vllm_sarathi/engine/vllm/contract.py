@@ -14,7 +14,8 @@ from vllm_sarathi.engine.vllm.internals import (
     resolve,
     sampling_params_class,
 )
-from vllm_sarathi.engine.vllm.surface import CONTRACT, SURFACES, Surface, Touchpoint
+from vllm_sarathi.engine.vllm.surface import SURFACES, Surface
+from vllm_sarathi.engine.vllm.touchpoints import CONTRACT, Touchpoint
 
 TESTED_VERSIONS = ((0, 30), (0, 33))
 """First and last minor release of vLLM that the contract and the scheduler-level tests were run against."""

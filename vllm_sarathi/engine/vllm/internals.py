@@ -101,6 +101,16 @@ def model_output_class() -> Any:
     return resolve("vllm.v1.outputs:ModelRunnerOutput")
 
 
+def kv_connector_class() -> Any:
+    """Return what a KV connector is an object of."""
+    return resolve("vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1")
+
+
+def kv_connector_output_class() -> Any:
+    """Return what a step's output says of KV transfers with."""
+    return resolve("vllm.v1.outputs:KVConnectorOutput")
+
+
 def engine_core_output_class() -> Any:
     """Return what a request's news from the engine core are an object of."""
     return resolve("vllm.v1.engine:EngineCoreOutput")

@@ -6,7 +6,7 @@ A step takes
     + layers x (what each layer launches beside those operators)
     + what is launched once a step
 
-All constants were fitted by `vllm_sarathi.benchmark.silicon_fit` on the rows of the package's silicon sample whose id
+All constants were fitted by `benchmark.profile.silicon_fit` on the rows of the package's silicon sample whose id
 ends in an even number; `vllm-sarathi validate --silicon` judges them on the others. Scales are held near 1 and
 launches near 0 by the fit, so that a constant that the rows say little of stays where it would be without them.
 """

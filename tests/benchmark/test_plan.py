@@ -1,0 +1,292 @@
+"""`plan`: its pick against an exhaustive search, its bounds, what it prints, and what a mistake is told."""
+
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from vllm_sarathi.benchmark.common import farm
+from vllm_sarathi.benchmark.plan import load as plan_load
+from vllm_sarathi.benchmark.plan import report as plan_report
+from vllm_sarathi.benchmark.plan import search as room
+from vllm_sarathi.benchmark.plan.bounds import Bound, bound
+from vllm_sarathi.benchmark.plan.load import Load, LoadAsked, load_of
+from vllm_sarathi.benchmark.plan.prices import read_prices
+from vllm_sarathi.benchmark.plan.search import Board, Candidate, Verdict, candidates_of, fewest, search
+from vllm_sarathi.cli import app
+from vllm_sarathi.core.config import CONFIG_KEY, config_from_additional
+from vllm_sarathi.engine.vllm.internals import engine_args_class
+from vllm_sarathi.simulation.fleet.group import Here
+
+
+class Task:
+    """One that is done."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+class Inline:
+    """Workers in this process."""
+
+    count = 1
+
+    def submit(self, function: Any, value: Any) -> Task:
+        return Task(function(value))
+
+    def any_of(self, tasks: Iterable[Task]) -> Task:
+        return next(iter(tasks))
+
+    def output(self, task: Task) -> Any:
+        return task.output
+
+
+ASKED = LoadAsked("uniform", 40, rate_qps=8.0, tbt_slo_ms=60.0, ttft_slo_ms=3000.0)
+PRICES = {"a100": 1.8, "h100": 3.0, "l4": 0.8}
+
+
+@pytest.fixture(scope="module")
+def load() -> Load:
+    return load_of(ASKED)
+
+
+@pytest.mark.parametrize("answer", [1, 2, 7, 8, 31])
+@pytest.mark.parametrize(("least", "most"), [(1, room.MOST_REPLICAS), (1, 40), (2, 31)])
+def test_the_fewest_are_found(answer: int, least: int, most: int) -> None:
+    asked: list[int] = []
+
+    def carried(replicas: int) -> bool:
+        asked.append(replicas)
+        return replicas >= answer
+
+    assert fewest(carried, least, most) == max(answer, least)
+    assert len(asked) == len(set(asked)) <= 12
+    assert fewest(lambda replicas: False, 1, 3) is None
+    assert fewest(carried, 5, 4) is None
+
+
+def verdict(device: str, cost: float, scheduler: str = "sarathi") -> Verdict:
+    return Verdict(Candidate("m", device, scheduler=scheduler), Bound(1.0), replicas=1, cost=cost)
+
+
+def test_who_cannot_be_first_or_second_is_left() -> None:
+    board = Board({"a": 2.0, "b": 3.0, "c": 1.0})
+    assert board.most_replicas(Candidate("m", "c")) == room.MOST_REPLICAS
+    board.verdicts = [verdict("a", 10.0), verdict("a", 12.0, "default")]
+    assert board.most_replicas(Candidate("m", "a")) == 4  # five cost the same
+    assert board.most_replicas(Candidate("m", "c")) == 39  # no runner-up yet: within four times the first
+    board.verdicts.append(verdict("b", 15.0))
+    assert board.most_replicas(Candidate("m", "c")) == 14
+    assert board.most_replicas(Candidate("m", "b")) == 4
+    board.prune = False
+    assert board.most_replicas(Candidate("m", "c")) == room.MOST_REPLICAS
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_pick_is_that_of_an_exhaustive_search(
+    load: Load, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """On devices of any speed, with bounds that are as far off as they like to be on their side."""
+    chance = random.Random(seed)
+    speed: dict[Candidate, float] = {}
+    best: dict[str, Bound] = {}
+    candidates = candidates_of("m", PRICES, ("sarathi", "default@512"), most_devices=4)
+    for each in candidates:
+        speed[each] = chance.uniform(0.1, 3.0) * each.devices
+        most = max(best[each.deployment].most_qps, speed[each]) if each.deployment in best else speed[each]
+        best[each.deployment] = Bound(most * chance.uniform(1.0, 2.0))
+    for name in chance.sample(list(best), 2):
+        best[name] = Bound(refused="too large", kind="memory")
+
+    def carries(candidate: Candidate, load: Load, replicas: int) -> bool:
+        return load.rate_qps / replicas <= speed[candidate]
+
+    monkeypatch.setattr(room, "carries", carries)
+    monkeypatch.setattr(room, "bound", lambda name, load: best[name])
+    busy = replace(load, rate_qps=chance.uniform(1.0, 200.0))
+    board = search(candidates, busy, PRICES, Inline())
+    every = search(candidates, busy, PRICES, Inline(), prune=False)
+    assert len(every.verdicts) == len(board.verdicts) == len(candidates)
+    ours, all_of_them = board.ranked(), every.ranked()
+    assert ours[0].cost == all_of_them[0].cost
+    if all_of_them[1].cost <= room.MOST_TIMES * ours[0].cost:
+        assert ours[1].cost == all_of_them[1].cost
+    assert sum(v.runs for v in board.verdicts) < 0.7 * sum(v.runs for v in every.verdicts)
+
+
+@pytest.mark.slow
+def test_a_bound_is_above_what_runs_show(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_load, "LEAST_SPAN_S", 12.0)
+    candidate = Candidate("mistral-7b", "a100")
+    known = bound(candidate.deployment, load)
+    assert not room.carries(candidate, replace(load, rate_qps=1.3 * known.most_qps), 1)
+    assert room.carries(candidate, replace(load, rate_qps=0.2 * known.most_qps), 1)
+
+
+def test_a_bound_refuses_only_what_cannot_be(load: Load) -> None:
+    known = bound("mistral-7b/a100:tp1", load)
+    assert known.most_qps > 0
+    assert known.source == "roofline"
+    held = bound("falcon-180b/a100:tp1", load)
+    assert held.kind == "memory"
+    assert "GB of weights" in held.refused
+    slow = bound("mistral-7b/a100:tp1", load_of(LoadAsked("uniform", 40, rate_qps=1.0, tbt_slo_ms=2.0)))
+    assert slow.kind == "slo"
+    assert "ms between its tokens, more than 2" in slow.refused
+    late = bound("mistral-7b/a100:tp1", load_of(LoadAsked("uniform", 40, rate_qps=1.0, ttft_slo_ms=20.0)))
+    assert late.kind == "slo"
+    assert "has its first token after" in late.refused
+
+
+def test_classes_promise_by_the_kind_of_request(tmp_path: Path) -> None:
+    path = tmp_path / "classes.yaml"
+    path.write_text(
+        "classes:\n  interactive: {ttft_slo_ms: 500, tbt_slo_ms: 50}\n  normal: {ttft_slo_ms: 2000}\n"
+        "  batch: {batch: true}\n"
+    )
+    made = load_of(LoadAsked("classes", 40, rate_qps=1.0, slo_classes=path))
+    by_kind = {r.kind: (r.ttft_slo_ms, r.tbt_slo_ms) for r in made.requests}
+    assert by_kind == {"interactive": (500, 50), "normal": (2000, None), "batch": (None, None)}
+    assert dict(made.settings)["slo_classes"]["default"] == "interactive"
+    plain = load_of(LoadAsked("chat", 40, rate_qps=1.0, slo_classes=path))
+    assert {r.kind for r in plain.requests} == {"interactive"}
+
+
+def test_each_class_has_to_be_kept(load: Load) -> None:
+    """Many who are kept do not make up for a few who are not."""
+    from vllm_sarathi.simulation.simulator import RequestLog
+    from vllm_sarathi.simulation.workload import SimulatedRequest
+
+    few = SimulatedRequest(0.0, 10, 2, ttft_slo_ms=100.0, kind="few")
+    many = SimulatedRequest(0.0, 10, 2, ttft_slo_ms=100.0, kind="many")
+    kept = [RequestLog(many, 0.0, [0.01, 0.02], True) for _ in range(99)]
+    late = RequestLog(few, 0.0, [5.0, 5.01], True)
+    assert load.kept(kept)
+    assert not load.kept([*kept, late])
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> Path:
+    path = tmp_path / "prices.yaml"
+    path.write_text("per_hour: {a100: 1.8, h100: 3.0}\n")
+    return path
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["plan", *map(str, arguments)], env={"COLUMNS": "160"})
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let everything run in this process."""
+    from contextlib import nullcontext
+
+    monkeypatch.setattr(farm, "open_workers", lambda *_: nullcontext(Inline()))
+    monkeypatch.setattr("vllm_sarathi.benchmark.capacity.fleet.open_lines", lambda *_: nullcontext([Here()]))
+
+
+def test_a_plan_says_what_to_buy_and_how_to_start_it(here: None, prices: Path, tmp_path: Path) -> None:
+    done = invoke(
+        "--model", "mistral-7b", "--prices", prices, "--rate", 2, "--workload", "uniform", "--requests", 20,
+        "--tbt-slo-ms", 60, "--ttft-slo-ms", 3000, "--most-devices", 1, "--schedulers", "sarathi",
+        "--json", tmp_path / "rows.json", "--ray-serve", tmp_path / "serve.yaml",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert written["schema"] == 1
+    first, second = written["rows"]
+    assert (first["state"], second["state"]) == ("chosen", "runner-up")
+    assert written["margin"] == second["cost_per_hour"] / first["cost_per_hour"] - 1 >= 0
+    assert first["cost_per_hour"] == first["devices"] * {"a100": 1.8, "h100": 3.0}[first["device"]]
+    assert min(first["kept"].values()) >= 0.95
+    assert "vllm serve mistral-7b --max-model-len" in done.output
+    assert "--ttft-slo-ms 3000" in done.output
+    assert "on a100, step times: roofline" in done.output
+    served = yaml.safe_load((tmp_path / "serve.yaml").read_text())["applications"][0]["args"]["llm_configs"][
+        0
+    ]
+    assert served["deployment_config"]["num_replicas"] == first["replicas"]
+
+
+@pytest.mark.parametrize("scheduler", ["sarathi", "sarathi@512", "default@2048", "orca"])
+def test_the_engine_of_a_ray_serve_file_can_be_built(load: Load, scheduler: str) -> None:
+    candidate = Candidate("Qwen/Qwen3-30B-A3B", "h100", 2, 2, True, "fp8", scheduler)
+    text = plan_report.ray_serve_text(candidate, load, 3)
+    [application] = yaml.safe_load(text)["applications"]
+    engine = application["args"]["llm_configs"][0]["engine_kwargs"]
+    assert set(engine) <= {field.name for field in fields(engine_args_class())}
+    config = config_from_additional(engine.get("additional_config"))
+    assert CONFIG_KEY in engine.get("additional_config", {}) or scheduler.startswith("default")
+    assert config.token_budget == (512 if scheduler == "sarathi@512" else None)
+    assert config.tbt_slo_ms == (60.0 if scheduler == "sarathi" else None)
+
+
+COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "mistral-8b", *COMMON[2:]], "--model: unknown model 'mistral-8b'"),
+        (["--model", "mistral-8b", *COMMON[2:]], "did you mean 'mistral-7b'"),
+        (["--model", "mistral-8b", *COMMON[2:]], "folder with the model's config.json: --model FOLDER"),
+        (["--model", "mistral-7b", "--rate", 1], "nothing is promised"),
+        (["--model", "mistral-7b", "--tbt-slo-ms", 60], "--rate: how many requests per second?"),
+        ([*COMMON, "--devices", "l4"], "has no price of 'l4'; it has a100, h100"),
+        ([*COMMON, "--devices", "h10"], "--devices 'h10': unknown; did you mean 'h100'"),
+        ([*COMMON, "--attainment", 1], "--attainment 1.0: must be a share"),
+        ([*COMMON, "--schedulers", "orka"], "unknown scheduler; did you mean 'orca'"),
+        ([*COMMON, "--precisions", "fp9"], "--precisions 'fp9': unknown; did you mean 'fp8'"),
+        ([*COMMON, "--requests", 3], "--requests 3: must be"),
+        (
+            ["--model", "falcon-180b", *COMMON[2:], "--most-devices", 1],
+            "nothing holds the model; falcon-180b/",
+        ),
+        (["--model", "falcon-180b", *COMMON[2:], "--most-devices", 1], "GB of weights"),
+        (
+            [*COMMON[:4], "--tbt-slo-ms", 1, "--most-devices", 1],
+            "no deployment can keep what is promised; the nearest",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(here: None, prices: Path, arguments: list[Any], said: str) -> None:
+    done = invoke("--prices", prices, *arguments)
+    assert done.exit_code == 1
+    assert said in " ".join(done.output.split())
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("per_hour: {h10: 3}", "per_hour.h10: unknown device; did you mean 'h100'"),
+        ("per_hour: {h100: -3}", "per_hour.h100 -3: must be a number above 0"),
+        ("per_hour: {h100: free}", "per_hour.h100 'free': must be a number"),
+        ("per_hour: {}", "per_hour: must be a mapping"),
+        ("per_hours: {h100: 3}", "unknown key 'per_hours'; did you mean 'per_hour'"),
+        ("- h100", "must hold a mapping"),
+        ("per_hour: [", "is not valid YAML"),
+    ],
+)
+def test_a_price_file_that_is_wrong_is_told_where(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="--prices") as error:
+        read_prices(path)
+    assert said in str(error.value)
+
+
+def test_the_example_of_prices_can_be_read() -> None:
+    assert read_prices(Path("examples/prices.yaml")).per_hour["h100"] > 0
+
+
+def test_a_run_is_long_enough_for_its_queue_to_be_felt(load: Load) -> None:
+    assert len(load.at(0.5)) == 40
+    fast = load.at(20.0)
+    assert fast[-1].arrival_s == pytest.approx(30.0, rel=0.01)

@@ -1,0 +1,1 @@
+"""The highest rate that a deployment carries, in simulation; tables of it."""

@@ -1,0 +1,1 @@
+"""What several benchmarks share: Ray, progress, result files and their comparison."""

@@ -1,0 +1,1 @@
+"""Real servers with a real model under load."""

@@ -1,0 +1,1 @@
+"""What to buy: the cheapest deployment that keeps the SLOs."""

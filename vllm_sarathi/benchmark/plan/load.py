@@ -1,0 +1,224 @@
+"""The load that a plan is for: what is sent, what each class is promised, and whether a run kept it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vllm_sarathi.benchmark.capacity.simulated import rate_of
+from vllm_sarathi.core.classes import SloClasses, read_classes
+from vllm_sarathi.core.config import ConfigError, check_int, check_positive, nearest_hint
+from vllm_sarathi.simulation.outcome import keeps_promise
+from vllm_sarathi.simulation.simulator import RequestLog, Simulator
+from vllm_sarathi.simulation.traces import read_trace
+from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
+
+MAX_DELAY_S = 2.0
+"""The longest median scheduling delay where no time to first token is promised (the paper's criterion)."""
+
+LONGEST_STEP = 1024
+"""`--max-model-len` is a multiple of it."""
+
+LEAST_SPAN_S = 30.0
+"""A run goes on for so long at least: a short one ends before the queue that it builds up is felt."""
+
+MOST_REQUESTS = 6000
+"""Requests of a run."""
+
+NO_LIMIT_TOKENS = 10**9
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent, and what is promised.
+
+    Attributes:
+        name: of the workload, or of the trace's file.
+        requests: as many as the longest run takes; their times are stretched to its rate.
+        rate_qps: requests per second, of all replicas.
+        attainment: the share of each class's requests whose promises have to be kept.
+        settings: those of SarathiConfig, for `sarathi`.
+        least: requests of a run.
+        seed: of what scatters.
+    """
+
+    name: str
+    requests: tuple[SimulatedRequest, ...]
+    rate_qps: float
+    attainment: float
+    settings: tuple[tuple[str, Any], ...] = ()
+    least: int = 0
+    seed: int = 0
+
+    @property
+    def longest(self) -> int:
+        """The longest request, rounded up, tokens."""
+        most = max(r.prompt_tokens + r.output_tokens for r in self.requests)
+        return -(-most // LONGEST_STEP) * LONGEST_STEP
+
+    @property
+    def share_prefixes(self) -> bool:
+        """Whether prefixes are shared."""
+        return any(request.prefix for request in self.requests)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Prompt and output tokens per second, of all replicas."""
+        tokens = sum(r.prompt_tokens + r.output_tokens for r in self.requests)
+        return self.rate_qps * tokens / len(self.requests)
+
+    @property
+    def output_share(self) -> float:
+        """The share of the tokens that are written."""
+        written = sum(r.output_tokens for r in self.requests)
+        return written / sum(r.prompt_tokens + r.output_tokens for r in self.requests)
+
+    def at(self, rate_qps: float) -> list[SimulatedRequest]:
+        """Return the requests of a run at a rate."""
+        count = max(self.least, math.ceil(LEAST_SPAN_S * rate_qps))
+        return at_rate(self.requests[:count], rate_qps)
+
+    def kept(self, logs: Iterable[RequestLog]) -> bool:
+        """Return whether a finished run kept what is promised."""
+        every = list(logs)
+        shares = kept_shares(every)
+        if any(share < self.attainment for share in shares.values()):
+            return False
+        if any(log.request.ttft_slo_ms is not None for log in every):
+            return True
+        delays = [log.scheduled_s - log.request.arrival_s for log in every if log.scheduled_s is not None]
+        return bool(np.median(delays) <= MAX_DELAY_S)
+
+
+def kept_shares(logs: Iterable[RequestLog]) -> dict[str, float]:
+    """Return the share of the requests that kept their promises, for each class that is promised something."""
+    kept: dict[str, list[bool]] = {}
+    for log in logs:
+        if (one := keeps_promise(log)) is not None:
+            kept.setdefault(log.request.kind, []).append(one)
+    return {kind: sum(each) / len(each) for kind, each in kept.items()}
+
+
+class Hopeless:
+    """Ends a run in which too many promises of a class are broken, whatever comes."""
+
+    def __init__(self, requests: Iterable[SimulatedRequest], attainment: float) -> None:
+        self._left: dict[str, float] = {}
+        for request in requests:
+            if request.tbt_slo_ms is not None or request.ttft_slo_ms is not None:
+                self._left[request.kind] = self._left.get(request.kind, 0.0) + 1 - attainment
+        self._seen = 0
+
+    def __call__(self, simulator: Simulator) -> bool:
+        """Look at what has finished since the last call, and who is late already."""
+        for log in simulator.finished[self._seen :]:
+            if keeps_promise(log) is False:
+                self._left[log.request.kind] -= 1
+        self._seen = len(simulator.finished)
+        left = dict(self._left)
+        for log in simulator.arrived():
+            slo_ms = log.request.ttft_slo_ms
+            if slo_ms is None or log.finished or log.refused:
+                continue
+            first_s = log.token_s[0] if log.token_s else simulator.now_s
+            left[log.request.kind] -= (first_s - log.request.arrival_s) * 1e3 > slo_ms
+        return min(left.values(), default=0.0) < -1e-9
+
+
+@dataclass(frozen=True)
+class LoadAsked:
+    """What the command line says of the load.
+
+    Attributes:
+        workload, arrivals: as those of `simulate`.
+        requests: of a run, at the least.
+        trace, trace_format, time_scale: as `read_trace` takes them.
+        rate_qps: requests per second; None for a trace's own.
+        tbt_slo_ms, ttft_slo_ms: the promises of each request; None for none.
+        slo_classes: a file with promises by class; None for none.
+        attainment: the share of the requests whose promises have to be kept.
+    """
+
+    workload: str = "chat"
+    requests: int = 300
+    arrivals: str = "poisson"
+    trace: Path | None = None
+    trace_format: str = "csv"
+    time_scale: float = 1.0
+    rate_qps: float | None = None
+    tbt_slo_ms: float | None = None
+    ttft_slo_ms: float | None = None
+    slo_classes: Path | None = None
+    attainment: float = 0.95
+
+
+def load_of(asked: LoadAsked) -> Load:
+    """Return the load that was asked for.
+
+    Raises:
+        ConfigError: an unknown name, a value out of range, or nothing that is promised.
+    """
+    check_int("requests", asked.requests, minimum=20)
+    for key in ("rate", "tbt_slo_ms", "ttft_slo_ms"):
+        value = asked.rate_qps if key == "rate" else getattr(asked, key)
+        if value is not None:
+            check_positive(key, value, 3.6e6)
+    if not 0 < asked.attainment < 1:
+        raise ConfigError(f"--attainment {asked.attainment!r}: must be a share above 0 and below 1, as 0.95.")
+    if asked.rate_qps is None and asked.trace is None:
+        raise ConfigError("--rate: how many requests per second? (A --trace has a rate of its own.)")
+    if asked.trace is None:
+        sent = synthetic(asked.workload, 1.0, max(MOST_REQUESTS, asked.requests), 0, asked.arrivals)
+    else:
+        read = read_trace(asked.trace, asked.trace_format, NO_LIMIT_TOKENS, time_scale=asked.time_scale)
+        sent = list(read.requests[: max(MOST_REQUESTS, asked.requests)])
+    if len(sent) < 2:
+        raise ConfigError(f"--trace {asked.trace}: holds fewer than two requests.")
+    settings, promised = _promised(asked, sent)
+    name = asked.workload if asked.trace is None else asked.trace.name
+    rate_qps = asked.rate_qps or rate_of(sent)
+    return Load(name, tuple(promised), rate_qps, asked.attainment, settings, asked.requests)
+
+
+Settings = tuple[tuple[str, Any], ...]
+
+
+def _promised(asked: LoadAsked, sent: Sequence[SimulatedRequest]) -> tuple[Settings, list[SimulatedRequest]]:
+    """Return the scheduler's settings, and the requests with their promises."""
+    if asked.slo_classes is not None:
+        if asked.tbt_slo_ms is not None or asked.ttft_slo_ms is not None:
+            raise ConfigError(
+                "--slo-classes: says what is promised; leave out --tbt-slo-ms and --ttft-slo-ms."
+            )
+        classes = read_classes(asked.slo_classes)
+        return (("slo_classes", classes.to_mapping()),), [_in_class(request, classes) for request in sent]
+    if asked.tbt_slo_ms is None and asked.ttft_slo_ms is None:
+        if all(r.tbt_slo_ms is None and r.ttft_slo_ms is None for r in sent):
+            raise ConfigError(
+                "plan: nothing is promised; say --tbt-slo-ms, --ttft-slo-ms or --slo-classes, which a plan is to keep."
+            )
+        own = (("allow_request_slo", True), ("prefill_order", "deadline"))
+        return own, list(sent)
+    settings: dict[str, Any] = {}
+    if asked.tbt_slo_ms is not None:
+        settings["tbt_slo_ms"] = asked.tbt_slo_ms
+    if asked.ttft_slo_ms is not None:
+        settings |= {"ttft_slo_ms": asked.ttft_slo_ms, "prefill_order": "deadline"}
+    promised = [replace(r, tbt_slo_ms=asked.tbt_slo_ms, ttft_slo_ms=asked.ttft_slo_ms, kind="") for r in sent]
+    return tuple(settings.items()), promised
+
+
+def _in_class(request: SimulatedRequest, classes: SloClasses) -> SimulatedRequest:
+    found = classes.named(request.kind) if request.kind else classes.default_class
+    if found is None:
+        names = [each.name for each in classes.classes]
+        raise ConfigError(
+            f"{classes.origin}: the workload has requests of class {request.kind!r}, which it does not name; "
+            f"{nearest_hint(request.kind, names)}"
+        )
+    blank: Mapping[str, Any] = {"tbt_slo_ms": None, "ttft_slo_ms": None}
+    said = {} if found.batch else {"tbt_slo_ms": found.tbt_slo_ms, "ttft_slo_ms": found.ttft_slo_ms}
+    return replace(request, kind=found.name, **{**blank, **said})

@@ -1,0 +1,77 @@
+"""`vllm-sarathi bench devices`."""
+
+import functools
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vllm_sarathi.cli.rehearse import JsonOption, RayOption, read_names
+
+SEED_SETS = ("judging", "design")
+
+
+def devices(
+    deployments: Annotated[str, typer.Option(help="Some of the ten; all by default.")] = "",
+    workloads: Annotated[str, typer.Option(help="chat, arxiv and mooncake; all by default.")] = "",
+    slos: Annotated[
+        str, typer.Option(help="tight (an operator's), strict and relaxed (the paper's); all by default.")
+    ] = "",
+    disturbances: Annotated[
+        str, typer.Option(help="noise-2, noise-5, noise-10, pauses, neighbour.")
+    ] = "noise-5",
+    contenders: Annotated[
+        str, typer.Option(help="Other schedulers beside the two: prefill-first, pressure.")
+    ] = "prefill-first,pressure",
+    requests: Annotated[int, typer.Option(help="Requests in a run.")] = 300,
+    seeds: Annotated[int, typer.Option(help="Rows with different requests.")] = 1,
+    seed_set: Annotated[
+        str, typer.Option(help="judging, for reports; design, to choose a constant of the scheduler on.")
+    ] = "judging",
+    quick: Annotated[bool, typer.Option(help="100 requests, the tight SLO, coarser searches.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Where each finished row goes: a later run of the same code goes on there.")
+    ] = Path("build/devices"),
+    ray: RayOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Compare `sarathi` with the best of seven fixed budgets on devices with measured kernel times."""
+    from vllm_sarathi.benchmark.capacity import devices as room
+    from vllm_sarathi.benchmark.capacity.cells import run_cells
+    from vllm_sarathi.benchmark.capacity.search import TOLERANCE
+    from vllm_sarathi.benchmark.common import farm, results
+    from vllm_sarathi.core.config import check_choice, check_int
+
+    check_int("requests", requests, minimum=2)
+    check_int("seeds", seeds, minimum=1)
+    check_choice("seed_set", seed_set, SEED_SETS)
+    numbers = room.JUDGING_SEEDS if seed_set == "judging" else room.DESIGN_SEEDS
+    cells = room.cells_of(
+        read_names(deployments) or tuple(room.TIGHT_MS),
+        read_names(workloads) or room.WORKLOADS,
+        read_names(slos) or (("tight",) if quick else room.SLOS),
+        numbers[:seeds],
+        100 if quick else requests,
+        0.05 if quick else TOLERANCE,
+        read_names(disturbances),
+        read_names(contenders),
+    )
+    console = Console()
+    console.print(f"{len(cells)} rows, {seed_set} seeds {numbers[0]} to {numbers[seeds - 1]}")
+
+    def finished(rows: list[dict[str, Any]]) -> None:
+        results.write_rows(room.worst_first(rows), json)
+
+    run_all = functools.partial(farm.run_all, console=console, ray=ray)
+    rows = run_cells(cells, room.measure, out, run_all, finished=finished)
+    finished(rows)
+    for table in ("capacity", "goodput"):
+        mine = [row for row in rows if row["table"] == table]
+        if mine:
+            console.print(room.gain_table(rows, table))
+            console.print(room.summary_line(mine))
+    if disturbances:
+        console.print(room.disturbed_table(rows))
+    for text in sorted({text for row in rows for text in row["warnings"]}):
+        console.print(f"warning: {text}", soft_wrap=True)

@@ -1,0 +1,161 @@
+"""The command `bench live`: real servers under a real load."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vllm_sarathi.core.config import ConfigError
+
+WorkloadOption = Annotated[
+    list[str] | None,
+    typer.Option(help="chat, long, mix, rush, burst or idle; may be given again. All, if not given."),
+]
+SloOption = Annotated[
+    list[float] | None,
+    typer.Option(help="Promised time between tokens; may be given again. 150, 250 and 500, if not given."),
+]
+SchedulersOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Names with commas: sarathi, sarathi-sjf, sarathi-deadline, default (vLLM's own); default@80 and "
+        "sarathi@256 have a fixed budget. Ours, stock and a sweep of five stock budgets, if not given."
+    ),
+]
+ScaleOption = Annotated[
+    str,
+    typer.Option(
+        help="auto: measure first how fast this device reads and decodes, and scale lengths, rates and promises so "
+        "that it is loaded as the two CPU cores are that they were written for; --tbt-slo-ms and --ttft-slo-ms are "
+        "then promises on those, scaled as well. Budgets named in --schedulers stay. none: all as written."
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a report to send in: versions, device, measured speeds, rows; no names and no paths."
+    ),
+]
+QuickOption = Annotated[
+    bool,
+    typer.Option(
+        "--quick", help="Less of everything: under 12 minutes (--scale auto: longer on slower CPUs)."
+    ),
+]
+TtftOption = Annotated[float, typer.Option(help="The promised time to first token of sarathi-deadline.")]
+ModelOption = Annotated[str, typer.Option(help="A folder with a model, or its name on a model hub.")]
+OutOption = Annotated[Path, typer.Option(help="Where data sets, raw results and logs go.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Use the finished runs in --out; keep the rows in --json.")
+]
+SeedOption = Annotated[int, typer.Option(help="What the requests and their times are drawn from.")]
+NeighbourOption = Annotated[
+    bool, typer.Option("--neighbour", help="Keep one core busy meanwhile, for five seconds on and five off.")
+]
+CapacityOption = Annotated[
+    bool,
+    typer.Option(
+        "--capacity", help="Search the highest rate that the server at --url carries in its promise."
+    ),
+]
+UrlOption = Annotated[str | None, typer.Option(help="With --capacity: the server, as http://127.0.0.1:8000.")]
+RateOption = Annotated[
+    float | None, typer.Option(help="With --capacity: the first rate, requests per second.")
+]
+RequestsOption = Annotated[int | None, typer.Option(help="With --capacity: requests in a run.")]
+SeedsOption = Annotated[int, typer.Option(help="With --capacity: searches, each with other requests.")]
+DelayOption = Annotated[
+    float, typer.Option(help="With --capacity: the longest median scheduling delay, seconds.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")]
+
+
+def live(
+    workload: WorkloadOption = None,
+    tbt_slo_ms: SloOption = None,
+    schedulers: SchedulersOption = None,
+    quick: QuickOption = False,
+    ttft_slo_ms: TtftOption = 2000.0,
+    model: ModelOption = "build/models/SmolLM2-135M-Instruct",
+    out: OutOption = Path("build/bench/live"),
+    resume: ResumeOption = False,
+    seed: SeedOption = 0,
+    neighbour: NeighbourOption = False,
+    scale: ScaleOption = "none",
+    report: ReportOption = None,
+    capacity: CapacityOption = False,
+    url: UrlOption = None,
+    rate: RateOption = None,
+    requests: RequestsOption = None,
+    seeds: SeedsOption = 1,
+    max_delay_s: DelayOption = 2.0,
+    json: JsonOption = None,
+) -> None:
+    """Serve a real model with each scheduler under the same load, and see who keeps the SLO."""
+    if capacity:
+        if scale != "none" or report is not None:
+            raise ConfigError(
+                "--capacity: searches its own rate; --scale and --report are without effect on it."
+            )
+        _capacity(workload, tbt_slo_ms, schedulers, model, out, url, rate, requests, seeds, max_delay_s, json)
+        return
+    from vllm_sarathi.benchmark.live.run import parse_options, run_live
+
+    options = parse_options(
+        workloads=workload or (),
+        tbt_slos_ms=tbt_slo_ms or (),
+        schedulers=schedulers,
+        quick=quick,
+        ttft_slo_ms=ttft_slo_ms,
+        model=model,
+        out=out,
+        json=json,
+        resume=resume,
+        seed=seed,
+        neighbour=neighbour,
+        scale=scale,
+        report=report,
+    )
+    run_live(options, Console())
+
+
+def _capacity(
+    workloads: list[str] | None,
+    slos_ms: list[float] | None,
+    scheduler: str | None,
+    model: str,
+    out: Path,
+    url: str | None,
+    rate: float | None,
+    requests: int | None,
+    seeds: int,
+    max_delay_s: float,
+    json: Path | None,
+) -> None:
+    from vllm_sarathi.benchmark.capacity.simulated import capacity_table
+    from vllm_sarathi.benchmark.common.results import write_rows
+    from vllm_sarathi.benchmark.live.capacity import find_live, parse_live
+
+    console = Console()
+    asked = [
+        parse_live(
+            url=url,
+            model=model,
+            workload=name,
+            tbt_slo_ms=slo_ms,
+            max_delay_s=max_delay_s,
+            scheduler=scheduler or "live",
+            requests=requests,
+            rate_qps=rate,
+            seeds=seeds,
+            out=out,
+        )
+        for name in workloads or ["chat"]
+        for slo_ms in slos_ms or [250.0]
+    ]
+    rows = []
+    for each in asked:
+        rows.append(find_live(each, console))
+        console.print(capacity_table(rows[-1:]))
+        write_rows(rows, json)

@@ -1,0 +1,111 @@
+"""`vllm-sarathi plan`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vllm_sarathi.cli.fleet import RateOption, TtftOption
+from vllm_sarathi.cli.rehearse import (
+    ArrivalsOption,
+    FormatOption,
+    JsonOption,
+    RayOption,
+    ScaleOption,
+    SchedulersOption,
+    SloOption,
+    TraceOption,
+    WorkloadOption,
+    read_names,
+)
+
+ModelOption = Annotated[str, typer.Option(help="OWNER/MODEL, a short name, or a folder with a config.json.")]
+PricesOption = Annotated[Path, typer.Option(help="What each device costs per hour: a YAML file.")]
+ClassesOption = Annotated[
+    Path | None, typer.Option(help="As that of `vllm serve`: promises by class instead.")
+]
+AttainmentOption = Annotated[
+    float, typer.Option(help="The share of each class's requests whose promises have to be kept.")
+]
+DevicesOption = Annotated[str, typer.Option(help="Names with commas between; all that have a price.")]
+MostOption = Annotated[int, typer.Option(help="Devices of a replica, at the most.")]
+PrecisionsOption = Annotated[
+    str, typer.Option(help="checkpoint, fp8 and nvfp4, with commas between: of the weights.")
+]
+ReplicaRequestsOption = Annotated[
+    int, typer.Option(help="Requests in a run; more where it were shorter than 30 s.")
+]
+ExhaustiveOption = Annotated[bool, typer.Option("--exhaustive", help="Search every candidate to its end.")]
+RayServeOption = Annotated[
+    Path | None, typer.Option(help="Write a file for `serve run` of Ray Serve that starts the choice.")
+]
+
+
+def plan(
+    model: ModelOption,
+    prices: PricesOption,
+    rate: RateOption = None,
+    workload: WorkloadOption = "chat",
+    tbt_slo_ms: SloOption = None,
+    ttft_slo_ms: TtftOption = None,
+    slo_classes: ClassesOption = None,
+    attainment: AttainmentOption = 0.95,
+    devices: DevicesOption = "",
+    most_devices: MostOption = 8,
+    schedulers: SchedulersOption = "sarathi,default@512,default@2048",
+    precisions: PrecisionsOption = "checkpoint",
+    requests: ReplicaRequestsOption = 300,
+    arrivals: ArrivalsOption = "poisson",
+    trace: TraceOption = None,
+    trace_format: FormatOption = "csv",
+    time_scale: ScaleOption = 1.0,
+    exhaustive: ExhaustiveOption = False,
+    ray_serve: RayServeOption = None,
+    ray: RayOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Find the cheapest deployment that keeps what is promised at a rate, and how to start it."""
+    from vllm_sarathi.benchmark.common import farm, results
+    from vllm_sarathi.benchmark.plan import report
+    from vllm_sarathi.benchmark.plan import search as room
+    from vllm_sarathi.benchmark.plan.load import LoadAsked, load_of
+    from vllm_sarathi.benchmark.plan.prices import read_prices
+    from vllm_sarathi.core.config import check_int
+
+    check_int("most_devices", most_devices, minimum=1)
+    asked = LoadAsked(
+        workload, requests, arrivals, trace, trace_format, time_scale, rate, tbt_slo_ms, ttft_slo_ms, slo_classes,
+        attainment,
+    )  # fmt: skip
+    load, listed, names = load_of(asked), read_prices(prices), read_names(schedulers)
+    room.check_candidates(names, load)
+    cost = listed.of(read_names(devices))
+    weights, experts = room.read_precisions(read_names(precisions)), room.has_experts(model)
+    candidates = room.candidates_of(model, cost, names, most_devices, weights, experts)
+    console = Console()
+    console.print(f"{len(candidates)} candidates, at the prices of {prices}", soft_wrap=True)
+    with farm.open_workers(len(candidates), ray) as workers:
+        board = _search(candidates, load, cost, workers, exhaustive, console)
+    found = report.choose(board, load)
+    rows = report.rows_of(board, load, listed, found)
+    console.print(report.plan_table(rows, listed.currency))
+    lines = [*report.source_lines(board), *report.lines_of(found, load, listed.currency, slo_classes)]
+    if ray_serve is not None:
+        report.write_ray_serve(found[0].verdict.candidate, load, found[0].replicas, ray_serve)
+        lines.append(f"or all of them with: serve run {ray_serve}")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+    results.write_rows(rows, json, margin=report.margin(found))
+
+
+def _search(candidates: Any, load: Any, cost: Any, workers: Any, exhaustive: bool, console: Console) -> Any:
+    from rich.progress import Progress
+
+    from vllm_sarathi.benchmark.plan import search as room
+
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("searching", total=len(candidates))
+        return room.search(
+            candidates, load, cost, workers, not exhaustive, lambda verdict: progress.advance(bar)
+        )

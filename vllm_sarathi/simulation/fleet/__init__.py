@@ -1,0 +1,1 @@
+"""Many engine cores behind a router, under one virtual clock."""
