@@ -39,6 +39,16 @@ MAY_IMPORT = {
 }
 """What each room may import of its own package; `cli` and the package's front door may import all."""
 
+BENCHMARK_ROOMS = {
+    "common": {"common"},
+    "capacity": {"common", "capacity"},
+    "plan": {"common", "capacity", "plan"},
+    "paper": {"common", "capacity", "paper"},
+    "live": {"common", "capacity", "live"},
+    "profile": {"common", "capacity", "live", "profile"},
+}
+"""What each room of `vllm_sarathi.benchmark` may import of the others."""
+
 
 def name_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -71,6 +81,18 @@ def test_imports_point_one_way(path: Path) -> None:
         target_room = target.split(".")[1]
         if (ROOT / package / target_room).is_dir():
             assert target_room in MAY_IMPORT[f"{package}.{room}"], f"{name_of(path)} imports {target}"
+
+
+@pytest.mark.parametrize("room", BENCHMARK_ROOMS)
+def test_the_rooms_of_the_benchmark_build_on_each_other(room: str) -> None:
+    benchmark = ROOT / "vllm_sarathi" / "benchmark"
+    assert {path.name for path in benchmark.iterdir() if (path / "__init__.py").exists()} == {
+        *BENCHMARK_ROOMS
+    }
+    for path in (benchmark / room).glob("*.py"):
+        for target in imports_of(path):
+            if target.startswith("vllm_sarathi.benchmark."):
+                assert target.split(".")[2] in BENCHMARK_ROOMS[room], f"{name_of(path)} imports {target}"
 
 
 def test_imports_have_no_cycle() -> None:
