@@ -85,6 +85,7 @@ def _with_probes(probe_steps: int) -> Callable[[RunState], Plan]:
                 yield Probe(stage, index, (rate,) * probe_steps, math.inf, evaluate, draw=index)
             yield Restore()
             if config.rewind:  # a chunk of the run that is taken back
+                yield Snapshot()
                 yield Train(first, (low,) * (end - first))
                 yield Restore()
             yield Train(first, rates[first:end])

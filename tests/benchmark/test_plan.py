@@ -235,7 +235,7 @@ COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
     [
         (["--model", "mistral-8b", *COMMON[2:]], "--model: unknown model 'mistral-8b'"),
         (["--model", "mistral-8b", *COMMON[2:]], "did you mean 'mistral-7b'"),
-        (["--model", "mistral-8b", *COMMON[2:]], "folder with the model's config.json: --model FOLDER"),
+        (["--model", "mistral-8b", *COMMON[2:]], "folder with its config.json: --model FOLDER"),
         (["--model", "mistral-7b", "--rate", 1], "nothing is promised"),
         (["--model", "mistral-7b", "--tbt-slo-ms", 60], "--rate: how many requests per second?"),
         ([*COMMON, "--devices", "l4"], "has no price of 'l4'; it has a100, h100"),

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from autolrs_plugin.cli import app
 from tests.autolrs.integrations import task, with_lightning
+from tests.autolrs.test_testing import job
 from tests.pages import blocks_of, section_of
 from tests.test_house import ROOT
 
@@ -23,7 +24,7 @@ def python_in(text: str) -> list[str]:
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_code_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs/how-to/frameworks.md").read_text()
-    in_trainer, in_lightning, in_accelerate = python_in(page)
+    in_trainer, in_lightning, in_accelerate, in_check = python_in(page)
     (in_readme,) = python_in(section_of((ROOT / "README.md").read_text(), "## Fine-tune"))
     # The README's is the page's without its comments, and so is run here, too.
     assert ast.dump(ast.parse(in_readme)) == ast.dump(ast.parse(in_trainer))
@@ -63,3 +64,5 @@ def test_the_code_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     names["loader"] = task.loader(task.Pictures(60 * task.BATCH))
     exec(in_accelerate, names)
     assert len(names["tuner"].schedule) == 60
+
+    exec(in_check, {"run": job})
