@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
+from autolrs_plugin.core.files import written_whole
+
 SCHEMA = 1
 TARGET_SLACK = 0.05
 """The target is the oracle's loss of the same seed plus this share."""
@@ -44,9 +46,8 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the run as JSON, whole or not at all."""
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        part.replace(path)
+        with written_whole(path, lasting=False) as scratch:
+            scratch.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Run":

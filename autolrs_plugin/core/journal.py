@@ -25,6 +25,7 @@ from typing import IO, Any
 from weakref import WeakSet
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.files import written_whole
 
 VERSION = 2
 FILE_NAME = "journal.jsonl"
@@ -108,13 +109,8 @@ class Journal:
         if path.exists():
             raise JournalError(f"{path}: is there already.")
         line, chain = _sealed(_header(config, run, checkpoint), "")
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with written_whole(path) as scratch:
+            scratch.write_bytes(line)
         # Through JSON once, so that a header is the same whether written or read.
         journal = cls(path, json.loads(line), [], chain)
         journal._hold(len(line))
@@ -370,12 +366,3 @@ def _take(journal: Journal, body: dict[str, Any], number: int) -> None:
 def state_name(file_name: str) -> str:
     """Return the name of the state that a file is, or is the part of one rank of."""
     return re.sub(r"\.rank-\d+", "", file_name)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

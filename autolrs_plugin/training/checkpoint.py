@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, save, save_file
 
-from autolrs_plugin.core.journal import sync_folder
+from autolrs_plugin.core.files import written_whole
 from autolrs_plugin.training.plain import is_plain
 from autolrs_plugin.training.tree import Composite, Sharding, TensorCopy
 
@@ -40,14 +39,10 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> str:
         CheckpointError: the state holds something that is neither a tensor nor plain data; the message says where.
     """
     tensors, metadata = _packed(state)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata=metadata)
-    with open(temporary, "rb+") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-    return digest
+    with written_whole(path) as scratch:
+        save_file(tensors, scratch, metadata=metadata)
+        with open(scratch, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_checkpoint(path: Path, sha256: str) -> dict[str, Any]:
