@@ -29,6 +29,10 @@ BY_STRING = {
 }
 """What a function reaches variables with whose names are strings in it."""
 
+MAKES_UP = {"globals", "exec", "eval"}
+MAKES_UP_OF_OTHERS = {"vars", "__dict__", "setattr", "delattr"}
+"""With what a function sets variables, its own module's and other modules', whose names it may make up."""
+
 
 class Slots:
     """The attributes of an object.
@@ -172,7 +176,8 @@ class VariableSlots(Slots):
         is_users: tells whether a module or code is the user's own.
 
     Attributes:
-        modules: the variables of the user's modules that it uses, by the module's name.
+        modules: the variables of the user's modules of which it may make up names, by the module's name. Of all other
+            modules only what it names counts: scripts keep counters and clocks in variables that no step reads.
     """
 
     leaves_logs = True
@@ -185,12 +190,14 @@ class VariableSlots(Slots):
         # A library's wrapper bears the name and module of the user's function in it; its globals are the library's.
         variables = function.__globals__ if is_users(function.__code__) else {}
         self._places = {name: (variables, name) for name in names if name not in self._cells}
-        self.modules = {str(variables.get("__name__")): variables}
+        self.modules: dict[str, dict[str, Any]] = {}
+        if MAKES_UP.intersection(names):
+            self.modules[str(variables.get("__name__"))] = variables
         modules = {n: variables.get(n, sys.modules.get(n)) for n in names}  # it may import them by itself
         for name, module in {**modules, **self._contents()}.items():
             if isinstance(module, ModuleType):
                 self._places |= _variables_of(module, name, names, self._stored, is_users)
-                if is_users(module):
+                if is_users(module) and MAKES_UP_OF_OTHERS.intersection(names):
                     self.modules[module.__name__] = vars(module)
 
     def get(self) -> dict[str, Any]:

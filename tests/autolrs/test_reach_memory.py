@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from autolrs_plugin import AutoLRS
+from autolrs_plugin.core.actions import Done
 from autolrs_plugin.training.checkpoint import checkpoint_bytes, checkpoint_from_bytes
 from autolrs_plugin.training.fingerprint import digest_of
 from autolrs_plugin.training.tree import Copier
@@ -435,3 +437,31 @@ def test_a_change_of_any_item_of_much_data_is_seen() -> None:
     members.remove(77)
     members.add(-77)
     assert data_seen(members) != before
+
+
+ACTIONS = 0
+
+
+def test_a_variable_of_the_script_that_no_step_reads_is_its_own() -> None:
+    """A loop of one's own that counts what it does, in the module that has the step."""
+    global ACTIONS
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def train_step(batch: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (model(batch) - 1).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    settings: dict[str, Any] = {"max_steps": 200, "lr_range": (1e-4, 1.0), "progress": False}
+    tuner = AutoLRS(
+        model, optimizer, train_step=train_step, train_data=list(torch.randn(9, 8, 4)), **settings
+    )
+    while not isinstance(action := tuner.next_action(), Done):
+        ACTIONS += 1
+        tuner.tell(tuner.perform(action))
+    assert ACTIONS > 10
+    assert tuner.ledger.search.steps > 0

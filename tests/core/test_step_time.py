@@ -245,6 +245,26 @@ def _hybrid_weight(model: StepTimeModel) -> float:
     return max(kind["weight"] for kind in model.to_mapping()["kinds"] if kind["kind"][1] == 1)
 
 
+@pytest.mark.parametrize("prompt_tokens", [17, 60, 300, 700, 2000])
+def test_the_first_decodes_of_a_cold_start_do_not_tell_that_the_device_became_slower(
+    prompt_tokens: int,
+) -> None:
+    """One client: its prompt is read alone, then it decodes. What decodes alone take was not known before."""
+
+    def took_s(shape: StepShape) -> float:
+        return 0.02 + 0.0004 * shape.tokens + 0.0006 * shape.decodes
+
+    model = StepTimeModel()
+    first = StepShape(prompt_tokens, 0, 0, chunk_work(0, prompt_tokens), 1)
+    model.observe(first, took_s(first))
+    decode = StepShape(1, 1, prompt_tokens, 0.0, 1)
+    for _ in range(200):
+        model.observe(decode, took_s(decode))
+    assert model.predict(first) == pytest.approx(took_s(first), rel=0.1)
+    hybrid = StepShape(301, 1, prompt_tokens, chunk_work(0, 300), 2)
+    assert took_s(hybrid) * 0.5 < model.predict(hybrid) < took_s(hybrid) * 2.5
+
+
 def test_what_prompts_cost_outlives_a_night_in_which_decodes_become_slower_and_faster() -> None:
     model, device = StepTimeModel(), roofline()
     learn(model, device, 300)

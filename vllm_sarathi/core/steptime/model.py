@@ -201,7 +201,8 @@ class StepTimeModel:
         """Let decodes alone tell how slow the device is while no prompt is read; see `borrowed`."""
         if shape.sequences > shape.decodes:
             self._borrowed.saw_prefill()
-        elif self.steps:
+        elif self._kinds_seen.get(_kind(shape), 0) >= FAMILIAR_STEPS:
+            # Before, nothing is known that they could have become slower than.
             self._borrowed.saw_decodes(self._coefficients, shape, measured_s)
             if self.steps % COMPARE_EVERY_STEPS == 0:
                 self._absorb()
