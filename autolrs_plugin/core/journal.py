@@ -191,7 +191,10 @@ class Journal:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 self.close()
-                here = any(other.path.samefile(self.path) for other in _HELD)
+                # By the open files: a relative path may lead elsewhere by now.
+                there = os.stat(self.path)
+                held = [other._file for other in _HELD if other._file is not None]
+                here = any(os.path.samestat(os.fstat(file.fileno()), there) for file in held)
                 raise JournalError(
                     f"{self.path}: an AutoLRS of this process is writing this run; close() that first."
                     if here

@@ -263,3 +263,14 @@ def test_two_cannot_train_one_run(stopped: Path) -> None:
         Whole().tuner(run_dir=stopped)
     first.close()
     Whole().tuner(run_dir=stopped).close()
+
+
+def test_a_run_under_a_relative_path_is_known_after_a_change_of_folder(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stopped.parent)
+    first = Whole().tuner(run_dir=stopped.name)
+    monkeypatch.chdir("/")
+    with pytest.raises(JournalError, match="an AutoLRS of this process is writing this run"):
+        Whole().tuner(run_dir=stopped)
+    first.close()

@@ -57,6 +57,15 @@ def test_one_long_prompt_is_given_up_for_several_short_ones() -> None:
     assert order([prompt("long", 550, slo_s=0.9), *several])[0] == "long"
 
 
+def test_who_was_preempted_in_the_midst_of_an_answer_goes_first() -> None:
+    """It has more to read again than the others have to read, and no time to first token to keep any more."""
+    fresh = [prompt("urgent", 100, slo_s=0.2), prompt("overdue", 100, age_s=40.0), prompt("short", 10)]
+    stream = replace(prompt("stream", 1669, age_s=3.0, slo_s=2.0), answering=True)
+    assert order([*fresh, stream])[0] == "stream"
+    view = StepView(0.0, 0, 0, 0, (), (*fresh, stream), 8192)
+    assert (ShortestFirst(30.0).turn(view).waiting or ())[0] == 3
+
+
 def test_what_was_read_counts() -> None:
     ready = prompt("ready", 100, slo_s=1.0, age_s=0.8, done=3000)
     assert order([prompt("new", 900, slo_s=0.95), ready])[0] == "ready"

@@ -106,6 +106,7 @@ class RequestView:
         rules: where its chunks may end.
         encoder_inputs: images or sound that the encoder has not computed yet, as (start in the prompt, embeddings).
         slo_class, tenant, tag: as in `classes.Bond`.
+        answering: whether it has had its first token: it was preempted, and its client waits in the midst of an answer.
     """
 
     request_id: str
@@ -120,6 +121,7 @@ class RequestView:
     slo_class: SloClass | None = None
     tenant: str = ""
     tag: float = 0.0
+    answering: bool = False
 
     @property
     def batch(self) -> bool:

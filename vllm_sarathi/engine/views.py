@@ -316,6 +316,7 @@ class ViewBuilder:
             slo_class=bond.slo_class,
             tenant=bond.tenant,
             tag=bond.tag,
+            answering=request.num_output_tokens > 0,
         )
 
     def _partial_view(self, request: Any, wall_s: float) -> RequestView:

@@ -136,6 +136,9 @@ class ClassOrder(DeadlineOrder):
         starving = self._starving(requests)
         shared = self._shared(requests)
         keys = self._by_share(requests, self._keys(requests, starving, shared), shared)
+        for index, request in enumerate(requests):
+            if request.answering and not request.batch and keys[index][0] != RELEGATED:
+                keys[index] = (-1, -request.age_s, float(index))  # its next token is late already
         left_out = self._left_out(view, requests, keys)
         self._kept_out = defaultdict(set)
         for index in left_out:

@@ -12,6 +12,8 @@
 In the last two the deadline is implied by the length (arrival + STRETCH x the time to read it), so that a short prompt
 does not wait behind a 100k one, and a long one gains on later arrivals as it ages.
 
+Before all of them go those that were preempted in the midst of an answer: their next token is late already.
+
 Which SLOs are given up is not left to each prompt alone: those that can be kept together are as many as possible.
 Where one would be late, the longest so far is given up (`first_token.keep`).
 
@@ -88,7 +90,7 @@ def kept_promises(
     jobs, indices = [], []
     for index, request in enumerate(requests):
         slo_s = ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
-        if slo_s is not None and request.age_s < slo_s:
+        if slo_s is not None and request.age_s < slo_s and not request.answering:
             left_s = read_s(request.done_tokens, request.remaining_tokens)
             jobs.append(Job(slo_s - request.age_s, left_s, loss=-left_s))
             indices.append(index)
@@ -117,7 +119,9 @@ def deadline_keys(
     )
     keys = []
     for index, request in enumerate(requests):
-        if overdue_first and index in overdue:
+        if request.answering:
+            keys.append((-1, -request.age_s, float(index)))
+        elif overdue_first and index in overdue:
             keys.append((0, -request.age_s, float(index)))  # of one moment, the first in the queue
         elif index in promised:
             keys.append(promised[index])

@@ -1,7 +1,8 @@
 """`sjf`: the prompt with the fewest tokens left first, so that prompts wait the least on average.
 
 A prompt that has waited for `max_wait_s` goes before all others in every second step that holds prefill, so it has its
-first token no later than `max_wait_s` plus twice the time to prefill it and those that arrived before it.
+first token no later than `max_wait_s` plus twice the time to prefill it and those that arrived before it. Before all of
+them go those that were preempted in the midst of an answer: their next token is late already.
 """
 
 from collections.abc import Mapping
@@ -35,8 +36,12 @@ class ShortestFirst(QueueOrder):
         """Return whose turn it is in the step at hand."""
         keys: list[tuple[float, ...]] = []
         for request in (*view.prefills, *view.waiting):
-            overdue = self._overdue_first and request.age_s >= self._max_wait_s
-            keys.append((0.0, -request.age_s) if overdue else (1.0, request.remaining_tokens, -request.age_s))
+            if request.answering:
+                keys.append((-1.0, -request.age_s))
+            elif self._overdue_first and request.age_s >= self._max_wait_s:
+                keys.append((0.0, -request.age_s))
+            else:
+                keys.append((1.0, request.remaining_tokens, -request.age_s))
         return turn_by_keys(view, keys)
 
     def planned(self, prefill_tokens: int) -> None:
