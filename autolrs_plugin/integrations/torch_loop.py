@@ -24,7 +24,7 @@ from autolrs_plugin.training.arguments import (
     checked_folder,
     checked_resume,
 )
-from autolrs_plugin.training.checking import check_job, plain_numbers
+from autolrs_plugin.training.checking import check_accumulation, check_job, plain_numbers
 from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
 from autolrs_plugin.training.inventory import Stateful
@@ -140,6 +140,7 @@ class AutoLRS:
         **settings: Any,
     ) -> None:
         check_job(model, optimizer)
+        check_accumulation(train_step)
         check_callables(validate, count_tokens, train_data)
         check_collections(stateful, generators, observers, probes)
         folder, resume = checked_folder(run_dir), checked_resume(resume)

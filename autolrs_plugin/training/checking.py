@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from types import CellType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,31 @@ def check_job(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
             "model: none of the parameters that the optimizer has requires a gradient, so no step trains anything; "
             "call requires_grad_() on what is to be trained."
         )
+
+
+def check_accumulation(train_step: Any) -> None:
+    """Refuse a step that accumulates gradients with an Accelerator: it counts the batches, and no probe can be undone.
+
+    Raises:
+        ValueError: `train_step` uses an Accelerator that accumulates.
+    """
+    function = getattr(train_step, "__func__", train_step)
+    used = (
+        list(vars(owner).values())
+        if hasattr(owner := getattr(train_step, "__self__", None), "__dict__")
+        else []
+    )
+    if isinstance(function, FunctionType):
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        used += [cell.cell_contents for _, cell in cells if cell != CellType()]
+        used += [function.__globals__.get(name) for name in function.__code__.co_names]
+    for thing in used:
+        steps = getattr(thing, "gradient_accumulation_steps", 1)
+        if type(thing).__module__ == "accelerate.accelerator" and steps > 1:
+            raise ValueError(
+                f"train_step: uses an Accelerator with gradient_accumulation_steps={steps}, which counts batches by "
+                "itself; use autolrs_plugin.integrations.accelerate.AutoLRS, or 1."
+            )
 
 
 def plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -315,3 +315,21 @@ def test_actions_are_taken_in_turn() -> None:
     made.tell(result)
     with pytest.raises(RuntimeError, match="no action to tell a result of"):
         made.tell(result)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_accelerator_that_accumulates_is_refused_in_the_plain_loop(steps: int) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    job, accelerator = Job(), accelerate.Accelerator(cpu=True, gradient_accumulation_steps=steps)
+
+    def train_step() -> torch.Tensor:
+        with accelerator.accumulate(job.model):
+            return job.step()
+
+    if steps == 1:
+        tuner(job, train_step=train_step).close()
+        return
+    with pytest.raises(
+        ValueError, match=r"train_step: uses an Accelerator with gradient_accumulation_steps=3, .*"
+    ):
+        tuner(job, train_step=train_step)
