@@ -140,7 +140,8 @@ async def run(
     """
     became: Counter[str] = Counter()
     gate, half = asyncio.Semaphore(at_once), asyncio.Event()
-    limits = httpx.Limits(max_connections=None)
+    # A server that has stood still closes its idle connections, just as one of them may be taken again.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(
         base_url=base_url, trust_env=False, timeout=PATIENCE_S, limits=limits
     ) as client:
