@@ -12,7 +12,7 @@ unfrozen, and what was found out before may not hold any more.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import fmean, linear_regression, median
 
@@ -105,7 +105,8 @@ class Watch:
 
     def clearly_below(self, chunk: Chunk, other: Chunk) -> bool:
         """Whether a chunk's level is lower than another's by more than noise."""
-        return other.level - chunk.level > RISE_Z * math.hypot(self._own_error(chunk), self._own_error(other))
+        calm = [replace(c, error=self._own_error(c)) for c in (chunk, other)]
+        return calm[0].clearly_below(calm[1])
 
     def take(self, losses: Sequence[float], end: int) -> None:
         """Take in a chunk that is kept."""

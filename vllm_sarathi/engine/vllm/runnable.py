@@ -10,6 +10,7 @@ from typing import Any
 from vllm_sarathi.engine.vllm.internals import pause_state, request_status
 from vllm_sarathi.engine.vllm.limits import adapters_of, look_at_waiting, slot_limits
 from vllm_sarathi.engine.vllm.queues import waiting_requests
+from vllm_sarathi.engine.vllm.transfers import REMOTE_PREFILL
 
 
 class Blocker(Enum):
@@ -112,7 +113,7 @@ class Admission:
         scheduler = self._scheduler
         if request.num_computed_tokens == 0 and scheduler.connector is not None:
             transfer = request.kv_transfer_params
-            if transfer and transfer.get("do_remote_prefill"):
+            if transfer and transfer.get(REMOTE_PREFILL):
                 return Blocker.TRANSFER
         if scheduler.ec_connector is not None and request.mm_features:
             return Blocker.TRANSFER
