@@ -21,7 +21,7 @@ from vllm_sarathi.benchmark.capacity.devices import (
     cells_of,
     worst_first,
 )
-from vllm_sarathi.benchmark.capacity.search import Criterion, Found, Task, Workload
+from vllm_sarathi.benchmark.capacity.search import Criterion, Found, RequestSource, Task
 from vllm_sarathi.benchmark.common import farm
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
@@ -74,7 +74,7 @@ def test_unknown_names(names: tuple[list[str], list[str], list[str], list[str]],
 
 # --- The best of the budgets ---
 
-TASK = Task(LLAMA, "sarathi", Workload("chat", 8), Criterion(25.0), settings=(("tbt_slo_ms", 25.0),))
+TASK = Task(LLAMA, "sarathi", RequestSource("chat", 8), Criterion(25.0), settings=(("tbt_slo_ms", 25.0),))
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_classes_promise_by_the_kind_of_request(tmp_path: Path) -> None:
 def test_each_class_has_to_be_kept(load: Load) -> None:
     """Many who are kept do not make up for a few who are not."""
     from vllm_sarathi.simulation.simulator import RequestLog
-    from vllm_sarathi.simulation.workload import SimulatedRequest
+    from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
     few = SimulatedRequest(0.0, 10, 2, ttft_slo_ms=100.0, kind="few")
     many = SimulatedRequest(0.0, 10, 2, ttft_slo_ms=100.0, kind="many")

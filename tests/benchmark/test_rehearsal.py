@@ -195,7 +195,7 @@ CHAT = ["simulate", *PLACE, "--rate", "1"]
         ([*CHAT, "--schedulers", "orka"], "unknown scheduler; did you mean 'orca'?"),
         ([*CHAT, "--schedulers", " , "], "--schedulers: names none"),
         ([*CHAT, "--schedulers", "sarathi@99999999"], "takes 32768 tokens at the most"),
-        ([*CHAT, "--workload", "chatt"], "--workload 'chatt': unknown; did you mean 'chat'?"),
+        ([*CHAT, "--workload", "chatt"], "--workload 'chatt': unknown workload; did you mean 'chat'?"),
         ([*CHAT, "--arrivals", "gama"], "--arrivals 'gama': unknown; did you mean 'gamma'?"),
         ([*CHAT, "--set", "tbt_mod=pace"], "--set: unknown key 'tbt_mod'; did you mean 'tbt_mode'?"),
         ([*CHAT, "--set", "tbt_mode"], "--set 'tbt_mode': must be KEY=VALUE"),

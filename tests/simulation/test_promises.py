@@ -8,7 +8,8 @@ import pytest
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.outcome import Outcome, outcome_of
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 PLACE = "mistral-7b/a100"
 DEADLINE: dict[str, Any] = {"tbt_slo_ms": 100, "prefill_order": "deadline", "allow_request_slo": True}

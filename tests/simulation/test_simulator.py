@@ -11,7 +11,8 @@ import pytest
 from tests.simulation.places import EvenTimes, requests_at_once, simulator, small_place
 from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.outcome import outcome_of
-from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 STAGE_S, HOST_S = 0.01, 0.001
 

@@ -18,8 +18,9 @@ from vllm_sarathi.cli.classes import classes
 from vllm_sarathi.cli.devices import devices
 from vllm_sarathi.cli.fleet import fleet
 from vllm_sarathi.cli.live import live
+from vllm_sarathi.cli.options import RayCommand
 from vllm_sarathi.cli.plan import plan
-from vllm_sarathi.cli.rehearse import RayCommand, capacity, paper, simulate, validate
+from vllm_sarathi.cli.simulate import capacity, paper, simulate, validate
 from vllm_sarathi.cli.top import top
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
 from vllm_sarathi.core.step_trace import StepTraceError
@@ -81,9 +82,14 @@ def trace(
 ) -> None:
     """Sum up a step trace, and turn it into a timeline or a picture."""
     with _clear_errors():
-        from vllm_sarathi.benchmark.profile.trace import draw_steps, read_trace, trace_table, write_perfetto
+        from vllm_sarathi.benchmark.profile.trace import (
+            draw_steps,
+            read_step_trace,
+            trace_table,
+            write_perfetto,
+        )
 
-        steps = read_trace(file)
+        steps = read_step_trace(file)
         Console().print(trace_table(steps))
         if out is not None:
             write_perfetto(steps, out)

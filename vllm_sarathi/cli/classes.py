@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from vllm_sarathi.cli.devices import SEED_SETS
-from vllm_sarathi.cli.rehearse import JsonOption, RayOption, read_names
+from vllm_sarathi.cli.options import JsonOption, RayOption, read_names
 
 
 def classes(

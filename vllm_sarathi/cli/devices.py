@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vllm_sarathi.cli.rehearse import JsonOption, RayOption, read_names
+from vllm_sarathi.cli.options import JsonOption, RayOption, read_names
 
 SEED_SETS = ("judging", "design")
 

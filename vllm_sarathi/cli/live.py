@@ -10,7 +10,7 @@ from vllm_sarathi.core.config import ConfigError
 
 WorkloadOption = Annotated[
     list[str] | None,
-    typer.Option(help="chat, long, mix, rush, burst or idle; may be given again. All, if not given."),
+    typer.Option(help="short, long, mix, rush, burst or idle; may be given again. All, if not given."),
 ]
 SloOption = Annotated[
     list[float] | None,
@@ -151,7 +151,7 @@ def _capacity(
             seeds=seeds,
             out=out,
         )
-        for name in workloads or ["chat"]
+        for name in workloads or ["short"]
         for slo_ms in slos_ms or [250.0]
     ]
     rows = []

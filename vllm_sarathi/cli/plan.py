@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vllm_sarathi.cli.fleet import RateOption, TtftOption
-from vllm_sarathi.cli.rehearse import (
+from vllm_sarathi.cli.fleet import TtftOption
+from vllm_sarathi.cli.options import (
     ArrivalsOption,
     FormatOption,
     JsonOption,
+    RateOption,
     RayOption,
     ScaleOption,
     SchedulersOption,

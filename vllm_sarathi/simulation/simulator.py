@@ -19,7 +19,7 @@ from vllm_sarathi.engine.admission import is_refusal
 from vllm_sarathi.engine.offline import block_hasher, build_output, build_request
 from vllm_sarathi.engine.request_slo import CLASS_KEY, TBT_KEY, TENANT_KEY, TTFT_KEY
 from vllm_sarathi.simulation.express import TOKEN
-from vllm_sarathi.simulation.workload import SimulatedRequest, prompt_token_ids
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, prompt_token_ids
 
 LOOK_EVERY_STEPS = 200
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from vllm_sarathi.core.config import ConfigError, check_choice
 from vllm_sarathi.core.files import write_whole
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 FORMATS: dict[str, tuple[str, str, str]] = {
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),

@@ -23,12 +23,13 @@ import numpy as np
 from rich.table import Table
 
 from vllm_sarathi.benchmark.capacity.devices import DESIGN_SEEDS, best_fixed
-from vllm_sarathi.benchmark.capacity.search import Criterion, Task, Workload, find
+from vllm_sarathi.benchmark.capacity.search import Criterion, RequestSource, Task, find
 from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.outcome import keeps_promise
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 Row = dict[str, Any]
 
@@ -93,7 +94,7 @@ def ask(cell: Cell) -> Row:
     return row | QUESTIONS[cell.question](cell)
 
 
-def _task(cell: Cell, workload: Workload, classes: dict[str, Any]) -> Task:
+def _task(cell: Cell, workload: RequestSource, classes: dict[str, Any]) -> Task:
     settings = (("slo_classes", classes),)
     criterion = Criterion(goodput=KEPT_SHARE)
     return Task(
@@ -103,7 +104,9 @@ def _task(cell: Cell, workload: Workload, classes: dict[str, Any]) -> Task:
 
 def _mixed_task(cell: Cell) -> Task:
     return _task(
-        cell, Workload("classes", cell.requests, trace=tuple(three_classes(cell.requests, cell.seed))), THREE
+        cell,
+        RequestSource("classes", cell.requests, trace=tuple(three_classes(cell.requests, cell.seed))),
+        THREE,
     )
 
 
@@ -203,7 +206,7 @@ def beside(cell: Cell) -> Row:
 
 
 def _chat_task(cell: Cell, when_late: str) -> Task:
-    workload = Workload("chat", cell.requests, tbt_slo_ms=ONE_TBT_MS, ttft_slo_ms=ONE_TTFT_MS)
+    workload = RequestSource("chat", cell.requests, tbt_slo_ms=ONE_TBT_MS, ttft_slo_ms=ONE_TTFT_MS)
     return _task(cell, workload, one_class(when_late))
 
 

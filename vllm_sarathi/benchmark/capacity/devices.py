@@ -26,7 +26,7 @@ from rich.table import Table
 
 import vllm_sarathi
 from vllm_sarathi.benchmark.capacity.cells import Row, name_of
-from vllm_sarathi.benchmark.capacity.search import Criterion, Task, Workload, find, first_rate, rehearse
+from vllm_sarathi.benchmark.capacity.search import Criterion, RequestSource, Task, find, first_rate, rehearse
 from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.deployment import deployment
@@ -129,7 +129,7 @@ class Cell:
         return Task(
             self.deployment,
             "sarathi",
-            Workload(self.workload, self.requests, max_tokens=longest),
+            RequestSource(self.workload, self.requests, max_tokens=longest),
             Criterion(slo_ms),
             self.seed,
             (("tbt_slo_ms", slo_ms),),

@@ -20,7 +20,8 @@ from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance, 
 from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of, paces
 from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
 
 BRACKET_FACTOR = 1.6
 TOLERANCE = 0.02
@@ -100,8 +101,8 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What a rate is tried with: a synthetic workload by name, or the requests of a trace at another rate.
+class RequestSource:
+    """Where the requests of a run come from: a workload by name, or the requests of a trace at another rate.
 
     Attributes:
         name: of the workload, or of the trace's file.
@@ -154,7 +155,7 @@ class Task:
 
     deployment: str
     scheduler: str
-    workload: Workload
+    workload: RequestSource
     criterion: Criterion
     seed: int = 0
     settings: tuple[tuple[str, Any], ...] = ()

@@ -11,21 +11,22 @@ from rich.table import Table
 from vllm_sarathi.benchmark.capacity.search import (
     Criterion,
     Found,
+    RequestSource,
     Task,
-    Workload,
     check_search,
     find,
     rehearse,
     row_of,
     scheduler_fields,
 )
-from vllm_sarathi.core.config import BASELINES, STOCK_SCHEDULER, ConfigError, check_choice, nearest_hint
+from vllm_sarathi.core.config import BASELINES, STOCK_SCHEDULER, ConfigError, check_choice
 from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.simulation.deployment import deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance
 from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.traces import TOO_LONG, read_trace
-from vllm_sarathi.simulation.workload import WORKLOAD_NAMES, SimulatedRequest
+from vllm_sarathi.simulation.workloads.registry import named
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 GOODPUT_SHARE = 0.99
 """Requests with promises of their own that have to keep them."""
@@ -101,15 +102,13 @@ def check_asked(asked: Asked) -> None:
         choice = scheduler_choice(name, **dict(asked.scheduler_settings(name)))
         if choice.config is not None and (choice.config.token_budget or 0) > longest:
             raise ConfigError(f"--schedulers {name!r}: a step there takes {longest} tokens at the most.")
-    if asked.trace is None and asked.workload not in WORKLOAD_NAMES:
-        raise ConfigError(
-            f"--workload {asked.workload!r}: unknown; {nearest_hint(asked.workload, WORKLOAD_NAMES)}"
-        )
+    if asked.trace is None:
+        named(asked.workload)
     check_choice("arrivals", asked.arrivals, ("poisson", "gamma", "fixed"))
     check_choice("too_long", asked.too_long, TOO_LONG)
 
 
-def workload_of(asked: Asked) -> tuple[Workload, int]:
+def workload_of(asked: Asked) -> tuple[RequestSource, int]:
     """Return the workload, and how many requests were too long for the model and left out.
 
     Raises:
@@ -119,8 +118,8 @@ def workload_of(asked: Asked) -> tuple[Workload, int]:
     if asked.trace is not None:
         trace = read_trace(asked.trace, asked.trace_format, longest, asked.too_long, asked.time_scale)
         wanted = trace.requests[: asked.requests * asked.seeds]
-        return Workload(asked.trace.name, asked.requests, trace=wanted), trace.skipped
-    whole = Workload(asked.workload, asked.requests, asked.arrivals)
+        return RequestSource(asked.trace.name, asked.requests, trace=wanted), trace.skipped
+    whole = RequestSource(asked.workload, asked.requests, asked.arrivals)
     fitting = replace(whole, max_tokens=longest)
     sent = [(whole.at(1.0, seed), fitting.at(1.0, seed)) for seed in range(asked.seeds)]
     skipped = sum(len(every) - len(kept) for every, kept in sent)
@@ -137,7 +136,7 @@ def workload_of(asked: Asked) -> tuple[Workload, int]:
     return fitting, skipped
 
 
-def tasks_of(asked: Asked, workload: Workload) -> list[list[Task]]:
+def tasks_of(asked: Asked, workload: RequestSource) -> list[list[Task]]:
     """Return for each scheduler its searches, one for each seed."""
     return [
         [
@@ -209,7 +208,7 @@ def simulate_row(rate_qps: float | None, task: Task) -> dict[str, Any]:
 
 
 def simulate_rows(
-    asked: Asked, workload: Workload, rate_qps: float | None, run_all: Any
+    asked: Asked, workload: RequestSource, rate_qps: float | None, run_all: Any
 ) -> list[dict[str, Any]]:
     """Return a row of figures for each scheduler and seed at a rate; None plays a trace as it is."""
     tasks = [task for group in tasks_of(asked, workload) for task in group]

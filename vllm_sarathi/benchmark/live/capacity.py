@@ -17,12 +17,14 @@ from rich.console import Console
 
 from vllm_sarathi.benchmark.capacity.search import Criterion, Found, capacity_row, check_search, search
 from vllm_sarathi.benchmark.common.progress import Stages
+from vllm_sarathi.benchmark.live.arrivals import draw_arrivals
 from vllm_sarathi.benchmark.live.load import Load, read_result, send, write_load
 from vllm_sarathi.benchmark.live.measures import summarise
 from vllm_sarathi.benchmark.live.server import server_env
 from vllm_sarathi.benchmark.live.streams import StreamRecord
-from vllm_sarathi.benchmark.live.workloads import WORKLOADS, Workload, draw_arrivals
-from vllm_sarathi.core.config import ConfigError, check_positive, nearest_hint
+from vllm_sarathi.core.config import ConfigError, check_positive
+from vllm_sarathi.simulation.workloads.live import LiveWorkload
+from vllm_sarathi.simulation.workloads.registry import live_named
 
 QUEUE_TIME = re.compile(r'^vllm:request_queue_time_seconds_bucket\{.*\ble="([^"]+)".*\} (\S+)$', re.MULTILINE)
 TIMEOUT_S = 30.0
@@ -49,7 +51,7 @@ class LiveAsked:
 
     url: str
     model: str
-    workload: Workload
+    workload: LiveWorkload
     criterion: Criterion
     scheduler: str
     seeds: int
@@ -78,9 +80,7 @@ def parse_live(
         raise ConfigError(
             f"--url {url!r}: --capacity needs the server's address, as in http://127.0.0.1:8000."
         )
-    if workload not in WORKLOADS:
-        raise ConfigError(f"--workload {workload!r}: unknown workload; {nearest_hint(workload, WORKLOADS)}")
-    known = WORKLOADS[workload]
+    known = live_named(workload)
     criterion = Criterion(tbt_slo_ms, max_delay_s=max_delay_s)
     check_search(known.requests if requests is None else requests, seeds, criterion)
     if rate_qps is not None:

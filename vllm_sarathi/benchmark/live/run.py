@@ -18,6 +18,7 @@ from rich.console import Console
 from vllm_sarathi.benchmark.common.progress import Stages
 from vllm_sarathi.benchmark.common.report import check_report, write_report
 from vllm_sarathi.benchmark.live import idle
+from vllm_sarathi.benchmark.live.arrivals import quick
 from vllm_sarathi.benchmark.live.contenders import (
     DEADLINE,
     Contender,
@@ -31,12 +32,13 @@ from vllm_sarathi.benchmark.live.rows import Row, RowFile, build_row
 from vllm_sarathi.benchmark.live.scale import AS_WRITTEN, Scale
 from vllm_sarathi.benchmark.live.server import SERVER_FLAGS, Server, ServerError, log_tail, serve, server_env
 from vllm_sarathi.benchmark.live.verdict import print_verdicts
-from vllm_sarathi.benchmark.live.workloads import WORKLOADS, Workload, quick
 from vllm_sarathi.core.config import MAX_SLO_MS, ConfigError, check_positive, nearest_hint
+from vllm_sarathi.simulation.workloads.live import LiveWorkload
+from vllm_sarathi.simulation.workloads.registry import live_named, live_names
 
 TBT_SLOS_MS = (150.0, 250.0, 500.0)
 
-QUICK_WORKLOADS = ("chat", "mix")
+QUICK_WORKLOADS = ("short", "mix")
 QUICK_SLOS_MS = (250.0,)
 
 AUTO = "auto"
@@ -52,7 +54,7 @@ class Options:
     """What is to be run.
 
     Attributes:
-        workloads: names out of WORKLOADS, or `idle`.
+        workloads: names of live workloads, or `idle`.
         tbt_slos_ms: the SLOs.
         contenders: the schedulers.
         named: whether the user named them.
@@ -84,9 +86,9 @@ class Options:
     scale: str
     report: Path | None
 
-    def workload(self, name: str) -> Workload:
+    def workload(self, name: str) -> LiveWorkload:
         """Return a workload as written, or its shorter form."""
-        return quick(WORKLOADS[name]) if self.quick else WORKLOADS[name]
+        return quick(live_named(name)) if self.quick else live_named(name)
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,9 @@ def parse_options(
         ConfigError: an unknown workload, scheduler or scale, an SLO or a budget out of range, no model, or a
             folder in the report's place.
     """
-    known = (*WORKLOADS, idle.NAME)
     for name in workloads:
-        if name not in known:
-            raise ConfigError(f"--workload {name!r}: unknown workload; {nearest_hint(name, known)}")
+        if name != idle.NAME:
+            live_named(name, others=(idle.NAME,))
     if scale not in SCALES:
         raise ConfigError(f"--scale {scale!r}: unknown; {nearest_hint(scale, SCALES)}")
     check_report(report)
@@ -144,7 +145,9 @@ def parse_options(
             f"--model {model}: no such folder; `vllm-sarathi reference-model {model}` puts the reference model there."
         )
     return Options(
-        workloads=tuple(dict.fromkeys(workloads or (QUICK_WORKLOADS if quick else known))),
+        workloads=tuple(
+            dict.fromkeys(workloads or (QUICK_WORKLOADS if quick else (*live_names(), idle.NAME)))
+        ),
         tbt_slos_ms=tuple(dict.fromkeys(tbt_slos_ms or (QUICK_SLOS_MS if quick else TBT_SLOS_MS))),
         contenders=tuple(contenders),
         named=schedulers is not None,

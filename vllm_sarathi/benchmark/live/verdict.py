@@ -10,7 +10,7 @@ from vllm_sarathi.benchmark.live import idle
 from vllm_sarathi.benchmark.live.contenders import parse_contender
 from vllm_sarathi.benchmark.live.rows import Row
 from vllm_sarathi.benchmark.live.scale import AS_WRITTEN, Scale
-from vllm_sarathi.benchmark.live.workloads import WORKLOADS
+from vllm_sarathi.simulation.workloads.registry import WORKLOADS
 
 KEPT = 0.99
 """The share of gaps within the SLO that keeps it."""

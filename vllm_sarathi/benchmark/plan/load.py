@@ -14,7 +14,8 @@ from vllm_sarathi.core.config import ConfigError, check_int, check_positive, nea
 from vllm_sarathi.simulation.outcome import keeps_promise
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
 from vllm_sarathi.simulation.traces import read_trace
-from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
 
 MAX_DELAY_S = 2.0
 """The longest median scheduling delay where no time to first token is promised (the paper's criterion)."""

@@ -20,7 +20,7 @@ from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choi
 from vllm_sarathi.simulation.devices.measured import MeasuredTimes
 from vllm_sarathi.simulation.placement import Deployment, MeasuredDeployment
 from vllm_sarathi.simulation.simulator import RequestLog
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 FRONTEND = Frontend(0.010, 5e-6)
 GATEWAY = Frontend(0.010, 30e-6)

@@ -17,8 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vllm_sarathi.benchmark.capacity.search import Workload as Rehearsed
+from vllm_sarathi.benchmark.capacity.search import RequestSource
 from vllm_sarathi.benchmark.common.progress import Stages
+from vllm_sarathi.benchmark.live.arrivals import Arrival, draw_arrivals
 from vllm_sarathi.benchmark.live.load import Load, read_result, send, write_load
 from vllm_sarathi.benchmark.live.measures import summarise
 from vllm_sarathi.benchmark.live.server import (
@@ -30,8 +31,7 @@ from vllm_sarathi.benchmark.live.server import (
     server_env,
 )
 from vllm_sarathi.benchmark.live.streams import StreamRecord
-from vllm_sarathi.benchmark.live.workloads import WORKLOADS, Arrival, Kind, Workload, draw_arrivals
-from vllm_sarathi.benchmark.profile.trace import read_trace as read_step_trace
+from vllm_sarathi.benchmark.profile.trace import read_step_trace
 from vllm_sarathi.core.config import (
     BASELINES,
     NO_CALIBRATION,
@@ -41,7 +41,6 @@ from vllm_sarathi.core.config import (
     check_int,
     check_positive,
     flag_name,
-    nearest_hint,
 )
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.simulation.calibrated import Ratios, StepFit, fit_steps
@@ -56,9 +55,11 @@ from vllm_sarathi.simulation.outcome import outcome_of
 from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.simulator import Simulator
 from vllm_sarathi.simulation.traces import read_trace
-from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate
+from vllm_sarathi.simulation.workloads.live import Kind, LiveWorkload
+from vllm_sarathi.simulation.workloads.registry import live_named
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
 
-VALIDATION = Workload(
+VALIDATION = LiveWorkload(
     "validation",
     "short and medium prompts",
     (Kind(0.7, (40, 200), (40, 80)), Kind(0.3, (200, 600), (40, 80))),
@@ -67,9 +68,7 @@ VALIDATION = Workload(
 )
 """What is compared, unless another workload is named: prompts are read while streams run, and queues stay short."""
 
-VALIDATED = {VALIDATION.name: VALIDATION, **WORKLOADS}
-
-CALIBRATION = Workload(
+CALIBRATION = LiveWorkload(
     "calibration",
     "prompts of all lengths",
     (Kind(0.5, (16, 200), (24, 72)), Kind(0.35, (200, 700), (24, 72)), Kind(0.15, (700, 1800), (24, 72))),
@@ -159,7 +158,7 @@ def parse_asked(
     if trace is not None:
         name = trace.stem
         read = read_trace(trace, trace_format, MAX_MODEL_LEN, too_long, time_scale).requests
-        drawn = [Rehearsed(name, requests or len(read), trace=read).window(seed) for seed in range(seeds)]
+        drawn = [RequestSource(name, requests or len(read), trace=read).window(seed) for seed in range(seeds)]
         played = [window if rate_qps is None else at_rate(window, rate_qps) for window in drawn]
         streams = [
             [Arrival(r.arrival_s - window[0].arrival_s, r.prompt_tokens, r.output_tokens) for r in window]
@@ -167,11 +166,7 @@ def parse_asked(
         ]
     else:
         name = workload
-        if workload not in VALIDATED:
-            raise ConfigError(
-                f"--workload {workload!r}: unknown workload; {nearest_hint(workload, VALIDATED)}"
-            )
-        known = VALIDATED[workload]
+        known = VALIDATION if workload == VALIDATION.name else live_named(workload, (VALIDATION.name,))
         wanted = replace(known, requests=requests or known.requests, rate_per_s=rate_qps or known.rate_per_s)
         streams = [draw_arrivals(wanted, seed) for seed in range(seeds)]
     loads = [write_load(f"{name}-{seed}", each, model, out, seed) for seed, each in enumerate(streams)]

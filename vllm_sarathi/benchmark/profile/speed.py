@@ -13,7 +13,8 @@ from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import SchedulerChoice, build, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.package import known_models
 from vllm_sarathi.simulation.simulator import Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 DEPLOYMENT = "mistral-7b/a100"
 SCHEDULERS = ("default", "sarathi@512", "sarathi")

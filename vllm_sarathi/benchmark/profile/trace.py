@@ -14,7 +14,7 @@ OTHER_COLOUR = "#e08214"
 MISSED_COLOUR = "#d62728"
 
 
-def read_trace(path: Path) -> list[TracedStep]:
+def read_step_trace(path: Path) -> list[TracedStep]:
     """Return the steps in a trace; a last line that is still being written is passed over.
 
     Raises:

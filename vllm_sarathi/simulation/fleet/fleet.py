@@ -17,7 +17,7 @@ from vllm_sarathi.simulation.fleet.replica import Answer, Carried, Read
 from vllm_sarathi.simulation.fleet.routers import Router, router
 from vllm_sarathi.simulation.fleet.tally import Tally, tally
 from vllm_sarathi.simulation.simulator import RequestLog
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 FLUSH_REQUESTS = 256
 """A router that looks at nothing sends so many requests in one message."""

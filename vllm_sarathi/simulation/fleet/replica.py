@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vllm_sarathi.engine.vllm.transfers import Transfers, arrived, remote_prefill, transfers
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator, StepTimes, no_garbage_collection
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 
 @dataclass(frozen=True, slots=True)

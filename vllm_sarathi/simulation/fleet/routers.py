@@ -7,7 +7,7 @@ from typing import Protocol
 
 from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.simulation.fleet.replica import Answer
-from vllm_sarathi.simulation.workload import PREFIX_TOKENS, SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import PREFIX_TOKENS, SimulatedRequest
 
 
 class Router(Protocol):
