@@ -14,7 +14,7 @@ LEAST_STEPS = 20
 digits-deep by 3.2 and digits-unfreeze by 3.3."""
 
 PLATEAU_Z = 3.0
-"""Where the best probe has gained less than so many standard deviations of a minibatch's loss, nothing is known yet."""
+"""Where the best probe's gain is below this, in standard deviations of a minibatch's loss, nothing is known yet."""
 
 WIDEST_DECADES = 1.5
 """An interval that is wider says nothing that a user does not know."""

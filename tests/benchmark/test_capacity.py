@@ -1,4 +1,4 @@
-"""The capacity search: on functions whose answer is known, and on a rehearsed deployment."""
+"""The capacity search: on functions whose answer is known, and on a simulated deployment."""
 
 import math
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from vllm_sarathi.benchmark.capacity.search import (
     confidence_range,
     find,
     first_rate,
-    rehearse,
     row_of,
     search,
+    simulate_task,
 )
 from vllm_sarathi.simulation.outcome import Outcome, outcome_of
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
@@ -120,7 +120,7 @@ CRITERIA = {
 @pytest.mark.parametrize("load", LOADS)
 def test_the_early_stop_never_changes_the_answer(load: str, criterion: str, name: str) -> None:
     if criterion == "goodput" and load != "promised":
-        pytest.skip("nothing is promised")
+        pytest.skip("no SLO of their own")
     requests, judge = LOADS[load], CRITERIA[criterion]
     whole = simulator(requests, name)
     whole.run()
@@ -148,7 +148,7 @@ def test_the_early_stop_stops_early() -> None:
     assert engine.given_up
 
 
-# --- Found in a rehearsal ---
+# --- Found in a simulation ---
 
 CHAT = Task("mistral-7b/a100", "sarathi@512", RequestSource("chat", 48), Criterion(100.0))
 
@@ -157,8 +157,8 @@ def test_the_same_task_gives_the_same_answer_and_it_is_the_highest_rate() -> Non
     found = find(CHAT)
     assert find(CHAT) == found
     assert found.qps is not None
-    assert CHAT.criterion.holds(rehearse(CHAT, found.qps))  # type: ignore[arg-type]
-    above = rehearse(CHAT, found.qps * (1 + TOLERANCE))
+    assert CHAT.criterion.holds(simulate_task(CHAT, found.qps))  # type: ignore[arg-type]
+    above = simulate_task(CHAT, found.qps * (1 + TOLERANCE))
     assert above is None or not CHAT.criterion.holds(above)
     assert found.outcome["gap_ms"]["p99"] <= 100.0
     assert first_rate(CHAT) / 8 < found.qps < first_rate(CHAT) * 8

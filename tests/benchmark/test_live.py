@@ -220,7 +220,7 @@ def test_tables_of_rows_with_nothing_in_them_are_printed_too() -> None:
     console = Console(record=True, width=160)
     print_verdicts([row("sarathi", None, 1.0), row("default", 0.5, 1.0)], console)
     said = console.export_text()
-    assert "250 ms promised" in said
+    assert "SLO 250 ms between tokens" in said
     assert "nothing to judge" in said
 
 
@@ -373,7 +373,7 @@ def test_a_slower_device_is_promised_less_and_asked_less_often(tmp_path: Path, s
         {"workload": "small", "requests": 6, "rate_per_s": 10.0, "prompt_tokens": [[5, 40]]}
     ]
     said = " ".join(console.export_text().split())
-    assert "500 ms promised between tokens (250 on the reference device)" in said
+    assert "SLO 500 ms between tokens (250 on the reference device)" in said
     assert (
         said.count("it reads 500 tokens/s (reference: 1,000), a decode step takes 40 ms (20); times x 2") == 2
     )

@@ -60,7 +60,7 @@ def test_the_median_of_what_the_queue_times_gained() -> None:
     assert queue_times(two_engines)[0.5] == 2.0
 
 
-def test_a_live_run_is_judged_as_a_rehearsed_one() -> None:
+def test_a_live_run_is_judged_as_a_simulated_one() -> None:
     criterion = Criterion(100.0)
     assert carries(criterion, [record(0.09)] * 3, 1.9)
     assert not carries(criterion, [record(0.11)] * 3, 1.9)

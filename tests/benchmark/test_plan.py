@@ -236,7 +236,7 @@ COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
         (["--model", "mistral-8b", *COMMON[2:]], "--model: unknown model 'mistral-8b'"),
         (["--model", "mistral-8b", *COMMON[2:]], "did you mean 'mistral-7b'"),
         (["--model", "mistral-8b", *COMMON[2:]], "folder with its config.json: --model FOLDER"),
-        (["--model", "mistral-7b", "--rate", 1], "nothing is promised"),
+        (["--model", "mistral-7b", "--rate", 1], "no SLO is stated"),
         (["--model", "mistral-7b", "--tbt-slo-ms", 60], "--rate: how many requests per second?"),
         ([*COMMON, "--devices", "l4"], "has no price of 'l4'; it has a100, h100"),
         ([*COMMON, "--devices", "h10"], "--devices 'h10': unknown; did you mean 'h100'"),
@@ -251,7 +251,7 @@ COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
         (["--model", "falcon-180b", *COMMON[2:], "--most-devices", 1], "GB of weights"),
         (
             [*COMMON[:4], "--tbt-slo-ms", 1, "--most-devices", 1],
-            "no deployment can keep what is promised; the nearest",
+            "no deployment can meet the SLOs; the nearest",
         ),
     ],
 )

@@ -54,7 +54,7 @@ def test_the_reference_is_loaded_as_written() -> None:
 
 def test_twice_as_slow_is_promises_twice_as_long_and_half_the_rates() -> None:
     slow = scale(0.5, 2)
-    assert slow.promise_ms(250) == 500
+    assert slow.slo_ms(250) == 500
     mix = slow.workload(live_named("mix"))
     assert mix.rate_per_s == 0.5
     assert (mix.kinds, mix.requests) == (live_named("mix").kinds, live_named("mix").requests)
@@ -74,7 +74,7 @@ def test_a_device_that_reads_slowly_keeps_lengths_whatever_its_decode_steps() ->
 def test_a_device_that_reads_much_faster_than_it_decodes_gets_longer_prompts_rather_than_a_blink() -> None:
     gpu = scale(20, 0.5)
     assert (gpu.prompts, gpu.times, gpu.load) == (10, 0.5, 1)
-    assert gpu.promise_ms(250) == 125
+    assert gpu.slo_ms(250) == 125
     long = gpu.workload(live_named("long"))
     assert long.kinds[0].prompt_tokens == (7000, 20000)
     assert long.kinds[0].output_tokens == live_named("long").kinds[0].output_tokens
@@ -132,7 +132,7 @@ def test_a_budget_takes_the_same_share_of_the_promise_as_on_the_reference(device
     for tokens in STATIC_BUDGETS[2:]:
         here_ms = device.budget(tokens) / device.speeds.reading_tokens_per_s * 1e3
         there_ms = tokens / REFERENCE_READING_TOKENS_PER_S * 1e3
-        share = (here_ms / device.promise_ms(250)) / (there_ms / 250)
+        share = (here_ms / device.slo_ms(250)) / (there_ms / 250)
         # A server takes no budget below its number of sequences: short contexts leave no smaller one.
         assert share == pytest.approx(device.load, rel=0.01) or device.prompts < 1 < share / device.load
 
@@ -140,7 +140,7 @@ def test_a_budget_takes_the_same_share_of_the_promise_as_on_the_reference(device
 @each_device
 def test_the_strictest_promise_leaves_five_decode_steps_and_every_request_fits(device: Scale) -> None:
     assert device.speeds is not None
-    assert device.promise_ms(150) >= 4.97 * device.speeds.decode_step_s * 1e3
+    assert device.slo_ms(150) >= 4.97 * device.speeds.decode_step_s * 1e3
     context = min(device.speeds.context_tokens, int(MAX_MODEL_LEN * device.prompts))
     for workload in LIVE_WORKLOADS:
         for kind in device.workload(workload).kinds:
@@ -162,7 +162,7 @@ def test_it_comes_back_from_json(device: Scale) -> None:
 
 def test_workloads_as_written_stay_so() -> None:
     assert [AS_WRITTEN.workload(each) for each in LIVE_WORKLOADS] == list(LIVE_WORKLOADS)
-    assert AS_WRITTEN.promise_ms(123.456) == 123.456
+    assert AS_WRITTEN.slo_ms(123.456) == 123.456
     assert AS_WRITTEN.about(LIVE_WORKLOADS, [250.0], 2000.0) is None
 
 

@@ -1,4 +1,4 @@
-"""The rehearsal beside the show: the calibration on steps whose times are known, the rows, and one run for real."""
+"""Simulated against live: the calibration on steps whose times are known, the rows, and one run for real."""
 
 import json
 import random

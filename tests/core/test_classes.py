@@ -67,7 +67,7 @@ def test_settings_carry_the_classes_as_plain_values(tmp_path: Path) -> None:
         ("classes: {a: {batch: maybe}}", "classes.a.batch 'maybe': must be true or false"),
         (
             "classes: {a: {batch: true, tbt_slo_ms: 3}}",
-            "classes.a.tbt_slo_ms 3: batch work is promised nothing",
+            "classes.a.tbt_slo_ms 3: batch work has no SLO",
         ),
         ("classes: {a: {max_wait_s: 3}}", "classes.a.max_wait_s 3: has no effect without batch: true"),
         ("classes: {a: {service_tiers: [gold]}}", "classes.a.service_tiers 'gold': unknown; valid: auto"),
@@ -131,7 +131,7 @@ def test_any_value_is_classes_or_a_config_error(values: Any) -> None:
     [
         ({"ttft_slo_ms": 3}, "--ttft-slo-ms 3: has no effect with --slo-classes"),
         ({"allow_request_slo": True}, "--allow-request-slo True: has no effect with --slo-classes"),
-        ({"prefill_order": "sjf"}, "--slo-classes orders prompts by what they are promised"),
+        ({"prefill_order": "sjf"}, "--slo-classes orders prompts by their SLOs"),
         ({"token_budget": 256}, "has no effect with --token-budget 256"),
         ({"fairness_header": "a b"}, "must be the name of an HTTP header"),
     ],

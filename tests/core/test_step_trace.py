@@ -1,4 +1,4 @@
-"""The step trace's lines, its summary, and the watch over a promise that cannot be kept."""
+"""The step trace's lines, its summary, and the watch over an SLO that cannot be kept."""
 
 import json
 from dataclasses import replace
@@ -102,7 +102,7 @@ def test_a_promise_below_the_decodes_own_time_is_told_once_with_what_helps() -> 
     assert watch.unkeepable
     assert watch.decode_step_s == pytest.approx(0.051, rel=0.1)
     assert said is not None
-    assert "The promise of 40 ms between tokens cannot be kept" in said
+    assert "The SLO of 40 ms between tokens cannot be kept" in said
     assert "with 40 of them running" in said
     asked_ms = int(said.split("--tbt-slo-ms ")[1].split()[0])
     assert 50 <= asked_ms <= 65
@@ -138,7 +138,7 @@ def test_decodes_alone_are_enough_to_notice() -> None:
     watch = SloWatch(Controller(SarathiConfig()).model, pipeline=Pipeline(2))
     said = watch.look([replace(DECODES, slo_s=0.02)] * LEAST_STEPS)
     assert said is not None
-    assert "The promise of 40 ms between tokens cannot be kept: decodes alone take 80 ms" in said
+    assert "The SLO of 40 ms between tokens cannot be kept: decodes alone take 80 ms" in said
 
 
 def test_a_promise_that_leaves_prompts_no_room_says_once_who_gives_way() -> None:
@@ -148,7 +148,7 @@ def test_a_promise_that_leaves_prompts_no_room_says_once_who_gives_way() -> None
     assert watch.look(few) is None
     said = watch.look([crowded] * 64)
     assert said is not None
-    assert "The promise of 150 ms between tokens leaves prompts no room: decodes alone take 40 ms" in said
+    assert "The SLO of 150 ms between tokens leaves prompts no room: decodes alone take 40 ms" in said
     assert watch.look([crowded] * 64) is None
 
 
@@ -158,5 +158,5 @@ def test_a_promise_that_lets_nobody_in_says_so_once() -> None:
     assert watch.look([growing if i % 4 == 0 else DECODES for i in range(64)]) is None
     said = watch.look([growing] * 64)
     assert said is not None
-    assert "The promise of 150 ms between tokens lets no more requests in: decodes alone take 40 ms" in said
+    assert "The SLO of 150 ms between tokens lets no more requests in: decodes alone take 40 ms" in said
     assert watch.look([growing] * 64) is None

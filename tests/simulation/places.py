@@ -1,4 +1,4 @@
-"""Small deployments, and simulators on them, for the tests of the rehearsal."""
+"""Small deployments, and simulators on them, for the tests of the simulator."""
 
 from dataclasses import replace
 from typing import Any

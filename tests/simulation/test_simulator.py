@@ -1,4 +1,4 @@
-"""The rehearsal itself: its clock, its seeds, its arithmetic on devices so simple that the answer is known."""
+"""The simulator itself: its clock, its seeds, its arithmetic on devices so simple that the answer is known."""
 
 import random
 import sys

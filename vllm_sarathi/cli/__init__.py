@@ -25,7 +25,7 @@ from vllm_sarathi.cli.top import top
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
 from vllm_sarathi.core.step_trace import StepTraceError
 
-app = typer.Typer(help="A latency-promise scheduler for vLLM.", no_args_is_help=True)
+app = typer.Typer(help="An SLO-aware scheduler for vLLM.", no_args_is_help=True)
 bench = typer.Typer(help="Measure: each command prints a table, and takes --json FILE.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
@@ -34,7 +34,7 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figur
 
 @app.callback()
 def vllm_sarathi() -> None:
-    """A latency-promise scheduler for vLLM."""
+    """An SLO-aware scheduler for vLLM."""
 
 
 @app.command()
@@ -52,7 +52,7 @@ def demo(
         typer.Option(help="Sarathi's tokens per step, decodes included. The default suits two CPU cores."),
     ] = 80,
 ) -> None:
-    """Serve a model twice, stock and Sarathi, play the same short drama against both, and compare."""
+    """Serve a model twice, stock and Sarathi, play the same scenario against both, and compare."""
     with _clear_errors():
         from vllm_sarathi.benchmark.live.demo import run_demo
 
@@ -147,7 +147,7 @@ def overhead(
 
 @bench.command()
 def simulator(json: JsonOption = None) -> None:
-    """Measure how fast rehearsals are: steps a second, a long chat, and what asking for a step's time takes."""
+    """Measure the simulator: steps a second, a long run, and how long a query for a step's time takes."""
     with _clear_errors():
         from vllm_sarathi.benchmark.common.results import write_rows
         from vllm_sarathi.benchmark.profile import speed

@@ -14,7 +14,7 @@ from vllm_sarathi.cli.options import (
     RayOption,
     announced_workload,
     check_rate,
-    with_load,
+    with_options,
 )
 
 TtftOption = Annotated[
@@ -47,7 +47,7 @@ RefreshOption = Annotated[
 ]
 
 
-@with_load(requests=2048)
+@with_options(LoadOptions, requests=2048)
 def fleet(
     load: LoadOptions,
     replicas: ReplicasOption = 2,
@@ -78,7 +78,7 @@ def fleet(
 
 def _run(asked: Any, wanted: Any, rate: float | None, ray: str | None, json: Path | None) -> None:
     from vllm_sarathi.benchmark.capacity import fleet as room
-    from vllm_sarathi.benchmark.capacity import simulated as simulated
+    from vllm_sarathi.benchmark.capacity import simulated
     from vllm_sarathi.benchmark.common import results
     from vllm_sarathi.core.config import check_positive
 

@@ -174,13 +174,14 @@ class LoadOptions:
         )
 
 
-def with_load(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that gives a command, in place of its first parameter `load`, the options of LoadOptions.
+def with_options(group: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that gives a command, in place of its first parameter, the options of a group.
 
     Args:
+        group: a dataclass, each of whose fields is annotated as an option; the command gets one of it.
         defaults: defaults that differ for this command.
     """
-    hints = get_type_hints(LoadOptions, include_extras=True)
+    hints = get_type_hints(group, include_extras=True)
     options = [
         inspect.Parameter(
             field.name,
@@ -190,7 +191,7 @@ def with_load(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., 
             ),
             annotation=hints[field.name],
         )
-        for field in fields(LoadOptions)
+        for field in fields(group)
     ]
     names = {option.name for option in options}
 
@@ -199,8 +200,7 @@ def with_load(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., 
 
         @functools.wraps(command)
         def wrapper(**given: Any) -> None:
-            load = LoadOptions(**{name: given.pop(name) for name in names})
-            command(load, **given)
+            command(group(**{name: given.pop(name) for name in names}), **given)
 
         keyword = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
         # typer reads a command's options off its signature and its annotations.

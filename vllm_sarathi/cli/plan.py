@@ -23,11 +23,9 @@ from vllm_sarathi.cli.options import (
 
 ModelOption = Annotated[str, typer.Option(help="OWNER/MODEL, a short name, or a folder with a config.json.")]
 PricesOption = Annotated[Path, typer.Option(help="What each device costs per hour: a YAML file.")]
-ClassesOption = Annotated[
-    Path | None, typer.Option(help="As that of `vllm serve`: promises by class instead.")
-]
+ClassesOption = Annotated[Path | None, typer.Option(help="As that of `vllm serve`: SLOs by class instead.")]
 AttainmentOption = Annotated[
-    float, typer.Option(help="The share of each class's requests whose promises have to be kept.")
+    float, typer.Option(help="The share of each class's requests that have to meet their SLOs.")
 ]
 DevicesOption = Annotated[str, typer.Option(help="Names with commas between; all that have a price.")]
 MostOption = Annotated[int, typer.Option(help="Devices of a replica, at the most.")]
@@ -66,7 +64,7 @@ def plan(
     ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Find the cheapest deployment that keeps what is promised at a rate, and how to start it."""
+    """Find the cheapest deployment that meets the SLOs at a rate, and how to start it."""
     from vllm_sarathi.benchmark.common import farm, results
     from vllm_sarathi.benchmark.plan import report
     from vllm_sarathi.benchmark.plan import search as room

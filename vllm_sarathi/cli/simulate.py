@@ -24,11 +24,11 @@ from vllm_sarathi.cli.options import (
     announced_workload,
     check_rate,
     read_names,
-    with_load,
+    with_options,
 )
 
 
-@with_load()
+@with_options(LoadOptions)
 def simulate(
     load: LoadOptions,
     rate: RateOption = None,
@@ -59,7 +59,7 @@ def simulate(
     results.write_rows(rows, json)
 
 
-@with_load()
+@with_options(LoadOptions)
 def capacity(
     load: LoadOptions,
     schedulers: SchedulersOption = DEFAULT_SCHEDULERS,

@@ -16,7 +16,7 @@ def top(
     once: OnceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Watch a server's SLOs: what is kept, what waits, and how much more could be promised."""
+    """Watch a server's SLOs: attainment, waiting requests, and headroom."""
     from vllm_sarathi.top.watch import check_options, print_once, watch
 
     address = check_options(url, interval, once, as_json)

@@ -27,8 +27,8 @@ class TracedStep:
         reason: what set the budget, one word of `Reason`.
         predicted_s: how long it was expected to take, seconds; None without a prediction.
         measured_s: seconds between the completion before it and its own, or since its start after an idle time.
-        slo_s: how long it was allowed to take, seconds: the promised time between tokens, over the steps that end
-            between two tokens of a request (more than one in a pipeline). None where nothing was promised.
+        slo_s: how long it was allowed to take, seconds: the SLO for the time between tokens, over the steps that end
+            between two tokens of a request (more than one in a pipeline). None where there was no SLO.
         running: requests that were running.
         waiting: requests that waited.
     """
@@ -152,7 +152,7 @@ class StepSummary:
 
     @property
     def attainment(self) -> float | None:
-        """The share of gaps within the SLO; None where none was promised or none ended."""
+        """The share of gaps within the SLO; None without an SLO, or where none ended."""
         return self.gaps_kept / self.gaps if self.gaps and self.slo_s is not None else None
 
 

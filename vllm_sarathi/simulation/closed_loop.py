@@ -1,4 +1,4 @@
-"""A closed loop: so many clients, each of whom sends its next request when its last one has been answered."""
+"""A closed loop: a number of clients, each of whom sends its next request when its last one has been answered."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The rehearsal: vLLM's engine core under virtual time, with the real scheduler and a modelled device.
+"""The simulator: vLLM's engine core under virtual time, with the real scheduler and a modelled device.
 
 The loop is that of vLLM's engine core (`EngineCore.step` and `step_with_batch_queue`): take in what has arrived,
 schedule a batch, and unless more batches may be in flight, wait for the oldest and hand its tokens to the scheduler.
@@ -27,7 +27,7 @@ NAP_S = 0.001
 """What the engine core sleeps where it has requests and could schedule none."""
 
 MOST_NAPS = 1000
-"""So many naps in a row, and nothing but an arrival can wake the scheduler."""
+"""After this many empty steps in a row, nothing but an arrival can wake the scheduler."""
 
 
 class StepTimes(Protocol):

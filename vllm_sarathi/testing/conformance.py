@@ -28,7 +28,7 @@ BLOCKS_FOR_ALL = 400
 MODES = ("sync", "async", "pipeline")
 
 Event = tuple[Literal["add", "step", "abort"], int, int]
-"""What happens: `add` a request of a prompt and an answer of so many tokens; `step` so often; `abort` one."""
+"""What happens: `add` a request (prompt and answer tokens), `step` a number of times, or `abort` a request."""
 
 
 def check_policy(config: SarathiConfig, *, lives: int = 20, seed: int = 0) -> None:

@@ -7,10 +7,10 @@ of 20.
 from autolrs_plugin.core.config import AutoLRSConfig
 
 GOOD_PROBES, MOST_PROBES = (2, 3, 2), (5, 4, 3)
-"""A stage has room for so many probes if the budget allows it, any for two; none takes more than the second number."""
+"""Probes that a stage has room for if the budget allows it (two in any case), and the most that one takes."""
 
 PROBES = {"warm start": (1,), "find": (5, 4, 3)}
-"""So many probes are taken at most, and room is made for them, or the next smaller number."""
+"""The most probes of a stage; room is made for them, or for the next smaller number."""
 
 PROBE_SHARES = (0.018, 0.035, 0.035)
 """Length of a stage's probes, as shares of the run, where its part of the budget has room for them."""

@@ -21,7 +21,7 @@ By which figures the constants were chosen (design tasks, seed 0, N = 0.87 C; va
 * CLIMB: at the untuned rate digits-shift stays on its plateau for the whole run (regret 0.99); with it three seeds
   come to -0.03 or less. At once a wide stage after it: digits-unfreeze at 0.93, and lost. Going on until the loss has
   fallen by five scatters: digits-unfreeze at 0.13 (0.32). Without a look at the first loss (`Watch.flat`) stdlib-gpt
-  climbed to 2.5e-2 in the midst of its run (seed 1: 0.037, and -0.012).
+  climbed to 2.5e-2 in the middle of its run (seed 1: 0.037, and -0.012).
 * Undecided: where a stage's best rate would have been taken had it been clearer, and where nothing has been gained,
   the next one looks as far as from the first weights. Four digits tasks begun at 0.01, 1 and 10 times their rate,
   three seeds: mean regret 0.0060 and worst 0.105, and 0.0237 and 0.580 without. Tried and not taken: a further stage
@@ -78,7 +78,7 @@ too low, a stage climbs as long as each probe is far better than the one before.
 CHUNKS = 40
 RETREAT = 0.4
 CLIMB = 1.5
-"""Where a tenth of the run and more has gained nothing, each chunk has so many times the rate of the one before."""
+"""Where a tenth of the run and more has gained nothing, each chunk has this multiple of the rate of the one before."""
 
 EVEN_UNTIL = 0.15
 """Progress up to which a lower rate is believed as soon as a higher one; see UP and DOWN of `posterior`."""
@@ -90,7 +90,7 @@ APART_CHUNKS = 4
 """A stall opens no stage sooner after the one before."""
 
 LOST_FOR_GOOD = 12
-"""So many losses that are not finite, and a whole chunk of them, end the run with an error."""
+"""The number of losses that are not finite, a whole chunk among them, that ends the run with an error."""
 
 
 class NotFiniteError(ValueError):

@@ -40,7 +40,7 @@ class FleetAsked:
         fail, add: texts, `REPLICA@SECONDS` and `SECONDS` or `ROLE@SECONDS`.
         on_failure: one of ON_FAILURE.
         refresh_ms: as `FleetSpec.refresh_s`, milliseconds.
-        ttft_slo_ms: what every request without promises of its own is promised; None for nothing.
+        ttft_slo_ms: the SLO of every request without SLOs of its own; None for none.
     """
 
     replicas: int
@@ -155,7 +155,7 @@ def spec_of(asked: Asked, fleet: FleetAsked, share_prefixes: bool) -> FleetSpec:
 def requests_of(
     asked: Asked, fleet: FleetAsked, workload: RequestSource, rate_qps: float | None
 ) -> list[SimulatedRequest]:
-    """Return what is sent, with the promises that a report is by."""
+    """Return what is sent, with the SLOs that a report is by."""
     sent = workload.at(rate_qps, 0) if rate_qps is not None else list(workload.window(0))
     if fleet.ttft_slo_ms is None:
         return sent

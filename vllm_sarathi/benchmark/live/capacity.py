@@ -1,4 +1,4 @@
-"""The capacity search on a server that runs: rates are tried by `vllm bench serve`, and judged as in a rehearsal.
+"""The capacity search on a server that runs: rates are tried by `vllm bench serve`, and judged as in a simulation.
 
 The client cannot see how long a request waited until its first token of prompt was scheduled. vLLM's own `/metrics`
 tells it: the histogram of queue times, before and after the run. A server without it is judged by the median time to

@@ -59,7 +59,7 @@ class Options:
         contenders: the schedulers.
         named: whether the user named them.
         quick: whether the workloads are shortened.
-        ttft_slo_ms: the promised time to first token of `sarathi-deadline`.
+        ttft_slo_ms: the SLO for the time to first token of `sarathi-deadline`.
         model: a folder, or a name on a model hub.
         out: where data sets, clients' results and logs go.
         json: where the rows go, too.
@@ -101,14 +101,14 @@ class Session:
 
     def result(self, workload: str, out: Path) -> Path:
         """Where the client's result of a workload goes."""
-        promise = "" if self.tbt_slo_ms is None else f"-{self.tbt_slo_ms:g}ms"
-        return out / f"{workload}-{self.contender.label}{promise}.json"
+        slo = "" if self.tbt_slo_ms is None else f"-{self.tbt_slo_ms:g}ms"
+        return out / f"{workload}-{self.contender.label}{slo}.json"
 
 
 def parse_options(
     *,
-    workloads: Sequence[str],
-    tbt_slos_ms: Sequence[float],
+    workloads: Sequence[str] | None,
+    tbt_slos_ms: Sequence[float] | None,
     schedulers: str | None,
     quick: bool,
     ttft_slo_ms: float,
@@ -127,13 +127,13 @@ def parse_options(
         ConfigError: an unknown workload, scheduler or scale, an SLO or a budget out of range, no model, or a
             folder in the report's place.
     """
-    for name in workloads:
+    for name in workloads or ():
         if name != idle.NAME:
             live_named(name, others=(idle.NAME,))
     if scale not in SCALES:
         raise ConfigError(f"--scale {scale!r}: unknown; {nearest_hint(scale, SCALES)}")
     check_report(report)
-    for tbt_slo_ms in tbt_slos_ms:
+    for tbt_slo_ms in tbt_slos_ms or ():
         check_positive("tbt_slo_ms", tbt_slo_ms, MAX_SLO_MS)
     check_positive("ttft_slo_ms", ttft_slo_ms, MAX_SLO_MS)
     if seed < 0:
@@ -172,8 +172,8 @@ def fit(options: Options, scale: Scale) -> Options:
     """
     fitted = replace(
         options,
-        tbt_slos_ms=tuple(map(scale.promise_ms, options.tbt_slos_ms)),
-        ttft_slo_ms=scale.promise_ms(options.ttft_slo_ms),
+        tbt_slos_ms=tuple(map(scale.slo_ms, options.tbt_slos_ms)),
+        ttft_slo_ms=scale.slo_ms(options.ttft_slo_ms),
         contenders=options.contenders if options.named else tuple(default_contenders(options.quick, scale)),
     )
     for tbt_slo_ms in fitted.tbt_slos_ms:
@@ -193,8 +193,8 @@ def plan_sessions(options: Options) -> list[Session]:
         for workload in workloads:
             if contender.name == DEADLINE and not options.named and workload not in DEADLINE_WORKLOADS:
                 continue
-            promises = options.tbt_slos_ms if contender.knows_slo else (None,)
-            sessions += [Session(contender, promise, (workload,)) for promise in promises]
+            slos_ms = options.tbt_slos_ms if contender.knows_slo else (None,)
+            sessions += [Session(contender, slo_ms, (workload,)) for slo_ms in slos_ms]
     return [session for session in sessions if session.workloads]
 
 
@@ -271,8 +271,8 @@ def _run_session(
 
     def add_rows(workload: str) -> None:
         records = read_result(session.result(workload, options.out), loads[workload])
-        promises = options.tbt_slos_ms if session.tbt_slo_ms is None else (session.tbt_slo_ms,)
-        file.add(build_row(workload, promise, session.contender, records) for promise in promises)
+        slos_ms = options.tbt_slos_ms if session.tbt_slo_ms is None else (session.tbt_slo_ms,)
+        file.add(build_row(workload, slo_ms, session.contender, records) for slo_ms in slos_ms)
 
     missing = []
     for workload in session.workloads:

@@ -135,10 +135,10 @@ class Scale:
         return {
             **self.to_json(),
             "promises": [
-                {"reference_tbt_slo_ms": tbt_slo_ms, "tbt_slo_ms": self.promise_ms(tbt_slo_ms)}
+                {"reference_tbt_slo_ms": tbt_slo_ms, "tbt_slo_ms": self.slo_ms(tbt_slo_ms)}
                 for tbt_slo_ms in tbt_slos_ms
             ],
-            "ttft_slo_ms": self.promise_ms(ttft_slo_ms),
+            "ttft_slo_ms": self.slo_ms(ttft_slo_ms),
             "workloads": [
                 {
                     "workload": each.name,
@@ -150,9 +150,9 @@ class Scale:
             ],
         }
 
-    def promise_ms(self, promise_ms: float) -> float:
+    def slo_ms(self, written_ms: float) -> float:
         """Return what an SLO on the reference device is here."""
-        return promise_ms if self.speeds is None else float(f"{promise_ms * self.times:.4g}")
+        return written_ms if self.speeds is None else float(f"{written_ms * self.times:.4g}")
 
     def workload(self, workload: LiveWorkload) -> LiveWorkload:
         """Return what a workload is here."""

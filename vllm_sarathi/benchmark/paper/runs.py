@@ -18,8 +18,8 @@ from vllm_sarathi.benchmark.capacity.search import (
     RequestSource,
     Task,
     find,
-    rehearse,
     row_of,
+    simulate_task,
 )
 from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import deployment
@@ -178,7 +178,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     requests = first.workload.at(1.0, 0)
     tokens = sum(request.prompt_tokens for request in requests) / len(requests)
     rate_qps = 0.5 / first.place.read_s(tokens)
-    outcome = rehearse(first, rate_qps, to_the_end=True)
+    outcome = simulate_task(first, rate_qps, to_the_end=True)
     assert outcome is not None
     return {**about, "scheduler": first.scheduler, "rate_qps": rate_qps, **outcome.to_mapping()}
 

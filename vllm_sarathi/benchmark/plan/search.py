@@ -1,4 +1,4 @@
-"""The cheapest deployment that keeps what is promised: `vllm-sarathi plan`.
+"""The cheapest deployment that meets the SLOs: `vllm-sarathi plan`.
 
 Candidates are tried by what they would cost at best. For each, the fewest replicas are searched that carry the load; a
 candidate of which not even as many as the best so far would pay for are enough takes one run, and one whose bound says
@@ -22,7 +22,7 @@ from vllm_sarathi.simulation.simulator import Simulator
 MOST_REPLICAS = 4096
 
 MOST_TIMES = 4
-"""What costs so many times as much as the first is no runner-up."""
+"""The cost, as a multiple of the cheapest, above which a candidate is no runner-up."""
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 STAGES = (1, 2)
@@ -123,12 +123,12 @@ class Enough:
 
 
 def settings_of(candidate: Candidate, load: Load) -> dict[str, Any]:
-    """Return the settings of a candidate's scheduler: fixed budgets heed no promise."""
+    """Return the settings of a candidate's scheduler: fixed budgets heed no SLO."""
     return dict(load.settings) if candidate.scheduler == "sarathi" else {}
 
 
 def carries(candidate: Candidate, load: Load, replicas: int) -> bool:
-    """Return whether one of so many replicas carries its share of the load."""
+    """Return whether a replica, one of `replicas`, carries its share of the load."""
     place = deployment(candidate.deployment, longest=load.longest)
     choice = scheduler_choice(candidate.scheduler, **settings_of(candidate, load))
     requests = load.at(load.rate_qps / replicas)

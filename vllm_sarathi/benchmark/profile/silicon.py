@@ -1,4 +1,4 @@
-"""Rehearsals judged by silicon: the measured servers of `silicon_sample`, simulated row by row.
+"""Simulations against measured accelerators: the measured servers of `silicon_sample`, simulated row by row.
 
 The same closed loop is simulated with vLLM's own scheduler, the default budget of the device, and step times from
 measured kernels.
@@ -38,10 +38,10 @@ SPARE_TOKENS = 64
 """Blocks that a request has begun, and those of the steps in flight."""
 
 STEADY_REQUESTS, LONG_ANSWER = 32, 2048
-"""At least so many requests are looked at, unless answers are long."""
+"""The least number of requests that are looked at, unless answers are long."""
 
 SOME_ROWS = 4
-"""So many of each group are simulated unless all are asked for."""
+"""Rows of each group that are simulated unless all are asked for."""
 
 CHECKPOINT = "checkpoint"
 """The precision of a row that states none."""

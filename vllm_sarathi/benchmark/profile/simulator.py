@@ -1,4 +1,4 @@
-"""Does the rehearsal match the show? The same requests in simulation and on a real server, figure by figure.
+"""`vllm-sarathi validate`: the same requests in simulation and on a real server, figure by figure.
 
 First the device is calibrated as it serves: a server of ours with a fixed budget writes a step trace while
 `vllm bench serve` sends it requests of other lengths, at other times, from another seed than those that are compared.
@@ -78,7 +78,7 @@ CALIBRATION = LiveWorkload(
 CALIBRATION_SEED = 1_000_003
 LONE_REQUESTS = 12
 LONE_GAP_S = 1.0
-"""Before the calibration's load so many requests come one by one: what they take beyond their step is the way."""
+"""Requests that are sent one by one before the calibration's load, to measure the time outside the engine."""
 
 STEP_TOKENS = 2048
 """vLLM's default for a server on a CPU; the same for all, so that what is called idle is the same."""

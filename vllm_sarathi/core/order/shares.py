@@ -20,7 +20,7 @@ REMEMBERED_S = 120.0
 """A tenant that has asked for nothing for so long counts no more among those that a class is shared by."""
 
 MOST_TENANTS = 4096
-"""Names of tenants come from outside: of more than so many in a class, those that are owed most are forgotten first."""
+"""Names of tenants come from outside: of more than this in a class, those that are owed most are forgotten first."""
 
 
 class Shares:

@@ -57,7 +57,7 @@ class Answer(NamedTuple):
             to do with.
         wait_s: seconds from the question until the first token of the prompt that was asked for; None where that is
             not known, or nothing was asked.
-        kept: whether that is within the promise; None without either.
+        kept: whether that is within the SLO; None without either.
     """
 
     replica: int

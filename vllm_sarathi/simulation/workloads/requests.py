@@ -13,8 +13,8 @@ class SimulatedRequest:
         arrival_s: when it arrives, seconds from the start.
         prompt_tokens: length of its prompt.
         output_tokens: length of its answer.
-        tbt_slo_ms: its own promised time between tokens; None for none of its own.
-        ttft_slo_ms: its own promised time to first token; None for none of its own.
+        tbt_slo_ms: its own SLO for the time between tokens; None for none of its own.
+        ttft_slo_ms: its own SLO for the time to first token; None for none of its own.
         prefix: names of the leading pieces of its prompt, PREFIX_TOKENS long each, as a trace gives them: two
             requests whose first names agree share that part of the prompt.
         kind: the class it belongs to, for reports and for schedulers that know classes.

@@ -20,7 +20,7 @@ class RequestClass:
         share: its share of all requests.
         prompt: least and greatest prompt length, tokens; all equally likely.
         output: least and greatest answer length, tokens.
-        tbt_slo_ms, ttft_slo_ms: what is promised; None for nothing.
+        tbt_slo_ms, ttft_slo_ms: the SLOs; None for none.
     """
 
     name: str

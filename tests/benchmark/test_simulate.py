@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vllm_sarathi.benchmark.capacity import simulated as rehearsal
+from vllm_sarathi.benchmark.capacity import simulated
 from vllm_sarathi.benchmark.capacity.search import Found
 from vllm_sarathi.benchmark.common import farm
 from vllm_sarathi.cli import app
@@ -97,7 +97,7 @@ def test_three_classes_have_a_goodput(here: dict[str, Any], tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert 0.5 < row["goodput"] <= 1.0
-    assert "promises kept" in done.output
+    assert "SLOs met" in done.output
     assert dict(here["inputs"][0].settings) == {
         "tbt_slo_ms": 100.0,
         "prefill_order": "deadline",
@@ -120,7 +120,7 @@ def test_capacity_makes_rows_a_table_and_a_picture(here: dict[str, Any], tmp_pat
         assert row["goodput_qps"] is None
     assert (tmp_path / "a" / "b.png").read_bytes().startswith(b"\x89PNG")
     assert "P99 gap within 60 ms" in done.output
-    assert "promises kept" not in done.output
+    assert "SLOs met" not in done.output
 
 
 def test_a_disturbed_device_and_where_its_times_come_from(here: dict[str, Any], tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_requests_that_share_prefixes_are_read_from_the_cache(here: dict[str, An
     alone = replace(task, workload=replace(task.workload, trace=tuple(
         replace(request, prefix=()) for request in task.workload.at(0.5, 0)
     )))  # fmt: skip
-    unshared = rehearsal.simulate_row(0.5, alone)
+    unshared = simulated.simulate_row(0.5, alone)
     assert row["ttft_ms"]["mean"] < 0.9 * unshared["ttft_ms"]["mean"]
     # A trace has a rate of its own: the one that the draw came to.
     played = ["simulate", *PLACE, "--trace", trace, "--trace-format", "mooncake", "--schedulers", "default"]
@@ -234,7 +234,7 @@ def test_requests_beyond_the_model_are_refused_or_counted(here: dict[str, Any], 
 
 
 def test_fixed_budgets_and_baselines_take_no_promise() -> None:
-    asked = rehearsal.Asked(
+    asked = simulated.Asked(
         "mistral-7b/a100", "chat", ("sarathi",), 50.0, 8, 1, settings=(("tbt_mode", "pace"),)
     )
     assert asked.scheduler_settings("sarathi") == (("tbt_slo_ms", 50.0), ("tbt_mode", "pace"))
