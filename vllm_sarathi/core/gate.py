@@ -17,8 +17,7 @@ LEAST_RETRY_S = 1.0
 
 CAUTION = 1.15
 """For those that have been let in, reading is taken to be slower than it has been by this factor. A newcomer is judged
-without: where it was let in and cannot be kept, it is refused while it waits. Design seeds, `bench classes`: all that
-were admitted and read met their SLO with 1.0 and 1.15, as with 1.15 for both, and up to 4% more requests did."""
+without: where it was let in and cannot be kept, it is refused while it waits, and more requests meet their SLO."""
 
 LEAD_STEPS = 3.0
 """A prompt waits for the end of the step at hand, its token for that of the one in which the last of it is read, and of

@@ -1,7 +1,6 @@
 """Extent: how many probes a stage takes, and how long they are.
 
-PROBE_SHARES were chosen on stdlib-gpt: after 0.1 N at 1e-3, 2.5e-3 beats it in 2 of 3 draws of 10 steps and in 3 of 3
-of 20.
+Shorter probes than PROBE_SHARES order rates by chance (docs/explanation/what-lost.md).
 """
 
 from autolrs_plugin.core.config import AutoLRSConfig

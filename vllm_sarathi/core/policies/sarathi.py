@@ -42,8 +42,7 @@ DECODES_ALONE_EVERY_STEPS = 64
 
 CLASS_SLO_SHARE = 0.99
 """With classes, steps are planned with so much of the SLO: it holds for each request by itself, and four steps in two
-seconds that are late by a hundredth break it for all that have short answers then. Design seeds, `bench classes`,
-refusal: at worst 80% kept without, and 99.7% with it."""
+seconds that are late by a hundredth break it for all that have short answers then."""
 
 
 def make(config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> Policy:
