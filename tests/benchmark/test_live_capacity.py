@@ -193,7 +193,7 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, arguments: list[str], said: s
 
 def test_a_server_of_something_else_is_named(url: str, tmp_path: Path) -> None:
     Handler.pages["/v1/models"] = "hello"
-    with pytest.raises(RuntimeError, match="is no server of models"):
+    with pytest.raises(RuntimeError, match="is not a model server"):
         find_live(asked(url, tmp_path), Console(record=True))
 
 

@@ -237,7 +237,7 @@ COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
         (["--model", "mistral-8b", *COMMON[2:]], "did you mean 'mistral-7b'"),
         (["--model", "mistral-8b", *COMMON[2:]], "folder with its config.json: --model FOLDER"),
         (["--model", "mistral-7b", "--rate", 1], "no SLO is stated"),
-        (["--model", "mistral-7b", "--tbt-slo-ms", 60], "--rate: how many requests per second?"),
+        (["--model", "mistral-7b", "--tbt-slo-ms", 60], "--rate: is missing"),
         ([*COMMON, "--devices", "l4"], "has no price of 'l4'; it has a100, h100"),
         ([*COMMON, "--devices", "h10"], "--devices 'h10': unknown; did you mean 'h100'"),
         ([*COMMON, "--attainment", 1], "--attainment 1.0: must be a share"),

@@ -185,7 +185,7 @@ CHAT = ["simulate", *PLACE, "--rate", "1"]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["simulate", *PLACE], "--rate: how many requests per second?"),
+        (["simulate", *PLACE], "--rate: is missing"),
         (["simulate", *PLACE, "--rate", "0"], "--rate 0.0: must be a number above 0"),
         (["simulate", *PLACE, "--rate", "nan"], "--rate nan: must be"),
         ([*CHAT, "--tbt-slo-ms", "-1"], "--tbt-slo-ms -1.0: must be"),
@@ -200,8 +200,8 @@ CHAT = ["simulate", *PLACE, "--rate", "1"]
         ([*CHAT, "--set", "tbt_mod=pace"], "--set: unknown key 'tbt_mod'; did you mean 'tbt_mode'?"),
         ([*CHAT, "--set", "tbt_mode"], "--set 'tbt_mode': must be KEY=VALUE"),
         ([*CHAT, "--set", "tbt_mode=pacy"], "--tbt-mode 'pacy': unknown; did you mean 'pace'?"),
-        ([*CHAT, "--set", "scheduler=orca"], "--set 'scheduler=orca': is said by --schedulers NAME here"),
-        ([*CHAT, "--set", "token_budget=5"], "--set 'token_budget=5': is said by --schedulers NAME@N here"),
+        ([*CHAT, "--set", "scheduler=orca"], "--set 'scheduler=orca': is set by --schedulers NAME here"),
+        ([*CHAT, "--set", "token_budget=5"], "--set 'token_budget=5': is set by --schedulers NAME@N here"),
         ([*CHAT, "--noise", "5"], "--noise 5.0: must be a number from 0 to 1"),
         ([*CHAT, "--neighbour", "0.5"], "--neighbour 0.5: must be a number from 1 to 100"),
         ([*CHAT, "--too-long", "cut"], "--too-long 'cut': unknown"),

@@ -68,7 +68,7 @@ def test_a_line_that_is_still_being_written_is_passed_over(tmp_path: Path) -> No
         ("", "holds no step."),
         (HYBRID.to_line() + "{}\n" + HYBRID.to_line(), ", line 2: has no 'tokens'."),
         ("\n" + HYBRID.to_line(), ", line 1: is not valid JSON"),
-        ("\xff", "cannot be read (it is no text)."),
+        ("\xff", "cannot be read (it is not text)."),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: Path, text: str | None, message: str) -> None:

@@ -131,7 +131,7 @@ def parse(served: str, **changes: Any) -> validate.Asked:
         "requests": None, "rate_qps": None, "seeds": 1, "trace": None, "trace_format": "csv",
         "too_long": "refuse", "time_scale": 1.0, "out": Path(served).parent / "out",
     }  # fmt: skip
-    return validate.parse_asked(**(values | changes))
+    return validate.parse_comparison(**(values | changes))
 
 
 def test_a_simulated_client_waits_for_the_engine_and_the_way(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 
 from vllm_sarathi.benchmark.live.arrivals import draw_arrivals, quick, trace_lines
+from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.simulation.workloads.live import LIVE_WORKLOADS, LiveWorkload
-from vllm_sarathi.simulation.workloads.registry import live_named
+from vllm_sarathi.simulation.workloads.registry import live_named, synthetic
 
 each_workload = pytest.mark.parametrize(
     "workload", LIVE_WORKLOADS, ids=[workload.name for workload in LIVE_WORKLOADS]
@@ -66,3 +67,24 @@ def test_the_trace_states_every_request_and_no_two_prompts_are_alike() -> None:
     assert [row["input_length"] for row in rows] == [each.prompt_tokens for each in arrivals]
     assert [row["output_length"] for row in rows] == [each.output_tokens for each in arrivals]
     assert len({tuple(row["hash_ids"]) for row in rows}) == len(rows)
+
+
+@each_workload
+def test_a_live_workload_can_be_simulated_at_any_rate(workload: LiveWorkload) -> None:
+    requests = synthetic(workload.name, 50.0, 40, seed=1)
+    kinds = [
+        kind
+        for kind in workload.kinds
+        for request in requests
+        if kind.prompt_tokens[0] <= request.prompt_tokens <= kind.prompt_tokens[1]
+        and kind.output_tokens[0] <= request.output_tokens <= kind.output_tokens[1]
+    ]
+    assert len(kinds) == 40
+    assert requests[-1].arrival_s == pytest.approx(0.8, rel=0.5)
+
+
+def test_a_workload_without_a_rate_is_for_simulations_only() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'chat': can only be simulated; a live run takes short, long, .*, idle"
+    ):
+        live_named("chat", others=("idle",))

@@ -10,7 +10,7 @@ from tests.core.devices import Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.slo_watch import LEAST_STEPS, SloWatch
-from vllm_sarathi.core.step_trace import TracedStep, parse_line, summarise
+from vllm_sarathi.core.step_trace import TracedStep, parse_line, summarise_steps
 from vllm_sarathi.core.types import Pipeline, StepRecord, StepShape
 
 HYBRID = TracedStep(1.5e9, StepShape(40, 8, 4000, 512.0, 9), 48, "slo", 0.09, 0.1, 0.15, 9, 2)
@@ -31,9 +31,9 @@ def test_a_line_is_read_as_it_was_written() -> None:
         ({"tokens": 1.5}, "'tokens' 1.5"),
         ({"decodes": True}, "'decodes' True"),
         ({"measured_s": float("nan")}, "'measured_s' nan"),
-        ({"measured_s": 0}, "a step of no length"),
+        ({"measured_s": 0}, "a step without a length"),
         ({"predicted_s": -1}, "'predicted_s' -1"),
-        ({"reason": 3}, "a reason that is no text"),
+        ({"reason": 3}, "a reason that is not text"),
         ({"slo_s": [1]}, r"'slo_s' \[1\]"),
     ],
 )
@@ -58,7 +58,7 @@ def test_what_is_no_step_is_refused(line: str, message: str) -> None:
 
 def test_a_summary_counts_gaps_by_the_decodes_that_felt_them() -> None:
     late = replace(HYBRID, measured_s=0.2, token_budget=100, running=3, waiting=0)
-    summary = summarise([DECODES, HYBRID, late])
+    summary = summarise_steps([DECODES, HYBRID, late])
     assert (summary.steps, summary.running, summary.waiting) == (3, 3, 0)
     assert (summary.gaps, summary.gaps_kept, summary.attainment) == (24, 16, pytest.approx(2 / 3))
     assert summary.budget_tokens == 74  # of the hybrid steps: 48 and 100
@@ -69,7 +69,7 @@ def test_a_summary_counts_gaps_by_the_decodes_that_felt_them() -> None:
 
 
 def test_a_summary_without_a_promise_or_prompts_leaves_those_out() -> None:
-    summary = summarise([replace(DECODES, slo_s=None)])
+    summary = summarise_steps([replace(DECODES, slo_s=None)])
     assert (summary.attainment, summary.budget_tokens, summary.error_p50) == (None, None, None)
 
 

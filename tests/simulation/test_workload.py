@@ -208,7 +208,7 @@ OWN = "arrival_s,prompt_tokens,output_tokens\n"
         (OWN, "t.csv: holds no request that can be served (0 are too long)"),
         (OWN + "0,1,1\n-1,1,1\n", "t.csv, row 3: arrival_s '-1' must be a time of 0 or later"),
         (OWN + "nan,1,1\n", "t.csv, row 2: arrival_s 'nan' must be"),
-        (OWN + "soon,1,1\n", "t.csv, row 2: arrival_s 'soon' is no time"),
+        (OWN + "soon,1,1\n", "t.csv, row 2: arrival_s 'soon' is not a time"),
         (
             OWN + "5,1,1\n6,1,1\n4,1,1\n",
             "t.csv, row 4: arrives before the row above it; sort the trace by arrival_s",
@@ -216,8 +216,8 @@ OWN = "arrival_s,prompt_tokens,output_tokens\n"
         (OWN + "0,1,1\n1,0,1\n", "t.csv, row 3: prompt_tokens '0' must be a whole number of at least 1"),
         (OWN + "0,1,0\n", "t.csv, row 2: output_tokens '0' must be"),
         (OWN + "0,1.5,1\n", "t.csv, row 2: prompt_tokens '1.5' must be"),
-        (OWN + "0,many,1\n", "t.csv, row 2: prompt_tokens 'many' is no number"),
-        (OWN + "0,1\n", "t.csv, row 2: output_tokens None is no number"),
+        (OWN + "0,many,1\n", "t.csv, row 2: prompt_tokens 'many' is not a number"),
+        (OWN + "0,1\n", "t.csv, row 2: output_tokens None is not a number"),
         (OWN + "0,1,1\n1,4000,97\n", "t.csv, row 3: 4000 + 97 tokens are more than the model's 4096"),
     ],
 )

@@ -103,7 +103,7 @@ def profile(
     model: Annotated[str, typer.Option(help="A folder with a model, or its name on a model hub.")],
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("build/profile"),
     calibration_dir: Annotated[
-        str | None, typer.Option(help="As that of `vllm serve`; 'none' keeps nothing.")
+        str | None, typer.Option(help="As in `vllm serve`; 'none' keeps nothing.")
     ] = None,
 ) -> None:
     """Learn how long steps take ahead of time, and keep it for `vllm serve` with the same options.
@@ -127,8 +127,8 @@ def profile(
 def overhead(
     running: Annotated[int, typer.Option(help="Requests that run.")] = 256,
     waiting: Annotated[int, typer.Option(help="Requests that wait.")] = 64,
-    prefill_order: Annotated[str, typer.Option(help="As that of `vllm serve`.")] = "fcfs",
-    slo_classes: Annotated[str | None, typer.Option(help="As that of `vllm serve`.")] = None,
+    prefill_order: Annotated[str, typer.Option(help="As in `vllm serve`.")] = "fcfs",
+    slo_classes: Annotated[str | None, typer.Option(help="As in `vllm serve`.")] = None,
     json: JsonOption = None,
 ) -> None:
     """Measure what our scheduler adds to vLLM's own schedule()."""

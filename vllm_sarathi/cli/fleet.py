@@ -27,20 +27,25 @@ ReplicasOption = Annotated[int, typer.Option(help="Replicas that answer clients.
 RouterOption = Annotated[
     str, typer.Option(help="round-robin, least-tokens, prefix-affinity, or first-token (asks each replica).")
 ]
-SchedulerOption = Annotated[str, typer.Option(help="Of every replica; NAME@N has a fixed budget of N.")]
+SchedulerOption = Annotated[
+    str, typer.Option(help="Scheduler of every replica; NAME@N has a fixed budget of N.")
+]
 PrefillOption = Annotated[
-    int, typer.Option(help="Replicas that read prompts for the others; 0: each reads its own.")
+    int, typer.Option(help="Replicas that prefill for the others; 0: each prefills its own prompts.")
 ]
 PrefillDeploymentOption = Annotated[
-    str | None, typer.Option(help="Theirs, MODEL/DEVICE; that of the others by default.")
+    str | None,
+    typer.Option(help="Deployment of the prefill replicas, MODEL/DEVICE; that of the others by default."),
 ]
-LinkOption = Annotated[float, typer.Option(help="Gbit/s that each of them sends KV with.")]
+LinkOption = Annotated[
+    float, typer.Option(help="Bandwidth at which each of them sends its KV cache, Gbit/s.")
+]
 FailOption = Annotated[list[str] | None, typer.Option(help="REPLICA@SECONDS: one fails; may be repeated.")]
 AddOption = Annotated[
     list[str] | None, typer.Option(help="SECONDS, or prefill@SECONDS: one is added; may be repeated.")
 ]
 FailureOption = Annotated[
-    str, typer.Option(help="reroute: others read what was there again; lose: they are lost.")
+    str, typer.Option(help="reroute: other replicas prefill its requests again; lose: its requests are lost.")
 ]
 RefreshOption = Annotated[
     float, typer.Option(help="How often the router looks at the replicas, ms; 0 for each request.")

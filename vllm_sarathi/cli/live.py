@@ -20,7 +20,7 @@ SloOption = Annotated[
     list[float] | None,
     typer.Option(
         "--tbt-slo-ms",
-        help="SLO between tokens; may be given again. 150, 250 and 500, if not given.",
+        help="SLO for the time between tokens, ms; may be repeated. Default: 150, 250, 500.",
     ),
 ]
 SchedulersOption = Annotated[
@@ -33,9 +33,9 @@ SchedulersOption = Annotated[
 ScaleOption = Annotated[
     str,
     typer.Option(
-        help="auto: measure first how fast this device reads and decodes, and scale lengths, rates and SLOs so "
-        "that it is loaded as the two CPU cores are that they were written for; --tbt-slo-ms and --ttft-slo-ms are "
-        "then SLOs on those, scaled as well. Budgets named in --schedulers stay. none: all as written."
+        help="none: lengths, rates and SLOs as written for two CPU cores. auto: measure how fast this device prefills "
+        "and decodes, and scale them so that it is loaded alike, --tbt-slo-ms and --ttft-slo-ms included; budgets "
+        "named in --schedulers stay."
     ),
 ]
 ReportOption = Annotated[
@@ -58,7 +58,7 @@ ResumeOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="What the requests and their times are drawn from.")]
 NeighbourOption = Annotated[
-    bool, typer.Option("--neighbour", help="Keep one core busy meanwhile, for five seconds on and five off.")
+    bool, typer.Option("--neighbour", help="Keep one core busy meanwhile, five seconds on and five off.")
 ]
 CapacityOption = Annotated[
     bool,
@@ -71,7 +71,7 @@ RateOption = Annotated[
 RequestsOption = Annotated[int | None, typer.Option(help="With --capacity: requests in a run.")]
 SeedsOption = Annotated[int, typer.Option(help="With --capacity: searches, each with other requests.")]
 DelayOption = Annotated[
-    float, typer.Option(help="With --capacity: the longest median scheduling delay, seconds.")
+    float, typer.Option(help="With --capacity: the longest median queueing delay, seconds.")
 ]
 
 
@@ -108,7 +108,7 @@ def live(
     if capacity:
         if run.scale != "none" or run.report is not None:
             raise ConfigError(
-                "--capacity: searches its own rate; --scale and --report are without effect on it."
+                "--capacity: searches its own rate; --scale and --report have no effect with it."
             )
         _capacity(run, url, rate, requests, seeds, max_delay_s)
         return

@@ -49,7 +49,7 @@ WorkloadOption = Annotated[
 SchedulersOption = Annotated[
     str, typer.Option(help="Names with commas between; NAME@N has a fixed budget of N.")
 ]
-SloOption = Annotated[float | None, typer.Option("--tbt-slo-ms", help="The SLO: time between tokens, ms.")]
+SloOption = Annotated[float | None, typer.Option("--tbt-slo-ms", help="SLO for the time between tokens, ms.")]
 RequestsOption = Annotated[int, typer.Option(help="Requests in a run.")]
 SeedsOption = Annotated[int, typer.Option(help="Runs with different requests, for the range of the answer.")]
 ArrivalsOption = Annotated[str, typer.Option(help="poisson, gamma (bursty) or fixed.")]
@@ -76,9 +76,9 @@ RayOption = Annotated[
 CalibrationOption = Annotated[
     str | None, typer.Option(help="For MODEL/cpu: the folder that `vllm-sarathi profile` filled.")
 ]
-RateOption = Annotated[float | None, typer.Option(help="Requests per second; a trace has its own.")]
+RateOption = Annotated[float | None, typer.Option(help="Requests per second; by default that of the trace.")]
 NoiseOption = Annotated[float, typer.Option(help="Noise of every step's time, as a share: 0.05 is 5%.")]
-PausesOption = Annotated[float, typer.Option(help="Pauses of 20 to 200 ms a minute.")]
+PausesOption = Annotated[float, typer.Option(help="Pauses per minute, of 20 to 200 ms each.")]
 NeighbourOption = Annotated[
     float, typer.Option(help="The factor by which a neighbour slows steps, for 5 s of every 10.")
 ]
@@ -112,7 +112,7 @@ def read_settings(texts: Sequence[str] | None) -> tuple[tuple[str, Any], ...]:
         if not equals:
             raise ConfigError(f"--set {text!r}: must be KEY=VALUE, as in --set tbt_mode=pace.")
         if key in ELSEWHERE:
-            raise ConfigError(f"--set {text!r}: is said by {ELSEWHERE[key]} here.")
+            raise ConfigError(f"--set {text!r}: is set by {ELSEWHERE[key]} here.")
         try:
             settings[key] = json_format.loads(value)
         except ValueError:
@@ -220,7 +220,9 @@ def check_rate(rate: float | None, trace: Path | None) -> None:
     from vllm_sarathi.core.config import ConfigError, check_positive
 
     if rate is None and trace is None:
-        raise ConfigError("--rate: how many requests per second? (A --trace has a rate of its own.)")
+        raise ConfigError(
+            "--rate: is missing; give requests per second, or a --trace, which has its own rate."
+        )
     if rate is not None:
         check_positive("rate", rate, 1e6)
 

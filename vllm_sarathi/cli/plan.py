@@ -23,7 +23,7 @@ from vllm_sarathi.cli.options import (
 
 ModelOption = Annotated[str, typer.Option(help="OWNER/MODEL, a short name, or a folder with a config.json.")]
 PricesOption = Annotated[Path, typer.Option(help="What each device costs per hour: a YAML file.")]
-ClassesOption = Annotated[Path | None, typer.Option(help="As that of `vllm serve`: SLOs by class instead.")]
+ClassesOption = Annotated[Path | None, typer.Option(help="As in `vllm serve`: SLOs by class instead.")]
 AttainmentOption = Annotated[
     float, typer.Option(help="The share of each class's requests that have to meet their SLOs.")
 ]
@@ -33,11 +33,11 @@ PrecisionsOption = Annotated[
     str, typer.Option(help="checkpoint, fp8 and nvfp4, with commas between: of the weights.")
 ]
 ReplicaRequestsOption = Annotated[
-    int, typer.Option(help="Requests in a run; more where it were shorter than 30 s.")
+    int, typer.Option(help="Requests in a run; more where that is shorter than 30 s.")
 ]
 ExhaustiveOption = Annotated[bool, typer.Option("--exhaustive", help="Search every candidate to its end.")]
 RayServeOption = Annotated[
-    Path | None, typer.Option(help="Write a file for `serve run` of Ray Serve that starts the choice.")
+    Path | None, typer.Option(help="Write a file for `serve run` of Ray Serve that deploys the choice.")
 ]
 
 

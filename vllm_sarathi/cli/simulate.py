@@ -129,8 +129,8 @@ def validate(
         return
     for option, given in (("--ids", ids is not None), ("--all", every)):
         if given:
-            raise ConfigError(f"{option}: says which rows of --silicon, which is not asked for.")
-    asked = room.parse_asked(
+            raise ConfigError(f"{option}: has no effect without --silicon.")
+    asked = room.parse_comparison(
         model=model,
         workload=workload,
         schedulers=read_names(schedulers),

@@ -241,7 +241,7 @@ def read_classes(path: str | Path) -> SloClasses:
     except OSError as error:
         raise ConfigError(f"{origin}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
-        raise ConfigError(f"{origin}: is no text ({error}).") from error
+        raise ConfigError(f"{origin}: is not text ({error}).") from error
     return SloClasses.from_mapping(parse_plain(text, origin), origin)
 
 
@@ -288,7 +288,7 @@ def _no_twins(pairs: Iterable[tuple[Any, Any]], origin: str) -> dict[Any, Any]:
         if not isinstance(key, str):
             raise ConfigError(f"{origin}: key {_short(key)}: must be a name.")
         if key in made:
-            raise ConfigError(f"{origin}: key {key!r}: stands there twice; give it once.")
+            raise ConfigError(f"{origin}: key {key!r}: is given twice.")
         made[key] = value
     return made
 

@@ -101,7 +101,7 @@ def parse_line(line: str) -> TracedStep:
         if values[key] is not None:
             _check_number(key, values[key], (int, float))
     if values["measured_s"] <= 0 or not isinstance(values["reason"], str):
-        raise ValueError("has a step of no length, or a reason that is no text")
+        raise ValueError("has a step without a length, or a reason that is not text")
     values.setdefault("encoder_tokens", 0)  # traces of before 0.2 have none
     _check_number("encoder_tokens", values["encoder_tokens"], int)
     shape = StepShape(**{name: values.pop(name) for name in StepShape.__dataclass_fields__})
@@ -156,7 +156,7 @@ class StepSummary:
         return self.gaps_kept / self.gaps if self.gaps and self.slo_s is not None else None
 
 
-def summarise(steps: Sequence[TracedStep]) -> StepSummary:
+def summarise_steps(steps: Sequence[TracedStep]) -> StepSummary:
     """Sum up at least one step."""
     assert steps
     hybrid = [step for step in steps if step.hybrid]

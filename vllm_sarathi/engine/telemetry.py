@@ -21,7 +21,7 @@ from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps, Figures, FinishedStep, FirstToken, Queues
 from vllm_sarathi.core.headroom import headroom_tokens_per_s
 from vllm_sarathi.core.slo_watch import SloWatch
-from vllm_sarathi.core.step_trace import StepSummary, TracedStep, summarise
+from vllm_sarathi.core.step_trace import StepSummary, TracedStep, summarise_steps
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepRecord
 from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
 from vllm_sarathi.engine.metrics import FiguresFiles, figures_folder
@@ -217,7 +217,7 @@ class Telemetry:
 
     def _sum_up(self, steps: list[TracedStep]) -> None:
         """Log what steps came to, and renew the figures that are medians."""
-        summary = summarise(steps)
+        summary = summarise_steps(steps)
         logger.info("%s", log_line(summary, self._pipeline))
         if advice := self.watch.look(steps):
             logger.warning("%s", advice)

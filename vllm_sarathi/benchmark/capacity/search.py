@@ -1,7 +1,7 @@
 """The highest rate at which a deployment keeps its SLO, by bracketing and bisection.
 
 The criterion is the paper's (Sarathi-Serve, section 5, "Metrics"): P99 of the time between tokens within the SLO,
-and a median scheduling delay of at most two seconds. With SLOs of the requests' own, a second one: the share of
+and a median queueing delay of at most two seconds. With SLOs of the requests' own, a second one: the share of
 them that is kept (`goodput`).
 """
 
@@ -39,7 +39,7 @@ class Criterion:
         tbt_slo_ms: the SLO for the time between tokens; None for no SLO.
         tbt_mode: what it means: `gap`, or `pace` (token n by first token + n x SLO).
         percentile: which percentile of all gaps, or paces, has to keep it.
-        max_delay_s: the longest median scheduling delay, seconds.
+        max_delay_s: the longest median queueing delay, seconds.
         goodput: the share of the requests with SLOs of their own that has to keep them; None leaves them out.
     """
 

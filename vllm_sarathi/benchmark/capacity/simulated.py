@@ -44,7 +44,7 @@ class Asked:
         requests: how many.
         seeds: how many.
         arrivals: how a synthetic workload's requests come.
-        max_delay_s: the longest median scheduling delay, seconds.
+        max_delay_s: the longest median queueing delay, seconds.
         trace, trace_format, time_scale: as `read_trace` takes them.
         too_long: what becomes of requests beyond the model's context, `refuse` or `skip`.
         settings: of SarathiConfig, for `sarathi` without a fixed budget.
@@ -101,7 +101,7 @@ def check_asked(asked: Asked) -> None:
     for name in asked.schedulers:
         choice = scheduler_choice(name, **dict(asked.scheduler_settings(name)))
         if choice.config is not None and (choice.config.token_budget or 0) > longest:
-            raise ConfigError(f"--schedulers {name!r}: a step there takes {longest} tokens at the most.")
+            raise ConfigError(f"--schedulers {name!r}: a step there takes at most {longest} tokens.")
     if asked.trace is None:
         named(asked.workload)
     check_choice("arrivals", asked.arrivals, ("poisson", "gamma", "fixed"))

@@ -19,7 +19,7 @@ from vllm_sarathi.benchmark.capacity.search import Criterion, Found, capacity_ro
 from vllm_sarathi.benchmark.common.progress import Stages
 from vllm_sarathi.benchmark.live.arrivals import draw_arrivals
 from vllm_sarathi.benchmark.live.load import Load, read_result, send, write_load
-from vllm_sarathi.benchmark.live.measures import summarise
+from vllm_sarathi.benchmark.live.measures import summarise_streams
 from vllm_sarathi.benchmark.live.server import server_env
 from vllm_sarathi.benchmark.live.streams import StreamRecord
 from vllm_sarathi.core.config import ConfigError, check_positive
@@ -111,7 +111,7 @@ def _search(asked: LiveAsked, served_name: str, seed: int, stages: Stages) -> Fo
         load = write_load(name, arrivals, asked.model, asked.out, seed)
         stages.begin(f"{rate_qps:.3g} requests/s, {len(arrivals)} requests", total=load.duration_s)
         records, delay_s = _send(asked, load, served_name, stages)
-        figures[rate_qps] = summarise(records)
+        figures[rate_qps] = summarise_streams(records)
         return carries(asked.criterion, records, delay_s)
 
     qps = search(run, asked.workload.rate_per_s, LIVE_TOLERANCE, LIVE_RATE_RANGE)
@@ -121,7 +121,7 @@ def _search(asked: LiveAsked, served_name: str, seed: int, stages: Stages) -> Fo
 def _send(
     asked: LiveAsked, load: Load, served_name: str, stages: Stages
 ) -> tuple[list[StreamRecord], float | None]:
-    """Send a load; return what became of each request, and the median scheduling delay where the server tells it."""
+    """Send a load; return what became of each request, and the median queueing delay where the server tells it."""
     result = asked.out / f"{load.name}.json"
     before = queue_times(_metrics(asked.url))
     send(
@@ -190,4 +190,4 @@ def _served_name(url: str) -> str:
     try:
         return str(answer.json()["data"][0]["id"])
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise RuntimeError(f"--url {url}: is no server of models (HTTP {answer.status_code})") from error
+        raise RuntimeError(f"--url {url}: is not a model server (HTTP {answer.status_code})") from error

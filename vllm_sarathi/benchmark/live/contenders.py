@@ -88,7 +88,9 @@ def parse_contenders(labels: str) -> list[Contender]:
     """
     named = dict.fromkeys(label.strip() for label in labels.split(",") if label.strip())
     if not named:
-        raise ConfigError(f"--schedulers {labels!r}: names nobody; valid: {', '.join(NAMES)}, or NAME@N.")
+        raise ConfigError(
+            f"--schedulers {labels!r}: names no scheduler; valid: {', '.join(NAMES)}, or NAME@N."
+        )
     return [parse_contender(label) for label in named]
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vllm_sarathi.benchmark.common.progress import Stages
 from vllm_sarathi.benchmark.common.results import SCHEMA
-from vllm_sarathi.benchmark.live.measures import summarise
+from vllm_sarathi.benchmark.live.measures import summarise_streams
 from vllm_sarathi.benchmark.live.server import SERVED_NAME, SERVER_FLAGS, serve, server_env
 from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord, StreamRequest, play
 from vllm_sarathi.benchmark.live.timeline import draw_timeline
@@ -107,7 +107,7 @@ def run_demo(model: str, out: Path, token_budget: int, console: Console) -> None
         name: _play_run(name, model, flags, out, console)
         for name, flags in scheduler_flags(token_budget).items()
     }
-    results = {name: summarise(records) for name, records in runs.items()}
+    results = {name: summarise_streams(records) for name, records in runs.items()}
     streams = {name: [asdict(record) for record in records] for name, records in runs.items()}
     (out / "streams.json").write_text(json.dumps(streams, indent=1) + "\n")
     (out / "result.json").write_text(json.dumps({"schema": SCHEMA, "runs": results}, indent=2) + "\n")

@@ -151,7 +151,7 @@ def markdown(tables: dict[str, list[Row]], requests: int, seeds: int) -> str:
         f"{requests} requests in a run, {seeds} seed(s). `prefill-first` is vLLM as the paper had it, `default` is "
         "vLLM V1 with its default budget, `sarathi@N` has a fixed budget, `sarathi` is given the SLO alone. "
         "Capacity is the highest rate with P99 of the time between tokens within the SLO and a median "
-        "scheduling delay of at most 2 s; none: no rate meets it. No constant is fitted to a published figure.",
+        "queueing delay of at most 2 s; none: no rate meets it. No constant is fitted to a published figure.",
     ]
     for name, table in tables.items():
         if not table:

@@ -18,7 +18,7 @@ from vllm_sarathi.simulation.workloads.registry import synthetic
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
 
 MAX_DELAY_S = 2.0
-"""The longest median scheduling delay where there is no SLO for the time to first token (the paper's criterion)."""
+"""The longest median queueing delay where there is no SLO for the time to first token (the paper's criterion)."""
 
 LONGEST_STEP = 1024
 """`--max-model-len` is a multiple of it."""
@@ -170,7 +170,9 @@ def load_of(asked: LoadAsked) -> Load:
     if not 0 < asked.attainment < 1:
         raise ConfigError(f"--attainment {asked.attainment!r}: must be a share above 0 and below 1, as 0.95.")
     if asked.rate_qps is None and asked.trace is None:
-        raise ConfigError("--rate: how many requests per second? (A --trace has a rate of its own.)")
+        raise ConfigError(
+            "--rate: is missing; give requests per second, or a --trace, which has its own rate."
+        )
     if asked.trace is None:
         sent = synthetic(asked.workload, 1.0, max(MOST_REQUESTS, asked.requests), 0, asked.arrivals)
     else:

@@ -93,7 +93,7 @@ def candidates_of(
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReplicaQuestion:
     """How many replicas of a candidate are enough, asked of a worker.
 
     Attributes:
@@ -139,7 +139,7 @@ def carries(candidate: Candidate, load: Load, replicas: int) -> bool:
     return not simulator.given_up and load.kept(simulator.logs)
 
 
-def enough(asked: Asked) -> Enough:
+def enough(asked: ReplicaQuestion) -> Enough:
     """Return the fewest replicas that carry a load."""
     runs = 0
 
@@ -289,7 +289,7 @@ def search(
                 board.verdicts.append(verdict)
                 note(verdict)
                 continue
-            pending[workers.submit(enough, Asked(verdict.candidate, load, least, most))] = verdict
+            pending[workers.submit(enough, ReplicaQuestion(verdict.candidate, load, least, most))] = verdict
         if pending:
             task = workers.any_of(pending)
             verdict = pending.pop(task)

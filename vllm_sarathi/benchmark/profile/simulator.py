@@ -21,7 +21,7 @@ from vllm_sarathi.benchmark.capacity.search import RequestSource
 from vllm_sarathi.benchmark.common.progress import Stages
 from vllm_sarathi.benchmark.live.arrivals import Arrival, draw_arrivals
 from vllm_sarathi.benchmark.live.load import Load, read_result, send, write_load
-from vllm_sarathi.benchmark.live.measures import summarise
+from vllm_sarathi.benchmark.live.measures import summarise_streams
 from vllm_sarathi.benchmark.live.server import (
     KV_CACHE_GIB,
     MAX_MODEL_LEN,
@@ -114,14 +114,14 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Comparison:
     """What is compared: who schedules, and under which loads."""
 
     choices: tuple[SchedulerChoice, ...]
     loads: tuple[Load, ...]
 
 
-def parse_asked(
+def parse_comparison(
     *,
     model: str,
     workload: str,
@@ -135,7 +135,7 @@ def parse_asked(
     too_long: str,
     time_scale: float,
     out: Path,
-) -> Asked:
+) -> Comparison:
     """Check what the user asked for and write the loads down, before any server starts.
 
     Raises:
@@ -170,7 +170,7 @@ def parse_asked(
         wanted = replace(known, requests=requests or known.requests, rate_per_s=rate_qps or known.rate_per_s)
         streams = [draw_arrivals(wanted, seed) for seed in range(seeds)]
     loads = [write_load(f"{name}-{seed}", each, model, out, seed) for seed, each in enumerate(streams)]
-    return Asked(choices, tuple(loads))
+    return Comparison(choices, tuple(loads))
 
 
 def server_flags(choice: SchedulerChoice) -> list[str]:
@@ -269,7 +269,7 @@ def validate(
     with Stages(console) as stages:
         calibration = _calibrate(model, out, stages)
         lives = {choice.text: _serve(choice, loads, out, stages) for choice in choices}
-    console.print(f"outside the engine a request spends {calibration.outside_s * 1e3:.0f} ms")
+    console.print(f"a request spends {calibration.outside_s * 1e3:.0f} ms outside the engine")
     place = replace(
         cpu_deployment(model, calibration.model, calibration.ratios, KV_CACHE_GIB),
         max_tokens=MAX_MODEL_LEN,
@@ -291,8 +291,8 @@ def _warn_of_other_work(console: Console) -> None:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > BUSY_SHARE * cores:
         console.print(
-            f"other work runs here (load {load:.1f} on {cores} cores): the calibration and the live runs "
-            "may meet machines of different speed, and the errors below are then those of the machine"
+            f"other work runs on this machine (load {load:.1f} on {cores} cores): the calibration and the live runs "
+            "may see different speeds, which adds to the errors below"
         )
 
 
@@ -318,7 +318,7 @@ def _serve(choice: SchedulerChoice, loads: Sequence[Load], out: Path, stages: St
         failed = [record.error for record in records if record.error is not None]
         if failed:
             raise RuntimeError(f"{choice.text}: {len(failed)} requests failed; the first: {failed[0]}")
-        figures.append(summarise(records))
+        figures.append(summarise_streams(records))
     return figures
 
 

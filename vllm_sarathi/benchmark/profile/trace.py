@@ -23,7 +23,7 @@ def read_step_trace(path: Path) -> list[TracedStep]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise StepTraceError(f"{path}: cannot be read ({reason}).") from error
     steps = []
     for number, line in enumerate(lines[:-1], start=1):

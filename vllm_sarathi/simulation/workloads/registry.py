@@ -48,20 +48,21 @@ def of_lengths(name: str, summary: str, lengths: Callable[[np.random.Generator, 
     return Workload(name, summary, draw)
 
 
-WORKLOADS: dict[str, Workload | LiveWorkload] = {
-    workload.name: workload
-    for workload in (
-        of_lengths("chat", "openchat_sharegpt4, by its published statistics", CHAT.draw),
-        of_lengths("arxiv", "arxiv_summarization, by its published statistics", ARXIV.draw),
-        of_lengths("uniform", "all lengths equally likely", uniform_lengths),
-        of_lengths("zipf", "short prompts are frequent, long ones rare", zipf_lengths),
-        of_lengths("bimodal", "nine short prompts to each very long one", bimodal_lengths),
-        Workload("classes", "three classes with SLOs of their own", classes),
-        Workload("mooncake", "conversations that share prefixes", mooncake),
-        *LIVE_WORKLOADS,
-    )
-}
+_ALL: tuple[Workload | LiveWorkload, ...] = (
+    of_lengths("chat", "openchat_sharegpt4, by its published statistics", CHAT.draw),
+    of_lengths("arxiv", "arxiv_summarization, by its published statistics", ARXIV.draw),
+    of_lengths("uniform", "all lengths equally likely", uniform_lengths),
+    of_lengths("zipf", "short prompts are frequent, long ones rare", zipf_lengths),
+    of_lengths("bimodal", "nine short prompts to each very long one", bimodal_lengths),
+    Workload("classes", "three classes with SLOs of their own", classes),
+    Workload("mooncake", "conversations that share prefixes", mooncake),
+    *LIVE_WORKLOADS,
+)
+
+WORKLOADS = {workload.name: workload for workload in _ALL}
 """What `--workload` takes: all of them in simulations, each LiveWorkload in live runs."""
+
+assert len(WORKLOADS) == len(_ALL), "two workloads have one name"
 
 
 def named(name: str) -> Workload | LiveWorkload:
