@@ -3,17 +3,20 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from vllm_sarathi.benchmark.capacity import simulated
 from vllm_sarathi.benchmark.capacity.search import Found
 from vllm_sarathi.benchmark.common import farm
 from vllm_sarathi.cli import app
+from vllm_sarathi.cli.options import LoadOptions
+from vllm_sarathi.simulation.devices.disturbed import Disturbance
 
 PLACE = ["--deployment", "mistral-7b/a100"]
 
@@ -194,7 +197,7 @@ CHAT = ["simulate", *PLACE, "--rate", "1"]
         ([*CHAT, "--seeds", "0"], "--seeds 0: must be"),
         ([*CHAT, "--schedulers", "orka"], "unknown scheduler; did you mean 'orca'?"),
         ([*CHAT, "--schedulers", " , "], "--schedulers: names none"),
-        ([*CHAT, "--schedulers", "sarathi@99999999"], "takes 32768 tokens at the most"),
+        ([*CHAT, "--schedulers", "sarathi@99999999"], "takes at most 32768 tokens"),
         ([*CHAT, "--workload", "chatt"], "--workload 'chatt': unknown workload; did you mean 'chat'?"),
         ([*CHAT, "--arrivals", "gama"], "--arrivals 'gama': unknown; did you mean 'gamma'?"),
         ([*CHAT, "--set", "tbt_mod=pace"], "--set: unknown key 'tbt_mod'; did you mean 'tbt_mode'?"),
@@ -240,3 +243,26 @@ def test_fixed_budgets_and_baselines_take_no_promise() -> None:
     assert asked.scheduler_settings("sarathi") == (("tbt_slo_ms", 50.0), ("tbt_mode", "pace"))
     assert asked.scheduler_settings("sarathi@64") == (("tbt_mode", "pace"),)
     assert asked.scheduler_settings("orca") == asked.scheduler_settings("default@64") == ()
+
+
+@pytest.mark.parametrize(("command", "requests"), [("simulate", 512), ("capacity", 512), ("fleet", 2048)])
+def test_the_options_of_a_load_are_those_of_each_command(command: str, requests: int) -> None:
+    options = {p.name: p for p in typer.main.get_command(app).commands[command].params}  # type: ignore[attr-defined]
+    assert {field.name for field in fields(LoadOptions)} < options.keys()
+    assert options["requests"].default == requests
+    assert options["deployment"].required
+    assert "load" not in options
+
+
+def test_each_option_of_a_load_reaches_what_is_asked_for() -> None:
+    given: dict[str, Any] = {
+        "deployment": "mistral-7b/a100", "workload": "arxiv", "tbt_slo_ms": 61.0, "requests": 7, "arrivals": "fixed",
+        "trace": Path("t.csv"), "trace_format": "azure", "too_long": "skip", "time_scale": 3.0,
+        "calibration_dir": "elsewhere",
+    }  # fmt: skip
+    load = LoadOptions(**given, setting=["tbt_mode=pace"], noise=0.1, pauses=4.0, neighbour=2.0)
+    asked = load.asked(("orca",), 5, max_delay_s=9.0)
+    assert {key: getattr(asked, key) for key in given} == given
+    assert (asked.schedulers, asked.seeds, asked.max_delay_s) == (("orca",), 5, 9.0)
+    assert asked.settings == (("tbt_mode", "pace"),)
+    assert asked.disturbance == Disturbance(0.1, 4.0, neighbour=2.0)

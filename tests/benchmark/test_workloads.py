@@ -39,6 +39,8 @@ def test_the_mix_is_15_percent_very_long_prompts_also_when_it_is_quick() -> None
     for workload in (live_named("mix"), quick(live_named("mix"))):
         very_long = sum(each.prompt_tokens >= 2000 for each in draw_arrivals(workload, 0))
         assert very_long == round(0.15 * workload.requests)
+        at = [i for i, each in enumerate(draw_arrivals(workload, 0)) if each.prompt_tokens >= 2000]
+        assert at[0] < workload.requests / 2 < at[-1]  # among the others
 
 
 @each_workload
