@@ -34,7 +34,7 @@ LENGTH_DECADES = 0.8
 
 LENGTH_BOUNDS = (0.25, 4.0)
 APART_DECADES = 0.15
-"""Rates that are asked for at once are at least so far apart, in decades, where the range has room for it."""
+"""Rates that are asked for at once are at least this far apart, in decades, where the range has room for it."""
 
 TOO_LARGE = 1e100
 """A loss beyond this diverged, too: its square would not be finite."""

@@ -85,7 +85,7 @@ class Experience:
         vars(self).update(vars(previous))
 
     def seconds(self, view: StepView, tokens: int, work: float, prompts: int, encoder: int = 0) -> float:
-        """Return the predicted seconds of a step of the view's decodes and so much prefill.
+        """Return the predicted seconds of a step of the view's decodes and some prefill.
 
         Args:
             view: the step.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from vllm_sarathi.core.types import chunk_work
 
 ROUNDING_S = 1e-9
-"""A job that is given up is long enough but for so much, which sums of floating-point numbers are off by."""
+"""A job that is given up is long enough but for this, which sums of floating-point numbers are off by."""
 
 
 class Job(NamedTuple):
@@ -118,7 +118,7 @@ def keep(jobs: Sequence[Job], lead_s: float) -> list[int]:
 
 
 def _pop_long(losable: list[tuple[float, int, int]], jobs: Sequence[Job], needed_s: float) -> int | None:
-    """Take out the job of the least loss whose reading takes at least so long; None where none does."""
+    """Take out the job of the least loss whose reading takes at least `needed_s`; None where none does."""
     passed = []
     found = None
     while losable and found is None:

@@ -28,7 +28,7 @@ NOT_OURS = "this server does not run a scheduler of vllm-sarathi; start it with 
 MOST_BODY_BYTES = 16_384
 MOST_PROMPT_TOKENS = 100_000_000
 PATIENCE_S = 60.0
-"""A command waits for the step at hand; an engine that is silent for so long is stuck."""
+"""A command waits for the step at hand; an engine that is silent for this time is stuck."""
 
 
 class SarathiControl:

@@ -25,7 +25,7 @@ from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
 
 BRACKET_FACTOR = 1.6
 TOLERANCE = 0.02
-"""The search ends where the lowest failing rate is so much above the highest passing one."""
+"""The search ends where the lowest failing rate is above the highest passing one by this share."""
 
 RATE_RANGE = (1 / 1024, 64.0)
 """Rates that are tried, as multiples of the first one."""

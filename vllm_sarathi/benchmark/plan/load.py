@@ -24,7 +24,7 @@ LONGEST_STEP = 1024
 """`--max-model-len` is a multiple of it."""
 
 LEAST_SPAN_S = 30.0
-"""A run goes on for so long at least: a short one ends before the queue that it builds up is felt."""
+"""The least length of a run: a shorter one ends before the queue that it builds up is felt."""
 
 MOST_REQUESTS = 6000
 """Requests of a run."""

@@ -19,7 +19,7 @@ SPARE = 1.25
 """The multiple of the peak that is kept free."""
 
 LEAST_SPARE_SHARE = 1 / 16
-"""And at least so much of all there is: who comes first must find room."""
+"""And at least this share of all there is: the first to come must find room."""
 
 UNKNOWN_ANSWER_RUNNING = 8
 """Requests of batch work that run at once while it is unknown how long answers are."""

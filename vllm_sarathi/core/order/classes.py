@@ -49,8 +49,8 @@ RELEGATED = 2
 
 SPARE_SHARE = 1 / 8
 CROWDED_STEP_SHARE = 0.4
-"""Of slots and KV cache, so much is kept free of tenants that have more running than their part, for those that have
-less; and decodes alone may take so much of the tightest time between tokens before no more of theirs are let in."""
+"""Of slots and KV cache, a share is kept free of tenants that have more running than their part, for those that have
+less; and decodes alone may take a share of the tightest time between tokens before no more of theirs are let in."""
 
 MOST_PAID_S = 1.0
 """For one step a tenant that is kept out pays no more than that: the time may have been one of no steps at all."""

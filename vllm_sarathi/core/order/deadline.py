@@ -62,13 +62,13 @@ ENDED_EARLY = (Reason.ALL, Reason.ANSWER, Reason.TURNOVER, Reason.DOUBT)
 """Steps that do not show how fast full ones prefill: they had no more, or were ended early."""
 
 PREFILL_CAUTION = 1.05
-"""Prompts that fit only just are late in the end, and took the time of others: each is taken to need so much more."""
+"""Prompts that fit only just are late in the end, and took the time of others: each is taken to need longer."""
 
 ATTENTION_SHARE = 0.8
 """Of a step, at the most: the rest is what its tokens take by themselves."""
 
 PROMISE_REMEMBERED_S = 600.0
-"""A short SLO of one request is expected again for so long."""
+"""A short SLO of one request is expected again for this time."""
 
 Key = tuple[int, float, float]
 

@@ -27,9 +27,8 @@ MOST_RATIO = 2.5
 """A step that takes this multiple of what was predicted is not the chunk's doing, and no chunk would have kept it."""
 
 MISSES_PLANNED = 0.1
-"""So much of the misses that the SLO allows is planned with; the rest is for what no step could tell, and one late
-step is a late gap of all that decode. Design seed, goodput of `bench devices` (8B, 5.2 requests a second): 98.7% of
-of the SLOs kept with 0.3, 99.7% with 0.2, 0.1 and 0.05."""
+"""The share of the misses that the SLO allows that is planned with; the rest is for what no step could tell, and one
+late step is a late gap of all that decode (figures: docs/explanation/what-lost.md)."""
 
 GUARD_GAIN = 0.02
 GUARD_MISSES = 0.015
@@ -42,7 +41,7 @@ residuals' quantile alone lags behind where they come in runs, as on a machine w
 
 STALE_STEPS = 500.0
 STALE_CAUTION = 0.15
-"""Where no hybrid step was seen for so long, the next ones are planned with more caution, until some are."""
+"""Where no hybrid step was seen for some time, the next ones are planned with more caution, until some are."""
 
 FRESH_STEPS = 8
 """The number of hybrid steps that end that caution."""

@@ -26,7 +26,7 @@ PATIENT_LOOKS = 24
 as ten steps."""
 
 CLEARLY = 0.5
-"""A candidate takes over where its usual error is at most so much of the present one's."""
+"""A candidate takes over where its usual error is at most this share of the present one's."""
 
 NEGLIGIBLE = 0.005
 """Where the usual error is below this share of a step there is nothing to explain."""

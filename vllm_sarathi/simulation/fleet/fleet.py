@@ -70,7 +70,7 @@ class FleetSpec:
         changes: in the order of their times.
         reroute: whether the requests of a replica that fails are sent to others, which read again what it had; else
             they are lost.
-        refresh_s: the router looks anew after so long, and counts in between what it sends itself; 0 looks each time.
+        refresh_s: how often the router looks; it counts in between what it sends itself; 0 looks each time.
     """
 
     roles: tuple[str, ...]
