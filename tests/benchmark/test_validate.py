@@ -125,7 +125,7 @@ def model(folder: Path) -> str:
     return str(config_folder(folder / "model", max_position_embeddings=8192))
 
 
-def parse(served: str, **changes: Any) -> validate.Asked:
+def parse(served: str, **changes: Any) -> validate.Comparison:
     values: dict[str, Any] = {
         "model": served, "workload": "validation", "schedulers": ("default", "sarathi"), "tbt_slo_ms": 250.0,
         "requests": None, "rate_qps": None, "seeds": 1, "trace": None, "trace_format": "csv",
