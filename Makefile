@@ -7,6 +7,9 @@ SHELL := /bin/bash
 # The model that `make demo` and `make bench` serve: a folder, or a name on a model hub.
 MODEL ?= build/models/SmolLM2-135M-Instruct
 
+# `make test`: processes; the tests of one file, which share an engine or a server, stay in one of them.
+WORKERS ?= 2
+
 # `make soak`: requests through the scheduler, and how long a real server is sent requests at the least, seconds.
 SOAK_REQUESTS ?= 100000
 SOAK_S ?= 3300
@@ -45,7 +48,7 @@ lint: setup
 	.venv/bin/mypy vllm_sarathi autolrs_plugin
 
 test: lint
-	.venv/bin/pytest
+	.venv/bin/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The quick forms of both are in `make test`.
 soak: setup

@@ -110,6 +110,10 @@ def test_something_else_under_our_key_is_refused() -> None:
             "--tbt-slo auto:25x: has no effect with --token-budget 512.",
         ),
         (
+            {"token_budget": 512, "prefill_max_wait_s": 5.0},
+            "--prefill-max-wait-s 5.0: has no effect with --token-budget 512.",
+        ),
+        (
             {"token_budget": 512, "tbt_mode": "pace"},
             "--tbt-mode pace: has no effect with --token-budget 512.",
         ),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vllm_sarathi.core.chunk_rules import ChunkRules
+from vllm_sarathi.core.classes import SloClass
 from vllm_sarathi.core.experience import Attempts
 from vllm_sarathi.core.limits.backlog import Backlog
 from vllm_sarathi.core.limits.base import Candidate
@@ -23,6 +24,8 @@ from vllm_sarathi.core.types import ONE_STAGE, Pipeline, Reason, RequestView, St
 
 STEP_S, TOKEN_S, DECODE_S, CONTEXT_S, ENCODER_S = 0.010, 0.0001, 0.0005, 1e-6, 0.0002
 """Of the device: a step with 8 decodes of 100 tokens each takes 15.6 ms, and each prompt token 0.1 ms more."""
+
+BATCH = SloClass("batch", batch=True)
 
 
 @dataclass
@@ -243,6 +246,32 @@ def test_without_room_prompts_wait_until_a_step_may_be_late() -> None:
     assert known.late_credit == 0.5
 
 
+def late_step(*prompts: RequestView, **fields: Any) -> int:
+    """Return what a step takes that is late on purpose and may take 12 x 15 ms, less the 15.6 of its decodes."""
+    known = Known(late_credit=1.0, attempts=Attempts())
+    known.attempts.tries(0.015)
+    known.attempts.came_to(0.016)
+    none = candidate(*prompts, tokens=0, available_s=0.015, decode_s=0.0148, **fields)
+    tokens, reason = floor(known)(step(), none)
+    assert reason is Reason.FLOOR
+    return tokens
+
+
+def test_a_late_step_takes_as_many_prompts_as_it_holds() -> None:
+    short = [prompt(f"r{i}", 300) for i in range(9)]
+    alone = late_step(prompt("a", 5000))
+    assert late_step(*short) == alone == 1643
+    assert late_step(*short[:3]) == 900
+    assert late_step(short[0], prompt("b", 300, slo_class=BATCH)) == 300  # nothing gives way to batch work
+    uncut = prompt("image", 1500, rules=ChunkRules(whole=((0, 1500),)))
+    assert late_step(short[0], uncut) == 300
+
+
+def test_a_late_step_lets_in_nobody_whose_answer_would_outgrow_the_slo() -> None:
+    short = [prompt(f"r{i}", 300) for i in range(9)]
+    assert late_step(*short, admitted_tokens=600) == 600
+
+
 def test_where_the_prediction_leaves_room_a_small_chunk_is_tried() -> None:
     known = Known(late_credit=1.0)
     near = candidate(prompt("a", 500), tokens=0, available_s=0.016, decode_s=0.0148)
@@ -324,9 +353,10 @@ def growth(learnt: Answers) -> Growth:
 def test_growth_lets_in_what_the_slo_holds_until_the_answers_end() -> None:
     three = [prompt(name, 2000) for name in "abc"]
     assert growth(answers(10))(step(), candidate(*three, available_s=0.040)) == (4096, Reason.SLO)
-    tokens, reason = growth(answers(4000))(step(), candidate(*three, available_s=0.040))
+    wide = candidate(*three, available_s=0.040)
+    tokens, reason = growth(answers(4000))(step(), wide)
     assert reason is Reason.GROWTH
-    assert tokens < 4096
+    assert tokens == wide.admitted_tokens < 4096
 
 
 def test_growth_expects_no_answer_to_outlast_what_it_may() -> None:

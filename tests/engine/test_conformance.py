@@ -4,6 +4,7 @@
 """
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.core.config import SCHEDULERS
+from vllm_sarathi.core.policies.orca import Orca
+from vllm_sarathi.core.policy import decodes_only
 from vllm_sarathi.testing import check_policy
 from vllm_sarathi.testing.conformance import BLOCKS_FOR_ONE, LIMIT_TOKENS, Event, Play, compare_with_stock
 from vllm_sarathi.testing.modelled import Step
@@ -144,12 +147,23 @@ def test_pressure_has_two_levels(make_config: Any, monkeypatch: pytest.MonkeyPat
     play.finish()
 
 
+def test_a_policy_whose_budget_is_no_whole_number_is_said_to_raise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = Orca.plan
+
+    def fraction(policy: Orca, view: Any, turn: Any) -> Any:
+        whole = plan(policy, view, turn)
+        return replace(whole, token_budget=whole.token_budget + 0.5)
+
+    monkeypatch.setattr(Orca, "plan", fraction)
+    with pytest.raises(AssertionError, match="has raised an error"):
+        check_policy(POLICIES["orca"], lives=1)
+
+
 def test_a_policy_that_lets_nobody_in_fails_the_suite(
     make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_sarathi.core.policies.orca import Orca
-    from vllm_sarathi.core.policy import decodes_only
-
     monkeypatch.setattr(Orca, "plan", lambda self, view, turn: decodes_only(view))
     with pytest.raises(AssertionError, match=r"no progress .*mode 'sync'"):
         check_policy(POLICIES["orca"], lives=1)

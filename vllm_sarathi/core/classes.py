@@ -138,7 +138,8 @@ class SloClasses:
         listed = values.get("classes")
         if not isinstance(listed, Mapping) or not 1 <= len(listed) <= MOST_CLASSES:
             raise ConfigError(
-                f"{origin}: classes {_short(listed)}: must be a mapping of 1 to {MOST_CLASSES} names to their SLOs."
+                f"{origin}: classes {'missing' if listed is None else _short(listed)}: must be a mapping of 1 to "
+                f"{MOST_CLASSES} names to their SLOs."
             )
         classes = tuple(_class(name, of_class, origin) for name, of_class in listed.items())
         plain = next((each.name for each in classes if not each.batch), classes[0].name)

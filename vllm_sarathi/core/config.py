@@ -94,7 +94,7 @@ def auto_factor(text: object) -> float:
     factor = float(match.group(1) or AUTO_FACTOR) if match else 0.0
     if not 1 < factor <= 1000:
         raise ConfigError(
-            f"--tbt-slo {text!r}: must be 'auto', or 'auto:25x' with a factor above 1 and at most 1000."
+            f"--tbt-slo {text!r}: must be 'auto' or 'auto:25x' in lower case, with a factor above 1 and at most 1000."
         )
     return factor
 
@@ -131,11 +131,14 @@ FAIRNESS_HEADER = "x-llm-d-inference-fairness-id"
 def by_slo_alone(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Return those of the settings that, beside the others, only a scheduler that goes by the SLO heeds.
 
-    No baseline does so, and nobody with a fixed budget; what clients ask for still counts in deadline order.
+    No baseline does so, and nobody with a fixed budget; what clients ask for still counts in deadline order, and the
+    bound on waiting in any order but that of arrival.
     """
     keys = ["tbt_slo_ms", "tbt_slo", "tbt_mode", "slo_classes", "fairness_header"]
     if settings.get("prefill_order") != "deadline":
         keys += ["allow_request_slo", "min_request_slo_ms"]
+    if settings.get("prefill_order", "fcfs") == "fcfs":
+        keys.append("prefill_max_wait_s")
     if settings.get("calibration_dir") != NO_CALIBRATION:
         keys.append("calibration_dir")
     return tuple(key for key in keys if key in settings)

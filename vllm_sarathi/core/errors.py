@@ -11,5 +11,6 @@ class ConfigError(ValueError):
 def nearest_hint(name: str, valid: Iterable[str]) -> str:
     """Return "did you mean ...?" with the nearest valid name, or the list of valid names."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = [each for each in names if each.casefold() == name.casefold()]
+    close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names)}."

@@ -5,8 +5,6 @@ need they take turns, and prefills wait until some have finished (no new decode 
 bounded).
 """
 
-from vllm_sarathi.core.chunk_rules import ANYWHERE
-from vllm_sarathi.core.limits.shape import least_chunk
 from vllm_sarathi.core.order.base import Turn
 from vllm_sarathi.core.policy import Baseline
 from vllm_sarathi.core.types import Reason, StepPlan, StepView
@@ -19,9 +17,4 @@ class FixedBudget(Baseline):
 
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
-        budget = self.room(view)
-        first = next(iter(turn.prompts(view)), None)
-        if first is not None and first.rules is not ANYWHERE:
-            # What cannot be cut is above any budget, or it would never be prefilled.
-            budget = max(budget, view.decode_tokens + least_chunk(first))
-        return turn.plan(view, budget, Reason.FIXED)
+        return turn.plan(view, self.room(view, turn, view.decode_tokens), Reason.FIXED)

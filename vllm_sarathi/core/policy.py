@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+from vllm_sarathi.core.chunk_rules import ANYWHERE
 from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.limits.shape import least_chunk
 from vllm_sarathi.core.order.base import Turn
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import Pipeline, Reason, RequestView, StepPlan, StepRecord, StepView
@@ -104,9 +106,16 @@ class Baseline:
     def take_over(self, previous: Policy) -> None:
         """It has nothing to take over."""
 
-    def room(self, view: StepView) -> int:
-        """Return the most tokens of a step."""
-        return min(view.max_tokens, self._most_tokens or view.max_tokens)
+    def room(self, view: StepView, turn: Turn, decode_tokens: int = 0) -> int:
+        """Return the most tokens of a step beside the tokens of decodes.
+
+        What cannot be cut of the first prompt is above any budget, or it would never be prefilled.
+        """
+        room = min(view.max_tokens, self._most_tokens or view.max_tokens)
+        first = next(iter(turn.prompts(view)), None)
+        if first is None or first.rules is ANYWHERE:
+            return room
+        return min(view.max_tokens, max(room, decode_tokens + least_chunk(first)))
 
 
 def whole_prompts(prompts: Sequence[RequestView], room: int) -> int:

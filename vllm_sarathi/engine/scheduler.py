@@ -6,6 +6,7 @@ restore.
 """
 
 import itertools
+import operator
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -247,6 +248,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         sight = self.views.look(started_s, self.wall_clock(), self._inside())
         view, partial, waiting = sight.view, sight.partial, sight.waiting
         plan = self.controller.plan(view)
+        operator.index(plan.token_budget)  # here, as vLLM's own code ends the engine over a fraction
         ordered = [partial[i] for i in plan.prefill_order]
         hidden = [partial[i] for i in plan.held]
         if plan.waiting_order is not None and plan.let_in != 0:

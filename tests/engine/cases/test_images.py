@@ -20,6 +20,8 @@ POLICIES = {
     "fixed-512": SarathiConfig(token_budget=512, calibration_dir="none"),
     "fixed-40": SarathiConfig(token_budget=40, calibration_dir="none"),
     "chunked-only-100": SarathiConfig(scheduler="chunked-only", token_budget=100, calibration_dir="none"),
+    "orca-100": SarathiConfig(scheduler="orca", token_budget=100, calibration_dir="none"),
+    "prefill-first-100": SarathiConfig(scheduler="prefill-first", token_budget=100, calibration_dir="none"),
     "hybrid-only": SarathiConfig(scheduler="hybrid-only", calibration_dir="none"),
 }
 

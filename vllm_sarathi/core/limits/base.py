@@ -1,5 +1,6 @@
 """The step that is being sized, and what a limit on it is."""
 
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ class Candidate:
         decode_s: how long its decodes alone are predicted to take; 0 without any, or where that is not known.
         late: whether decodes alone are predicted to miss the SLO.
         overdue, left_out: as in `Turn`.
+        admitted_tokens: prefill tokens beyond which nobody more is let in, whatever gives way.
     """
 
     prompts: Sequence[RequestView]
@@ -29,6 +31,7 @@ class Candidate:
     late: bool = False
     overdue: Set[str] = frozenset()
     left_out: Set[str] = frozenset()
+    admitted_tokens: float = math.inf
 
     def is_overdue(self, request: RequestView, max_wait_s: float) -> bool:
         """True for a prompt that has waited for its bound; batch work has one of its own."""

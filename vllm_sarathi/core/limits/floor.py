@@ -7,7 +7,7 @@ Five cases, each stated by what gives way:
   margin is mostly caution, it is tried. Each attempt that turns out late counts as a step that is late on purpose;
 - decodes alone are in time, and any prefill beside them is not: a step may be late on purpose, by at most LATE_TIMES,
   less often than the share of gaps that the SLO allows may be late (`Experience.late_credit`). As it is late anyway,
-  it takes as many tokens as that time holds, so that few such steps do;
+  it takes as many tokens as that time holds, of several prompts where they wait, so that few such steps do;
 - what comes next cannot be cut (an image, a block of a hybrid model's state) and is only a little too long: it goes;
 - a prompt has waited for `max_wait_s`: as in the first case, the gaps give way.
 """
@@ -17,7 +17,7 @@ from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.limits.shape import fit_chunk, least_chunk
 from vllm_sarathi.core.steptime.margin import LEAST_MARGIN
-from vllm_sarathi.core.types import Reason, RequestView, StepView, chunk_work
+from vllm_sarathi.core.types import Reason, StepView, chunk_work
 
 PREFILL_SHARE = 0.2
 """Of the time, where decodes alone are late or a prompt has waited for too long."""
@@ -25,7 +25,7 @@ PREFILL_SHARE = 0.2
 OVERHEAD_TIMES = 4.0
 """Then a step prefills for at least this multiple of its overhead, and the next ones read nothing."""
 
-LATE_TIMES = 8.0
+LATE_TIMES = 12.0
 """A step that is late on purpose takes at most this multiple of what it may: one late gap is one, however long."""
 
 LATE_GROWTH = 4
@@ -97,28 +97,53 @@ class Floor:
         most = min(
             view.max_tokens - view.decode_tokens, request.remaining_tokens, self._experience.attempts.tokens
         )
-        tokens = self._largest(view, request, most, candidate.available_s / LEAST_MARGIN)
+        tokens = self._largest(view, candidate, (0, 0.0, 1), most, candidate.available_s / LEAST_MARGIN)
         return fit_chunk(request, max(tokens, min(most, LEAST_ATTEMPT_TOKENS)))
 
     def _chunk(self, view: StepView, candidate: Candidate, limit_s: float) -> int:
-        """Return the largest chunk of the first prompt within `limit_s`, at least the least that moves it."""
-        request = candidate.prompts[0]
+        """Return the most tokens within `limit_s`, in the order of turns, at least the least that moves the first."""
         room = view.max_tokens - view.decode_tokens
-        least = max(least_chunk(request), min(COLD_TOKENS, request.remaining_tokens))
         known = max(
             LATE_GROWTH * self._experience.most_tokens,
             self._experience.tokens_as_alone(limit_s - candidate.decode_s),
         )
-        most = min(room, request.remaining_tokens, max(COLD_TOKENS, known))
-        chunk = fit_chunk(request, max(self._largest(view, request, most, limit_s), least))
-        return min(room, max(chunk, least))
+        most = min(room, max(COLD_TOKENS, known))
+        first = candidate.prompts[0]
+        least = max(least_chunk(first), min(COLD_TOKENS, first.remaining_tokens))
+        chunk = fit_chunk(first, max(self._largest(view, candidate, (0, 0.0, 1), most, limit_s), least))
+        taken = min(room, max(chunk, least))
+        if taken < first.remaining_tokens:
+            return taken
+        work = chunk_work(first.done_tokens, taken)
+        for count, request in enumerate(candidate.prompts[1:], start=2):
+            # Nothing gives way to batch work; who is not admitted would make the decodes outgrow the SLO.
+            if request.batch or taken >= candidate.admitted_tokens:
+                break
+            chunk = fit_chunk(request, self._largest(view, candidate, (taken, work, count), most, limit_s))
+            taken += chunk
+            if chunk < request.remaining_tokens:
+                break
+            work += chunk_work(request.done_tokens, chunk)
+        return taken
 
-    def _largest(self, view: StepView, request: RequestView, most: int, limit_s: float) -> int:
-        """Return the most tokens of a prompt, up to `most`, whose step is predicted to take `limit_s` at the most."""
-        low, high = 0, most + 1
+    def _largest(
+        self, view: StepView, candidate: Candidate, before: tuple[int, float, int], most: int, limit_s: float
+    ) -> int:
+        """Return the most tokens of a prompt whose step is predicted to take `limit_s` at the most.
+
+        Args:
+            view, candidate: the step.
+            before: tokens and attention work of the prompts before it in the step, and how many prompts that makes
+                with it.
+            most: tokens of the step's prefill, at the most.
+            limit_s: seconds.
+        """
+        taken, work, count = before
+        request = candidate.prompts[count - 1]
+        low, high = 0, min(most - taken, request.remaining_tokens) + 1
         while high - low > 1:
             middle = (low + high) // 2
-            work = chunk_work(request.done_tokens, middle)
-            fits = self._experience.seconds(view, middle, work, 1) <= limit_s
+            total = work + chunk_work(request.done_tokens, middle)
+            fits = self._experience.seconds(view, taken + middle, total, count) <= limit_s
             low, high = (middle, high) if fits else (low, middle)
         return low

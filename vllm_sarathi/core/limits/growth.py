@@ -109,11 +109,8 @@ class Growth:
                 context += request.done_tokens + request.remaining_tokens
                 overdue = candidate.is_overdue(request, self._max_wait_s)
                 if not overdue and self.peak_s(count, context) > limit_s:
-                    return (
-                        (tokens, Reason.GROWTH)
-                        if tokens < candidate.tokens
-                        else (candidate.tokens, candidate.reason)
-                    )
+                    candidate.admitted_tokens = tokens
+                    return tokens, Reason.GROWTH
             tokens += request.remaining_tokens
             if tokens >= candidate.tokens:
                 break

@@ -1,8 +1,6 @@
 """The ablation without hybrid batches (Sarathi-Serve, arXiv 2403.02310, section 5.4): chunks and decodes in turn."""
 
-from vllm_sarathi.core.chunk_rules import ANYWHERE
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.limits.shape import least_chunk
 from vllm_sarathi.core.order.base import Turn
 from vllm_sarathi.core.policy import Baseline, decodes_only
 from vllm_sarathi.core.steptime.model import StepTimeModel
@@ -29,11 +27,7 @@ class ChunkedOnly(Baseline):
             self._decodes_next = False
             return decodes_only(view)
         self._decodes_next = True
-        budget = self.room(view)
-        first = next(iter(turn.prompts(view)), None)
-        if first is not None and first.rules is not ANYWHERE:
-            budget = max(budget, least_chunk(first))
-        return turn.plan(view, budget, Reason.CHUNK, decodes=False)
+        return turn.plan(view, self.room(view, turn), Reason.CHUNK, decodes=False)
 
 
 make = ChunkedOnly

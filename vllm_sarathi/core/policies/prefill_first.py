@@ -10,7 +10,7 @@ class PrefillFirst(Baseline):
 
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
-        tokens = whole_prompts(turn.prompts(view), self.room(view))
+        tokens = whole_prompts(turn.prompts(view), self.room(view, turn))
         if tokens == 0:
             return decodes_only(view)
         return turn.plan(view, tokens, Reason.PROMPTS, decodes=False)

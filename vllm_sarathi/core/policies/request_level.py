@@ -12,7 +12,7 @@ class RequestLevel(Baseline):
         """Decide the next step."""
         if view.decodes:
             return decodes_only(view)
-        return turn.plan(view, whole_prompts(turn.prompts(view), self.room(view)), Reason.BATCH)
+        return turn.plan(view, whole_prompts(turn.prompts(view), self.room(view, turn)), Reason.BATCH)
 
 
 make = RequestLevel
