@@ -158,8 +158,8 @@ def preview(
     up to probes that end early; the losses are the stand-in's.
     """
     with _clear_errors():
-        from autolrs_plugin.core.rehearsal import rehearse
-        from autolrs_plugin.report import draw_run, rehearsal_table
+        from autolrs_plugin.core.preview import preview_run
+        from autolrs_plugin.report import draw_run, preview_table
 
         config = AutoLRSConfig.from_mapping(
             {
@@ -174,11 +174,11 @@ def preview(
             },
             origin="preview",
         )
-        rehearsal = rehearse(config, best_lr)
-        Console().print(rehearsal_table(rehearsal))
+        played = preview_run(config, best_lr)
+        Console().print(preview_table(played))
         if out is not None:
             _check_file(out)
-            draw_run(rehearsal.controller, out)
+            draw_run(played.controller, out)
             typer.echo(f"the picture is in {out}")
 
 

@@ -12,7 +12,7 @@ from autolrs_plugin.core.actions import Probe
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Journal
-from autolrs_plugin.core.rehearsal import Rehearsal, shortcoming
+from autolrs_plugin.core.preview import Preview, shortcoming
 from autolrs_plugin.core.replay import replay
 from autolrs_plugin.core.schedule import phases
 from autolrs_plugin.core.state import Candidate, Stage
@@ -124,13 +124,13 @@ def _table(*columns: str, left: int) -> Table:
     return table
 
 
-def rehearsal_table(rehearsal: Rehearsal) -> Table:
+def preview_table(preview: Preview) -> Table:
     """Return the table that `autolrs preview` prints: what each phase of a run would take."""
-    controller = rehearsal.controller
+    controller = preview.controller
     config, ledger = controller.config, controller.ledger
     table = _table("phase", "at step", "probes", "steps of each", "evaluations", "steps", left=1)
     for stage in controller.stages:
-        probes = [(a, r) for a, r in rehearsal.actions if isinstance(a, Probe) and a.stage == stage.index]
+        probes = [(a, r) for a, r in preview.actions if isinstance(a, Probe) and a.stage == stage.index]
         lengths = [len(a.lrs) for a, _ in probes]
         each = f"{min(lengths)}" if len({*lengths}) == 1 else f"{min(lengths)} to {max(lengths)}"
         evaluations = sum(r.val_loss is not None for _, r in probes)

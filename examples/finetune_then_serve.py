@@ -209,7 +209,7 @@ def main() -> None:
         "--model", default=MODEL, help="a folder with SmolLM2-135M-Instruct, or another chat model"
     )
     parser.add_argument("--steps", type=int, default=30, help="training steps, search not included")
-    parser.add_argument("--tbt-slo-ms", type=float, default=400.0, help="promised time between tokens")
+    parser.add_argument("--tbt-slo-ms", type=float, default=400.0, help="SLO for the time between tokens")
     parser.add_argument("--out", type=Path, default=Path("build/finetune"))
     options = parser.parse_args()
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -226,7 +226,7 @@ def main() -> None:
     print(f"\ntrained answers: {right[0]} of {PAIRS} before, {right[1]} after")
     print(
         f"{STREAMS} running streams: time between tokens P50 {found['p50_ms']:.0f} ms, P99 {found['p99_ms']:.0f} ms, "
-        f"longest {found['longest_ms']:.0f} ms; the promise was {found['tbt_slo_ms']:g} ms. While the adapter was "
+        f"longest {found['longest_ms']:.0f} ms; the SLO was {found['tbt_slo_ms']:g} ms. While the adapter was "
         f"loaded ({found['load_ms']:.0f} ms): P99 {found['load_p99_ms']:.0f} ms of {found['load_gaps']} gaps."
     )
 

@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--storage", default=None, help="a folder for Ray's results; by default Ray's own")
     options = parser.parse_args()
-    # Ray takes a report from its workers so often: by default every 2 s, which are many steps here.
+    # The interval at which Ray takes reports from its workers; the default of 2 s is many steps here.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.02")
     # A small cluster of one machine; leave this line out to use the cluster that you have.
     ray.init(num_cpus=options.workers, include_dashboard=False, object_store_memory=200 * 1024 * 1024)

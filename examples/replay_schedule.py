@@ -20,7 +20,7 @@ LENGTH = 16
 
 
 class Job:
-    """A network that foretells a byte from the sixteen before it."""
+    """A network that predicts a byte from the sixteen before it."""
 
     def __init__(self) -> None:
         text = torch.tensor(

@@ -1,6 +1,7 @@
 """`autolrs bench`: the options, checked, and the benchmark behind them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,19 @@ if TYPE_CHECKING:  # torch takes seconds to import: see the commands
 BENCH_OUT = Path("build/autolrs-bench")
 
 TaskOption = Annotated[str, typer.Option(help="A task, several with commas, 'all', 'design' or 'judging'.")]
-SeedsOption = Annotated[int, typer.Option(min=1, help="So many seeds, from 0.")]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds, from 0 on.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="One seed, and a quarter of the steps.")]
+
+
+@contextmanager
+def _missing_parts_said() -> Iterator[Console]:
+    """Give a console, and turn a missing package or folder of the benchmark into a sentence and exit code 1."""
+    console = Console()
+    try:
+        yield console
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
 
 
 def bench(
@@ -33,12 +45,8 @@ def bench(
 
     chosen = _names("--methods", methods, list(METHODS)) if methods else list(METHODS)
     options = _options(task, chosen, seeds, quick, out, json)
-    console = Console()
-    try:
+    with _missing_parts_said() as console:
         run_bench(options, console)
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        console.print(str(error), style="red")
-        raise typer.Exit(1) from error
 
 
 def paper(
@@ -52,12 +60,8 @@ def paper(
     # torch takes seconds to import, and the other commands do not need it.
     from autolrs_plugin.benchmark.paper import run_paper
 
-    console = Console()
-    try:
+    with _missing_parts_said() as console:
         run_paper(out, seeds, quick, console)
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        console.print(str(error), style="red")
-        raise typer.Exit(1) from error
 
 
 def bench_find(
@@ -85,12 +89,8 @@ def bench_find(
         raise typer.BadParameter(
             f"--shares {shares!r}: must be fractions above 0 and at most 1, with commas."
         )
-    console = Console()
-    try:
+    with _missing_parts_said() as console:
         run_finding(options, parts, console)
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        console.print(str(error), style="red")
-        raise typer.Exit(1) from error
 
 
 def bench_parallel(
@@ -110,12 +110,8 @@ def bench_parallel(
     counts = [int(part) for part in workers.split(",") if part.strip().isdigit()]
     if not counts or min(counts) < 1 or len(counts) != len(workers.split(",")):
         raise typer.BadParameter(f"--workers {workers!r}: must be whole numbers of at least 1, with commas.")
-    console = Console()
-    try:
+    with _missing_parts_said() as console:
         run_parallel(name, steps, actors, repeats, counts, json, console)
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        console.print(str(error), style="red")
-        raise typer.Exit(1) from error
 
 
 def bench_overhead(

@@ -10,11 +10,10 @@ from autolrs_plugin.core.state import RunState, Stage
 
 LEAST_PROBES = 3
 LEAST_STEPS = 20
-"""Shorter probes say nothing of a long run: with 10 steps digits-autoencoder was off by a factor of 7, with 16
-digits-deep by 3.2 and digits-unfreeze by 3.3."""
+"""Shorter probes say little of a long run: the rates that they find are off by factors of 3 to 7."""
 
 PLATEAU_Z = 3.0
-"""Where the best probe has gained less than so many standard deviations of a minibatch's loss, nothing is known yet."""
+"""Where the best probe's gain is below this, in standard deviations of a minibatch's loss, nothing is known yet."""
 
 WIDEST_DECADES = 1.5
 """An interval that is wider says nothing that a user does not know."""

@@ -34,13 +34,13 @@ SHORT = 8
 """A curve of fewer steps is not fitted."""
 
 MOST_POINTS = 64
-"""Longer curves are averaged into so many bins first: the fit then costs the same for any curve."""
+"""Longer curves are averaged into this number of bins first: the fit then costs the same for any curve."""
 
 EXPLODED = 3.0
-"""A curve exploded if it ends so many times (in its scale) above its best level."""
+"""A curve exploded if it ends this far above its best level, in its own scale."""
 
 RISING_Z = 3.0
-"""A curve rises if its second half lies so many standard errors above its first."""
+"""A curve rises if its second half lies this number of standard errors above its first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Entry:
         result: its result; None while it has none.
         checkpoint: the state after it, if it changed the state of the run's own stream.
         books: what deciding and bookkeeping had taken before it, in seconds, by the ledger's names for them.
-        losses: of the steps taken so far, where it was noted in the midst of the action.
+        losses: of the steps taken so far, where it was noted during the action.
     """
 
     action: Action

@@ -36,8 +36,7 @@ COLD, UP, DOWN = (2.0, 0.15), (1.0, 0.05), (2.0, 0.5)
 
 NEAR_SHARE = 0.25
 """Along the run, a move for a gain that would be none from the first weights goes no farther than it must: to a rate
-that falls short of the best one by so much of the gain. For a gain of 0.07 ± 0.07 digits-deep went from 1.8e-3 to 7e-3
-(regret 0.061, and 0.030 or less with this); for any gain, mnist-resnet stayed at 5e-3 (0.031, and 0.014)."""
+that falls short of the best one by this share of the gain. Small gains are mostly noise, and moved runs too far."""
 
 AMPLITUDE = 0.5
 """Prior standard deviation of a shortfall."""
@@ -54,7 +53,7 @@ LEAST_STD = 0.03
 
 GRID_PER_DECADE = 20
 APART_DECADES = 0.12
-"""Rates that are asked for are at least so far apart."""
+"""Rates that are asked for are at least this far apart."""
 
 WORST = 2.0
 """Shortfalls above this are all the same: a probe that lost as much as the best one gained."""

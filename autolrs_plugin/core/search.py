@@ -34,7 +34,7 @@ LENGTH_DECADES = 0.8
 
 LENGTH_BOUNDS = (0.25, 4.0)
 APART_DECADES = 0.15
-"""Rates that are asked for at once are at least so far apart, in decades, where the range has room for it."""
+"""Rates that are asked for at once are at least this far apart, in decades, where the range has room for it."""
 
 TOO_LARGE = 1e100
 """A loss beyond this diverged, too: its square would not be finite."""
@@ -132,20 +132,20 @@ class LRSearch:
             return [float(v) for v in np.geomspace(grid[0], grid[-1], count + 2)[1:-1]]
         believed: list[Observation] = []
         decades = np.log10(grid)
-        # Two probes at one rate tell less than two at different ones, even where nothing else promises anything.
+        # Two probes at one rate tell less than two at different ones, even where no improvement is expected elsewhere.
         apart = min(APART_DECADES, float(decades[-1] - decades[0]) / (2 * count))
         for _ in range(count):
             mean, covariance = self._predict(grid, believed)
             sigma = np.sqrt(np.maximum(1e-18, np.diag(covariance)))
-            promise = self._acquisition(mean, sigma)
+            value = self._acquisition(mean, sigma)
             for other in believed:
-                promise[np.abs(decades - math.log10(other.lr)) < apart] = -math.inf
-            best = int(np.argmax(promise))
+                value[np.abs(decades - math.log10(other.lr)) < apart] = -math.inf
+            best = int(np.argmax(value))
             believed.append(Observation(float(grid[best]), float(mean[best]), 0.0))
         return [o.lr for o in believed]
 
     def _acquisition(self, mean: Array, sigma: Array) -> Array:
-        """Return how much a probe at each point promises, of the shape of mu and sigma."""
+        """Return the acquisition of a probe at each point, of the shape of mu and sigma."""
         if self.kappa is not None:
             return self.kappa * sigma - mean
         z = (mean.min() - mean) / sigma

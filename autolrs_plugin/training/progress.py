@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.rehearsal import shortcoming
+from autolrs_plugin.core.preview import shortcoming
 from autolrs_plugin.training.ports import Observer
 
 logger = logging.getLogger("autolrs_plugin")

@@ -1,4 +1,4 @@
-"""The command `autolrs`, on journals of rehearsed runs: what it prints, writes and refuses."""
+"""The command `autolrs`, on journals of previewed runs: what it prints, writes and refuses."""
 
 import io
 import itertools
@@ -16,7 +16,7 @@ from autolrs_plugin.core import controller
 from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal
-from autolrs_plugin.core.rehearsal import Rehearsal, rehearse
+from autolrs_plugin.core.preview import Preview, preview_run
 from autolrs_plugin.core.schedule import Schedule, phases, run_curve
 from autolrs_plugin.core.state import Candidate, Stage
 from autolrs_plugin.report import stage_table
@@ -25,30 +25,30 @@ CONFIG = AutoLRSConfig(max_steps=300, lr_range=(1e-5, 1.0))
 RUNNER = CliRunner()
 
 
-def journal_of(rehearsal: Rehearsal, folder: Path, actions: int | None = None) -> Path:
+def journal_of(preview: Preview, folder: Path, actions: int | None = None) -> Path:
     """Write the journal that a run would have; of its first `actions` only, if given."""
     folder.mkdir()
-    config = rehearsal.controller.config.to_mapping()
+    config = preview.controller.config.to_mapping()
     journal = Journal.create(folder / FILE_NAME, config, {}, Checkpoint("0", "0"))
-    for action, result in rehearsal.actions[:actions]:
+    for action, result in preview.actions[:actions]:
         journal.intend(action, {"deciding_s": 0.5, "bookkeeping_s": 0.25})
         losses = result.losses
         eval_s = 0.5 if result.val_loss is not None else 0.0
         journal.complete(Result(losses, result.val_loss, 0.1 * len(losses) + eval_s + 0.05, eval_s))
     if actions is None:
-        journal.intend(rehearsal.controller.next(), {"deciding_s": 1.5, "bookkeeping_s": 2.5})
+        journal.intend(preview.controller.next(), {"deciding_s": 1.5, "bookkeeping_s": 2.5})
     journal.close()
     return folder
 
 
 @pytest.fixture(scope="module")
-def rehearsal() -> Rehearsal:
-    return rehearse(CONFIG)
+def preview() -> Preview:
+    return preview_run(CONFIG)
 
 
 @pytest.fixture
-def run(rehearsal: Rehearsal, tmp_path: Path) -> Path:
-    return journal_of(rehearsal, tmp_path / "run")
+def run(preview: Preview, tmp_path: Path) -> Path:
+    return journal_of(preview, tmp_path / "run")
 
 
 def output(*arguments: object, code: int = 0) -> str:
@@ -57,8 +57,8 @@ def output(*arguments: object, code: int = 0) -> str:
     return " ".join(done.output.split())
 
 
-def test_show_prints_stages_candidates_forecasts_and_costs(run: Path, rehearsal: Rehearsal) -> None:
-    printed, played = output("show", run), rehearsal.controller
+def test_show_prints_stages_candidates_forecasts_and_costs(run: Path, preview: Preview) -> None:
+    printed, played = output("show", run), preview.controller
     assert "300 of 300 steps, complete; learning rates 1e-05 to 1, mode staged" in printed
     assert f"search: {played.ledger.search.steps} steps on top" in printed
     for stage in played.stages:
@@ -101,12 +101,12 @@ def test_the_phases_are_those_of_the_curve(steps: int, decay: bool, warmup: floa
     assert all(a > b for a, b in itertools.pairwise(curve[last:]))
 
 
-def test_a_run_that_is_going_on_can_be_looked_at(rehearsal: Rehearsal, tmp_path: Path) -> None:
-    run = journal_of(rehearsal, tmp_path / "half", actions=len(rehearsal.actions) // 2)
+def test_a_run_that_is_going_on_can_be_looked_at(preview: Preview, tmp_path: Path) -> None:
+    run = journal_of(preview, tmp_path / "half", actions=len(preview.actions) // 2)
     assert "not complete" in output("show", run)
     assert "so far" in output("export", run, "-o", tmp_path / "half.json")
     output("plot", run, "-o", tmp_path / "half.png")
-    first = journal_of(rehearsal, tmp_path / "first", actions=1)
+    first = journal_of(preview, tmp_path / "first", actions=1)
     assert "0 of 300 steps, not complete" in output("show", first)
     assert "no training step yet" in output("export", first, "-o", tmp_path / "none.json", code=2)
     output("plot", first, "-o", tmp_path / "first.png")
@@ -123,11 +123,11 @@ def test_plot_draws_a_picture(run: Path, tmp_path: Path) -> None:
         )
 
 
-def test_export_writes_the_schedule_bit_for_bit(run: Path, rehearsal: Rehearsal, tmp_path: Path) -> None:
+def test_export_writes_the_schedule_bit_for_bit(run: Path, preview: Preview, tmp_path: Path) -> None:
     out = tmp_path / "new" / "schedule.json"
     output("export", run, "-o", out)
-    assert Schedule.load(out) == rehearsal.controller.schedule
-    assert json.loads(out.read_text())["lrs"] == list(rehearsal.controller.schedule.lrs)
+    assert Schedule.load(out) == preview.controller.schedule
+    assert json.loads(out.read_text())["lrs"] == list(preview.controller.schedule.lrs)
 
 
 def test_a_folder_in_the_place_of_a_file_is_named(run: Path, tmp_path: Path) -> None:
@@ -140,20 +140,20 @@ def test_a_folder_in_the_place_of_a_file_is_named(run: Path, tmp_path: Path) -> 
 
 
 def test_a_run_that_was_decided_otherwise_can_still_be_exported(
-    run: Path, rehearsal: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, preview: Preview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later version decides otherwise: its stages are refused, its schedule is what it is."""
     monkeypatch.setitem(controller.PLANS, "staged", lambda state: iter([Probe(0, 0, (0.123,), 9.0, False)]))
     assert "would now be" in output("show", run, code=2)
     output("export", run, "-o", tmp_path / "schedule.json")
-    assert Schedule.load(tmp_path / "schedule.json") == rehearsal.controller.schedule
+    assert Schedule.load(tmp_path / "schedule.json") == preview.controller.schedule
 
 
 @pytest.mark.parametrize("mode", ["staged", "paper"])
 def test_preview_says_what_a_run_would_do(mode: str, tmp_path: Path) -> None:
     picture = tmp_path / "preview.png"
     printed = output("preview", "--max-steps", 300, "--lr-range", "1e-5,1", "--mode", mode, "-o", picture)
-    played = rehearse(AutoLRSConfig(max_steps=300, lr_range=(1e-5, 1.0), mode=mode)).controller
+    played = preview_run(AutoLRSConfig(max_steps=300, lr_range=(1e-5, 1.0), mode=mode)).controller
     assert f"300 steps, learning rates 1e-05 to 1, mode {mode}" in printed
     assert printed.count("search: ") == len(played.stages)
     assert f"{300 + played.ledger.search.steps} steps in all" in printed

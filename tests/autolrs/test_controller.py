@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.config import MODES, AutoLRSConfig
 from autolrs_plugin.core.controller import Controller, check_result
-from autolrs_plugin.core.rehearsal import rehearse
+from autolrs_plugin.core.preview import preview_run
 from autolrs_plugin.core.schedule import warmup_steps
 
 RUNS = tuple(mode for mode in MODES if mode != "find")
@@ -137,15 +137,15 @@ def test_the_search_keeps_its_budget(config: AutoLRSConfig, seed: int, trouble: 
 @pytest.mark.parametrize("mode", RUNS)
 def test_durations_are_fractions_of_the_run(mode: str) -> None:
     def lengths(max_steps: int) -> tuple[list[float], list[float], float]:
-        rehearsal = rehearse(replace(PLAIN, max_steps=max_steps, mode=mode, eval_cost_steps=0.0))
+        preview = preview_run(replace(PLAIN, max_steps=max_steps, mode=mode, eval_cost_steps=0.0))
         probes = sorted(
             len(a.lrs) / max_steps
-            for a, _ in rehearsal.actions
+            for a, _ in preview.actions
             # What the first stage of the staged plan happens to leave bounds the probes of the later ones.
             if isinstance(a, Probe) and (mode != "staged" or a.stage == 0)
         )
-        chunks = [len(a.lrs) / max_steps for a, _ in rehearsal.actions if isinstance(a, Train)]
-        return probes, chunks, rehearsal.controller.ledger.search.steps / max_steps
+        chunks = [len(a.lrs) / max_steps for a, _ in preview.actions if isinstance(a, Train)]
+        return probes, chunks, preview.controller.ledger.search.steps / max_steps
 
     (probes, chunks, searched), (more_probes, more_chunks, more_searched) = lengths(1000), lengths(8000)
     assert max(chunks) == pytest.approx(max(more_chunks), abs=0.002)
@@ -158,13 +158,13 @@ def test_durations_are_fractions_of_the_run(mode: str) -> None:
 
 
 def test_a_run_ends_with_a_decay_that_can_be_switched_off() -> None:
-    lrs = rehearse(PLAIN).controller.schedule.lrs
+    lrs = preview_run(PLAIN).controller.schedule.lrs
     peak = int(np.argmax(lrs))
     assert lrs[-1] < 0.02 * lrs[peak]
     assert list(lrs[peak:]) == sorted(lrs[peak:], reverse=True)
     assert list(lrs[: peak + 1]) == sorted(lrs[: peak + 1])
     assert peak <= warmup_steps(PLAIN) + 1
-    flat = rehearse(replace(PLAIN, final_decay=False)).controller.schedule.lrs
+    flat = preview_run(replace(PLAIN, final_decay=False)).controller.schedule.lrs
     assert flat[-1] == flat[-100]
     assert flat[-1] > 0.2 * max(flat)  # a peak that was too high may have been halved
 
@@ -173,7 +173,7 @@ def test_it_finds_a_good_peak_over_seven_decades() -> None:
     """The stand-in diverges above 2e-3 to 2; what is found lies between a tenth of that and it."""
     for best in (1e-3, 3e-2, 1.0):
         for seed in range(3):
-            controller = rehearse(replace(PLAIN, seed=seed, max_steps=2000), best).controller
+            controller = preview_run(replace(PLAIN, seed=seed, max_steps=2000), best).controller
             assert 0.1 * best < max(controller.schedule.lrs) < 2.1 * best
             assert controller.val_losses[-1][1] < 0.35
             assert math.isfinite(controller.losses[-1])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
-from autolrs_plugin.core.rehearsal import rehearse
+from autolrs_plugin.core.preview import preview_run
 from autolrs_plugin.core.schedule import DECAY, Schedule, preview, unit_curve, warmup_steps
 
 CONFIG = AutoLRSConfig(max_steps=200, lr_range=(1e-4, 1.0))
@@ -114,7 +114,7 @@ def test_a_preview_without_a_peak_takes_the_middle_of_the_range() -> None:
 
 def test_a_preview_is_what_a_run_with_that_peak_does() -> None:
     # Once: the staged plan's rate may change along the run.
-    schedule = rehearse(replace(CONFIG, mode="once")).controller.schedule
+    schedule = preview_run(replace(CONFIG, mode="once")).controller.schedule
     assert schedule.lrs == pytest.approx(preview(CONFIG, schedule.lrs[warmup_steps(CONFIG)]).lrs)
 
 

@@ -1,4 +1,4 @@
-"""The capacity search: on functions whose answer is known, and on a rehearsed deployment."""
+"""The capacity search: on functions whose answer is known, and on a simulated deployment."""
 
 import math
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from vllm_sarathi.benchmark.capacity.search import (
     TOLERANCE,
     Criterion,
     Found,
+    RequestSource,
     Task,
     Watch,
-    Workload,
     confidence_range,
     find,
     first_rate,
-    rehearse,
     row_of,
     search,
+    simulate_task,
 )
 from vllm_sarathi.simulation.outcome import Outcome, outcome_of
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 
 def outcome(gaps_s: list[float], delays_s: list[float], kept: list[bool] | None = None) -> Outcome:
@@ -120,7 +120,7 @@ CRITERIA = {
 @pytest.mark.parametrize("load", LOADS)
 def test_the_early_stop_never_changes_the_answer(load: str, criterion: str, name: str) -> None:
     if criterion == "goodput" and load != "promised":
-        pytest.skip("nothing is promised")
+        pytest.skip("no SLO of their own")
     requests, judge = LOADS[load], CRITERIA[criterion]
     whole = simulator(requests, name)
     whole.run()
@@ -148,24 +148,24 @@ def test_the_early_stop_stops_early() -> None:
     assert engine.given_up
 
 
-# --- Found in a rehearsal ---
+# --- Found in a simulation ---
 
-CHAT = Task("mistral-7b/a100", "sarathi@512", Workload("chat", 48), Criterion(100.0))
+CHAT = Task("mistral-7b/a100", "sarathi@512", RequestSource("chat", 48), Criterion(100.0))
 
 
 def test_the_same_task_gives_the_same_answer_and_it_is_the_highest_rate() -> None:
     found = find(CHAT)
     assert find(CHAT) == found
     assert found.qps is not None
-    assert CHAT.criterion.holds(rehearse(CHAT, found.qps))  # type: ignore[arg-type]
-    above = rehearse(CHAT, found.qps * (1 + TOLERANCE))
+    assert CHAT.criterion.holds(simulate_task(CHAT, found.qps))  # type: ignore[arg-type]
+    above = simulate_task(CHAT, found.qps * (1 + TOLERANCE))
     assert above is None or not CHAT.criterion.holds(above)
     assert found.outcome["gap_ms"]["p99"] <= 100.0
     assert first_rate(CHAT) / 8 < found.qps < first_rate(CHAT) * 8
 
 
 def test_a_promise_that_no_rate_meets_says_so_and_shows_how_long_gaps_are() -> None:
-    task = replace(CHAT, criterion=Criterion(1.0), workload=Workload("chat", 8))
+    task = replace(CHAT, criterion=Criterion(1.0), workload=RequestSource("chat", 8))
     found = find(task)
     assert found.qps is None
     row = row_of([task], [found])
@@ -176,7 +176,7 @@ def test_a_promise_that_no_rate_meets_says_so_and_shows_how_long_gaps_are() -> N
 
 def test_seeds_of_a_trace_are_its_pieces_one_after_the_other() -> None:
     trace = tuple(SimulatedRequest(float(i), i + 1, 1) for i in range(25))
-    workload = Workload("t", 10, trace=trace)
+    workload = RequestSource("t", 10, trace=trace)
     firsts = [workload.at(1.0, seed)[0].prompt_tokens for seed in range(3)]
     assert firsts[:2] == [1, 11]
     assert (
@@ -184,7 +184,7 @@ def test_seeds_of_a_trace_are_its_pieces_one_after_the_other() -> None:
         < 10
     )
     assert [r.arrival_s for r in workload.at(2.0, 0)] == pytest.approx([0.5 * i for i in range(10)])
-    short = Workload("t", 100, trace=trace)
+    short = RequestSource("t", 100, trace=trace)
     assert len(short.at(1.0, 0)) == len(short.at(1.0, 5)) == 25
 
 

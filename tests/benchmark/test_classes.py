@@ -17,7 +17,7 @@ from vllm_sarathi.benchmark.capacity.classes import (
 )
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.simulation.simulator import RequestLog
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 pytest.importorskip("vllm")
 

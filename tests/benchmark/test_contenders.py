@@ -49,7 +49,7 @@ def test_only_who_knows_the_promise_runs_for_each() -> None:
         (f"default@{MAX_NUM_SEQS - 1}", f"at least {MAX_NUM_SEQS} tokens"),
         ("sarathi@0", "at least 1 tokens"),
         ("sarathi-deadline@80", "takes no fixed budget"),
-        (" , ", "names nobody"),
+        (" , ", "names no scheduler"),
     ],
 )
 def test_who_is_unknown_is_refused_by_name(labels: str, said: str) -> None:

@@ -15,11 +15,11 @@ from vllm_sarathi.benchmark.live.timeline import draw_timeline
 
 
 @pytest.fixture
-def quick_drama(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "vllm_command", lambda *_: FAKE)
 
 
-@pytest.mark.usefixtures("quick_drama")
+@pytest.mark.usefixtures("quick_scenario")
 def test_the_demo_leaves_figures_a_picture_and_what_was_said(tmp_path: Path) -> None:
     console = Console(record=True, width=140)
     demo.run_demo("m", tmp_path, 77, console)
@@ -31,7 +31,7 @@ def test_the_demo_leaves_figures_a_picture_and_what_was_said(tmp_path: Path) -> 
         assert list(run) == ["gap_ms", "ttft_ms", "requests", "completed", "output_tokens_per_s"]
         assert list(run["gap_ms"]) == ["p50", "p90", "p99", "max"]
         assert list(run["ttft_ms"]) == ["mean", "p50", "p90", "p99"]
-        assert run["requests"] == run["completed"] == len(demo.drama())
+        assert run["requests"] == run["completed"] == len(demo.scenario())
     assert (tmp_path / "timeline.png").stat().st_size > 10_000
     arguments = {
         name: (tmp_path / f"server-{name}.log").read_text().splitlines()[0].split() for name in result["runs"]
@@ -43,7 +43,7 @@ def test_the_demo_leaves_figures_a_picture_and_what_was_said(tmp_path: Path) -> 
     assert "time between tokens, P99, ms" in said
 
 
-@pytest.mark.usefixtures("quick_drama")
+@pytest.mark.usefixtures("quick_scenario")
 def test_a_failed_request_is_told_after_the_results_are_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,8 +53,8 @@ def test_a_failed_request_is_told_after_the_results_are_saved(
     assert json.loads((tmp_path / "result.json").read_text())["runs"]["default"]["completed"] == 9
 
 
-@pytest.mark.usefixtures("quick_drama")
-def test_a_drama_that_the_client_missed_is_played_again(
+@pytest.mark.usefixtures("quick_scenario")
+def test_a_scenario_that_the_client_missed_is_played_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "CLIENT_STALL_LIMIT_S", -1.0)  # as if every take had been disturbed
@@ -65,10 +65,10 @@ def test_a_drama_that_the_client_missed_is_played_again(
     assert said.count("the figures include that") == 2
 
 
-def test_the_drama_is_the_same_each_time_and_holds_long_prompts_among_running_chats() -> None:
-    assert demo.drama() == demo.drama()
-    longs = [request for request in demo.drama() if request.name.startswith("long")]
-    chats = [request for request in demo.drama() if request not in longs]
+def test_the_scenario_is_the_same_each_time_and_holds_long_prompts_among_running_chats() -> None:
+    assert demo.scenario() == demo.scenario()
+    longs = [request for request in demo.scenario() if request.name.startswith("long")]
+    chats = [request for request in demo.scenario() if request not in longs]
     assert len(longs) >= 3
     cues = [request.after for request in longs]
     assert {cue[0] for cue in cues if cue} == {chats[-1].name}

@@ -21,7 +21,7 @@ from vllm_sarathi.benchmark.capacity.devices import (
     cells_of,
     worst_first,
 )
-from vllm_sarathi.benchmark.capacity.search import Criterion, Found, Task, Workload
+from vllm_sarathi.benchmark.capacity.search import Criterion, Found, RequestSource, Task
 from vllm_sarathi.benchmark.common import farm
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
@@ -74,7 +74,7 @@ def test_unknown_names(names: tuple[list[str], list[str], list[str], list[str]],
 
 # --- The best of the budgets ---
 
-TASK = Task(LLAMA, "sarathi", Workload("chat", 8), Criterion(25.0), settings=(("tbt_slo_ms", 25.0),))
+TASK = Task(LLAMA, "sarathi", RequestSource("chat", 8), Criterion(25.0), settings=(("tbt_slo_ms", 25.0),))
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_the_best_budget_is_found_and_the_others_take_a_run(
         def holds(self, outcome: Any) -> bool:
             return bool(outcome)
 
-    def rehearse(task: Task, rate_qps: float) -> Any:
+    def simulate_task(task: Task, rate_qps: float) -> Any:
         return rate_qps <= (carried[budget_of(task)] or 0)
 
     monkeypatch.setattr(devices_table, "find", find)
-    monkeypatch.setattr(devices_table, "rehearse", rehearse)
+    monkeypatch.setattr(devices_table, "simulate_task", simulate_task)
     budget, qps = best_fixed(replace(TASK, criterion=Carried(25.0)))
     best = max((rate for rate in carried.values() if rate is not None), default=None)
     # What is better by less than the search can tell is not looked for.
@@ -175,7 +175,7 @@ def test_goodput_is_deadline_order_against_arrival_order(monkeypatch: pytest.Mon
         return Found(2.0 if task.scheduler == "sarathi" else 1.0)
 
     monkeypatch.setattr(devices_table, "find", find)
-    monkeypatch.setattr(devices_table, "rehearse", lambda task, rate_qps: None)
+    monkeypatch.setattr(devices_table, "simulate_task", lambda task, rate_qps: None)
     cells = cells_of([LLAMA], ["mooncake"], ("tight",), [0], 40, 0.1, ())
     row = devices_table.measure(cells[-1])
     assert (row["table"], row["ratio"], row["tbt_slo_ms"]) == ("goodput", 2.0, 50.0)

@@ -3,12 +3,12 @@
 import pytest
 from rich.console import Console
 
-from vllm_sarathi.benchmark.capacity.search import Criterion, Task, Workload, find
+from vllm_sarathi.benchmark.capacity.search import Criterion, RequestSource, Task, find
 from vllm_sarathi.benchmark.common.farm import run_all
 from vllm_sarathi.core.config import ConfigError
 
 TASKS = [
-    Task("mistral-7b/a100", name, Workload("uniform", 4), Criterion(60.0))
+    Task("mistral-7b/a100", name, RequestSource("uniform", 4), Criterion(60.0))
     for name in ("sarathi@512", "prefill-first")
 ]
 

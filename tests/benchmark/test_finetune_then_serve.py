@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vllm_sarathi.benchmark.live.streams import Delivery, Played, StreamRecord
-from vllm_sarathi.benchmark.profile.trace import read_trace
+from vllm_sarathi.benchmark.profile.trace import read_step_trace
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "finetune_then_serve.py"
@@ -64,4 +64,4 @@ def test_an_adapter_is_tuned_and_loaded_into_a_busy_server(tmp_path: Path) -> No
     assert not found["failed"]
     assert found["load_gaps"] >= 4  # every stream was decoding while the adapter was loaded
     # Our scheduler was at work, and what the trace has of it is under the promise of this server.
-    assert {step.slo_s for step in read_trace(tmp_path / "steps.jsonl")} == {found["tbt_slo_ms"] / 1e3}
+    assert {step.slo_s for step in read_step_trace(tmp_path / "steps.jsonl")} == {found["tbt_slo_ms"] / 1e3}

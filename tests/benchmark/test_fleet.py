@@ -14,7 +14,7 @@ from vllm_sarathi.benchmark.common.lines import open_lines
 from vllm_sarathi.cli import app
 from vllm_sarathi.simulation.fleet.fleet import Fleet, FleetSpec
 from vllm_sarathi.simulation.fleet.group import Here, ReplicaSpec
-from vllm_sarathi.simulation.workload import synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
 
 PLACE = ["--deployment", "mistral-7b/a100", "--requests", "24", "--rate", "4"]
 

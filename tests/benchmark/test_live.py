@@ -16,6 +16,7 @@ from tests.benchmark.fake_vllm import FAKE
 from vllm_sarathi.benchmark.common.progress import Stages
 from vllm_sarathi.benchmark.live import idle, load, server
 from vllm_sarathi.benchmark.live import run as live
+from vllm_sarathi.benchmark.live.arrivals import Arrival, draw_arrivals, trace_lines
 from vllm_sarathi.benchmark.live.contenders import parse_contender
 from vllm_sarathi.benchmark.live.load import Load, prepare, read_result, send
 from vllm_sarathi.benchmark.live.reference_model import tiny_model
@@ -23,16 +24,10 @@ from vllm_sarathi.benchmark.live.rows import RowFile, attainment, build_row
 from vllm_sarathi.benchmark.live.run import Options, fit, parse_options, plan_sessions, run_live
 from vllm_sarathi.benchmark.live.scale import AS_WRITTEN, Scale, Speeds
 from vllm_sarathi.benchmark.live.verdict import print_verdicts, verdict
-from vllm_sarathi.benchmark.live.workloads import (
-    WORKLOADS,
-    Arrival,
-    Kind,
-    Workload,
-    draw_arrivals,
-    trace_lines,
-)
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.simulation.workloads.live import Kind, LiveWorkload
+from vllm_sarathi.simulation.workloads.registry import WORKLOADS, live_named
 
 FIELDS = [
     "workload",
@@ -46,7 +41,7 @@ FIELDS = [
     "completed",
     "output_tokens_per_s",
 ]
-SMALL = Workload("small", "a few", (Kind(1.0, (5, 40), (4, 8)),), requests=6, rate_per_s=20.0)
+SMALL = LiveWorkload("small", "a few", (Kind(1.0, (5, 40), (4, 8)),), requests=6, rate_per_s=20.0)
 
 
 def options(tmp_path: Path, **changes: Any) -> Options:
@@ -109,21 +104,21 @@ def test_another_seed_draws_other_requests(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(live, "plan_sessions", lambda _: [])
     drawn = []
     for seed in (0, 3):
-        live.run_live(options(tmp_path, workloads=("chat",), seed=seed), Console(quiet=True))
-        drawn.append((tmp_path / "out" / "chat.trace.jsonl").read_text())
-    assert drawn == [trace_lines(draw_arrivals(WORKLOADS["chat"], seed)) for seed in (0, 3)]
+        live.run_live(options(tmp_path, workloads=("short",), seed=seed), Console(quiet=True))
+        drawn.append((tmp_path / "out" / "short.trace.jsonl").read_text())
+    assert drawn == [trace_lines(draw_arrivals(live_named("short"), seed)) for seed in (0, 3)]
     assert drawn[0] != drawn[1]
 
 
 def test_everything_is_the_default(tmp_path: Path) -> None:
     asked = options(tmp_path)
-    assert asked.workloads == ("chat", "long", "mix", "rush", "burst", "idle")
+    assert asked.workloads == ("short", "long", "mix", "rush", "burst", "idle")
     assert asked.tbt_slos_ms == (150, 250, 500)
     sessions = plan_sessions(asked)
     stock = [session for session in sessions if session.contender.is_stock]
     ours = [session for session in sessions if not session.contender.is_stock]
     assert len(stock) == 6
-    assert all(session.workloads == ("chat", "long", "mix", "rush", "burst") for session in stock)
+    assert all(session.workloads == ("short", "long", "mix", "rush", "burst") for session in stock)
     assert all(session.tbt_slo_ms is None for session in stock)
     assert all(len(session.workloads) == 1 for session in ours)
     assert sum(session.contender.label == "sarathi" for session in ours) == 5 * 3
@@ -134,7 +129,7 @@ def test_everything_is_the_default(tmp_path: Path) -> None:
 
 
 def test_who_is_named_runs_everywhere(tmp_path: Path) -> None:
-    asked = options(tmp_path, schedulers="sarathi-deadline,sarathi@64", workloads=("chat",))
+    asked = options(tmp_path, schedulers="sarathi-deadline,sarathi@64", workloads=("short",))
     assert [(each.contender.label, each.tbt_slo_ms) for each in plan_sessions(asked)] == [
         ("sarathi-deadline", 150),
         ("sarathi-deadline", 250),
@@ -176,7 +171,7 @@ def test_a_result_becomes_streams_also_where_requests_failed(tmp_path: Path) -> 
     assert (refused.error, refused.deliveries, refused.ttft_s) == ("HTTP 500", (), None)
     assert short.error == "2 tokens came instead of 9"
 
-    row = build_row("chat", 150.0, parse_contender("default@80"), [whole, broken, refused, short])
+    row = build_row("short", 150.0, parse_contender("default@80"), [whole, broken, refused, short])
     assert list(row) == FIELDS
     assert (row["scheduler"], row["token_budget"]) == ("default@80", 80)
     assert row["attainment"] == pytest.approx(2 / 4)  # gaps of 100, 200, 300 and 100 ms
@@ -225,7 +220,7 @@ def test_tables_of_rows_with_nothing_in_them_are_printed_too() -> None:
     console = Console(record=True, width=160)
     print_verdicts([row("sarathi", None, 1.0), row("default", 0.5, 1.0)], console)
     said = console.export_text()
-    assert "250 ms promised" in said
+    assert "SLO 250 ms between tokens" in said
     assert "nothing to judge" in said
 
 
@@ -378,7 +373,7 @@ def test_a_slower_device_is_promised_less_and_asked_less_often(tmp_path: Path, s
         {"workload": "small", "requests": 6, "rate_per_s": 10.0, "prompt_tokens": [[5, 40]]}
     ]
     said = " ".join(console.export_text().split())
-    assert "500 ms promised between tokens (250 on the reference device)" in said
+    assert "SLO 500 ms between tokens (250 on the reference device)" in said
     assert (
         said.count("it reads 500 tokens/s (reference: 1,000), a decode step takes 40 ms (20); times x 2") == 2
     )

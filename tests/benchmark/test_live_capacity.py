@@ -60,7 +60,7 @@ def test_the_median_of_what_the_queue_times_gained() -> None:
     assert queue_times(two_engines)[0.5] == 2.0
 
 
-def test_a_live_run_is_judged_as_a_rehearsed_one() -> None:
+def test_a_live_run_is_judged_as_a_simulated_one() -> None:
     criterion = Criterion(100.0)
     assert carries(criterion, [record(0.09)] * 3, 1.9)
     assert not carries(criterion, [record(0.11)] * 3, 1.9)
@@ -99,7 +99,7 @@ def url() -> Iterator[str]:
 
 def asked(url: str, out: Path, **changes: Any) -> live_capacity.LiveAsked:
     values: dict[str, Any] = {
-        "url": url, "model": "m", "workload": "chat", "tbt_slo_ms": 100.0, "max_delay_s": 2.0,
+        "url": url, "model": "m", "workload": "short", "tbt_slo_ms": 100.0, "max_delay_s": 2.0,
         "scheduler": "sarathi@64", "requests": 12, "rate_qps": 1.0, "seeds": 2, "out": out,
     }  # fmt: skip
     return parse_live(**(values | changes))
@@ -141,13 +141,13 @@ def test_the_rate_is_found_on_a_live_server(
     row = find_live(asked(url, tmp_path), Console(record=True))
     assert set(served) == {"served"}
     assert row["deployment"] == url
-    assert (row["scheduler"], row["token_budget"], row["workload"]) == ("sarathi", 64, "chat")
+    assert (row["scheduler"], row["token_budget"], row["workload"]) == ("sarathi", 64, "short")
     assert row["capacity_qps"] <= 3.0 < row["capacity_qps"] * (1 + LIVE_TOLERANCE)
     assert row["gap_ms"]["p99"] == pytest.approx(50.0)
 
 
 def even_arrivals(workload: Any, seed: int) -> Sequence[Any]:
-    from vllm_sarathi.benchmark.live.workloads import Arrival
+    from vllm_sarathi.benchmark.live.arrivals import Arrival
 
     return [Arrival(i / workload.rate_per_s, 10, 5) for i in range(workload.requests)]
 
@@ -177,7 +177,7 @@ def test_a_server_that_carries_nothing_says_so(
         ([], "--url None: --capacity needs the server's address"),
         (["--url", "localhost:8000"], "--url 'localhost:8000': --capacity needs"),
         (["--url", "http://127.0.0.1:9"], "--url http://127.0.0.1:9: does not answer"),
-        (["--url", "http://x", "--workload", "chatt"], "did you mean 'chat'?"),
+        (["--url", "http://x", "--workload", "shortt"], "did you mean 'short'?"),
         (["--url", "http://x", "--tbt-slo-ms", "0"], "--tbt-slo-ms 0.0: must be"),
         (["--url", "http://x", "--rate", "-1"], "--rate -1.0: must be"),
         (["--url", "http://x", "--requests", "1"], "--requests 1: must be"),
@@ -193,7 +193,7 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, arguments: list[str], said: s
 
 def test_a_server_of_something_else_is_named(url: str, tmp_path: Path) -> None:
     Handler.pages["/v1/models"] = "hello"
-    with pytest.raises(RuntimeError, match="is no server of models"):
+    with pytest.raises(RuntimeError, match="is not a model server"):
         find_live(asked(url, tmp_path), Console(record=True))
 
 

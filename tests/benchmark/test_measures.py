@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_sarathi.benchmark.live.measures import percentiles_ms, summarise
+from vllm_sarathi.benchmark.live.measures import percentiles_ms, summarise_streams
 from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord
 
 
@@ -29,7 +29,7 @@ def test_a_stall_shows_in_the_tail_and_not_in_the_median() -> None:
     times = [0.1]
     for gap in [0.05] * 49 + [5.0] + [0.05] * 49 + [5.0]:
         times.append(times[-1] + gap)
-    gap_ms = summarise([stream(0.0, *times)])["gap_ms"]
+    gap_ms = summarise_streams([stream(0.0, *times)])["gap_ms"]
     assert gap_ms["p50"] == pytest.approx(50)
     assert gap_ms["p90"] == pytest.approx(50)
     assert gap_ms["p99"] == pytest.approx(5000)
@@ -37,7 +37,7 @@ def test_a_stall_shows_in_the_tail_and_not_in_the_median() -> None:
 
 
 def test_all_fields_of_a_small_run() -> None:
-    result = summarise(
+    result = summarise_streams(
         [
             stream(1.0, 1.5, 1.6, 1.8, tokens_each=2),
             stream(2.0, 2.1, error="broke off"),
@@ -55,11 +55,11 @@ def test_all_fields_of_a_small_run() -> None:
 
 def test_gaps_of_a_stream_that_failed_count() -> None:
     stalled = stream(0.0, 0.1, 9.1, error="broke off")
-    assert summarise([stalled])["gap_ms"]["max"] == pytest.approx(9000)
+    assert summarise_streams([stalled])["gap_ms"]["max"] == pytest.approx(9000)
 
 
 def test_a_run_without_tokens_has_no_figures_rather_than_zeros() -> None:
-    result = summarise([stream(0.0, error="HTTP 500")])
+    result = summarise_streams([stream(0.0, error="HTTP 500")])
     assert set(result["gap_ms"].values()) == {None}
     assert set(result["ttft_ms"].values()) == {None}
     assert result["output_tokens_per_s"] == 0

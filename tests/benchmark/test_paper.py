@@ -16,7 +16,7 @@ from vllm_sarathi.benchmark.paper import runs as paper
 from vllm_sarathi.cli import app
 from vllm_sarathi.simulation.outcome import Outcome, paces
 from vllm_sarathi.simulation.simulator import RequestLog
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 TINY = paper.Scale(8, 1, 0.3, (100.0,), sweep=True)
 

@@ -161,7 +161,7 @@ def test_classes_promise_by_the_kind_of_request(tmp_path: Path) -> None:
 def test_each_class_has_to_be_kept(load: Load) -> None:
     """Many who are kept do not make up for a few who are not."""
     from vllm_sarathi.simulation.simulator import RequestLog
-    from vllm_sarathi.simulation.workload import SimulatedRequest
+    from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
     few = SimulatedRequest(0.0, 10, 2, ttft_slo_ms=100.0, kind="few")
     many = SimulatedRequest(0.0, 10, 2, ttft_slo_ms=100.0, kind="many")
@@ -236,8 +236,8 @@ COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
         (["--model", "mistral-8b", *COMMON[2:]], "--model: unknown model 'mistral-8b'"),
         (["--model", "mistral-8b", *COMMON[2:]], "did you mean 'mistral-7b'"),
         (["--model", "mistral-8b", *COMMON[2:]], "folder with its config.json: --model FOLDER"),
-        (["--model", "mistral-7b", "--rate", 1], "nothing is promised"),
-        (["--model", "mistral-7b", "--tbt-slo-ms", 60], "--rate: how many requests per second?"),
+        (["--model", "mistral-7b", "--rate", 1], "no SLO is stated"),
+        (["--model", "mistral-7b", "--tbt-slo-ms", 60], "--rate: is missing"),
         ([*COMMON, "--devices", "l4"], "has no price of 'l4'; it has a100, h100"),
         ([*COMMON, "--devices", "h10"], "--devices 'h10': unknown; did you mean 'h100'"),
         ([*COMMON, "--attainment", 1], "--attainment 1.0: must be a share"),
@@ -251,7 +251,7 @@ COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
         (["--model", "falcon-180b", *COMMON[2:], "--most-devices", 1], "GB of weights"),
         (
             [*COMMON[:4], "--tbt-slo-ms", 1, "--most-devices", 1],
-            "no deployment can keep what is promised; the nearest",
+            "no deployment can meet the SLOs; the nearest",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from rich.console import Console
 from tests.benchmark.fake_vllm import FAKE
 from vllm_sarathi.benchmark.common.progress import Stages
 from vllm_sarathi.benchmark.live import probe, server
+from vllm_sarathi.benchmark.live.arrivals import draw_arrivals
 from vllm_sarathi.benchmark.live.contenders import STATIC_BUDGETS, default_contenders
 from vllm_sarathi.benchmark.live.probe import find_scale, kv_tokens, measure
 from vllm_sarathi.benchmark.live.scale import (
@@ -19,7 +20,8 @@ from vllm_sarathi.benchmark.live.scale import (
     Speeds,
 )
 from vllm_sarathi.benchmark.live.server import MAX_MODEL_LEN, serve
-from vllm_sarathi.benchmark.live.workloads import WORKLOADS, draw_arrivals
+from vllm_sarathi.simulation.workloads.live import LIVE_WORKLOADS
+from vllm_sarathi.simulation.workloads.registry import live_named
 
 
 def scale(reading: float, decode: float, context: int = 131072, kv: int | None = None) -> Scale:
@@ -46,20 +48,20 @@ each_device = pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_the_reference_is_loaded_as_written() -> None:
     same = scale(1, 1)
     assert (same.times, same.prompts, same.requests, same.load) == (1, 1, 1, 1)
-    assert [same.workload(each) for each in WORKLOADS.values()] == list(WORKLOADS.values())
+    assert [same.workload(each) for each in LIVE_WORKLOADS] == list(LIVE_WORKLOADS)
     assert same.server_flags == []
 
 
 def test_twice_as_slow_is_promises_twice_as_long_and_half_the_rates() -> None:
     slow = scale(0.5, 2)
-    assert slow.promise_ms(250) == 500
-    mix = slow.workload(WORKLOADS["mix"])
+    assert slow.slo_ms(250) == 500
+    mix = slow.workload(live_named("mix"))
     assert mix.rate_per_s == 0.5
-    assert (mix.kinds, mix.requests) == (WORKLOADS["mix"].kinds, WORKLOADS["mix"].requests)
+    assert (mix.kinds, mix.requests) == (live_named("mix").kinds, live_named("mix").requests)
     assert [each.label for each in default_contenders(False, slow)] == [
         each.label for each in default_contenders(False)
     ]
-    written, scaled = draw_arrivals(WORKLOADS["mix"], 0), draw_arrivals(mix, 0)
+    written, scaled = draw_arrivals(live_named("mix"), 0), draw_arrivals(mix, 0)
     assert [each.prompt_tokens for each in scaled] == [each.prompt_tokens for each in written]
     assert [each.at_s for each in scaled] == pytest.approx([2 * each.at_s for each in written], abs=2e-3)
 
@@ -72,10 +74,10 @@ def test_a_device_that_reads_slowly_keeps_lengths_whatever_its_decode_steps() ->
 def test_a_device_that_reads_much_faster_than_it_decodes_gets_longer_prompts_rather_than_a_blink() -> None:
     gpu = scale(20, 0.5)
     assert (gpu.prompts, gpu.times, gpu.load) == (10, 0.5, 1)
-    assert gpu.promise_ms(250) == 125
-    long = gpu.workload(WORKLOADS["long"])
+    assert gpu.slo_ms(250) == 125
+    long = gpu.workload(live_named("long"))
     assert long.kinds[0].prompt_tokens == (7000, 20000)
-    assert long.kinds[0].output_tokens == WORKLOADS["long"].kinds[0].output_tokens
+    assert long.kinds[0].output_tokens == live_named("long").kinds[0].output_tokens
     assert long.rate_per_s == pytest.approx(0.6)
     assert long.requests == 52  # it lasts as long as on the reference
     assert gpu.server_flags == ["--max-model-len=40960"]
@@ -112,7 +114,7 @@ def test_a_fast_device_gets_more_requests_but_not_without_end() -> None:
 @each_device
 def test_offered_load_is_what_it_says(device: Scale) -> None:
     assert device.speeds is not None
-    for written in WORKLOADS.values():
+    for written in LIVE_WORKLOADS:
         scaled = device.workload(written)
 
         def needs(workload: object, reading_tokens_per_s: float) -> float:
@@ -130,7 +132,7 @@ def test_a_budget_takes_the_same_share_of_the_promise_as_on_the_reference(device
     for tokens in STATIC_BUDGETS[2:]:
         here_ms = device.budget(tokens) / device.speeds.reading_tokens_per_s * 1e3
         there_ms = tokens / REFERENCE_READING_TOKENS_PER_S * 1e3
-        share = (here_ms / device.promise_ms(250)) / (there_ms / 250)
+        share = (here_ms / device.slo_ms(250)) / (there_ms / 250)
         # A server takes no budget below its number of sequences: short contexts leave no smaller one.
         assert share == pytest.approx(device.load, rel=0.01) or device.prompts < 1 < share / device.load
 
@@ -138,9 +140,9 @@ def test_a_budget_takes_the_same_share_of_the_promise_as_on_the_reference(device
 @each_device
 def test_the_strictest_promise_leaves_five_decode_steps_and_every_request_fits(device: Scale) -> None:
     assert device.speeds is not None
-    assert device.promise_ms(150) >= 4.97 * device.speeds.decode_step_s * 1e3
+    assert device.slo_ms(150) >= 4.97 * device.speeds.decode_step_s * 1e3
     context = min(device.speeds.context_tokens, int(MAX_MODEL_LEN * device.prompts))
-    for workload in WORKLOADS.values():
+    for workload in LIVE_WORKLOADS:
         for kind in device.workload(workload).kinds:
             assert kind.prompt_tokens[1] + kind.output_tokens[1] <= context
 
@@ -148,7 +150,7 @@ def test_the_strictest_promise_leaves_five_decode_steps_and_every_request_fits(d
 def test_a_context_is_filled_and_the_shortest_that_is_taken_holds_every_request() -> None:
     assert scale(20, 0.5, context=30017).server_flags == ["--max-model-len=30017"]
     shortest = scale(1, 1, context=256)
-    for workload in WORKLOADS.values():
+    for workload in LIVE_WORKLOADS:
         for kind in shortest.workload(workload).kinds:
             assert kind.prompt_tokens[1] + kind.output_tokens[1] <= 256
 
@@ -159,9 +161,9 @@ def test_it_comes_back_from_json(device: Scale) -> None:
 
 
 def test_workloads_as_written_stay_so() -> None:
-    assert [AS_WRITTEN.workload(each) for each in WORKLOADS.values()] == list(WORKLOADS.values())
-    assert AS_WRITTEN.promise_ms(123.456) == 123.456
-    assert AS_WRITTEN.about(WORKLOADS.values(), [250.0], 2000.0) is None
+    assert [AS_WRITTEN.workload(each) for each in LIVE_WORKLOADS] == list(LIVE_WORKLOADS)
+    assert AS_WRITTEN.slo_ms(123.456) == 123.456
+    assert AS_WRITTEN.about(LIVE_WORKLOADS, [250.0], 2000.0) is None
 
 
 # --- Measured ---

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_sarathi.benchmark.live.measures import summarise
+from vllm_sarathi.benchmark.live.measures import summarise_streams
 from vllm_sarathi.benchmark.live.reference_model import tiny_model
 from vllm_sarathi.benchmark.live.server import serve
 from vllm_sarathi.benchmark.live.streams import StreamRecord, StreamRequest, play
@@ -53,4 +53,4 @@ def test_both_schedulers_serve_and_stream_the_same_answers(tmp_path: Path) -> No
     assert len(set(expected)) == len(REQUESTS)
     assert [record.text for record in ours] == [record.text for record in from_file] == expected
     assert stock[1].prompt_tokens == len(REQUESTS[1].prompt) + 1  # one per byte, and the beginning
-    assert summarise(ours)["completed"] == len(REQUESTS)
+    assert summarise_streams(ours)["completed"] == len(REQUESTS)

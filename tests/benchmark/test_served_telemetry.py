@@ -8,7 +8,7 @@ import pytest
 
 from vllm_sarathi.benchmark.live.reference_model import tiny_model
 from vllm_sarathi.benchmark.live.server import Server, serve
-from vllm_sarathi.benchmark.profile.trace import read_trace
+from vllm_sarathi.benchmark.profile.trace import read_step_trace
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
@@ -45,10 +45,10 @@ def test_a_promise_that_cannot_be_kept_is_told_wherever_an_operator_looks(tmp_pa
     assert 0 < seen["gaps_total"] <= 199 * sent
     assert seen["decode_step_seconds"] > 1e-5
     said = log.read_text()
-    assert said.count("The promise of 0.01 ms between tokens cannot be kept") == 1
+    assert said.count("The SLO of 0.01 ms between tokens cannot be kept") == 1
     assert "0.0% of " in said
     # vLLM kills the engine's process at the end: what it did in its last second is lost, and no line is cut in two.
-    decodes = sum(step.shape.decodes for step in read_trace(trace))
+    decodes = sum(step.shape.decodes for step in read_step_trace(trace))
     assert seen["gaps_total"] <= decodes <= 199 * sent
     assert len(list((tmp_path / "kept").iterdir())) == 1
     assert "No calibration in" in said

@@ -206,7 +206,7 @@ def test_a_file_of_ids_that_cannot_be_read(tmp_path: Path) -> None:
 def test_ids_without_silicon_are_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["validate", "--ids", str(tmp_path / "ids")])
     assert result.exit_code == 1
-    assert "--ids: says which rows of --silicon" in result.output
+    assert "--ids: has no effect without --silicon" in result.output
 
 
 def test_a_few_of_each_group_or_all() -> None:

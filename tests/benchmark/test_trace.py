@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.core.test_step_trace import DECODES, HYBRID
-from vllm_sarathi.benchmark.profile.trace import read_trace, to_perfetto, trace_table
+from vllm_sarathi.benchmark.profile.trace import read_step_trace, to_perfetto, trace_table
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.step_trace import StepTraceError, TracedStep
 
@@ -58,7 +58,7 @@ def test_the_table_tells_each_kind_of_step_apart() -> None:
 
 
 def test_a_line_that_is_still_being_written_is_passed_over(tmp_path: Path) -> None:
-    assert read_trace(write(tmp_path / "steps.jsonl", STEPS, '{"at_s": 1')) == STEPS
+    assert read_step_trace(write(tmp_path / "steps.jsonl", STEPS, '{"at_s": 1')) == STEPS
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_line_that_is_still_being_written_is_passed_over(tmp_path: Path) -> No
         ("", "holds no step."),
         (HYBRID.to_line() + "{}\n" + HYBRID.to_line(), ", line 2: has no 'tokens'."),
         ("\n" + HYBRID.to_line(), ", line 1: is not valid JSON"),
-        ("\xff", "cannot be read (it is no text)."),
+        ("\xff", "cannot be read (it is not text)."),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: Path, text: str | None, message: str) -> None:
@@ -76,7 +76,7 @@ def test_a_bad_file_is_named_with_its_line(tmp_path: Path, text: str | None, mes
     if text is not None:
         file.write_bytes(text.encode("latin-1"))
     with pytest.raises(StepTraceError) as error:
-        read_trace(file)
+        read_step_trace(file)
     assert str(error.value).startswith(str(file))
     assert message in str(error.value)
     done = CliRunner().invoke(app, ["trace", str(file)])

@@ -1,4 +1,4 @@
-"""The rehearsal beside the show: the calibration on steps whose times are known, the rows, and one run for real."""
+"""Simulated against live: the calibration on steps whose times are known, the rows, and one run for real."""
 
 import json
 import random
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from vllm_sarathi.benchmark.live.arrivals import Arrival
 from vllm_sarathi.benchmark.live.reference_model import tiny_model
 from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord
-from vllm_sarathi.benchmark.live.workloads import Arrival, Kind, Workload
 from vllm_sarathi.benchmark.profile import simulator as validate
 from vllm_sarathi.benchmark.profile.simulator import (
     LONE_REQUESTS,
@@ -37,6 +37,7 @@ from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.engine.offline import config_folder
 from vllm_sarathi.simulation.calibrated import CalibratedTimes, StepFit, fit_steps
 from vllm_sarathi.simulation.deployment import cpu_deployment, scheduler_choice
+from vllm_sarathi.simulation.workloads.live import Kind, LiveWorkload
 
 
 def true_s(shape: StepShape) -> float:
@@ -124,13 +125,13 @@ def model(folder: Path) -> str:
     return str(config_folder(folder / "model", max_position_embeddings=8192))
 
 
-def parse(served: str, **changes: Any) -> validate.Asked:
+def parse(served: str, **changes: Any) -> validate.Comparison:
     values: dict[str, Any] = {
         "model": served, "workload": "validation", "schedulers": ("default", "sarathi"), "tbt_slo_ms": 250.0,
         "requests": None, "rate_qps": None, "seeds": 1, "trace": None, "trace_format": "csv",
         "too_long": "refuse", "time_scale": 1.0, "out": Path(served).parent / "out",
     }  # fmt: skip
-    return validate.parse_asked(**(values | changes))
+    return validate.parse_comparison(**(values | changes))
 
 
 def test_a_simulated_client_waits_for_the_engine_and_the_way(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_a_config_error_is_one(tmp_path: Path) -> None:
 def test_a_real_comparison_makes_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tiny model: whether the errors are small is for `vllm-sarathi validate` on a quiet machine to say."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    small = Workload("calibration", "few", (Kind(1.0, (16, 300), (20, 40)),), requests=10, rate_per_s=5.0)
+    small = LiveWorkload("calibration", "few", (Kind(1.0, (16, 300), (20, 40)),), requests=10, rate_per_s=5.0)
     monkeypatch.setattr(validate, "CALIBRATION", small)
     monkeypatch.setattr(validate, "LONE_GAP_S", 0.3)
     seen: list[Calibration] = []

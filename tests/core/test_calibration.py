@@ -110,7 +110,7 @@ def test_what_is_kept_is_found_again_under_its_key_alone(tmp_path: Path, learnt:
         ("\xff\xfe", "is not valid JSON"),
         ("[]", "has schema None"),
         ('{"schema": 1}', "has schema 1; this version reads 2"),
-        ('{"schema": 2, "key": {"model": "other"}}', "was learnt elsewhere"),
+        ('{"schema": 2, "key": {"model": "other"}}', "was learnt on another device or setup"),
         ('{"schema": 2, "key": KEY}', "holds no step model"),
         ('{"schema": 2, "key": KEY, "model": 3}', "holds no step model"),
         ('{"schema": 2, "key": KEY, "model": {"kinds": "x"}}', "holds no step model"),

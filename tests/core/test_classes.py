@@ -67,7 +67,7 @@ def test_settings_carry_the_classes_as_plain_values(tmp_path: Path) -> None:
         ("classes: {a: {batch: maybe}}", "classes.a.batch 'maybe': must be true or false"),
         (
             "classes: {a: {batch: true, tbt_slo_ms: 3}}",
-            "classes.a.tbt_slo_ms 3: batch work is promised nothing",
+            "classes.a.tbt_slo_ms 3: batch work has no SLO",
         ),
         ("classes: {a: {max_wait_s: 3}}", "classes.a.max_wait_s 3: has no effect without batch: true"),
         ("classes: {a: {service_tiers: [gold]}}", "classes.a.service_tiers 'gold': unknown; valid: auto"),
@@ -77,8 +77,8 @@ def test_settings_carry_the_classes_as_plain_values(tmp_path: Path) -> None:
             "classes.b.service_tiers 'flex': stands for class 'a' already",
         ),
         ("classes: {a: {service_tiers: [flex]}, flex: {}}", "'flex': stands for class 'flex' already"),
-        ("classes: {a: {}, a: {}}", "key 'a': stands there twice"),
-        ('{"classes": {"a": {}, "a": {}}}', "key 'a': stands there twice"),
+        ("classes: {a: {}, a: {}}", "key 'a': is given twice"),
+        ('{"classes": {"a": {}, "a": {}}}', "key 'a': is given twice"),
         ("classes: {1: {}}", "key 1: must be a name"),
         ("classes: {'a b': {}}", "classes 'a b': a name has letters, digits, - and _ only"),
         ("default: b\nclasses: {a: {}}", "default 'b': no such class; valid: a."),
@@ -131,7 +131,7 @@ def test_any_value_is_classes_or_a_config_error(values: Any) -> None:
     [
         ({"ttft_slo_ms": 3}, "--ttft-slo-ms 3: has no effect with --slo-classes"),
         ({"allow_request_slo": True}, "--allow-request-slo True: has no effect with --slo-classes"),
-        ({"prefill_order": "sjf"}, "--slo-classes orders prompts by what they are promised"),
+        ({"prefill_order": "sjf"}, "--slo-classes orders prompts by their SLOs"),
         ({"token_budget": 256}, "has no effect with --token-budget 256"),
         ({"fairness_header": "a b"}, "must be the name of an HTTP header"),
     ],

@@ -1,4 +1,4 @@
-"""Deadline order: as many promises as possible are kept, and nothing waits beyond the stated bound."""
+"""Deadline order: as many SLOs as possible are met, and nothing waits beyond the stated bound."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -234,7 +234,7 @@ def test_nothing_waits_beyond_the_stated_bound_and_everything_finishes(
         assert wait_s <= max_wait_s + 2 * before * per_token_s + 2 * max(server.steps_s) + COLD_S
 
 
-def test_promises_are_kept_beside_a_long_prompt_and_no_step_outlasts_an_arrival() -> None:
+def test_slos_are_met_beside_a_long_prompt_and_no_step_outlasts_an_arrival() -> None:
     batch = [Prompt(0.0, 20_000, None), Prompt(3.0, 20_000, None)]
     urgent = [Prompt(2.0 + 1.3 * i, 60, 0.4) for i in range(20)]
     server = Server([*batch, *urgent])
@@ -243,7 +243,7 @@ def test_promises_are_kept_beside_a_long_prompt_and_no_step_outlasts_an_arrival(
     assert max(server.steps_s[40:]) <= 0.4 / ARRIVAL_STEPS * 1.05
 
 
-def test_promises_are_kept_while_an_overdue_prompt_is_read() -> None:
+def test_slos_are_met_while_an_overdue_prompt_is_read() -> None:
     urgent = [Prompt(0.5 * i, 50, 1.0) for i in range(60)]
     server = Server([Prompt(0.0, 15_000, None), *urgent], prefill_max_wait_s=1.0)
     server.run()

@@ -1,4 +1,4 @@
-"""The step trace's lines, its summary, and the watch over a promise that cannot be kept."""
+"""The step trace's lines, its summary, and the watch over an SLO that cannot be kept."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from tests.core.devices import Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.slo_watch import LEAST_STEPS, SloWatch
-from vllm_sarathi.core.step_trace import TracedStep, parse_line, summarise
+from vllm_sarathi.core.step_trace import TracedStep, parse_line, summarise_steps
 from vllm_sarathi.core.types import Pipeline, StepRecord, StepShape
 
 HYBRID = TracedStep(1.5e9, StepShape(40, 8, 4000, 512.0, 9), 48, "slo", 0.09, 0.1, 0.15, 9, 2)
@@ -31,9 +31,9 @@ def test_a_line_is_read_as_it_was_written() -> None:
         ({"tokens": 1.5}, "'tokens' 1.5"),
         ({"decodes": True}, "'decodes' True"),
         ({"measured_s": float("nan")}, "'measured_s' nan"),
-        ({"measured_s": 0}, "a step of no length"),
+        ({"measured_s": 0}, "a step without a length"),
         ({"predicted_s": -1}, "'predicted_s' -1"),
-        ({"reason": 3}, "a reason that is no text"),
+        ({"reason": 3}, "a reason that is not text"),
         ({"slo_s": [1]}, r"'slo_s' \[1\]"),
     ],
 )
@@ -58,7 +58,7 @@ def test_what_is_no_step_is_refused(line: str, message: str) -> None:
 
 def test_a_summary_counts_gaps_by_the_decodes_that_felt_them() -> None:
     late = replace(HYBRID, measured_s=0.2, token_budget=100, running=3, waiting=0)
-    summary = summarise([DECODES, HYBRID, late])
+    summary = summarise_steps([DECODES, HYBRID, late])
     assert (summary.steps, summary.running, summary.waiting) == (3, 3, 0)
     assert (summary.gaps, summary.gaps_kept, summary.attainment) == (24, 16, pytest.approx(2 / 3))
     assert summary.budget_tokens == 74  # of the hybrid steps: 48 and 100
@@ -69,7 +69,7 @@ def test_a_summary_counts_gaps_by_the_decodes_that_felt_them() -> None:
 
 
 def test_a_summary_without_a_promise_or_prompts_leaves_those_out() -> None:
-    summary = summarise([replace(DECODES, slo_s=None)])
+    summary = summarise_steps([replace(DECODES, slo_s=None)])
     assert (summary.attainment, summary.budget_tokens, summary.error_p50) == (None, None, None)
 
 
@@ -102,7 +102,7 @@ def test_a_promise_below_the_decodes_own_time_is_told_once_with_what_helps() -> 
     assert watch.unkeepable
     assert watch.decode_step_s == pytest.approx(0.051, rel=0.1)
     assert said is not None
-    assert "The promise of 40 ms between tokens cannot be kept" in said
+    assert "The SLO of 40 ms between tokens cannot be kept" in said
     assert "with 40 of them running" in said
     asked_ms = int(said.split("--tbt-slo-ms ")[1].split()[0])
     assert 50 <= asked_ms <= 65
@@ -138,7 +138,7 @@ def test_decodes_alone_are_enough_to_notice() -> None:
     watch = SloWatch(Controller(SarathiConfig()).model, pipeline=Pipeline(2))
     said = watch.look([replace(DECODES, slo_s=0.02)] * LEAST_STEPS)
     assert said is not None
-    assert "The promise of 40 ms between tokens cannot be kept: decodes alone take 80 ms" in said
+    assert "The SLO of 40 ms between tokens cannot be kept: decodes alone take 80 ms" in said
 
 
 def test_a_promise_that_leaves_prompts_no_room_says_once_who_gives_way() -> None:
@@ -148,7 +148,7 @@ def test_a_promise_that_leaves_prompts_no_room_says_once_who_gives_way() -> None
     assert watch.look(few) is None
     said = watch.look([crowded] * 64)
     assert said is not None
-    assert "The promise of 150 ms between tokens leaves prompts no room: decodes alone take 40 ms" in said
+    assert "The SLO of 150 ms between tokens leaves prompts no room: decodes alone take 40 ms" in said
     assert watch.look([crowded] * 64) is None
 
 
@@ -158,5 +158,5 @@ def test_a_promise_that_lets_nobody_in_says_so_once() -> None:
     assert watch.look([growing if i % 4 == 0 else DECODES for i in range(64)]) is None
     said = watch.look([growing] * 64)
     assert said is not None
-    assert "The promise of 150 ms between tokens lets no more requests in: decodes alone take 40 ms" in said
+    assert "The SLO of 150 ms between tokens lets no more requests in: decodes alone take 40 ms" in said
     assert watch.look([growing] * 64) is None

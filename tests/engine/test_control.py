@@ -11,7 +11,7 @@ import pytest
 
 from tests.engine.asgi import FakeCore, Server
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.benchmark.profile.trace import read_trace
+from vllm_sarathi.benchmark.profile.trace import read_step_trace
 from vllm_sarathi.core.config import SCHEDULERS
 from vllm_sarathi.engine.control import AT_START_ONLY
 from vllm_sarathi.engine.vllm import utility
@@ -180,17 +180,17 @@ def test_the_step_trace_starts_and_stops(
     for _ in range(10):
         engine.step()
     engine.scheduler.telemetry.flush()
-    assert len(read_trace(path)) == 10
+    assert len(read_step_trace(path)) == 10
     status, said = server.ask("POST", "/step_trace/stop")
     assert said["engines"][0] == {"step_trace": None, "last_step_trace": str(path)}
     engine.step()
     engine.scheduler.telemetry.flush()
-    assert len(read_trace(path)) == 10
+    assert len(read_step_trace(path)) == 10
     assert len(warned) == 2
     server.ask("POST", "/step_trace/start")
     engine.step()
     engine.scheduler.shutdown()
-    assert len(read_trace(path)) == 11
+    assert len(read_step_trace(path)) == 11
 
 
 def test_a_trace_that_cannot_be_written_is_refused(

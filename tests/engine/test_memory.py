@@ -129,7 +129,7 @@ def test_the_key_tells_deployments_apart(make_config: Any, model_folder: Path) -
     assert {k for k, v in calibration_key(other).items() if v != key[k]} == {"pipeline_parallel_size"}
 
 
-def test_a_rehearsal_remembers_nothing(make_config: Any, tmp_path: Path) -> None:
+def test_a_simulation_remembers_nothing(make_config: Any, tmp_path: Path) -> None:
     config = make_config(SarathiConfig(calibration_dir=str(tmp_path)))
     engine = ModelledEngine(config)
     assert engine.scheduler.config == SarathiConfig(calibration_dir="none")

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.benchmark.profile.trace import read_trace
+from vllm_sarathi.benchmark.profile.trace import read_step_trace
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.figures import ClassGaps, Queues
@@ -71,7 +71,7 @@ def test_each_step_of_the_scheduler_is_a_line_of_the_trace(make_config: Any, tmp
     steps = 5 + engine.drain()
     assert engine.scheduler.faults.total == 0
     engine.scheduler.shutdown()
-    traced = read_trace(file)
+    traced = read_step_trace(file)
     assert len(traced) == steps
     assert sum(step.shape.tokens for step in traced) == 20 + 29 + 2 * (100 + 4)
     assert {step.slo_s for step in traced} == {0.1}
@@ -79,7 +79,7 @@ def test_each_step_of_the_scheduler_is_a_line_of_the_trace(make_config: Any, tmp
     assert traced[0].predicted_s is None
     assert traced[-1].predicted_s is not None
     engine.scheduler.shutdown()  # again: nothing more
-    assert len(read_trace(file)) == steps
+    assert len(read_step_trace(file)) == steps
 
 
 def test_a_scheduler_that_nobody_watches_has_no_thread(make_config: Any) -> None:
@@ -111,7 +111,7 @@ def test_the_thread_writes_without_being_asked(monkeypatch: pytest.MonkeyPatch, 
         if file.exists() and file.stat().st_size:
             break
         written.wait(0.01)
-    assert len(read_trace(file)) == 1
+    assert len(read_step_trace(file)) == 1
     watched.close()
 
 

@@ -43,7 +43,7 @@ def test_every_query_asks_for_figures_that_there_are() -> None:
 
 def test_every_figure_is_on_the_dashboards() -> None:
     asked = {SHOWN[name].name for qs in grafana_queries().values() for q in qs for name in metric_names(q)}
-    # The promised time to first token is in the ratio to it.
+    # The SLO for the time to first token is in the ratio to it.
     assert {*FIGURES} - asked == {"ttft_slo_seconds"}
 
 

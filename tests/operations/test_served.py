@@ -236,7 +236,7 @@ def test_control_is_behind_the_servers_key(deployment: Deployment) -> None:
         assert httpx.request(method, url, trust_env=False, timeout=30).status_code == 401
 
 
-def test_a_promise_is_changed_under_load_and_no_request_is_lost(deployment: Deployment) -> None:
+def test_an_slo_is_changed_under_load_and_no_request_is_lost(deployment: Deployment) -> None:
     client = deployment.client
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(deployment.generate, seed=i, temperature=0) for i in range(40)]

@@ -1,4 +1,4 @@
-"""Small deployments, and simulators on them, for the tests of the rehearsal."""
+"""Small deployments, and simulators on them, for the tests of the simulator."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.models import ModelShape
 from vllm_sarathi.simulation.placement import MEMORY_SHARE, RESERVED_BYTES, Deployment, RooflineDeployment
 from vllm_sarathi.simulation.simulator import Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 SHAPE = ModelShape(4, 1024, 8, 8, 128, 4096, 32000, 2048)
 

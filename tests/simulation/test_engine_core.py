@@ -13,7 +13,7 @@ from tests.simulation.places import MODES, EvenTimes, simulator, small_place
 from vllm_sarathi.engine.offline import build_output, build_request
 from vllm_sarathi.simulation.deployment import build, scheduler_choice
 from vllm_sarathi.simulation.simulator import NAP_S
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 STAGE_S = 0.01
 HOST_S = 0.001

@@ -7,7 +7,7 @@ import pytest
 
 from tests.simulation.places import MODES, simulator, small_place
 from vllm_sarathi.simulation.simulator import Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 SCHEDULERS = ("default", "sarathi", "sarathi@96", "prefill-first", "pressure", "chunked-only")
 

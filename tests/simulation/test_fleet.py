@@ -16,7 +16,8 @@ from vllm_sarathi.simulation.fleet.routers import ROUTERS, router
 from vllm_sarathi.simulation.fleet.tally import merged, tally
 from vllm_sarathi.simulation.outcome import outcome_of
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 PLACE = "mistral-7b/a100"
 SETTINGS = (("tbt_slo_ms", 60.0),)

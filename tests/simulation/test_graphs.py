@@ -6,7 +6,7 @@ from vllm_sarathi.simulation.closed_loop import ClosedLoop, Frontend
 from vllm_sarathi.simulation.deployment import SchedulerChoice, build
 from vllm_sarathi.simulation.devices.corrections import family
 from vllm_sarathi.simulation.devices.graphs import capture_limit, captured_sizes, padded
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 from .places import EvenTimes, small_place
 

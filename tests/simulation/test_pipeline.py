@@ -8,7 +8,7 @@ import pytest
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.outcome import Outcome, outcome_of
 from vllm_sarathi.simulation.simulator import Simulator
-from vllm_sarathi.simulation.workload import synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
 
 SLO_S = 1.0
 

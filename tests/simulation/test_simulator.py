@@ -1,4 +1,4 @@
-"""The rehearsal itself: its clock, its seeds, its arithmetic on devices so simple that the answer is known."""
+"""The simulator itself: its clock, its seeds, its arithmetic on devices so simple that the answer is known."""
 
 import random
 import sys
@@ -11,7 +11,8 @@ import pytest
 from tests.simulation.places import EvenTimes, requests_at_once, simulator, small_place
 from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.outcome import outcome_of
-from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 STAGE_S, HOST_S = 0.01, 0.001
 

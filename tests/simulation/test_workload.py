@@ -10,19 +10,21 @@ import pytest
 
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.simulation.traces import read_trace, write_trace
-from vllm_sarathi.simulation.workload import (
+from vllm_sarathi.simulation.workloads.lengths import (
     ARXIV,
     CHAT,
-    CLASSES,
+    bimodal_lengths,
+    uniform_lengths,
+    zipf_lengths,
+)
+from vllm_sarathi.simulation.workloads.registry import WORKLOADS, arrival_times, synthetic
+from vllm_sarathi.simulation.workloads.requests import (
     PREFIX_TOKENS,
-    WORKLOAD_NAMES,
-    WORKLOADS,
     SimulatedRequest,
-    arrival_times,
     at_rate,
     prompt_token_ids,
-    synthetic,
 )
+from vllm_sarathi.simulation.workloads.streams import CLASSES
 
 MANY = 20_000
 
@@ -53,15 +55,15 @@ def test_datasets_have_their_published_statistics(
 
 
 def test_lengths_of_the_other_workloads() -> None:
-    prompts, outputs = WORKLOADS["uniform"](rng(), MANY)
+    prompts, outputs = uniform_lengths(rng(), MANY)
     assert (prompts.min(), prompts.max(), outputs.min(), outputs.max()) == (64, 4096, 16, 512)
     assert prompts.mean() == pytest.approx(2080, rel=0.02)
-    prompts, outputs = WORKLOADS["zipf"](rng(), MANY)
+    prompts, outputs = zipf_lengths(rng(), MANY)
     values, counts = np.unique(prompts, return_counts=True)
     # Frequency falls as 1 / rank: the first is ten times as frequent as the tenth.
     assert counts[0] / counts[9] == pytest.approx(10, rel=0.3)
     assert (values[0], values[9]) == (32, 320)
-    prompts, outputs = WORKLOADS["mix"](rng(), MANY)
+    prompts, outputs = bimodal_lengths(rng(), MANY)
     assert (prompts >= 8000).mean() == pytest.approx(0.1, abs=0.01)
     assert not ((prompts > 500) & (prompts < 8000)).any()
 
@@ -116,7 +118,7 @@ def test_arrivals_have_their_rate_and_their_burstiness(kind: str, squared_variat
     assert gaps.var() / gaps.mean() ** 2 == pytest.approx(squared_variation, rel=0.1, abs=1e-9)
 
 
-@pytest.mark.parametrize("workload", WORKLOAD_NAMES)
+@pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_seed_decides_all_of_a_workload_and_the_rate_only_the_times(workload: str) -> None:
     np.random.seed(1)  # the global generator, which nobody may touch
     before = np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
@@ -206,7 +208,7 @@ OWN = "arrival_s,prompt_tokens,output_tokens\n"
         (OWN, "t.csv: holds no request that can be served (0 are too long)"),
         (OWN + "0,1,1\n-1,1,1\n", "t.csv, row 3: arrival_s '-1' must be a time of 0 or later"),
         (OWN + "nan,1,1\n", "t.csv, row 2: arrival_s 'nan' must be"),
-        (OWN + "soon,1,1\n", "t.csv, row 2: arrival_s 'soon' is no time"),
+        (OWN + "soon,1,1\n", "t.csv, row 2: arrival_s 'soon' is not a time"),
         (
             OWN + "5,1,1\n6,1,1\n4,1,1\n",
             "t.csv, row 4: arrives before the row above it; sort the trace by arrival_s",
@@ -214,8 +216,8 @@ OWN = "arrival_s,prompt_tokens,output_tokens\n"
         (OWN + "0,1,1\n1,0,1\n", "t.csv, row 3: prompt_tokens '0' must be a whole number of at least 1"),
         (OWN + "0,1,0\n", "t.csv, row 2: output_tokens '0' must be"),
         (OWN + "0,1.5,1\n", "t.csv, row 2: prompt_tokens '1.5' must be"),
-        (OWN + "0,many,1\n", "t.csv, row 2: prompt_tokens 'many' is no number"),
-        (OWN + "0,1\n", "t.csv, row 2: output_tokens None is no number"),
+        (OWN + "0,many,1\n", "t.csv, row 2: prompt_tokens 'many' is not a number"),
+        (OWN + "0,1\n", "t.csv, row 2: output_tokens None is not a number"),
         (OWN + "0,1,1\n1,4000,97\n", "t.csv, row 3: 4000 + 97 tokens are more than the model's 4096"),
     ],
 )

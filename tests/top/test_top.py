@@ -132,7 +132,7 @@ def test_the_table_tells_what_is_wrong(page: Page) -> None:
     before = parse(page.text(), "url", 0.0)
     page.figures.take([step(0.3)])
     text = printed(compare("http://x/metrics", before, parse(page.text(), "url", 1.0)), width=80)
-    assert "promise 100 ms, decodes alone - ms: cannot be kept" in text
+    assert "SLO 100 ms, decodes alone - ms: cannot be kept" in text
     assert "3 faults" in text
     assert "0.0%" in text
     assert "http://x/metrics" in text

@@ -18,13 +18,14 @@ from vllm_sarathi.cli.classes import classes
 from vllm_sarathi.cli.devices import devices
 from vllm_sarathi.cli.fleet import fleet
 from vllm_sarathi.cli.live import live
+from vllm_sarathi.cli.options import RayCommand
 from vllm_sarathi.cli.plan import plan
-from vllm_sarathi.cli.rehearse import RayCommand, capacity, paper, simulate, validate
+from vllm_sarathi.cli.simulate import capacity, paper, simulate, validate
 from vllm_sarathi.cli.top import top
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
 from vllm_sarathi.core.step_trace import StepTraceError
 
-app = typer.Typer(help="A latency-promise scheduler for vLLM.", no_args_is_help=True)
+app = typer.Typer(help="An SLO-aware scheduler for vLLM.", no_args_is_help=True)
 bench = typer.Typer(help="Measure: each command prints a table, and takes --json FILE.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
@@ -33,7 +34,7 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figur
 
 @app.callback()
 def vllm_sarathi() -> None:
-    """A latency-promise scheduler for vLLM."""
+    """An SLO-aware scheduler for vLLM."""
 
 
 @app.command()
@@ -51,7 +52,7 @@ def demo(
         typer.Option(help="Sarathi's tokens per step, decodes included. The default suits two CPU cores."),
     ] = 80,
 ) -> None:
-    """Serve a model twice, stock and Sarathi, play the same short drama against both, and compare."""
+    """Serve a model twice, stock and Sarathi, play the same scenario against both, and compare."""
     with _clear_errors():
         from vllm_sarathi.benchmark.live.demo import run_demo
 
@@ -81,9 +82,14 @@ def trace(
 ) -> None:
     """Sum up a step trace, and turn it into a timeline or a picture."""
     with _clear_errors():
-        from vllm_sarathi.benchmark.profile.trace import draw_steps, read_trace, trace_table, write_perfetto
+        from vllm_sarathi.benchmark.profile.trace import (
+            draw_steps,
+            read_step_trace,
+            trace_table,
+            write_perfetto,
+        )
 
-        steps = read_trace(file)
+        steps = read_step_trace(file)
         Console().print(trace_table(steps))
         if out is not None:
             write_perfetto(steps, out)
@@ -97,7 +103,7 @@ def profile(
     model: Annotated[str, typer.Option(help="A folder with a model, or its name on a model hub.")],
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("build/profile"),
     calibration_dir: Annotated[
-        str | None, typer.Option(help="As that of `vllm serve`; 'none' keeps nothing.")
+        str | None, typer.Option(help="As in `vllm serve`; 'none' keeps nothing.")
     ] = None,
 ) -> None:
     """Learn how long steps take ahead of time, and keep it for `vllm serve` with the same options.
@@ -121,8 +127,8 @@ def profile(
 def overhead(
     running: Annotated[int, typer.Option(help="Requests that run.")] = 256,
     waiting: Annotated[int, typer.Option(help="Requests that wait.")] = 64,
-    prefill_order: Annotated[str, typer.Option(help="As that of `vllm serve`.")] = "fcfs",
-    slo_classes: Annotated[str | None, typer.Option(help="As that of `vllm serve`.")] = None,
+    prefill_order: Annotated[str, typer.Option(help="As in `vllm serve`.")] = "fcfs",
+    slo_classes: Annotated[str | None, typer.Option(help="As in `vllm serve`.")] = None,
     json: JsonOption = None,
 ) -> None:
     """Measure what our scheduler adds to vLLM's own schedule()."""
@@ -141,7 +147,7 @@ def overhead(
 
 @bench.command()
 def simulator(json: JsonOption = None) -> None:
-    """Measure how fast rehearsals are: steps a second, a long chat, and what asking for a step's time takes."""
+    """Measure the simulator: steps a second, a long run, and how long a query for a step's time takes."""
     with _clear_errors():
         from vllm_sarathi.benchmark.common.results import write_rows
         from vllm_sarathi.benchmark.profile import speed

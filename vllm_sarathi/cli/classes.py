@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vllm_sarathi.cli.devices import SEED_SETS
-from vllm_sarathi.cli.rehearse import JsonOption, RayOption, read_names
+from vllm_sarathi.cli.devices import SeedSetOption, seeds_of
+from vllm_sarathi.cli.options import JsonOption, RayOption, read_names
 
 
 def classes(
@@ -15,26 +15,21 @@ def classes(
     deployment: Annotated[str, typer.Option(help="MODEL/DEVICE, as those of `bench devices`.")] = "",
     requests: Annotated[int, typer.Option(help="Requests in a run.")] = 400,
     seeds: Annotated[int, typer.Option(help="Answers with different requests.")] = 1,
-    seed_set: Annotated[
-        str, typer.Option(help="judging, for reports; design, to choose a constant of the scheduler on.")
-    ] = "judging",
+    seed_set: SeedSetOption = "judging",
     tolerance: Annotated[float, typer.Option(help="How close searches come, as a share.")] = 0.05,
     ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
     """Judge SLO classes on a device with measured kernel times: goodput, batch work, tenants, refusals."""
     from vllm_sarathi.benchmark.capacity import classes as room
-    from vllm_sarathi.benchmark.capacity.devices import DESIGN_SEEDS, JUDGING_SEEDS
     from vllm_sarathi.benchmark.common import farm, results
-    from vllm_sarathi.core.config import check_choice, check_int, check_positive
+    from vllm_sarathi.core.config import check_int, check_positive
 
     check_int("requests", requests, minimum=20)
-    check_int("seeds", seeds, minimum=1)
-    check_choice("seed_set", seed_set, SEED_SETS)
+    numbers = seeds_of(seed_set, seeds)
     check_positive("tolerance", tolerance, 1.0)
-    numbers = JUDGING_SEEDS if seed_set == "judging" else DESIGN_SEEDS
     asked = read_names(questions) or tuple(room.QUESTIONS)
-    cells = room.cells_of(asked, deployment or room.DEPLOYMENT, numbers[:seeds], requests, tolerance)
+    cells = room.cells_of(asked, deployment or room.DEPLOYMENT, numbers, requests, tolerance)
     console = Console()
     rows: list[room.Row] = []
 

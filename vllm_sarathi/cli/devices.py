@@ -7,9 +7,27 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vllm_sarathi.cli.rehearse import JsonOption, RayOption, read_names
+from vllm_sarathi.cli.options import JsonOption, RayOption, read_names
 
 SEED_SETS = ("judging", "design")
+
+SeedSetOption = Annotated[
+    str, typer.Option(help="judging, for reports; design, to choose a constant of the scheduler on.")
+]
+
+
+def seeds_of(seed_set: str, seeds: int) -> tuple[int, ...]:
+    """Return the seeds of a set.
+
+    Raises:
+        ConfigError: an unknown set, or a number of seeds below 1.
+    """
+    from vllm_sarathi.benchmark.capacity import devices as room
+    from vllm_sarathi.core.config import check_choice, check_int
+
+    check_int("seeds", seeds, minimum=1)
+    check_choice("seed_set", seed_set, SEED_SETS)
+    return tuple(room.JUDGING_SEEDS if seed_set == "judging" else room.DESIGN_SEEDS)[:seeds]
 
 
 def devices(
@@ -26,9 +44,7 @@ def devices(
     ] = "prefill-first,pressure",
     requests: Annotated[int, typer.Option(help="Requests in a run.")] = 300,
     seeds: Annotated[int, typer.Option(help="Rows with different requests.")] = 1,
-    seed_set: Annotated[
-        str, typer.Option(help="judging, for reports; design, to choose a constant of the scheduler on.")
-    ] = "judging",
+    seed_set: SeedSetOption = "judging",
     quick: Annotated[bool, typer.Option(help="100 requests, the tight SLO, coarser searches.")] = False,
     out: Annotated[
         Path, typer.Option(help="Where each finished row goes: a later run of the same code goes on there.")
@@ -41,24 +57,22 @@ def devices(
     from vllm_sarathi.benchmark.capacity.cells import run_cells
     from vllm_sarathi.benchmark.capacity.search import TOLERANCE
     from vllm_sarathi.benchmark.common import farm, results
-    from vllm_sarathi.core.config import check_choice, check_int
+    from vllm_sarathi.core.config import check_int
 
     check_int("requests", requests, minimum=2)
-    check_int("seeds", seeds, minimum=1)
-    check_choice("seed_set", seed_set, SEED_SETS)
-    numbers = room.JUDGING_SEEDS if seed_set == "judging" else room.DESIGN_SEEDS
+    numbers = seeds_of(seed_set, seeds)
     cells = room.cells_of(
         read_names(deployments) or tuple(room.TIGHT_MS),
         read_names(workloads) or room.WORKLOADS,
         read_names(slos) or (("tight",) if quick else room.SLOS),
-        numbers[:seeds],
+        numbers,
         100 if quick else requests,
         0.05 if quick else TOLERANCE,
         read_names(disturbances),
         read_names(contenders),
     )
     console = Console()
-    console.print(f"{len(cells)} rows, {seed_set} seeds {numbers[0]} to {numbers[seeds - 1]}")
+    console.print(f"{len(cells)} rows, {seed_set} seeds {numbers[0]} to {numbers[-1]}")
 
     def finished(rows: list[dict[str, Any]]) -> None:
         results.write_rows(room.worst_first(rows), json)

@@ -1,20 +1,27 @@
 """The command `bench live`: real servers under a real load."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from vllm_sarathi.cli.options import JsonOption, with_options
 from vllm_sarathi.core.config import ConfigError
 
 WorkloadOption = Annotated[
     list[str] | None,
-    typer.Option(help="chat, long, mix, rush, burst or idle; may be given again. All, if not given."),
+    typer.Option(
+        "--workload", help="short, long, mix, rush, burst or idle; may be given again. All, if not given."
+    ),
 ]
 SloOption = Annotated[
     list[float] | None,
-    typer.Option(help="Promised time between tokens; may be given again. 150, 250 and 500, if not given."),
+    typer.Option(
+        "--tbt-slo-ms",
+        help="SLO for the time between tokens, ms; may be repeated. Default: 150, 250, 500.",
+    ),
 ]
 SchedulersOption = Annotated[
     str | None,
@@ -26,9 +33,9 @@ SchedulersOption = Annotated[
 ScaleOption = Annotated[
     str,
     typer.Option(
-        help="auto: measure first how fast this device reads and decodes, and scale lengths, rates and promises so "
-        "that it is loaded as the two CPU cores are that they were written for; --tbt-slo-ms and --ttft-slo-ms are "
-        "then promises on those, scaled as well. Budgets named in --schedulers stay. none: all as written."
+        help="none: lengths, rates and SLOs as written for two CPU cores. auto: measure how fast this device prefills "
+        "and decodes, and scale them so that it is loaded alike, --tbt-slo-ms and --ttft-slo-ms included; budgets "
+        "named in --schedulers stay."
     ),
 ]
 ReportOption = Annotated[
@@ -43,7 +50,7 @@ QuickOption = Annotated[
         "--quick", help="Less of everything: under 12 minutes (--scale auto: longer on slower CPUs)."
     ),
 ]
-TtftOption = Annotated[float, typer.Option(help="The promised time to first token of sarathi-deadline.")]
+TtftOption = Annotated[float, typer.Option(help="The SLO for the time to first token of sarathi-deadline.")]
 ModelOption = Annotated[str, typer.Option(help="A folder with a model, or its name on a model hub.")]
 OutOption = Annotated[Path, typer.Option(help="Where data sets, raw results and logs go.")]
 ResumeOption = Annotated[
@@ -51,13 +58,11 @@ ResumeOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="What the requests and their times are drawn from.")]
 NeighbourOption = Annotated[
-    bool, typer.Option("--neighbour", help="Keep one core busy meanwhile, for five seconds on and five off.")
+    bool, typer.Option("--neighbour", help="Keep one core busy meanwhile, five seconds on and five off.")
 ]
 CapacityOption = Annotated[
     bool,
-    typer.Option(
-        "--capacity", help="Search the highest rate that the server at --url carries in its promise."
-    ),
+    typer.Option("--capacity", help="Search the highest rate at which the server at --url keeps its SLO."),
 ]
 UrlOption = Annotated[str | None, typer.Option(help="With --capacity: the server, as http://127.0.0.1:8000.")]
 RateOption = Annotated[
@@ -66,72 +71,59 @@ RateOption = Annotated[
 RequestsOption = Annotated[int | None, typer.Option(help="With --capacity: requests in a run.")]
 SeedsOption = Annotated[int, typer.Option(help="With --capacity: searches, each with other requests.")]
 DelayOption = Annotated[
-    float, typer.Option(help="With --capacity: the longest median scheduling delay, seconds.")
+    float, typer.Option(help="With --capacity: the longest median queueing delay, seconds.")
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")]
 
 
+@dataclass(frozen=True)
+class LiveOptions:
+    """What runs, where, and where the results go."""
+
+    workloads: WorkloadOption = None
+    tbt_slos_ms: SloOption = None
+    schedulers: SchedulersOption = None
+    quick: QuickOption = False
+    ttft_slo_ms: TtftOption = 2000.0
+    model: ModelOption = "build/models/SmolLM2-135M-Instruct"
+    out: OutOption = Path("build/bench/live")
+    resume: ResumeOption = False
+    seed: SeedOption = 0
+    neighbour: NeighbourOption = False
+    scale: ScaleOption = "none"
+    report: ReportOption = None
+    json: JsonOption = None
+
+
+@with_options(LiveOptions)
 def live(
-    workload: WorkloadOption = None,
-    tbt_slo_ms: SloOption = None,
-    schedulers: SchedulersOption = None,
-    quick: QuickOption = False,
-    ttft_slo_ms: TtftOption = 2000.0,
-    model: ModelOption = "build/models/SmolLM2-135M-Instruct",
-    out: OutOption = Path("build/bench/live"),
-    resume: ResumeOption = False,
-    seed: SeedOption = 0,
-    neighbour: NeighbourOption = False,
-    scale: ScaleOption = "none",
-    report: ReportOption = None,
+    run: LiveOptions,
     capacity: CapacityOption = False,
     url: UrlOption = None,
     rate: RateOption = None,
     requests: RequestsOption = None,
     seeds: SeedsOption = 1,
     max_delay_s: DelayOption = 2.0,
-    json: JsonOption = None,
 ) -> None:
-    """Serve a real model with each scheduler under the same load, and see who keeps the SLO."""
+    """Serve a real model with each scheduler under the same load, and compare how well each keeps the SLO."""
     if capacity:
-        if scale != "none" or report is not None:
+        if run.scale != "none" or run.report is not None:
             raise ConfigError(
-                "--capacity: searches its own rate; --scale and --report are without effect on it."
+                "--capacity: searches its own rate; --scale and --report have no effect with it."
             )
-        _capacity(workload, tbt_slo_ms, schedulers, model, out, url, rate, requests, seeds, max_delay_s, json)
+        _capacity(run, url, rate, requests, seeds, max_delay_s)
         return
     from vllm_sarathi.benchmark.live.run import parse_options, run_live
 
-    options = parse_options(
-        workloads=workload or (),
-        tbt_slos_ms=tbt_slo_ms or (),
-        schedulers=schedulers,
-        quick=quick,
-        ttft_slo_ms=ttft_slo_ms,
-        model=model,
-        out=out,
-        json=json,
-        resume=resume,
-        seed=seed,
-        neighbour=neighbour,
-        scale=scale,
-        report=report,
-    )
-    run_live(options, Console())
+    run_live(parse_options(**vars(run)), Console())
 
 
 def _capacity(
-    workloads: list[str] | None,
-    slos_ms: list[float] | None,
-    scheduler: str | None,
-    model: str,
-    out: Path,
+    run: LiveOptions,
     url: str | None,
     rate: float | None,
     requests: int | None,
     seeds: int,
     max_delay_s: float,
-    json: Path | None,
 ) -> None:
     from vllm_sarathi.benchmark.capacity.simulated import capacity_table
     from vllm_sarathi.benchmark.common.results import write_rows
@@ -141,21 +133,21 @@ def _capacity(
     asked = [
         parse_live(
             url=url,
-            model=model,
+            model=run.model,
             workload=name,
             tbt_slo_ms=slo_ms,
             max_delay_s=max_delay_s,
-            scheduler=scheduler or "live",
+            scheduler=run.schedulers or "live",
             requests=requests,
             rate_qps=rate,
             seeds=seeds,
-            out=out,
+            out=run.out,
         )
-        for name in workloads or ["chat"]
-        for slo_ms in slos_ms or [250.0]
+        for name in run.workloads or ["short"]
+        for slo_ms in run.tbt_slos_ms or [250.0]
     ]
     rows = []
     for each in asked:
         rows.append(find_live(each, console))
         console.print(capacity_table(rows[-1:]))
-        write_rows(rows, json)
+        write_rows(rows, run.json)

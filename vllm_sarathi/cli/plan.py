@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vllm_sarathi.cli.fleet import RateOption, TtftOption
-from vllm_sarathi.cli.rehearse import (
+from vllm_sarathi.cli.fleet import TtftOption
+from vllm_sarathi.cli.options import (
     ArrivalsOption,
     FormatOption,
     JsonOption,
+    RateOption,
     RayOption,
     ScaleOption,
     SchedulersOption,
@@ -22,11 +23,9 @@ from vllm_sarathi.cli.rehearse import (
 
 ModelOption = Annotated[str, typer.Option(help="OWNER/MODEL, a short name, or a folder with a config.json.")]
 PricesOption = Annotated[Path, typer.Option(help="What each device costs per hour: a YAML file.")]
-ClassesOption = Annotated[
-    Path | None, typer.Option(help="As that of `vllm serve`: promises by class instead.")
-]
+ClassesOption = Annotated[Path | None, typer.Option(help="As in `vllm serve`: SLOs by class instead.")]
 AttainmentOption = Annotated[
-    float, typer.Option(help="The share of each class's requests whose promises have to be kept.")
+    float, typer.Option(help="The share of each class's requests that have to meet their SLOs.")
 ]
 DevicesOption = Annotated[str, typer.Option(help="Names with commas between; all that have a price.")]
 MostOption = Annotated[int, typer.Option(help="Devices of a replica, at the most.")]
@@ -34,11 +33,11 @@ PrecisionsOption = Annotated[
     str, typer.Option(help="checkpoint, fp8 and nvfp4, with commas between: of the weights.")
 ]
 ReplicaRequestsOption = Annotated[
-    int, typer.Option(help="Requests in a run; more where it were shorter than 30 s.")
+    int, typer.Option(help="Requests in a run; more where that is shorter than 30 s.")
 ]
 ExhaustiveOption = Annotated[bool, typer.Option("--exhaustive", help="Search every candidate to its end.")]
 RayServeOption = Annotated[
-    Path | None, typer.Option(help="Write a file for `serve run` of Ray Serve that starts the choice.")
+    Path | None, typer.Option(help="Write a file for `serve run` of Ray Serve that deploys the choice.")
 ]
 
 
@@ -65,7 +64,7 @@ def plan(
     ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Find the cheapest deployment that keeps what is promised at a rate, and how to start it."""
+    """Find the cheapest deployment that meets the SLOs at a rate, and how to start it."""
     from vllm_sarathi.benchmark.common import farm, results
     from vllm_sarathi.benchmark.plan import report
     from vllm_sarathi.benchmark.plan import search as room

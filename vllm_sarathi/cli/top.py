@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 UrlArgument = Annotated[str, typer.Argument(help="The server, as http://127.0.0.1:8000.")]
-IntervalOption = Annotated[float, typer.Option(help="Seconds between two looks; the rates are of that time.")]
-OnceOption = Annotated[bool, typer.Option("--once", help="Look twice, print, and end.")]
+IntervalOption = Annotated[float, typer.Option(help="Seconds between two scrapes; rates are over that time.")]
+OnceOption = Annotated[bool, typer.Option("--once", help="Scrape twice, print, and end.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="With --once: print JSON.")]
 
 
@@ -16,7 +16,7 @@ def top(
     once: OnceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Watch a server's SLOs: what is kept, what waits, and how much more could be promised."""
+    """Watch a server's SLOs: attainment, waiting requests, and headroom."""
     from vllm_sarathi.top.watch import check_options, print_once, watch
 
     address = check_options(url, interval, once, as_json)

@@ -10,7 +10,7 @@ class ChunkRules:
     Attributes:
         whole: spans [start, end) that must be in one step each, in their order, apart from one another.
         multiple: a chunk that does not end the prompt ends at a multiple of this.
-        tail_tokens: a chunk leaves nothing of the prompt, or at least so many tokens.
+        tail_tokens: a chunk leaves nothing of the prompt, or at least this number of tokens.
     """
 
     whole: tuple[tuple[int, int], ...] = ()

@@ -1,6 +1,6 @@
-"""Promises as classes: what a class file says, and what one request is bound to by it.
+"""SLO classes: what a class file says, and what one request is bound to by it.
 
-A file names classes, each with what it promises and what to do when that cannot be kept:
+A file names classes, each with its SLOs and what to do when they cannot be met:
 
     default: standard
     classes:
@@ -39,11 +39,11 @@ class SloClass:
 
     Attributes:
         name: what requests call it.
-        ttft_slo_ms: the promised time to first token, milliseconds; None promises none.
-        tbt_slo_ms: the promised time between tokens, milliseconds; None leaves it at the server's own.
-        weight: how much keeping one of its promises counts beside another class's.
+        ttft_slo_ms: the SLO for the time to first token, milliseconds; None for none.
+        tbt_slo_ms: the SLO for the time between tokens, milliseconds; None leaves it at the server's own.
+        weight: how much meeting one of its SLOs counts beside another class's.
         when_late: one of WHEN_LATE.
-        batch: whether it takes only what the promises of the others leave.
+        batch: whether it takes only what the SLOs of the others leave.
         max_wait_s: batch work has waited for no longer than that when the next prompt of it is begun, seconds.
         service_tiers: values of `service_tier` that stand for it, beside its name.
     """
@@ -59,12 +59,12 @@ class SloClass:
 
     @property
     def ttft_slo_s(self) -> float | None:
-        """The promised time to first token, seconds; None promises none."""
+        """The SLO for the time to first token, seconds; None for none."""
         return None if self.ttft_slo_ms is None else self.ttft_slo_ms / 1e3
 
     @property
     def tbt_slo_s(self) -> float | None:
-        """The promised time between tokens, seconds; None is the server's own; infinite for batch work."""
+        """The SLO for the time between tokens, seconds; None is the server's own; infinite for batch work."""
         if self.batch:
             return math.inf
         return None if self.tbt_slo_ms is None else self.tbt_slo_ms / 1e3
@@ -90,7 +90,7 @@ class Bond:
 
     @property
     def batch(self) -> bool:
-        """Whether it takes only what promises leave."""
+        """Whether it takes only what SLOs leave."""
         return self.slo_class is not None and self.slo_class.batch
 
 
@@ -139,7 +139,7 @@ class SloClasses:
         if not isinstance(listed, Mapping) or not 1 <= len(listed) <= MOST_CLASSES:
             raise ConfigError(
                 f"{origin}: classes {'missing' if listed is None else _short(listed)}: must be a mapping of 1 to "
-                f"{MOST_CLASSES} names to what each is promised."
+                f"{MOST_CLASSES} names to their SLOs."
             )
         classes = tuple(_class(name, of_class, origin) for name, of_class in listed.items())
         plain = next((each.name for each in classes if not each.batch), classes[0].name)
@@ -172,7 +172,7 @@ class SloClasses:
         return next(each for each in self.classes if each.name == self.default)
 
     def allowing(self, ttft_slo_s: float) -> SloClass:
-        """Return the loosest class that promises a first token within a time; where none does, the tightest."""
+        """Return the loosest class whose SLO for the first token is at most a time; where none does, the tightest."""
         promising = [each for each in self.classes if each.ttft_slo_s is not None and not each.batch]
         if not promising:
             return self.default_class
@@ -182,7 +182,7 @@ class SloClasses:
         return min(promising, key=lambda each: each.ttft_slo_s or 0.0)
 
     def least(self, key: str) -> float:
-        """Return the tightest promise of a kind (`ttft_slo_s`, `tbt_slo_s`), seconds; infinite without any."""
+        """Return the tightest SLO of a kind (`ttft_slo_s`, `tbt_slo_s`), seconds; infinite without any."""
         promised = [getattr(each, key) for each in self.classes if not each.batch]
         return min([value for value in promised if value is not None], default=math.inf)
 
@@ -213,10 +213,10 @@ class AskedSlo:
     tenant: str = ""
 
     def bind(self, classes: SloClasses) -> Bond:
-        """Return what it is bound to: its own wishes, but never tighter than its class promises.
+        """Return what it is bound to: its own wishes, but never tighter than the SLOs of its class.
 
-        One that names no class and wishes for a time to first token is of the loosest class that promises it. A wish
-        for what the class promises nothing of binds to nothing.
+        One that names no class and wishes for a time to first token is of the loosest class that has one as tight. A
+        wish for what the class has no SLO for binds to nothing.
         """
         found = classes.named(self.class_name) if self.class_name is not None else None
         if found is None and self.class_name is None and self.ttft_slo_s is not None:
@@ -242,7 +242,7 @@ def read_classes(path: str | Path) -> SloClasses:
     except OSError as error:
         raise ConfigError(f"{origin}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
-        raise ConfigError(f"{origin}: is no text ({error}).") from error
+        raise ConfigError(f"{origin}: is not text ({error}).") from error
     return SloClasses.from_mapping(parse_plain(text, origin), origin)
 
 
@@ -289,7 +289,7 @@ def _no_twins(pairs: Iterable[tuple[Any, Any]], origin: str) -> dict[Any, Any]:
         if not isinstance(key, str):
             raise ConfigError(f"{origin}: key {_short(key)}: must be a name.")
         if key in made:
-            raise ConfigError(f"{origin}: key {key!r}: stands there twice; give it once.")
+            raise ConfigError(f"{origin}: key {key!r}: is given twice.")
         made[key] = value
     return made
 
@@ -310,7 +310,7 @@ def _class(name: object, values: object, origin: str) -> SloClass:
     where = f"{origin}: classes.{name}"
     values = {} if values is None else values
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} {_short(values)}: must be a mapping of its promises.")
+        raise ConfigError(f"{where} {_short(values)}: must be a mapping of its SLOs.")
     known = tuple(each.name for each in fields(SloClass) if each.name != "name")
     _check_names(values, known, where)
     for key, most in (("ttft_slo_ms", MAX_SLO_MS), ("tbt_slo_ms", MAX_SLO_MS), ("weight", MOST_WEIGHT)):
@@ -340,7 +340,7 @@ def _check_unheeded(made: SloClass, values: Mapping[str, Any], where: str) -> No
         for key in ("ttft_slo_ms", "tbt_slo_ms", "when_late"):
             if key in values:
                 raise ConfigError(
-                    f"{where}.{key} {_short(values[key])}: batch work is promised nothing; leave it out, or batch."
+                    f"{where}.{key} {_short(values[key])}: batch work has no SLO; leave it out, or batch."
                 )
     elif "max_wait_s" in values:
         raise ConfigError(f"{where}.max_wait_s {values['max_wait_s']:g}: has no effect without batch: true.")

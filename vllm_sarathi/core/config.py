@@ -190,18 +190,18 @@ class SarathiConfig:
         scheduler: which of our schedulers plans the steps, a name from SCHEDULERS.
         token_budget: tokens per step, decodes included (tau in the paper, section 4.3): a fixed budget
             instead of a latency SLO.
-        tbt_slo_ms: the promised time between tokens, milliseconds.
+        tbt_slo_ms: the SLO for the time between tokens, milliseconds.
         tbt_slo: `auto` or `auto:25x`: the SLO as a multiple of a decode step; used where tbt_slo_ms is None.
         tbt_mode: `gap`: every gap keeps the SLO; `pace`: token n comes by first token + n x SLO, so that
             a stream that is ahead has slack to lend.
-        ttft_slo_ms: the promised time to first token, milliseconds; gives each waiting prompt a deadline.
+        ttft_slo_ms: the SLO for the time to first token, milliseconds; gives each waiting prompt a deadline.
         prefill_order: `fcfs`, the order of arrival; `sjf`, the shortest prompt first; or `deadline`: earliest deadline
             first, shortest remaining as tie-break.
         prefill_max_wait_s: a prompt that has waited so long goes before all later ones, and before the gaps between
             tokens where both cannot be had, seconds.
         allow_request_slo: whether clients may ask for SLOs of their own.
         min_request_slo_ms: the least SLO that a client may ask for, milliseconds.
-        slo_classes: the classes of requests, with what each is promised; the name of a class file is read at once.
+        slo_classes: the classes of requests, with the SLOs of each; the name of a class file is read at once.
         fairness_header: the HTTP header that names the tenant whose a request is, among whom a class is shared.
         scheduler_base: the dotted path of another subclass of vLLM's scheduler, which goes on below ours.
         step_trace: a file that gets a line per step; None writes none.
@@ -214,23 +214,25 @@ class SarathiConfig:
 
     scheduler: str = _setting("sarathi", "Who plans each step")
     token_budget: int | None = _setting(
-        None, "Tokens per step, decodes included (the paper's tau), instead of a latency promise.", "N"
+        None, "Tokens per step, decodes included (the paper's tau), instead of an SLO.", "N"
     )
     tbt_slo_ms: float | None = _setting(
-        None, "Promised time between tokens, in milliseconds; the budget follows from it.", "MS"
+        None, "SLO for the time between tokens, in milliseconds; the budget follows from it.", "MS"
     )
     tbt_slo: str = _setting(
         "auto",
-        "Without --tbt-slo-ms: the promise as a multiple of a decode step, measured here.",
+        "Without --tbt-slo-ms: the SLO as a multiple of a decode step, measured here.",
         "auto[:25x]",
     )
     tbt_mode: str = _setting(
         "gap",
-        "gap: every gap keeps the promise; pace: token n is due at first token + n x SLO.",
+        "gap: every gap meets the SLO; pace: token n is due at first token + n x SLO.",
         "{gap,pace}",
     )
     ttft_slo_ms: float | None = _setting(
-        None, "Promised time to first token, in milliseconds: each prompt's deadline in deadline order.", "MS"
+        None,
+        "SLO for the time to first token, in milliseconds: each prompt's deadline in deadline order.",
+        "MS",
     )
     prefill_order: str = _setting(
         "fcfs",
@@ -239,17 +241,17 @@ class SarathiConfig:
     )
     prefill_max_wait_s: float = _setting(
         30.0,
-        "After so many seconds of waiting a prompt goes before all later ones, and before the gaps between tokens.",
+        "A prompt that has waited this long goes before all later ones, and before the gaps between tokens.",
         "S",
     )
     allow_request_slo: bool = _setting(
-        False, "Let clients ask for promises of their own (vllm_xargs: tbt_slo_ms, ttft_slo_ms)."
+        False, "Let clients ask for SLOs of their own (vllm_xargs: tbt_slo_ms, ttft_slo_ms)."
     )
     min_request_slo_ms: float = _setting(
-        10.0, "The least promise that a client may ask for, in milliseconds.", "MS"
+        10.0, "The tightest SLO that a client may ask for, in milliseconds.", "MS"
     )
     slo_classes: SloClasses | None = _setting(  # noqa: RUF009  # it makes a field
-        None, "A YAML or JSON file that names classes of requests and what each is promised.", "FILE.yaml"
+        None, "A YAML or JSON file that names classes of requests and the SLOs of each.", "FILE.yaml"
     )
     fairness_header: str = _setting(
         FAIRNESS_HEADER, "With --slo-classes: the HTTP header that says whose a request is.", "NAME"
@@ -321,11 +323,11 @@ class SarathiConfig:
         for key in ("ttft_slo_ms", "allow_request_slo", "min_request_slo_ms"):
             if (value := getattr(self, key)) != defaults[key]:
                 raise ConfigError(
-                    f"{flag_name(key)} {value}: has no effect with --slo-classes; each class says what it promises "
+                    f"{flag_name(key)} {value}: has no effect with --slo-classes; each class states its SLOs "
                     "and allows."
                 )
         if self.prefill_order == "sjf":
-            raise ConfigError("--prefill-order sjf: --slo-classes orders prompts by what they are promised.")
+            raise ConfigError("--prefill-order sjf: --slo-classes orders prompts by their SLOs.")
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """When the next token of a request is due, and so when a step must have ended.
 
-Two meanings of a promised time between tokens (TBT):
+Two meanings of an SLO for the time between tokens (TBT):
 
 - *gap*: every gap keeps it. The next token is due at the last one's time + SLO. Strict, and what the paper's
   P99 of TBT measures (Sarathi-Serve, section 5).
 - *pace*: token n is due at the first token's time + n x SLO (as in QoServe, arXiv 2503.22562). A stream that has
-  come faster than promised has slack to lend: what a reader feels, who never waits for a word.
+  come faster than its SLO has slack to lend: what a reader feels, who never waits for a word.
 """
 
 import math

@@ -11,7 +11,7 @@ PREFILL_ALONE_KEPT = 16
 
 LATE_CREDIT_PER_STEP = 1 / 150
 MOST_LATE_CREDIT = 4.0
-"""Of the 1% of the steps that may be late two thirds may be so for a prompt's sake, and so many may have been saved up:
+"""Of the 1% of the steps that may be late two thirds may be so for a prompt's sake, and this number may be saved up:
 in a minute of steps of 50 ms that is 1% in all."""
 
 MOST_PAUSE = 15
@@ -85,7 +85,7 @@ class Experience:
         vars(self).update(vars(previous))
 
     def seconds(self, view: StepView, tokens: int, work: float, prompts: int, encoder: int = 0) -> float:
-        """Return the predicted seconds of a step of the view's decodes and so much prefill.
+        """Return the predicted seconds of a step of the view's decodes and some prefill.
 
         Args:
             view: the step.

@@ -21,7 +21,7 @@ DEFAULT_CLASS = "default"
 """The class of a request that is of no other."""
 
 PROMISE_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
-"""Bounds for what was measured over what was promised."""
+"""Bounds for what was measured over its SLO."""
 
 PREDICTION_RATIOS = (0.5, 0.75, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
 """Bounds for what was measured over what was predicted."""
@@ -59,18 +59,18 @@ FIGURES = {
     for figure in (
         Figure("steps", Kind.COUNTER, "Steps that the scheduler saw end."),
         Figure("prefill_tokens", Kind.COUNTER, "Prompt tokens that were read."),
-        Figure("gaps", Kind.COUNTER, "Gaps between tokens that ended under a promise.", True),
-        Figure("gaps_kept", Kind.COUNTER, "Those of them that kept the promise.", True),
-        Figure("first_tokens", Kind.COUNTER, "First tokens that came under a promise.", True),
-        Figure("first_tokens_kept", Kind.COUNTER, "Those of them that kept the promise.", True),
+        Figure("gaps", Kind.COUNTER, "Gaps between tokens of requests with an SLO.", True),
+        Figure("gaps_kept", Kind.COUNTER, "Those of them that met the SLO.", True),
+        Figure("first_tokens", Kind.COUNTER, "First tokens of requests with an SLO.", True),
+        Figure("first_tokens_kept", Kind.COUNTER, "Those of them that met the SLO.", True),
         Figure("relegated_requests", Kind.COUNTER, "Requests put behind those that can be kept.", True),
-        Figure("refused_requests", Kind.COUNTER, "Requests refused: their promise could not be kept.", True),
+        Figure("refused_requests", Kind.COUNTER, "Requests refused: their SLO could not be met.", True),
         Figure("step_predicted_seconds", Kind.COUNTER, "Predicted time of the steps with a prediction."),
         Figure("step_measured_seconds", Kind.COUNTER, "Measured time of the steps with a prediction."),
         Figure("faults", Kind.COUNTER, "Errors of the plugin; stock scheduling served those steps."),
-        Figure("tbt_slo_seconds", Kind.GAUGE, "Promised time between tokens."),
-        Figure("ttft_slo_seconds", Kind.GAUGE, "Promised time to first token."),
-        Figure("promise_unkeepable", Kind.GAUGE, "1 where decodes alone take longer than promised."),
+        Figure("tbt_slo_seconds", Kind.GAUGE, "SLO for the time between tokens."),
+        Figure("ttft_slo_seconds", Kind.GAUGE, "SLO for the time to first token."),
+        Figure("promise_unkeepable", Kind.GAUGE, "1 where decodes alone take longer than the SLO."),
         Figure("decode_step_seconds", Kind.GAUGE, "Median time of steps of decodes alone, in ten seconds."),
         Figure("token_budget", Kind.GAUGE, "Median budget of steps that read prompts beside decodes."),
         Figure(
@@ -81,19 +81,19 @@ FIGURES = {
         Figure(
             "headroom_tokens_per_second",
             Kind.GAUGE,
-            "Prompt tokens a second that could still be promised, beside those that are read now.",
+            "Prompt tokens a second that could be prefilled within the SLOs, beside those that are now.",
         ),
         Figure(
             "time_between_tokens_promise_ratio",
             Kind.HISTOGRAM,
-            "Time between tokens over what was promised.",
+            "Time between tokens over its SLO.",
             True,
             PROMISE_RATIOS,
         ),
         Figure(
             "time_to_first_token_promise_ratio",
             Kind.HISTOGRAM,
-            "Time to first token over what was promised.",
+            "Time to first token over its SLO.",
             True,
             PROMISE_RATIOS,
         ),
@@ -114,7 +114,7 @@ class ClassGaps:
     Attributes:
         slo_class: the class.
         decodes: how many gaps.
-        slo_s: how long the step was allowed to take for them, seconds; None where nothing was promised.
+        slo_s: how long the step was allowed to take for them, seconds; None where there is no SLO.
     """
 
     slo_class: str
@@ -129,7 +129,7 @@ class FirstToken:
     Attributes:
         slo_class: its request's class.
         taken_s: how long it took since the request arrived, seconds.
-        slo_s: how long it was allowed to take, seconds; None where nothing was promised.
+        slo_s: how long it was allowed to take, seconds; None where there is no SLO.
     """
 
     slo_class: str

@@ -3,7 +3,7 @@
 The gate of the engine asks it for each request that arrives, a control endpoint for a router, and a simulated router
 for its replicas.
 
-Times are seconds from now. What is promised is read by deadline. A newcomer takes the place that its own deadline
+Times are seconds from now. Requests with an SLO are read by deadline. A newcomer takes the place that its own deadline
 gives it, or, where it would make one that stands behind it late, the first place at which it does not:
 
     end_i   = lead + sum of the reading times up to i      when i has its first token
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from vllm_sarathi.core.types import chunk_work
 
 ROUNDING_S = 1e-9
-"""A job that is given up is long enough but for so much, which sums of floating-point numbers are off by."""
+"""A job that is given up is long enough but for this, which sums of floating-point numbers are off by."""
 
 
 class Job(NamedTuple):
@@ -59,7 +59,7 @@ class QueueView:
     rest_s: float = 0.0
 
     def read_s(self, tokens: int, done_tokens: int = 0) -> float:
-        """Return the seconds to read so many tokens after so many done ones."""
+        """Return the seconds to prefill `tokens` after `done_tokens`."""
         return tokens * self.token_s + self.work_s * chunk_work(done_tokens, tokens)
 
 
@@ -71,7 +71,7 @@ def when_first_token(
     Args:
         queue: what is to be read.
         tokens: of the prompt that are not in the prefix cache.
-        due_s: the time to first token that it is promised, seconds; infinite for none.
+        due_s: its SLO for the time to first token, seconds; infinite for none.
         done_tokens: of the prompt that are in the prefix cache.
         batch: whether it takes only what all others leave.
     """
@@ -118,7 +118,7 @@ def keep(jobs: Sequence[Job], lead_s: float) -> list[int]:
 
 
 def _pop_long(losable: list[tuple[float, int, int]], jobs: Sequence[Job], needed_s: float) -> int | None:
-    """Take out the job of the least loss whose reading takes at least so long; None where none does."""
+    """Take out the job of the least loss whose reading takes at least `needed_s`; None where none does."""
     passed = []
     found = None
     while losable and found is None:

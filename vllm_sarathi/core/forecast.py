@@ -23,7 +23,7 @@ class FirstTokenForecast:
     Attributes:
         wait_s: seconds until its first token; None where nothing is known of the device yet.
         ahead_tokens: prompt tokens that are read before it.
-        kept: whether it would come within the promise; None without a promise or a forecast.
+        kept: whether it would come within the SLO; None without an SLO or a forecast.
     """
 
     wait_s: float | None
@@ -46,7 +46,7 @@ def read_token_s(
         model: the step-time model.
         to_read: prompt tokens that are to be read.
         decodes, context_tokens: as in StepShape, of the requests that generate now.
-        step_slo_s: how long a step may take for them, seconds; None where nothing is promised.
+        step_slo_s: how long a step may take for them, seconds; None where there is no SLO.
         most_tokens: the most tokens in a step.
     """
     if not model.ready:
@@ -69,7 +69,7 @@ def forecast_in_line(
         queue: what is to be read, and how fast.
         tokens: the prompt's length, at least 1.
         ttft_slo_s: its time to first token, seconds, by which it has its place, too; None for none.
-        last: whether it goes behind those without a promise that is being kept.
+        last: whether it goes behind those without an SLO that is being met.
     """
     due_s = math.inf if ttft_slo_s is None else ttft_slo_s
     wait_s = when_first_token(queue, tokens, due_s, batch=last)
@@ -89,13 +89,13 @@ def forecast_first_token(
     most_tokens: int,
     ttft_slo_s: float | None,
 ) -> FirstTokenForecast:
-    """Return what a prompt that came now can expect where so many tokens are read before it, whatever is promised.
+    """Return what a prompt that came now can expect where `ahead_tokens` are read before it, whatever its SLO.
 
     Args:
         model, decodes, context_tokens, step_slo_s, most_tokens: as in `read_token_s`.
         tokens: the prompt's length, at least 1.
         ahead_tokens: prompt tokens whose turn comes before.
-        ttft_slo_s: the promise to judge by, seconds; None for none.
+        ttft_slo_s: the SLO to judge by, seconds; None for none.
     """
     token_s = read_token_s(
         model,

@@ -1,7 +1,7 @@
-"""The gate: whether a request's promise can be kept, asked once when it arrives and again while nothing of it is read.
+"""The gate: whether a request's SLO can be met, asked once when it arrives and again while nothing of it is read.
 
-It knows every prompt under a promise that has no first token yet. A newcomer is refused, where its class says so, when
-`when_first_token` comes to more than it is promised: by its own deadline, or because it would make one late that was
+It knows every prompt with an SLO that has no first token yet. A newcomer is refused, where its class says so, when
+`when_first_token` comes to more than its SLO: by its own deadline, or because it would make one late that was
 let in before. Where prompts are then read more slowly than was expected, and not all that were let in would be in time
 any more, some are refused after all: as few as can be, the longest, and only such of which nothing has been read
 (`first_token.keep`)."""
@@ -16,9 +16,8 @@ from vllm_sarathi.core.first_token import Job, QueueView, by_deadline, keep, whe
 LEAST_RETRY_S = 1.0
 
 CAUTION = 1.15
-"""For those that have been let in, reading is taken to be so many times slower than it has been. A newcomer is judged
-without: where it was let in and cannot be kept, it is refused while it waits. Design seeds, `bench classes`: all that
-were admitted and read kept their promise with 1.0 and 1.15, as with 1.15 for both, and up to 4% more requests did."""
+"""For those that have been let in, reading is taken to be slower than it has been by this factor. A newcomer is judged
+without: where it was let in and cannot be kept, it is refused while it waits, and more requests meet their SLO."""
 
 LEAD_STEPS = 3.0
 """A prompt waits for the end of the step at hand, its token for that of the one in which the last of it is read, and of
@@ -35,7 +34,7 @@ class Refusal:
     Attributes:
         class_name: of the request.
         predicted_s: when its first token would come, seconds after it arrived.
-        promised_s: the time to first token that its class promises, seconds.
+        promised_s: the time to first token that its class has as its SLO, seconds.
     """
 
     class_name: str
@@ -73,7 +72,7 @@ class _Standing:
 
 
 class Gate:
-    """Keeps the list of the prompts under a promise.
+    """Keeps the list of the prompts with an SLO.
 
     Args:
         pace: returns how fast prompts are read; None while nothing is known: then nobody is refused.
@@ -85,7 +84,7 @@ class Gate:
 
     @property
     def standing(self) -> tuple[str, ...]:
-        """The names of all that are under a promise and have no first token yet."""
+        """The names of all that have an SLO and no first token yet."""
         return tuple(self._standing)
 
     def ask(

@@ -1,4 +1,6 @@
-"""How many more prompt tokens a second could be promised: what fits beside the decodes, less what is used.
+"""Headroom: the prompt tokens a second that could still be prefilled within the SLO.
+
+It is what fits beside the decodes, less what is used.
 
 An autoscaler's signal: at 0 the next prompt waits, or an SLO breaks.
 """
@@ -53,7 +55,7 @@ def headroom_tokens_per_s(
     most_tokens: int,
     used_tokens_per_s: float,
 ) -> float:
-    """Return the prompt tokens a second that could still be promised; 0 where none can.
+    """Return the prompt tokens a second that could still be prefilled within the SLO; 0 where none can.
 
     Args:
         model, decodes, context_tokens, step_slo_s, most_tokens: as in `largest_chunk`.

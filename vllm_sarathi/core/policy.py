@@ -107,7 +107,7 @@ class Baseline:
         """It has nothing to take over."""
 
     def room(self, view: StepView, turn: Turn, decode_tokens: int = 0) -> int:
-        """Return the most tokens of a step with so many of decodes.
+        """Return the most tokens of a step beside the tokens of decodes.
 
         What cannot be cut of the first prompt is above any budget, or it would never be prefilled.
         """

@@ -11,7 +11,7 @@ from vllm_sarathi.core.types import ONE_STAGE, Pipeline, Reason
 
 LEAST_STEPS = 16
 STEPS_SEEN = 64
-"""A judgement needs so many steps with decodes in them, one slow step being no proof, and looks at no more."""
+"""Steps with decodes that a judgement needs, one slow step being no proof; it looks at no more."""
 
 
 CROWDED = (Reason.FULL, Reason.FLOOR)
@@ -20,14 +20,14 @@ CROWDED_SHARE = 0.5
 
 
 class SloWatch:
-    """Compares the time that decodes alone take with what is promised.
+    """Compares the time that decodes alone take with the SLO.
 
     Args:
         model: tells the decodes' part of a step that also read prompts.
         pipeline: the stages of the device.
 
     Attributes:
-        unkeepable: whether decodes alone took longer than promised, at the last look.
+        unkeepable: whether decodes alone took longer than the SLO, at the last look.
         decode_step_s: how long they took, seconds, the median; None before the first look.
     """
 
@@ -104,7 +104,7 @@ class SloWatch:
         )
 
     def _promise(self, slo_s: float) -> str:
-        return f"The promise of {self._pipeline.token_s(slo_s) * 1e3:g} ms between tokens"
+        return f"The SLO of {self._pipeline.token_s(slo_s) * 1e3:g} ms between tokens"
 
     def _decodes_alone(self, step: TracedStep) -> str:
         assert self.decode_step_s is not None

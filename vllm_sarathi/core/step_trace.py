@@ -27,8 +27,8 @@ class TracedStep:
         reason: what set the budget, one word of `Reason`.
         predicted_s: how long it was expected to take, seconds; None without a prediction.
         measured_s: seconds between the completion before it and its own, or since its start after an idle time.
-        slo_s: how long it was allowed to take, seconds: the promised time between tokens, over the steps that end
-            between two tokens of a request (more than one in a pipeline). None where nothing was promised.
+        slo_s: how long it was allowed to take, seconds: the SLO for the time between tokens, over the steps that end
+            between two tokens of a request (more than one in a pipeline). None where there was no SLO.
         running: requests that were running.
         waiting: requests that waited.
     """
@@ -101,7 +101,7 @@ def parse_line(line: str) -> TracedStep:
         if values[key] is not None:
             _check_number(key, values[key], (int, float))
     if values["measured_s"] <= 0 or not isinstance(values["reason"], str):
-        raise ValueError("has a step of no length, or a reason that is no text")
+        raise ValueError("has a step without a length, or a reason that is not text")
     values.setdefault("encoder_tokens", 0)  # traces of before 0.2 have none
     _check_number("encoder_tokens", values["encoder_tokens"], int)
     shape = StepShape(**{name: values.pop(name) for name in StepShape.__dataclass_fields__})
@@ -152,11 +152,11 @@ class StepSummary:
 
     @property
     def attainment(self) -> float | None:
-        """The share of gaps within the SLO; None where none was promised or none ended."""
+        """The share of gaps within the SLO; None without an SLO, or where none ended."""
         return self.gaps_kept / self.gaps if self.gaps and self.slo_s is not None else None
 
 
-def summarise(steps: Sequence[TracedStep]) -> StepSummary:
+def summarise_steps(steps: Sequence[TracedStep]) -> StepSummary:
     """Sum up at least one step."""
     assert steps
     hybrid = [step for step in steps if step.hybrid]

@@ -63,7 +63,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """How many stages a token passes: so many steps end between two tokens of a request.
+    """How many stages a token passes: the number of steps that end between two tokens of a request.
 
     Attributes:
         stages: the depth of the pipeline; 1 without one.
@@ -106,7 +106,7 @@ class RequestView:
         rules: where its chunks may end.
         encoder_inputs: images or sound that the encoder has not computed yet, as (start in the prompt, embeddings).
         slo_class, tenant, tag: as in `classes.Bond`.
-        answering: whether it has had its first token: it was preempted, and its client waits in the midst of an answer.
+        answering: whether it has had its first token: it was preempted in the middle of an answer.
     """
 
     request_id: str
@@ -137,7 +137,7 @@ class DecodeView:
         request_id: the engine's name for it.
         output_tokens: tokens that it has generated, those of the steps in flight included.
         tbt_slo_s: its own time-between-tokens SLO, seconds; None where it has none of its own; infinite where it is
-            promised none.
+            of none.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""Refusals: requests whose promise cannot be kept get their answer at once, before any of them is read.
+"""Refusals: requests whose SLO cannot be met get their answer at once, before any of them is read.
 
 The engine core decides, as it alone knows the queue. A refused request leaves the queue before the step is scheduled
 and is answered with that step, as an aborted one whose `stop_reason` says why; in the API server `engine.http` makes

@@ -36,11 +36,11 @@ AT_START_ONLY = (
     "fairness_header",
     "scheduler_base",
 )
-"""Settings that name files: who may change a promise is not thereby one who may choose what the server writes to. And
+"""Settings that name files: who may change an SLO is not thereby one who may choose what the server writes to. And
 those that requests which are there already have been bound by."""
 
 MOST_COUNTED = 4096
-"""So many waiting prompts are counted one by one; the others are taken to be like them."""
+"""The most waiting prompts that are counted one by one; the others are taken to be like them."""
 
 
 class Control:
@@ -229,7 +229,7 @@ class Control:
         yield from itertools.islice(waiting_requests(scheduler), MOST_COUNTED)
 
     def _tokens_ahead(self, tokens: int) -> int:
-        """Return the prompt tokens that are read before a new prompt of so many, in an order without classes."""
+        """Return the prompt tokens that are read before a new prompt of `tokens`, in an order without classes."""
         scheduler = self._scheduler
         partial = [_left(request) for request in scheduler.running if request.is_prefill_chunk]
         left = [_left(request) for request in self._unread()][len(partial) :]

@@ -6,7 +6,7 @@
     GET   /v1/sarathi/when_first_token?tokens=N    how long a prompt would wait, and whether it can be kept
 
 The paths begin with /v1 since that is what vLLM's `--api-key` guards. Whoever has the key to generate has the one to
-change promises, too: where that is not meant, let the proxy in front keep /v1/sarathi to itself.
+change SLOs, too: where that is not meant, let the proxy in front keep /v1/sarathi to itself.
 
 One sentence says what is wrong with a request (4xx). 503 means that an engine is gone or does not answer.
 """
@@ -28,7 +28,7 @@ NOT_OURS = "this server does not run a scheduler of vllm-sarathi; start it with 
 MOST_BODY_BYTES = 16_384
 MOST_PROMPT_TOKENS = 100_000_000
 PATIENCE_S = 60.0
-"""A command waits for the step at hand; an engine that is silent for so long is stuck."""
+"""A command waits for the step at hand; an engine that is silent for this time is stuck."""
 
 
 class SarathiControl:

@@ -6,7 +6,7 @@ from collections import Counter
 from vllm_sarathi.engine.vllm.internals import logger
 
 SAID_AT = frozenset(10**n for n in range(1, 12))
-"""After the first, a kind of error is mentioned again when it has been seen so many times."""
+"""The counts at which an error of a kind that was logged before is logged again."""
 
 
 class Faults:

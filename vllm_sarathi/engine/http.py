@@ -183,8 +183,8 @@ class _Holding:
     async def _refuse(self, start: Message, why: dict[str, Any]) -> None:
         self._start, self._done = None, True
         message = (
-            f"The promise of class {why['slo_class']} cannot be kept now: a first token is predicted after "
-            f"{why['predicted_ttft_ms']:.4g} ms, and {why['ttft_slo_ms']:.4g} ms are promised."
+            f"The SLO of class {why['slo_class']} cannot be met now: a first token is predicted after "
+            f"{why['predicted_ttft_ms']:.4g} ms, and {why['ttft_slo_ms']:.4g} ms is the SLO."
         )
         error = {"message": message, "type": "Too Many Requests", "param": None, "code": 429, **why}
         body = json.dumps({"error": error}).encode()

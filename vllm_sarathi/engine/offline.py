@@ -1,4 +1,4 @@
-"""The real vLLM scheduler and KV-cache manager without a model: for rehearsals, benchmarks and tests.
+"""The real vLLM scheduler and KV-cache manager without a model: for simulations, benchmarks and tests.
 
 The model's shape comes from a folder with nothing but a config.json; no weights, no tokenizer, no device.
 """
@@ -83,7 +83,7 @@ def build_scheduler(
         log_stats: whether it gathers statistics, and ours tells of its steps, as a server's does.
     """
     config = copy.copy(config)
-    # A rehearsal neither believes what real devices have taught nor leaves anything for them.
+    # A simulation neither uses what real devices have taught nor leaves anything for them.
     ours = replace(config_from_additional(config.additional_config), calibration_dir=NO_CALIBRATION)
     config.additional_config = {**(config.additional_config or {}), CONFIG_KEY: ConfigCarrier(ours)}
     config.cache_config = copy.copy(config.cache_config)

@@ -21,7 +21,7 @@ from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps, Figures, FinishedStep, FirstToken, Queues
 from vllm_sarathi.core.headroom import headroom_tokens_per_s
 from vllm_sarathi.core.slo_watch import SloWatch
-from vllm_sarathi.core.step_trace import StepSummary, TracedStep, summarise
+from vllm_sarathi.core.step_trace import StepSummary, TracedStep, summarise_steps
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepRecord
 from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
 from vllm_sarathi.engine.metrics import FiguresFiles, figures_folder
@@ -30,15 +30,15 @@ from vllm_sarathi.engine.vllm.internals import engine_rank, logger
 
 TICK_S = 1.0
 WINDOW_S = 10.0
-"""A log line so often, while there is work; the figures that are medians follow it, the others come every tick."""
+"""The interval of log lines while there is work; the figures that are medians follow it, the others come every tick."""
 
 MOST_PENDING = 100_000
 LINES_AT_ONCE = 16
-"""The thread lets go of the interpreter after so many lines: the engine's loop waits for no more than that."""
+"""Lines after which the thread lets go of the interpreter: the engine's loop waits for no more than that."""
 
 SAVE_EVERY_S = 10.0
-"""What was learnt is kept so often, while there is work, and at the end: vLLM's server kills its engine's process the
-moment after it has asked it to end, so that the end alone would keep nothing."""
+"""What was learnt is saved at this interval while there is work, and at the end: vLLM's server kills its engine's
+process the moment after it has asked it to end, so that the end alone would keep nothing."""
 
 JOIN_S = 5.0
 
@@ -217,7 +217,7 @@ class Telemetry:
 
     def _sum_up(self, steps: list[TracedStep]) -> None:
         """Log what steps came to, and renew the figures that are medians."""
-        summary = summarise(steps)
+        summary = summarise_steps(steps)
         logger.info("%s", log_line(summary, self._pipeline))
         if advice := self.watch.look(steps):
             logger.warning("%s", advice)

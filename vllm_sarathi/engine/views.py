@@ -23,7 +23,7 @@ from vllm_sarathi.engine.vllm.runnable import Admission, Blocker
 from vllm_sarathi.engine.vllm.turn_queue import install_turn_queue
 
 FREE = Bond()
-"""What a request is bound to that is promised nothing of its own."""
+"""What a request is bound to that has no SLO of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class ViewBuilder:
         return DEFAULT_CLASS if slo_class is None else slo_class.name
 
     def ttft_slo_s(self, request: Any) -> float | None:
-        """Return how soon a request was promised its first token, seconds; None where it was not."""
+        """Return a request's SLO for its time to first token, seconds; None without one."""
         own_s = self.bond(request).ttft_slo_s
         if own_s is None and self._config.ttft_slo_ms is not None:
             return self._config.ttft_slo_ms / 1e3

@@ -1,1 +1,1 @@
-"""REHEARSES: virtual time, the real vLLM scheduler, a modelled device."""
+"""SIMULATES: virtual time, the real vLLM scheduler, a modelled device."""

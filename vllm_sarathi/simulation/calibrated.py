@@ -32,7 +32,7 @@ Ratios = Mapping[bool, tuple[float, ...]]
 
 
 class StepModel(Protocol):
-    """Foretells steps."""
+    """Predicts step times."""
 
     def predict(self, shape: StepShape) -> float:
         """Return the expected seconds of a step."""

@@ -1,11 +1,11 @@
-"""A closed loop: so many clients, each of whom sends its next request when its last one has been answered."""
+"""A closed loop: a number of clients, each of whom sends its next request when its last one has been answered."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator, StepTimes
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ KV-cache managers, and lets the parent decide all the rest. A request is hidden 
 cannot depend on it:
 
 - hidden requests come before every partial prefill in `running`, and the budget is lowered by what they take;
-- so many KV blocks are free that the parent cannot preempt anyone in this step;
+- enough KV blocks are free that the parent cannot preempt anyone in this step;
 - one running request always stays visible, because vLLM asks whether there is any.
 
 Who is hidden mostly stays so for many steps: a `_Group` remembers it until somebody comes, goes, or nears an end.
@@ -30,7 +30,7 @@ TOKEN = 0
 
 
 LOOK_AGAIN_STEPS = 64
-"""After so many steps with the same group, those that it left visible are looked at again."""
+"""Steps with the same group after which those that it left visible are looked at again."""
 
 
 @dataclass(slots=True)

@@ -46,7 +46,7 @@ class Experts:
 
     Attributes:
         count: experts.
-        active: of which each token has so many.
+        active: of which each token uses this number.
         parameters: weights of one.
         shared_parameters: weights that every token goes through, the router's among them.
     """

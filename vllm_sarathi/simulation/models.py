@@ -69,11 +69,11 @@ class ModelShape:
         return self.stated or Precision.of(self.dtype_bytes)
 
     def weights_in(self, element_bytes: float) -> "ModelShape":
-        """Return the shape with the weights that precisions are about in so many bytes an element."""
+        """Return the shape with the weights that precisions are about in `element_bytes`."""
         return replace(self, stated=self.precision.with_weights(element_bytes))
 
     def kv_in(self, element_bytes: float) -> "ModelShape":
-        """Return the shape with a KV cache of so many bytes an element."""
+        """Return the shape with a KV cache of `element_bytes`."""
         return replace(self, stated=replace(self.precision, kv=element_bytes))
 
     @property
@@ -129,7 +129,7 @@ class ModelShape:
         return self.kv_bytes(1, 1)
 
     def kv_bytes(self, tokens: float, tensor_parallel: int = 1) -> float:
-        """Return the bytes of KV cache that one request of so many tokens takes on one device.
+        """Return the bytes of KV cache that one request of `tokens` takes on one device.
 
         Keys and values are shared by tensor parallel as far as there are heads of them; beyond, devices have copies.
         A window keeps no more than it looks back.

@@ -1,4 +1,4 @@
-"""What a rehearsal came to, in figures: gaps between tokens, times to first token, delays, SLOs kept."""
+"""The figures of a simulated run: gaps between tokens, times to first token, delays, SLOs kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vllm_sarathi.simulation.simulator import RequestLog
 
-PROMISE_PERCENTILE = 99
+SLO_PERCENTILE = 99
 """A request keeps its SLO of time between tokens where this percentile of its own gaps does."""
 
 
@@ -84,7 +84,7 @@ def outcome_of(logs: Sequence[RequestLog]) -> Outcome:
         delays_s=np.array(
             [log.scheduled_s - log.request.arrival_s for log in logs if log.scheduled_s is not None]
         ),
-        kept=np.array([kept for log in logs if (kept := keeps_promise(log)) is not None], dtype=bool),
+        kept=np.array([kept for log in logs if (kept := meets_slos(log)) is not None], dtype=bool),
         requests=len(logs),
         completed=sum(log.finished for log in logs),
         output_tokens_per_s=tokens / (last_s - first_s) if last_s > first_s else 0.0,
@@ -100,8 +100,8 @@ def paces(log: RequestLog) -> NDArray[np.float64]:
     return since_s / np.arange(1, len(since_s) + 1)
 
 
-def keeps_promise(log: RequestLog) -> bool | None:
-    """Return whether a request got what it was promised; None where it was promised nothing of its own."""
+def meets_slos(log: RequestLog) -> bool | None:
+    """Return whether a request met its own SLOs; None where it has none."""
     request = log.request
     if request.tbt_slo_ms is None and request.ttft_slo_ms is None:
         return None
@@ -111,4 +111,4 @@ def keeps_promise(log: RequestLog) -> bool | None:
         return False
     if request.tbt_slo_ms is None or len(log.token_s) < 2:
         return True
-    return _ms(np.percentile(np.diff(log.token_s), PROMISE_PERCENTILE)) <= request.tbt_slo_ms
+    return _ms(np.percentile(np.diff(log.token_s), SLO_PERCENTILE)) <= request.tbt_slo_ms

@@ -71,7 +71,7 @@ class Deployment:
         raise NotImplementedError
 
     def read_s(self, tokens: float) -> float:
-        """Return the seconds to read a prompt of so many tokens with nothing beside it."""
+        """Return the seconds to prefill a prompt of `tokens` with nothing beside it."""
         count = max(1, round(tokens))
         return self.times().stage_s(StepShape(count, 0, 0, chunk_work(0, count), 1), 0)
 

@@ -62,7 +62,7 @@ class Precision:
         return cls(*[element_bytes] * 7)
 
     def with_weights(self, element_bytes: float) -> "Precision":
-        """Return it with all that is quantized in a layer in so many bytes an element."""
+        """Return it with all that is quantized in a layer in `element_bytes`."""
         return replace(self, **dict.fromkeys(MODULES, element_bytes))
 
 

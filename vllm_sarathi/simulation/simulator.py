@@ -1,4 +1,4 @@
-"""The rehearsal: vLLM's engine core under virtual time, with the real scheduler and a modelled device.
+"""The simulator: vLLM's engine core under virtual time, with the real scheduler and a modelled device.
 
 The loop is that of vLLM's engine core (`EngineCore.step` and `step_with_batch_queue`): take in what has arrived,
 schedule a batch, and unless more batches may be in flight, wait for the oldest and hand its tokens to the scheduler.
@@ -19,7 +19,7 @@ from vllm_sarathi.engine.admission import is_refusal
 from vllm_sarathi.engine.offline import block_hasher, build_output, build_request
 from vllm_sarathi.engine.request_slo import CLASS_KEY, TBT_KEY, TENANT_KEY, TTFT_KEY
 from vllm_sarathi.simulation.express import TOKEN
-from vllm_sarathi.simulation.workload import SimulatedRequest, prompt_token_ids
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, prompt_token_ids
 
 LOOK_EVERY_STEPS = 200
 
@@ -27,7 +27,7 @@ NAP_S = 0.001
 """What the engine core sleeps where it has requests and could schedule none."""
 
 MOST_NAPS = 1000
-"""So many naps in a row, and nothing but an arrival can wake the scheduler."""
+"""After this many empty steps in a row, nothing but an arrival can wake the scheduler."""
 
 
 class StepTimes(Protocol):

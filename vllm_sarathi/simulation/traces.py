@@ -18,7 +18,7 @@ from typing import Any
 
 from vllm_sarathi.core.config import ConfigError, check_choice
 from vllm_sarathi.core.files import write_whole
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 FORMATS: dict[str, tuple[str, str, str]] = {
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
@@ -144,7 +144,7 @@ def _time_s(values: Mapping[str, Any], kind: str, where: str) -> float:
             return datetime.fromisoformat(str(values[column])[:26]).timestamp()
         time_s = float(values[column]) / (1e3 if kind == "mooncake" else 1.0)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {column} {values[column]!r} is no time.") from error
+        raise ConfigError(f"{where}: {column} {values[column]!r} is not a time.") from error
     if not math.isfinite(time_s) or time_s < 0:
         raise ConfigError(f"{where}: {column} {values[column]!r} must be a time of 0 or later.")
     return time_s
@@ -154,7 +154,7 @@ def _length(values: Mapping[str, Any], column: str, where: str) -> int:
     try:
         length = float(values[column])
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {column} {values[column]!r} is no number.") from error
+        raise ConfigError(f"{where}: {column} {values[column]!r} is not a number.") from error
     if not length.is_integer() or length < 1:
         raise ConfigError(f"{where}: {column} {values[column]!r} must be a whole number of at least 1.")
     return int(length)

@@ -2,7 +2,7 @@
 
 Real requests, vLLM's scheduler and KV-cache manager, a modelled executor: no weights, no device. A policy passes if
 
-- no step is over the budget, no request is lost or in two places, the limits of vLLM are put back after each step;
+- each step keeps the rules of `rules`: within the budget, no request lost or in two places, vLLM's limits put back;
 - something moves as long as somebody waits, and in the end everybody has finished and all KV blocks are free;
 - each answer is that of stock vLLM, token for token;
 - no error of the policy's own has come up, which at run time would cost a step of stock scheduling.
@@ -18,6 +18,7 @@ from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.engine.offline import config_folder
 from vllm_sarathi.engine.scheduler import EMPTY_STEPS_BEFORE_FULL_BUDGET
 from vllm_sarathi.testing.modelled import ModelledEngine, Step, config_maker
+from vllm_sarathi.testing.rules import StepRules
 
 MAX_MODEL_LEN = 256
 LIMIT_TOKENS = 256
@@ -28,7 +29,7 @@ BLOCKS_FOR_ALL = 400
 MODES = ("sync", "async", "pipeline")
 
 Event = tuple[Literal["add", "step", "abort"], int, int]
-"""What happens: `add` a request of a prompt and an answer of so many tokens; `step` so often; `abort` one."""
+"""What happens: `add` a request (prompt and answer tokens), `step` a number of times, or `abort` a request."""
 
 
 def check_policy(config: SarathiConfig, *, lives: int = 20, seed: int = 0) -> None:
@@ -117,11 +118,10 @@ class Play:
         self.lengths: dict[str, int] = {}
         self.aborted: set[str] = set()
         self.steps: list[Step] = []
-        self._budget = budget_tokens
         self._idle_steps = 0
         self._now_s = 0.0
-        self._free = self._free_blocks()
         scheduler = self.engine.scheduler
+        self._rules = StepRules(scheduler, budget_tokens)
         if hasattr(scheduler, "wall_clock"):
             scheduler.clock = scheduler.wall_clock = lambda: self._now_s
 
@@ -147,20 +147,12 @@ class Play:
 
     def step(self) -> None:
         """Take a step, and check it."""
-        scheduler = self.engine.scheduler
-        limits = scheduler.max_num_scheduled_tokens, scheduler.max_num_running_reqs
         busy = bool(self.engine.queue)
         step = self.engine.step()
-        taken = sum(step.scheduled.values())
-        self._now_s += 0.001 * (1 + taken)
+        self._now_s += 0.001 * (1 + sum(step.scheduled.values()))
         self.steps.append(step)
-        assert taken <= self._budget, f"over budget: {taken} tokens in a step of {self._budget}"
-        put_back = (scheduler.max_num_scheduled_tokens, scheduler.max_num_running_reqs) == limits
-        assert put_back, "the limits of vLLM are not put back after a step"
-        assert len(scheduler.running) <= scheduler.max_num_running_reqs, "more requests run than may"
-        names = [r.request_id for r in (*scheduler.running, *scheduler.waiting)]
-        assert len(names) == len(set(names)), "a request is in two places"
-        waits = scheduler.has_unfinished_requests() and not busy
+        self._rules.check_step(step)
+        waits = self.engine.scheduler.has_unfinished_requests() and not busy
         self._idle_steps = self._idle_steps + 1 if waits and not step.scheduled else 0
         assert self._idle_steps < EMPTY_STEPS_BEFORE_FULL_BUDGET, "no progress while requests wait"
 
@@ -173,11 +165,4 @@ class Play:
         engine = self.engine
         missing = set(self.lengths) - set(engine.finished) - self.aborted
         assert not missing, f"never finished: {', '.join(sorted(missing))}"
-        assert not engine.scheduler.requests, "vLLM still knows requests after the end"
-        assert not engine.scheduler.running, "requests still run after the end"
-        assert self._free_blocks() == self._free, "KV blocks are still held after the end"
-        if hasattr(engine.scheduler, "faults"):
-            assert engine.scheduler.faults.total == 0, "the policy has raised an error"
-
-    def _free_blocks(self) -> int:
-        return int(self.engine.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+        self._rules.check_end()

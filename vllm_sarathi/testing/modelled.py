@@ -129,7 +129,7 @@ class ModelledEngine:
         self.scheduler.finish_requests(name, request_status().FINISHED_ABORTED)
 
     def step(self) -> Step:
-        """Schedule one batch; when so many are in flight, or nothing was scheduled, finish the oldest."""
+        """Schedule one batch; when the pipeline is full, or nothing was scheduled, finish the oldest."""
         step = self._schedule()
         self.queue.append(step)
         if len(self.queue) >= self.in_flight or not step.scheduled:

@@ -91,7 +91,7 @@ def fetch(url: str, timeout_s: float) -> str:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise TopError(f"{url}: cannot be read ({_reason(error)}).") from error
     if len(body) > MOST_BYTES:
-        raise TopError(f"{url}: is longer than {MOST_BYTES // 2**20} MiB, which no /metrics is.")
+        raise TopError(f"{url}: is longer than {MOST_BYTES // 2**20} MiB, too long for /metrics.")
     return body.decode(errors="replace")
 
 

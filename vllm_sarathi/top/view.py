@@ -16,14 +16,14 @@ Number = float | None
 
 
 @dataclass(frozen=True)
-class Promise:
+class SloFigures:
     """How a kind of SLO was kept between two scrapes.
 
     Attributes:
         per_s: how many came under the SLO in a second.
         kept: the share of them that kept it; None without any.
         kept_since_start: the same since the server started.
-        ratio_p50, ratio_p99: the time over what was promised, estimated from the buckets; None without any.
+        ratio_p50, ratio_p99: the time over its SLO, estimated from the buckets; None without any.
     """
 
     per_s: Number
@@ -40,8 +40,8 @@ class ClassView:
     waiting: Number
     relegated: Number
     refused: Number
-    gaps: Promise
-    first_tokens: Promise
+    gaps: SloFigures
+    first_tokens: SloFigures
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,15 @@ def _class(between: _Between, rank: str, name: str) -> ClassView:
         waiting=now("waiting_requests"),
         relegated=now("relegated_requests_total"),
         refused=now("refused_requests_total"),
-        gaps=_promise(between, rank, name, "gaps", "time_between_tokens_promise_ratio"),
-        first_tokens=_promise(between, rank, name, "first_tokens", "time_to_first_token_promise_ratio"),
+        gaps=_slo_figures(between, rank, name, "gaps", "time_between_tokens_promise_ratio"),
+        first_tokens=_slo_figures(between, rank, name, "first_tokens", "time_to_first_token_promise_ratio"),
     )
 
 
-def _promise(between: _Between, rank: str, name: str, counter: str, histogram: str) -> Promise:
+def _slo_figures(between: _Between, rank: str, name: str, counter: str, histogram: str) -> SloFigures:
     labels = {"engine": rank, "slo_class": name}
     all_name, kept_name = f"{PREFIX}{counter}_total", f"{PREFIX}{counter}_kept_total"
-    return Promise(
+    return SloFigures(
         per_s=between.rate(all_name, **labels),
         kept=_share(between.gained(kept_name, **labels), between.gained(all_name, **labels)),
         kept_since_start=_share(
@@ -207,8 +207,8 @@ def _engine_text(rank: str, engine: EngineView) -> Text:
     text.append(f"  {_number(engine.running)} running, {_number(engine.waiting)} waiting, ")
     text.append(f"KV {_percent(engine.kv_cache_usage)}, {_number(engine.steps_per_s)} steps/s, ")
     text.append(f"{_number(engine.faults)} faults\n", style="bold red" if engine.faults else "")
-    promise = f"  promise {_number(engine.tbt_slo_s, 1e3)} ms, decodes alone {_number(engine.decode_step_s, 1e3)} ms"
-    text.append(promise)
+    slo = f"  SLO {_number(engine.tbt_slo_s, 1e3)} ms, decodes alone {_number(engine.decode_step_s, 1e3)} ms"
+    text.append(slo)
     if engine.unkeepable:
         text.append(": cannot be kept", style="bold red")
     text.append(f"\n  budget {_number(engine.token_budget)}, error {_percent(engine.prediction_error)}, ")

@@ -12,10 +12,10 @@ from torch.nn import functional
 from autolrs_plugin.benchmark.tasks.base import Batch, Job, package_folder
 
 TRAINED = 4000
-"""So many of the 5,000 MNIST digits are trained on; the others judge."""
+"""How many of the 5,000 MNIST digits are trained on; the others judge."""
 
 DIGITS_TRAINED = 1400
-"""So many of the 1,797 small digits are trained on; the others judge."""
+"""How many of the 1,797 small digits are trained on; the others judge."""
 
 
 @functools.cache

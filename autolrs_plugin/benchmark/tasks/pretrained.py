@@ -15,7 +15,7 @@ SMOLLM = Path("build/models/SmolLM2-135M-Instruct")
 """Where `vllm-sarathi reference-model` puts the model."""
 
 SMOLLM_UPPER = 6
-"""So many of its 30 layers are trained, through LoRA."""
+"""How many of its 30 layers are trained, through LoRA."""
 
 TOPIC_TOKENS = 16
 """Length of a question whose topic is asked for."""

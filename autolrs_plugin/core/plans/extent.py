@@ -1,16 +1,15 @@
 """Extent: how many probes a stage takes, and how long they are.
 
-PROBE_SHARES were chosen on stdlib-gpt: after 0.1 N at 1e-3, 2.5e-3 beats it in 2 of 3 draws of 10 steps and in 3 of 3
-of 20.
+Shorter probes than PROBE_SHARES order rates by chance (docs/explanation/what-lost.md).
 """
 
 from autolrs_plugin.core.config import AutoLRSConfig
 
 GOOD_PROBES, MOST_PROBES = (2, 3, 2), (5, 4, 3)
-"""A stage has room for so many probes if the budget allows it, any for two; none takes more than the second number."""
+"""Probes that a stage has room for if the budget allows it (two in any case), and the most that one takes."""
 
 PROBES = {"warm start": (1,), "find": (5, 4, 3)}
-"""So many probes are taken at most, and room is made for them, or the next smaller number."""
+"""The most probes of a stage; room is made for them, or for the next smaller number."""
 
 PROBE_SHARES = (0.018, 0.035, 0.035)
 """Length of a stage's probes, as shares of the run, where its part of the budget has room for them."""

@@ -1,11 +1,6 @@
 """Horizon: short probes favour rates that are too high for the long run; what to make of the best one of them.
 
-By which figures the constants were chosen (design tasks, seed 0, N = 0.87 C):
-
-* HORIZON: the best of probes of 0.04 N from the first weights against the best whole run: digits-deep 1.2e-2 and
-  4e-3, digits-autoencoder 2e-3 and 8e-3, mnist-resnet 0.15 to 0.5 and 0.05. At 0.35 mnist-resnet began at 0.34.
-* HORIZON_LATER (regret, three seeds): at 0.5 with the pull of the present rate digits-unfreeze came to 0.030 at the
-  worst, digits-shift to 0.006; at 0 to 0.009 and 0.144; at 0.25 to 0.010 and -0.011.
+The best short probe lies about half a decade above the best rate of a whole run: docs/explanation/what-lost.md.
 """
 
 import math

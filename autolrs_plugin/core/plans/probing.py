@@ -34,14 +34,14 @@ TAIL = 0.3
 
 LEAST_TAIL = 3
 PLATEAU_Z = 2.0
-"""A gain below so many standard deviations of a few minibatches' losses is none."""
+"""A gain below this number of standard deviations of a few minibatches' losses is none."""
 
 SAME_RATE = 0.05
 COLD = 10.0
 """From the first weights, a probe begins at its rate divided by this."""
 
 HOPELESS_Z = 4.0
-"""A probe ends early on a loss so many standard deviations above the greatest one of the reference."""
+"""A probe ends early on a loss this number of standard deviations above the greatest one of the reference."""
 
 
 def probe_rates(rate: float, present: float | None, steps: int) -> tuple[float, ...]:

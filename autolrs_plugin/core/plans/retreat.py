@@ -4,11 +4,8 @@ Where the rate is to blame, the next try lies lower, and is followed by another 
 the run has changed, and goes on at the rate that it had. A chunk that was lost altogether compares with nothing: one
 that only rises is lower than it in any case, and its rate is not taken up again.
 
-Chosen on design tasks, ten further seeds each (1000 to 1009). The rule for chunks that were lost: digits-unfreeze's
-mean regret is 0.009 and its worst 0.038; without it 0.257 and 1.0. Where other data have come, the repeated chunk does
-not lie lower, but the run is better for having met them at a lower rate: digits-shift at 0.077 in the mean, and at
-0.084 where a chunk whose very first loss has risen is not repeated; at 0.111 and 0.208 where it is repeated at 0.1 and
-0.03 of the rate instead of 0.4.
+A lost chunk has to be repeated however little is known of it, and other data are better met at a lower rate, even where
+the repeated chunk lies no lower (docs/explanation/what-lost.md).
 """
 
 from collections.abc import Sequence

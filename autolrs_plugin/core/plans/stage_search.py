@@ -28,12 +28,11 @@ WIDTHS = (1.0, 0.5, 0.5)
 
 NO_PRIOR_WIDTH = 1.5
 REACH, REACH_WIDE = 0.6, 1.5
-"""Along the run, a stage looks so many decades up and down; the second, after a change."""
+"""The decades up and down that a stage looks at along the run, and after a change."""
 
 LOST, LOST_STD = 1.0, 0.8
-"""Of a probe that did not hold, the shortfall: it gained nothing, at best; so rates near to it promise little. At a
-standard deviation of 0.2 the best rate of a quadratic was missed by a factor of 10; without it, a stage of digits-deep
-at ten times its rate took four probes above, and none below."""
+"""Of a probe that did not hold, the shortfall: it gained nothing, at best; so rates near to it are worth little. A
+smaller standard deviation makes a stage miss good rates nearby; without the shortfall it probes beyond."""
 
 COLD_STD = 0.05
 """Standard deviation of a shortfall from the first weights, for what so early probes cannot know."""

@@ -14,33 +14,9 @@ rate of the plateau, "the rate". It begins as the prior: the rate that the user'
               was not the rate: the run has changed (other data, layers unfrozen), the rate is what it was, and a
               stage opens at once. So it does where a chunk stalls.
 
-By which figures the constants were chosen (design tasks, seed 0, N = 0.87 C; validation loss at the run's end):
-
-* REACH (`stage_search`): without it bert-mlm went from 1e-3 to 1.6e-2 in one stage (regret 0.036, the untuned rate's
-  -0.001), and digits-unfreeze to 1.8e-2 while only its head was trained.
-* CLIMB: at the untuned rate digits-shift stays on its plateau for the whole run (regret 0.99); with it three seeds
-  come to -0.03 or less. At once a wide stage after it: digits-unfreeze at 0.93, and lost. Going on until the loss has
-  fallen by five scatters: digits-unfreeze at 0.13 (0.32). Without a look at the first loss (`Watch.flat`) stdlib-gpt
-  climbed to 2.5e-2 in the midst of its run (seed 1: 0.037, and -0.012).
-* Undecided: where a stage's best rate would have been taken had it been clearer, and where nothing has been gained,
-  the next one looks as far as from the first weights. Four digits tasks begun at 0.01, 1 and 10 times their rate,
-  three seeds: mean regret 0.0060 and worst 0.105, and 0.0237 and 0.580 without. Tried and not taken: a further stage
-  after one that ended at the edge of its REACH (mean 0.0234, against 0.0219 with the first half of the rule), REACH
-  again within such a stage (0.059: two runs go to 0.16 and are lost), and the unplanned stages' reserve for the last
-  planned one (0.154).
-* RISEN above the first loss: begun at ten times its rate, digits-autoencoder comes to 0.008 and -0.002, and to 0.25
-  without.
-* Unplanned stages' own part: where the planned ones had taken all, digits-unfreeze came to 0.12 after its change.
-* EVEN_UNTIL: after 0.1 N at the best rate, at 3 and at 8 times it, probes at 0.4 of it fall short by 0.00, 0.55 and
-  1.66 less (digits-deep), 0.00, 0.10 and 0.05 (digits-autoencoder), 0.00 and 0.00 (stdlib-gpt), 0.00 and 0.06
-  (mnist-resnet); a whole run from there is much better lower in digits-deep alone, at 3 and 8 times. After 0.3 N the
-  best rates fall short by up to 0.57 more than 0.4 of them, and are better in the end all the same: so DOWN.
-* UP and DOWN (`posterior`): digits-deep trained at 1e-3 for 0.1 N: the best probe (3e-3) gains 1.9 times
-  as much as that of 1e-3, and is the best run; trained at 4e-3, it stays. Trained at 1.2e-2 for 0.4 N: 3.6e-3 gains
-  1.8 times as much, and is worse at the end (0.245 against 0.223).
-* DECAY (`schedule`): 0.2, 0.5 and 0.95 of the run come to 2.00, 2.02 and 2.07 (stdlib-gpt, 3e-3), 0.0203, 0.0203 and
-  0.0200 (digits-autoencoder, 1e-2), 0.153 and 0.164 (digits-deep, 3e-3, 0.2 and 0.5); and three times too high a
-  rate to 2.26, 2.26, 2.23 and 0.22, 0.21.
+The figures by which the constants were chosen are in docs/explanation/what-lost.md. In short: a stage that may reach
+far takes rates that only suit the moment (REACH); a run on a plateau needs a higher rate, little by little (CLIMB);
+where a stage was undecided, the next one looks as far as from the first weights.
 """
 
 import math
@@ -78,7 +54,7 @@ too low, a stage climbs as long as each probe is far better than the one before.
 CHUNKS = 40
 RETREAT = 0.4
 CLIMB = 1.5
-"""Where a tenth of the run and more has gained nothing, each chunk has so many times the rate of the one before."""
+"""Where a tenth of the run and more has gained nothing, each chunk has this multiple of the rate of the one before."""
 
 EVEN_UNTIL = 0.15
 """Progress up to which a lower rate is believed as soon as a higher one; see UP and DOWN of `posterior`."""
@@ -90,7 +66,7 @@ APART_CHUNKS = 4
 """A stall opens no stage sooner after the one before."""
 
 LOST_FOR_GOOD = 12
-"""So many losses that are not finite, and a whole chunk of them, end the run with an error."""
+"""The number of losses that are not finite, a whole chunk among them, that ends the run with an error."""
 
 
 class NotFiniteError(ValueError):

@@ -9,7 +9,7 @@ from autolrs_plugin.core.actions import Evaluate, Restore, Snapshot, Train
 from autolrs_plugin.core.state import Plan, RunState
 
 CHUNKS = 20
-"""A run is trained in about so many pieces: what a killed job may have to repeat at most."""
+"""About the number of pieces that a run is trained in: a killed job repeats one of them at most."""
 
 DIVERGED_FACTOR = 2.0
 """A loss this many times above the first one (in its scale) has diverged."""

@@ -23,7 +23,7 @@ FALL_SHARE = 0.3
 FLAT_SCATTERS = 5.0
 FORECAST_CHUNKS = 8
 LEAST_CHUNKS = 4
-"""So many chunks make a forecast."""
+"""The number of chunks that make a forecast."""
 
 FINE, RISEN, STALLED, FELL, LOST = "fine", "risen", "stalled", "fell", "lost"
 

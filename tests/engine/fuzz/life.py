@@ -43,6 +43,7 @@ from tests.engine.fuzz.setups import (
 )
 from vllm_sarathi.engine.offline import build_request
 from vllm_sarathi.testing.modelled import VOCABULARY, ModelledEngine, Step
+from vllm_sarathi.testing.rules import StepRules
 
 MOST_EMPTY_STEPS = 16
 """So many steps may take nothing while somebody could be served."""
@@ -144,8 +145,8 @@ class Life:
         if self.ours:
             self.scheduler.clock = lambda: self.now_s
             self.scheduler.wall_clock = lambda: self.wall_s
-        self.free_blocks = self._free_blocks()
-        self.limits = self._limits()
+        self.rules = StepRules(self.scheduler, setup.limit)
+        self.lora_limit = self._lora_limit()
 
     def play(self, events: Iterable[Event]) -> None:
         """Let everything happen, then let everything end."""
@@ -289,24 +290,12 @@ class Life:
         assert self.empty_steps <= MOST_EMPTY_STEPS, "nothing is taken while somebody could be served"
 
     def _check_step(self, step: Step, before: dict[str, int]) -> None:
-        scheduler, output = self.scheduler, step.output
-        scheduled = step.scheduled
-        assert sum(scheduled.values()) == output.total_num_scheduled_tokens <= self.setup.limit
-        assert self._limits() == self.limits, "limits are not restored"
-        assert len(scheduler.running) <= self.setup.slots
-        places = [*scheduler.running, *scheduler.waiting, *self._set_aside]
-        assert len(places) == len({id(request) for request in places}), "a request is in two places"
-        alive = {n for n, r in scheduler.requests.items() if not r.is_finished()}
-        assert alive == {request.request_id for request in places}, "a request is lost"
-        assert all(request.status == RequestStatus.RUNNING for request in scheduler.running)
-        adapters = {self.added[name].adapter for name in scheduled} - {0}
+        self.rules.check_step(step)
+        assert self._lora_limit() == self.lora_limit, "limits are not restored"
+        adapters = {self.added[name].adapter for name in step.scheduled} - {0}
         assert not self.setup.adapters or len(adapters) <= self.setup.adapters, "too many adapters"
-        told = [data.req_id for data in output.scheduled_new_reqs] + output.scheduled_cached_reqs.req_ids
-        assert sorted(told) == sorted(scheduled), "what is told of a step is not what is in it"
         if self.setup.images == "whole":
             self._check_images(step)
-        if self.ours:
-            assert scheduler.faults.total == 0, f"errors of ours: {dict(scheduler.faults.counts)}"
 
     def _check_images(self, step: Step) -> None:
         """No chunk ends inside an image."""
@@ -356,9 +345,7 @@ class Life:
             engine.finish_oldest()
         lost = self.added.keys() - engine.finished.keys() - engine.aborted
         assert lost <= self.streams.keys(), f"lost: {lost}"
-        assert not scheduler.running
-        assert not len(scheduler.waiting)
-        assert self._free_blocks() == self.free_blocks, "KV blocks are still held"
+        self.rules.check_end()
 
     def _left(self) -> str:
         return ", ".join(
@@ -372,17 +359,9 @@ class Life:
         name = "kv_holding_waiting" if hasattr(self.scheduler, "kv_holding_waiting") else "skipped_waiting"
         return getattr(self.scheduler, name)
 
-    def _free_blocks(self) -> int:
-        return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
-
-    def _limits(self) -> tuple[int, int, int | None, int | None]:
-        scheduler = self.scheduler
-        return (
-            scheduler.max_num_scheduled_tokens,
-            scheduler.max_num_running_reqs,
-            getattr(scheduler, "max_num_active_reqs", None),  # since vLLM 0.31
-            scheduler.lora_config and scheduler.lora_config.max_loras,
-        )
+    def _lora_limit(self) -> int | None:
+        config = self.scheduler.lora_config
+        return config and config.max_loras
 
 
 def _one_of(names: list[str], index: int) -> str | None:

@@ -9,7 +9,7 @@ from tests.engine.real.engines import SETTINGS, RealEngine, buildable_after_numb
 from tests.engine.real.test_python_use import build, closing
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.profile.device import HELD_OUT_LEVELS, HELD_OUT_STEPS
-from vllm_sarathi.benchmark.profile.trace import read_trace
+from vllm_sarathi.benchmark.profile.trace import read_step_trace
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.steptime.store import calibration_file
 from vllm_sarathi.core.types import StepShape, chunk_work
@@ -40,7 +40,7 @@ def test_what_one_engine_learns_the_next_one_starts_with(tiny: Path, tmp_path: P
         learnt = engine.scheduler.controller.model
         assert not (tmp_path / "kept").exists()
     assert len(list((tmp_path / "kept").iterdir())) == 1
-    assert len(read_trace(trace)) == steps
+    assert len(read_step_trace(trace)) == steps
     foretold = [learnt.predict(shape) for shape in SHAPES]
     assert all(seconds > 0 for seconds in foretold)
     with closing(build(tiny, **config.engine_args())) as llm:

@@ -4,9 +4,9 @@ Four questions, each asked of one deployment and seed:
 
 - *mixed*: three classes in one stream; the rate at which 99% of the SLOs are kept, over that of the best of seven
   fixed budgets of stock vLLM in order of arrival.
-- *beside*: the promised requests of that stream at half of that rate, and batch work without end; how much batch
+- *beside*: the requests with SLOs of that stream at half of that rate, and batch work without end; how much batch
   work is done, over what the device would have done of it without SLOs: all work that stock vLLM does of the same
-  requests at its quickest budget, less the promised work.
+  requests at its quickest budget, less the work with SLOs.
 - *tenants*: two in one class, one of which floods; the other's P99 of time to first token over what it is alone.
 - *refusal*: 1.5 times what is carried, in a class that refuses; the share of the admitted whose SLO is kept, and
   the share of the refused whose SLO a run without refusal does not keep, whether late requests keep their place in
@@ -23,12 +23,13 @@ import numpy as np
 from rich.table import Table
 
 from vllm_sarathi.benchmark.capacity.devices import DESIGN_SEEDS, best_fixed
-from vllm_sarathi.benchmark.capacity.search import Criterion, Task, Workload, find
+from vllm_sarathi.benchmark.capacity.search import Criterion, RequestSource, Task, find
 from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
-from vllm_sarathi.simulation.outcome import keeps_promise
+from vllm_sarathi.simulation.outcome import meets_slos
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 Row = dict[str, Any]
 
@@ -54,7 +55,7 @@ QUICKEST = (2048, 4096, 8192)
 """The budgets out of which the one that does most work is taken."""
 
 BESIDE_SHARE = 0.5
-"""The promised work beside which batch work is measured, as a share of what is carried."""
+"""The work with SLOs beside which batch work is measured, as a share of what is carried."""
 
 OVERLOAD = 1.5
 BATCH_PER_S = 8.0
@@ -93,7 +94,7 @@ def ask(cell: Cell) -> Row:
     return row | QUESTIONS[cell.question](cell)
 
 
-def _task(cell: Cell, workload: Workload, classes: dict[str, Any]) -> Task:
+def _task(cell: Cell, workload: RequestSource, classes: dict[str, Any]) -> Task:
     settings = (("slo_classes", classes),)
     criterion = Criterion(goodput=KEPT_SHARE)
     return Task(
@@ -103,7 +104,9 @@ def _task(cell: Cell, workload: Workload, classes: dict[str, Any]) -> Task:
 
 def _mixed_task(cell: Cell) -> Task:
     return _task(
-        cell, Workload("classes", cell.requests, trace=tuple(three_classes(cell.requests, cell.seed))), THREE
+        cell,
+        RequestSource("classes", cell.requests, trace=tuple(three_classes(cell.requests, cell.seed))),
+        THREE,
     )
 
 
@@ -169,7 +172,7 @@ def _work(logs: Sequence[RequestLog], until_s: float) -> int:
 
 
 def _kept(logs: Sequence[RequestLog]) -> float | None:
-    kept = [kept for log in logs if (kept := keeps_promise(log)) is not None]
+    kept = [kept for log in logs if (kept := meets_slos(log)) is not None]
     return sum(kept) / len(kept) if kept else None
 
 
@@ -203,7 +206,7 @@ def beside(cell: Cell) -> Row:
 
 
 def _chat_task(cell: Cell, when_late: str) -> Task:
-    workload = Workload("chat", cell.requests, tbt_slo_ms=ONE_TBT_MS, ttft_slo_ms=ONE_TTFT_MS)
+    workload = RequestSource("chat", cell.requests, tbt_slo_ms=ONE_TBT_MS, ttft_slo_ms=ONE_TTFT_MS)
     return _task(cell, workload, one_class(when_late))
 
 
@@ -251,10 +254,10 @@ def refusal(cell: Cell) -> Row:
         "refused": len(refused),
         "kept": _kept(admitted),
     }
-    row["kept_of_all"] = sum(keeps_promise(log) is True for log in logs) / len(logs)
+    row["kept_of_all"] = sum(meets_slos(log) is True for log in logs) / len(logs)
     for when_late in ("serve", "relegate"):
         without = run(cell, requests, one_class(when_late))
-        lost = sum(keeps_promise(without[index]) is False for index in refused)
+        lost = sum(meets_slos(without[index]) is False for index in refused)
         row[f"rightly_{when_late}"] = lost / len(refused) if refused else None
         row[f"kept_{when_late}"] = _kept(without)
     return row

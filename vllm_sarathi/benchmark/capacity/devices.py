@@ -26,7 +26,14 @@ from rich.table import Table
 
 import vllm_sarathi
 from vllm_sarathi.benchmark.capacity.cells import Row, name_of
-from vllm_sarathi.benchmark.capacity.search import Criterion, Task, Workload, find, first_rate, rehearse
+from vllm_sarathi.benchmark.capacity.search import (
+    Criterion,
+    RequestSource,
+    Task,
+    find,
+    first_rate,
+    simulate_task,
+)
 from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.deployment import deployment
@@ -76,7 +83,7 @@ DISTURBANCES = {
 }
 
 GOODPUT_TBT_MS, GOODPUT_TTFT_MS, GOODPUT_SHARE = 50.0, 2000.0, 0.99
-"""What the requests of the third table are promised, and the share of them that has to get it."""
+"""The SLOs of the requests of the third table, and the share of requests that has to meet them."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class Cell:
 
     @property
     def tbt_slo_ms(self) -> float:
-        """The promised time between tokens."""
+        """The SLO for the time between tokens."""
         if self.table == "goodput":
             return GOODPUT_TBT_MS
         if self.slo == "tight":
@@ -129,7 +136,7 @@ class Cell:
         return Task(
             self.deployment,
             "sarathi",
-            Workload(self.workload, self.requests, max_tokens=longest),
+            RequestSource(self.workload, self.requests, max_tokens=longest),
             Criterion(slo_ms),
             self.seed,
             (("tbt_slo_ms", slo_ms),),
@@ -246,7 +253,7 @@ def best_fixed(task: Task) -> tuple[int | None, float | None]:
             found = find(mine)
         else:
             better_qps = qps * (1 + task.tolerance)
-            outcome = rehearse(mine, better_qps)
+            outcome = simulate_task(mine, better_qps)
             if outcome is None or not mine.criterion.holds(outcome):
                 continue
             found = find(mine, better_qps)
@@ -259,9 +266,9 @@ def _disturbed(task: Task, budget: int | None, rate_qps: float, name: str) -> Ro
     """Return what becomes of `sarathi`, and of the best fixed budget, at a rate on a disturbed device."""
     disturbed = replace(task, disturbance=DISTURBANCES[name])
     row: Row = {"disturbance": name, "rate_qps": rate_qps}
-    row["sarathi"] = _attainment(rehearse(disturbed, rate_qps, to_the_end=True), task)
+    row["sarathi"] = _attainment(simulate_task(disturbed, rate_qps, to_the_end=True), task)
     fixed = replace(disturbed, scheduler=f"default@{budget or BUDGETS[0]}", settings=())
-    row["fixed"] = _attainment(rehearse(fixed, rate_qps, to_the_end=True), task)
+    row["fixed"] = _attainment(simulate_task(fixed, rate_qps, to_the_end=True), task)
     return row
 
 
@@ -274,7 +281,7 @@ def _attainment(outcome: Outcome | None, task: Task) -> Row:
 
 TITLES = {
     "capacity": "sarathi over the best of seven fixed budgets: requests/s within the SLO",
-    "goodput": "deadline order over the best fixed budget: requests/s with 99% of the promises kept",
+    "goodput": "deadline order over the best fixed budget: requests/s with 99% of the SLOs met",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vllm_sarathi.benchmark.capacity.search import Workload, scheduler_fields
+from vllm_sarathi.benchmark.capacity.search import RequestSource, scheduler_fields
 from vllm_sarathi.benchmark.capacity.simulated import Asked, scheduler_of
 from vllm_sarathi.benchmark.common.lines import open_lines
 from vllm_sarathi.core.config import STOCK_SCHEDULER, ConfigError, check_choice, check_int
@@ -15,7 +15,7 @@ from vllm_sarathi.simulation.fleet.fleet import Change, Fleet, FleetSpec, Link, 
 from vllm_sarathi.simulation.fleet.group import ReplicaSpec
 from vllm_sarathi.simulation.fleet.routers import ROUTERS, router
 from vllm_sarathi.simulation.fleet.tally import Tally, merged
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 Row = dict[str, Any]
 
@@ -40,7 +40,7 @@ class FleetAsked:
         fail, add: texts, `REPLICA@SECONDS` and `SECONDS` or `ROLE@SECONDS`.
         on_failure: one of ON_FAILURE.
         refresh_ms: as `FleetSpec.refresh_s`, milliseconds.
-        ttft_slo_ms: what every request without promises of its own is promised; None for nothing.
+        ttft_slo_ms: the SLO of every request without SLOs of its own; None for none.
     """
 
     replicas: int
@@ -153,9 +153,9 @@ def spec_of(asked: Asked, fleet: FleetAsked, share_prefixes: bool) -> FleetSpec:
 
 
 def requests_of(
-    asked: Asked, fleet: FleetAsked, workload: Workload, rate_qps: float | None
+    asked: Asked, fleet: FleetAsked, workload: RequestSource, rate_qps: float | None
 ) -> list[SimulatedRequest]:
-    """Return what is sent, with the promises that a report is by."""
+    """Return what is sent, with the SLOs that a report is by."""
     sent = workload.at(rate_qps, 0) if rate_qps is not None else list(workload.window(0))
     if fleet.ttft_slo_ms is None:
         return sent

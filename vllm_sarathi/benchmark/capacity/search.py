@@ -1,7 +1,7 @@
 """The highest rate at which a deployment keeps its SLO, by bracketing and bisection.
 
 The criterion is the paper's (Sarathi-Serve, section 5, "Metrics"): P99 of the time between tokens within the SLO,
-and a median scheduling delay of at most two seconds. With SLOs of the requests' own, a second one: the share of
+and a median queueing delay of at most two seconds. With SLOs of the requests' own, a second one: the share of
 them that is kept (`goodput`).
 """
 
@@ -17,14 +17,15 @@ from vllm_sarathi.core.config import ConfigError, check_int, check_positive
 from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance, disturbed
-from vllm_sarathi.simulation.outcome import Outcome, keeps_promise, outcome_of, paces
+from vllm_sarathi.simulation.outcome import Outcome, meets_slos, outcome_of, paces
 from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
 
 BRACKET_FACTOR = 1.6
 TOLERANCE = 0.02
-"""The search ends where the lowest failing rate is so much above the highest passing one."""
+"""The search ends where the lowest failing rate is above the highest passing one by this share."""
 
 RATE_RANGE = (1 / 1024, 64.0)
 """Rates that are tried, as multiples of the first one."""
@@ -35,10 +36,10 @@ class Criterion:
     """When a run counts as carried.
 
     Attributes:
-        tbt_slo_ms: the promised time between tokens; None for no SLO.
+        tbt_slo_ms: the SLO for the time between tokens; None for no SLO.
         tbt_mode: what it means: `gap`, or `pace` (token n by first token + n x SLO).
         percentile: which percentile of all gaps, or paces, has to keep it.
-        max_delay_s: the longest median scheduling delay, seconds.
+        max_delay_s: the longest median queueing delay, seconds.
         goodput: the share of the requests with SLOs of their own that has to keep them; None leaves them out.
     """
 
@@ -90,7 +91,7 @@ class Watch:
     def _note(self, log: RequestLog) -> None:
         criterion = self._criterion
         if criterion.goodput is not None:
-            self._broken_left -= keeps_promise(log) is False
+            self._broken_left -= meets_slos(log) is False
             return
         assert log.scheduled_s is not None
         self._delayed_left -= log.scheduled_s - log.request.arrival_s > criterion.max_delay_s
@@ -100,8 +101,8 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What a rate is tried with: a synthetic workload by name, or the requests of a trace at another rate.
+class RequestSource:
+    """Where the requests of a run come from: a workload by name, or the requests of a trace at another rate.
 
     Attributes:
         name: of the workload, or of the trace's file.
@@ -154,7 +155,7 @@ class Task:
 
     deployment: str
     scheduler: str
-    workload: Workload
+    workload: RequestSource
     criterion: Criterion
     seed: int = 0
     settings: tuple[tuple[str, Any], ...] = ()
@@ -183,7 +184,7 @@ class Found:
     runs: int = 0
 
 
-def rehearse(task: Task, rate_qps: float, to_the_end: bool = False) -> Outcome | None:
+def simulate_task(task: Task, rate_qps: float, to_the_end: bool = False) -> Outcome | None:
     """Run a task's workload at a rate; return None where it was given up as hopeless."""
     place = task.place
     requests = task.workload.at(rate_qps, task.seed)
@@ -246,7 +247,7 @@ def find(task: Task, start_qps: float | None = None) -> Found:
     def run(rate_qps: float) -> bool:
         nonlocal runs
         runs += 1
-        outcome = rehearse(task, rate_qps)
+        outcome = simulate_task(task, rate_qps)
         if outcome is None or not task.criterion.holds(outcome):
             return False
         outcomes[rate_qps] = outcome
@@ -254,7 +255,7 @@ def find(task: Task, start_qps: float | None = None) -> Found:
 
     start = start_qps or first_rate(task)
     qps = search(run, start, task.tolerance)
-    outcome = rehearse(task, start * RATE_RANGE[0], to_the_end=True) if qps is None else outcomes[qps]
+    outcome = simulate_task(task, start * RATE_RANGE[0], to_the_end=True) if qps is None else outcomes[qps]
     assert outcome is not None
     return Found(qps, outcome.to_mapping(), runs)
 

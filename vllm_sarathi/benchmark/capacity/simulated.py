@@ -11,24 +11,25 @@ from rich.table import Table
 from vllm_sarathi.benchmark.capacity.search import (
     Criterion,
     Found,
+    RequestSource,
     Task,
-    Workload,
     check_search,
     find,
-    rehearse,
     row_of,
     scheduler_fields,
+    simulate_task,
 )
-from vllm_sarathi.core.config import BASELINES, STOCK_SCHEDULER, ConfigError, check_choice, nearest_hint
+from vllm_sarathi.core.config import BASELINES, STOCK_SCHEDULER, ConfigError, check_choice
 from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.simulation.deployment import deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance
 from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.traces import TOO_LONG, read_trace
-from vllm_sarathi.simulation.workload import WORKLOAD_NAMES, SimulatedRequest
+from vllm_sarathi.simulation.workloads.registry import named
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 GOODPUT_SHARE = 0.99
-"""Requests with promises of their own that have to keep them."""
+"""The share of the requests with SLOs of their own that have to meet them."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class Asked:
         deployment: by name.
         workload: by name; the trace's file name where there is a trace.
         schedulers: names, each with or without `@N`.
-        tbt_slo_ms: the promise; None for none.
+        tbt_slo_ms: the SLO; None for none.
         requests: how many.
         seeds: how many.
         arrivals: how a synthetic workload's requests come.
-        max_delay_s: the longest median scheduling delay, seconds.
+        max_delay_s: the longest median queueing delay, seconds.
         trace, trace_format, time_scale: as `read_trace` takes them.
         too_long: what becomes of requests beyond the model's context, `refuse` or `skip`.
         settings: of SarathiConfig, for `sarathi` without a fixed budget.
@@ -79,7 +80,7 @@ class Asked:
         return Criterion(self.tbt_slo_ms, max_delay_s=self.max_delay_s, tbt_mode=mode)
 
     def scheduler_settings(self, scheduler: str) -> tuple[tuple[str, Any], ...]:
-        """Return the settings of one of the schedulers; baselines and fixed budgets take no promise."""
+        """Return the settings of one of the schedulers; baselines and fixed budgets take no SLO."""
         spec = SchedulerSpec.parse(scheduler)
         if spec.name == STOCK_SCHEDULER or spec.name in BASELINES:
             return ()
@@ -100,16 +101,14 @@ def check_asked(asked: Asked) -> None:
     for name in asked.schedulers:
         choice = scheduler_choice(name, **dict(asked.scheduler_settings(name)))
         if choice.config is not None and (choice.config.token_budget or 0) > longest:
-            raise ConfigError(f"--schedulers {name!r}: a step there takes {longest} tokens at the most.")
-    if asked.trace is None and asked.workload not in WORKLOAD_NAMES:
-        raise ConfigError(
-            f"--workload {asked.workload!r}: unknown; {nearest_hint(asked.workload, WORKLOAD_NAMES)}"
-        )
+            raise ConfigError(f"--schedulers {name!r}: a step there takes at most {longest} tokens.")
+    if asked.trace is None:
+        named(asked.workload)
     check_choice("arrivals", asked.arrivals, ("poisson", "gamma", "fixed"))
     check_choice("too_long", asked.too_long, TOO_LONG)
 
 
-def workload_of(asked: Asked) -> tuple[Workload, int]:
+def workload_of(asked: Asked) -> tuple[RequestSource, int]:
     """Return the workload, and how many requests were too long for the model and left out.
 
     Raises:
@@ -119,8 +118,8 @@ def workload_of(asked: Asked) -> tuple[Workload, int]:
     if asked.trace is not None:
         trace = read_trace(asked.trace, asked.trace_format, longest, asked.too_long, asked.time_scale)
         wanted = trace.requests[: asked.requests * asked.seeds]
-        return Workload(asked.trace.name, asked.requests, trace=wanted), trace.skipped
-    whole = Workload(asked.workload, asked.requests, asked.arrivals)
+        return RequestSource(asked.trace.name, asked.requests, trace=wanted), trace.skipped
+    whole = RequestSource(asked.workload, asked.requests, asked.arrivals)
     fitting = replace(whole, max_tokens=longest)
     sent = [(whole.at(1.0, seed), fitting.at(1.0, seed)) for seed in range(asked.seeds)]
     skipped = sum(len(every) - len(kept) for every, kept in sent)
@@ -137,7 +136,7 @@ def workload_of(asked: Asked) -> tuple[Workload, int]:
     return fitting, skipped
 
 
-def tasks_of(asked: Asked, workload: Workload) -> list[list[Task]]:
+def tasks_of(asked: Asked, workload: RequestSource) -> list[list[Task]]:
     """Return for each scheduler its searches, one for each seed."""
     return [
         [
@@ -158,7 +157,7 @@ def tasks_of(asked: Asked, workload: Workload) -> list[list[Task]]:
 
 
 def goodput_tasks(tasks: Sequence[Task]) -> list[Task]:
-    """Return the searches by the second criterion; none where no request carries a promise of its own."""
+    """Return the searches by the second criterion; none where no request carries an SLO of its own."""
     first = tasks[0].workload.at(1.0, 0)
     if not any(r.tbt_slo_ms is not None or r.ttft_slo_ms is not None for r in first):
         return []
@@ -193,7 +192,7 @@ def simulate_row(rate_qps: float | None, task: Task) -> dict[str, Any]:
     """Return the figures of one run at a rate; a trace without a rate is played as it is."""
     if rate_qps is None:
         rate_qps = rate_of(task.workload.window(task.seed))
-    outcome = rehearse(task, rate_qps, to_the_end=True)
+    outcome = simulate_task(task, rate_qps, to_the_end=True)
     assert outcome is not None
     return {
         "deployment": task.deployment,
@@ -209,7 +208,7 @@ def simulate_row(rate_qps: float | None, task: Task) -> dict[str, Any]:
 
 
 def simulate_rows(
-    asked: Asked, workload: Workload, rate_qps: float | None, run_all: Any
+    asked: Asked, workload: RequestSource, rate_qps: float | None, run_all: Any
 ) -> list[dict[str, Any]]:
     """Return a row of figures for each scheduler and seed at a rate; None plays a trace as it is."""
     tasks = [task for group in tasks_of(asked, workload) for task in group]
@@ -226,17 +225,17 @@ def simulate_table(rows: Sequence[dict[str, Any]]) -> Table:
     rates = sorted({f"{row['rate_qps']:.3g}" for row in rows}, key=float)
     spread = " to ".join(rates[:: max(1, len(rates) - 1)])
     table = Table(title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {spread} requests/s")
-    seeds, promises = len({row["seed"] for row in rows}) > 1, any(row["goodput"] is not None for row in rows)
+    seeds, with_slos = len({row["seed"] for row in rows}) > 1, any(row["goodput"] is not None for row in rows)
     table.add_column("scheduler", no_wrap=True)
     columns = ["gap P50 ms", "P90", "P99", "max", "TTFT mean ms", "P90", "tokens/s"]
-    for name in [*["seed"] * seeds, *columns, *["promises kept"] * promises]:
+    for name in [*["seed"] * seeds, *columns, *["SLOs met"] * with_slos]:
         table.add_column(name, justify="right")
     for row in rows:
         gap, ttft = row["gap_ms"], row["ttft_ms"]
         figures = [*(_number(gap[p]) for p in ("p50", "p90", "p99", "max")), _number(ttft["mean"])]
         figures += [_number(ttft["p90"]), _number(row["output_tokens_per_s"])]
         kept = "-" if row["goodput"] is None else f"{row['goodput']:.1%}"
-        table.add_row(scheduler_of(row), *[str(row["seed"])] * seeds, *figures, *[kept] * promises)
+        table.add_row(scheduler_of(row), *[str(row["seed"])] * seeds, *figures, *[kept] * with_slos)
     return table
 
 
@@ -249,12 +248,12 @@ def scheduler_of(row: dict[str, Any]) -> str:
 def capacity_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return the rows of `capacity` as a table."""
     slo = rows[0]["tbt_slo_ms"]
-    promise = "no promise" if slo is None else f"P99 gap within {slo:g} ms"
-    table = Table(title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {promise}")
+    criterion = "no SLO" if slo is None else f"P99 gap within {slo:g} ms"
+    table = Table(title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {criterion}")
     table.add_column("scheduler")
-    promises = any(row["goodput_qps"] is not None for row in rows)
+    with_slos = any(row["goodput_qps"] is not None for row in rows)
     names = ["requests/s", "95% range", "gap P99 ms", "TTFT P50 ms", "P90"]
-    for name in [*names, *["promises kept, requests/s"] * promises]:
+    for name in [*names, *["SLOs met, requests/s"] * with_slos]:
         table.add_column(name, justify="right")
     for row in rows:
         if row["capacity_qps"] is None:
@@ -263,7 +262,9 @@ def capacity_table(rows: Sequence[dict[str, Any]]) -> Table:
             rate, (low, high) = _number(row["capacity_qps"], 3), row["ci_qps"]
             spread = f"{low:.3f} to {high:.3f}"
         figures = [_number(row["gap_ms"]["p99"]), *(_number(row["ttft_ms"][p]) for p in ("p50", "p90"))]
-        table.add_row(scheduler_of(row), rate, spread, *figures, *[_number(row["goodput_qps"], 3)] * promises)
+        table.add_row(
+            scheduler_of(row), rate, spread, *figures, *[_number(row["goodput_qps"], 3)] * with_slos
+        )
     if any(row["capacity_qps"] is None for row in rows):
         table.caption = "no rate meets it: the figures are those of the lowest rate that was tried"
     return table

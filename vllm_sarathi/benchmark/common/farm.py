@@ -21,7 +21,7 @@ PRELOAD = ["vllm_sarathi.engine.scheduler"]
 """Imported once by the server that the workers are forked from: vLLM takes seconds to import."""
 
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-"""What vLLM reads when it is first imported; a rehearsal needs neither threads nor memory for a model."""
+"""What vLLM reads when it is first imported; a simulation needs neither threads nor memory for a model."""
 
 
 KNOCK_S = 5.0

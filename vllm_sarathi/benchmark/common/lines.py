@@ -90,7 +90,7 @@ class RayLine:
 
 @contextmanager
 def open_lines(replicas: int, ray: str | None = None) -> Iterator[Sequence[Line]]:
-    """Yield groups for so many replicas: as many as there are cores here, or on a cluster.
+    """Yield groups for the replicas: as many as there are cores here, or on a cluster.
 
     Args:
         replicas: how many there will be.

@@ -1,4 +1,4 @@
-"""The capacity search on a server that runs: rates are tried by `vllm bench serve`, and judged as in a rehearsal.
+"""The capacity search on a server that runs: rates are tried by `vllm bench serve`, and judged as in a simulation.
 
 The client cannot see how long a request waited until its first token of prompt was scheduled. vLLM's own `/metrics`
 tells it: the histogram of queue times, before and after the run. A server without it is judged by the median time to
@@ -17,12 +17,14 @@ from rich.console import Console
 
 from vllm_sarathi.benchmark.capacity.search import Criterion, Found, capacity_row, check_search, search
 from vllm_sarathi.benchmark.common.progress import Stages
+from vllm_sarathi.benchmark.live.arrivals import draw_arrivals
 from vllm_sarathi.benchmark.live.load import Load, read_result, send, write_load
-from vllm_sarathi.benchmark.live.measures import summarise
+from vllm_sarathi.benchmark.live.measures import summarise_streams
 from vllm_sarathi.benchmark.live.server import server_env
 from vllm_sarathi.benchmark.live.streams import StreamRecord
-from vllm_sarathi.benchmark.live.workloads import WORKLOADS, Workload, draw_arrivals
-from vllm_sarathi.core.config import ConfigError, check_positive, nearest_hint
+from vllm_sarathi.core.config import ConfigError, check_positive
+from vllm_sarathi.simulation.workloads.live import LiveWorkload
+from vllm_sarathi.simulation.workloads.registry import live_named
 
 QUEUE_TIME = re.compile(r'^vllm:request_queue_time_seconds_bucket\{.*\ble="([^"]+)".*\} (\S+)$', re.MULTILINE)
 TIMEOUT_S = 30.0
@@ -49,7 +51,7 @@ class LiveAsked:
 
     url: str
     model: str
-    workload: Workload
+    workload: LiveWorkload
     criterion: Criterion
     scheduler: str
     seeds: int
@@ -78,9 +80,7 @@ def parse_live(
         raise ConfigError(
             f"--url {url!r}: --capacity needs the server's address, as in http://127.0.0.1:8000."
         )
-    if workload not in WORKLOADS:
-        raise ConfigError(f"--workload {workload!r}: unknown workload; {nearest_hint(workload, WORKLOADS)}")
-    known = WORKLOADS[workload]
+    known = live_named(workload)
     criterion = Criterion(tbt_slo_ms, max_delay_s=max_delay_s)
     check_search(known.requests if requests is None else requests, seeds, criterion)
     if rate_qps is not None:
@@ -111,7 +111,7 @@ def _search(asked: LiveAsked, served_name: str, seed: int, stages: Stages) -> Fo
         load = write_load(name, arrivals, asked.model, asked.out, seed)
         stages.begin(f"{rate_qps:.3g} requests/s, {len(arrivals)} requests", total=load.duration_s)
         records, delay_s = _send(asked, load, served_name, stages)
-        figures[rate_qps] = summarise(records)
+        figures[rate_qps] = summarise_streams(records)
         return carries(asked.criterion, records, delay_s)
 
     qps = search(run, asked.workload.rate_per_s, LIVE_TOLERANCE, LIVE_RATE_RANGE)
@@ -121,7 +121,7 @@ def _search(asked: LiveAsked, served_name: str, seed: int, stages: Stages) -> Fo
 def _send(
     asked: LiveAsked, load: Load, served_name: str, stages: Stages
 ) -> tuple[list[StreamRecord], float | None]:
-    """Send a load; return what became of each request, and the median scheduling delay where the server tells it."""
+    """Send a load; return what became of each request, and the median queueing delay where the server tells it."""
     result = asked.out / f"{load.name}.json"
     before = queue_times(_metrics(asked.url))
     send(
@@ -190,4 +190,4 @@ def _served_name(url: str) -> str:
     try:
         return str(answer.json()["data"][0]["id"])
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise RuntimeError(f"--url {url}: is no server of models (HTTP {answer.status_code})") from error
+        raise RuntimeError(f"--url {url}: is not a model server (HTTP {answer.status_code})") from error

@@ -72,7 +72,7 @@ def parse_contender(label: str) -> Contender:
     if budget is None:
         return Contender(label, name, None)
     if name in (DEADLINE, SHORTEST):
-        raise ConfigError(f"--schedulers {label!r}: {name} goes by its promises and takes no fixed budget.")
+        raise ConfigError(f"--schedulers {label!r}: {name} follows its SLOs and takes no fixed budget.")
     if name == STOCK_SCHEDULER and budget < MAX_NUM_SEQS:  # vLLM refuses one below its number of sequences
         raise ConfigError(
             f"--schedulers {label!r}: the budget after '@' must be at least {MAX_NUM_SEQS} tokens."
@@ -88,7 +88,9 @@ def parse_contenders(labels: str) -> list[Contender]:
     """
     named = dict.fromkeys(label.strip() for label in labels.split(",") if label.strip())
     if not named:
-        raise ConfigError(f"--schedulers {labels!r}: names nobody; valid: {', '.join(NAMES)}, or NAME@N.")
+        raise ConfigError(
+            f"--schedulers {labels!r}: names no scheduler; valid: {', '.join(NAMES)}, or NAME@N."
+        )
     return [parse_contender(label) for label in named]
 
 

@@ -1,4 +1,4 @@
-"""The demo: one short drama, played against the stock scheduler and against Sarathi, on a real model.
+"""The demo: one short scenario, played against the stock scheduler and against Sarathi, on a real model.
 
 Several chats are streaming when long prompts land among them. Stock vLLM reads a long prompt in steps as
 large as its own token limit, and every stream waits for such a step to end; Sarathi reads it in pieces that
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vllm_sarathi.benchmark.common.progress import Stages
 from vllm_sarathi.benchmark.common.results import SCHEMA
-from vllm_sarathi.benchmark.live.measures import summarise
+from vllm_sarathi.benchmark.live.measures import summarise_streams
 from vllm_sarathi.benchmark.live.server import SERVED_NAME, SERVER_FLAGS, serve, server_env
 from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord, StreamRequest, play
 from vllm_sarathi.benchmark.live.timeline import draw_timeline
@@ -57,7 +57,7 @@ def long_prompt(topic: str) -> str:
     return f"Summarise this text in a few sentences.\n\n{topics[topic][:LONG_CHARACTERS]}"
 
 
-def drama() -> list[StreamRequest]:
+def scenario() -> list[StreamRequest]:
     """The chats, one shortly after the other, and the long prompts that land among them."""
     chats = [
         StreamRequest(
@@ -97,7 +97,7 @@ def scheduler_flags(token_budget: int) -> dict[str, list[str]]:
 
 
 def run_demo(model: str, out: Path, token_budget: int, console: Console) -> None:
-    """Play the drama against stock vLLM and against Sarathi with `token_budget`; the results go to `out`.
+    """Play the scenario against stock vLLM and against Sarathi with `token_budget`; the results go to `out`.
 
     Writes result.json, streams.json (every delivery), timeline.png and the servers' logs. Raises
     ServerError when a server does not start, and RuntimeError when a request fails.
@@ -107,13 +107,13 @@ def run_demo(model: str, out: Path, token_budget: int, console: Console) -> None
         name: _play_run(name, model, flags, out, console)
         for name, flags in scheduler_flags(token_budget).items()
     }
-    results = {name: summarise(records) for name, records in runs.items()}
+    results = {name: summarise_streams(records) for name, records in runs.items()}
     streams = {name: [asdict(record) for record in records] for name, records in runs.items()}
     (out / "streams.json").write_text(json.dumps(streams, indent=1) + "\n")
     (out / "result.json").write_text(json.dumps({"schema": SCHEMA, "runs": results}, indent=2) + "\n")
     draw_timeline(
         {TITLES[name]: records for name, records in runs.items()},
-        frozenset(request.name for request in drama() if request.name.startswith(LONG_PREFIX)),
+        frozenset(request.name for request in scenario() if request.name.startswith(LONG_PREFIX)),
         out / "timeline.png",
         title="Long prompts land among running chats",
     )
@@ -139,16 +139,16 @@ def _play_run(name: str, model: str, flags: Sequence[str], out: Path, console: C
             records = _play_undisturbed(server.base_url, stages)
             stages.begin("stopping the server")
     took_s = max((record.deliveries[-1].at_s for record in records if record.deliveries), default=0.0)
-    console.print(f"  server ready in {server.startup_s:.0f} s, drama over in {took_s:.0f} s")
+    console.print(f"  server ready in {server.startup_s:.0f} s, scenario over in {took_s:.0f} s")
     return records
 
 
 def _play_undisturbed(base_url: str, stages: Stages) -> list[StreamRecord]:
-    """Play the drama, again if other work on the machine held this client up: late notes are no measurement.
+    """Play the scenario, again if other work on the machine held this client up: late notes are no measurement.
 
     The rule looks at the client alone, never at the figures, and is the same for every run.
     """
-    requests = drama()
+    requests = scenario()
 
     def show(request: StreamRequest, delivery: Delivery) -> None:
         stages.advance(delivery.tokens)
@@ -197,7 +197,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _print_answers(runs: Mapping[str, Sequence[StreamRecord]], console: Console) -> None:
     """The beginning of one chat and of one summary, as each run told it."""
-    prompts = {request.name: request.prompt for request in drama()}
+    prompts = {request.name: request.prompt for request in scenario()}
     for stream in ("chat 1", "long 1"):
         console.print(f"[bold]{stream}[/bold]: {prompts[stream].splitlines()[0]}")
         for name, records in runs.items():

@@ -14,9 +14,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from vllm_sarathi.benchmark.live.arrivals import Arrival, draw_arrivals, trace_lines
 from vllm_sarathi.benchmark.live.server import SERVED_NAME, has_ended, log_tail, stop, vllm_command
 from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord
-from vllm_sarathi.benchmark.live.workloads import Arrival, Workload, draw_arrivals, trace_lines
+from vllm_sarathi.simulation.workloads.live import LiveWorkload
 
 SEED = 0
 PATIENCE_S = 600.0
@@ -56,7 +57,7 @@ class Load:
         ]
 
 
-def prepare(workload: Workload, model: str, folder: Path, seed: int = SEED) -> Load:
+def prepare(workload: LiveWorkload, model: str, folder: Path, seed: int = SEED) -> Load:
     """Draw the workload's requests, into a file in `folder`."""
     return write_load(workload.name, draw_arrivals(workload, seed), model, folder, seed)
 

@@ -20,7 +20,7 @@ def percentiles_ms(samples_s: Sequence[float], percents: Sequence[int]) -> dict[
     return {f"p{percent}": float(value) for percent, value in zip(percents, values, strict=True)}
 
 
-def summarise(records: Sequence[StreamRecord]) -> dict[str, Any]:
+def summarise_streams(records: Sequence[StreamRecord]) -> dict[str, Any]:
     """The result R of a run.
 
     - `gap_ms`: over every gap between consecutive deliveries of every stream, failed streams included: a

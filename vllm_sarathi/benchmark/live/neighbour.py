@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 BUSY_S = 5.0
-"""It works for so long, and rests for so long."""
+"""How long it works, and how long it rests."""
 
 _CODE = """
 import sys, time

@@ -29,7 +29,7 @@ DECODED_PROMPT_TOKENS = 8
 
 REPEATS = 5
 ENOUGH_S = 15.0
-"""What has taken so long is not repeated once more."""
+"""A measurement that has taken this time is not repeated."""
 TIMEOUT_S = 600.0
 
 KV_BLOCKS = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_sarathi.benchmark.common.results import SCHEMA, write_rows
 from vllm_sarathi.benchmark.live.contenders import Contender
-from vllm_sarathi.benchmark.live.measures import summarise
+from vllm_sarathi.benchmark.live.measures import summarise_streams
 from vllm_sarathi.benchmark.live.streams import StreamRecord
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ def build_row(workload: str, tbt_slo_ms: float, contender: Contender, records: S
         "scheduler": contender.label,
         "token_budget": contender.token_budget,
         "attainment": attainment(records, tbt_slo_ms),
-        **summarise(records),
+        **summarise_streams(records),
     }
 
 

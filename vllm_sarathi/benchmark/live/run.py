@@ -18,6 +18,7 @@ from rich.console import Console
 from vllm_sarathi.benchmark.common.progress import Stages
 from vllm_sarathi.benchmark.common.report import check_report, write_report
 from vllm_sarathi.benchmark.live import idle
+from vllm_sarathi.benchmark.live.arrivals import quick
 from vllm_sarathi.benchmark.live.contenders import (
     DEADLINE,
     Contender,
@@ -31,12 +32,13 @@ from vllm_sarathi.benchmark.live.rows import Row, RowFile, build_row
 from vllm_sarathi.benchmark.live.scale import AS_WRITTEN, Scale
 from vllm_sarathi.benchmark.live.server import SERVER_FLAGS, Server, ServerError, log_tail, serve, server_env
 from vllm_sarathi.benchmark.live.verdict import print_verdicts
-from vllm_sarathi.benchmark.live.workloads import WORKLOADS, Workload, quick
 from vllm_sarathi.core.config import MAX_SLO_MS, ConfigError, check_positive, nearest_hint
+from vllm_sarathi.simulation.workloads.live import LiveWorkload
+from vllm_sarathi.simulation.workloads.registry import live_named, live_names
 
 TBT_SLOS_MS = (150.0, 250.0, 500.0)
 
-QUICK_WORKLOADS = ("chat", "mix")
+QUICK_WORKLOADS = ("short", "mix")
 QUICK_SLOS_MS = (250.0,)
 
 AUTO = "auto"
@@ -52,12 +54,12 @@ class Options:
     """What is to be run.
 
     Attributes:
-        workloads: names out of WORKLOADS, or `idle`.
+        workloads: names of live workloads, or `idle`.
         tbt_slos_ms: the SLOs.
         contenders: the schedulers.
         named: whether the user named them.
         quick: whether the workloads are shortened.
-        ttft_slo_ms: the promised time to first token of `sarathi-deadline`.
+        ttft_slo_ms: the SLO for the time to first token of `sarathi-deadline`.
         model: a folder, or a name on a model hub.
         out: where data sets, clients' results and logs go.
         json: where the rows go, too.
@@ -84,9 +86,9 @@ class Options:
     scale: str
     report: Path | None
 
-    def workload(self, name: str) -> Workload:
+    def workload(self, name: str) -> LiveWorkload:
         """Return a workload as written, or its shorter form."""
-        return quick(WORKLOADS[name]) if self.quick else WORKLOADS[name]
+        return quick(live_named(name)) if self.quick else live_named(name)
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,14 @@ class Session:
 
     def result(self, workload: str, out: Path) -> Path:
         """Where the client's result of a workload goes."""
-        promise = "" if self.tbt_slo_ms is None else f"-{self.tbt_slo_ms:g}ms"
-        return out / f"{workload}-{self.contender.label}{promise}.json"
+        slo = "" if self.tbt_slo_ms is None else f"-{self.tbt_slo_ms:g}ms"
+        return out / f"{workload}-{self.contender.label}{slo}.json"
 
 
 def parse_options(
     *,
-    workloads: Sequence[str],
-    tbt_slos_ms: Sequence[float],
+    workloads: Sequence[str] | None,
+    tbt_slos_ms: Sequence[float] | None,
     schedulers: str | None,
     quick: bool,
     ttft_slo_ms: float,
@@ -125,14 +127,13 @@ def parse_options(
         ConfigError: an unknown workload, scheduler or scale, an SLO or a budget out of range, no model, or a
             folder in the report's place.
     """
-    known = (*WORKLOADS, idle.NAME)
-    for name in workloads:
-        if name not in known:
-            raise ConfigError(f"--workload {name!r}: unknown workload; {nearest_hint(name, known)}")
+    for name in workloads or ():
+        if name != idle.NAME:
+            live_named(name, others=(idle.NAME,))
     if scale not in SCALES:
         raise ConfigError(f"--scale {scale!r}: unknown; {nearest_hint(scale, SCALES)}")
     check_report(report)
-    for tbt_slo_ms in tbt_slos_ms:
+    for tbt_slo_ms in tbt_slos_ms or ():
         check_positive("tbt_slo_ms", tbt_slo_ms, MAX_SLO_MS)
     check_positive("ttft_slo_ms", ttft_slo_ms, MAX_SLO_MS)
     if seed < 0:
@@ -144,7 +145,9 @@ def parse_options(
             f"--model {model}: no such folder; `vllm-sarathi reference-model {model}` puts the reference model there."
         )
     return Options(
-        workloads=tuple(dict.fromkeys(workloads or (QUICK_WORKLOADS if quick else known))),
+        workloads=tuple(
+            dict.fromkeys(workloads or (QUICK_WORKLOADS if quick else (*live_names(), idle.NAME)))
+        ),
         tbt_slos_ms=tuple(dict.fromkeys(tbt_slos_ms or (QUICK_SLOS_MS if quick else TBT_SLOS_MS))),
         contenders=tuple(contenders),
         named=schedulers is not None,
@@ -169,8 +172,8 @@ def fit(options: Options, scale: Scale) -> Options:
     """
     fitted = replace(
         options,
-        tbt_slos_ms=tuple(map(scale.promise_ms, options.tbt_slos_ms)),
-        ttft_slo_ms=scale.promise_ms(options.ttft_slo_ms),
+        tbt_slos_ms=tuple(map(scale.slo_ms, options.tbt_slos_ms)),
+        ttft_slo_ms=scale.slo_ms(options.ttft_slo_ms),
         contenders=options.contenders if options.named else tuple(default_contenders(options.quick, scale)),
     )
     for tbt_slo_ms in fitted.tbt_slos_ms:
@@ -190,8 +193,8 @@ def plan_sessions(options: Options) -> list[Session]:
         for workload in workloads:
             if contender.name == DEADLINE and not options.named and workload not in DEADLINE_WORKLOADS:
                 continue
-            promises = options.tbt_slos_ms if contender.knows_slo else (None,)
-            sessions += [Session(contender, promise, (workload,)) for promise in promises]
+            slos_ms = options.tbt_slos_ms if contender.knows_slo else (None,)
+            sessions += [Session(contender, slo_ms, (workload,)) for slo_ms in slos_ms]
     return [session for session in sessions if session.workloads]
 
 
@@ -268,8 +271,8 @@ def _run_session(
 
     def add_rows(workload: str) -> None:
         records = read_result(session.result(workload, options.out), loads[workload])
-        promises = options.tbt_slos_ms if session.tbt_slo_ms is None else (session.tbt_slo_ms,)
-        file.add(build_row(workload, promise, session.contender, records) for promise in promises)
+        slos_ms = options.tbt_slos_ms if session.tbt_slo_ms is None else (session.tbt_slo_ms,)
+        file.add(build_row(workload, slo_ms, session.contender, records) for slo_ms in slos_ms)
 
     missing = []
     for workload in session.workloads:

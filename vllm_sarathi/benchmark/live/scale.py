@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from vllm_sarathi.benchmark.live.server import MAX_MODEL_LEN, MAX_NUM_SEQS
-from vllm_sarathi.benchmark.live.workloads import Workload
+from vllm_sarathi.simulation.workloads.live import LiveWorkload
 
 REFERENCE_READING_TOKENS_PER_S = 1000.0
 """Of the two CPU cores that the README's live tables are from, with SmolLM2-135M: a prompt of 2,000 tokens alone has
@@ -126,7 +126,7 @@ class Scale:
         }
 
     def about(
-        self, workloads: Iterable[Workload], tbt_slos_ms: Iterable[float], ttft_slo_ms: float
+        self, workloads: Iterable[LiveWorkload], tbt_slos_ms: Iterable[float], ttft_slo_ms: float
     ) -> dict[str, Any] | None:
         """Return `to_json` and what became of workloads and SLOs as written; None for workloads as written."""
         if self.speeds is None:
@@ -135,10 +135,10 @@ class Scale:
         return {
             **self.to_json(),
             "promises": [
-                {"reference_tbt_slo_ms": tbt_slo_ms, "tbt_slo_ms": self.promise_ms(tbt_slo_ms)}
+                {"reference_tbt_slo_ms": tbt_slo_ms, "tbt_slo_ms": self.slo_ms(tbt_slo_ms)}
                 for tbt_slo_ms in tbt_slos_ms
             ],
-            "ttft_slo_ms": self.promise_ms(ttft_slo_ms),
+            "ttft_slo_ms": self.slo_ms(ttft_slo_ms),
             "workloads": [
                 {
                     "workload": each.name,
@@ -150,11 +150,11 @@ class Scale:
             ],
         }
 
-    def promise_ms(self, promise_ms: float) -> float:
+    def slo_ms(self, written_ms: float) -> float:
         """Return what an SLO on the reference device is here."""
-        return promise_ms if self.speeds is None else float(f"{promise_ms * self.times:.4g}")
+        return written_ms if self.speeds is None else float(f"{written_ms * self.times:.4g}")
 
-    def workload(self, workload: Workload) -> Workload:
+    def workload(self, workload: LiveWorkload) -> LiveWorkload:
         """Return what a workload is here."""
         kinds = []
         for kind in workload.kinds:

@@ -25,7 +25,7 @@ import httpx
 class StreamRequest:
     """One chat request, to be sent `send_at_s` after the start. `extra` is merged into the request's JSON.
 
-    `after` names another stream and a number of tokens: then it is sent when so many have come of that one, or
+    `after` names another stream and a number of tokens: then it is sent when that one has received this number, or
     when that one has ended. A scene told that way is the same on a fast machine and on a slow one.
     """
 

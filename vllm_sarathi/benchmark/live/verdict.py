@@ -10,7 +10,7 @@ from vllm_sarathi.benchmark.live import idle
 from vllm_sarathi.benchmark.live.contenders import parse_contender
 from vllm_sarathi.benchmark.live.rows import Row
 from vllm_sarathi.benchmark.live.scale import AS_WRITTEN, Scale
-from vllm_sarathi.benchmark.live.workloads import WORKLOADS
+from vllm_sarathi.simulation.workloads.registry import WORKLOADS
 
 KEPT = 0.99
 """The share of gaps within the SLO that keeps it."""
@@ -27,14 +27,14 @@ def print_verdicts(rows: Sequence[Row], console: Console, scale: Scale = AS_WRIT
 
 def rows_table(workload: str, tbt_slo_ms: float, group: Sequence[Row], scale: Scale = AS_WRITTEN) -> Table:
     """Return one line per scheduler; the caption says how the workload was scaled."""
-    caption = ["gaps in ms, time to first token (TTFT) in s; dim: the promise was not kept"]
-    promise = f"{tbt_slo_ms:g} ms promised between tokens"
+    caption = ["gaps in ms, time to first token (TTFT) in s; dim: the SLO was not met"]
+    slo = f"SLO {tbt_slo_ms:g} ms between tokens"
     if scale.speeds is not None:
         caption.append(scale.sentence)
-        promise += f" ({tbt_slo_ms / scale.times:.3g} on the reference device)"
+        slo += f" ({tbt_slo_ms / scale.times:.3g} on the reference device)"
     summary = WORKLOADS[workload].summary if workload in WORKLOADS else "single long prompts"
     table = Table(
-        title=f"{workload} ({summary}): {promise}",
+        title=f"{workload} ({summary}): {slo}",
         caption="\n".join(caption),
         box=SIMPLE,
     )

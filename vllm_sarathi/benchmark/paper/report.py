@@ -44,8 +44,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 TITLES = {
     "capacity": "Capacity, requests per second (paper: figures 10 and 11)",
-    "sweep": "The promise alone against seven fixed budgets of stock vLLM, and P-PAS",
-    "tradeoff": "Capacity by promise and token budget (figure 12)",
+    "sweep": "The SLO alone against seven fixed budgets of stock vLLM, and P-PAS",
+    "tradeoff": "Capacity by SLO and token budget (figure 12)",
     "parallel": "Falcon-180B: tensor- against pipeline-parallel (figure 13)",
     "ablation": "Ablation, Yi-34B on two A100 (table 4)",
     "overhead": "Reading in chunks over reading whole (figure 14)",
@@ -149,9 +149,9 @@ def markdown(tables: dict[str, list[Row]], requests: int, seeds: int) -> str:
         "# Sarathi-Serve's evaluation, in simulation",
         "",
         f"{requests} requests in a run, {seeds} seed(s). `prefill-first` is vLLM as the paper had it, `default` is "
-        "vLLM V1 with its default budget, `sarathi@N` has a fixed budget, `sarathi` is given the promise alone. "
-        "Capacity is the highest rate with P99 of the time between tokens within the promise and a median "
-        "scheduling delay of at most 2 s; none: no rate meets it. No constant is fitted to a published figure.",
+        "vLLM V1 with its default budget, `sarathi@N` has a fixed budget, `sarathi` is given the SLO alone. "
+        "Capacity is the highest rate with P99 of the time between tokens within the SLO and a median "
+        "queueing delay of at most 2 s; none: no rate meets it. No constant is fitted to a published figure.",
     ]
     for name, table in tables.items():
         if not table:
@@ -208,7 +208,7 @@ def _plots(tables: dict[str, list[Row]], folder: Path) -> list[Path]:
             [r["tbt_slo_ms"] for r in rows], [r["capacity_qps"] or 0 for r in rows], "o-", label=scheduler
         )
     axis.set(
-        xlabel="promised time between tokens, ms",
+        xlabel="SLO for the time between tokens, ms",
         ylabel="requests per second",
         xscale="log",
         title="Mistral-7B",

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.benchmark.capacity.cells import name_of, run_cells
-from vllm_sarathi.benchmark.capacity.search import Criterion, Found, Task, Workload, find, rehearse, row_of
+from vllm_sarathi.benchmark.capacity.search import (
+    Criterion,
+    Found,
+    RequestSource,
+    Task,
+    find,
+    row_of,
+    simulate_task,
+)
 from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import deployment
 
@@ -130,7 +138,7 @@ def _cell(
     table: str, label: str, place: str, dataset: str, slo_ms: float, scheduler: str, scale: Scale
 ) -> Cell:
     settings = (("tbt_slo_ms", slo_ms),) if scheduler == "sarathi" else ()
-    workload = Workload(dataset, scale.requests)
+    workload = RequestSource(dataset, scale.requests)
     tasks = (
         Task(place, scheduler, workload, Criterion(slo_ms), seed, settings, tolerance=scale.tolerance)
         for seed in range(scale.seeds)
@@ -155,7 +163,7 @@ def cells_of(scale: Scale) -> list[Cell]:
         for scheduler in ("prefill-first", f"sarathi@{budget}", "sarathi"):
             cells.append(_cell("parallel", label, TENSOR, "chat", slo_ms, scheduler, scale))
     for scheduler in ABLATION:
-        task = Task(ABLATION_DEPLOYMENT, scheduler, Workload("chat", 128), Criterion())
+        task = Task(ABLATION_DEPLOYMENT, scheduler, RequestSource("chat", 128), Criterion())
         cells.append(Cell("ablation", "", (task,)))
     return cells
 
@@ -170,7 +178,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     requests = first.workload.at(1.0, 0)
     tokens = sum(request.prompt_tokens for request in requests) / len(requests)
     rate_qps = 0.5 / first.place.read_s(tokens)
-    outcome = rehearse(first, rate_qps, to_the_end=True)
+    outcome = simulate_task(first, rate_qps, to_the_end=True)
     assert outcome is not None
     return {**about, "scheduler": first.scheduler, "rate_qps": rate_qps, **outcome.to_mapping()}
 

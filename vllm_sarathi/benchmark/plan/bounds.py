@@ -18,7 +18,7 @@ from vllm_sarathi.benchmark.plan.load import Load
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import deployment
-from vllm_sarathi.simulation.outcome import PROMISE_PERCENTILE
+from vllm_sarathi.simulation.outcome import SLO_PERCENTILE
 from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.simulator import StepTimes
 
@@ -37,7 +37,7 @@ class Bound:
         refused: why it cannot do it at all; empty where it may.
         kind: `memory`, `slo` or empty.
         fastest_ms: the shortest time between two tokens of one request alone, or its shortest time to first token,
-            where that breaks the promise.
+            where that breaks the SLO.
         source: where its step times come from.
         notes: what a reader should know of them.
     """
@@ -131,7 +131,7 @@ def _decode_qps(place: Deployment, times: StepTimes, load: Load) -> float:
         if seconds > loosest_s:
             break
         best = max(best, larger / seconds)  # whatever lies between takes as long, and writes no more
-    kept = load.attainment * PROMISE_PERCENTILE / 100 if math.isfinite(loosest_s) else 1.0
+    kept = load.attainment * SLO_PERCENTILE / 100 if math.isfinite(loosest_s) else 1.0
     return best / outputs / kept
 
 

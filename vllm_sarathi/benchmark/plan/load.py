@@ -1,4 +1,4 @@
-"""The load that a plan is for: what is sent, what each class is promised, and whether a run kept it."""
+"""The load that a plan is for: what is sent, the SLOs of each class, and whether a run met them."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,19 +11,20 @@ import numpy as np
 from vllm_sarathi.benchmark.capacity.simulated import rate_of
 from vllm_sarathi.core.classes import SloClasses, read_classes
 from vllm_sarathi.core.config import ConfigError, check_int, check_positive, nearest_hint
-from vllm_sarathi.simulation.outcome import keeps_promise
+from vllm_sarathi.simulation.outcome import meets_slos
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
 from vllm_sarathi.simulation.traces import read_trace
-from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
 
 MAX_DELAY_S = 2.0
-"""The longest median scheduling delay where no time to first token is promised (the paper's criterion)."""
+"""The longest median queueing delay where there is no SLO for the time to first token (the paper's criterion)."""
 
 LONGEST_STEP = 1024
 """`--max-model-len` is a multiple of it."""
 
 LEAST_SPAN_S = 30.0
-"""A run goes on for so long at least: a short one ends before the queue that it builds up is felt."""
+"""The least length of a run: a shorter one ends before the queue that it builds up is felt."""
 
 MOST_REQUESTS = 6000
 """Requests of a run."""
@@ -33,13 +34,13 @@ NO_LIMIT_TOKENS = 10**9
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent, and what is promised.
+    """What is sent, and within which SLOs.
 
     Attributes:
         name: of the workload, or of the trace's file.
         requests: as many as the longest run takes; their times are stretched to its rate.
         rate_qps: requests per second, of all replicas.
-        attainment: the share of each class's requests whose promises have to be kept.
+        attainment: the share of each class's requests that have to meet their SLOs.
         settings: those of SarathiConfig, for `sarathi`.
         least: requests of a run.
         seed: of what scatters.
@@ -82,7 +83,7 @@ class Load:
         return at_rate(self.requests[:count], rate_qps)
 
     def kept(self, logs: Iterable[RequestLog]) -> bool:
-        """Return whether a finished run kept what is promised."""
+        """Return whether a finished run met the SLOs."""
         every = list(logs)
         shares = kept_shares(every)
         if any(share < self.attainment for share in shares.values()):
@@ -94,16 +95,16 @@ class Load:
 
 
 def kept_shares(logs: Iterable[RequestLog]) -> dict[str, float]:
-    """Return the share of the requests that kept their promises, for each class that is promised something."""
+    """Return the share of the requests that met their SLOs, for each class with an SLO."""
     kept: dict[str, list[bool]] = {}
     for log in logs:
-        if (one := keeps_promise(log)) is not None:
+        if (one := meets_slos(log)) is not None:
             kept.setdefault(log.request.kind, []).append(one)
     return {kind: sum(each) / len(each) for kind, each in kept.items()}
 
 
 class Hopeless:
-    """Ends a run in which too many promises of a class are broken, whatever comes."""
+    """Ends a run in which too many requests of a class miss their SLOs, whatever comes."""
 
     def __init__(self, requests: Iterable[SimulatedRequest], attainment: float) -> None:
         self._left: dict[str, float] = {}
@@ -115,7 +116,7 @@ class Hopeless:
     def __call__(self, simulator: Simulator) -> bool:
         """Look at what has finished since the last call, and who is late already."""
         for log in simulator.finished[self._seen :]:
-            if keeps_promise(log) is False:
+            if meets_slos(log) is False:
                 self._left[log.request.kind] -= 1
         self._seen = len(simulator.finished)
         left = dict(self._left)
@@ -137,9 +138,9 @@ class LoadAsked:
         requests: of a run, at the least.
         trace, trace_format, time_scale: as `read_trace` takes them.
         rate_qps: requests per second; None for a trace's own.
-        tbt_slo_ms, ttft_slo_ms: the promises of each request; None for none.
-        slo_classes: a file with promises by class; None for none.
-        attainment: the share of the requests whose promises have to be kept.
+        tbt_slo_ms, ttft_slo_ms: the SLOs of each request; None for none.
+        slo_classes: a file with SLOs by class; None for none.
+        attainment: the share of the requests that have to meet their SLOs.
     """
 
     workload: str = "chat"
@@ -159,7 +160,7 @@ def load_of(asked: LoadAsked) -> Load:
     """Return the load that was asked for.
 
     Raises:
-        ConfigError: an unknown name, a value out of range, or nothing that is promised.
+        ConfigError: an unknown name, a value out of range, or no SLO.
     """
     check_int("requests", asked.requests, minimum=20)
     for key in ("rate", "tbt_slo_ms", "ttft_slo_ms"):
@@ -169,7 +170,9 @@ def load_of(asked: LoadAsked) -> Load:
     if not 0 < asked.attainment < 1:
         raise ConfigError(f"--attainment {asked.attainment!r}: must be a share above 0 and below 1, as 0.95.")
     if asked.rate_qps is None and asked.trace is None:
-        raise ConfigError("--rate: how many requests per second? (A --trace has a rate of its own.)")
+        raise ConfigError(
+            "--rate: is missing; give requests per second, or a --trace, which has its own rate."
+        )
     if asked.trace is None:
         sent = synthetic(asked.workload, 1.0, max(MOST_REQUESTS, asked.requests), 0, asked.arrivals)
     else:
@@ -187,19 +190,15 @@ Settings = tuple[tuple[str, Any], ...]
 
 
 def _promised(asked: LoadAsked, sent: Sequence[SimulatedRequest]) -> tuple[Settings, list[SimulatedRequest]]:
-    """Return the scheduler's settings, and the requests with their promises."""
+    """Return the scheduler's settings, and the requests with their SLOs."""
     if asked.slo_classes is not None:
         if asked.tbt_slo_ms is not None or asked.ttft_slo_ms is not None:
-            raise ConfigError(
-                "--slo-classes: says what is promised; leave out --tbt-slo-ms and --ttft-slo-ms."
-            )
+            raise ConfigError("--slo-classes: states the SLOs; leave out --tbt-slo-ms and --ttft-slo-ms.")
         classes = read_classes(asked.slo_classes)
         return (("slo_classes", classes.to_mapping()),), [_in_class(request, classes) for request in sent]
     if asked.tbt_slo_ms is None and asked.ttft_slo_ms is None:
         if all(r.tbt_slo_ms is None and r.ttft_slo_ms is None for r in sent):
-            raise ConfigError(
-                "plan: nothing is promised; say --tbt-slo-ms, --ttft-slo-ms or --slo-classes, which a plan is to keep."
-            )
+            raise ConfigError("plan: no SLO is stated; say --tbt-slo-ms, --ttft-slo-ms or --slo-classes.")
         own = (("allow_request_slo", True), ("prefill_order", "deadline"))
         return own, list(sent)
     settings: dict[str, Any] = {}

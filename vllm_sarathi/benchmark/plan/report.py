@@ -26,7 +26,7 @@ ROUTER = "least-tokens"
 """What the fleet of the check is behind: what waits is what any gateway can know."""
 
 MORE_REPLICAS = 8
-"""So many more than one replica's share needs are tried."""
+"""The most replicas that are tried beyond what one replica's share needs."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Checked:
         verdict: the candidate's.
         replicas: how many it takes behind a router.
         cost: of these, per hour.
-        kept: the share of the requests that kept their promises, by class.
+        kept: the share of the requests that met their SLOs, by class.
     """
 
     verdict: Verdict
@@ -100,10 +100,10 @@ def nothing_said(board: Board, load: Load) -> str:
     refused = [v for v in board.verdicts if v.why in ("memory", "slo")]
     broken = [v for v in refused if v.why == "slo"]
     if len(refused) < len(board.verdicts):
-        return "plan: no number of replicas carries this load; requests that come together break what is promised."
+        return "plan: no number of replicas carries this load; requests that arrive together miss the SLOs."
     if broken:
         nearest = min(broken, key=lambda v: v.bound.fastest_ms)
-        return f"plan: no deployment can keep what is promised; the nearest is {nearest.bound.refused} ms."
+        return f"plan: no deployment can meet the SLOs; the nearest is {nearest.bound.refused} ms."
     roomiest = max(refused, key=lambda v: v.candidate.devices)
     return f"plan: nothing holds the model; {roomiest.bound.refused.removeprefix('--deployment ')}"
 

@@ -1,4 +1,4 @@
-"""The cheapest deployment that keeps what is promised: `vllm-sarathi plan`.
+"""The cheapest deployment that meets the SLOs: `vllm-sarathi plan`.
 
 Candidates are tried by what they would cost at best. For each, the fewest replicas are searched that carry the load; a
 candidate of which not even as many as the best so far would pay for are enough takes one run, and one whose bound says
@@ -22,7 +22,7 @@ from vllm_sarathi.simulation.simulator import Simulator
 MOST_REPLICAS = 4096
 
 MOST_TIMES = 4
-"""What costs so many times as much as the first is no runner-up."""
+"""The cost, as a multiple of the cheapest, above which a candidate is no runner-up."""
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 STAGES = (1, 2)
@@ -93,7 +93,7 @@ def candidates_of(
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReplicaQuestion:
     """How many replicas of a candidate are enough, asked of a worker.
 
     Attributes:
@@ -123,12 +123,12 @@ class Enough:
 
 
 def settings_of(candidate: Candidate, load: Load) -> dict[str, Any]:
-    """Return the settings of a candidate's scheduler: fixed budgets heed no promise."""
+    """Return the settings of a candidate's scheduler: fixed budgets heed no SLO."""
     return dict(load.settings) if candidate.scheduler == "sarathi" else {}
 
 
 def carries(candidate: Candidate, load: Load, replicas: int) -> bool:
-    """Return whether one of so many replicas carries its share of the load."""
+    """Return whether a replica, one of `replicas`, carries its share of the load."""
     place = deployment(candidate.deployment, longest=load.longest)
     choice = scheduler_choice(candidate.scheduler, **settings_of(candidate, load))
     requests = load.at(load.rate_qps / replicas)
@@ -139,7 +139,7 @@ def carries(candidate: Candidate, load: Load, replicas: int) -> bool:
     return not simulator.given_up and load.kept(simulator.logs)
 
 
-def enough(asked: Asked) -> Enough:
+def enough(asked: ReplicaQuestion) -> Enough:
     """Return the fewest replicas that carry a load."""
     runs = 0
 
@@ -289,7 +289,7 @@ def search(
                 board.verdicts.append(verdict)
                 note(verdict)
                 continue
-            pending[workers.submit(enough, Asked(verdict.candidate, load, least, most))] = verdict
+            pending[workers.submit(enough, ReplicaQuestion(verdict.candidate, load, least, most))] = verdict
         if pending:
             task = workers.any_of(pending)
             verdict = pending.pop(task)

@@ -32,7 +32,7 @@ HELD_OUT_STEPS = 24
 CONTEXTS = (16, 64, 256)
 PROMPT_TOKENS = 2048
 MOST_STEP_S = 2.0
-"""A chunk is left out where the model, so far, foretells more."""
+"""A chunk is left out where the model, so far, predicts more."""
 
 GRID_S = 90.0
 """No level begins later than this."""
@@ -81,7 +81,7 @@ class Profile:
 
     Attributes:
         learnt: steps that the model was learnt from.
-        held_out: steps that it had to foretell, none of which it had learnt from.
+        held_out: steps that it predicted without having learnt from them.
     """
 
     learnt: tuple[StepRecord, ...]
@@ -151,7 +151,7 @@ def _chunks_that_fit(model: StepTimeModel, level: int, chunks: Sequence[int]) ->
 def _run_level(
     engine: InProcessEngine, policy: GridPolicy, level: int, chunks: Sequence[int], rng: random.Random
 ) -> None:
-    """Let so many streams decode, and take a step for each chunk beside them."""
+    """Let a number of streams decode, and take a step for each chunk beside them."""
 
     def prompt(tokens: int) -> list[int]:
         return rng.choices(range(engine.vocabulary // 8, engine.vocabulary), k=tokens)

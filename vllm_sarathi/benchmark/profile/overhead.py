@@ -84,7 +84,7 @@ def _timed_class(times: _ParentTimes) -> type[Any]:
 def measure_overhead(
     config: SarathiConfig, running: int, waiting: int, steps: int = MEASURED_STEPS
 ) -> Overhead:
-    """Measure our share of `schedule()` with so many running and waiting requests."""
+    """Measure our share of `schedule()` with running and waiting requests."""
     times = _ParentTimes()
     max_tokens = steps + WARM_UP_STEPS + running + 16
     with tempfile.TemporaryDirectory() as folder:

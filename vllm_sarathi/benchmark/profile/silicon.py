@@ -1,4 +1,4 @@
-"""Rehearsals judged by silicon: the measured servers of `silicon_sample`, simulated row by row.
+"""Simulations against measured accelerators: the measured servers of `silicon_sample`, simulated row by row.
 
 The same closed loop is simulated with vLLM's own scheduler, the default budget of the device, and step times from
 measured kernels.
@@ -20,7 +20,7 @@ from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choi
 from vllm_sarathi.simulation.devices.measured import MeasuredTimes
 from vllm_sarathi.simulation.placement import Deployment, MeasuredDeployment
 from vllm_sarathi.simulation.simulator import RequestLog
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 FRONTEND = Frontend(0.010, 5e-6)
 GATEWAY = Frontend(0.010, 30e-6)
@@ -38,10 +38,10 @@ SPARE_TOKENS = 64
 """Blocks that a request has begun, and those of the steps in flight."""
 
 STEADY_REQUESTS, LONG_ANSWER = 32, 2048
-"""At least so many requests are looked at, unless answers are long."""
+"""The least number of requests that are looked at, unless answers are long."""
 
 SOME_ROWS = 4
-"""So many of each group are simulated unless all are asked for."""
+"""Rows of each group that are simulated unless all are asked for."""
 
 CHECKPOINT = "checkpoint"
 """The precision of a row that states none."""

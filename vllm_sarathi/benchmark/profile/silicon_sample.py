@@ -1,7 +1,7 @@
 """The measured servers of aiconfigurator-core's silicon sample: its rows, and those whose load cannot be what was run.
 
-A row says what a real vLLM server gave in a closed loop: so many clients, each with one request at a time, prompts and
-answers of stated lengths; the time to the first token and the time per token after it.
+A row says what a real vLLM server gave in a closed loop: a number of clients, each with one request at a time, prompts
+and answers of stated lengths; the time to the first token and the time per token after it.
 
 Constants are fitted on the rows whose id ends in an even number, and the rows with odd ones judge. A row whose stated
 load cannot be what was run is left out, with the reason; reasons rest on the sample and on data sheets, and the last of
@@ -44,7 +44,7 @@ KV_AT_LEAST = 1.0
 """Bytes of an element of the KV cache, at least: the sample does not say it."""
 
 BEYOND_SHARE = 0.1
-"""Where so many rows of a model on a device are quicker than its data sheet, none of them had the stated load."""
+"""The share of rows quicker than the data sheet above which none of a model's rows on a device had the stated load."""
 
 QUEUED_SHARE = 1.5
 FALLING_SHARE = 1.1

@@ -1,4 +1,4 @@
-"""Does the rehearsal match the show? The same requests in simulation and on a real server, figure by figure.
+"""`vllm-sarathi validate`: the same requests in simulation and on a real server, figure by figure.
 
 First the device is calibrated as it serves: a server of ours with a fixed budget writes a step trace while
 `vllm bench serve` sends it requests of other lengths, at other times, from another seed than those that are compared.
@@ -17,10 +17,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vllm_sarathi.benchmark.capacity.search import Workload as Rehearsed
+from vllm_sarathi.benchmark.capacity.search import RequestSource
 from vllm_sarathi.benchmark.common.progress import Stages
+from vllm_sarathi.benchmark.live.arrivals import Arrival, draw_arrivals
 from vllm_sarathi.benchmark.live.load import Load, read_result, send, write_load
-from vllm_sarathi.benchmark.live.measures import summarise
+from vllm_sarathi.benchmark.live.measures import summarise_streams
 from vllm_sarathi.benchmark.live.server import (
     KV_CACHE_GIB,
     MAX_MODEL_LEN,
@@ -30,8 +31,7 @@ from vllm_sarathi.benchmark.live.server import (
     server_env,
 )
 from vllm_sarathi.benchmark.live.streams import StreamRecord
-from vllm_sarathi.benchmark.live.workloads import WORKLOADS, Arrival, Kind, Workload, draw_arrivals
-from vllm_sarathi.benchmark.profile.trace import read_trace as read_step_trace
+from vllm_sarathi.benchmark.profile.trace import read_step_trace
 from vllm_sarathi.core.config import (
     BASELINES,
     NO_CALIBRATION,
@@ -41,7 +41,6 @@ from vllm_sarathi.core.config import (
     check_int,
     check_positive,
     flag_name,
-    nearest_hint,
 )
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.simulation.calibrated import Ratios, StepFit, fit_steps
@@ -56,9 +55,11 @@ from vllm_sarathi.simulation.outcome import outcome_of
 from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.simulator import Simulator
 from vllm_sarathi.simulation.traces import read_trace
-from vllm_sarathi.simulation.workload import SimulatedRequest, at_rate
+from vllm_sarathi.simulation.workloads.live import Kind, LiveWorkload
+from vllm_sarathi.simulation.workloads.registry import live_named
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
 
-VALIDATION = Workload(
+VALIDATION = LiveWorkload(
     "validation",
     "short and medium prompts",
     (Kind(0.7, (40, 200), (40, 80)), Kind(0.3, (200, 600), (40, 80))),
@@ -67,9 +68,7 @@ VALIDATION = Workload(
 )
 """What is compared, unless another workload is named: prompts are read while streams run, and queues stay short."""
 
-VALIDATED = {VALIDATION.name: VALIDATION, **WORKLOADS}
-
-CALIBRATION = Workload(
+CALIBRATION = LiveWorkload(
     "calibration",
     "prompts of all lengths",
     (Kind(0.5, (16, 200), (24, 72)), Kind(0.35, (200, 700), (24, 72)), Kind(0.15, (700, 1800), (24, 72))),
@@ -79,7 +78,7 @@ CALIBRATION = Workload(
 CALIBRATION_SEED = 1_000_003
 LONE_REQUESTS = 12
 LONE_GAP_S = 1.0
-"""Before the calibration's load so many requests come one by one: what they take beyond their step is the way."""
+"""Requests that are sent one by one before the calibration's load, to measure the time outside the engine."""
 
 STEP_TOKENS = 2048
 """vLLM's default for a server on a CPU; the same for all, so that what is called idle is the same."""
@@ -115,14 +114,14 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Comparison:
     """What is compared: who schedules, and under which loads."""
 
     choices: tuple[SchedulerChoice, ...]
     loads: tuple[Load, ...]
 
 
-def parse_asked(
+def parse_comparison(
     *,
     model: str,
     workload: str,
@@ -136,7 +135,7 @@ def parse_asked(
     too_long: str,
     time_scale: float,
     out: Path,
-) -> Asked:
+) -> Comparison:
     """Check what the user asked for and write the loads down, before any server starts.
 
     Raises:
@@ -159,7 +158,7 @@ def parse_asked(
     if trace is not None:
         name = trace.stem
         read = read_trace(trace, trace_format, MAX_MODEL_LEN, too_long, time_scale).requests
-        drawn = [Rehearsed(name, requests or len(read), trace=read).window(seed) for seed in range(seeds)]
+        drawn = [RequestSource(name, requests or len(read), trace=read).window(seed) for seed in range(seeds)]
         played = [window if rate_qps is None else at_rate(window, rate_qps) for window in drawn]
         streams = [
             [Arrival(r.arrival_s - window[0].arrival_s, r.prompt_tokens, r.output_tokens) for r in window]
@@ -167,15 +166,11 @@ def parse_asked(
         ]
     else:
         name = workload
-        if workload not in VALIDATED:
-            raise ConfigError(
-                f"--workload {workload!r}: unknown workload; {nearest_hint(workload, VALIDATED)}"
-            )
-        known = VALIDATED[workload]
+        known = VALIDATION if workload == VALIDATION.name else live_named(workload, (VALIDATION.name,))
         wanted = replace(known, requests=requests or known.requests, rate_per_s=rate_qps or known.rate_per_s)
         streams = [draw_arrivals(wanted, seed) for seed in range(seeds)]
     loads = [write_load(f"{name}-{seed}", each, model, out, seed) for seed, each in enumerate(streams)]
-    return Asked(choices, tuple(loads))
+    return Comparison(choices, tuple(loads))
 
 
 def server_flags(choice: SchedulerChoice) -> list[str]:
@@ -274,7 +269,7 @@ def validate(
     with Stages(console) as stages:
         calibration = _calibrate(model, out, stages)
         lives = {choice.text: _serve(choice, loads, out, stages) for choice in choices}
-    console.print(f"outside the engine a request spends {calibration.outside_s * 1e3:.0f} ms")
+    console.print(f"a request spends {calibration.outside_s * 1e3:.0f} ms outside the engine")
     place = replace(
         cpu_deployment(model, calibration.model, calibration.ratios, KV_CACHE_GIB),
         max_tokens=MAX_MODEL_LEN,
@@ -296,8 +291,8 @@ def _warn_of_other_work(console: Console) -> None:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > BUSY_SHARE * cores:
         console.print(
-            f"other work runs here (load {load:.1f} on {cores} cores): the calibration and the live runs "
-            "may meet machines of different speed, and the errors below are then those of the machine"
+            f"other work runs on this machine (load {load:.1f} on {cores} cores): the calibration and the live runs "
+            "may see different speeds, which adds to the errors below"
         )
 
 
@@ -323,7 +318,7 @@ def _serve(choice: SchedulerChoice, loads: Sequence[Load], out: Path, stages: St
         failed = [record.error for record in records if record.error is not None]
         if failed:
             raise RuntimeError(f"{choice.text}: {len(failed)} requests failed; the first: {failed[0]}")
-        figures.append(summarise(records))
+        figures.append(summarise_streams(records))
     return figures
 
 

@@ -1,6 +1,6 @@
-"""How fast a rehearsal is: steps per second with many running requests, and a long chat from its start to its end.
+"""How fast a simulation is: steps per second with many running requests, and a long chat from its start to its end.
 
-A rehearsal is one thread, and seconds are those of the processor: what else runs on the machine is not counted.
+A simulation is one thread, and seconds are those of the processor: what else runs on the machine is not counted.
 """
 
 import time
@@ -13,7 +13,8 @@ from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import SchedulerChoice, build, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.package import known_models
 from vllm_sarathi.simulation.simulator import Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 DEPLOYMENT = "mistral-7b/a100"
 SCHEDULERS = ("default", "sarathi@512", "sarathi")
@@ -45,7 +46,7 @@ def _simulator(choice: SchedulerChoice, requests: list[SimulatedRequest]) -> Sim
 
 
 def steps_per_s(choice: SchedulerChoice, running: int = RUNNING, steps: int = MEASURED_STEPS) -> float:
-    """Return how many steps a second are simulated while so many requests decode."""
+    """Return how many steps a second are simulated with a number of requests decoding."""
     answer = WARM_UP_STEPS + steps + 200
     engine = _simulator(choice, [SimulatedRequest(0.0, 100 + i, answer) for i in range(running)])
     engine.run(lambda run: run.steps >= WARM_UP_STEPS)
@@ -79,7 +80,7 @@ def measure_speed(chat_requests: int = CHAT_REQUESTS, steps: int = MEASURED_STEP
 
 def speed_table(rows: list[dict[str, Any]]) -> Table:
     """Return the rows as a table."""
-    table = Table(title=f"rehearsals of {DEPLOYMENT}, on one core")
+    table = Table(title=f"simulations of {DEPLOYMENT}, on one core")
     table.add_column("scheduler")
     for name in (f"steps/s, {rows[0]['running']} running", f"{rows[0]['chat_requests']} chat requests, s"):
         table.add_column(name, justify="right")

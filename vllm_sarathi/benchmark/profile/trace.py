@@ -14,7 +14,7 @@ OTHER_COLOUR = "#e08214"
 MISSED_COLOUR = "#d62728"
 
 
-def read_trace(path: Path) -> list[TracedStep]:
+def read_step_trace(path: Path) -> list[TracedStep]:
     """Return the steps in a trace; a last line that is still being written is passed over.
 
     Raises:
@@ -23,7 +23,7 @@ def read_trace(path: Path) -> list[TracedStep]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise StepTraceError(f"{path}: cannot be read ({reason}).") from error
     steps = []
     for number, line in enumerate(lines[:-1], start=1):
@@ -99,14 +99,14 @@ def trace_table(steps: Sequence[TracedStep]) -> Table:
         if not chosen:
             continue
         times_ms = [step.measured_s * 1e3 for step in chosen]
-        promised = [s for s in chosen if s.slo_s is not None and s.shape.decodes]
-        kept = sum(s.measured_s <= s.slo_s for s in promised if s.slo_s is not None)
+        with_slo = [s for s in chosen if s.slo_s is not None and s.shape.decodes]
+        kept = sum(s.measured_s <= s.slo_s for s in with_slo if s.slo_s is not None)
         table.add_row(
             name,
             str(len(chosen)),
             f"{quantile(times_ms, 0.5):.1f}",
             f"{quantile(times_ms, 0.99):.1f}",
-            f"{kept / len(promised):.2%}" if promised else "-",
+            f"{kept / len(with_slo):.2%}" if with_slo else "-",
             *error_quantiles(chosen),
         )
     return table
@@ -136,13 +136,13 @@ def draw_steps(steps: Sequence[TracedStep], out: Path) -> None:
         label = f"{name}: {len(group)}"
         above.plot(at_s, [s.measured_s * 1e3 for s in group], ".", color=colour, markersize=4, label=label)
         below.plot(at_s, [s.token_budget for s in group], ".", color=colour, markersize=3)
-    promised = [step for step in steps if step.slo_s is not None]
+    with_slo = [step for step in steps if step.slo_s is not None]
     above.plot(
-        [step.at_s - start_s for step in promised],
-        [(step.slo_s or 0) * 1e3 for step in promised],
+        [step.at_s - start_s for step in with_slo],
+        [(step.slo_s or 0) * 1e3 for step in with_slo],
         color="black",
         linewidth=1,
-        label="promised time between tokens",
+        label="SLO for the time between tokens",
     )
     above.set_ylabel("step, ms")
     above.set_yscale("log")

@@ -1,8 +1,8 @@
 """Batch work is let in only beside what SLOs may need before its answers end.
 
-What they may need is what they have needed at the most lately, and a little more: so many requests at once (slots, and
-decodes in each step), and so many tokens in the KV cache. Batch work in flight gives all else its turn in every step,
-as it is last in the order; a slot, a block or a decode it holds until its answer ends, and so those are kept free
+What they may need is what they have needed at the most lately, and a little more: a number of requests at once (slots,
+and decodes in each step), and of tokens in the KV cache. Batch work in flight gives all else its turn in every step, as
+it is last in the order; a slot, a block or a decode it holds until its answer ends, and so those are kept free
 beforehand."""
 
 import math
@@ -13,16 +13,16 @@ from vllm_sarathi.core.limits.growth import Growth
 from vllm_sarathi.core.types import Occupancy, Reason, StepView
 
 MEMORY_S = 120.0
-"""A peak of promised work fades by a factor e in so many seconds."""
+"""A peak of work with SLOs fades by a factor of e in this time."""
 
 SPARE = 1.25
-"""So many times the peak is kept free."""
+"""The multiple of the peak that is kept free."""
 
 LEAST_SPARE_SHARE = 1 / 16
-"""And at least so much of all there is: who comes first must find room."""
+"""And at least this share of all there is: the first to come must find room."""
 
 UNKNOWN_ANSWER_RUNNING = 8
-"""So many requests of batch work run at once while nobody knows how long answers are."""
+"""Requests of batch work that run at once while it is unknown how long answers are."""
 
 
 class Peak:
@@ -44,7 +44,7 @@ class Backfill:
     Args:
         experience: what is known of the device.
         growth: what a batch will cost until its answers end.
-        least_slo_s: the tightest promised time between tokens, as a time that a step may take, seconds.
+        least_slo_s: the tightest SLO for the time between tokens, as a time that a step may take, seconds.
     """
 
     def __init__(self, experience: Experience, growth: Growth, least_slo_s: float) -> None:
@@ -83,7 +83,7 @@ class Backfill:
         return candidate.tokens, candidate.reason
 
     def _has_room(self, view: StepView, held: Occupancy, joined: int, joined_tokens: int) -> bool:
-        """Tell whether SLOs still find room where so many requests more run, the last of them batch work."""
+        """Tell whether SLOs still find room where `joined` more requests run, the last of them batch work."""
         running = view.generating + len(view.prefills)
         if not running and joined == 1:
             return True

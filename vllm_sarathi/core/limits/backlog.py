@@ -1,4 +1,4 @@
-"""Who waits for a step: those that are there, and those that will come before the queue is empty again.
+"""Delayed requests: those that wait for a step, and those that will come before the queue is empty again.
 
 Time that a step spends on anything but reading is not only paid by the prompts that wait now. While there is a queue,
 all that join it are put off, too, up to the moment when there is nothing left to read (in queueing theory, the end of
@@ -9,7 +9,7 @@ FORGOTTEN = 0.95
 """What remains of an earlier busy period's weight after each one."""
 
 KNOWN_PERIODS = 4
-"""After so many, how many prompts a busy period has is known."""
+"""Busy periods after which the prompts of one are known."""
 
 
 class Backlog:

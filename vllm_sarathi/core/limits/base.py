@@ -82,7 +82,7 @@ def last_chunk(candidate: Candidate) -> LastChunk | None:
 
 
 def chunks_within(prompts: Sequence[RequestView], tokens: int) -> tuple[int, float, int]:
-    """Return what of the prompts is in so many tokens: tokens, attention work, and how many prompts."""
+    """Return what of the prompts fits into `tokens`: tokens, attention work, and how many prompts."""
     taken, work, count = 0, 0.0, 0
     for request in prompts:
         chunk = min(request.remaining_tokens, tokens - taken)
@@ -94,7 +94,7 @@ def chunks_within(prompts: Sequence[RequestView], tokens: int) -> tuple[int, flo
 
 
 def complete_within(prompts: Sequence[RequestView], tokens: int) -> int:
-    """Return how many of the prompts are complete after so many tokens."""
+    """Return how many of the prompts are complete after `tokens`."""
     for count, request in enumerate(prompts):
         tokens -= request.remaining_tokens
         if tokens < 0:

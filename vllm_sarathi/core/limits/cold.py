@@ -11,7 +11,7 @@ IDLE_TOKENS = 256
 """The first chunk where nothing decodes, and a step may still not take for ever."""
 
 DECODES_SHARE = 0.5
-"""How long decodes take is not known yet: so much of the SLO is theirs."""
+"""The share of the SLO that is left to decodes while it is unknown how long they take."""
 
 
 class Cold:

@@ -6,8 +6,8 @@ Five cases, each stated by what gives way:
 - a chunk is in time by the prediction, and not by its margin: as where little has been seen, or nothing for long, a
   margin is mostly caution, it is tried. Each attempt that turns out late counts as a step that is late on purpose;
 - decodes alone are in time, and any prefill beside them is not: a step may be late on purpose, by at most LATE_TIMES,
-  less often than the promised share of gaps may be late (`Experience.late_credit`). As it is late anyway, it takes as
-  many tokens as that time holds, of several prompts where they wait, so that few such steps do;
+  less often than the share of gaps that the SLO allows may be late (`Experience.late_credit`). As it is late anyway,
+  it takes as many tokens as that time holds, of several prompts where they wait, so that few such steps do;
 - what comes next cannot be cut (an image, a block of a hybrid model's state) and is only a little too long: it goes;
 - a prompt has waited for `max_wait_s`: as in the first case, the gaps give way.
 """
@@ -23,16 +23,16 @@ PREFILL_SHARE = 0.2
 """Of the time, where decodes alone are late or a prompt has waited for too long."""
 
 OVERHEAD_TIMES = 4.0
-"""Then a step reads for at least so many times what it costs that it reads at all, and the next ones read nothing."""
+"""Then a step prefills for at least this multiple of its overhead, and the next ones read nothing."""
 
 LATE_TIMES = 12.0
-"""A step that is late on purpose takes at most so many times what it may: one late gap is one, however long."""
+"""A step that is late on purpose takes at most this multiple of what it may: one late gap is one, however long."""
 
 LATE_GROWTH = 4
 """It grows faster beyond what was seen than a step that is to be in time."""
 
 UNCUT_TIMES = 1.5
-"""Something that cannot be cut goes into any step that then takes at most so many times what it may."""
+"""Something that cannot be cut goes into any step that then takes at most this multiple of what it may."""
 
 
 class Floor:

@@ -12,7 +12,7 @@ from vllm_sarathi.core.limits.base import prompts_left
 from vllm_sarathi.core.types import RequestView, StepView
 
 FIXED_SHARE = 0.5
-"""So much of what a step of decodes usually takes does one more step cost at least, whatever is in it."""
+"""The least cost of one more step, as a share of what a step of decodes usually takes."""
 
 
 class StopEarly:

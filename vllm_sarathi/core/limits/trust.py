@@ -8,8 +8,8 @@ from vllm_sarathi.core.types import Reason, StepView
 GROWTH = 2.0
 KNOWN_GROWTH = 3.0
 KNOWN_STEPS = 32
-"""A step may be so many times the largest of its kind, with decodes or without, that was seen; more of them where so
-many steps with prefill and decodes have been seen."""
+"""A step may be GROWTH times the largest one seen of its kind, with decodes or without; KNOWN_GROWTH times it once
+KNOWN_STEPS hybrid steps have been seen."""
 
 
 class Trust:

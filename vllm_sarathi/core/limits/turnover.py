@@ -41,6 +41,6 @@ class Turnover:
         return tokens, candidate.reason if tokens == candidate.tokens else Reason.TURNOVER
 
     def _step(self, view: StepView, candidate: Candidate, tokens: int) -> tuple[float, int]:
-        """Return the predicted seconds of the step with so much of its prefill, and the prompts in it."""
+        """Return the predicted seconds of the step with `tokens` of its prefill, and the prompts in it."""
         taken, work, prompts = chunks_within(candidate.prompts, tokens)
         return self._experience.seconds(view, taken, work, prompts), prompts

@@ -2,13 +2,13 @@
 
     0. *overdue*, in every second step: waited longer than the bound, within the share of its tenant; or batch work that
        has stood still for its own.
-    1. *promised*: a time to first token that can be kept; or that cannot, where the class is served late.
+    1. *with an SLO*: a time to first token that can be met; or that cannot, where the class is served late.
     2. *relegated*: cannot be kept any more.
-    3. *the rest*: promised nothing.
+    3. *the rest*: without an SLO.
     4. *batch*.
     5. *left out*: its tenant has more running than its part, and slots or KV blocks are short.
 
-Which promises are given up follows from the classes' weights (`first_token.keep`). Where a class has work of several
+Which SLOs are given up follows from the classes' weights (`first_token.keep`). Where a class has work of several
 tenants, its places go to them by their shares: the earliest to whoever has had the least (`shares`).
 """
 
@@ -49,17 +49,17 @@ RELEGATED = 2
 
 SPARE_SHARE = 1 / 8
 CROWDED_STEP_SHARE = 0.4
-"""Of slots and KV cache, so much is kept free of tenants that have more running than their part, for those that have
-less; and decodes alone may take so much of the tightest time between tokens before no more of theirs are let in."""
+"""Of slots and KV cache, a share is kept free of tenants that have more running than their part, for those that have
+less; and decodes alone may take a share of the tightest time between tokens before no more of theirs are let in."""
 
 MOST_PAID_S = 1.0
 """For one step a tenant that is kept out pays no more than that: the time may have been one of no steps at all."""
 
 NOBODY_WAITS = (Reason.ALL, Reason.IDLE, Reason.BACKFILL, Reason.PROBE)
-"""What ends a step that nobody under a promise waits for the end of."""
+"""What ends a step that nobody with an SLO waits for the end of."""
 
 QUEUE_MEMORY_S = 5.0
-"""How fast prompts are read while others wait is known from so many seconds of it."""
+"""The seconds of queueing that tell how fast prompts are read while others wait."""
 
 
 class ClassOrder(DeadlineOrder):
@@ -131,7 +131,7 @@ class ClassOrder(DeadlineOrder):
         requests = (*view.prefills, *view.waiting)
         self._charge(view.now_s - self._now_s)
         self._now_s = view.now_s
-        # Batch work waits for room that it is not to have: that says nothing of those under a promise.
+        # Batch work waits for room that it is not to have: that says nothing of those with an SLO.
         self._no_room = not (requests or self._has_batch) and view.unseen_waiting > 0
         starving = self._starving(requests)
         shared = self._shared(requests)
@@ -293,7 +293,7 @@ class ClassOrder(DeadlineOrder):
     def _jobs(
         self, requests: Sequence[RequestView], starving: bool, shared: Set[str]
     ) -> tuple[list[Job], list[int]]:
-        """Return the prompts under a promise, and which of the requests they are."""
+        """Return the prompts with an SLO, and which of the requests they are."""
         overdue = starving or any(self._is_overdue(request) for request in requests)
         factor = 2.0 if overdue else 1.0  # while some are overdue, half of the steps are theirs
         jobs, indices = [], []
@@ -302,7 +302,7 @@ class ClassOrder(DeadlineOrder):
             if request.ttft_slo_s is None or slo_class is None or slo_class.batch:
                 continue
             due_s = request.ttft_slo_s - request.age_s
-            stays = slo_class.when_late != "relegate"  # who was let in was let in on a promise
+            stays = slo_class.when_late != "relegate"  # who was let in was admitted with an SLO
             if due_s <= 0 and not stays:
                 continue
             read_s = factor * self._prefill_s(request.done_tokens, request.remaining_tokens)

@@ -3,16 +3,16 @@
 `deadline` is, in four ranks:
 
 1. *overdue*, in every second step: it has waited longer than the bound; by arrival.
-2. *promised*: it has a time to first token that can still be kept; earliest deadline first, shortest remaining as
+2. *with an SLO*: it has a time to first token that can still be kept; earliest deadline first, shortest remaining as
    tie-break.
 3. *given up*: its time to first token cannot be kept any more, so it stops harming those that can be; but it is owed
-   before what was promised nothing.
+   before what has no SLO.
 4. *the rest*: no SLO.
 
 In the last two the deadline is implied by the length (arrival + STRETCH x the time to read it), so that a short prompt
 does not wait behind a 100k one, and a long one gains on later arrivals as it ages.
 
-Before all of them go those that were preempted in the midst of an answer: their next token is late already.
+Before all of them go those that were preempted in the middle of an answer: their next token is late already.
 
 Which SLOs are given up is not left to each prompt alone: those that can be kept together are as many as possible.
 Where one would be late, the longest so far is given up (`first_token.keep`).
@@ -49,31 +49,31 @@ OCTAVES = 24
 """How many of those that wait are looked at: the oldest, the next due, and the oldest of each octave of lengths."""
 
 STRETCH = 10.0
-"""A prompt without an SLO to keep is due after so many times the time that reading it alone takes."""
+"""A prompt without an SLO to keep is due after this multiple of the time that prefilling it alone takes."""
 
 ARRIVAL_STEPS = 4
-"""So many steps fit into the shortest promised time to first token, whatever decodes: who arrives finds up to two
+"""Steps that fit into the shortest SLO for the time to first token, whatever decodes: who arrives finds up to two
 steps in flight, and has to be read in the third."""
 
 ARRIVAL_DECODE_STEPS = 4
-"""But a step may take so many times a decode step: else what it costs beside the prompts would be most of it."""
+"""But a step may take this multiple of a decode step: else what it costs beside the prompts would be most of it."""
 
 ENDED_EARLY = (Reason.ALL, Reason.ANSWER, Reason.TURNOVER, Reason.DOUBT)
 """Steps that do not show how fast full ones prefill: they had no more, or were ended early."""
 
 PREFILL_CAUTION = 1.05
-"""Prompts that fit only just are late in the end, and took the time of others: each is taken to need so much more."""
+"""Prompts that fit only just are late in the end, and took the time of others: each is taken to need longer."""
 
 ATTENTION_SHARE = 0.8
 """Of a step, at the most: the rest is what its tokens take by themselves."""
 
 PROMISE_REMEMBERED_S = 600.0
-"""A short SLO of one request is expected again for so long."""
+"""A short SLO of one request is expected again for this time."""
 
 Key = tuple[int, float, float]
 
 ReadTime = Callable[[int, int], float]
-"""Seconds to read so many remaining tokens after so many done ones."""
+"""Seconds to prefill a number of remaining tokens after a number of done ones."""
 
 
 def kept_promises(

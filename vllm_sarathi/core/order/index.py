@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item", bound=Hashable)
 
 SLACK = 64
-"""Entries of requests that no longer wait are dropped where they outnumber the others by so many."""
+"""Entries of requests that no longer wait are dropped where they outnumber the others by this."""
 
 
 class WaitingIndex(Generic[Item]):

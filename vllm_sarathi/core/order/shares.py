@@ -17,10 +17,10 @@ CREDIT_S = 2.0
 """Seconds of reading; a tenant that is owed more is not owed more."""
 
 REMEMBERED_S = 120.0
-"""A tenant that has asked for nothing for so long counts no more among those that a class is shared by."""
+"""A tenant that has asked for nothing for this time counts no more among those that a class is shared by."""
 
 MOST_TENANTS = 4096
-"""Names of tenants come from outside: of more than so many in a class, those that are owed most are forgotten first."""
+"""Names of tenants come from outside: of more than this in a class, those that are owed most are forgotten first."""
 
 
 class Shares:

@@ -2,7 +2,7 @@
 
 A prompt that has waited for `max_wait_s` goes before all others in every second step that holds prefill, so it has its
 first token no later than `max_wait_s` plus twice the time to prefill it and those that arrived before it. Before all of
-them go those that were preempted in the midst of an answer: their next token is late already.
+them go those that were preempted in the middle of an answer: their next token is late already.
 """
 
 from collections.abc import Mapping

@@ -35,15 +35,14 @@ from vllm_sarathi.core.steptime.stages import StageClock
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, Reason, RequestView, StepPlan, StepRecord, StepView
 
 JOINING_SHARE = 0.8
-"""`auto` is a multiple of a decode step of the batch at hand; where many join, of so much of what it will be."""
+"""`auto` is a multiple of a decode step of the batch at hand; where many join, of this share of what it will be."""
 
 DECODES_ALONE_EVERY_STEPS = 64
-"""A step without prefill so often, where it matters how long decodes alone take: else nothing tells it apart."""
+"""The interval of steps without prefill, where it matters how long decodes alone take: nothing else shows it."""
 
 CLASS_SLO_SHARE = 0.99
-"""With classes, steps are planned with so much of the SLO: it holds for each request by itself, and four steps in two
-seconds that are late by a hundredth break it for all that have short answers then. Design seeds, `bench classes`,
-refusal: at worst 80% kept without, and 99.7% with it."""
+"""With classes, steps are planned with this share of the SLO: it holds for each request by itself, and four steps in
+two seconds that are late by a hundredth break it for all that have short answers then."""
 
 
 def make(config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> Policy:
@@ -228,7 +227,7 @@ class SloPolicy:
 
 
 def _stated_slo_s(config: SarathiConfig) -> float | None:
-    """Return the time between tokens that was promised in so many words: the server's, else the tightest class's."""
+    """Return the time between tokens that is stated: the server's, else the tightest class's."""
     if config.tbt_slo_ms is not None:
         return config.tbt_slo_ms / 1e3
     least_s = math.inf if config.slo_classes is None else config.slo_classes.least("tbt_slo_s")

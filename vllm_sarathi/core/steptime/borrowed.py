@@ -13,7 +13,7 @@ from vllm_sarathi.core.steptime.features import seconds
 from vllm_sarathi.core.types import StepShape
 
 STEPS = 3
-"""So many steps of decodes alone tell how slow they are; as many as show that a device is slower (see `drift`)."""
+"""Steps of decodes alone that tell how slow they are; as many as show that a device is slower (see `drift`)."""
 
 
 class Borrowed:

@@ -2,7 +2,7 @@
 
 Slower is believed quickly, since SLOs are being missed. Faster is believed after more steps, and after twice as many
 each time that it turned out wrong soon: a neighbour that comes and goes leaves a device as slow as it is with him, and
-the budget is what the device can give at the quantile that is promised, not in its best seconds.
+the budget is what the device can give at the quantile that the SLO is about, not in its best seconds.
 """
 
 from collections import deque
@@ -11,11 +11,11 @@ CHANGE_FACTOR = 1.2
 FASTER_STEPS = 8
 SLOWER_STEPS = 3
 SLOWER_FACTOR = 1.3
-"""So many steps in a row are off by so much, all to the same side."""
+"""The device has changed where steps in a row are off by a factor, all to the same side: faster, or slower."""
 
 MOST_FASTER_STEPS = 512
 RELAPSE_STEPS = 2000
-"""Slower again within so many steps after faster: then the next faster needs twice the steps."""
+"""Slower again within this number of steps after faster: then the next faster needs twice the steps."""
 
 
 class DriftDetector:

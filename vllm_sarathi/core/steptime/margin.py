@@ -1,6 +1,6 @@
-"""The factor on a prediction that covers the promised share of the gaps, from how far predictions were off.
+"""The factor on a prediction that covers the stated share of the gaps, from how far predictions were off.
 
-What is promised is a share of the gaps between tokens (99%) to each request, and a request may see no other steps than
+The SLO is a share of the gaps between tokens (99%) to each request, and a request may see no other steps than
 hybrid ones: so the margin is a quantile of the hybrid steps' residuals, and steps without prefill, which keep the
 SLO by themselves, excuse none of them. Residuals outlive a change of the device. Those of the change itself do so,
 too, where it comes again and again: that a device changes is then one of the things that a margin is for.
@@ -24,12 +24,11 @@ LEAST_MARGIN = 1.008
 """The best fit is off by a little somewhere."""
 
 MOST_RATIO = 2.5
-"""A step that takes so many times what was predicted is not the chunk's doing, and no chunk would have kept it."""
+"""A step that takes this multiple of what was predicted is not the chunk's doing, and no chunk would have kept it."""
 
 MISSES_PLANNED = 0.1
-"""So much of the misses that the SLO allows is planned with; the rest is for what no step could tell, and one late
-step is a late gap of all that decode. Design seed, goodput of `bench devices` (8B, 5.2 requests a second): 98.7% of
-of the SLOs kept with 0.3, 99.7% with 0.2, 0.1 and 0.05."""
+"""The share of the misses that the SLO allows that is planned with; the rest is for what no step could tell, and one
+late step is a late gap of all that decode (figures: docs/explanation/what-lost.md)."""
 
 GUARD_GAIN = 0.02
 GUARD_MISSES = 0.015
@@ -42,10 +41,10 @@ residuals' quantile alone lags behind where they come in runs, as on a machine w
 
 STALE_STEPS = 500.0
 STALE_CAUTION = 0.15
-"""Where no hybrid step was seen for so long, the next ones are planned with more caution, until some are."""
+"""Where no hybrid step was seen for some time, the next ones are planned with more caution, until some are."""
 
 FRESH_STEPS = 8
-"""So many hybrid steps end that caution."""
+"""The number of hybrid steps that end that caution."""
 
 _NORMAL = NormalDist()
 
@@ -78,7 +77,7 @@ class Margin:
 
     @property
     def alone(self) -> float:
-        """The factor that covers the promised share of steps of decodes alone."""
+        """The factor that covers the stated share of steps of decodes alone."""
         return self._alone_margin
 
     def saw(self, shape: StepShape) -> None:
@@ -118,7 +117,7 @@ class Margin:
         """Note that the device has changed: early residuals are trusted no more.
 
         Args:
-            steps: so many of the latest residuals are those of the change itself, and are dropped.
+            steps: the number of the latest residuals that are those of the change itself, and are dropped.
         """
         self._early = deque(maxlen=0)
         for _ in range(min(steps, len(self._ratios))):

@@ -38,7 +38,7 @@ FORGETTING = 0.995
 """Weight of a step against the one after it: the memory is about 200 steps."""
 
 KEPT_STEPS = 32.0
-"""What is known of a kind of step never counts for less than so many steps of it, whatever else is seen."""
+"""What is known of a kind of step never counts for less than this number of its steps, whatever else is seen."""
 
 RIDGE = 1e-7
 HYBRID_RIDGE = 1e-3
@@ -50,19 +50,19 @@ SMOOTHNESS = 3e-6
 nothing was seen continues the one before it."""
 
 HUBER = 2.0
-"""Residuals above so many times the usual one count by their size, not its square (Huber, 1964)."""
+"""Residuals above this multiple of the usual one count by their size, not its square (Huber, 1964)."""
 
 FAMILIAR_STEPS = 8
 """A surprise in a kind of step seen less often than this is a lesson; later it may be an outlier."""
 
 TELLING_STEPS = 3
-"""After so many of its kind a step's residual says something of the next one's."""
+"""Steps of a kind after which a residual says something of the next one's."""
 
 PRIOR_STEPS = 20.0
-"""What an earlier run learnt counts as much as so many steps of this one."""
+"""What an earlier run learnt counts as much as this number of steps of this one."""
 
 PRIOR_CHECKED_STEPS = 64
-"""For so many steps every kind of step tells whether the device is as it was, not only those that were seen often."""
+"""For this number of steps every kind of step tells whether the device is as it was, also one that was rarely seen."""
 
 EAGER_STEPS = 64
 SOLVE_EVERY_STEPS = 4
@@ -71,7 +71,7 @@ DECODES_ALONE_COUNT = 1 / 16
 decodes alone are much like one another, and count for that much of one."""
 
 COMPARE_EVERY_STEPS = 64
-"""While only decodes run, what they say of steps with prefill is taken over so often, and with each change."""
+"""While only decodes run, what they say of steps with prefill is taken over at this interval, and with each change."""
 
 Kind = tuple[int, int]
 """The octave of a step's tokens; 0 for decodes alone, 1 for both, 2 for prompts alone."""
@@ -135,7 +135,7 @@ class StepTimeModel:
 
     @property
     def margin(self) -> float:
-        """The factor on a prediction that covers the promised share of the gaps; see `margin`."""
+        """The factor on a prediction that covers the stated share of the gaps; see `margin`."""
         return self._margin.factor
 
     @property

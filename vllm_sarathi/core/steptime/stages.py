@@ -58,7 +58,7 @@ class StageClock:
         Args:
             now_s: when it is handed out.
             due_s: when it has to be out; infinite where none of its requests generates.
-            tbt_slo_s: the promised time between tokens.
+            tbt_slo_s: the SLO for the time between tokens.
             in_flight: the batches inside, oldest first.
         """
         left_s = list(self._left_s)

@@ -59,7 +59,7 @@ def load_calibration(model: StepTimeModel, folder: Path, key: Key) -> Path | Non
     if values is None:
         return None
     if values.get("key") != dict(key):
-        raise CalibrationError(f"{path}: was learnt elsewhere (its key is another one).")
+        raise CalibrationError(f"{path}: was learnt on another device or setup (its key differs).")
     _load(model, values, path)
     return path
 

@@ -1,4 +1,4 @@
-"""In what portions of tokens a device computes.
+"""The tile size of a device: the number of tokens that it computes at once.
 
 A matrix product works in tiles of rows: a step of 257 tokens takes as long as one of 384 where the tile is 128
 (Sarathi-Serve, arXiv 2403.02310, section 4.3: 257 tokens took a third longer than 256). A model that draws a line
@@ -22,11 +22,11 @@ STEPS_NEEDED = 32
 LOOK_EVERY_STEPS = 16
 LOOK_AT_LEAST_EVERY_STEPS = 512
 PATIENT_LOOKS = 24
-"""After so many looks each that finds nothing new doubles the time to the next, up to this: a look costs as much as ten
-steps."""
+"""After this number of looks each that finds nothing new doubles the time to the next, up to this: a look costs as much
+as ten steps."""
 
 CLEARLY = 0.5
-"""A candidate takes over where its usual error is at most so much of the present one's."""
+"""A candidate takes over where its usual error is at most this share of the present one's."""
 
 NEGLIGIBLE = 0.005
 """Where the usual error is below this share of a step there is nothing to explain."""

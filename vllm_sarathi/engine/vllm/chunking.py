@@ -20,7 +20,7 @@ class Chunking:
         # A chunk of a state-space model ends where its state is cached: vLLM rounds down to such a place, also to 0.
         aligned = scheduler.need_mamba_block_aligned_split
         multiple = int(config.cache_config.block_size) if aligned else 1
-        # Several prediction modules draft from the next known tokens: vLLM leaves them so many, or none.
+        # Several prediction modules draft from the next known tokens: vLLM leaves them that number, or none.
         tail = int(scheduler.num_prefill_lookahead)
         self._plain = ANYWHERE if multiple == 1 and tail <= 1 else ChunkRules((), multiple, tail)
 

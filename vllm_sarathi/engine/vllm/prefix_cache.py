@@ -28,7 +28,7 @@ def cached_tokens(scheduler: Any, request: Any) -> int:
 
 @dataclass(slots=True)
 class _Entry:
-    """What was found for a request, when it had so many tokens."""
+    """What was found for a request, and how many tokens it had then."""
 
     tokens: int
     of_tokens: int

@@ -199,7 +199,7 @@ class Admission:
 
 
 def _most_blocks(manager: Any, tokens: int) -> int:
-    """Return the most blocks that vLLM takes for so many tokens in the layers of one kind."""
+    """Return the most blocks that vLLM takes for a number of tokens in the layers of one kind."""
     if getattr(manager, "mamba_cache_mode", None) == "align":
         # The running state, the one that is being written, a checkpoint, and those of drafts.
         return 3 + int(manager.num_speculative_blocks)

@@ -11,7 +11,7 @@ from vllm_sarathi.core.order.index import WaitingIndex
 from vllm_sarathi.engine.vllm.internals import resolve
 
 HEAD_SEEN = 64
-"""Where the index has failed, so many from the queue's head are seen."""
+"""Requests that are seen from the queue's head where the index has failed."""
 
 
 class TurnQueue:

@@ -1,8 +1,8 @@
 """What vLLM captures as CUDA graphs, and what its host does around a step.
 
-A step of decodes alone replays a graph that was captured for so many tokens or the next size above; what prompts add
-runs piece by piece from the same graphs, with the attention between them. Beyond the largest size every kernel is
-launched by the host, layer after layer, and a step takes at least as long as that.
+A step of decodes alone replays a graph that was captured for its number of tokens, or for the next size above; what
+prompts add runs piece by piece from the same graphs, with the attention between them. Beyond the largest size every
+kernel is launched by the host, layer after layer, and a step takes at least as long as that.
 """
 
 from bisect import bisect_left
@@ -41,6 +41,6 @@ def eager_s(layers: int) -> float:
 
 
 def padded(tokens: int, sizes: tuple[int, ...]) -> int:
-    """Return how many tokens the graph has that a step of so many runs in; the same number beyond the largest."""
+    """Return the tokens of the graph that a step of `tokens` runs in; the same number beyond the largest."""
     place = bisect_left(sizes, tokens)
     return sizes[place] if place < len(sizes) else tokens

@@ -39,18 +39,18 @@ from vllm_sarathi.simulation.devices.package import (
 from vllm_sarathi.simulation.devices.source import Source
 
 LARGER_SIZES = 3
-"""So many captured sizes above are looked at for a quicker entry."""
+"""Captured sizes above a step's own that are searched for a quicker entry."""
 
 TODAY = (0, 18)
 """Of the vLLM whose kernels and launches are stated here, and of all after it."""
 
 OLDER_EXPERTS, OLDER_EXPERT_TOKENS = (0, 14), 128
-"""Block-scaled experts of vLLM before that version read all weights at any batch: the time of so many tokens. With it
-the rows of Qwen3-235B-A22B-FP8 with even ids need nothing else to be added; 64 leave 5 ms of a step, and 256 are 4 too
-many."""
+"""Block-scaled experts of vLLM before that version read all weights at any batch: they take the time of 128 tokens.
+With it the rows of Qwen3-235B-A22B-FP8 with even ids need nothing else to be added; 64 leave 5 ms of a step, and 256
+are 4 too many."""
 
 CONTEXT_STEP_TOKENS = 64
-"""Attention of decodes is asked for at every so many tokens of context, and is a line between."""
+"""The context tokens between two queries of decode attention; it is interpolated between them."""
 
 TABLES = frozenset({"silicon", "mixed"})
 """Sources of the package that are measured, `mixed` in part."""
@@ -74,7 +74,7 @@ class Memory:
         weights: of the model, its share.
         other: activations of the largest step, communication and the runtime.
         kv_token: one token in the KV cache, its share.
-        tokens_in: how many tokens so many bytes of KV cache hold; layers with a sliding window end to grow.
+        tokens_in: how many tokens a number of bytes of KV cache holds; layers with a sliding window end to grow.
     """
 
     capacity: float
@@ -364,7 +364,7 @@ def _attention_first(
     """Return the positions of the operators that read a prefix, and of the others.
 
     Args:
-        ask: answers for the operator at a position, with so many tokens of prefix more; ValueError past the end.
+        ask: answers for the operator at a position, for a longer prefix; ValueError past the end.
         attention: what the package itself counts as attention; some models have it inside a larger operator.
     """
     names = {name for name, *_ in attention}

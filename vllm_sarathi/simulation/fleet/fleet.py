@@ -17,10 +17,10 @@ from vllm_sarathi.simulation.fleet.replica import Answer, Carried, Read
 from vllm_sarathi.simulation.fleet.routers import Router, router
 from vllm_sarathi.simulation.fleet.tally import Tally, tally
 from vllm_sarathi.simulation.simulator import RequestLog
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 FLUSH_REQUESTS = 256
-"""A router that looks at nothing sends so many requests in one message."""
+"""Requests in one message of a router that does not look at replicas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Link:
     token_bytes: float
 
     def send_s(self, tokens: int) -> float:
-        """Return the seconds that the KV of so many tokens takes."""
+        """Return the seconds that sending the KV cache of `tokens` takes."""
         return self.latency_s + tokens * self.token_bytes / self.bytes_per_s
 
 
@@ -70,7 +70,7 @@ class FleetSpec:
         changes: in the order of their times.
         reroute: whether the requests of a replica that fails are sent to others, which read again what it had; else
             they are lost.
-        refresh_s: the router looks anew after so long, and counts in between what it sends itself; 0 looks each time.
+        refresh_s: how often the router looks; it counts in between what it sends itself; 0 looks each time.
     """
 
     roles: tuple[str, ...]
@@ -97,7 +97,7 @@ class Result:
         roles: of each replica, those that were added among them.
         unserved: the figures of the requests that ended outside of any replica: lost, or refused before they were read.
         rerouted: how often a request was sent to another replica because its own failed.
-        unkept: requests of which every replica said that their promise could not be kept.
+        unkept: requests of which every replica said that their SLO could not be met.
     """
 
     ended: list[Ended] = field(default_factory=list)

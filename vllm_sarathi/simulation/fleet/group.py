@@ -9,7 +9,7 @@ from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance, 
 from vllm_sarathi.simulation.fleet.replica import Answer, Carried, Read, Replica
 from vllm_sarathi.simulation.fleet.tally import Tally, tally
 from vllm_sarathi.simulation.simulator import RequestLog
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 
 @dataclass(frozen=True)

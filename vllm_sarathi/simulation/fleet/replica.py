@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vllm_sarathi.engine.vllm.transfers import Transfers, arrived, remote_prefill, transfers
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator, StepTimes, no_garbage_collection
-from vllm_sarathi.simulation.workload import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Answer(NamedTuple):
             to do with.
         wait_s: seconds from the question until the first token of the prompt that was asked for; None where that is
             not known, or nothing was asked.
-        kept: whether that is within the promise; None without either.
+        kept: whether that is within the SLO; None without either.
     """
 
     replica: int

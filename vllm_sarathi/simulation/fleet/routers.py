@@ -7,7 +7,7 @@ from typing import Protocol
 
 from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.simulation.fleet.replica import Answer
-from vllm_sarathi.simulation.workload import PREFIX_TOKENS, SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import PREFIX_TOKENS, SimulatedRequest
 
 
 class Router(Protocol):
@@ -96,7 +96,7 @@ class PrefixAffinity:
 
 
 class FirstToken:
-    """Where the prompt would have its first token soonest, by the replicas' own answers, and its promise is kept.
+    """Where the prompt would have its first token soonest, by the replicas' own answers, and its SLO is met.
 
     A replica that has no answer yet, as it has not learnt how fast it is, gets a prompt when nothing waits there.
     """
@@ -107,7 +107,7 @@ class FirstToken:
         self._turns = LeastTokens(kv_tokens)
 
     def choose(self, request: SimulatedRequest, replicas: Sequence[Answer]) -> int:
-        """Return the soonest of those that keep the promise; of all, where none does."""
+        """Return the soonest of those that meet the SLO; of all, where none does."""
         ranks = [self._rank(replica) for replica in replicas]
         best = min(ranks)
         equal = [place for place, rank in enumerate(ranks) if rank == best]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_sarathi.simulation.outcome import keeps_promise
+from vllm_sarathi.simulation.outcome import meets_slos
 from vllm_sarathi.simulation.simulator import RequestLog
 
 Floats = NDArray[np.float64]
@@ -32,7 +32,7 @@ class Tally:
         gap_counts: how often each came.
         ttfts_s: times to first token, seconds.
         delays_s: waits until the first token of prompt was scheduled, seconds.
-        kept, promised: requests with promises of their own, and how many of them were kept.
+        kept, promised: requests that met their own SLOs, and requests that have any.
         requests, completed, refused: how many.
         prompt_tokens, output_tokens: of those that got an answer, or a part of one.
         first_s, last_s: the first arrival and the last token.
@@ -54,11 +54,11 @@ class Tally:
 
     @property
     def goodput(self) -> float | None:
-        """The share of the requests with promises of their own that kept them; None without any."""
+        """The share of the requests with SLOs of their own that met them; None without any."""
         return self.kept / self.promised if self.promised else None
 
     def attainment(self, tbt_slo_ms: float | None) -> float | None:
-        """Return the share of gaps within a promise; None without one, or without gaps."""
+        """Return the share of gaps within the SLO; None without one, or without gaps."""
         if tbt_slo_ms is None or not len(self.gaps_s):
             return None
         within = self.gap_counts[self.gaps_s * 1e3 <= tbt_slo_ms].sum()
@@ -112,7 +112,7 @@ def tally(logs: Sequence[RequestLog]) -> Tally:
     gaps = [np.diff(log.token_s) for log in logs]
     values, counts = np.unique(np.concatenate(gaps) if gaps else _none(), return_counts=True)
     answered = [log for log in logs if log.token_s]
-    kept = [kept for log in logs if (kept := keeps_promise(log)) is not None]
+    kept = [kept for log in logs if (kept := meets_slos(log)) is not None]
     return Tally(
         values,
         counts.astype(np.int64),

@@ -3,17 +3,20 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from vllm_sarathi.benchmark.capacity import simulated as rehearsal
+from vllm_sarathi.benchmark.capacity import simulated
 from vllm_sarathi.benchmark.capacity.search import Found
 from vllm_sarathi.benchmark.common import farm
 from vllm_sarathi.cli import app
+from vllm_sarathi.cli.options import LoadOptions
+from vllm_sarathi.simulation.devices.disturbed import Disturbance
 
 PLACE = ["--deployment", "mistral-7b/a100"]
 
@@ -97,7 +100,7 @@ def test_three_classes_have_a_goodput(here: dict[str, Any], tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert 0.5 < row["goodput"] <= 1.0
-    assert "promises kept" in done.output
+    assert "SLOs met" in done.output
     assert dict(here["inputs"][0].settings) == {
         "tbt_slo_ms": 100.0,
         "prefill_order": "deadline",
@@ -120,7 +123,7 @@ def test_capacity_makes_rows_a_table_and_a_picture(here: dict[str, Any], tmp_pat
         assert row["goodput_qps"] is None
     assert (tmp_path / "a" / "b.png").read_bytes().startswith(b"\x89PNG")
     assert "P99 gap within 60 ms" in done.output
-    assert "promises kept" not in done.output
+    assert "SLOs met" not in done.output
 
 
 def test_a_disturbed_device_and_where_its_times_come_from(here: dict[str, Any], tmp_path: Path) -> None:
@@ -145,7 +148,7 @@ def test_requests_that_share_prefixes_are_read_from_the_cache(here: dict[str, An
     alone = replace(task, workload=replace(task.workload, trace=tuple(
         replace(request, prefix=()) for request in task.workload.at(0.5, 0)
     )))  # fmt: skip
-    unshared = rehearsal.simulate_row(0.5, alone)
+    unshared = simulated.simulate_row(0.5, alone)
     assert row["ttft_ms"]["mean"] < 0.9 * unshared["ttft_ms"]["mean"]
     # A trace has a rate of its own: the one that the draw came to.
     played = ["simulate", *PLACE, "--trace", trace, "--trace-format", "mooncake", "--schedulers", "default"]
@@ -185,7 +188,7 @@ CHAT = ["simulate", *PLACE, "--rate", "1"]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["simulate", *PLACE], "--rate: how many requests per second?"),
+        (["simulate", *PLACE], "--rate: is missing"),
         (["simulate", *PLACE, "--rate", "0"], "--rate 0.0: must be a number above 0"),
         (["simulate", *PLACE, "--rate", "nan"], "--rate nan: must be"),
         ([*CHAT, "--tbt-slo-ms", "-1"], "--tbt-slo-ms -1.0: must be"),
@@ -194,14 +197,14 @@ CHAT = ["simulate", *PLACE, "--rate", "1"]
         ([*CHAT, "--seeds", "0"], "--seeds 0: must be"),
         ([*CHAT, "--schedulers", "orka"], "unknown scheduler; did you mean 'orca'?"),
         ([*CHAT, "--schedulers", " , "], "--schedulers: names none"),
-        ([*CHAT, "--schedulers", "sarathi@99999999"], "takes 32768 tokens at the most"),
-        ([*CHAT, "--workload", "chatt"], "--workload 'chatt': unknown; did you mean 'chat'?"),
+        ([*CHAT, "--schedulers", "sarathi@99999999"], "takes at most 32768 tokens"),
+        ([*CHAT, "--workload", "chatt"], "--workload 'chatt': unknown workload; did you mean 'chat'?"),
         ([*CHAT, "--arrivals", "gama"], "--arrivals 'gama': unknown; did you mean 'gamma'?"),
         ([*CHAT, "--set", "tbt_mod=pace"], "--set: unknown key 'tbt_mod'; did you mean 'tbt_mode'?"),
         ([*CHAT, "--set", "tbt_mode"], "--set 'tbt_mode': must be KEY=VALUE"),
         ([*CHAT, "--set", "tbt_mode=pacy"], "--tbt-mode 'pacy': unknown; did you mean 'pace'?"),
-        ([*CHAT, "--set", "scheduler=orca"], "--set 'scheduler=orca': is said by --schedulers NAME here"),
-        ([*CHAT, "--set", "token_budget=5"], "--set 'token_budget=5': is said by --schedulers NAME@N here"),
+        ([*CHAT, "--set", "scheduler=orca"], "--set 'scheduler=orca': is set by --schedulers NAME here"),
+        ([*CHAT, "--set", "token_budget=5"], "--set 'token_budget=5': is set by --schedulers NAME@N here"),
         ([*CHAT, "--noise", "5"], "--noise 5.0: must be a number from 0 to 1"),
         ([*CHAT, "--neighbour", "0.5"], "--neighbour 0.5: must be a number from 1 to 100"),
         ([*CHAT, "--too-long", "cut"], "--too-long 'cut': unknown"),
@@ -234,9 +237,32 @@ def test_requests_beyond_the_model_are_refused_or_counted(here: dict[str, Any], 
 
 
 def test_fixed_budgets_and_baselines_take_no_promise() -> None:
-    asked = rehearsal.Asked(
+    asked = simulated.Asked(
         "mistral-7b/a100", "chat", ("sarathi",), 50.0, 8, 1, settings=(("tbt_mode", "pace"),)
     )
     assert asked.scheduler_settings("sarathi") == (("tbt_slo_ms", 50.0), ("tbt_mode", "pace"))
     assert asked.scheduler_settings("sarathi@64") == (("tbt_mode", "pace"),)
     assert asked.scheduler_settings("orca") == asked.scheduler_settings("default@64") == ()
+
+
+@pytest.mark.parametrize(("command", "requests"), [("simulate", 512), ("capacity", 512), ("fleet", 2048)])
+def test_the_options_of_a_load_are_those_of_each_command(command: str, requests: int) -> None:
+    options = {p.name: p for p in typer.main.get_command(app).commands[command].params}  # type: ignore[attr-defined]
+    assert {field.name for field in fields(LoadOptions)} < options.keys()
+    assert options["requests"].default == requests
+    assert options["deployment"].required
+    assert "load" not in options
+
+
+def test_each_option_of_a_load_reaches_what_is_asked_for() -> None:
+    given: dict[str, Any] = {
+        "deployment": "mistral-7b/a100", "workload": "arxiv", "tbt_slo_ms": 61.0, "requests": 7, "arrivals": "fixed",
+        "trace": Path("t.csv"), "trace_format": "azure", "too_long": "skip", "time_scale": 3.0,
+        "calibration_dir": "elsewhere",
+    }  # fmt: skip
+    load = LoadOptions(**given, setting=["tbt_mode=pace"], noise=0.1, pauses=4.0, neighbour=2.0)
+    asked = load.asked(("orca",), 5, max_delay_s=9.0)
+    assert {key: getattr(asked, key) for key in given} == given
+    assert (asked.schedulers, asked.seeds, asked.max_delay_s) == (("orca",), 5, 9.0)
+    assert asked.settings == (("tbt_mode", "pace"),)
+    assert asked.disturbance == Disturbance(0.1, 4.0, neighbour=2.0)

@@ -1,4 +1,4 @@
-"""Three kinds of promises in one stream, on the real scheduler: who is read first decides who keeps what."""
+"""Three classes of SLOs in one stream, on the real scheduler: who is read first decides who keeps what."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,8 @@ import pytest
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.outcome import Outcome, outcome_of
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
-from vllm_sarathi.simulation.workload import SimulatedRequest, synthetic
+from vllm_sarathi.simulation.workloads.registry import synthetic
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 PLACE = "mistral-7b/a100"
 DEADLINE: dict[str, Any] = {"tbt_slo_ms": 100, "prefill_order": "deadline", "allow_request_slo": True}
@@ -30,7 +31,7 @@ def classes() -> list[SimulatedRequest]:
     return synthetic("classes", 2.5, 160, seed=3)
 
 
-def test_by_deadline_the_promises_are_kept_and_everything_finishes(classes: list[SimulatedRequest]) -> None:
+def test_by_deadline_the_slos_are_met_and_everything_finishes(classes: list[SimulatedRequest]) -> None:
     _, outcome = play(classes, **DEADLINE)
     assert outcome.goodput is not None
     assert outcome.goodput >= 0.99
@@ -45,7 +46,7 @@ def test_in_order_of_arrival_they_are_not(classes: list[SimulatedRequest], name:
     assert outcome.goodput < 0.95
 
 
-def test_a_promise_is_kept_from_an_idle_start_beside_a_long_prompt() -> None:
+def test_an_slo_is_met_from_an_idle_start_beside_a_long_prompt() -> None:
     requests = [SimulatedRequest(0.0, 15_000, 20)]
     requests += [SimulatedRequest(0.05 + 0.3 * i, 200, 5, 50.0, 500.0) for i in range(10)]
     _, outcome = play(requests, **DEADLINE)

@@ -1,4 +1,4 @@
-"""Property tests: whatever clients send, no exception, and every promise holds at every step."""
+"""Property tests of a fixed budget: whatever clients send, no exception, and each step is in order."""
 
 import math
 from collections import Counter
@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.engine.promises import check_step
+from tests.engine.step_order import check_step
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.testing.modelled import NGRAM, ModelledEngine
+from vllm_sarathi.testing.modelled import NGRAM, ModelledEngine, Step
+from vllm_sarathi.testing.rules import StepRules
 
 MAX_MODEL_LEN = 256
 BLOCKS_FOR_ONE = MAX_MODEL_LEN // 16 + 2
@@ -37,6 +38,7 @@ class Play:
         self.names: list[str] = []
         self.aborted: set[str] = set()
         self.unserved: Counter[str] = Counter()
+        self.rules = StepRules(engine.scheduler, budget)
 
     def run(self, program: list[tuple[str, int, int, int]]) -> None:
         for kind, a, b, c in program:
@@ -56,14 +58,20 @@ class Play:
         self.drain()
 
     def step(self) -> None:
-        step = self.engine.step()
-        self.steps += 1
+        step = self.take()
         check_step(self.engine, step, self.budget)
         for name in step.decodes_allowed:
             self.unserved[name] = 0 if name in step.scheduled else self.unserved[name] + 1
             turns = math.ceil(len(step.decodes_allowed) / self.budget)
             # A preemption or a batch in flight may cost a turn or two.
             assert self.unserved[name] <= 2 * turns + 4, f"{name} starves"
+
+    def take(self) -> Step:
+        """Take a step, and check what holds of any."""
+        step = self.engine.step()
+        self.steps += 1
+        self.rules.check_step(step)
+        return step
 
     def drain(self) -> None:
         engine = self.engine
@@ -74,6 +82,7 @@ class Play:
             self.step()
         done = set(engine.finished) | self.aborted
         assert done >= set(self.names), f"starved: {set(self.names) - done}"
+        self.rules.check_end()
 
 
 SETUPS: dict[str, dict[str, Any]] = {
@@ -94,7 +103,7 @@ def drafts(name: str, position: int) -> list[int]:
 
 @pytest.mark.parametrize("setup", SETUPS)
 @pytest.mark.parametrize("mode", ["sync", "async", "pipeline"])
-def test_every_promise_holds_at_every_random_step(make_config: Any, mode: str, setup: str) -> None:
+def test_every_random_step_is_in_order(make_config: Any, mode: str, setup: str) -> None:
     if "speculative" in setup and mode != "sync":
         pytest.skip("vLLM allows ngram drafts only with one batch in flight")
     steps = 0

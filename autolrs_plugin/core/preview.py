@@ -1,4 +1,4 @@
-"""Rehearsal: a plan played on a stand-in job, to see beforehand what it would do. Nothing is trained.
+"""A preview: a plan played on a stand-in job, to see beforehand what it would do. Nothing is trained.
 
 The stand-in is the noisy quadratic model (Zhang et al. 2019, "Which algorithmic choices matter at which batch
 sizes?", section 3): SGD at learning rate a on directions of curvature h_i with gradient noise of variance h_i, in
@@ -27,7 +27,7 @@ FLOOR = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
+class Preview:
     """What was played: the controller at its end, and the actions with their results in order."""
 
     controller: Controller
@@ -88,7 +88,7 @@ class StandIn:
             return float(self._curvatures @ self._moments) / 2 + FLOOR
 
 
-def rehearse(config: AutoLRSConfig, best_lr: float | None = None) -> Rehearsal:
+def preview_run(config: AutoLRSConfig, best_lr: float | None = None) -> Preview:
     """Play a whole run on a stand-in job.
 
     Args:
@@ -104,7 +104,7 @@ def rehearse(config: AutoLRSConfig, best_lr: float | None = None) -> Rehearsal:
     if not low <= best <= high:
         raise ConfigError(f"best_lr={best_lr!r}: must lie within lr_range={config.lr_range!r}.")
     controller = Controller(config)
-    return Rehearsal(controller, tuple(_played(controller, StandIn(2.0 * best, config.seed))))
+    return Preview(controller, tuple(_played(controller, StandIn(2.0 * best, config.seed))))
 
 
 def _played(controller: Controller, job: StandIn) -> Iterator[tuple[Action, Result]]:

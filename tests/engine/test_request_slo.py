@@ -13,7 +13,7 @@ from vllm_sarathi.engine.request_slo import NOTHING, read_asked_slo
 OPEN = SarathiConfig(allow_request_slo=True, min_request_slo_ms=20)
 
 
-def test_promises_are_read_in_seconds_and_bounded_below() -> None:
+def test_slos_are_read_in_seconds_and_bounded_below() -> None:
     assert read_asked_slo({"tbt_slo_ms": 30, "ttft_slo_ms": 500.0}, OPEN) == AskedSlo(0.03, 0.5)
     assert read_asked_slo({"tbt_slo_ms": 1}, OPEN) == AskedSlo(0.02, None)
 
@@ -25,7 +25,7 @@ def test_they_are_off_unless_allowed() -> None:
 @pytest.mark.parametrize(
     "value", ["30", float("nan"), -5, 0, 1e12, 2**64, True, [30], {"ms": 30}, float("inf"), None]
 )
-def test_a_bad_value_is_no_promise(value: Any) -> None:
+def test_a_bad_value_is_no_slo(value: Any) -> None:
     assert read_asked_slo({"tbt_slo_ms": value}, OPEN) is NOTHING
 
 
@@ -38,6 +38,6 @@ JSON = st.recursive(
 
 @given(st.one_of(JSON, st.fixed_dictionaries({}, optional={"tbt_slo_ms": JSON, "ttft_slo_ms": JSON})))
 def test_nothing_from_outside_raises(extra_args: Any) -> None:
-    promise = read_asked_slo(extra_args, OPEN)
-    for value in (promise.tbt_slo_s, promise.ttft_slo_s):
+    asked = read_asked_slo(extra_args, OPEN)
+    for value in (asked.tbt_slo_s, asked.ttft_slo_s):
         assert value is None or 0.02 <= value <= 3600

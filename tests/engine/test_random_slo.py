@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.engine.promises import check_stall_free
-from tests.engine.test_promises import BLOCKS_FOR_ONE, MAX_MODEL_LEN, PROGRAM, Play
+from tests.engine.step_order import check_stall_free
+from tests.engine.test_step_order import BLOCKS_FOR_ONE, MAX_MODEL_LEN, PROGRAM, Play
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.testing.modelled import ModelledEngine, Step
 
@@ -19,7 +19,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "deadline": {"tbt_slo_ms": 100, "prefill_order": "deadline", "ttft_slo_ms": 500},
     "deadline-auto": {"prefill_order": "deadline", "prefill_max_wait_s": 1},
     "unkeepable": {"tbt_slo_ms": 0.001, "prefill_order": "deadline"},
-    "own-promises": {"tbt_slo_ms": 100, "allow_request_slo": True, "prefill_order": "deadline"},
+    "own-slo": {"tbt_slo_ms": 100, "allow_request_slo": True, "prefill_order": "deadline"},
 }
 
 ODD = (None, "fast", float("nan"), -1, 0, 2**64 - 1, True, [30], {"ms": 30}, 5, 30.5, float("inf"))
@@ -44,14 +44,7 @@ class SloPlay(Play):
     """Checks what holds whatever the budget is: bounds, no decode left out, nothing raised."""
 
     def step(self) -> None:
-        step = self.engine.step()
-        self.steps += 1
-        assert self.engine.scheduler.faults.total == 0
-        assert sum(step.scheduled.values()) <= self.budget
-        assert len({r.request_id for r in self.engine.scheduler.running}) == len(
-            self.engine.scheduler.running
-        )
-        self.check_decodes(step)
+        self.check_decodes(self.take())
 
     def check_decodes(self, step: Step) -> None:
         if not step.preempted:
@@ -83,11 +76,11 @@ def test_no_clock_and_no_history_breaks_a_step(make_config: Any, mode: str, name
         rng = random.Random(seed)
         add = engine.add
 
-        def add_with_odd_promises(*args: Any, **fields: Any) -> Any:
+        def add_with_odd_slos(*args: Any, **fields: Any) -> Any:
             odd = {"tbt_slo_ms": rng.choice(ODD), "ttft_slo_ms": rng.choice(ODD)}
             return add(*args, sampling={"extra_args": rng.choice((odd, None, {}))}, **fields)
 
-        engine.add = add_with_odd_promises  # type: ignore[method-assign]
+        engine.add = add_with_odd_slos  # type: ignore[method-assign]
         player = SloPlay(engine, MAX_MODEL_LEN)
         player.run(program)
         steps += player.steps

@@ -1,0 +1,54 @@
+"""The requests that a workload consists of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedRequest:
+    """One request of a workload.
+
+    Attributes:
+        arrival_s: when it arrives, seconds from the start.
+        prompt_tokens: length of its prompt.
+        output_tokens: length of its answer.
+        tbt_slo_ms: its own SLO for the time between tokens; None for none of its own.
+        ttft_slo_ms: its own SLO for the time to first token; None for none of its own.
+        prefix: names of the leading pieces of its prompt, PREFIX_TOKENS long each, as a trace gives them: two
+            requests whose first names agree share that part of the prompt.
+        kind: the class it belongs to, for reports and for schedulers that know classes.
+        tenant: whose it is.
+    """
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    tbt_slo_ms: float | None = None
+    ttft_slo_ms: float | None = None
+    prefix: tuple[int, ...] = ()
+    kind: str = ""
+    tenant: str = ""
+
+
+PREFIX_TOKENS = 512
+"""Tokens in one piece of a shared prefix (Mooncake's trace, arXiv 2407.00079, section 4.1)."""
+
+
+def at_rate(requests: Sequence[SimulatedRequest], rate_qps: float) -> list[SimulatedRequest]:
+    """Return the same requests with their arrival times stretched so that they come at a mean rate."""
+    span_s = requests[-1].arrival_s - requests[0].arrival_s
+    factor = (len(requests) - 1) / rate_qps / span_s if span_s > 0 else 1.0
+    start_s = requests[0].arrival_s
+    return [replace(r, arrival_s=(r.arrival_s - start_s) * factor) for r in requests]
+
+
+def prompt_token_ids(request: SimulatedRequest, index: int, share_prefixes: bool) -> list[Any]:
+    """Return token ids for a request's prompt; equal pieces of prefix get equal tokens, all else differs."""
+    if not share_prefixes:
+        return [0] * request.prompt_tokens
+    tokens: list[int] = []
+    for piece in request.prefix:
+        tokens += [2 * piece + 2] * PREFIX_TOKENS
+    tokens = tokens[: request.prompt_tokens]
+    return tokens + [2 * index + 1] * (request.prompt_tokens - len(tokens))
