@@ -1,22 +1,29 @@
-"""Makes the parts of the documentation that come from the code; mkdocs calls it for each page.
+"""Makes the parts of the documentation that come from the code.
 
-A page has the line `<!-- from the code: NAME -->` where such a part goes; PARTS lists the names.
+Such a part stands between `<!-- from the code: NAME -->` and `<!-- /NAME -->`; PARTS lists the names. mkdocs calls
+`on_page_markdown` for each page of the site. `python .ci/docs_hooks.py` writes the parts into the pages themselves,
+for those who read them on GitHub.
 """
 
 import argparse
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import typer.main
 
-MARKER = re.compile(r"<!-- from the code: ([\w-]+) -->")
+MARKER = re.compile(r"<!-- from the code: ([\w-]+) -->\n(?:.*\n<!-- /\1 -->\n)?", re.S)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Return a page with its parts filled in; an unknown name is an error."""
-    return MARKER.sub(lambda found: PARTS[found[1]](), markdown)
+    return MARKER.sub(lambda found: _part(found[1]), markdown)
+
+
+def _part(name: str) -> str:
+    return f"<!-- from the code: {name} -->\n\n{PARTS[name]().strip()}\n\n<!-- /{name} -->\n"
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -113,3 +120,16 @@ PARTS: dict[str, Callable[[], str]] = {
     "autolrs": tuning_command_line,
     "metrics": metrics,
 }
+
+
+def write_pages(folder: Path) -> None:
+    """Write the parts into all pages below a folder."""
+    for page in sorted(folder.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (filled := on_page_markdown(text)) != text:
+            page.write_text(filled, encoding="utf-8")
+            print(page)
+
+
+if __name__ == "__main__":
+    write_pages(Path(__file__).parent.parent / "docs")

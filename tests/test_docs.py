@@ -258,8 +258,14 @@ def test_each_part_is_on_a_page(hooks: ModuleType) -> None:
     assert sorted(wanted) == sorted(hooks.PARTS)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_the_parts_on_a_page_are_those_of_the_code(hooks: ModuleType, page: Path) -> None:
+    text = page.read_text()
+    assert hooks.on_page_markdown(text) == text, "run python .ci/docs_hooks.py"
+
+
 def test_every_flag_is_in_the_table(hooks: ModuleType) -> None:
-    text = hooks.on_page_markdown("<!-- from the code: serve-flags -->")
+    text = hooks.PARTS["serve-flags"]()
     for setting in fields(SarathiConfig):
         assert f"| `{flag_name(setting.name)}" in text
     assert "| `--token-budget N` |  | Tokens per step" in text
@@ -268,7 +274,7 @@ def test_every_flag_is_in_the_table(hooks: ModuleType) -> None:
 
 @pytest.mark.parametrize("name", TYPER)
 def test_every_command_and_option_has_its_row(hooks: ModuleType, name: str) -> None:
-    text = hooks.on_page_markdown(f"<!-- from the code: {name} -->")
+    text = hooks.PARTS[name]()
     for whole, command in hooks.commands_of(name, typer.main.get_command(TYPER[name])):
         section = text.partition(f"## `{whole}`\n")[2].partition("\n## ")[0]
         assert command.help.split("\n")[0] in section

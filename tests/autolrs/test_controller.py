@@ -1,4 +1,4 @@
-"""The controller is a state machine that keeps its promises whatever a run answers."""
+"""The controller is a state machine that keeps its invariants whatever a run answers."""
 
 import math
 import random
@@ -76,7 +76,7 @@ configs = st.builds(
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(config=configs, seed=st.integers(0, 1000), trouble=st.sampled_from([0.0, 0.002, 0.2, 1.0]))
 @pytest.mark.filterwarnings("ignore:the Gaussian process could not be fitted")
-def test_its_promises_hold_whatever_a_run_answers(config: AutoLRSConfig, seed: int, trouble: float) -> None:
+def test_its_invariants_hold_whatever_a_run_answers(config: AutoLRSConfig, seed: int, trouble: float) -> None:
     controller, done = driven(config, seed, trouble)
     low, high = config.lr_range
     step = kept = None

@@ -89,7 +89,7 @@ def test_the_papers_criterion() -> None:
     assert Criterion(100.0, max_delay_s=5.0).holds(outcome(quick, [4.0]))
 
 
-def test_goodput_is_the_share_of_kept_promises() -> None:
+def test_goodput_is_the_share_of_kept_slos() -> None:
     criterion = Criterion(100.0, goodput=0.9)
     assert criterion.holds(outcome([9.0], [9.0], [True] * 9 + [False]))
     assert not criterion.holds(outcome([0.01], [0.1], [True] * 8 + [False] * 2))
@@ -103,7 +103,7 @@ LOADS = {
     "crowded": requests_at_once(*[(600, 60)] * 80, gap_s=0.004),
     "at once": requests_at_once(*[(300, 80)] * 80, gap_s=0.0),
     "stalled": requests_at_once(*[(20, 200)] * 20, *[(1900, 20)] * 40, gap_s=0.01),
-    "promised": [
+    "with-slo": [
         SimulatedRequest(0.006 * i, 200 + 9 * i, 40, tbt_slo_ms=2.0, ttft_slo_ms=60.0) for i in range(80)
     ],
 }
@@ -119,7 +119,7 @@ CRITERIA = {
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("load", LOADS)
 def test_the_early_stop_never_changes_the_answer(load: str, criterion: str, name: str) -> None:
-    if criterion == "goodput" and load != "promised":
+    if criterion == "goodput" and load != "with-slo":
         pytest.skip("no SLO of their own")
     requests, judge = LOADS[load], CRITERIA[criterion]
     whole = simulator(requests, name)
@@ -164,7 +164,7 @@ def test_the_same_task_gives_the_same_answer_and_it_is_the_highest_rate() -> Non
     assert first_rate(CHAT) / 8 < found.qps < first_rate(CHAT) * 8
 
 
-def test_a_promise_that_no_rate_meets_says_so_and_shows_how_long_gaps_are() -> None:
+def test_an_slo_that_no_rate_meets_says_so_and_shows_how_long_gaps_are() -> None:
     task = replace(CHAT, criterion=Criterion(1.0), workload=RequestSource("chat", 8))
     found = find(task)
     assert found.qps is None

@@ -105,6 +105,7 @@ def test_the_command(tmp_path: Path) -> None:
         app, ["bench", "compare", str(old), str(new), "--json", str(tmp_path / "c.json")]
     )
     assert done.exit_code == 0, done.output
+    assert "…" not in done.output, "a name was cut off"
     (written,) = json.loads((tmp_path / "c.json").read_text())["rows"]
     assert written["ratio"] == 1.5
     failed = CliRunner().invoke(app, ["bench", "compare", str(old), str(tmp_path / "gone.json")])

@@ -26,7 +26,7 @@ def test_a_name_is_the_flags_of_a_server(label: str, flags: str) -> None:
     assert parse_contender(label).flags(250.0, 2000.0) == flags.split()
 
 
-def test_only_who_knows_the_promise_runs_for_each() -> None:
+def test_only_who_knows_the_slo_runs_for_each() -> None:
     knowing = {
         label: parse_contender(label).knows_slo
         for label in ("default", "default@80", "sarathi@256", "sarathi", "sarathi-deadline")

@@ -44,7 +44,7 @@ def test_the_pairs_are_real_and_short() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not MODEL.is_dir(), reason=f"{MODEL} is missing")
 def test_an_adapter_is_tuned_and_loaded_into_a_busy_server(tmp_path: Path) -> None:
-    """What is asserted holds on a machine of any speed; whether the promise was kept is printed, for it does not."""
+    """What is asserted holds on a machine of any speed; whether the SLO was kept is printed, for it does not."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     # What the tests' own engines need, a server does not; one thread is fastest where other tests run beside this one.
     for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"):
@@ -63,5 +63,5 @@ def test_an_adapter_is_tuned_and_loaded_into_a_busy_server(tmp_path: Path) -> No
     assert found["unchanged"]  # the model itself answers as before
     assert not found["failed"]
     assert found["load_gaps"] >= 4  # every stream was decoding while the adapter was loaded
-    # Our scheduler was at work, and what the trace has of it is under the promise of this server.
+    # Our scheduler was at work, and what the trace has of it is under the SLO of this server.
     assert {step.slo_s for step in read_step_trace(tmp_path / "steps.jsonl")} == {found["tbt_slo_ms"] / 1e3}

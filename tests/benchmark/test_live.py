@@ -124,7 +124,7 @@ def test_everything_is_the_default(tmp_path: Path) -> None:
     assert sum(session.contender.label == "sarathi" for session in ours) == 5 * 3
     deadline = [session for session in ours if session.contender.label == "sarathi-deadline"]
     assert [(session.workloads, session.tbt_slo_ms) for session in deadline] == [
-        ((workload,), promise) for workload in ("mix", "rush") for promise in (150, 250, 500)
+        ((workload,), slo_ms) for workload in ("mix", "rush") for slo_ms in (150, 250, 500)
     ]
 
 
@@ -199,7 +199,7 @@ def row(scheduler: str, kept: float | None, ttft_s: float, completed: int = 6) -
     }
 
 
-def test_the_verdict_is_against_the_best_stock_budget_that_keeps_the_promise() -> None:
+def test_the_verdict_is_against_the_best_stock_budget_that_keeps_the_slo() -> None:
     stock = [
         row("default", 0.90, 1.0),  # quickest, but breaks it
         row("default@80", 0.995, 4.0),
@@ -347,7 +347,7 @@ def scaled_options(folder: Path, **changes: Any) -> Options:
     return options(folder, **(asked | changes))
 
 
-def test_a_slower_device_is_promised_less_and_asked_less_often(tmp_path: Path, slow_device: Scale) -> None:
+def test_a_slower_device_has_longer_slos_and_is_asked_less_often(tmp_path: Path, slow_device: Scale) -> None:
     console = Console(record=True, width=200)
     rows = run_live(scaled_options(tmp_path), console)
     assert [(each["scheduler"], each["tbt_slo_ms"], each["attainment"]) for each in rows] == [
@@ -367,7 +367,7 @@ def test_a_slower_device_is_promised_less_and_asked_less_often(tmp_path: Path, s
     assert told["scale"]["measured"]["reading_tokens_per_s"] == 500
     assert told["scale"]["reference"]["reading_tokens_per_s"] == 1000
     assert told["scale"]["factors"] == {"times": 2, "prompts": 1, "requests": 1, "load": 1}
-    assert told["scale"]["promises"] == [{"reference_tbt_slo_ms": 250, "tbt_slo_ms": 500}]
+    assert told["scale"]["slos"] == [{"reference_tbt_slo_ms": 250, "tbt_slo_ms": 500}]
     assert told["scale"]["ttft_slo_ms"] == 4000
     assert told["scale"]["workloads"] == [
         {"workload": "small", "requests": 6, "rate_per_s": 10.0, "prompt_tokens": [[5, 40]]}
@@ -442,7 +442,7 @@ def test_budgets_go_with_the_prompts_unless_they_are_named(tmp_path: Path) -> No
     assert [each.label for each in named.contenders] == ["default@160"]
 
 
-def test_a_promise_of_more_than_an_hour_is_refused_also_when_it_became_so(tmp_path: Path) -> None:
+def test_an_slo_of_more_than_an_hour_is_refused_also_when_it_became_so(tmp_path: Path) -> None:
     endless = Scale.of(Speeds(0.1, 200.0, 4096, None))
     with pytest.raises(ConfigError, match="--tbt-slo-ms 5000000"):
         fit(options(tmp_path, tbt_slos_ms=(500.0,)), endless)
@@ -480,7 +480,7 @@ def test_a_real_server_and_a_real_client_make_rows_once(
     # On a busy machine two tokens may come to the client together: one gap for both.
     assert all(0 < len(gaps) < n for gaps, n in zip(seen["itls"], seen["output_lens"], strict=True))
 
-    # Finished runs are not repeated, whichever promise judges them; another load's are not taken for ours.
+    # Finished runs are not repeated, whichever SLO judges them; another load's are not taken for ours.
     monkeypatch.setattr(live, "serve", lambda *_, **__: pytest.fail("a finished run was repeated"))
     again = run_live(replace(asked, tbt_slos_ms=(0.001,)), Console(record=True))
     assert [each["tbt_slo_ms"] for each in again] == [0.001, 150, 250, 500]

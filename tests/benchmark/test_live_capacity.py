@@ -106,7 +106,7 @@ def asked(url: str, out: Path, **changes: Any) -> live_capacity.LiveAsked:
 
 
 def fake_send(capacity_qps: float, served: list[str], delayed: bool = False) -> Any:
-    """Return a client whose gaps, or else the server's queue times, break the promise above a rate."""
+    """Return a client whose gaps, or else the server's queue times, break the SLO above a rate."""
 
     def send(load: Load, base_url: str, result: Path, *, served_name: str, **_: Any) -> None:
         served.append(served_name)

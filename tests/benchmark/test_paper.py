@@ -1,4 +1,4 @@
-"""The paper's evaluation on a tiny grid, and the promise of a pace as a criterion."""
+"""The paper's evaluation on a tiny grid, and the SLO of a pace as a criterion."""
 
 import csv
 import json

@@ -144,7 +144,7 @@ def test_a_bound_refuses_only_what_cannot_be(load: Load) -> None:
     assert "has its first token after" in late.refused
 
 
-def test_classes_promise_by_the_kind_of_request(tmp_path: Path) -> None:
+def test_classes_set_slos_by_the_kind_of_request(tmp_path: Path) -> None:
     path = tmp_path / "classes.yaml"
     path.write_text(
         "classes:\n  interactive: {ttft_slo_ms: 500, tbt_slo_ms: 50}\n  normal: {ttft_slo_ms: 2000}\n"

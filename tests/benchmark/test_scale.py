@@ -52,7 +52,7 @@ def test_the_reference_is_loaded_as_written() -> None:
     assert same.server_flags == []
 
 
-def test_twice_as_slow_is_promises_twice_as_long_and_half_the_rates() -> None:
+def test_twice_as_slow_means_slos_twice_as_long_and_half_the_rates() -> None:
     slow = scale(0.5, 2)
     assert slow.slo_ms(250) == 500
     mix = slow.workload(live_named("mix"))
@@ -95,7 +95,7 @@ def test_prompts_grow_no_longer_than_there_is_room() -> None:
         scale(1, 1, context=255)
 
 
-def test_where_decode_steps_would_fill_the_promise_the_load_is_less_and_it_says_so() -> None:
+def test_where_decode_steps_would_fill_the_slo_the_load_is_less_and_it_says_so() -> None:
     small = scale(200, 0.6, context=8192)
     assert (small.prompts, small.times, small.load) == (2, 0.4, 0.025)
     assert "its load is 2% of the reference's" in small.sentence
@@ -127,7 +127,7 @@ def test_offered_load_is_what_it_says(device: Scale) -> None:
 
 
 @each_device
-def test_a_budget_takes_the_same_share_of_the_promise_as_on_the_reference(device: Scale) -> None:
+def test_a_budget_takes_the_same_share_of_the_slo_as_on_the_reference(device: Scale) -> None:
     assert device.speeds is not None
     for tokens in STATIC_BUDGETS[2:]:
         here_ms = device.budget(tokens) / device.speeds.reading_tokens_per_s * 1e3
@@ -138,7 +138,7 @@ def test_a_budget_takes_the_same_share_of_the_promise_as_on_the_reference(device
 
 
 @each_device
-def test_the_strictest_promise_leaves_five_decode_steps_and_every_request_fits(device: Scale) -> None:
+def test_the_strictest_slo_leaves_five_decode_steps_and_every_request_fits(device: Scale) -> None:
     assert device.speeds is not None
     assert device.slo_ms(150) >= 4.97 * device.speeds.decode_step_s * 1e3
     context = min(device.speeds.context_tokens, int(MAX_MODEL_LEN * device.prompts))

@@ -26,7 +26,7 @@ def figures(server: Server) -> dict[str, float]:
     return {line.partition("{")[0]: float(line.split()[-1]) for line in ours if "_bucket{" not in line}
 
 
-def test_a_promise_that_cannot_be_kept_is_told_wherever_an_operator_looks(tmp_path: Path) -> None:
+def test_an_slo_that_cannot_be_kept_is_told_wherever_an_operator_looks(tmp_path: Path) -> None:
     tiny_model(tmp_path / "tiny")
     trace, log = tmp_path / "steps.jsonl", tmp_path / "server.log"
     flags = ["--tbt-slo-ms", "0.01", "--step-trace", str(trace), "--calibration-dir", str(tmp_path / "kept")]
@@ -35,11 +35,11 @@ def test_a_promise_that_cannot_be_kept_is_told_wherever_an_operator_looks(tmp_pa
         assert figures(server).get("steps_total", 0) == 0  # nothing has been done
         deadline_s = time.monotonic() + PATIENCE_S
         sent = 0
-        while "promise_unkeepable" not in (seen := figures(server)) and time.monotonic() < deadline_s:
+        while "slo_unattainable" not in (seen := figures(server)) and time.monotonic() < deadline_s:
             answer = httpx.post(server.base_url + "/v1/completions", json=body, trust_env=False, timeout=60)
             assert answer.status_code == 200
             sent += 1
-    assert seen["promise_unkeepable"] == 1
+    assert seen["slo_unattainable"] == 1
     assert seen["tbt_slo_seconds"] == pytest.approx(1e-5)
     assert seen["gaps_kept_total"] == 0
     assert 0 < seen["gaps_total"] <= 199 * sent

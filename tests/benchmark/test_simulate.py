@@ -158,7 +158,7 @@ def test_requests_that_share_prefixes_are_read_from_the_cache(here: dict[str, An
     assert same["ttft_ms"]["mean"] == pytest.approx(row["ttft_ms"]["mean"], rel=0.02)
 
 
-def test_a_promise_that_nobody_can_keep_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_slo_that_nobody_can_keep_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     none = Found(None, {"gap_ms": {"p99": 12.3}, "ttft_ms": {"p50": 1.0, "p90": 2.0}})
     monkeypatch.setattr(farm, "run_all", lambda function, inputs, **_: [none] * len(inputs))
     plot = tmp_path / "none.png"
@@ -236,7 +236,7 @@ def test_requests_beyond_the_model_are_refused_or_counted(here: dict[str, Any], 
     assert 0 < row["requests"] < 40
 
 
-def test_fixed_budgets_and_baselines_take_no_promise() -> None:
+def test_fixed_budgets_and_baselines_take_no_slo() -> None:
     asked = simulated.Asked(
         "mistral-7b/a100", "chat", ("sarathi",), 50.0, 8, 1, settings=(("tbt_mode", "pace"),)
     )

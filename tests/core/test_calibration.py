@@ -67,7 +67,7 @@ def test_a_right_memory_spares_the_learning(learnt: dict[str, Any]) -> None:
     [roofline(0.5), roofline(0.25), roofline(4.0), slower_prefill],
     ids=["half", "4th", "4x", "prefill"],
 )
-def test_the_promise_holds_on_a_device_that_is_not_as_remembered(
+def test_the_slo_holds_on_a_device_that_is_not_as_remembered(
     learnt: dict[str, Any], device: Callable[[StepShape], float]
 ) -> None:
     loop = loop_on(device)
@@ -76,7 +76,7 @@ def test_the_promise_holds_on_a_device_that_is_not_as_remembered(
     assert loop.budgets[0] == loop.decodes + COLD_TOKENS
     late = [i for i, seconds in enumerate(loop.times_s) if seconds > SLO_S]
     assert len(late) <= 4
-    # Afterwards the fit closes in on the promise, and may touch it by a fraction of a percent.
+    # Afterwards the fit closes in on the SLO, and may touch it by a fraction of a percent.
     assert max((i for i in late if loop.times_s[i] > 1.005 * SLO_S), default=0) < 40
     assert loop.budgets[-1] > 0.6 * loop.best_budget(SLO_S)
 

@@ -71,14 +71,14 @@ def test_ranks() -> None:
         asked("batch", 10, "batch", age_s=50.0),
         asked("plain", 10, "plain"),
         asked("relegated", 10, "chat", age_s=1.5),
-        asked("promised", 10, "chat"),
+        asked("with-slo", 10, "chat"),
         asked("late", 10, "served", age_s=1.5),
         asked("overdue", 10, "plain", age_s=40.0),
     )
     made = order()
-    assert line(made, *waiting) == ["overdue", "late", "promised", "relegated", "plain", "batch"]
+    assert line(made, *waiting) == ["overdue", "late", "with-slo", "relegated", "plain", "batch"]
     made.planned(10)
-    assert line(made, *waiting) == ["late", "promised", "relegated", "overdue", "plain", "batch"]
+    assert line(made, *waiting) == ["late", "with-slo", "relegated", "overdue", "plain", "batch"]
 
 
 def test_what_counts_less_for_its_time_is_given_up() -> None:
@@ -159,19 +159,19 @@ def room(
     return step(occupancy=Occupancy(running, kv_tokens, free), free_slots=slots, **fields)
 
 
-def test_batch_work_leaves_the_slots_that_promises_have_needed() -> None:
+def test_batch_work_leaves_the_slots_that_slos_have_needed() -> None:
     limit = backfill(answers(10))
     many = candidate(*batch_of(70), tokens=40_000)
     tokens, reason = limit(room(running=4), many)
     spare = math.ceil(LEAST_SPARE_SHARE * (8 + 64) - 4)
     assert reason is Reason.BACKFILL
     assert tokens == 500 * (64 - max(1, spare))
-    limit(room(running=0, decodes=40), many)  # 40 promised ones have run at once
+    limit(room(running=0, decodes=40), many)  # 40 with an SLO have run at once
     assert limit(room(running=4), many)[0] == 500 * (64 - (1.25 * 40 - 4))
     assert limit(replace(room(running=4), now_s=3600.0), many)[0] == tokens
 
 
-def test_promised_prompts_are_not_held_for_batch_work_behind_them() -> None:
+def test_prompts_with_an_slo_are_not_held_for_batch_work_behind_them() -> None:
     limit = backfill(answers(10))
     mixed = candidate(prompt("a", 300), *batch_of(3), tokens=4096)
     assert limit(room(slots=1), mixed) == (300, Reason.BACKFILL)
@@ -192,7 +192,7 @@ def test_batch_work_is_careful_while_nobody_knows_how_long_answers_are() -> None
     assert (tokens, reason) == (500 * UNKNOWN_ANSWER_RUNNING, Reason.BACKFILL)
 
 
-def test_decodes_of_batch_work_stay_within_what_others_are_promised() -> None:
+def test_decodes_of_batch_work_stay_within_the_slos_of_others() -> None:
     slo_s = 0.030
     tokens, reason = backfill(answers(10), slo_s)(room(), candidate(*batch_of(60), tokens=60_000))
     assert reason is Reason.BACKFILL

@@ -162,7 +162,7 @@ def test_a_class_is_found_by_name_tier_or_wish(classes: SloClasses) -> None:
     assert name(class_name="plain", ttft_slo_s=0.1) == "plain"
 
 
-def test_a_wish_is_never_tighter_than_its_class_promises(classes: SloClasses) -> None:
+def test_a_wish_is_never_tighter_than_the_slo_of_its_class(classes: SloClasses) -> None:
     bond = AskedSlo(0.01, 0.1, "interactive").bind(classes)
     assert (bond.tbt_slo_s, bond.ttft_slo_s) == (0.05, 0.5)
     bond = AskedSlo(0.08, 0.9, "interactive").bind(classes)

@@ -1,4 +1,4 @@
-"""Figures: what is counted, by class, against which promise; and how much more could be promised."""
+"""Figures: what is counted, by class, against which SLO; and how much more would fit."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import pytest
 
 from vllm_sarathi.core.figures import (
     FIGURES,
-    PROMISE_RATIOS,
+    SLO_RATIOS,
     ClassGaps,
     Figures,
     FinishedStep,
@@ -44,7 +44,7 @@ def buckets(figures: Figures, name: str, slo_class: str) -> dict[str, float]:
     }
 
 
-def test_each_class_is_judged_by_its_own_promise() -> None:
+def test_each_class_is_judged_by_its_own_slo() -> None:
     figures = Figures()
     gaps = (ClassGaps("interactive", 3, 0.05), ClassGaps("batch", 5, 0.5), ClassGaps("free", 2, None))
     figures.take([step(0.1, gaps), step(0.05, gaps)])
@@ -52,22 +52,22 @@ def test_each_class_is_judged_by_its_own_promise() -> None:
     assert figures.counters["gaps_kept", "interactive"] == 3  # exactly in time is in time
     assert figures.counters["gaps", "batch"] == figures.counters["gaps_kept", "batch"] == 10
     assert ("gaps", "free") not in figures.counters
-    assert buckets(figures, "time_between_tokens_promise_ratio", "interactive")["1.0"] == 3
-    assert buckets(figures, "time_between_tokens_promise_ratio", "interactive")["2.0"] == 3
+    assert buckets(figures, "time_between_tokens_slo_ratio", "interactive")["1.0"] == 3
+    assert buckets(figures, "time_between_tokens_slo_ratio", "interactive")["2.0"] == 3
 
 
-def test_what_the_buckets_up_to_the_promise_hold_is_what_was_kept() -> None:
+def test_what_the_buckets_up_to_the_slo_hold_is_what_was_kept() -> None:
     figures, random = Figures(), np.random.default_rng(0)
     for _ in range(50):
         figures.take([step(float(s)) for s in random.lognormal(-2.3, 0.5, 20)])
-    held = buckets(figures, "time_between_tokens_promise_ratio", "default")
+    held = buckets(figures, "time_between_tokens_slo_ratio", "default")
     kept = sum(count for bound, count in held.items() if float(bound) <= 1.0)
     assert kept == figures.counters["gaps_kept", "default"]
     assert sum(held.values()) == figures.counters["gaps", "default"] == 8000
-    assert 1.0 in PROMISE_RATIOS
+    assert 1.0 in SLO_RATIOS
 
 
-def test_first_tokens_without_a_promise_are_not_judged() -> None:
+def test_first_tokens_without_an_slo_are_not_judged() -> None:
     figures = Figures()
     figures.take([step(first_tokens=[FirstToken("a", 2.0, 1.0), FirstToken("a", 2.0, None)])])
     assert figures.counters["first_tokens", "a"] == 1

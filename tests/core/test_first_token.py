@@ -51,7 +51,7 @@ def test_a_newcomer_goes_as_far_forward_as_its_deadline_and_those_behind_it_allo
     assert when_first_token(queue, tokens, due_s) == pytest.approx(expected)
 
 
-def test_what_is_promised_nothing_waits_for_all_that_is() -> None:
+def test_what_has_no_slo_waits_for_all_that_has_one() -> None:
     queue = QueueView((Job(1.0, 0.5), Job(9.0, 0.5)), token_s=0.01, work_s=1e-4, lead_s=0.1, rest_s=7.0)
     own_s = 10 * 0.01 + 1e-4 * 10 * (30 + 5)
     assert when_first_token(queue, 10, done_tokens=30) == pytest.approx(0.1 + 1.0 + own_s)
@@ -123,7 +123,7 @@ def test_where_reading_turns_slow_the_longest_unread_is_refused_and_those_being_
         assert door.ask(name, bond(), 10.0, 10.0, tokens, 0) is None
     door.read("begun", 100, 600)
     assert door.review(10.0) == {}
-    # Of the second that was promised, what is left to read takes 0.6 with a lead of 0.1, and more by the caution.
+    # Of the second that the SLO allows, what is left to read takes 0.6 with a lead of 0.1, and more by the caution.
     assert door.next_look_s(10.0) == pytest.approx(10.0 + 0.9 - CAUTION * 0.6)
     pace[0] = (0.0007, 0.0, 0.1 / LEAD_STEPS)
     refused = door.review(10.0)

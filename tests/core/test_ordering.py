@@ -10,7 +10,7 @@ from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.order.arrival import ArrivalOrder
 from vllm_sarathi.core.order.base import turn_by_keys
-from vllm_sarathi.core.order.deadline import ARRIVAL_STEPS, deadline_keys, kept_promises
+from vllm_sarathi.core.order.deadline import ARRIVAL_STEPS, deadline_keys, kept_slos
 from vllm_sarathi.core.order.shortest import ShortestFirst
 from vllm_sarathi.core.types import RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
 
@@ -35,9 +35,9 @@ def order(requests: list[RequestView], **arguments: object) -> list[str]:
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.tuples(st.integers(1, 2000), st.floats(0.05, 5.0)), min_size=1, max_size=7))
-def test_no_other_choice_keeps_more_promises(jobs: list[tuple[int, float]]) -> None:
+def test_no_other_choice_keeps_more_slos(jobs: list[tuple[int, float]]) -> None:
     requests = [prompt(str(i), tokens, slo_s=slo) for i, (tokens, slo) in enumerate(jobs)]
-    kept = kept_promises(requests, None, 0.0, read_s)
+    kept = kept_slos(requests, None, 0.0, read_s)
 
     def is_kept(chosen: tuple[tuple[int, float], ...]) -> bool:
         ends = itertools.accumulate(read_s(0, tokens) for tokens, _ in sorted(chosen, key=lambda job: job[1]))
@@ -77,7 +77,7 @@ def test_the_time_of_the_steps_in_flight_counts() -> None:
     assert order(barely, lead_s=0.2) == ["easy", "barely"]
 
 
-def test_a_promise_that_was_given_up_is_owed_before_what_was_promised_nothing() -> None:
+def test_an_slo_that_was_given_up_is_owed_before_what_has_no_slo() -> None:
     three = [
         prompt("batch", 900, age_s=8.0),
         prompt("late", 1200, age_s=2.0, slo_s=1.0),
@@ -92,7 +92,7 @@ def test_overdue_prompts_have_every_second_step() -> None:
     assert order(both, overdue_first=False) == ["urgent", "waited"]
 
 
-def test_while_some_are_overdue_promises_are_judged_by_half_of_the_time() -> None:
+def test_while_some_are_overdue_slos_are_judged_by_half_of_the_time() -> None:
     waited = prompt("waited", 9000, age_s=31.0)
     urgent = prompt("urgent", 600, slo_s=1.0)  # 0.6 s alone, 1.2 beside the other
     small = prompt("small", 100, slo_s=5.0)
@@ -100,7 +100,7 @@ def test_while_some_are_overdue_promises_are_judged_by_half_of_the_time() -> Non
     assert order([waited, urgent, small], overdue_first=False)[0] == "small"
 
 
-def test_what_was_promised_nothing_is_ranked_by_its_whole_length() -> None:
+def test_what_has_no_slo_is_ranked_by_its_whole_length() -> None:
     half_read = prompt("half read", 500, age_s=1.0, done=5000)
     fresh = prompt("fresh", 1200, age_s=1.0)
     assert order([half_read, fresh]) == ["fresh", "half read"]
@@ -225,7 +225,7 @@ def test_nothing_waits_beyond_the_stated_bound_and_everything_finishes(
 ) -> None:
     server = Server(prompts, prefill_max_wait_s=max_wait_s)
     server.run()
-    # A step of the least promise: 10 of its 25 ms are not reading.
+    # A step of the least SLO: 10 of its 25 ms are not reading.
     per_token_s = TOKEN_S + STEP_S / max(1.0, (0.1 / ARRIVAL_STEPS - STEP_S) / TOKEN_S)
     for p in prompts:
         before = sum(q.tokens for q in prompts if q.arrival_s <= p.arrival_s + 1e-6)

@@ -1,4 +1,4 @@
-"""Settings that change while the controller works: the new promise holds from the next step on, nothing is unlearnt."""
+"""Settings that change while the controller works: the new SLO holds from the next step on, nothing is unlearnt."""
 
 import math
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def settled(config: SarathiConfig) -> Loop:
     return loop
 
 
-def test_another_promise_is_kept_at_once_and_nothing_is_learnt_again() -> None:
+def test_another_slo_is_kept_at_once_and_nothing_is_learnt_again() -> None:
     loop = settled(SarathiConfig(tbt_slo_ms=100))
     controller, steps = loop.controller, loop.controller.model.steps
     model = controller.model
@@ -59,7 +59,7 @@ def test_another_promise_is_kept_at_once_and_nothing_is_learnt_again() -> None:
     assert max(loop.times_s[-20:]) <= 0.06
 
 
-def test_a_promise_as_a_multiple_goes_on() -> None:
+def test_an_slo_as_a_multiple_goes_on() -> None:
     loop = settled(SarathiConfig(tbt_slo_ms=100))
     loop.controller.reconfigure(SarathiConfig(tbt_slo="auto:10x"))
     for _ in range(100):

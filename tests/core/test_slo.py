@@ -72,7 +72,7 @@ def test_it_does_so_through_noise_and_outliers(speed: float) -> None:
     assert abs(statistics.median(after) - 1) <= 0.05
 
 
-def test_the_promise_holds_from_the_first_step_on() -> None:
+def test_the_slo_holds_from_the_first_step_on() -> None:
     loop = make_loop()
     loop.run(400)
     assert loop.budgets[0] == loop.decodes + COLD_TOKENS
@@ -169,7 +169,7 @@ def test_the_budget_walks_the_prompts_that_will_be_read() -> None:
     assert three == 8 + 60
 
 
-def test_a_client_with_a_tighter_promise_tightens_the_step() -> None:
+def test_a_client_with_a_tighter_slo_tightens_the_step() -> None:
     policy = learnt(allow_request_slo=True)
     seen = view([prompt("p", 5000)])
     loose = policy.plan(replace(seen, tbt_slos_s=(None,))).token_budget
@@ -215,7 +215,7 @@ def test_a_deadline_that_is_lost_harms_nobody() -> None:
     assert order(policy, [], [prompt("late", 8000, age_s=2.0), prompt("fresh", 60)])[0] == ["fresh", "late"]
 
 
-def test_without_promises_short_prompts_pass_long_ones_that_age() -> None:
+def test_without_slos_short_prompts_pass_long_ones_that_age() -> None:
     policy = learnt(prefill_order="deadline")
     assert order(policy, [], [prompt("long", 50_000), prompt("short", 60)])[0] == ["short", "long"]
     assert order(policy, [], [prompt("long", 900, age_s=29.0), prompt("short", 60)])[0] == ["long", "short"]
@@ -337,7 +337,7 @@ def test_with_a_remembered_device_the_first_chunks_go_by_what_was_read_alone() -
     read = StepShape(1000, 0, 0, 0.5 * 1000**2, 1)  # half as fast as remembered
     controller.observe(StepRecord(read, 8192, "idle", None, 1.0, 0.0))
     assert not controller.model.ready
-    assert controller.plan(view).token_budget == 4 + 100  # half of the promise, as 1,000 tokens took a second
+    assert controller.plan(view).token_budget == 4 + 100  # half of the SLO, as 1,000 tokens took a second
 
 
 def test_batches_of_a_pipeline_get_even_parts_of_what_is_to_be_read() -> None:

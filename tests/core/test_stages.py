@@ -60,7 +60,7 @@ def gaps(first: list[tuple[float, float]], stage_s: float, count: int = 6) -> li
 
 
 @given(before_s=st.floats(0.02, 0.5), inside_s=st.floats(0.02, 0.5))
-def test_the_longest_batch_keeps_the_promise_and_a_longer_one_would_not(before_s, inside_s) -> None:
+def test_the_longest_batch_keeps_the_slo_and_a_longer_one_would_not(before_s, inside_s) -> None:
     slo_s, clock, pipeline = 1.0, StageClock(2), Pipeline(2)
     now_s = pipeline.send(0.0, before_s)
     clock.seconds(0.0, now_s)
@@ -76,7 +76,7 @@ def test_the_longest_batch_keeps_the_promise_and_a_longer_one_would_not(before_s
         assert max(gaps(first, longest_s + 2 * LONGEST_WITHIN * slo_s)[:2]) > slo_s
 
 
-def test_in_a_steady_pipeline_each_batch_has_its_part_of_the_promise() -> None:
+def test_in_a_steady_pipeline_each_batch_has_its_part_of_the_slo() -> None:
     clock, pipeline = StageClock(2), Pipeline(2)
     starts, now_s = [0.0, 0.0], 0.0
     for i in range(6):

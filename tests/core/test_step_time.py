@@ -128,7 +128,7 @@ def test_a_broken_clock_teaches_nothing(clock: float) -> None:
     assert model.coefficients == before
 
 
-def test_the_margin_covers_what_is_promised_of_noisy_steps_and_little_more() -> None:
+def test_the_margin_covers_the_attainment_over_noisy_steps_and_little_more() -> None:
     model, rng, device = StepTimeModel(), random.Random(7), roofline()
     learn(model, device, 300, noise=0.1)
     over = 0

@@ -68,7 +68,7 @@ def test_a_summary_counts_gaps_by_the_decodes_that_felt_them() -> None:
     assert summary.decode_step_s == 0.04
 
 
-def test_a_summary_without_a_promise_or_prompts_leaves_those_out() -> None:
+def test_a_summary_without_an_slo_or_prompts_leaves_those_out() -> None:
     summary = summarise_steps([replace(DECODES, slo_s=None)])
     assert (summary.attainment, summary.budget_tokens, summary.error_p50) == (None, None, None)
 
@@ -93,13 +93,13 @@ def loop_with(slo_ms: float, **fields: Any) -> Loop:
     return Loop(Controller(SarathiConfig(tbt_slo_ms=slo_ms)), roofline(), prompt_tokens=100_000, **fields)
 
 
-def test_a_promise_below_the_decodes_own_time_is_told_once_with_what_helps() -> None:
+def test_an_slo_below_the_decodes_own_time_is_told_once_with_what_helps() -> None:
     # Truth: n decodes alone take (3 + max(20, 0.4 n) + 0.5 n + 0.2 n) ms: 51 ms for the 40.
     loop = loop_with(40, decodes=40)
     watch = SloWatch(loop.controller.model)
     loop.run(300)
     said = watch.look(traced(loop, 100, 0.04))
-    assert watch.unkeepable
+    assert watch.unattainable
     assert watch.decode_step_s == pytest.approx(0.051, rel=0.1)
     assert said is not None
     assert "The SLO of 40 ms between tokens cannot be kept" in said
@@ -109,14 +109,14 @@ def test_a_promise_below_the_decodes_own_time_is_told_once_with_what_helps() -> 
     # 40 ms are enough for 24; that all of the 40 were always there makes it a guess.
     assert 10 <= int(said.split("--max-num-seqs of about ")[1].split(")")[0]) <= 36
     assert watch.look(traced(loop, 100, 0.04)) is None
-    assert watch.unkeepable
+    assert watch.unattainable
 
 
-def test_a_promise_that_is_kept_is_not_spoken_of() -> None:
+def test_an_slo_that_is_kept_is_not_spoken_of() -> None:
     loop = loop_with(150)
     watch = SloWatch(loop.controller.model)
     assert watch.look(traced(loop, 200, 0.15)) is None
-    assert not watch.unkeepable
+    assert not watch.unattainable
 
 
 def test_a_few_slow_steps_prove_nothing() -> None:
@@ -124,7 +124,7 @@ def test_a_few_slow_steps_prove_nothing() -> None:
     slow = replace(DECODES, measured_s=3.0)
     assert watch.look([slow] * (LEAST_STEPS - 1)) is None
     assert watch.look([DECODES] * (LEAST_STEPS + 1)) is None
-    assert not watch.unkeepable
+    assert not watch.unattainable
 
 
 def test_a_slow_device_is_judged_over_several_looks() -> None:
@@ -141,7 +141,7 @@ def test_decodes_alone_are_enough_to_notice() -> None:
     assert "The SLO of 40 ms between tokens cannot be kept: decodes alone take 80 ms" in said
 
 
-def test_a_promise_that_leaves_prompts_no_room_says_once_who_gives_way() -> None:
+def test_an_slo_that_leaves_prompts_no_room_says_once_who_gives_way() -> None:
     watch = SloWatch(Controller(SarathiConfig()).model)
     crowded = replace(DECODES, reason="full")
     few = [crowded if i % 4 == 0 else DECODES for i in range(64)]
@@ -152,7 +152,7 @@ def test_a_promise_that_leaves_prompts_no_room_says_once_who_gives_way() -> None
     assert watch.look([crowded] * 64) is None
 
 
-def test_a_promise_that_lets_nobody_in_says_so_once() -> None:
+def test_an_slo_that_lets_nobody_in_says_so_once() -> None:
     watch = SloWatch(Controller(SarathiConfig()).model)
     growing = replace(DECODES, reason="growth")
     assert watch.look([growing if i % 4 == 0 else DECODES for i in range(64)]) is None

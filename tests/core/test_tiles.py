@@ -51,7 +51,7 @@ def test_more_is_read_in_a_second_than_by_a_line_through_the_stairs(monkeypatch:
             monkeypatch.setattr("vllm_sarathi.core.steptime.tiles.CANDIDATES", (1,))
         loop = loop_on(in_tiles(256))
         loop.run(600)
-        if name == "stairs":  # a line that breaks the promise now and then reads the more for it
+        if name == "stairs":  # a line that breaks the SLO now and then reads the more for it
             assert sum(t > SLO_MS / 1e3 for t in loop.times_s) <= 0.01 * 600
         tokens_per_s[name] = sum(loop.budgets) / loop.now_s
     assert tokens_per_s["stairs"] > 1.02 * tokens_per_s["line"]

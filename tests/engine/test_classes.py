@@ -130,7 +130,7 @@ def test_batch_work_yields_at_once_and_its_decodes_break_no_gap(engine: ClassEng
 
 
 def test_batch_work_never_stands_still_for_longer_than_its_bound(make_config: Any) -> None:
-    """Promised work that would take all of the device for ever: each bound lets one prompt of batch work in."""
+    """Work with an SLO that would take all of the device for ever: each bound lets one prompt of batch work in."""
     engine = ClassEngine(make_config)
     engine.learn()
     for i in range(4):

@@ -36,7 +36,7 @@ def expected(engine: ModelledEngine, name: str, prompt: int, tokens: int) -> lis
     return [engine.token(name, prompt + i) for i in range(tokens)]
 
 
-def test_a_promise_is_changed_while_requests_run(
+def test_an_slo_is_changed_while_requests_run(
     engine: ModelledEngine, server: Server, warned: list[str]
 ) -> None:
     engine.add("a", 20, max_tokens=30)

@@ -1,4 +1,4 @@
-"""Promises of SarathiScheduler, one by one, in scenes small enough to follow."""
+"""Properties of SarathiScheduler, one by one, in scenes small enough to follow."""
 
 from typing import Any
 

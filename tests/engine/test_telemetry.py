@@ -135,7 +135,7 @@ def test_nothing_is_said_while_there_is_no_work(logged: list[str]) -> None:
     assert not logged
 
 
-def test_a_promise_that_cannot_be_kept_is_in_the_log_once_and_in_the_metrics(
+def test_an_slo_that_cannot_be_kept_is_in_the_log_once_and_in_the_metrics(
     logged: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
@@ -153,12 +153,12 @@ def test_a_promise_that_cannot_be_kept_is_in_the_log_once_and_in_the_metrics(
     assert 40 * (1 + CAUTION) <= needed_ms <= 40 * (1 + CAUTION + STALE_CAUTION) + 1
     page = shown(tmp_path)
     for line in (
-        'vllm_sarathi_promise_unkeepable{engine="1"} 1.0',
+        'vllm_sarathi_slo_unattainable{engine="1"} 1.0',
         'vllm_sarathi_tbt_slo_seconds{engine="1"} 0.01',
         'vllm_sarathi_gaps_total{engine="1",slo_class="default"} 480.0',
         'vllm_sarathi_gaps_kept_total{engine="1",slo_class="default"} 0.0',
-        'vllm_sarathi_time_between_tokens_promise_ratio_bucket{engine="1",le="5.0",slo_class="default"} 480.0',
-        'vllm_sarathi_time_between_tokens_promise_ratio_bucket{engine="1",le="3.0",slo_class="default"} 0.0',
+        'vllm_sarathi_time_between_tokens_slo_ratio_bucket{engine="1",le="5.0",slo_class="default"} 480.0',
+        'vllm_sarathi_time_between_tokens_slo_ratio_bucket{engine="1",le="3.0",slo_class="default"} 0.0',
         'vllm_sarathi_decode_step_seconds{engine="1"} 0.04',
     ):
         assert line in page
@@ -179,7 +179,7 @@ def test_errors_of_ours_are_counted_in_the_metrics_even_where_no_step_is_planned
     engine.scheduler.shutdown()
 
 
-def test_first_tokens_are_compared_with_their_promise(
+def test_first_tokens_are_compared_with_their_slo(
     make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
@@ -194,7 +194,7 @@ def test_first_tokens_are_compared_with_their_promise(
     engine.drain()
     engine.scheduler.telemetry.flush()
     page = shown(tmp_path)
-    name = "vllm_sarathi_time_to_first_token_promise_ratio"
+    name = "vllm_sarathi_time_to_first_token_slo_ratio"
     for line in (
         'vllm_sarathi_first_tokens_total{engine="0",slo_class="default"} 2.0',
         'vllm_sarathi_first_tokens_kept_total{engine="0",slo_class="default"} 1.0',

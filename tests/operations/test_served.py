@@ -137,7 +137,7 @@ def test_every_api_server_shows_the_engines_figures(deployment: Deployment) -> N
             assert 0 < before[GAPS.format(rank=rank)] <= after[GAPS.format(rank=rank)]
     last = counts[-1]
     for rank, (suffix, ratio) in itertools.product(RANKS, PROMISES):
-        name = f"vllm_sarathi_{ratio}_promise_ratio_bucket"
+        name = f"vllm_sarathi_{ratio}_slo_ratio_bucket"
         total = last[f'vllm_sarathi_{suffix}_total{{engine="{rank}",slo_class="default"}}']
         kept = last[f'vllm_sarathi_{suffix}_kept_total{{engine="{rank}",slo_class="default"}}']
         assert last[f'{name}{{engine="{rank}",le="+Inf",slo_class="default"}}'] == total > 0

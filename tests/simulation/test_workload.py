@@ -68,7 +68,7 @@ def test_lengths_of_the_other_workloads() -> None:
     assert not ((prompts > 500) & (prompts < 8000)).any()
 
 
-def test_three_classes_with_their_promises() -> None:
+def test_three_classes_with_their_slos() -> None:
     requests = synthetic("classes", 1.0, 4000, seed=1)
     for kind in CLASSES:
         mine = [r for r in requests if r.kind == kind.name]

@@ -60,13 +60,13 @@ def test_rates_are_of_the_time_between_two_scrapes(page: Page) -> None:
     before = parse(page.text(), "url", 10.0)
     page.figures.take([step(0.05), step(0.09), step(0.11), step(0.3)])
     page.figures.set("headroom_tokens_per_second", 0.0)
-    page.figures.set("promise_unkeepable", 1)
+    page.figures.set("slo_unattainable", 1)
     engine = compare("url", before, parse(page.text(), "url", 14.0)).engines["0"]
     assert engine.steps_per_s == 1.0
     assert engine.prefill_tokens_per_s == 32.0
     assert engine.prediction_bias == pytest.approx(0.55 / 0.4)
     assert (engine.running, engine.waiting, engine.kv_cache_usage) == (2, 3, 0.25)
-    assert engine.unkeepable is True
+    assert engine.unattainable is True
     assert engine.headroom_tokens_per_s == 0
     gaps = engine.classes["default"].gaps
     assert gaps.per_s == 8.0
@@ -127,7 +127,7 @@ def test_figures_that_are_no_numbers_are_left_out(page: Page) -> None:
 
 
 def test_the_table_tells_what_is_wrong(page: Page) -> None:
-    page.figures.set("promise_unkeepable", 1)
+    page.figures.set("slo_unattainable", 1)
     page.figures.count("faults", amount=3)
     before = parse(page.text(), "url", 0.0)
     page.figures.take([step(0.3)])

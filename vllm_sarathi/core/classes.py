@@ -173,18 +173,18 @@ class SloClasses:
 
     def allowing(self, ttft_slo_s: float) -> SloClass:
         """Return the loosest class whose SLO for the first token is at most a time; where none does, the tightest."""
-        promising = [each for each in self.classes if each.ttft_slo_s is not None and not each.batch]
-        if not promising:
+        with_ttft = [each for each in self.classes if each.ttft_slo_s is not None and not each.batch]
+        if not with_ttft:
             return self.default_class
-        within = [each for each in promising if (each.ttft_slo_s or 0.0) <= ttft_slo_s]
+        within = [each for each in with_ttft if (each.ttft_slo_s or 0.0) <= ttft_slo_s]
         if within:
             return max(within, key=lambda each: each.ttft_slo_s or 0.0)
-        return min(promising, key=lambda each: each.ttft_slo_s or 0.0)
+        return min(with_ttft, key=lambda each: each.ttft_slo_s or 0.0)
 
     def least(self, key: str) -> float:
         """Return the tightest SLO of a kind (`ttft_slo_s`, `tbt_slo_s`), seconds; infinite without any."""
-        promised = [getattr(each, key) for each in self.classes if not each.batch]
-        return min([value for value in promised if value is not None], default=math.inf)
+        stated = [getattr(each, key) for each in self.classes if not each.batch]
+        return min([value for value in stated if value is not None], default=math.inf)
 
     @property
     def refuses(self) -> bool:
@@ -226,8 +226,8 @@ class AskedSlo:
         return Bond(tbt_slo_s, _allowed(found.ttft_slo_s, self.ttft_slo_s), found, self.tenant)
 
 
-def _allowed(promised_s: float | None, wish_s: float | None) -> float | None:
-    return promised_s if promised_s is None or wish_s is None else max(promised_s, wish_s)
+def _allowed(ttft_slo_s: float | None, wish_s: float | None) -> float | None:
+    return ttft_slo_s if ttft_slo_s is None or wish_s is None else max(ttft_slo_s, wish_s)
 
 
 def read_classes(path: str | Path) -> SloClasses:

@@ -20,7 +20,7 @@ PREFIX = "vllm_sarathi_"
 DEFAULT_CLASS = "default"
 """The class of a request that is of no other."""
 
-PROMISE_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+SLO_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 """Bounds for what was measured over its SLO."""
 
 PREDICTION_RATIOS = (0.5, 0.75, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
@@ -70,7 +70,7 @@ FIGURES = {
         Figure("faults", Kind.COUNTER, "Errors of the plugin; stock scheduling served those steps."),
         Figure("tbt_slo_seconds", Kind.GAUGE, "SLO for the time between tokens."),
         Figure("ttft_slo_seconds", Kind.GAUGE, "SLO for the time to first token."),
-        Figure("promise_unkeepable", Kind.GAUGE, "1 where decodes alone take longer than the SLO."),
+        Figure("slo_unattainable", Kind.GAUGE, "1 where decodes alone take longer than the SLO."),
         Figure("decode_step_seconds", Kind.GAUGE, "Median time of steps of decodes alone, in ten seconds."),
         Figure("token_budget", Kind.GAUGE, "Median budget of steps that read prompts beside decodes."),
         Figure(
@@ -84,18 +84,18 @@ FIGURES = {
             "Prompt tokens a second that could be prefilled within the SLOs, beside those that are now.",
         ),
         Figure(
-            "time_between_tokens_promise_ratio",
+            "time_between_tokens_slo_ratio",
             Kind.HISTOGRAM,
             "Time between tokens over its SLO.",
             True,
-            PROMISE_RATIOS,
+            SLO_RATIOS,
         ),
         Figure(
-            "time_to_first_token_promise_ratio",
+            "time_to_first_token_slo_ratio",
             Kind.HISTOGRAM,
             "Time to first token over its SLO.",
             True,
-            PROMISE_RATIOS,
+            SLO_RATIOS,
         ),
         Figure(
             "step_prediction_ratio",
@@ -154,7 +154,7 @@ class FinishedStep:
 
 @dataclass(frozen=True, slots=True)
 class Queues:
-    """Who is there at a moment.
+    """The requests that run and wait at a moment.
 
     Attributes:
         running: requests that run.
@@ -234,21 +234,21 @@ class Figures:
         shapes = [step.traced.shape for step in steps]
         self.count("prefill_tokens", amount=sum(s.tokens - s.decodes for s in shapes if s.prefill_work > 0))
         gaps = [(g, step.traced.measured_s) for step in steps for g in step.gaps if g.decodes]
-        self._take_promises(
-            "time_between_tokens_promise_ratio",
+        self._take_ratios(
+            "time_between_tokens_slo_ratio",
             "gaps",
             [(g.slo_class, s / g.slo_s, g.decodes) for g, s in gaps if g.slo_s is not None],
         )
         firsts = [first for step in steps for first in step.first_tokens]
-        self._take_promises(
-            "time_to_first_token_promise_ratio",
+        self._take_ratios(
+            "time_to_first_token_slo_ratio",
             "first_tokens",
             [(f.slo_class, f.taken_s / f.slo_s, 1) for f in firsts if f.slo_s is not None],
         )
         self._take_predictions([step.traced for step in steps])
 
     def look(self, queues: Queues) -> None:
-        """Take in who is there now."""
+        """Take in the requests that run and wait now."""
         self.set("running_requests", queues.running)
         for name, slo_class in self.gauges:
             if name == "waiting_requests":
@@ -256,7 +256,7 @@ class Figures:
         for slo_class, waiting in queues.waiting.items():
             self.set("waiting_requests", waiting, slo_class)
 
-    def _take_promises(self, histogram: str, counter: str, ratios: list[tuple[str, float, int]]) -> None:
+    def _take_ratios(self, histogram: str, counter: str, ratios: list[tuple[str, float, int]]) -> None:
         for slo_class in {each for each, _, _ in ratios}:
             own = [(ratio, count) for each, ratio, count in ratios if each == slo_class]
             self._observe(histogram, slo_class, [r for r, _ in own], [n for _, n in own])

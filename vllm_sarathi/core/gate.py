@@ -34,17 +34,17 @@ class Refusal:
     Attributes:
         class_name: of the request.
         predicted_s: when its first token would come, seconds after it arrived.
-        promised_s: the time to first token that its class has as its SLO, seconds.
+        ttft_slo_s: the time to first token that its class has as its SLO, seconds.
     """
 
     class_name: str
     predicted_s: float
-    promised_s: float
+    ttft_slo_s: float
 
     @property
     def retry_after_s(self) -> float:
         """After how many seconds a request like it could be kept, as far as is known now."""
-        return max(LEAST_RETRY_S, self.predicted_s - self.promised_s)
+        return max(LEAST_RETRY_S, self.predicted_s - self.ttft_slo_s)
 
 
 @dataclass(slots=True)
@@ -56,10 +56,10 @@ class _Standing:
     begun: bool = False
 
     @property
-    def promised_s(self) -> float:
-        promised_s = self.bond.ttft_slo_s
-        assert promised_s is not None
-        return promised_s
+    def ttft_slo_s(self) -> float:
+        ttft_slo_s = self.bond.ttft_slo_s
+        assert ttft_slo_s is not None
+        return ttft_slo_s
 
     @property
     def slo_class(self) -> SloClass:
@@ -119,7 +119,7 @@ class Gate:
         self._standing.pop(request_id, None)
 
     def review(self, now_s: float) -> dict[str, Refusal]:
-        """Return who has to be refused of those that were let in, and note that they are gone."""
+        """Return the admitted requests that have to be refused after all, and forget them."""
         line = self._line(now_s, CAUTION)
         if line is None:
             return {}
@@ -133,7 +133,7 @@ class Gate:
             if each.refusable:
                 wait_s = when_first_token(left, each.left, queue.jobs[index].due_s, each.done)
                 predicted_s = now_s - each.arrival_s + wait_s
-                refused[name] = Refusal(each.slo_class.name, predicted_s, each.promised_s)
+                refused[name] = Refusal(each.slo_class.name, predicted_s, each.ttft_slo_s)
                 del self._standing[name]
         return refused
 
@@ -165,7 +165,7 @@ class Gate:
         jobs, standing, rest_s = [], [], 0.0
         for name, each in self._standing.items():
             when_late = each.slo_class.when_late
-            due_s = each.arrival_s + each.promised_s - now_s
+            due_s = each.arrival_s + each.ttft_slo_s - now_s
             read_s = queue.read_s(each.left, each.done)
             if due_s <= 0 and when_late == "relegate":
                 rest_s += read_s

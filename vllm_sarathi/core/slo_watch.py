@@ -27,12 +27,12 @@ class SloWatch:
         pipeline: the stages of the device.
 
     Attributes:
-        unkeepable: whether decodes alone took longer than the SLO, at the last look.
+        unattainable: whether decodes alone took longer than the SLO, at the last look.
         decode_step_s: how long they took, seconds, the median; None before the first look.
     """
 
     def __init__(self, model: StepTimeModel, pipeline: Pipeline = ONE_STAGE) -> None:
-        self.unkeepable = False
+        self.unattainable = False
         self.decode_step_s: float | None = None
         self._model = model
         self._pipeline = pipeline
@@ -53,12 +53,12 @@ class SloWatch:
         self.decode_step_s = statistics.median(self._alone_s(step) for step in decoding)
         slo_s = decoding[-1].slo_s
         assert slo_s is not None
-        self.unkeepable = self.decode_step_s > slo_s
-        if self.unkeepable and not self._said:
+        self.unattainable = self.decode_step_s > slo_s
+        if self.unattainable and not self._said:
             self._said = True
             return self._advice(decoding[-1], slo_s)
         crowded = sum(step.reason in CROWDED for step in decoding)
-        if not self.unkeepable and not self._said_crowded and crowded > CROWDED_SHARE * len(decoding):
+        if not self.unattainable and not self._said_crowded and crowded > CROWDED_SHARE * len(decoding):
             self._said_crowded = True
             return self._crowded_advice(decoding[-1], slo_s)
         growing = sum(step.reason == Reason.GROWTH for step in decoding)
@@ -84,26 +84,26 @@ class SloWatch:
         fitting = [n for n in range(1, step.shape.decodes) if self._seconds(step, n) * margin <= slo_s]
         fewer = f", or fewer requests at once (--max-num-seqs of about {fitting[-1]})" if fitting else ""
         return (
-            f"{self._promise(slo_s)} cannot be kept: {self._decodes_alone(step)}. "
+            f"{self._slo(slo_s)} cannot be kept: {self._decodes_alone(step)}. "
             f"Prompts get a fifth of the time beside them. "
             f"What would help: --tbt-slo-ms {needed_ms} or more{fewer}."
         )
 
     def _crowded_advice(self, step: TracedStep, slo_s: float) -> str:
         return (
-            f"{self._promise(slo_s)} leaves prompts no room: {self._decodes_alone(step)}, and any chunk beside them is "
+            f"{self._slo(slo_s)} leaves prompts no room: {self._decodes_alone(step)}, and any chunk beside them is "
             f"too long. Prompts give way: they are read in the few steps that may be late, until one has waited for "
             f"--prefill-max-wait-s; then the gaps give way. A higher --tbt-slo-ms would help."
         )
 
     def _growing_advice(self, step: TracedStep, slo_s: float) -> str:
         return (
-            f"{self._promise(slo_s)} lets no more requests in: {self._decodes_alone(step)}, and with one more they "
+            f"{self._slo(slo_s)} lets no more requests in: {self._decodes_alone(step)}, and with one more they "
             f"would outgrow it before their answers end. Prompts give way, and wait for answers to end, for at most "
             f"--prefill-max-wait-s. A higher --tbt-slo-ms would help."
         )
 
-    def _promise(self, slo_s: float) -> str:
+    def _slo(self, slo_s: float) -> str:
         return f"The SLO of {self._pipeline.token_s(slo_s) * 1e3:g} ms between tokens"
 
     def _decodes_alone(self, step: TracedStep) -> str:

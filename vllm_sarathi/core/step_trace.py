@@ -162,15 +162,15 @@ def summarise_steps(steps: Sequence[TracedStep]) -> StepSummary:
     hybrid = [step for step in steps if step.hybrid]
     errors = [e for step in hybrid if (e := step.relative_error) is not None]
     alone = [s.measured_s for s in steps if s.shape.decodes > 0 and s.shape.prefill_work == 0]
-    promised = [step for step in steps if step.slo_s is not None]
-    kept = [s for s in promised if s.slo_s is not None and s.measured_s <= s.slo_s]
+    with_slo = [step for step in steps if step.slo_s is not None]
+    kept = [s for s in with_slo if s.slo_s is not None and s.measured_s <= s.slo_s]
     return StepSummary(
         steps=len(steps),
         running=steps[-1].running,
         waiting=steps[-1].waiting,
         budget_tokens=int(statistics.median([s.token_budget for s in hybrid])) if hybrid else None,
         slo_s=steps[-1].slo_s,
-        gaps=sum(step.shape.decodes for step in promised),
+        gaps=sum(step.shape.decodes for step in with_slo),
         gaps_kept=sum(step.shape.decodes for step in kept),
         error_p50=quantile(errors, 0.5) if errors else None,
         error_p90=quantile(errors, 0.9) if errors else None,

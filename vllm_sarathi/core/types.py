@@ -194,7 +194,7 @@ class StepView:
             through a pipeline; what follows it there waits for this step all the same.
         in_flight: the batches that are not back yet, oldest first.
         free_slots: how many waiting requests the engine has slots for.
-        closed: whether nobody who arrives now is let in.
+        closed: whether requests that arrive now are kept out.
         tbt_slos_s: the different SLOs that the generating requests have, as `DecodeView.tbt_slo_s`; empty where all
             have the server's.
         occupancy: who occupies the engine, where there are classes.

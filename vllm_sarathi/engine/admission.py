@@ -26,7 +26,7 @@ def stop_reason(refusal: Refusal) -> str:
         {
             "slo_class": refusal.class_name,
             "predicted_ttft_ms": round(refusal.predicted_s * 1e3, 3),
-            "ttft_slo_ms": round(refusal.promised_s * 1e3, 3),
+            "ttft_slo_ms": round(refusal.ttft_slo_s * 1e3, 3),
             "retry_after_s": round(refusal.retry_after_s, 3),
         }
     )

@@ -214,11 +214,11 @@ class Control:
         scheduler.admissions.note_progress()
         if (queue := gate.queue(scheduler.wall_clock())) is None:
             return None
-        promised = set(gate.standing)
+        admitted = set(gate.standing)
         rest = sum(
             _left(request)
             for request in self._unread()
-            if request.request_id not in promised and (bond.batch or not scheduler.views.bond(request).batch)
+            if request.request_id not in admitted and (bond.batch or not scheduler.views.bond(request).batch)
         )
         return replace(queue, rest_s=queue.rest_s + rest * queue.token_s)
 

@@ -181,7 +181,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         super().shutdown()
 
     def queues(self) -> Queues:
-        """Return who is there now; any thread may ask."""
+        """Return the requests that run and wait now; safe to call from any thread."""
         running, waiting = self.get_request_counts()
         if self.config.slo_classes is None:
             return Queues(running, {DEFAULT_CLASS: waiting})

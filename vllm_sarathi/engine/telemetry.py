@@ -86,7 +86,7 @@ class Telemetry:
         trace: the step trace, if there is to be one.
         memory: where the step model is kept for the next start, if it is to be.
         faults: tells how many errors of ours there have been.
-        queues: tells who is there; asked from the thread of the telemetry.
+        queues: returns the requests that run and wait; called from the telemetry thread.
         most_tokens: the most tokens that the engine takes in one step.
         wall_clock: seconds since the epoch.
 
@@ -221,7 +221,7 @@ class Telemetry:
         logger.info("%s", log_line(summary, self._pipeline))
         if advice := self.watch.look(steps):
             logger.warning("%s", advice)
-        self.figures.set("promise_unkeepable", int(self.watch.unkeepable))
+        self.figures.set("slo_unattainable", int(self.watch.unattainable))
         self.figures.set("decode_step_seconds", summary.decode_step_s)
         self.figures.set("token_budget", summary.budget_tokens)
         self.figures.set("prediction_error_ratio", summary.error_p50)

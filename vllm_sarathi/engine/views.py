@@ -279,7 +279,7 @@ class ViewBuilder:
         return self._prefixes.tokens(request)
 
     def _look_at_bonds(self, partial: list[Any]) -> None:
-        """Note the different SLOs of those that generate, and who is batch work; both mostly are as a step before."""
+        """Note the distinct SLOs of the decodes, and which are batch work; both rarely change from step to step."""
         running = self._scheduler.running
         if running == self._bound and partial == self._bound_partial:
             return
@@ -298,8 +298,8 @@ class ViewBuilder:
         """Return decodes with batch work at the end: the parent takes blocks from the tail."""
         if not self.batch:
             return decodes
-        promised = [request for request in decodes if request.request_id not in self.batch]
-        return promised + [request for request in decodes if request.request_id in self.batch]
+        with_slo = [request for request in decodes if request.request_id not in self.batch]
+        return with_slo + [request for request in decodes if request.request_id in self.batch]
 
     def _request_view(self, request: Any, wall_s: float, done: int, cached: int) -> RequestView:
         bond = self.bond(request)

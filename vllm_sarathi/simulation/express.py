@@ -10,7 +10,7 @@ cannot depend on it:
 - enough KV blocks are free that the parent cannot preempt anyone in this step;
 - one running request always stays visible, because vLLM asks whether there is any.
 
-Who is hidden mostly stays so for many steps: a `_Group` remembers it until somebody comes, goes, or nears an end.
+Hidden requests mostly stay hidden for many steps: a `_Group` remembers them until one arrives, ends, or nears its end.
 
 `tests/simulation/test_express.py` compares the two ways step by step. Only simulations use this.
 """

@@ -109,7 +109,7 @@ class Play:
     Attributes:
         engine: the engine.
         lengths: of each request, the tokens of its answer.
-        aborted: who was aborted.
+        aborted: the requests that were aborted.
         steps: all steps so far.
     """
 

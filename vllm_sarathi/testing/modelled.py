@@ -64,8 +64,8 @@ class Step:
         decodes_allowed: of each that decodes, the tokens that stock vLLM would give it with an unlimited budget.
         partial_before: of each whose prompt was read in part, the tokens that were left.
         output: vLLM's SchedulerOutput.
-        preempted: who was preempted in it.
-        admitted: who was let in by it.
+        preempted: the requests that it preempted.
+        admitted: the requests that it admitted.
         sampling: of each that samples in it, the position of its first new token.
     """
 

@@ -43,7 +43,9 @@ class StepRules:
         alive = {name for name, request in scheduler.requests.items() if not request.is_finished()}
         assert alive == {request.request_id for request in places}, "a request is lost"
         running = request_status().RUNNING
-        assert all(request.status == running for request in scheduler.running), "who is in `running` runs not"
+        assert all(request.status == running for request in scheduler.running), (
+            "a request in `running` does not run"
+        )
         told = [data.req_id for data in output.scheduled_new_reqs] + output.scheduled_cached_reqs.req_ids
         assert sorted(told) == sorted(step.scheduled), "what is told of a step is not what is in it"
         if hasattr(scheduler, "faults"):

@@ -52,7 +52,7 @@ class EngineView:
     waiting: Number
     tbt_slo_s: Number
     ttft_slo_s: Number
-    unkeepable: bool | None
+    unattainable: bool | None
     decode_step_s: Number
     token_budget: Number
     prediction_error: Number
@@ -137,7 +137,7 @@ def _engine(between: _Between, rank: str) -> EngineView:
     def now(name: str) -> Number:
         return between.after.total(PREFIX + name, engine=rank)
 
-    unkeepable = now("promise_unkeepable")
+    unattainable = now("slo_unattainable")
     predicted = between.gained(f"{PREFIX}step_predicted_seconds_total", engine=rank)
     measured = between.gained(f"{PREFIX}step_measured_seconds_total", engine=rank)
     return EngineView(
@@ -145,7 +145,7 @@ def _engine(between: _Between, rank: str) -> EngineView:
         waiting=now("waiting_requests"),
         tbt_slo_s=now("tbt_slo_seconds"),
         ttft_slo_s=now("ttft_slo_seconds"),
-        unkeepable=None if unkeepable is None else unkeepable > 0,
+        unattainable=None if unattainable is None else unattainable > 0,
         decode_step_s=now("decode_step_seconds"),
         token_budget=now("token_budget"),
         prediction_error=now("prediction_error_ratio"),
@@ -170,8 +170,8 @@ def _class(between: _Between, rank: str, name: str) -> ClassView:
         waiting=now("waiting_requests"),
         relegated=now("relegated_requests_total"),
         refused=now("refused_requests_total"),
-        gaps=_slo_figures(between, rank, name, "gaps", "time_between_tokens_promise_ratio"),
-        first_tokens=_slo_figures(between, rank, name, "first_tokens", "time_to_first_token_promise_ratio"),
+        gaps=_slo_figures(between, rank, name, "gaps", "time_between_tokens_slo_ratio"),
+        first_tokens=_slo_figures(between, rank, name, "first_tokens", "time_to_first_token_slo_ratio"),
     )
 
 
@@ -209,7 +209,7 @@ def _engine_text(rank: str, engine: EngineView) -> Text:
     text.append(f"{_number(engine.faults)} faults\n", style="bold red" if engine.faults else "")
     slo = f"  SLO {_number(engine.tbt_slo_s, 1e3)} ms, decodes alone {_number(engine.decode_step_s, 1e3)} ms"
     text.append(slo)
-    if engine.unkeepable:
+    if engine.unattainable:
         text.append(": cannot be kept", style="bold red")
     text.append(f"\n  budget {_number(engine.token_budget)}, error {_percent(engine.prediction_error)}, ")
     text.append(f"measured/predicted {_times(engine.prediction_bias)}\n")

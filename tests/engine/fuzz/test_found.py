@@ -112,7 +112,7 @@ CUT: dict[str, tuple[Setup, list[Event]]] = {
         [Add(70, 8, seed=3, copies=2, images=(26,))],
     ),
     "by a budget that shrinks": (
-        Setup("unkeepable", slots=8, blocks=400, caching=True, images="whole"),
+        Setup("unattainable", slots=8, blocks=400, caching=True, images="whole"),
         [Add(51, 13, seed=4, copies=5, images=(9,))],
     ),
     "by a baseline's": (

@@ -1,4 +1,4 @@
-"""A promise kept on the real engine with a real model, and broken as soon as the budget is a constant."""
+"""An SLO kept on the real engine with a real model, and broken as soon as the budget is a constant."""
 
 import time
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 MODEL = Path(__file__).parents[3] / "build/models/SmolLM2-135M-Instruct"
 SLO_S = 0.25
 LONG_TOKENS = 1900
-"""Read in one step, so many tokens take a second on a fast machine: four times the promise."""
+"""Read in one step, so many tokens take a second on a fast machine: four times the SLO."""
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def longest_gaps_s(engine: RealEngine) -> list[float]:
     return sorted(gaps_s, reverse=True)
 
 
-def test_the_promise_is_kept_and_a_constant_budget_breaks_it(
+def test_the_slo_is_kept_and_a_constant_budget_breaks_it(
     engine: RealEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # From a cold start; twice the promise, and one hiccup of the machine, are allowed for.
+    # From a cold start; twice the SLO, and one hiccup of the machine, are allowed for.
     assert longest_gaps_s(engine)[1] < 2 * SLO_S
     constant = FixedBudget(SarathiConfig(token_budget=2048), engine.scheduler.controller.model, ONE_STAGE)
     monkeypatch.setattr(engine.scheduler.controller, "policy", constant)

@@ -83,8 +83,8 @@ class Cell:
 
 def one_class(when_late: str) -> dict[str, Any]:
     """Return a class file with one class."""
-    promise = {"ttft_slo_ms": ONE_TTFT_MS, "tbt_slo_ms": ONE_TBT_MS, "when_late": when_late}
-    return {"default": "chat", "classes": {"chat": promise}}
+    slos = {"ttft_slo_ms": ONE_TTFT_MS, "tbt_slo_ms": ONE_TBT_MS, "when_late": when_late}
+    return {"default": "chat", "classes": {"chat": slos}}
 
 
 def ask(cell: Cell) -> Row:
@@ -112,11 +112,11 @@ def _mixed_task(cell: Cell) -> Task:
 
 def three_classes(count: int, seed: int) -> list[SimulatedRequest]:
     """Return the requests of the workload `classes`, with the SLOs of THREE."""
-    promised = {
+    slos = {
         name: {k: v for k, v in each.items() if k.endswith("_ms")} for name, each in THREE["classes"].items()
     }
     blank = {"ttft_slo_ms": None, "tbt_slo_ms": None}
-    return [replace(r, **{**blank, **promised[r.kind]}) for r in synthetic("classes", 1.0, count, seed)]
+    return [replace(r, **{**blank, **slos[r.kind]}) for r in synthetic("classes", 1.0, count, seed)]
 
 
 def mixed(cell: Cell) -> Row:
@@ -183,11 +183,11 @@ def beside(cell: Cell) -> Row:
     if qps is None:
         return {"rate_qps": None}
     stream = task.workload.at(BESIDE_SHARE * qps, cell.seed)
-    promised = [request for request in stream if request.kind != "batch"]
-    until_s = promised[-1].arrival_s
+    with_slo = [request for request in stream if request.kind != "batch"]
+    until_s = with_slo[-1].arrival_s
     endless = three_classes(int(8 * BATCH_PER_S * until_s) + 64, cell.seed + 1000)
     backlog = [replace(r, arrival_s=0.0) for r in endless if r.kind == "batch"]
-    requests = sorted([*backlog, *promised], key=lambda request: request.arrival_s)
+    requests = sorted([*backlog, *with_slo], key=lambda request: request.arrival_s)
     ours = run(cell, requests, THREE, done=_all_but("batch"))
     batch = [log for log in ours if log.request.kind == "batch"]
     others = [log for log in ours if log.request.kind != "batch"]
@@ -200,7 +200,7 @@ def beside(cell: Cell) -> Row:
         "kept": _kept(others),
         "batch_tokens_per_s": done / until_s,
         "all_tokens_per_s": (done + _work(others, until_s)) / until_s,
-        "without_promises_tokens_per_s": stock / until_s,
+        "without_slos_tokens_per_s": stock / until_s,
         "batch_share": done / room if room > 0 else None,
     }
 
@@ -287,7 +287,7 @@ def cells_of(
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "mixed": ("sarathi_qps", "fixed_qps", "fixed_budget", "ratio"),
-    "beside": ("rate_qps", "kept", "batch_tokens_per_s", "without_promises_tokens_per_s", "batch_share"),
+    "beside": ("rate_qps", "kept", "batch_tokens_per_s", "without_slos_tokens_per_s", "batch_share"),
     "tenants": ("light_qps", "flood_qps", "alone P99 ms", "beside P99 ms", "ratio"),
     "refusal": ("offered_qps", "refused", "kept", "rightly_serve", "rightly_relegate", "kept_serve"),
 }

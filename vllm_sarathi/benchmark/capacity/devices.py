@@ -55,7 +55,7 @@ TIGHT_MS = {
     "deepseek-ai/DeepSeek-V3/h200:tp8ep": 60.0,
 }
 """The deployments, dense and mixtures of experts, in bf16, FP8 and MXFP4, on one device to eight; and what an operator
-of each might state for a reader who is not to wait, milliseconds."""
+of each might state for an interactive reader, milliseconds."""
 
 SLO_FACTORS = {"strict": 5.0, "relaxed": 25.0}
 """The paper's two SLOs, as multiples of a decode step of 32 requests at a context of 4,096 (section 5, "SLOs")."""

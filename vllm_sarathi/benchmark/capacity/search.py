@@ -67,10 +67,10 @@ class Watch:
     def __init__(self, criterion: Criterion, requests: Sequence[SimulatedRequest]) -> None:
         self._criterion = criterion
         gaps = sum(max(0, r.output_tokens - 1) for r in requests)
-        promised = sum(r.tbt_slo_ms is not None or r.ttft_slo_ms is not None for r in requests)
+        with_slo = sum(r.tbt_slo_ms is not None or r.ttft_slo_ms is not None for r in requests)
         self._late_gaps_left = (1 - criterion.percentile / 100) * gaps + 1
         self._delayed_left = len(requests) / 2 + 1
-        self._broken_left = (1 - (criterion.goodput or 0)) * promised
+        self._broken_left = (1 - (criterion.goodput or 0)) * with_slo
         self._seen = 0
 
     def __call__(self, simulator: Simulator) -> bool:

@@ -164,16 +164,14 @@ def _noise(ratio: float, old: list[float], new: list[float]) -> float | None:
 
 
 def compare_table(rows: list[Compared]) -> Table:
-    """Return the figures as a table, the largest change first."""
-    table = Table("benchmark", "row", "figure")
+    """Return the figures as a table, the largest change first; it can be read in 80 columns."""
+    table = Table("figure", box=None)
     for name in ("old", "new", "new / old", "noise", "changed"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     said = {True: "yes", False: "no", None: "?"}
     for row in sorted(rows, key=lambda row: -abs(math.log(row.ratio)) if row.ratio else 0.0):
         table.add_row(
-            row.benchmark,
-            row.row,
-            row.figure,
+            ": ".join(part for part in (row.benchmark, row.figure, row.row) if part),
             f"{row.old:.4g}",
             f"{row.new:.4g}",
             "-" if row.ratio is None else f"{row.ratio:.3f}",

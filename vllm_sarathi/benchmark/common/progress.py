@@ -1,4 +1,4 @@
-"""What a benchmark is doing at the moment, for somebody who waits."""
+"""Progress lines of a running benchmark."""
 
 from typing import Self
 

@@ -23,7 +23,7 @@ TINY_VOCABULARY = 512
 def _appearing_whole(folder: Path) -> Iterator[Path]:
     """Yield a scratch folder that becomes `folder` when the block succeeds, and vanishes when it does not.
 
-    Who finds `folder` therefore finds all of it, also after a run that was killed half-way.
+    So `folder` is never half-written, even after a run that was killed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))

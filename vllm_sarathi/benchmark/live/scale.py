@@ -134,7 +134,7 @@ class Scale:
         scaled = [self.workload(workload) for workload in workloads]
         return {
             **self.to_json(),
-            "promises": [
+            "slos": [
                 {"reference_tbt_slo_ms": tbt_slo_ms, "tbt_slo_ms": self.slo_ms(tbt_slo_ms)}
                 for tbt_slo_ms in tbt_slos_ms
             ],

@@ -124,7 +124,7 @@ async def play(
 
 
 class _Cues:
-    """Who waits for which token of whom."""
+    """Which request waits for which token of which other request."""
 
     def __init__(self, requests: Sequence[StreamRequest]) -> None:
         self._tokens = dict.fromkeys((request.name for request in requests), 0.0)

@@ -16,7 +16,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "capacity": (
         "deployment",
         "workload",
-        "promise",
+        "slo",
         "tbt_slo_ms",
         "scheduler",
         "capacity_qps",
@@ -25,7 +25,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "sweep": (
         "deployment",
         "workload",
-        "promise",
+        "slo",
         "sarathi_qps",
         "best_budget",
         "best_qps",
@@ -35,7 +35,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "over_pressure",
     ),
     "tradeoff": ("deployment", "workload", "tbt_slo_ms", "scheduler", "capacity_qps"),
-    "parallel": ("deployment", "workload", "promise", "tbt_slo_ms", "scheduler", "capacity_qps"),
+    "parallel": ("deployment", "workload", "slo", "tbt_slo_ms", "scheduler", "capacity_qps"),
     "ablation": ("scheduler", "rate_qps", "ttft_p50_s", "tbt_p99_s"),
     "overhead": ("token_budget", "prompt_tokens", "overhead", "published"),
     "published": ("figure", "published", "measured", "difference"),
@@ -76,7 +76,7 @@ def tables_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
             values = {
                 **row,
                 "scheduler": scheduler_of(row),
-                "promise": row["label"],
+                "slo": row["label"],
                 "over_prefill_first": _over(row["capacity_qps"], base),
             }
         tables[row["table"]].append(values)
@@ -108,7 +108,7 @@ def _sweep(rows: Sequence[Row]) -> list[Row]:
         pressure, qps = swept.pop("pressure"), ours["capacity_qps"] or 0.0
         best = max(swept, key=swept.__getitem__)
         line = {
-            "promise": ours["label"],
+            "slo": ours["label"],
             "sarathi_qps": qps,
             "best_budget": best,
             "best_qps": swept[best],
@@ -222,15 +222,15 @@ def _plots(tables: dict[str, list[Row]], folder: Path) -> list[Path]:
 
 def _bars(axis: Any, place: str, dataset: str, table: Sequence[Row]) -> None:
     width = 0.16
-    by_promise: dict[str, list[Row]] = {
-        label: [r for r in table if (r["deployment"], r["workload"], r["promise"]) == (place, dataset, label)]
+    by_slo: dict[str, list[Row]] = {
+        label: [r for r in table if (r["deployment"], r["workload"], r["slo"]) == (place, dataset, label)]
         for label in STRICTNESS
     }
     names = ("sarathi@tau", "sarathi", "default", "prefill-first", "orca")
     for offset, name in enumerate(names):
         heights = []
         for label in STRICTNESS:
-            own = [r for r in by_promise[label] if r["scheduler"].startswith(name.replace("tau", ""))]
+            own = [r for r in by_slo[label] if r["scheduler"].startswith(name.replace("tau", ""))]
             own = [r for r in own if ("@" in r["scheduler"]) == ("@" in name)]
             heights.append((own[0]["capacity_qps"] or 0.0) if own else 0.0)
         axis.bar([i + (offset - 2) * width for i in range(len(STRICTNESS))], heights, width, label=name)

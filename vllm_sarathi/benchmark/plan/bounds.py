@@ -122,8 +122,8 @@ def _decode_qps(place: Deployment, times: StepTimes, load: Load) -> float:
     context = written / (outputs * count)
     held = 1.0 if load.share_prefixes else context
     at_once = max(1, min(place.max_sequences, int(place.kv_tokens / held)) // times.stages)
-    promises = [math.inf if r.tbt_slo_ms is None else r.tbt_slo_ms / 1e3 for r in requests]
-    loosest_s = max(promises) / times.stages
+    slos_s = [math.inf if r.tbt_slo_ms is None else r.tbt_slo_ms / 1e3 for r in requests]
+    loosest_s = max(slos_s) / times.stages
     best = 1 / _decode_s(times, 1, context)
     sizes = _grid(1, at_once)
     for size, larger in pairwise(sizes):

@@ -114,7 +114,7 @@ class Hopeless:
         self._seen = 0
 
     def __call__(self, simulator: Simulator) -> bool:
-        """Look at what has finished since the last call, and who is late already."""
+        """Count what has finished since the last call, and the requests that are late already."""
         for log in simulator.finished[self._seen :]:
             if meets_slos(log) is False:
                 self._left[log.request.kind] -= 1
@@ -180,16 +180,16 @@ def load_of(asked: LoadAsked) -> Load:
         sent = list(read.requests[: max(MOST_REQUESTS, asked.requests)])
     if len(sent) < 2:
         raise ConfigError(f"--trace {asked.trace}: holds fewer than two requests.")
-    settings, promised = _promised(asked, sent)
+    settings, with_slos = _with_slos(asked, sent)
     name = asked.workload if asked.trace is None else asked.trace.name
     rate_qps = asked.rate_qps or rate_of(sent)
-    return Load(name, tuple(promised), rate_qps, asked.attainment, settings, asked.requests)
+    return Load(name, tuple(with_slos), rate_qps, asked.attainment, settings, asked.requests)
 
 
 Settings = tuple[tuple[str, Any], ...]
 
 
-def _promised(asked: LoadAsked, sent: Sequence[SimulatedRequest]) -> tuple[Settings, list[SimulatedRequest]]:
+def _with_slos(asked: LoadAsked, sent: Sequence[SimulatedRequest]) -> tuple[Settings, list[SimulatedRequest]]:
     """Return the scheduler's settings, and the requests with their SLOs."""
     if asked.slo_classes is not None:
         if asked.tbt_slo_ms is not None or asked.ttft_slo_ms is not None:
@@ -206,8 +206,10 @@ def _promised(asked: LoadAsked, sent: Sequence[SimulatedRequest]) -> tuple[Setti
         settings["tbt_slo_ms"] = asked.tbt_slo_ms
     if asked.ttft_slo_ms is not None:
         settings |= {"ttft_slo_ms": asked.ttft_slo_ms, "prefill_order": "deadline"}
-    promised = [replace(r, tbt_slo_ms=asked.tbt_slo_ms, ttft_slo_ms=asked.ttft_slo_ms, kind="") for r in sent]
-    return tuple(settings.items()), promised
+    with_slos = [
+        replace(r, tbt_slo_ms=asked.tbt_slo_ms, ttft_slo_ms=asked.ttft_slo_ms, kind="") for r in sent
+    ]
+    return tuple(settings.items()), with_slos
 
 
 def _in_class(request: SimulatedRequest, classes: SloClasses) -> SimulatedRequest:

@@ -234,7 +234,7 @@ class Board:
         return sorted(best.values(), key=lambda v: (v.cost, v.candidate.devices, v.candidate.deployment))
 
     def most_replicas(self, candidate: Candidate) -> int:
-        """Return how many replicas would still change who is first or second."""
+        """Return the most replicas with which a candidate could still be the choice or the runner-up."""
         ranked = self.ranked()
         if not self.prune or not ranked:
             return MOST_REPLICAS

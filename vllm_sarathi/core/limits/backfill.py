@@ -39,7 +39,7 @@ class Peak:
 
 
 class Backfill:
-    """Bounds how much batch work runs, and lets nobody in who is left out.
+    """Bounds how much batch work runs, and admits no request that is left out.
 
     Args:
         experience: what is known of the device.
@@ -88,10 +88,10 @@ class Backfill:
         if not running and joined == 1:
             return True
         held_tokens = view.decode_context_tokens + sum(r.done_tokens for r in view.prefills)
-        promised, promised_tokens = running - held.batch, held_tokens - held.batch_kv_tokens
+        with_slo, slo_tokens = running - held.batch, held_tokens - held.batch_kv_tokens
         slots = running + view.free_slots
         spare = max(SPARE * self._running.value, LEAST_SPARE_SHARE * slots)
-        to_come = max(0.0, min(spare, slots - 1) - promised)
+        to_come = max(0.0, min(spare, slots - 1) - with_slo)
         if view.free_slots - joined < to_come:
             return False
         kv_tokens = held_tokens + held.free_kv_tokens
@@ -101,12 +101,12 @@ class Backfill:
             (held.batch + joined) * self._growth.answers.mean_tokens if self._growth.answers.known else 0.0
         )
         free = held.free_kv_tokens - left_to_read - joined_tokens - growing
-        if free < max(0.0, spare_tokens - promised_tokens):
+        if free < max(0.0, spare_tokens - slo_tokens):
             return False
         if not self._growth.answers.known:
             return held.batch + joined <= UNKNOWN_ANSWER_RUNNING
         if self._least_slo_s == math.inf or not self._experience.model.ready:
             return True
         count = running + joined + math.ceil(to_come)
-        context = held_tokens + left_to_read + joined_tokens + int(max(0.0, spare_tokens - promised_tokens))
+        context = held_tokens + left_to_read + joined_tokens + int(max(0.0, spare_tokens - slo_tokens))
         return self._growth.peak_s(count, context) <= self._least_slo_s / self._experience.model.decode_margin

@@ -116,7 +116,7 @@ class Floor:
             return taken
         work = chunk_work(first.done_tokens, taken)
         for count, request in enumerate(candidate.prompts[1:], start=2):
-            # Nothing gives way to batch work; who is not admitted would make the decodes outgrow the SLO.
+            # Nothing gives way to batch work; a request that is not admitted would make the decodes outgrow the SLO.
             if request.batch or taken >= candidate.admitted_tokens:
                 break
             chunk = fit_chunk(request, self._largest(view, candidate, (taken, work, count), most, limit_s))

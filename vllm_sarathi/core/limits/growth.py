@@ -1,4 +1,4 @@
-"""Who is let in now is judged by what the batch will cost until its answers end.
+"""Admission is judged by what the batch will cost until its answers end.
 
 Contexts grow by a token in every step, and shrink by a whole request where an answer ends. With n requests that read C
 tokens of context, and answers of m tokens on average whose ends nobody knows (a memoryless length), after t steps

@@ -142,7 +142,7 @@ class QueueOrder:
         """Nothing is learnt."""
 
     def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
-        """Return infinity: who arrives waits for the step, however long."""
+        """Return infinity: a new request waits for the step to end, however long it is."""
         return math.inf
 
 

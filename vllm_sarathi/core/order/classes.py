@@ -42,7 +42,7 @@ AHEAD_SEEN = 8
 BATCH_SEEN = 8
 """How many of those that wait are looked at: the oldest, the next due, the next due among those that are served late,
 in each class those of the tenants who have had the least, and those of the tenants who had the least waiting when they
-came: else who floods, and may not be let in, would hide all others."""
+came: else a tenant that floods, and may not be admitted, would hide all others."""
 
 RELEGATED = 2
 """The place of those that cannot be kept any more; see above."""
@@ -122,7 +122,7 @@ class ClassOrder(DeadlineOrder):
         return keys
 
     def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
-        """Return how long a step may take that leaves who arrives in the most urgent class time for its first token."""
+        """Return the longest step that gives a new request of the most urgent class its first token in time."""
         least_s = self._pipeline.step_s(self._least_class_ttft_s / ARRIVAL_STEPS)
         return max(least_s, ARRIVAL_DECODE_STEPS * decode_step_s)
 
@@ -269,17 +269,17 @@ class ClassOrder(DeadlineOrder):
     def _keys(self, requests: Sequence[RequestView], starving: Sequence[int], shared: Set[str]) -> list[Key]:
         """Return each request's place by class and deadline; smaller goes first."""
         jobs, indices = self._jobs(requests, bool(starving), shared)
-        promised = {}
+        kept = {}
         for place in keep(jobs, self._pipeline.token_s(self._step_s)):
-            promised[indices[place]] = (1, jobs[place].due_s, jobs[place].read_s)
+            kept[indices[place]] = (1, jobs[place].due_s, jobs[place].read_s)
         keys: list[Key] = []
         for index, request in enumerate(requests):
             overdue = index in starving or self._is_overdue(request)
             left_s = self._prefill_s(request.done_tokens, request.remaining_tokens)
             if self._overdue_first and overdue:
                 keys.append((0, -request.age_s, float(index)))
-            elif index in promised:
-                keys.append(promised[index])
+            elif index in kept:
+                keys.append(kept[index])
             elif request.batch:
                 keys.append((4, request.tag, left_s))
             else:
@@ -302,7 +302,7 @@ class ClassOrder(DeadlineOrder):
             if request.ttft_slo_s is None or slo_class is None or slo_class.batch:
                 continue
             due_s = request.ttft_slo_s - request.age_s
-            stays = slo_class.when_late != "relegate"  # who was let in was admitted with an SLO
+            stays = slo_class.when_late != "relegate"  # it was admitted with an SLO
             if due_s <= 0 and not stays:
                 continue
             read_s = factor * self._prefill_s(request.done_tokens, request.remaining_tokens)

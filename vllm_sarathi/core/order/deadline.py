@@ -52,7 +52,7 @@ STRETCH = 10.0
 """A prompt without an SLO to keep is due after this multiple of the time that prefilling it alone takes."""
 
 ARRIVAL_STEPS = 4
-"""Steps that fit into the shortest SLO for the time to first token, whatever decodes: who arrives finds up to two
+"""Steps that fit into the shortest SLO for the time to first token, whatever decodes: a new request finds up to two
 steps in flight, and has to be read in the third."""
 
 ARRIVAL_DECODE_STEPS = 4
@@ -67,7 +67,7 @@ PREFILL_CAUTION = 1.05
 ATTENTION_SHARE = 0.8
 """Of a step, at the most: the rest is what its tokens take by themselves."""
 
-PROMISE_REMEMBERED_S = 600.0
+SLO_REMEMBERED_S = 600.0
 """A short SLO of one request is expected again for this time."""
 
 Key = tuple[int, float, float]
@@ -76,7 +76,7 @@ ReadTime = Callable[[int, int], float]
 """Seconds to prefill a number of remaining tokens after a number of done ones."""
 
 
-def kept_promises(
+def kept_slos(
     requests: Sequence[RequestView], ttft_slo_s: float | None, lead_s: float, read_s: ReadTime
 ) -> dict[int, Key]:
     """Return the keys of those requests, by index, whose time to first token can be kept together.
@@ -108,13 +108,13 @@ def deadline_keys(
     """Return each request's place in `deadline` order; smaller goes first.
 
     Args:
-        requests, ttft_slo_s, lead_s, read_s: as in `kept_promises`.
+        requests, ttft_slo_s, lead_s, read_s: as in `kept_slos`.
         max_wait_s: the bound on waiting.
         overdue_first: whether it is the turn of those that have waited longer.
     """
     overdue = {i for i, request in enumerate(requests) if request.age_s >= max_wait_s}
     # While some are overdue, half of the steps are theirs.
-    promised = kept_promises(
+    kept = kept_slos(
         requests, ttft_slo_s, lead_s, (lambda done, left: 2 * read_s(done, left)) if overdue else read_s
     )
     keys = []
@@ -123,14 +123,14 @@ def deadline_keys(
             keys.append((-1, -request.age_s, float(index)))
         elif overdue_first and index in overdue:
             keys.append((0, -request.age_s, float(index)))  # of one moment, the first in the queue
-        elif index in promised:
-            keys.append(promised[index])
+        elif index in kept:
+            keys.append(kept[index])
         else:
             remaining_s = read_s(request.done_tokens, request.remaining_tokens)
             own = request.done_tokens - request.cached_tokens
             total_s = remaining_s + read_s(request.cached_tokens, own)
-            was_promised = request.ttft_slo_s is not None or ttft_slo_s is not None
-            keys.append((2 if was_promised else 3, STRETCH * total_s - request.age_s, remaining_s))
+            has_slo = request.ttft_slo_s is not None or ttft_slo_s is not None
+            keys.append((2 if has_slo else 3, STRETCH * total_s - request.age_s, remaining_s))
     return keys
 
 
@@ -153,7 +153,7 @@ class DeadlineOrder:
     def __init__(self, config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline) -> None:
         self._ttft_slo_s = None if config.ttft_slo_ms is None else config.ttft_slo_ms / 1e3
         self._max_wait_s = config.prefill_max_wait_s
-        self._clients_promise = config.allow_request_slo
+        self._request_slos = config.allow_request_slo
         self._model = model
         self._pipeline = pipeline
         self._least_ttft_slo_s, self._least_seen_s = self._ttft_slo_s or math.inf, -math.inf
@@ -175,9 +175,9 @@ class DeadlineOrder:
         return {"due": wall_s}
 
     def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
-        """Return how long a step may take that leaves who arrives now time for its first token."""
+        """Return the longest step that gives a request that arrives now its first token in time."""
         least_s = self._pipeline.step_s(self._least_ttft_slo_s / ARRIVAL_STEPS)
-        if least_s == math.inf and self._clients_promise:
+        if least_s == math.inf and self._request_slos:
             least_s = math.inf if tbt_slo_s is None else self._pipeline.step_s(tbt_slo_s)
         return max(least_s, ARRIVAL_DECODE_STEPS * decode_step_s)
 
@@ -225,5 +225,5 @@ class DeadlineOrder:
         """Keep the shortest SLO of the last minutes."""
         own = [r.ttft_slo_s for r in requests if r.ttft_slo_s is not None]
         least_s = min([self._ttft_slo_s or math.inf, *own])
-        if least_s <= self._least_ttft_slo_s or now_s - self._least_seen_s > PROMISE_REMEMBERED_S:
+        if least_s <= self._least_ttft_slo_s or now_s - self._least_seen_s > SLO_REMEMBERED_S:
             self._least_ttft_slo_s, self._least_seen_s = least_s, now_s

@@ -8,7 +8,7 @@ A request gets a tag when it arrives, and those of a class are read by their tag
 
 Of two tenants with work all the while, neither is read for more than CREDIT_S plus the time of one prompt of each
 longer than the other. CREDIT_S is what a tenant that has asked for less than its share may have at once when it comes
-back: it goes before who floods, and not only beside.
+back: it goes before the tenant that floods, and not only beside it.
 
 A tenant that is kept from the device, as more of its requests run than are its part, pays for that time as if it were
 read for: V would stand still meanwhile, and all others would soon have had more than it."""

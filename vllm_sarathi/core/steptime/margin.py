@@ -53,12 +53,12 @@ class Margin:
     """Learns the margin from the ratios of measured to predicted times.
 
     Args:
-        promised: the share of gaps between tokens that is to be kept.
+        attainment: the share of gaps between tokens that is to be kept.
     """
 
-    def __init__(self, promised: float = 0.99) -> None:
-        self.promised = promised
-        self._planned = 1.0 - MISSES_PLANNED * (1.0 - promised)
+    def __init__(self, attainment: float = 0.99) -> None:
+        self.attainment = attainment
+        self._planned = 1.0 - MISSES_PLANNED * (1.0 - attainment)
         self._ratios: deque[tuple[float, float]] = deque(maxlen=RATIOS_KEPT)
         self._early: deque[tuple[float, float]] = deque(maxlen=ALIKE_NEEDED)
         self._alone: deque[float] = deque(maxlen=RATIOS_KEPT)
@@ -111,7 +111,7 @@ class Margin:
             self._covering, self._new = self._quantile_now(), False
         if len(self._alone) >= CAUTIOUS_STEPS:
             ordered = sorted(self._alone)
-            self._alone_margin = max(1.0, _upper(ordered, self.promised))
+            self._alone_margin = max(1.0, _upper(ordered, self.attainment))
 
     def changed(self, steps: int) -> None:
         """Note that the device has changed: early residuals are trusted no more.

@@ -102,12 +102,12 @@ class StepTimeModel:
     """Predicts a step's seconds, learns from its measured seconds, and knows how far it is off.
 
     Args:
-        promised: the share of gaps between tokens that is to be kept.
+        attainment: the share of gaps between tokens that is to be kept.
     """
 
-    def __init__(self, promised: float = 0.99) -> None:
+    def __init__(self, attainment: float = 0.99) -> None:
         self.steps = 0
-        self._margin = Margin(promised)
+        self._margin = Margin(attainment)
         self._drift = (DriftDetector(), DriftDetector())
         self._tiles = TileFinder()
         self._sums: dict[Kind, Sums] = {}

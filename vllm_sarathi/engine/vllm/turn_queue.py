@@ -122,7 +122,7 @@ def install_turn_queue(
     keys: Callable[[Any], Mapping[str, float]],
     note_fault: Callable[[Exception], None],
 ) -> None:
-    """Give a scheduler a queue for orders that look beyond its head; who waits already goes on waiting in it.
+    """Give a scheduler a queue for orders that look beyond its head; requests that wait already move into it.
 
     Args:
         scheduler: vLLM's; its waiting requests are in the order in which they were put.

@@ -113,7 +113,7 @@ class _Pool:
 
     Attributes:
         router: chooses among them.
-        alive: who is there.
+        alive: the replicas that are up.
         seen: what they last answered, and what was sent to them since.
         seen_s: when that was.
     """

@@ -32,7 +32,7 @@ class Tally:
         gap_counts: how often each came.
         ttfts_s: times to first token, seconds.
         delays_s: waits until the first token of prompt was scheduled, seconds.
-        kept, promised: requests that met their own SLOs, and requests that have any.
+        kept, with_slo: requests that met their own SLOs, and requests that have any.
         requests, completed, refused: how many.
         prompt_tokens, output_tokens: of those that got an answer, or a part of one.
         first_s, last_s: the first arrival and the last token.
@@ -43,7 +43,7 @@ class Tally:
     ttfts_s: Floats = field(default_factory=_none)
     delays_s: Floats = field(default_factory=_none)
     kept: int = 0
-    promised: int = 0
+    with_slo: int = 0
     requests: int = 0
     completed: int = 0
     refused: int = 0
@@ -55,7 +55,7 @@ class Tally:
     @property
     def goodput(self) -> float | None:
         """The share of the requests with SLOs of their own that met them; None without any."""
-        return self.kept / self.promised if self.promised else None
+        return self.kept / self.with_slo if self.with_slo else None
 
     def attainment(self, tbt_slo_ms: float | None) -> float | None:
         """Return the share of gaps within the SLO; None without one, or without gaps."""
@@ -144,7 +144,7 @@ def merged(tallies: Iterable[Tally]) -> Tally:
         np.concatenate([each.ttfts_s for each in every]) if every else _none(),
         np.concatenate([each.delays_s for each in every]) if every else _none(),
         kept=sum(each.kept for each in every),
-        promised=sum(each.promised for each in every),
+        with_slo=sum(each.with_slo for each in every),
         requests=sum(each.requests for each in every),
         completed=sum(each.completed for each in every),
         refused=sum(each.refused for each in every),
