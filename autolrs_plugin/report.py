@@ -51,7 +51,7 @@ def _summary(controller: Controller) -> str:
     config, ledger = controller.config, controller.ledger
     state = "complete" if controller.done else "not complete"
     lines = [
-        f"{controller.step} of {config.max_steps} steps, {state}; learning rates {config.lr_range[0]:g} to "
+        f"{controller.step} of {config.max_steps} steps, {state}; lr_range {config.lr_range[0]:g} to "
         f"{config.lr_range[1]:g}, mode {config.mode}",
         f"search: {ledger.search.steps} steps on top, {ledger.search_share:.1%} of all",
     ]
@@ -149,7 +149,7 @@ def preview_table(preview: Preview) -> Table:
         table.add_row(name, str(first), "", "", str(evaluations), str(steps))
         first += steps
     low, high = config.lr_range
-    table.title = f"{config.max_steps} steps, learning rates {low:g} to {high:g}, mode {config.mode}"
+    table.title = f"{config.max_steps} steps, lr_range {low:g} to {high:g}, mode {config.mode}"
     table.caption = (
         f"{ledger.steps_total} steps in all, {ledger.search_share:.1%} of them for the search; a probe that diverges "
         "ends early"

@@ -18,7 +18,7 @@ from autolrs_plugin.training.fingerprint import leaves
 
 LEAST_STEPS = 4
 SHOWN = 5
-"""So many differences are named; one that is missed tends to change many others."""
+"""Most differences that are named; one that is missed tends to change many others."""
 
 
 class RollbackError(AssertionError):

@@ -181,16 +181,7 @@ RETIRED = r"\b(foret(?:old|ell\w*)|rehears\w*|dramas?|payers|the show|so many|in
 """Words that docs/glossary.md has a standard name for, and turns that have to be read twice."""
 
 
-PLAIN = [
-    path
-    for path in MODULES
-    if name_of(path).startswith(
-        ("vllm_sarathi", "autolrs_plugin.core", "autolrs_plugin.report", "autolrs_plugin.cli")
-    )
-]
-
-
-@pytest.mark.parametrize("path", PLAIN, ids=name_of)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_texts_are_in_the_words_of_the_field(path: Path) -> None:
     """Comments, docstrings, messages, and names of all kinds: those of metrics and of fields in files, too."""
     assert not [found[0] for found in re.finditer(RETIRED, path.read_text(), re.I)]

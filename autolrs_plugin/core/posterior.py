@@ -76,8 +76,8 @@ class Verdict:
     Attributes:
         lr: the learning rate to go on with.
         moved: whether it is another than the present one.
-        gain: by how much less the best rate falls short than the present one.
-        doubt: the standard deviation of that.
+        gain: shortfall of the present rate minus that of the best one.
+        doubt: the standard deviation of `gain`.
         low: the least rate that is not clearly worse than the best.
         high: the greatest such rate.
     """

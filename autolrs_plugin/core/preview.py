@@ -130,9 +130,9 @@ def shortcoming(config: AutoLRSConfig) -> str:
                 return ""
     if probed:
         return (
-            f"validation: decides nothing in so short a run (max_steps={config.max_steps}): an evaluation is taken to "
-            f"cost eval_cost_steps={config.eval_cost_steps:g} steps, more than the probes leave room for, so their "
-            "training losses decide; give a smaller eval_cost_steps if an evaluation costs less."
+            f"validation: decides nothing in so short a run (max_steps={config.max_steps}): the training losses of "
+            f"the probes decide. An evaluation counts as eval_cost_steps={config.eval_cost_steps:g} steps, and "
+            "the search has no room for that; give a smaller eval_cost_steps if an evaluation costs less."
         )
     return (
         f"max_steps={config.max_steps}: leaves no room for a search (search_budget={config.search_budget:g} of the "

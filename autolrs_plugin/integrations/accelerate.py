@@ -136,7 +136,7 @@ class AutoLRS(HostedResults):
 
 
 class _Host:
-    """Probes and evaluations in the midst of a user's loop."""
+    """Probes and evaluations inside a user's loop."""
 
     def __init__(
         self,

@@ -16,11 +16,11 @@ from autolrs_plugin.training.hosted import saved_by
 from autolrs_plugin.training.loop import as_number
 
 MOST_SKIPPED = 100
-"""So many batches may be skipped in a row."""
+"""Most batches that may be skipped in a row."""
 
 
 class LightningHost:
-    """Probes and evaluations in the midst of a Trainer's training."""
+    """Probes and evaluations during a Trainer's training."""
 
     def __init__(self, trainer: Any, module: Any, metric: str, sign: float) -> None:
         self._trainer, self._module, self._metric, self._sign = trainer, module, metric, sign

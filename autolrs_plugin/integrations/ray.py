@@ -35,7 +35,7 @@ class TrainReports:
 
     Args:
         save: writes the model, or what you like, into the folder of that checkpoint; called on rank 0.
-        every: report the steps with a validation loss, the last one, and of the others each so many-th.
+        every: report each step whose number is a multiple of this; those with a validation loss, and the last, always.
     """
 
     def __init__(self, save: Callable[[Path], None] | None = None, every: int = 1) -> None:

@@ -36,7 +36,7 @@ from autolrs_plugin.training.rng import Generator
 from autolrs_plugin.training.session import Session
 
 FIND_SHARE = 0.03
-"""`find` takes so many of the run's steps."""
+"""Share of the run's steps that `find` takes."""
 
 _only_find: ContextVar[float | None] = ContextVar("autolrs_only_find", default=None)
 """Where it is set, a new AutoLRS only finds a learning rate, with this share of the run's steps: see `finding_only`."""
@@ -249,7 +249,7 @@ class AutoLRS:
         draw_run(self._controller, Path(path))
 
     def as_trained(self) -> AbstractContextManager[None]:
-        """Inside, in the midst of a probe, the job is that of the real step: to save it from a signal handler."""
+        """Inside, even during a probe, the job is that of the real step: to save it from a signal handler."""
         return self._loop.as_trained()
 
     def close(self) -> None:

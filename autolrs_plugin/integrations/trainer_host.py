@@ -18,7 +18,7 @@ NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "_time")
 
 
 class TrainerHost:
-    """Probes and evaluations in the midst of a Trainer's training."""
+    """Probes and evaluations during a Trainer's training."""
 
     def __init__(self, trainer: Any, measures: bool, metric: str, sign: float) -> None:
         self.attributes = PlainAttributes(trainer, leave=("train_dataset", "eval_dataset"))

@@ -115,7 +115,7 @@ def checked_folder(run_dir: Any) -> Path | None:
 
 
 def takes(function: Any, count: int) -> bool:
-    """Tell whether a function can be called with so many arguments; yes, where that cannot be known."""
+    """Tell whether a function can be called with `count` arguments; yes, where that cannot be known."""
     try:
         signature = inspect.signature(function)
     except ValueError:  # some built-in callables have none

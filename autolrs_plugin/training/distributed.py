@@ -8,7 +8,7 @@ ever. The controllers of the others repeat what they hear, so that everything el
 Every loss is the mean over the ranks, with the same bits on each of them, so that all end a probe at the same step.
 Each rank keeps, and writes, its own part of the state: with FSDP2 snapshots stay sharded. Rank 0 writes the journal.
 
-Where a rank fails alone in a probe the others wait for it, in the midst of their gradients' traffic. It must not go on,
+Where a rank fails alone in a probe the others wait for it, while they exchange gradients. It must not go on,
 as a framework that tries again with a smaller batch would; it ends, which they notice, and end with its reason.
 """
 
@@ -139,7 +139,7 @@ class Ranks:
         """Return the mean over the ranks, the same bits on each; a value that all have stays as it is."""
         rows = [torch.zeros(1, dtype=torch.float64) for _ in range(self.count)]
         distributed.all_gather(rows, torch.tensor([value], dtype=torch.float64), group=self._group)
-        # Added up here in a fixed order: how a reduction adds is not promised to be the same on all ranks.
+        # Added up here in a fixed order: a reduction may add in another order on another rank.
         values = [float(row) for row in rows]
         return values[0] if len(set(values)) == 1 else sum(values) / self.count
 

@@ -134,7 +134,7 @@ class TorchLoop:
 
     @contextmanager
     def as_kept(self) -> Iterator[None]:
-        """Inside, in the midst of a probe, the job is what it is when no probe is; afterwards the probe goes on."""
+        """Inside, even during a probe, the job is as it is between probes; afterwards the probe goes on."""
         probed = self._job.capture(Copier())
         self._keeper.restore()
         try:

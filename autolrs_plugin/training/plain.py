@@ -95,7 +95,7 @@ def is_dense(value: Any) -> bool:
 
 
 def is_data(value: Any, left: list[int] | None = None) -> bool:
-    """Tell whether a container is of plain values alone, as far as so many of them tell."""
+    """Tell whether a container is of plain values alone, as far as the first `left` of them tell."""
     left = [MANY] if left is None else left
     left[0] -= 1
     if isinstance(value, (*CONTAINERS, torch.Tensor, np.ndarray)) and bears(value):

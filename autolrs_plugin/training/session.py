@@ -27,7 +27,7 @@ HINTS = {
 """What may be the reason for a difference."""
 
 MAX_NAN_EVALUATIONS = 3
-"""So many probes with finite training losses and no finite validation loss, and never one: validate is at fault."""
+"""After this many probes with finite training losses and never a finite validation loss, validate is at fault."""
 
 
 class Journals(Protocol):

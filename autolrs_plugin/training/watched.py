@@ -17,13 +17,13 @@ from autolrs_plugin.training.items import buffer_of
 from autolrs_plugin.training.plain import ATOMS, CONTAINERS, is_plain
 
 DEEP = 8
-"""Iterators inside of iterators, so many in a row."""
+"""How deep iterators inside of iterators are looked into."""
 
 AT_ONCE = 2**16
-"""Items of a container are read so many at a time."""
+"""Items of a container that are read at a time."""
 
 BYTES, SAMPLED = 2**31, 2**24
-"""So much of tensors and arrays is read; of an array beyond that, a part of the second size."""
+"""Bytes of tensors and arrays that are read in all; of an array beyond that, a part of the second size."""
 
 
 def position(iterator: Any, depth: int = 0) -> Any:

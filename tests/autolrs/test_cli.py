@@ -59,7 +59,7 @@ def output(*arguments: object, code: int = 0) -> str:
 
 def test_show_prints_stages_candidates_forecasts_and_costs(run: Path, preview: Preview) -> None:
     printed, played = output("show", run), preview.controller
-    assert "300 of 300 steps, complete; learning rates 1e-05 to 1, mode staged" in printed
+    assert "300 of 300 steps, complete; lr_range 1e-05 to 1, mode staged" in printed
     assert f"search: {played.ledger.search.steps} steps on top" in printed
     for stage in played.stages:
         assert (
@@ -154,7 +154,7 @@ def test_preview_says_what_a_run_would_do(mode: str, tmp_path: Path) -> None:
     picture = tmp_path / "preview.png"
     printed = output("preview", "--max-steps", 300, "--lr-range", "1e-5,1", "--mode", mode, "-o", picture)
     played = preview_run(AutoLRSConfig(max_steps=300, lr_range=(1e-5, 1.0), mode=mode)).controller
-    assert f"300 steps, learning rates 1e-05 to 1, mode {mode}" in printed
+    assert f"300 steps, lr_range 1e-05 to 1, mode {mode}" in printed
     assert printed.count("search: ") == len(played.stages)
     assert f"{300 + played.ledger.search.steps} steps in all" in printed
     assert f"{played.ledger.search_share:.1%} of them for the search" in printed

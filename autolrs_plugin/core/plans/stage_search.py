@@ -195,5 +195,8 @@ class StageSearch:
         if not self.done[0].held:
             return verdict, f"the present rate of {present:.3g} did not hold"
         if verdict.moved:
-            return verdict, f"falls short by {verdict.gain:.2f} ± {verdict.doubt:.2f} less than {present:.3g}"
+            return (
+                verdict,
+                f"its shortfall is {verdict.gain:.2f} ± {verdict.doubt:.2f} below that of {present:.3g}",
+            )
         return verdict, f"no evidence against {present:.3g}: {verdict.gain:.2f} ± {verdict.doubt:.2f}"
