@@ -202,8 +202,8 @@ class SarathiConfig:
         allow_request_slo: whether clients may ask for SLOs of their own.
         min_request_slo_ms: the least SLO that a client may ask for, milliseconds.
         slo_classes: the classes of requests, with the SLOs of each; the name of a class file is read at once.
-        fairness_header: the HTTP header that names the tenant whose a request is, among whom a class is shared.
-        scheduler_base: the dotted path of another subclass of vLLM's scheduler, which goes on below ours.
+        fairness_header: the HTTP header that names the tenant of a request; tenants share the time of a class.
+        scheduler_base: the dotted path of another subclass of vLLM's scheduler, which stays in use below ours.
         step_trace: a file that gets a line per step; None writes none.
         calibration_dir: the folder that keeps what was learnt of a device; None is `vllm-sarathi` in the user's
             cache folder, `none` starts cold and keeps nothing.
@@ -254,10 +254,10 @@ class SarathiConfig:
         None, "A YAML or JSON file that names classes of requests and the SLOs of each.", "FILE.yaml"
     )
     fairness_header: str = _setting(
-        FAIRNESS_HEADER, "With --slo-classes: the HTTP header that says whose a request is.", "NAME"
+        FAIRNESS_HEADER, "With --slo-classes: the HTTP header that names the tenant of a request.", "NAME"
     )
     scheduler_base: str | None = _setting(
-        None, "Another subclass of vLLM's scheduler, which goes on below ours.", "MODULE.CLASS"
+        None, "Another subclass of vLLM's scheduler, which stays in use below ours.", "MODULE.CLASS"
     )
     step_trace: str | None = _setting(
         None, "A file that gets a line per step; `vllm-sarathi trace` draws it.", "FILE.jsonl"

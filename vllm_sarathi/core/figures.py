@@ -58,7 +58,7 @@ FIGURES = {
     figure.name: figure
     for figure in (
         Figure("steps", Kind.COUNTER, "Steps that the scheduler saw end."),
-        Figure("prefill_tokens", Kind.COUNTER, "Prompt tokens that were read."),
+        Figure("prefill_tokens", Kind.COUNTER, "Prompt tokens that were prefilled."),
         Figure("gaps", Kind.COUNTER, "Gaps between tokens of requests with an SLO.", True),
         Figure("gaps_kept", Kind.COUNTER, "Those of them that met the SLO.", True),
         Figure("first_tokens", Kind.COUNTER, "First tokens of requests with an SLO.", True),
@@ -72,16 +72,16 @@ FIGURES = {
         Figure("ttft_slo_seconds", Kind.GAUGE, "SLO for the time to first token."),
         Figure("slo_unattainable", Kind.GAUGE, "1 where decodes alone take longer than the SLO."),
         Figure("decode_step_seconds", Kind.GAUGE, "Median time of steps of decodes alone, in ten seconds."),
-        Figure("token_budget", Kind.GAUGE, "Median budget of steps that read prompts beside decodes."),
+        Figure("token_budget", Kind.GAUGE, "Median budget of steps that prefill beside decodes."),
         Figure(
             "prediction_error_ratio", Kind.GAUGE, "Median relative error of the predictions of such steps."
         ),
         Figure("running_requests", Kind.GAUGE, "Requests that run."),
-        Figure("waiting_requests", Kind.GAUGE, "Requests that wait to be let in.", True),
+        Figure("waiting_requests", Kind.GAUGE, "Requests that wait to be admitted.", True),
         Figure(
             "headroom_tokens_per_second",
             Kind.GAUGE,
-            "Prompt tokens a second that could be prefilled within the SLOs, beside those that are now.",
+            "Prompt tokens a second that could be prefilled within the SLOs, on top of those that are now.",
         ),
         Figure(
             "time_between_tokens_slo_ratio",
@@ -100,7 +100,7 @@ FIGURES = {
         Figure(
             "step_prediction_ratio",
             Kind.HISTOGRAM,
-            "Measured over predicted time of steps that read prompts beside decodes.",
+            "Measured over predicted time of steps that prefill beside decodes.",
             bounds=PREDICTION_RATIOS,
         ),
     )
@@ -139,7 +139,7 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True)
 class FinishedStep:
-    """A step, and what it was to whom.
+    """A step, with the gaps and first tokens that it ended, by class.
 
     Attributes:
         traced: the step.
