@@ -68,7 +68,9 @@ class TorchLoop:
         self._stream: BatchStream | None = None
         self._probe_batches: ProbeBatches | None = None
         if train_data is not None:
-            self._stream = BatchStream(train_data, "train_data", all_generators)
+            self._stream = BatchStream(
+                train_data, "train_data", all_generators, lambda: self._job.trainable()
+            )
             stateful = {**stateful, POSITION: self._stream}
             if probe_data is None:
                 self._probe_batches = ProbeBatches(train_data, "train_data", all_generators)
@@ -81,7 +83,7 @@ class TorchLoop:
             "probe_data": probe_data,
         }
         roots = {name: part for name, part in (parts | dict(roots or {})).items() if part is not None}
-        self._job = JobState(model, optimizer, stateful, all_generators, roots)
+        self._job = JobState(model, optimizer, stateful, all_generators, roots, last=POSITION)
         self._keeper = Keeper(self._job, keep)
         # What there was when the state was kept, whole and as far as it costs little; and the logs that were named.
         self._before: tuple[dict[str, str], dict[str, str]] | None = None

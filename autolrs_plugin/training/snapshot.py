@@ -57,6 +57,8 @@ class JobState:
         stateful: more objects to take along, by name (an AMP scaler, a scheduler, the data, a metric, a teacher).
         generators: random number generators beside the global ones.
         roots: more parts of the job, by name, from which state may be reached: functions, loaders.
+        last: the name of the one of `stateful` that is restored when all else is: it is given its state as
+            captured, and tells whether it has gone anywhere.
 
     Raises:
         ValueError: the optimizer has no parameters, or none of the model's; or a parameter is still uninitialised.
@@ -70,6 +72,7 @@ class JobState:
         stateful: Mapping[str, Any] | None = None,
         generators: Sequence[Generator] = (),
         roots: Mapping[str, Any] | None = None,
+        last: str = "",
     ) -> None:
         check_job(model, optimizer)
         reshard(model)
@@ -89,6 +92,7 @@ class JobState:
         for generator in self.generators:
             check_generator(generator)
         self._roots = dict(roots or {})
+        self._last = last
         self._lengths: dict[str, int] = {}
         self._look()
         if not self.found.whole:
@@ -320,9 +324,14 @@ class JobState:
                 raise ValueError(f"{path}: is no optimizer now, and was one when the state was taken.")
             self._restore_optimizer(restorer, path, found.optimizers[path], kept, origins)
         things = {**self.stateful, **found.stateful}
+        last = things.pop(self._last, None)
         for name in [name for name in things if name in state.get("stateful", {})]:
             things[name].load_state_dict(Restorer().restored(None, state["stateful"][name]))
         restore_slots(restorer, state["attributes"], origins)
+        kept_last = state.get("stateful", {}).get(self._last)
+        if last is not None and kept_last is not None and last.load_state_dict(kept_last):
+            # What it has drawn from may have changed.
+            restore_slots(Restorer(origins.notes), state["attributes"], origins)
         # Last, because restoring the data may draw from the generators.
         for path, kept in state["generators"].items():
             value = Restorer().restored(None, kept)

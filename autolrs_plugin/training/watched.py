@@ -5,7 +5,7 @@ import io
 import json
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
@@ -21,6 +21,9 @@ DEEP = 8
 
 AT_ONCE = 2**16
 """Items of a container are read so many at a time."""
+
+FEW = 64
+"""Of a tensor in a batch, so many numbers are read."""
 
 BYTES, SAMPLED = 2**31, 2**24
 """So much of tensors and arrays is read; of an array beyond that, a part of the second size."""
@@ -113,6 +116,31 @@ def _place_in(file: Any) -> Any:
 def _visible(value: Any) -> Any:
     """Return of a variable what can be compared: plain values by their content, others by identity."""
     return value if is_plain(value) else id(value)
+
+
+def batch_seen(batch: Any, seen: int = 0, depth: int = 0) -> int:
+    """Return a number that tells a batch from others, whatever it holds: by a few numbers of each tensor and array.
+
+    Args:
+        batch: the batch.
+        seen: the number of the batches before it.
+        depth: of containers and objects around it.
+    """
+    if isinstance(batch, torch.Tensor) and batch.layout == torch.strided and not batch.is_nested:
+        flat = batch.detach().reshape(-1)
+        few = flat[:: 1 + flat.numel() // FEW].cpu().contiguous()
+        return zlib.crc32(f"{tuple(batch.shape)}{few.tolist()}".encode(), seen)
+    if isinstance(batch, np.ndarray) and not batch.dtype.hasobject:
+        few = batch.reshape(-1)[:: 1 + batch.size // FEW]
+        return zlib.crc32(f"{batch.shape}{few.tolist()}".encode(), seen)
+    if isinstance(batch, ATOMS):
+        return zlib.crc32(repr(batch).encode(), seen)
+    inside: Any = batch if isinstance(batch, (*CONTAINERS, Mapping)) else getattr(batch, "__dict__", ())
+    if isinstance(inside, set | frozenset):
+        inside = sorted(inside, key=repr)
+    for item in inside.items() if isinstance(inside, Mapping) else inside:
+        seen = batch_seen(item, seen, depth + 1) if depth < DEEP else seen
+    return zlib.crc32(type(batch).__name__.encode(), seen)
 
 
 def data_seen(value: Any) -> int:
