@@ -6,8 +6,8 @@ load_state_dict(), such as LR schedulers; every random number generator; plain a
 collators; and, from the functions and hooks that the job is given, the variables and objects that they use, with the
 attributes of their classes, their default arguments, and what containers hold.
 
-Not in it: what libraries keep for themselves (loggers, bars), and data. Data, frozen weights, iterators and caches are
-watched.
+Not in it: what libraries keep for themselves (loggers, all but the counts of bars), and data. Data, frozen weights,
+iterators and caches are watched.
 """
 
 import enum
@@ -44,6 +44,7 @@ from autolrs_plugin.training.items import (
     ItemSlots,
     ResultSlots,
     buffer_of,
+    special_slots,
 )
 from autolrs_plugin.training.libraries import INSIDE, SKIPPED, TORCHS_OWN, WALKED_ONLY, is_users
 from autolrs_plugin.training.plain import (
@@ -175,6 +176,8 @@ class Inventory:
         elif is_stateful(value) and not data:
             self.stateful[path] = value
             self._stateful(path, value, depth)
+        elif (special := special_slots(value, "data" if data else "user")) is not None:
+            self._held(path, special, data, depth)
         elif isinstance(value, np.random.SeedSequence) or (
             isinstance(value, Iterator) and not is_users(type(value))
         ):

@@ -1,7 +1,8 @@
-"""What is in containers, caches and memory, as slots."""
+"""What is in containers, caches, memory and bars, as slots."""
 
 import ast
 import gc
+import io
 import os
 import re
 from collections import deque
@@ -115,6 +116,61 @@ class BufferSlots(Slots):
 
     def _memory(self) -> memoryview:
         return memoryview(self._owner).cast("B")
+
+
+class MemoryFileSlots(Slots):
+    """What is in a file that lies in memory, and where the next read or write is."""
+
+    def get(self) -> dict[str, Any]:
+        """Return the content and the place; nothing of one that is closed."""
+        if self._owner.closed:
+            return {}
+        return {"content": self._owner.getvalue(), "place": self._owner.tell()}
+
+    def set(self, name: str, value: Any) -> None:
+        """Write the content, or go to the place."""
+        if name == "content":
+            place = self._owner.tell()
+            self._owner.seek(0)
+            self._owner.truncate()
+            self._owner.write(value)
+            value = place
+        self._owner.seek(value)
+
+    def delete(self, name: str) -> None:
+        """Leave it: what was closed cannot be closed again."""
+
+
+class BarSlots(Slots):
+    """How far a bar of tqdm or rich has come: a step may go by that."""
+
+    def get(self) -> dict[str, Any]:
+        """Return the counts, by the path to each."""
+        return {name: vars(owner)[name.rpartition(".")[2]] for name, owner in self._counted().items()}
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a count."""
+        vars(self._counted()[name])[name.rpartition(".")[2]] = value
+
+    def delete(self, name: str) -> None:
+        """Leave it: a count of what was added since."""
+
+    def _counted(self) -> dict[str, Any]:
+        """Return what has each count."""
+        tasks = vars(self._owner).get("_tasks", {})
+        found = {f"tasks[{i}].{name}": task for i, task in tasks.items() for name in ("completed", "total")}
+        own = [name for name in ("n", "last_print_n", "total") if name in vars(self._owner)]
+        return found | dict.fromkeys(own, self._owner)
+
+
+_BARS = ("tqdm", "rich.progress")
+
+
+def special_slots(value: Any, kind: str) -> Slots | None:
+    """Return the slots of what holds a state that is no attribute of its own, or all of it that counts; else None."""
+    if isinstance(value, io.BytesIO | io.StringIO):
+        return MemoryFileSlots(value, kind)
+    return BarSlots(value, kind) if type(value).__module__.startswith(_BARS) else None
 
 
 class CacheSlots(ItemSlots):

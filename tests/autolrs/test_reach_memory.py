@@ -5,6 +5,7 @@ import concurrent.futures
 import ctypes
 import enum
 import functools
+import io
 import multiprocessing
 import os
 import sys
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from tqdm import tqdm
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Done
@@ -253,11 +256,38 @@ def values_of_a_sparse_tensor() -> Any:
     return use
 
 
+def files_in_memory() -> Any:
+    written, text = io.BytesIO(b"begun"), io.StringIO()
+    read = io.BytesIO(bytes(range(1, 200)))
+    written.seek(0, io.SEEK_END)
+
+    def use() -> Any:
+        written.write(b"step ")
+        text.write("step ")
+        return read.read(1)[0], torch.tensor([float(len(written.getvalue())), float(text.tell())])
+
+    return use
+
+
+def counts_of_bars() -> Any:
+    bar = tqdm(total=1000, file=io.StringIO())
+    tasks = Progress(disable=True)
+    task = tasks.add_task("steps", total=1000)
+
+    def use() -> Any:
+        bar.update(1)
+        tasks.advance(task)
+        return bar.n, torch.tensor(tasks.tasks[0].completed)
+
+    return use
+
+
 USES: list[Callable[[], Any]] = [
     *(gradients_of_leaves, an_optimizer_in_a_proxy, an_optimizer_in_an_array, an_optimizer_in_a_view),
     *(an_optimizer_in_a_future, arrays_of_every_type, bit_generators, attributes_beside_the_content),
     *(memory_of_every_kind, members_of_an_enumeration, cached_dictionaries, a_count_in_a_list),
     *(variables_by_their_names, environment_variables, values_of_a_sparse_tensor),
+    *(files_in_memory, counts_of_bars),
 ]
 
 
