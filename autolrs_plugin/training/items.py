@@ -6,14 +6,14 @@ import io
 import os
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from types import BuiltinFunctionType, CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 import numpy as np
 
-from autolrs_plugin.training.plain import ATOMS
+from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, MOST_MEMBERS, is_plain
 from autolrs_plugin.training.slots import Slots
 
 
@@ -82,6 +82,69 @@ class ItemSlots(Slots):
         weak = isinstance(self._owner, WeakKeyDictionary | WeakSet)
         self._keys[name] = ref(key) if weak else key
         return name
+
+
+class Members:
+    """What a container held at one time."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Members":
+        return self
+
+
+class MemberSlots(Slots):
+    """Which objects are in a long list, deque, dictionary or set: they are put back there, as they are.
+
+    What is in the objects is watched. Into a file go plain values alone, of `plain.MOST_MEMBERS` and of
+    `plain.MOST_BYTES` at the most.
+
+    Args:
+        owner: the container.
+        grows: whether it is a log, which stays where it has only grown.
+    """
+
+    NAME = "members"
+
+    def __init__(self, owner: Any, grows: bool = False) -> None:
+        super().__init__(owner, "user")
+        self.owner = owner
+        self._grows = grows
+
+    def get(self) -> dict[str, Any]:
+        """Return the members."""
+        return {self.NAME: Members(self._members())}
+
+    def set(self, name: str, value: Any) -> None:
+        """Put members back: what `get` gave, or a list of them from a file."""
+        kept: list[Any] = value.items if isinstance(value, Members) else value
+        now = self._members()
+        if self._grows and len(kept) <= len(now):
+            now = now[: len(kept)]
+        if len(now) == len(kept) and all(map(_is_same, now, kept)):
+            return
+        if isinstance(self._owner, list):
+            self._owner[:] = kept
+            return
+        self._owner.clear()
+        fill = self._owner.extend if isinstance(self._owner, deque) else self._owner.update
+        fill(kept)
+
+    def stored(self, names: Container[int]) -> dict[str, Any]:
+        """Return the members as what goes into a file, which refuses what is not plain; `names` are the parameters'."""
+        members = self._members()
+        plain = is_plain(members, names, left=[MOST_MEMBERS, MOST_BYTES[self.kind]])
+        return {self.NAME: members if plain else Members(members)}
+
+    def _members(self) -> list[Any]:
+        return list(self._owner.items() if isinstance(self._owner, dict) else self._owner)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Tell whether two members are one object, or two pairs hold the same ones."""
+    pairs = type(one) is tuple and type(other) is tuple and len(one) == len(other)
+    return one is other or (pairs and all(a is b for a, b in zip(one, other, strict=True)))
 
 
 class EnvironmentSlots(ItemSlots):

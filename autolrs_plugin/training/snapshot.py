@@ -18,6 +18,7 @@ from autolrs_plugin.training.holdings import (
     restore_slots,
 )
 from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined, made_anew
+from autolrs_plugin.training.items import MemberSlots
 from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain
 from autolrs_plugin.training.rng import (
     Generator,
@@ -86,8 +87,8 @@ class JobState:
         for name, thing in self.stateful.items():
             if not is_stateful(thing):
                 raise TypeError(
-                    f"{name}: {named(thing)} has no state_dict() and load_state_dict(), so it cannot be "
-                    "rolled back."
+                    f"{name}: {named(thing)} has no state_dict() and load_state_dict(), so it cannot be taken as "
+                    "stateful; what train_step reaches is rolled back anyway, so leave it out then."
                 )
         for generator in self.generators:
             check_generator(generator)
@@ -107,6 +108,7 @@ class JobState:
             if slots.kind in ("user", "data")
             for name, value in plain_in(slots, self._names).items()
         }
+        self._initial_members = {path: data_seen(slots.owner) for path, slots in self._members().items()}
 
     def trainable(self) -> dict[str, torch.Tensor]:
         """Return the parameters that a step may change, by name."""
@@ -176,8 +178,9 @@ class JobState:
     def digests(self) -> dict[str, str]:
         """Return a digest of everything that is reached, by the path to it: also of what is only watched."""
         share = Copier(share=True)
-        state = self.capture(share)
-        del state["attributes"]
+        reshard(self.model)
+        self._look()
+        state = {key: share.copy(part()) for key, part in self._parts().items()}
         found = {path: digest for key, value in state.items() for path, digest in leaves(key, value)}
         for path, slots in self.found.lasting().items():
             for name, value in slots.get().items():
@@ -267,7 +270,13 @@ class JobState:
                         == self._initial[path, name]
                     ):
                         del values[name]
+            for path, slots in self._members().items():
+                if data_seen(slots.owner) != self._initial_members.get(path):
+                    found[path] = slots.stored(self._names)
         return found
+
+    def _members(self) -> dict[str, MemberSlots]:
+        return {path: slots for path, slots in self.found.slots.items() if isinstance(slots, MemberSlots)}
 
     def _origins(self, notes: dict[int, Any]) -> Origins:
         origins = Origins(self.found, self.parameters, self._names, notes)

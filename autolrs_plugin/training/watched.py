@@ -14,7 +14,9 @@ import torch
 
 from autolrs_plugin.training.fingerprint import tensor_digest
 from autolrs_plugin.training.items import buffer_of
+from autolrs_plugin.training.libraries import is_users
 from autolrs_plugin.training.plain import ATOMS, CONTAINERS, is_plain
+from autolrs_plugin.training.slots import held
 
 DEEP = 8
 """Iterators inside of iterators, so many in a row."""
@@ -151,7 +153,7 @@ def data_seen(value: Any) -> int:
     return digest
 
 
-def _leaves(value: Any, left: list[int]) -> Iterator[Any]:
+def _leaves(value: Any, left: list[int], depth: int = 0) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
         left[0] -= _bytes_in(value)
         read = left[0] >= 0 or value.layout != torch.strided
@@ -169,9 +171,12 @@ def _leaves(value: Any, left: list[int]) -> Iterator[Any]:
                 yield json.dumps(part).encode()
             except (TypeError, ValueError):  # not of numbers and texts alone
                 for item in part:
-                    yield from _leaves(item, left)
+                    yield from _leaves(item, left, depth + 1)
     elif (memory := buffer_of(value)) is not None:
         yield memory.cast("B")
+    elif is_users(type(value)) and depth < DEEP:
+        for item in held(value).items():
+            yield from _leaves(item, left, depth + 1)
     else:
         yield (repr(value) if isinstance(value, ATOMS) else type(value).__name__).encode()
 
@@ -182,7 +187,7 @@ def _bytes_in(tensor: torch.Tensor) -> int:
 
 def _of_array(array: np.ndarray, left: list[int]) -> Iterator[Any]:
     if array.dtype.hasobject:
-        yield from _leaves(array.tolist(), left)
+        yield from _leaves(array.tolist(), left, DEEP)
     elif isinstance(array, np.memmap) and array.mode == "r":  # nobody writes to it here
         yield b""
     else:
