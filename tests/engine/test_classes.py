@@ -220,6 +220,16 @@ def test_aborted_while_it_waits_to_be_judged(engine: ClassEngine) -> None:
     assert engine.token_s["here"]
 
 
+def test_one_that_was_relegated_harms_no_step_after_its_end(engine: ClassEngine) -> None:
+    """Decodes alone ask no order whose turn it is: what it said last must not be taken for now."""
+    engine.ask("beside", 16, "standard", 400)
+    for i in range(60):
+        engine.ask(f"s{i}", 2000, "standard", 4)
+    engine.run_until(lambda: bool(engine.scheduler.controller.relegated), 20.0)
+    engine.finish()  # which finds no fault
+    assert not engine.scheduler.controller.relegated
+
+
 class Heard:
     """A telemetry that keeps what it is told."""
 

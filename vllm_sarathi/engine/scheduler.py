@@ -260,8 +260,8 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         take_turns = view.decode_tokens > plan.token_budget
         if not plan.decodes and self._can_stall(ordered, waiting):
             stalled, decodes = decodes, []
-        elif self.views.batch:
-            decodes = self.views.batch_last(decodes)
+        else:
+            decodes = self.views.company.batch_last(decodes)
         if take_turns and decodes:
             decodes.sort(key=lambda request: self._last_served.get(request.request_id, -1))
         # The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so decodes get
@@ -333,7 +333,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         step.predicted_s = self.controller.predict(step.shape)
         if self.telemetry is not None and self.config.slo_classes is not None:
             read = {request.request_id for request in itertools.chain(step.partial, admitted)}
-            step.gaps = class_gaps(self, scheduled.keys() - read)
+            step.gaps = class_gaps(self, step.shape.decodes, lambda: scheduled.keys() - read)
             for name in self.views.newly_relegated():
                 self.telemetry.count("relegated_requests", name)
         if step.first is not None:
