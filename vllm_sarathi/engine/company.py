@@ -1,5 +1,6 @@
 """What those that run are bound to: counted anew when somebody comes or goes, and read in every step."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,20 +8,19 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from vllm_sarathi.core.classes import Bond
-from vllm_sarathi.core.figures import DEFAULT_CLASS
+from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps
+from vllm_sarathi.core.types import Pipeline
 
 FREE = Bond()
 """What a request is bound to that is promised nothing of its own."""
-
-ClassSlo = tuple[str, float | None]
-"""The name of a class, and a time between tokens of one's own, seconds; None for the server's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class _Kind:
     """What requests have in common that are counted as one. Told apart by identity: a hash of all this is slow."""
 
-    gap: ClassSlo
+    slo_class: str
+    tbt_slo_s: float | None
     tenant: str
     batch: bool
 
@@ -40,12 +40,14 @@ class Company:
         self.batch: dict[str, Any] = {}
         self._bonds: dict[str, Bond] = {}
         self._kinds: dict[str, _Kind] = {}
-        self._known: WeakValueDictionary[tuple[ClassSlo, str, bool], _Kind] = WeakValueDictionary()
+        self._known: WeakValueDictionary[tuple[str, float | None, str, bool], _Kind] = WeakValueDictionary()
         self._free = self._kind(FREE)
         self._running: list[Any] = []
         self._partial: list[Any] = []
         self._decodes = 0
-        self._gaps: Mapping[ClassSlo, int] = {}
+        self._decoding: Counter[_Kind] = Counter()
+        self._gaps: tuple[ClassGaps, ...] | None = None
+        self._gaps_slo_s: float | None = None
         self._batch_last: list[Any] = []
 
     def bind(self, request_id: str, bond: Bond) -> None:
@@ -69,9 +71,9 @@ class Company:
         self._running, self._partial = list(running), partial
         decoding = [request for request in running if not request.is_prefill_chunk] if partial else running
         kinds = self._count(request.request_id for request in decoding)
-        self._decodes, self._gaps = len(decoding), _gaps(kinds)
-        self.tbt_slos_s = tuple({tbt_slo_s for _, tbt_slo_s in self._gaps})
-        kinds += self._count(request.request_id for request in partial)
+        self._decodes, self._decoding, self._gaps = len(decoding), kinds, None
+        self.tbt_slos_s = tuple({kind.tbt_slo_s for kind in kinds})
+        kinds = kinds + self._count(request.request_id for request in partial)
         tenants: Counter[str] = Counter()
         for kind, count in kinds.items():
             tenants[kind.tenant] += count
@@ -80,14 +82,22 @@ class Company:
         if any(kind.batch for kind in kinds):
             self.batch = {r.request_id: r for r in running if self._kinds.get(r.request_id, self._free).batch}
 
-    def gaps(self, decodes: int, names: Callable[[], Iterable[str]]) -> Mapping[ClassSlo, int]:
-        """Return how many gaps a step ends of each class and time between tokens.
+    def gaps(
+        self, decodes: int, names: Callable[[], Iterable[str]], tbt_slo_s: float | None, pipeline: Pipeline
+    ) -> tuple[ClassGaps, ...]:
+        """Return the gaps that a step ends, by class and by SLO.
 
         Args:
             decodes: how many decodes are in the step.
             names: returns whose; asked only where they are not all that generate.
+            tbt_slo_s: the server's own time between tokens, seconds; None for none.
+            pipeline: the stages of the device.
         """
-        return self._gaps if decodes == self._decodes else _gaps(self._count(names()))
+        if decodes != self._decodes:
+            return _gaps(self._count(names()), tbt_slo_s, pipeline)
+        if self._gaps is None or self._gaps_slo_s != tbt_slo_s:
+            self._gaps, self._gaps_slo_s = _gaps(self._decoding, tbt_slo_s, pipeline), tbt_slo_s
+        return self._gaps
 
     def batch_last(self, decodes: list[Any]) -> list[Any]:
         """Return decodes with batch work at the end: the parent takes blocks from the tail."""
@@ -99,7 +109,7 @@ class Company:
 
     def _kind(self, bond: Bond) -> _Kind:
         name = DEFAULT_CLASS if bond.slo_class is None else bond.slo_class.name
-        key = (name, bond.tbt_slo_s), bond.tenant, bond.batch
+        key = name, bond.tbt_slo_s, bond.tenant, bond.batch
         return self._known.setdefault(key, _Kind(*key))
 
     def _count(self, names: Iterable[str]) -> Counter[_Kind]:
@@ -110,8 +120,13 @@ class Company:
         return counts
 
 
-def _gaps(kinds: Mapping[_Kind, int]) -> Mapping[ClassSlo, int]:
-    counts: Counter[ClassSlo] = Counter()
+def _gaps(kinds: Mapping[_Kind, int], tbt_slo_s: float | None, pipeline: Pipeline) -> tuple[ClassGaps, ...]:
+    counts: Counter[tuple[str, float | None]] = Counter()
     for kind, count in kinds.items():
-        counts[kind.gap] += count
-    return counts
+        slo_s = tbt_slo_s if kind.tbt_slo_s is None else kind.tbt_slo_s
+        promised = slo_s is not None and math.isfinite(slo_s)
+        counts[kind.slo_class, slo_s if promised else None] += count
+    return tuple(
+        ClassGaps(name, count, None if slo_s is None else pipeline.step_s(slo_s))
+        for (name, slo_s), count in counts.items()
+    )

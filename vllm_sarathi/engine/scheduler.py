@@ -28,7 +28,7 @@ from vllm_sarathi.engine.admission import Admissions
 from vllm_sarathi.engine.composition import composed, scheduler_base
 from vllm_sarathi.engine.control import Control
 from vllm_sarathi.engine.faults import Faults
-from vllm_sarathi.engine.steps import Step, StockStep, class_gaps, stock_step
+from vllm_sarathi.engine.steps import Step, StockStep, stock_step
 from vllm_sarathi.engine.telemetry import open_telemetry
 from vllm_sarathi.engine.views import ViewBuilder
 from vllm_sarathi.engine.vllm import runnable
@@ -191,6 +191,8 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Free a request that has ended; arguments and result are the parent's."""
         self.guarded(self.views.ended, request)
+        if self.admissions is not None:
+            self.guarded(self.admissions.ended, request)
         return super()._free_request(request, *args, **kwargs)
 
     def _try_schedule_encoder_inputs(
@@ -333,7 +335,10 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         step.predicted_s = self.controller.predict(step.shape)
         if self.telemetry is not None and self.config.slo_classes is not None:
             read = {request.request_id for request in itertools.chain(step.partial, admitted)}
-            step.gaps = class_gaps(self, step.shape.decodes, lambda: scheduled.keys() - read)
+            own_s, pipeline = self.controller.tbt_slo_s, self.controller.pipeline
+            step.gaps = self.views.company.gaps(
+                step.shape.decodes, lambda: scheduled.keys() - read, own_s, pipeline
+            )
             for name in self.views.newly_relegated():
                 self.telemetry.count("relegated_requests", name)
         if step.first is not None:

@@ -1,7 +1,5 @@
 """A step between `schedule` and `update_from_output`, and what the figures are told of it."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,15 +79,3 @@ def stock_step(scheduler: Any, output: Any, started_s: float, reason: Reason) ->
         encoder_tokens=encoder_tokens(scheduler, output),
     )
     return StockStep(started_s, StepPlan(scheduler.max_num_scheduled_tokens, (), reason=reason), shape)
-
-
-def class_gaps(scheduler: Any, decodes: int, names: Callable[[], Iterable[str]]) -> tuple[ClassGaps, ...]:
-    """Return the gaps that a step is to end, by class and by SLO; the arguments are those of `Company.gaps`."""
-    views, pipeline = scheduler.views, scheduler.controller.pipeline
-    counts: Counter[tuple[str, float | None]] = Counter()
-    for (name, own_s), count in views.company.gaps(decodes, names).items():
-        counts[name, views.slo_of_gap_s(own_s)] += count
-    return tuple(
-        ClassGaps(name, count, None if slo_s is None else pipeline.step_s(slo_s))
-        for (name, slo_s), count in counts.items()
-    )

@@ -1,7 +1,6 @@
 """What the controller sees: vLLM's queues as a StepView, and the requests behind it."""
 
 import itertools
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -125,11 +124,6 @@ class ViewBuilder:
             return self._config.ttft_slo_ms / 1e3
         return own_s
 
-    def slo_of_gap_s(self, own_s: float | None) -> float | None:
-        """Return the time between tokens, seconds, of a request with one of its own, or with None; None for no SLO."""
-        slo_s = self._controller.tbt_slo_s if own_s is None else own_s
-        return slo_s if slo_s is not None and math.isfinite(slo_s) else None
-
     def newly_relegated(self) -> list[str]:
         """Return the classes of those that the step planned last has relegated for the first time."""
         new = self._controller.relegated - self._relegated
@@ -167,7 +161,8 @@ class ViewBuilder:
         if policy.needs_decode_views:
             views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
         tbt_slos_s: tuple[float | None, ...] = ()
-        if policy.needs_tbt_slos or self._config.slo_classes is not None:
+        classes = self._config.slo_classes is not None
+        if policy.needs_tbt_slos or classes:
             self.company.look(scheduler.running, partial)
             tbt_slos_s = self.company.tbt_slos_s
         view = StepView(
@@ -185,7 +180,7 @@ class ViewBuilder:
             free_slots=admission.free_slots,
             closed=admission.paused,
             tbt_slos_s=tbt_slos_s,
-            occupancy=self._occupancy(admission) if self._config.slo_classes is not None else None,
+            occupancy=self._occupancy(admission) if classes and (partial or waiting or unseen) else None,
             blocked=self._blocked(admission),
         )
         return Sight(view, partial, waiting)
