@@ -60,8 +60,9 @@ class AutoLRS:
 
     * `train_data`, with `train_step(batch)` (recommended): a DataLoader, a list of batches, or a function that returns
       an epoch's batches. Probes draw their own batches from it, or from `probe_data`. A loader's position in another
-      process is found by skipping batches. Generators inside of persistent workers are out of reach: random
-      augmentation there is not rolled back.
+      process is found by skipping batches, from what its samplers looked at when the epoch began; where batches depend
+      on what steps change during an epoch, that is an error. Generators inside of persistent
+      workers are out of reach: random augmentation there is not rolled back.
     * `data`, with `train_step()`: the object that the step draws from, with `state_dict()` and `load_state_dict()`.
       Probes read ahead in it, and it is rewound.
     * Neither, with `train_step()`: a step that draws at random (`torch.randint` and the like), or uses all data.

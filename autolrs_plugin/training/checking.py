@@ -16,8 +16,8 @@ def check_job(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Raise if a job cannot be rolled back.
 
     Raises:
-        ValueError: the model is of DeepSpeed or FSDP1, has a parameter that is uninitialised or on the meta device, or
-            is all frozen; or the optimizer has no parameters, or none of the model's.
+        ValueError: the model is of DeepSpeed, FSDP1 or torch.jit, has a parameter that is uninitialised or on the meta
+            device, or is all frozen; or the optimizer has no parameters, or none of the model's.
         TypeError: they are no model and no optimizer.
     """
     if not isinstance(model, torch.nn.Module):
@@ -88,7 +88,11 @@ def plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named(thing: Any) -> str:
-    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+    """Return what something is, with its article, for an error."""
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    name = type(thing).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
 def _hint(thing: Any, kind: type) -> str:
@@ -126,3 +130,9 @@ def _check_wrapper(model: torch.nn.Module) -> None:
             "model: FullyShardedDataParallel (FSDP1) flattens the parameters, so a step of it cannot be undone; use "
             "FSDP2 (torch.distributed.fsdp.fully_shard)."
         )
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"model: has {named(module)} of torch.jit, which keeps its state out of reach, so a step of it cannot "
+                "be undone; give the module that it was made of (torch.compile may be used)."
+            )

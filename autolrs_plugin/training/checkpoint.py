@@ -99,8 +99,23 @@ def _unpacked(
     document = json.loads(metadata[_HEADER])
     if document["version"] != VERSION:
         raise CheckpointError(f"{origin}: is of version {document['version']}; this is version {VERSION}.")
-    state: dict[str, Any] = _decode(document["state"], tensor)
+    state: dict[str, Any] = _decode(document["state"], _Read(tensor))
     return state
+
+
+class _Read:
+    """The tensors in a file: what was one copy when it was written, is one."""
+
+    def __init__(self, tensor: Callable[[str], torch.Tensor]) -> None:
+        self.tensor = tensor
+        self._copies: dict[str, Any] = {}
+
+    def once(self, encoded: Any, decode: Callable[[], Any]) -> Any:
+        """Return what `encoded` stands for, decoded where it is first met."""
+        key = json.dumps(encoded)
+        if key not in self._copies:
+            self._copies[key] = decode()
+        return self._copies[key]
 
 
 class _Tensors:
@@ -109,6 +124,14 @@ class _Tensors:
     def __init__(self) -> None:
         self.by_name: dict[str, torch.Tensor] = {}
         self._storages: set[int] = set()
+        self._encoded: dict[int, dict[str, Any]] = {}
+
+    def once(self, kept: TensorCopy | Composite, where: str) -> dict[str, Any]:
+        """Return a copy as JSON; one that is met twice goes into the file once."""
+        if id(kept) not in self._encoded:
+            encode: Any = _encode_tensor if isinstance(kept, TensorCopy) else _encode_composite
+            self._encoded[id(kept)] = encode(kept, self, where)
+        return self._encoded[id(kept)]
 
     def add(self, tensor: torch.Tensor) -> str:
         whole = tensor.contiguous()
@@ -126,10 +149,8 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, TensorCopy):
-        return _encode_tensor(value, tensors, where)
-    if isinstance(value, Composite):
-        return _encode_composite(value, tensors, where)
+    if isinstance(value, TensorCopy | Composite):
+        return tensors.once(value, where)
     if type(value) in (dict, OrderedDict, Counter) or _is_default_dict(value):
         tag = type(value).__name__ if type(value) in (OrderedDict, Counter) else "dict"
         pairs = [
@@ -206,12 +227,12 @@ def _full_name(kind: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _decode_composite(name: str, values: dict[str, Any], tensor: Callable[[str], torch.Tensor]) -> Composite:
+def _decode_composite(name: str, values: dict[str, Any], read: _Read) -> Composite:
     known = {_full_name(k): k for k in torch.serialization.get_safe_globals() if isinstance(k, type)}
     if name not in known:
         raise CheckpointError(f"{name}: is in the checkpoint, and its package has not been imported here.")
-    parts = {key: _decode(part, tensor) for key, part in values["parts"].items()}
-    context = _decode(values["context"], tensor)
+    parts = {key: _decode(part, read) for key, part in values["parts"].items()}
+    context = _decode(values["context"], read)
     return Composite(known[name], parts, context, tuple(values["shape"]), tuple(values["stride"]))
 
 
@@ -226,31 +247,31 @@ def _encode_sharding(sharding: Sharding, where: str) -> dict[str, Any]:
     return {"dims": dims, "shape": list(sharding.shape), "stride": list(sharding.stride)}
 
 
-def _decode(value: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
+def _decode(value: Any, read: _Read) -> Any:
     if isinstance(value, list):
-        return [_decode(v, tensor) for v in value]
+        return [_decode(v, read) for v in value]
     if not isinstance(value, dict):
         return value
     (tag, body), *options = value.items()
     extra = dict(options)
     if tag == "tensor":
-        return _decode_tensor(tensor(body), extra, tensor)
+        return read.once(value, lambda: _decode_tensor(read.tensor(body), extra, read))
     if tag == "sparse":
         form, coalesced = extra["shape"], extra["coalesced"]
-        indices, values = map(tensor, body)
+        indices, values = map(read.tensor, body)
         data = torch.sparse_coo_tensor(indices, values, form, is_coalesced=coalesced, check_invariants=True)
         return TensorCopy(data, torch.device(extra["device"]))
     if tag == "composite":
-        return _decode_composite(body, extra, tensor)
+        return read.once(value, lambda: _decode_composite(body, extra, read))
     if tag in ("dict", "OrderedDict", "Counter"):
         kind = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}[tag]
-        return kind({_decode(k, tensor): _decode(v, tensor) for k, v in body})
+        return kind({_decode(k, read): _decode(v, read) for k, v in body})
     if tag == "deque":
-        return deque((_decode(v, tensor) for v in body), extra["maxlen"])
+        return deque((_decode(v, read) for v in body), extra["maxlen"])
     if tag == "tuple" and all(type(v) is int for v in body):
         return tuple(body)
     if tag in _COLLECTIONS:
-        return _COLLECTIONS[tag](_decode(v, tensor) for v in body)
+        return _COLLECTIONS[tag](_decode(v, read) for v in body)
     plain: dict[str, Callable[[], Any]] = {
         "float": lambda: float(body),
         "bytes": lambda: bytes.fromhex(body),
@@ -279,15 +300,13 @@ def _array(memory: bytearray, extra: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(memory, dtype).reshape(extra["shape"])
 
 
-def _decode_tensor(
-    data: torch.Tensor, extra: dict[str, Any], tensor: Callable[[str], torch.Tensor]
-) -> TensorCopy:
+def _decode_tensor(data: torch.Tensor, extra: dict[str, Any], read: _Read) -> TensorCopy:
     stride = extra.get("stride")
     # A tensor whose elements overlap (an expanded one) was written out in full and stays so.
     if stride is not None and 0 not in stride:
         data = torch.empty_strided(data.shape, stride, dtype=data.dtype).copy_(data)
     sharding = _decode_sharding(extra["sharding"]) if "sharding" in extra else None
-    grad = _decode(extra["grad"], tensor) if "grad" in extra else None
+    grad = _decode(extra["grad"], read) if "grad" in extra else None
     return TensorCopy(data, torch.device(extra["device"]), sharding, grad)
 
 

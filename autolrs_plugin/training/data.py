@@ -12,16 +12,9 @@ from torch.utils.data import DataLoader
 
 from autolrs_plugin.training.arguments import takes
 from autolrs_plugin.training.checking import named
-from autolrs_plugin.training.inventory import Inventory, made_anew
-from autolrs_plugin.training.plain import is_log, is_plain
-from autolrs_plugin.training.rng import (
-    Generator,
-    rng_kept,
-    rng_state,
-    set_rng_state,
-    set_state_of,
-    state_of,
-)
+from autolrs_plugin.training.epochs import Moving, Order, Source
+from autolrs_plugin.training.rng import Generator, rng_kept, rng_state, set_rng_state
+from autolrs_plugin.training.tree import Restorer
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """A loader, list or other iterable that can be iterated again and again, or a function that gives one epoch's."""
@@ -36,28 +29,34 @@ DISTRIBUTED_SEEDS = 2**32
 class BatchStream:
     """The run's own batches, epoch after epoch, drawn exactly as `for batch in source` would draw them.
 
-    Its position is the state of all random number generators, and of its samplers and data sets, where the epoch began,
-    and a count of batches: going
-    back within a process to where it still stands costs nothing, anything else begins the epoch again and skips.
+    Its position is what there was when the epoch began, and a count of batches: the state of all random number
+    generators, and of all that the source reaches and that steps may change (the weights of a sampler, the model that
+    it ranks by). Going back within a process to where it still stands costs nothing, anything else begins the epoch
+    again as it was begun, skips, and sees that the batches came in the same order. A source that looks at what steps
+    change during an epoch gives another one: that is an error.
 
     Args:
         source: the batches.
         name: of the argument, for errors.
         generators: random number generators beside the global ones that the source may draw from.
+        moving: the parameters that a step may change.
 
     Raises:
         TypeError: `source` can be iterated only once, or not at all.
     """
 
-    def __init__(self, source: Batches, name: str, generators: Sequence[Generator] = ()) -> None:
+    def __init__(
+        self, source: Batches, name: str, generators: Sequence[Generator] = (), moving: Moving = dict
+    ) -> None:
         check_batches(source, name)
         self._source = source
         self._name = name
         self._generators = tuple(generators)
+        self._held, self._order = Source(source, moving), Order(source)
         self._iterator: Iterator[Any] | None = None
         self._epoch: str | None = None
         self._epoch_rng: dict[str, Any] = {}
-        self._epoch_data: dict[str, Any] = {}
+        self._begun: dict[str, Any] = {}
         self._starts_workers = False
         self._batches = 0
         self._epochs = 0
@@ -68,18 +67,15 @@ class BatchStream:
         Raises:
             ValueError: an epoch has no batches.
         """
-        # Never `for batch in iterator`: some loaders are their own iterators, and would begin again.
-        if self._iterator is not None and (batch := next(self._iterator, _END)) is not _END:
-            self._batches += 1
+        if self._iterator is not None and (batch := self._drawn()) is not _END:
             return batch
         self._epoch, self._epoch_rng, self._batches = uuid.uuid4().hex, rng_state(self._generators), 0
-        self._epoch_data = data_state(self._source)
+        self._begun = self._held.state()
         self._starts_workers = _has_no_workers_yet(self._source)
         self._epochs += 1
-        self._iterator = self._begin_epoch()
-        if (batch := next(self._iterator, _END)) is _END:
+        self._begin_epoch()
+        if (batch := self._drawn()) is _END:
             raise ValueError(_empty(self._source, self._name))
-        self._batches = 1
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,41 +83,61 @@ class BatchStream:
         return {
             "epoch": self._epoch,
             "rng": self._epoch_rng,
-            "data": self._epoch_data,
+            "begun": self._begun and self._held.changed(self._begun),
             "batches": self._batches,
+            "order": self._order.seen,
             "starts_workers": self._starts_workers,
             "epochs": self._epochs,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position; the random number generators are left anywhere and must be set by the caller."""
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Go to a position; all that the source reaches must be what it was there, and is left so.
+
+        The random number generators are left anywhere, and must be set by the caller. Return whether it has moved.
+
+        Raises:
+            ValueError: the epoch, begun again, has not as many batches, or gives them in another order.
+        """
         if (state["epoch"], state["batches"]) == (self._epoch, self._batches):
-            return
-        self._epoch, self._epoch_rng, self._starts_workers = (
-            state["epoch"],
-            state["rng"],
-            state["starts_workers"],
-        )
+            return False
+        begun = self._begun if state["epoch"] == self._epoch else state["begun"]
+        self._epoch, self._starts_workers = state["epoch"], state["starts_workers"]
+        self._epoch_rng = Restorer().restored(None, state["rng"])
         self._batches, self._iterator, self._epochs = 0, None, state["epochs"]
         if self._epoch is None:
-            return
+            return True
         if _keeps_workers(self._source):
             _make_workers(self._source, wanted=not self._starts_workers)
-        self._epoch_data = state["data"]
-        set_data_state(self._source, self._epoch_data)
-        set_rng_state(self._epoch_rng, self._generators)
-        self._iterator = self._begin_epoch()
-        while self._batches < state["batches"]:
-            if next(self._iterator, _END) is _END:
-                raise ValueError(
-                    f"{self._name}: an epoch ended after {self._batches} batches and had {state['batches']} before; "
-                    "it must give the same batches from the same random state."
-                )
-            self._batches += 1
+        with self._held.as_it_was(begun) as self._begun:
+            set_rng_state(self._epoch_rng, self._generators)
+            self._begin_epoch()
+            while self._batches < state["batches"]:
+                if self._drawn() is _END:
+                    raise ValueError(
+                        f"{self._name}: an epoch ended after {self._batches} batches and had {state['batches']} "
+                        "before; it must give the same batches from the same random state."
+                    )
+        if self._order.seen != state["order"]:
+            raise ValueError(
+                f"{self._name}: begun again, an epoch gave other batches than before among its first {self._batches}, "
+                "so the run cannot go back there: they depend on what changes during the epoch; decide on "
+                "their order when it begins, or give data= an object with state_dict() and load_state_dict()."
+            )
+        return True
 
-    def _begin_epoch(self) -> Iterator[Any]:
+    def _begin_epoch(self) -> None:
         _set_epoch(self._source, self._epochs - 1)
-        return _epoch_of(self._source, self._name)
+        with self._order.begin():
+            self._iterator = _epoch_of(self._source, self._name)
+
+    def _drawn(self) -> Any:
+        # Never `for batch in iterator`: some loaders are their own iterators, and would begin again.
+        assert self._iterator is not None
+        batch = next(self._iterator, _END)
+        if batch is not _END:
+            self._batches += 1
+            self._order.note(batch)
+        return batch
 
 
 class ProbeBatches:
@@ -201,41 +217,6 @@ def generators_of(source: object) -> list[torch.Generator]:
     samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
     found = [getattr(thing, "generator", None) for thing in (source, *samplers)]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
-
-
-def data_state(source: object) -> dict[str, Any]:
-    """Return the plain attributes and the generators of a source of batches and of what it is made of, by path."""
-    found = Inventory({"": source}, {}, data=True)
-    held = {path: slots.get() for path, slots in found.slots.items()}
-    attributes = {
-        path: copy.deepcopy(
-            {
-                k: v
-                for k, v in values.items()
-                if is_plain(v, most_bytes=0) and not (found.slots[path].leaves_logs and is_log(v))
-            }
-        )
-        for path, values in held.items()
-    }
-    return {
-        "attributes": attributes,
-        "names": {path: list(values) for path, values in held.items()},
-        "generators": {path: state_of(generator) for path, generator in found.generators.items()},
-    }
-
-
-def set_data_state(source: object, state: dict[str, Any]) -> None:
-    """Set what `data_state` returned."""
-    found = Inventory({"": source}, {}, data=True)
-    for path, slots in found.slots.items():
-        for name in slots.get().keys() - state["names"].get(path, slots.get().keys()):
-            slots.delete(name)
-        for name, value in copy.deepcopy(state["attributes"].get(path, {})).items():
-            slots.set(name, value)
-    for path, value in state["generators"].items():
-        generator = found.generators.get(path) or made_anew(found, path, value)
-        if generator is not None:
-            set_state_of(generator, value)
 
 
 def _set_epoch(source: Any, epoch: int) -> None:

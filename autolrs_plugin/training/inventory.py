@@ -6,14 +6,15 @@ load_state_dict(), such as LR schedulers; every random number generator; plain a
 collators; and, from the functions and hooks that the job is given, the variables and objects that they use, with the
 attributes of their classes, their default arguments, and what containers hold.
 
-Not in it: what libraries keep for themselves (loggers, bars), and data. Data, frozen weights, iterators and caches are
-watched.
+Not in it: what libraries keep for themselves (loggers, all but the counts of bars), and data. Data, frozen weights,
+iterators and caches are watched.
 """
 
 import enum
 import functools
 import random
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from types import (
@@ -42,8 +43,10 @@ from autolrs_plugin.training.items import (
     EnvironmentSlots,
     InnerSlots,
     ItemSlots,
+    MemberSlots,
     ResultSlots,
     buffer_of,
+    special_slots,
 )
 from autolrs_plugin.training.libraries import INSIDE, SKIPPED, TORCHS_OWN, WALKED_ONLY, is_users
 from autolrs_plugin.training.plain import (
@@ -52,6 +55,7 @@ from autolrs_plugin.training.plain import (
     CONTAINERS,
     MANY,
     MOST_BYTES,
+    MOST_MEMBERS,
     bears,
     is_data,
     is_dense,
@@ -175,6 +179,8 @@ class Inventory:
         elif is_stateful(value) and not data:
             self.stateful[path] = value
             self._stateful(path, value, depth)
+        elif (special := special_slots(value, "data" if data else "user")) is not None:
+            self._held(path, special, data, depth)
         elif isinstance(value, np.random.SeedSequence) or (
             isinstance(value, Iterator) and not is_users(type(value))
         ):
@@ -262,11 +268,17 @@ class Inventory:
             self._items(path, value, data, depth)
         elif isinstance(value, CONTAINERS) and (len(value) > (FEW if data else MANY) or is_data(value)):
             self.data[path] = value
+            self._members(path, value, data, depth)
         elif data:
             for key, item in list(value.items()) if isinstance(value, dict) else enumerate(value):
                 self._visit(f"{path}[{key!r}]"[:200], item, data, depth + 1)
         else:
             self._items(path, value, data, depth)
+
+    def _members(self, path: str, value: Any, data: bool, depth: int, grows: bool = False) -> None:
+        """Take along which objects are in a long container of the user's."""
+        if isinstance(value, list | deque | dict | set) and not data and len(value) <= MOST_MEMBERS:
+            self._held(path, MemberSlots(value, grows), data, depth)
 
     def _items(self, path: str, value: Any, data: bool, depth: int) -> None:
         """Take the items of a container that nothing else takes along."""
@@ -346,8 +358,11 @@ class Inventory:
         self.slots[path] = slots
         for name, item in slots.get().items():
             # A plain container is copied with what holds it; there is nothing else in it. A log stays.
-            whole = isinstance(item, CONTAINERS) and is_plain(item)
-            if not (whole or (slots.leaves_logs and is_log(item))):
+            if isinstance(item, CONTAINERS) and is_plain(item):
+                continue
+            if slots.leaves_logs and is_log(item):
+                self._members(joined(path, name), item, data, depth, grows=True)
+            else:
                 self._visit(joined(path, name), item, data, depth + 1)
 
 

@@ -1,18 +1,19 @@
-"""What is in containers, caches and memory, as slots."""
+"""What is in containers, caches, memory and bars, as slots."""
 
 import ast
 import gc
+import io
 import os
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from types import BuiltinFunctionType, CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 import numpy as np
 
-from autolrs_plugin.training.plain import ATOMS
+from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, MOST_MEMBERS, is_plain
 from autolrs_plugin.training.slots import Slots
 
 
@@ -83,6 +84,69 @@ class ItemSlots(Slots):
         return name
 
 
+class Members:
+    """What a container held at one time."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Members":
+        return self
+
+
+class MemberSlots(Slots):
+    """Which objects are in a long list, deque, dictionary or set: they are put back there, as they are.
+
+    What is in the objects is watched. Into a file go plain values alone, of `plain.MOST_MEMBERS` and of
+    `plain.MOST_BYTES` at the most.
+
+    Args:
+        owner: the container.
+        grows: whether it is a log, which stays where it has only grown.
+    """
+
+    NAME = "members"
+
+    def __init__(self, owner: Any, grows: bool = False) -> None:
+        super().__init__(owner, "user")
+        self.owner = owner
+        self._grows = grows
+
+    def get(self) -> dict[str, Any]:
+        """Return the members."""
+        return {self.NAME: Members(self._members())}
+
+    def set(self, name: str, value: Any) -> None:
+        """Put members back: what `get` gave, or a list of them from a file."""
+        kept: list[Any] = value.items if isinstance(value, Members) else value
+        now = self._members()
+        if self._grows and len(kept) <= len(now):
+            now = now[: len(kept)]
+        if len(now) == len(kept) and all(map(_is_same, now, kept)):
+            return
+        if isinstance(self._owner, list):
+            self._owner[:] = kept
+            return
+        self._owner.clear()
+        fill = self._owner.extend if isinstance(self._owner, deque) else self._owner.update
+        fill(kept)
+
+    def stored(self, names: Container[int]) -> dict[str, Any]:
+        """Return the members as what goes into a file, which refuses what is not plain; `names` are the parameters'."""
+        members = self._members()
+        plain = is_plain(members, names, left=[MOST_MEMBERS, MOST_BYTES[self.kind]])
+        return {self.NAME: members if plain else Members(members)}
+
+    def _members(self) -> list[Any]:
+        return list(self._owner.items() if isinstance(self._owner, dict) else self._owner)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Tell whether two members are one object, or two pairs hold the same ones."""
+    pairs = type(one) is tuple and type(other) is tuple and len(one) == len(other)
+    return one is other or (pairs and all(a is b for a, b in zip(one, other, strict=True)))
+
+
 class EnvironmentSlots(ItemSlots):
     """The environment variables of this process."""
 
@@ -115,6 +179,61 @@ class BufferSlots(Slots):
 
     def _memory(self) -> memoryview:
         return memoryview(self._owner).cast("B")
+
+
+class MemoryFileSlots(Slots):
+    """What is in a file that lies in memory, and where the next read or write is."""
+
+    def get(self) -> dict[str, Any]:
+        """Return the content and the place; nothing of one that is closed."""
+        if self._owner.closed:
+            return {}
+        return {"content": self._owner.getvalue(), "place": self._owner.tell()}
+
+    def set(self, name: str, value: Any) -> None:
+        """Write the content, or go to the place."""
+        if name == "content":
+            place = self._owner.tell()
+            self._owner.seek(0)
+            self._owner.truncate()
+            self._owner.write(value)
+            value = place
+        self._owner.seek(value)
+
+    def delete(self, name: str) -> None:
+        """Leave it: what was closed cannot be closed again."""
+
+
+class BarSlots(Slots):
+    """How far a bar of tqdm or rich has come: a step may go by that."""
+
+    def get(self) -> dict[str, Any]:
+        """Return the counts, by the path to each."""
+        return {name: vars(owner)[name.rpartition(".")[2]] for name, owner in self._counted().items()}
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a count."""
+        vars(self._counted()[name])[name.rpartition(".")[2]] = value
+
+    def delete(self, name: str) -> None:
+        """Leave it: a count of what was added since."""
+
+    def _counted(self) -> dict[str, Any]:
+        """Return what has each count."""
+        tasks = vars(self._owner).get("_tasks", {})
+        found = {f"tasks[{i}].{name}": task for i, task in tasks.items() for name in ("completed", "total")}
+        own = [name for name in ("n", "last_print_n", "total") if name in vars(self._owner)]
+        return found | dict.fromkeys(own, self._owner)
+
+
+_BARS = ("tqdm", "rich.progress")
+
+
+def special_slots(value: Any, kind: str) -> Slots | None:
+    """Return the slots of what holds a state that is no attribute of its own, or all of it that counts; else None."""
+    if isinstance(value, io.BytesIO | io.StringIO):
+        return MemoryFileSlots(value, kind)
+    return BarSlots(value, kind) if type(value).__module__.startswith(_BARS) else None
 
 
 class CacheSlots(ItemSlots):

@@ -68,7 +68,9 @@ class TorchLoop:
         self._stream: BatchStream | None = None
         self._probe_batches: ProbeBatches | None = None
         if train_data is not None:
-            self._stream = BatchStream(train_data, "train_data", all_generators)
+            self._stream = BatchStream(
+                train_data, "train_data", all_generators, lambda: self._job.trainable()
+            )
             stateful = {**stateful, POSITION: self._stream}
             if probe_data is None:
                 self._probe_batches = ProbeBatches(train_data, "train_data", all_generators)
@@ -81,12 +83,13 @@ class TorchLoop:
             "probe_data": probe_data,
         }
         roots = {name: part for name, part in (parts | dict(roots or {})).items() if part is not None}
-        self._job = JobState(model, optimizer, stateful, all_generators, roots)
+        self._job = JobState(model, optimizer, stateful, all_generators, roots, last=POSITION)
         self._keeper = Keeper(self._job, keep)
         # What there was when the state was kept, whole and as far as it costs little; and the logs that were named.
         self._before: tuple[dict[str, str], dict[str, str]] | None = None
         self._named: set[str] = set()
         self._probed = self._verified = self._in_probe = False
+        self._seen_to_train = False
         self.rates = GroupRates(optimizer)
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
@@ -224,6 +227,7 @@ class TorchLoop:
         abort_above: float | None = None,
     ) -> Steps:
         losses, tokens = [], 0
+        untrained = None if self._seen_to_train else self._job.fingerprint()
         for lr in lrs:
             self.rates.set(lr)
             batch = draw() if draw is not None else None
@@ -233,6 +237,13 @@ class TorchLoop:
             on_step(lr, losses[-1])
             if abort_above is not None and not (losses[-1] <= abort_above and math.isfinite(losses[-1])):
                 break
+        self._seen_to_train = True
+        if untrained is not None and untrained == self._job.fingerprint():
+            logger.warning(
+                "train_step: has changed no weight of the model in its first %d steps, at learning rates up to %.3g; "
+                "does it call backward() and optimizer.step(), on this model and this optimizer?",
+                *(len(losses), max(lrs)),
+            )
         return Steps(tuple(losses), tokens)
 
     def _take(self, batch: Any, with_batch: bool = False) -> float:
@@ -272,14 +283,20 @@ def as_number(value: Any, source: str) -> float:
 
     Raises:
         ValueError: it has several elements, or none; the message says its shape.
-        TypeError: it is no number.
+        TypeError: it is no number, or a complex one.
     """
     if isinstance(value, torch.Tensor | np.ndarray):
         if math.prod(value.shape) != 1:
             raise ValueError(
                 f"{source}: returned an array of shape {tuple(value.shape)}; it must return one number."
             )
-        return float(value.item())
+        value = value.item()
+        if not isinstance(value, complex):
+            return float(value)
+    if isinstance(value, complex):
+        raise TypeError(
+            f"{source}: returned {value}, a complex number; it must return a real one as the loss."
+        )
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(
             f"{source}: returned {str(value)[:40]} ({type(value).__name__}); it must return the loss."

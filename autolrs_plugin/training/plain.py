@@ -32,6 +32,9 @@ CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 MANY = 10_000
 """A container with more items than this is data, or a log: only what is added to it is taken back."""
 
+MOST_MEMBERS = 1_000_000
+"""What was in a longer container is not put back there."""
+
 MOST_BYTES = {"module": float("inf"), "optimizer": float("inf"), "user": 64 * 2**20, "data": 2**20}
 """What is larger is data: it is watched, not copied."""
 

@@ -12,6 +12,7 @@ from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, T
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.preview import shortcoming
+from autolrs_plugin.training.checking import named
 from autolrs_plugin.training.ports import Observer
 
 logger = logging.getLogger("autolrs_plugin")
@@ -188,7 +189,7 @@ def _writer(tensorboard: Any) -> Any:
         return tensorboard
     if not isinstance(tensorboard, str | os.PathLike):
         raise TypeError(
-            f"tensorboard: a {type(tensorboard).__name__} is neither a folder nor has it add_scalar(), as a "
+            f"tensorboard: {named(tensorboard)} is neither a folder nor has it add_scalar(), as a "
             "SummaryWriter does."
         )
     try:

@@ -18,6 +18,7 @@ from autolrs_plugin.training.holdings import (
     restore_slots,
 )
 from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined, made_anew
+from autolrs_plugin.training.items import MemberSlots
 from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain
 from autolrs_plugin.training.rng import (
     Generator,
@@ -57,6 +58,8 @@ class JobState:
         stateful: more objects to take along, by name (an AMP scaler, a scheduler, the data, a metric, a teacher).
         generators: random number generators beside the global ones.
         roots: more parts of the job, by name, from which state may be reached: functions, loaders.
+        last: the name of the one of `stateful` that is restored when all else is: it is given its state as
+            captured, and tells whether it has gone anywhere.
 
     Raises:
         ValueError: the optimizer has no parameters, or none of the model's; or a parameter is still uninitialised.
@@ -70,6 +73,7 @@ class JobState:
         stateful: Mapping[str, Any] | None = None,
         generators: Sequence[Generator] = (),
         roots: Mapping[str, Any] | None = None,
+        last: str = "",
     ) -> None:
         check_job(model, optimizer)
         reshard(model)
@@ -83,12 +87,13 @@ class JobState:
         for name, thing in self.stateful.items():
             if not is_stateful(thing):
                 raise TypeError(
-                    f"{name}: {named(thing)} has no state_dict() and load_state_dict(), so it cannot be "
-                    "rolled back."
+                    f"{name}: {named(thing)} has no state_dict() and load_state_dict(), so it cannot be taken as "
+                    "stateful; what train_step reaches is rolled back anyway, so leave it out then."
                 )
         for generator in self.generators:
             check_generator(generator)
         self._roots = dict(roots or {})
+        self._last = last
         self._lengths: dict[str, int] = {}
         self._look()
         if not self.found.whole:
@@ -103,6 +108,7 @@ class JobState:
             if slots.kind in ("user", "data")
             for name, value in plain_in(slots, self._names).items()
         }
+        self._initial_members = {path: data_seen(slots.owner) for path, slots in self._members().items()}
 
     def trainable(self) -> dict[str, torch.Tensor]:
         """Return the parameters that a step may change, by name."""
@@ -172,8 +178,9 @@ class JobState:
     def digests(self) -> dict[str, str]:
         """Return a digest of everything that is reached, by the path to it: also of what is only watched."""
         share = Copier(share=True)
-        state = self.capture(share)
-        del state["attributes"]
+        reshard(self.model)
+        self._look()
+        state = {key: share.copy(part()) for key, part in self._parts().items()}
         found = {path: digest for key, value in state.items() for path, digest in leaves(key, value)}
         for path, slots in self.found.lasting().items():
             for name, value in slots.get().items():
@@ -263,7 +270,13 @@ class JobState:
                         == self._initial[path, name]
                     ):
                         del values[name]
+            for path, slots in self._members().items():
+                if data_seen(slots.owner) != self._initial_members.get(path):
+                    found[path] = slots.stored(self._names)
         return found
+
+    def _members(self) -> dict[str, MemberSlots]:
+        return {path: slots for path, slots in self.found.slots.items() if isinstance(slots, MemberSlots)}
 
     def _origins(self, notes: dict[int, Any]) -> Origins:
         origins = Origins(self.found, self.parameters, self._names, notes)
@@ -320,9 +333,14 @@ class JobState:
                 raise ValueError(f"{path}: is no optimizer now, and was one when the state was taken.")
             self._restore_optimizer(restorer, path, found.optimizers[path], kept, origins)
         things = {**self.stateful, **found.stateful}
+        last = things.pop(self._last, None)
         for name in [name for name in things if name in state.get("stateful", {})]:
             things[name].load_state_dict(Restorer().restored(None, state["stateful"][name]))
         restore_slots(restorer, state["attributes"], origins)
+        kept_last = state.get("stateful", {}).get(self._last)
+        if last is not None and kept_last is not None and last.load_state_dict(kept_last):
+            # What it has drawn from may have changed.
+            restore_slots(Restorer(origins.notes), state["attributes"], origins)
         # Last, because restoring the data may draw from the generators.
         for path, kept in state["generators"].items():
             value = Restorer().restored(None, kept)

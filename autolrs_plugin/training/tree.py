@@ -139,7 +139,7 @@ class Copier:
             old: the earlier copy.
             note: whether to note what each copy is a copy of, so that going back gives the very same objects.
         """
-        if is_constant(value):
+        if is_constant(value) or isinstance(value, TensorCopy | Composite):  # nobody writes to a copy
             return value
         if isinstance(value, torch.Tensor):
             if id(value) not in self._copies:

@@ -5,7 +5,7 @@ import io
 import json
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
@@ -14,13 +14,18 @@ import torch
 
 from autolrs_plugin.training.fingerprint import tensor_digest
 from autolrs_plugin.training.items import buffer_of
+from autolrs_plugin.training.libraries import is_users
 from autolrs_plugin.training.plain import ATOMS, CONTAINERS, is_plain
+from autolrs_plugin.training.slots import held
 
 DEEP = 8
 """How deep iterators inside of iterators are looked into."""
 
 AT_ONCE = 2**16
 """Items of a container that are read at a time."""
+
+FEW = 64
+"""Most numbers of a tensor in a batch that are read."""
 
 BYTES, SAMPLED = 2**31, 2**24
 """Bytes of tensors and arrays that are read in all; of an array beyond that, a part of the second size."""
@@ -115,15 +120,44 @@ def _visible(value: Any) -> Any:
     return value if is_plain(value) else id(value)
 
 
+def batch_seen(batch: Any, seen: int = 0, depth: int = 0) -> int:
+    """Return a number that tells a batch from others, whatever it holds: by a few numbers of each tensor and array.
+
+    Args:
+        batch: the batch.
+        seen: the number of the batches before it.
+        depth: of containers and objects around it.
+    """
+    if isinstance(batch, torch.Tensor) and batch.layout == torch.strided and not batch.is_nested:
+        flat = batch.detach().reshape(-1)
+        few = flat[:: 1 + flat.numel() // FEW].cpu().contiguous()
+        return zlib.crc32(f"{tuple(batch.shape)}{few.tolist()}".encode(), seen)
+    if isinstance(batch, np.ndarray) and not batch.dtype.hasobject:
+        few = batch.reshape(-1)[:: 1 + batch.size // FEW]
+        return zlib.crc32(f"{batch.shape}{few.tolist()}".encode(), seen)
+    if isinstance(batch, ATOMS):
+        return zlib.crc32(repr(batch).encode(), seen)
+    inside: Any = batch if isinstance(batch, (*CONTAINERS, Mapping)) else getattr(batch, "__dict__", ())
+    if isinstance(inside, set | frozenset):
+        inside = sorted(inside, key=repr)
+    for item in inside.items() if isinstance(inside, Mapping) else inside:
+        seen = batch_seen(item, seen, depth + 1) if depth < DEEP else seen
+    return zlib.crc32(type(batch).__name__.encode(), seen)
+
+
 def data_seen(value: Any) -> int:
-    """Return a number that changes when data does; of tensors beyond `BYTES` in all, when torch writes to them."""
+    """Return a number that changes when data does.
+
+    All of it is read, up to `BYTES`, about half a second for a GiB, and that twice for a search. Of tensors beyond that
+    torch's own count of writes is taken, and of arrays a part: what a step writes into them at few places may pass.
+    """
     left, digest = [BYTES], 0
     for leaf in _leaves(value, left):
         digest = zlib.crc32(leaf, digest)
     return digest
 
 
-def _leaves(value: Any, left: list[int]) -> Iterator[Any]:
+def _leaves(value: Any, left: list[int], depth: int = 0) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
         left[0] -= _bytes_in(value)
         read = left[0] >= 0 or value.layout != torch.strided
@@ -141,9 +175,12 @@ def _leaves(value: Any, left: list[int]) -> Iterator[Any]:
                 yield json.dumps(part).encode()
             except (TypeError, ValueError):  # not of numbers and texts alone
                 for item in part:
-                    yield from _leaves(item, left)
+                    yield from _leaves(item, left, depth + 1)
     elif (memory := buffer_of(value)) is not None:
         yield memory.cast("B")
+    elif is_users(type(value)) and depth < DEEP:
+        for item in held(value).items():
+            yield from _leaves(item, left, depth + 1)
     else:
         yield (repr(value) if isinstance(value, ATOMS) else type(value).__name__).encode()
 
@@ -154,7 +191,7 @@ def _bytes_in(tensor: torch.Tensor) -> int:
 
 def _of_array(array: np.ndarray, left: list[int]) -> Iterator[Any]:
     if array.dtype.hasobject:
-        yield from _leaves(array.tolist(), left)
+        yield from _leaves(array.tolist(), left, DEEP)
     elif isinstance(array, np.memmap) and array.mode == "r":  # nobody writes to it here
         yield b""
     else:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Evaluate, Probe, Restore, Snapshot, Train
+from autolrs_plugin.training.loop import as_number
 from tests.autolrs.jobs import Job, bits
 from tests.autolrs.scripted import PROBING, script
 
@@ -72,31 +73,32 @@ def test_a_bad_value_is_refused_by_name(changes: dict[str, Any], says: str) -> N
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"train_step": 3}, "train_step: a int cannot be called"),
+        ({"train_step": 3}, "train_step: an int cannot be called"),
         ({"train_step": lambda batch: 1.0}, "train_step: takes a batch, so train_data= is needed"),
         ({"train_data": [1]}, "train_step: takes no batch, but train_data was given"),
         ({"train_step": lambda b: 1.0, "train_data": iter([1])}, "train_data: a list_iterator can be iterated only"),
-        ({"train_step": lambda b: 1.0, "train_data": 3}, "train_data: a int is neither iterable nor a function"),
-        ({"data": object()}, "data: a object has no state_dict"),
-        ({"scaler": 3}, "scaler: a int has no state_dict"),
-        ({"stateful": {"ema": 3}}, "ema: a int has no state_dict"),
-        ({"generators": [3]}, "generators: a int is none"),
-        ({"tensorboard": 3}, "tensorboard: a int is neither a folder"),
+        ({"train_step": lambda b: 1.0, "train_data": 3}, "train_data: an int is neither iterable nor a function"),
+        ({"data": object()}, "data: an object has no state_dict"),
+        ({"scaler": 3}, "scaler: an int has no state_dict"),
+        ({"stateful": {"ema": torch.zeros(1)}}, "ema: a Tensor has no state_dict.* so leave it out"),
+        ({"stateful": {"ema": 3}}, "ema: an int has no state_dict"),
+        ({"generators": [3]}, "generators: an int is none"),
+        ({"tensorboard": 3}, "tensorboard: an int is neither a folder"),
         ({"validate": lambda model: 1.0}, "validate: needs an argument, and is called without any; give a function"),
         ({"train_step": lambda a, b: 1.0, "train_data": [1]}, "train_step: needs more than a batch"),
         ({"train_step": lambda b: 1.0, "train_data": "data.txt"}, "train_data: 'data.txt' is a text, and no batches"),
         ({"train_step": lambda b: 1.0, "train_data": DataLoader}, "train_data: the class DataLoader is neither"),
         ({"train_step": lambda b: 1.0, "train_data": lambda epoch: [1]}, "train_data: is a function that needs an arg"),
-        ({"run_dir": 3}, "run_dir=3: is a int; give the path of a folder, a string or a Path"),
+        ({"run_dir": 3}, "run_dir=3: is an int; give the path of a folder, a string or a Path"),
         ({"run_dir": b"run"}, "run_dir=b'run': is a bytes; give the path of a folder"),
         ({"stateful": [nn.Linear(1, 1)]}, "stateful: a list has no names; give a dictionary"),
-        ({"stateful": {1: nn.Linear(1, 1)}}, "stateful: the name 1 is a int; give each object a name, a string"),
+        ({"stateful": {1: nn.Linear(1, 1)}}, "stateful: the name 1 is an int; give each object a name, a string"),
         ({"stateful": {"ema": nn.Linear}}, "ema: the class Linear has no state_dict"),
         ({"generators": torch.Generator()}, r"generators: a Generator is no list; give generators=\[...\]"),
         ({"observers": print}, r"observers: a builtin_function_or_method is no list; give observers=\[...\]"),
         ({"observers": [print]}, r"observers: a builtin_function_or_method has no on_action\(\); it needs"),
         ({"probes": int}, r"probes: the class int has no attach\(\); it needs the methods attach, probe, forget"),
-        ({"train_step": lambda b: 1.0, "train_data": [1], "count_tokens": 5}, "count_tokens: a int cannot be called"),
+        ({"train_step": lambda b: 1.0, "train_data": [1], "count_tokens": 5}, "count_tokens: an int cannot be called"),
     ],
 )  # fmt: skip
 def test_a_wrong_type_is_refused_by_name(changes: dict[str, Any], says: str) -> None:
@@ -333,3 +335,42 @@ def test_an_accelerator_that_accumulates_is_refused_in_the_plain_loop(steps: int
         ValueError, match=r"train_step: uses an Accelerator with gradient_accumulation_steps=3, .*"
     ):
         tuner(job, train_step=train_step)
+
+
+def test_a_model_of_torch_jit_is_refused() -> None:
+    model = nn.Sequential(torch.jit.script(nn.Linear(2, 2)), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(
+        ValueError, match=r"has a RecursiveScriptModule of torch\.jit, .* give the module that it was"
+    ):
+        AutoLRS(model, optimizer, max_steps=9, lr_range=(0.1, 1.0), train_step=lambda b: 1.0, train_data=[1])
+
+
+def test_a_complex_loss_is_named() -> None:
+    for loss in (torch.tensor(1 + 2j), 1 + 2j):
+        with pytest.raises(
+            TypeError, match=r"train_step: returned \(1\+2j\), a complex number; .* a real one"
+        ):
+            as_number(loss, "train_step")
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_step_that_trains_nothing_is_told_of_once(trains: bool, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(batch: torch.Tensor) -> torch.Tensor:
+        loss = model(batch).square().sum()
+        loss.backward()
+        if trains:
+            optimizer.step()
+        return loss
+
+    with script([Train(0, (0.1, 0.2)), Train(2, (0.1,))]):
+        AutoLRS(
+            model, optimizer, max_steps=3, lr_range=(0.1, 1.0), train_step=step, train_data=[torch.ones(2)],
+            progress=False,
+        ).run()  # fmt: skip
+    told = [r.getMessage() for r in caplog.records if "has changed no weight" in r.getMessage()]
+    assert len(told) == (not trains)
+    assert trains or "in its first 2 steps, at learning rates up to 0.2" in told[0]

@@ -740,7 +740,7 @@ class Several:
         ),
         (type, r"the class AdamW is no .*, but makes one; give AdamW\(model.parameters\(\), lr=...\)"),
         (lambda o: functools.partial(type(o), lr=1.0), r"a partial is no .*, but makes one; give AdamW\("),
-        (lambda o: 3, r"a int is no torch.optim.Optimizer\."),
+        (lambda o: 3, r"an int is no torch.optim.Optimizer\."),
     ],
     ids=["list", "dict", "object", "class", "partial", "number"],
 )

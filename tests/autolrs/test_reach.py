@@ -827,12 +827,12 @@ def test_what_only_a_later_probe_draws_is_named_then() -> None:
 
 
 def test_what_only_a_later_probe_changes_is_named_before_training_goes_on() -> None:
-    table, calls = dict.fromkeys(range(12_000), 0), {"n": 0}
+    table, calls = {i: torch.zeros(1) for i in range(12_000)}, {"n": 0}
 
     def draw() -> None:
         calls["n"] += 1
         if calls["n"] == 2 + 5:
-            table[7] += 1
+            table[7] += 1  # in place: who is in the table is set back, what is in them is not
 
     with script(PLAN):
         tuner = tuner_of(drawing(draw))

@@ -5,10 +5,12 @@ import concurrent.futures
 import ctypes
 import enum
 import functools
+import io
 import multiprocessing
 import os
 import sys
 import types
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from tqdm import tqdm
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Done
-from autolrs_plugin.training.checkpoint import checkpoint_bytes, checkpoint_from_bytes
+from autolrs_plugin.training.checkpoint import CheckpointError, checkpoint_bytes, checkpoint_from_bytes
 from autolrs_plugin.training.fingerprint import digest_of
 from autolrs_plugin.training.tree import Copier
 from autolrs_plugin.training.watched import data_seen
@@ -253,11 +257,65 @@ def values_of_a_sparse_tensor() -> Any:
     return use
 
 
+def files_in_memory() -> Any:
+    written, text = io.BytesIO(b"begun"), io.StringIO()
+    read = io.BytesIO(bytes(range(1, 200)))
+    written.seek(0, io.SEEK_END)
+
+    def use() -> Any:
+        written.write(b"step ")
+        text.write("step ")
+        return read.read(1)[0], torch.tensor([float(len(written.getvalue())), float(text.tell())])
+
+    return use
+
+
+def counts_of_bars() -> Any:
+    bar = tqdm(total=1000, file=io.StringIO())
+    tasks = Progress(disable=True)
+    task = tasks.add_task("steps", total=1000)
+
+    def use() -> Any:
+        bar.update(1)
+        tasks.advance(task)
+        return bar.n, torch.tensor(tasks.tasks[0].completed)
+
+    return use
+
+
+def members_of_long_containers() -> Any:
+    """Banks and replay buffers: of tensors, numbers and objects, beyond what is copied item by item."""
+
+    class Transition:
+        def __init__(self, reward: float) -> None:
+            self.reward = reward
+
+    rows, numbers = [torch.zeros(1) for _ in range(11_000)], [0.0] * 150_000
+    replay, by_key = (
+        deque((Transition(0.0) for _ in range(11_000)), maxlen=11_000),
+        dict.fromkeys(range(11_000), 0),
+    )
+    calls = {"n": 0}
+
+    def use() -> Any:
+        calls["n"] = n = calls["n"] + 1
+        rows[7_001 + n] = torch.full((1,), float(n))
+        numbers[70_001] += 1
+        replay.append(Transition(float(n)))
+        by_key[n] += 1
+        by_key[-n] = 1
+        told = sum(t.reward for t in list(replay)[-20:]) + numbers[70_001] + len(by_key) + by_key[1]
+        return told, torch.stack(rows[7_001:7_030])
+
+    return use
+
+
 USES: list[Callable[[], Any]] = [
     *(gradients_of_leaves, an_optimizer_in_a_proxy, an_optimizer_in_an_array, an_optimizer_in_a_view),
     *(an_optimizer_in_a_future, arrays_of_every_type, bit_generators, attributes_beside_the_content),
     *(memory_of_every_kind, members_of_an_enumeration, cached_dictionaries, a_count_in_a_list),
     *(variables_by_their_names, environment_variables, values_of_a_sparse_tensor),
+    *(files_in_memory, counts_of_bars, members_of_long_containers),
 ]
 
 
@@ -363,26 +421,47 @@ def test_gradients_sparse_tensors_and_records_are_in_files() -> None:
     assert digest_of(Copier().copy(state, note=True)) != digest_of(copied)
 
 
+class Bank(Kind):
+    """The latest losses of each example, in a deque too long to be copied item by item."""
+
+    objects = False
+
+    def prepare(self) -> None:
+        self.bank: deque[Any] = deque([0.0] * 10_500)
+
+    def after(self, loss: torch.Tensor, index: torch.Tensor) -> None:
+        for i in index.tolist():
+            self.bank[i] = object() if self.objects else self.bank[i] + float(loss)
+
+    def seen(self) -> Any:
+        return list(self.bank)[:64]
+
+
+def test_members_of_a_long_deque_are_in_files(tmp_path: Path) -> None:
+    whole = plainly(Bank())
+    with script(PLAN):
+        tuner = tuner_of(Bank(), run_dir=tmp_path)
+        for _ in range(6):
+            tuner.tell(tuner.perform(tuner.next_action()))
+        tuner.close()
+        job = Bank()
+        tuner_of(job, run_dir=tmp_path).run()
+    assert everything(job) == whole
+    job = Bank()
+    job.objects = True
+    with (
+        script(PLAN),
+        pytest.raises(CheckpointError, match=r"bank.* a .*Members cannot be written .* leave run_dir"),
+    ):
+        tuner_of(job, run_dir=tmp_path / "objects").run()
+
+
 # Each of these makes what cannot be set back, and returns the function that changes it.
 
 
 def a_seed_sequence() -> Any:
     seed = np.random.SeedSequence(3)
     return lambda: seed.spawn(1)
-
-
-def an_item_amid_many() -> Any:
-    weights = [0.0] * 150_000
-
-    def draw() -> None:
-        weights[70_001] += 1
-
-    return draw
-
-
-def an_item_of_a_log_of_many() -> Any:
-    weights = [0.0] * 12_000
-    return lambda: weights.__setitem__(7_001, weights[7_001] + 1)
 
 
 def a_tensor_amid_many() -> Any:
@@ -409,8 +488,6 @@ def a_variable_by_a_computed_name() -> Any:
 
 NAMED: dict[Callable[[], Any], str] = {
     a_seed_sequence: r"seed \(a SeedSequence\)",
-    an_item_amid_many: r"weights",
-    an_item_of_a_log_of_many: r"weights",
     a_tensor_amid_many: r"rows \(a list of 12000 items\)",
     a_structure_of_a_sparse_tensor: r"sparse \(a Tensor\)",
     a_variable_by_a_computed_name: r"named_by_computed_strings.count \(a variable\)",

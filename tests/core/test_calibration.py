@@ -3,6 +3,8 @@
 import json
 import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,38 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+RANK = """
+import json, sys
+from pathlib import Path
+from vllm_sarathi.core.steptime.store import save_calibration
+learnt, key = json.load(sys.stdin)
+for _ in range(100):
+    save_calibration(learnt, Path(sys.argv[1]), key)
+"""
+
+
+def test_two_ranks_share_one_calibration_and_neither_reads_a_piece(
+    tmp_path: Path, learnt: dict[str, Any]
+) -> None:
+    kept = (learnt, {**learnt, "spread": 2 * learnt["spread"]})
+    path = save_calibration(learnt, tmp_path, KEY)
+    ranks = []
+    for each in kept:
+        rank = subprocess.Popen([sys.executable, "-c", RANK, tmp_path], stdin=subprocess.PIPE, text=True)
+        assert rank.stdin is not None
+        json.dump((each, KEY), rank.stdin)
+        rank.stdin.close()
+        ranks.append(rank)
+    found = []
+    while any(rank.poll() is None for rank in ranks):
+        assert load_calibration(StepTimeModel(), tmp_path, KEY) == path
+        found.append(json.loads(path.read_text())["model"])
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert all(each in kept for each in found)
+    assert kept[1] in found
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 def test_where_calibrations_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from vllm.v1.request import RequestStatus
 
 from tests.engine.virtual import LinearDevice, VirtualEngine, share_kept
 from vllm_sarathi import SarathiConfig
@@ -218,6 +219,26 @@ def test_aborted_while_it_waits_to_be_judged(engine: ClassEngine) -> None:
     engine.finish()
     assert not engine.refused
     assert engine.token_s["here"]
+
+
+def test_one_that_was_relegated_harms_no_step_after_its_end(engine: ClassEngine) -> None:
+    """Decodes alone ask no order whose turn it is: what it said last must not be taken for now."""
+    engine.ask("beside", 16, "standard", 400)
+    for i in range(60):
+        engine.ask(f"s{i}", 2000, "standard", 4)
+    engine.run_until(lambda: bool(engine.scheduler.controller.relegated), 20.0)
+    engine.finish()  # which finds no fault
+    assert not engine.scheduler.controller.relegated
+
+
+def test_the_gate_forgets_who_has_ended_though_nobody_comes_after(engine: ClassEngine) -> None:
+    for i in range(20):
+        engine.ask(f"s{i}", 2000, "standard", 4)
+    engine.step()
+    assert len(engine.scheduler.controller.gate.standing) > 10
+    names = set(engine.scheduler.requests)
+    engine.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+    assert not engine.scheduler.controller.gate.standing
 
 
 class Heard:

@@ -1,5 +1,6 @@
 """The engine's memory: what it keeps and when, and that a bad cache costs one warning."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,16 @@ def test_the_key_tells_deployments_apart(make_config: Any, model_folder: Path) -
     assert key["vllm"] == installed_version()
     assert calibration_key(make_config(SarathiConfig(tbt_slo_ms=9))) == key
     assert {k for k, v in calibration_key(other).items() if v != key[k]} == {"pipeline_parallel_size"}
+
+
+def test_the_ranks_of_a_data_parallel_deployment_share_a_key(make_config: Any) -> None:
+    ranks = [copy.deepcopy(make_config(SarathiConfig())) for _ in range(2)]
+    for number, rank in enumerate(ranks):  # as vLLM's engine cores note which they are
+        rank.parallel_config.data_parallel_size = 2
+        rank.parallel_config.data_parallel_rank = rank.parallel_config.data_parallel_index = number
+    key = calibration_key(ranks[0])
+    assert calibration_key(ranks[1]) == key
+    assert calibration_key(make_config(SarathiConfig())) != key
 
 
 def test_a_simulation_remembers_nothing(make_config: Any, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ class Controller:
 
     Attributes:
         gate: tells which SLOs can be kept, where there are classes; else None.
+        relegated: the requests of the step planned last whose SLO cannot be kept any more, and that give way for it.
     """
 
     def __init__(self, config: SarathiConfig, pipeline: Pipeline = ONE_STAGE) -> None:
@@ -41,6 +42,7 @@ class Controller:
         self.policy = _make_policy(config, self.model, pipeline)
         self.order = make_order(config, self.model, pipeline)
         self.gate = Gate(self.order.pace) if isinstance(self.order, ClassOrder) else None
+        self.relegated: frozenset[str] = frozenset()
 
     def reconfigure(self, config: SarathiConfig) -> None:
         """Go on with other settings; what was learnt of the device and of the requests stays.
@@ -55,11 +57,6 @@ class Controller:
             self.order = make_order(config, self.model, self.pipeline)
 
     @property
-    def relegated(self) -> frozenset[str]:
-        """The requests of the step planned last whose SLO cannot be kept any more, and that give way for it."""
-        return self.order.relegated if isinstance(self.order, ClassOrder) else frozenset()
-
-    @property
     def tbt_slo_s(self) -> float | None:
         """The time-between-tokens SLO, seconds; None where there is none, or none is known yet."""
         return self.policy.tbt_slo_s
@@ -67,9 +64,12 @@ class Controller:
     def plan(self, view: StepView) -> StepPlan:
         """Decide the next step; the answer is always within the engine's limits."""
         policy, order, turn = self.policy, self.order, NOBODY
+        self.relegated = frozenset()
         prompts = view.prefills or view.waiting or view.unseen_waiting
         if prompts:
             turn = order.turn(view)
+            if isinstance(order, ClassOrder):
+                self.relegated = order.relegated
             policy.longest_step_s = (
                 math.inf if view.closed else order.longest_step_s(policy.decode_step_s, policy.tbt_slo_s)
             )

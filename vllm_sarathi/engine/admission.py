@@ -71,6 +71,10 @@ class Admissions:
         if self._bond(request).ttft_slo_s is not None:
             self._new.append(request.request_id)
 
+    def ended(self, request: Any) -> None:
+        """Forget a request that has ended."""
+        self._gate.left(request.request_id)
+
     def judge(self, wall_s: float) -> None:
         """Take out of the queue who cannot be kept; called before a step is planned."""
         if not self._new and wall_s < self._next_look_s:

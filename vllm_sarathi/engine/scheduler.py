@@ -29,7 +29,7 @@ from vllm_sarathi.engine.admission import Admissions
 from vllm_sarathi.engine.composition import composed, scheduler_base
 from vllm_sarathi.engine.control import Control
 from vllm_sarathi.engine.faults import Faults
-from vllm_sarathi.engine.steps import Step, StockStep, class_gaps, stock_step
+from vllm_sarathi.engine.steps import Step, StockStep, stock_step
 from vllm_sarathi.engine.telemetry import open_telemetry
 from vllm_sarathi.engine.views import ViewBuilder
 from vllm_sarathi.engine.vllm import runnable
@@ -192,6 +192,8 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Free a request that has ended; arguments and result are the parent's."""
         self.guarded(self.views.ended, request)
+        if self.admissions is not None:
+            self.guarded(self.admissions.ended, request)
         return super()._free_request(request, *args, **kwargs)
 
     def _try_schedule_encoder_inputs(
@@ -262,8 +264,8 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         take_turns = view.decode_tokens > plan.token_budget
         if not plan.decodes and self._can_stall(ordered, waiting):
             stalled, decodes = decodes, []
-        elif self.views.batch:
-            decodes = self.views.batch_last(decodes)
+        else:
+            decodes = self.views.company.batch_last(decodes)
         if take_turns and decodes:
             decodes.sort(key=lambda request: self._last_served.get(request.request_id, -1))
         # The parent walks the list from its head and, when KV blocks run out, preempts from its tail: so decodes get
@@ -335,7 +337,10 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         step.predicted_s = self.controller.predict(step.shape)
         if self.telemetry is not None and self.config.slo_classes is not None:
             read = {request.request_id for request in itertools.chain(step.partial, admitted)}
-            step.gaps = class_gaps(self, scheduled.keys() - read)
+            own_s, pipeline = self.controller.tbt_slo_s, self.controller.pipeline
+            step.gaps = self.views.company.gaps(
+                step.shape.decodes, lambda: scheduled.keys() - read, own_s, pipeline
+            )
             for name in self.views.newly_relegated():
                 self.telemetry.count("relegated_requests", name)
         if step.first is not None:

@@ -1,11 +1,9 @@
 """A step between `schedule` and `update_from_output`, and what the figures are told of it."""
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps, FirstToken
+from vllm_sarathi.core.figures import ClassGaps, FirstToken
 from vllm_sarathi.core.types import Reason, StepPlan, StepShape, StepView, chunk_work
 from vllm_sarathi.engine.vllm.images import encoder_tokens
 
@@ -81,16 +79,3 @@ def stock_step(scheduler: Any, output: Any, started_s: float, reason: Reason) ->
         encoder_tokens=encoder_tokens(scheduler, output),
     )
     return StockStep(started_s, StepPlan(scheduler.max_num_scheduled_tokens, (), reason=reason), shape)
-
-
-def class_gaps(scheduler: Any, decodes: Iterable[str]) -> tuple[ClassGaps, ...]:
-    """Return the gaps that a step is to end, by class and by SLO."""
-    views, pipeline = scheduler.views, scheduler.controller.pipeline
-    counts: Counter[tuple[str, float | None]] = Counter()
-    for bond, count in Counter(map(views.gap_bonds.get, decodes)).items():
-        name, own_s = bond or (DEFAULT_CLASS, None)
-        counts[name, views.slo_of_gap_s(own_s)] += count
-    return tuple(
-        ClassGaps(name, count, None if slo_s is None else pipeline.step_s(slo_s))
-        for (name, slo_s), count in counts.items()
-    )

@@ -1,8 +1,6 @@
 """What the controller sees: vLLM's queues as a StepView, and the requests behind it."""
 
 import itertools
-import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +11,7 @@ from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.figures import DEFAULT_CLASS
 from vllm_sarathi.core.order.base import Facts
 from vllm_sarathi.core.types import DecodeView, InFlight, Occupancy, RequestView, StepView
+from vllm_sarathi.engine.company import Company
 from vllm_sarathi.engine.request_slo import NOTHING, read_asked_slo
 from vllm_sarathi.engine.turns import RefusedTurns
 from vllm_sarathi.engine.vllm.chunking import Chunking
@@ -21,9 +20,6 @@ from vllm_sarathi.engine.vllm.internals import is_priority_policy
 from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes
 from vllm_sarathi.engine.vllm.runnable import Admission, Blocker
 from vllm_sarathi.engine.vllm.turn_queue import install_turn_queue
-
-FREE = Bond()
-"""What a request is bound to that has no SLO of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +48,7 @@ class ViewBuilder:
         stepwise_pipeline: whether a decode waits for its last token to come out of a pipeline.
 
     Attributes:
-        batch: the batch work that runs, by name.
-        gap_bonds: with classes, the class of each request and its own time between tokens: counted in every step.
+        company: who runs, by what they are bound to.
         transfers: whether some wait for what a connector brings, and it has not been asked yet.
     """
 
@@ -74,16 +69,10 @@ class ViewBuilder:
         self._prefixes = CachedPrefixes(scheduler)
         self._chunking = chunking
         self._refused = RefusedTurns()
-        self._bonds: dict[str, Bond] = {}
-        self.gap_bonds: dict[str, tuple[str, float | None]] = {}
+        self.company = Company()
         self._relegated: set[str] = set()
         self._batch_classes = config.slo_classes is not None and config.slo_classes.has_batch
-        self.batch: dict[str, Any] = {}
         self.transfers = False
-        self._tenants: Counter[str] = Counter()
-        self._bound: list[Any] = []
-        self._bound_partial: list[Any] = []
-        self._tbt_slos_s: tuple[float | None, ...] = ()
         self._keyed_tokens: dict[str, int] = {}
         self._cached_at_start: dict[str, int] = {}
         self._step = 0
@@ -108,18 +97,17 @@ class ViewBuilder:
         extra_args = getattr(request.sampling_params, "extra_args", None)
         if self._config.slo_classes is not None:
             asked = read_asked_slo(extra_args, self._config)
-            bond = self._bonds[request.request_id] = self._controller.bind(asked, self._left(request))
-            name = DEFAULT_CLASS if bond.slo_class is None else bond.slo_class.name
-            self.gap_bonds[request.request_id] = name, bond.tbt_slo_s
+            self.company.bind(request.request_id, self._controller.bind(asked, self._left(request)))
         elif self._config.allow_request_slo:
             asked = read_asked_slo(extra_args, self._config)
             if asked is not NOTHING:
-                self._bonds[request.request_id] = Bond(asked.tbt_slo_s, asked.ttft_slo_s)
+                self.company.bind(request.request_id, Bond(asked.tbt_slo_s, asked.ttft_slo_s))
 
     def ended(self, request: Any) -> None:
         """Learn from a request that has ended, and forget it."""
         self._controller.ended(request.request_id, request.num_prompt_tokens, request.num_output_tokens)
-        for notes in (self._bonds, self.gap_bonds, self._keyed_tokens, self._cached_at_start):
+        self.company.ended(request.request_id)
+        for notes in (self._keyed_tokens, self._cached_at_start):
             notes.pop(request.request_id, None)
         self._relegated.discard(request.request_id)
         self._refused.forget(request.request_id)
@@ -135,11 +123,6 @@ class ViewBuilder:
         if own_s is None and self._config.ttft_slo_ms is not None:
             return self._config.ttft_slo_ms / 1e3
         return own_s
-
-    def slo_of_gap_s(self, own_s: float | None) -> float | None:
-        """Return the time between tokens, seconds, of a request with one of its own, or with None; None for no SLO."""
-        slo_s = self._controller.tbt_slo_s if own_s is None else own_s
-        return slo_s if slo_s is not None and math.isfinite(slo_s) else None
 
     def newly_relegated(self) -> list[str]:
         """Return the classes of those that the step planned last has relegated for the first time."""
@@ -177,8 +160,11 @@ class ViewBuilder:
         views: tuple[DecodeView, ...] = ()
         if policy.needs_decode_views:
             views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
-        if policy.needs_tbt_slos:
-            self._look_at_bonds(partial)
+        tbt_slos_s: tuple[float | None, ...] = ()
+        classes = self._config.slo_classes is not None
+        if policy.needs_tbt_slos or classes:
+            self.company.look(scheduler.running, partial)
+            tbt_slos_s = self.company.tbt_slos_s
         view = StepView(
             now_s=now_s,
             decodes=decodes,
@@ -193,8 +179,8 @@ class ViewBuilder:
             in_flight=tuple(in_flight) if self._pipelined or policy.needs_decode_views else (),
             free_slots=admission.free_slots,
             closed=admission.paused,
-            tbt_slos_s=self._tbt_slos_s,
-            occupancy=self._occupancy(admission) if self._config.slo_classes is not None else None,
+            tbt_slos_s=tbt_slos_s,
+            occupancy=self._occupancy(admission) if classes and (partial or waiting or unseen) else None,
             blocked=self._blocked(admission),
         )
         return Sight(view, partial, waiting)
@@ -272,34 +258,16 @@ class ViewBuilder:
 
     def bond(self, request: Any) -> Bond:
         """Return what a request is bound to."""
-        return self._bonds.get(request.request_id, FREE)
+        return self.company.bond(request)
 
     def cached_tokens(self, request: Any) -> int:
         """Return how much of a waiting request is in the prefix cache."""
         return self._prefixes.tokens(request)
 
-    def _look_at_bonds(self, partial: list[Any]) -> None:
-        """Note the distinct SLOs of the decodes, and which are batch work; both rarely change from step to step."""
-        running = self._scheduler.running
-        if running == self._bound and partial == self._bound_partial:
-            return
-        self._bound, self._bound_partial = list(running), partial
-        decoding = [request for request in running if not request.is_prefill_chunk] if partial else running
-        self._tbt_slos_s = tuple({self.bond(request).tbt_slo_s for request in decoding})
-        self._tenants = Counter([self.bond(request).tenant for request in running])
-        if self._batch_classes:
-            self.batch = {request.request_id: request for request in running if self.bond(request).batch}
-
     def _occupancy(self, admission: Admission) -> Occupancy:
-        held = sum([request.num_computed_tokens for request in self.batch.values()])
-        return Occupancy(len(self.batch), held, admission.free_tokens(), self._tenants)
-
-    def batch_last(self, decodes: list[Any]) -> list[Any]:
-        """Return decodes with batch work at the end: the parent takes blocks from the tail."""
-        if not self.batch:
-            return decodes
-        with_slo = [request for request in decodes if request.request_id not in self.batch]
-        return with_slo + [request for request in decodes if request.request_id in self.batch]
+        batch = self.company.batch
+        held = sum([request.num_computed_tokens for request in batch.values()])
+        return Occupancy(len(batch), held, admission.free_tokens(), self.company.tenants)
 
     def _request_view(self, request: Any, wall_s: float, done: int, cached: int) -> RequestView:
         bond = self.bond(request)

@@ -49,7 +49,9 @@ MOST_EMPTY_STEPS = 16
 """So many steps may take nothing while somebody could be served."""
 
 MOST_STEPS_TO_END = 3000
-"""Steps after which everybody has finished: the longest queue of the fuzz needs a tenth."""
+MOST_STEPS_OF_ONE = 100
+"""Steps after which everybody has finished, and so many more for each that is there: with one slot they are served one
+after the other, and an answer has up to two dozen tokens, each two steps of a pipeline."""
 
 TOKEN_S = 0.0002
 
@@ -331,7 +333,7 @@ class Life:
         for name, future in self.grammars.items():
             if not future.done():
                 self._compiled(name, True)
-        for count in range(MOST_STEPS_TO_END):
+        for count in range(MOST_STEPS_TO_END + MOST_STEPS_OF_ONE * len(scheduler.requests)):
             for name in [n for n, open_ in self.streams.items() if open_]:
                 self._part(name, 0)
             if engine.connector:

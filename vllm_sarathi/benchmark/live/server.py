@@ -81,6 +81,7 @@ def serve(
     flags: Sequence[str] = (),
     *,
     log_path: Path,
+    port: int | None = None,
     env: Mapping[str, str] | None = None,
     command: Sequence[str] | None = None,
     ready_timeout_s: float = 600.0,
@@ -89,13 +90,14 @@ def serve(
 ) -> Iterator[Server]:
     """Run `vllm serve model flags` for the length of the block.
 
-    `env` is added to our own environment; `command` replaces `vllm serve`; `while_waiting` is called with
-    the seconds waited so far. The server is ended when the block ends, by an error, by Ctrl-C or by a
-    SIGTERM to us just the same: SIGTERM first, SIGKILL for what is left of its group after `grace_s`.
+    `port` is a free one by default; `env` is added to our own environment; `command` replaces `vllm serve`;
+    `while_waiting` is called with the seconds waited so far. The server is ended when the block ends, by an error,
+    by Ctrl-C or by a SIGTERM to us just the same: SIGTERM first, SIGKILL for what is left of its group after
+    `grace_s`.
 
     Raises ServerError when the server dies or is not ready after `ready_timeout_s`.
     """
-    port = free_port()
+    port = free_port() if port is None else port
     arguments = [
         *(command or vllm_command("serve")),
         model,

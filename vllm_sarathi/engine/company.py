@@ -1,0 +1,132 @@
+"""What those that run are bound to: counted anew when somebody comes or goes, and read in every step."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+from vllm_sarathi.core.classes import Bond
+from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps
+from vllm_sarathi.core.types import Pipeline
+
+FREE = Bond()
+"""What a request without an SLO of its own is bound to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class _Kind:
+    """What requests have in common that are counted as one. Told apart by identity: a hash of all this is slow."""
+
+    slo_class: str
+    tbt_slo_s: float | None
+    tenant: str
+    batch: bool
+
+
+class Company:
+    """Who runs, by what they are bound to.
+
+    Attributes:
+        tbt_slos_s: the different times between tokens of those that generate, as in `StepView`.
+        tenants: how many requests of each tenant run.
+        batch: the batch work that runs, by name.
+    """
+
+    def __init__(self) -> None:
+        self.tbt_slos_s: tuple[float | None, ...] = ()
+        self.tenants: Mapping[str, int] = {}
+        self.batch: dict[str, Any] = {}
+        self._bonds: dict[str, Bond] = {}
+        self._kinds: dict[str, _Kind] = {}
+        self._known: WeakValueDictionary[tuple[str, float | None, str, bool], _Kind] = WeakValueDictionary()
+        self._free = self._kind(FREE)
+        self._running: list[Any] = []
+        self._partial: list[Any] = []
+        self._decodes = 0
+        self._decoding: Counter[_Kind] = Counter()
+        self._gaps: tuple[ClassGaps, ...] | None = None
+        self._gaps_slo_s: float | None = None
+        self._batch_last: list[Any] = []
+
+    def bind(self, request_id: str, bond: Bond) -> None:
+        """Note what a request is bound to, for as long as it is there."""
+        self._bonds[request_id] = bond
+        self._kinds[request_id] = self._kind(bond)
+
+    def ended(self, request_id: str) -> None:
+        """Forget a request."""
+        self._bonds.pop(request_id, None)
+        self._kinds.pop(request_id, None)
+
+    def bond(self, request: Any) -> Bond:
+        """Return what a request is bound to."""
+        return self._bonds.get(request.request_id, FREE)
+
+    def look(self, running: list[Any], partial: list[Any]) -> None:
+        """Note who runs, and who of them is still reading; mostly they are as a step before."""
+        if running == self._running and partial == self._partial:
+            return
+        self._running, self._partial = list(running), partial
+        decoding = [request for request in running if not request.is_prefill_chunk] if partial else running
+        kinds = self._count(request.request_id for request in decoding)
+        self._decodes, self._decoding, self._gaps = len(decoding), kinds, None
+        self.tbt_slos_s = tuple({kind.tbt_slo_s for kind in kinds})
+        kinds = kinds + self._count(request.request_id for request in partial)
+        tenants: Counter[str] = Counter()
+        for kind, count in kinds.items():
+            tenants[kind.tenant] += count
+        self.tenants = tenants
+        self.batch = {}
+        if any(kind.batch for kind in kinds):
+            self.batch = {r.request_id: r for r in running if self._kinds.get(r.request_id, self._free).batch}
+
+    def gaps(
+        self, decodes: int, names: Callable[[], Iterable[str]], tbt_slo_s: float | None, pipeline: Pipeline
+    ) -> tuple[ClassGaps, ...]:
+        """Return the gaps that a step ends, by class and by SLO.
+
+        Args:
+            decodes: how many decodes are in the step.
+            names: returns whose; asked only where they are not all that generate.
+            tbt_slo_s: the server's own time between tokens, seconds; None for none.
+            pipeline: the stages of the device.
+        """
+        if decodes != self._decodes:
+            return _gaps(self._count(names()), tbt_slo_s, pipeline)
+        if self._gaps is None or self._gaps_slo_s != tbt_slo_s:
+            self._gaps, self._gaps_slo_s = _gaps(self._decoding, tbt_slo_s, pipeline), tbt_slo_s
+        return self._gaps
+
+    def batch_last(self, decodes: list[Any]) -> list[Any]:
+        """Return decodes with batch work at the end: the parent takes blocks from the tail."""
+        if self.batch and decodes != self._batch_last:
+            with_slo = [request for request in decodes if request.request_id not in self.batch]
+            decodes = with_slo + [request for request in decodes if request.request_id in self.batch]
+            self._batch_last = decodes
+        return decodes
+
+    def _kind(self, bond: Bond) -> _Kind:
+        name = DEFAULT_CLASS if bond.slo_class is None else bond.slo_class.name
+        key = name, bond.tbt_slo_s, bond.tenant, bond.batch
+        return self._known.setdefault(key, _Kind(*key))
+
+    def _count(self, names: Iterable[str]) -> Counter[_Kind]:
+        found = Counter(map(self._kinds.get, names))
+        counts = Counter({kind: count for kind, count in found.items() if kind is not None})
+        if free := found[None]:
+            counts[self._free] += free
+        return counts
+
+
+def _gaps(kinds: Mapping[_Kind, int], tbt_slo_s: float | None, pipeline: Pipeline) -> tuple[ClassGaps, ...]:
+    counts: Counter[tuple[str, float | None]] = Counter()
+    for kind, count in kinds.items():
+        slo_s = tbt_slo_s if kind.tbt_slo_s is None else kind.tbt_slo_s
+        with_slo = slo_s is not None and math.isfinite(slo_s)
+        counts[kind.slo_class, slo_s if with_slo else None] += count
+    return tuple(
+        ClassGaps(name, count, None if slo_s is None else pipeline.step_s(slo_s))
+        for (name, slo_s), count in counts.items()
+    )
