@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from autolrs_plugin.training.checking import named
 from autolrs_plugin.training.epochs import Moving, Order, Source
 from autolrs_plugin.training.rng import Generator, rng_kept, rng_state, set_rng_state
 from autolrs_plugin.training.tree import Restorer
+
+logger = logging.getLogger("autolrs_plugin")
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """A loader, list or other iterable that can be iterated again and again, or a function that gives one epoch's."""
@@ -33,7 +36,8 @@ class BatchStream:
     generators, and of all that the source reaches and that steps may change (the weights of a sampler, the model that
     it ranks by). Going back within a process to where it still stands costs nothing, anything else begins the epoch
     again as it was begun, skips, and sees that the batches came in the same order. A source that looks at what steps
-    change during an epoch gives another one: that is an error.
+    change during an epoch gives another one, and so does one whose data change amid an epoch: that is warned of once,
+    since what follows is right where each batch is decided on alone, and no run is worth ending for it.
 
     Args:
         source: the batches.
@@ -60,6 +64,7 @@ class BatchStream:
         self._starts_workers = False
         self._batches = 0
         self._epochs = 0
+        self._warned = False
 
     def next(self) -> Any:
         """Return the next batch.
@@ -96,7 +101,7 @@ class BatchStream:
         The random number generators are left anywhere, and must be set by the caller. Return whether it has moved.
 
         Raises:
-            ValueError: the epoch, begun again, has not as many batches, or gives them in another order.
+            ValueError: the epoch, begun again, has not as many batches.
         """
         if (state["epoch"], state["batches"]) == (self._epoch, self._batches):
             return False
@@ -117,12 +122,16 @@ class BatchStream:
                         f"{self._name}: an epoch ended after {self._batches} batches and had {state['batches']} "
                         "before; it must give the same batches from the same random state."
                     )
-        if self._order.seen != state["order"]:
-            raise ValueError(
-                f"{self._name}: begun again, an epoch gave other batches than before among its first {self._batches}, "
-                "so the run cannot go back there: they depend on what changes during the epoch; decide on "
-                "their order when it begins, or give data= an object with state_dict() and load_state_dict()."
+        if self._order.seen != state["order"] and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: begun again, an epoch gave other batches than before among its first %d: they depend on what "
+                "changes during the epoch, so those that follow may not be those of a run without AutoLRS; decide on "
+                "their order when it begins, or give data= an object with state_dict() and load_state_dict().",
+                self._name,
+                self._batches,
             )
+        self._order.seen = state["order"]
         return True
 
     def _begin_epoch(self) -> None:

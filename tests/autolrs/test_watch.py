@@ -81,3 +81,5 @@ def test_flat_is_a_plateau_and_not_noise_that_would_hide_a_gain() -> None:
     assert not watching([2.0] * 3).flat(800)
     assert not watching([2.0, 1.9, 1.8, 1.7, 1.6, 1.5]).flat(800)
     assert not watching([2.0, 1.97, 1.94, 1.91, 1.88, 1.85], scatter=1.0).flat(800)
+    assert watching([3.0] * 24, scatter=0.1).flat(130)
+    assert not watching([3.0] * 24, scatter=0.6).flat(130)  # a rise would be seen too late

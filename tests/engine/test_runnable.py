@@ -72,6 +72,14 @@ def test_a_grammar_has_to_be_compiled(make_engine: Any) -> None:
     assert blocker_of(engine, request) is Blocker.GRAMMAR
 
 
+def test_behind_a_grammar_that_compiles_somebody_can_run(make_engine: Any) -> None:
+    engine = make_engine()
+    params = {"structured_outputs": StructuredOutputsParams(json={"type": "object"})}
+    engine.add("json", 20, sampling=params)
+    engine.add("plain", 20)
+    assert has_runnable_prefill(engine.scheduler)
+
+
 @pytest.mark.parametrize(
     ("state", "fresh", "holding"),
     [(PauseState.PAUSED_NEW, Blocker.PAUSED, None), (PauseState.PAUSED_ALL, Blocker.PAUSED, Blocker.PAUSED)],

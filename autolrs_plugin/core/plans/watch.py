@@ -21,6 +21,7 @@ RISE_SHARE = 0.1
 STALL_SHARE = 0.1
 FALL_SHARE = 0.3
 FLAT_SCATTERS = 5.0
+CALM_SHARE = 0.05
 FORECAST_CHUNKS = 8
 LEAST_CHUNKS = 4
 """The number of chunks that make a forecast."""
@@ -121,13 +122,16 @@ class Watch:
 
         That is, the first loss, the first level and the lowest one differ by noise alone, and a line through the
         levels, as steep as its standard error allows, comes down by less than FLAT_SCATTERS in the steps that are
-        left. The last keeps noise from being taken for a plateau.
+        left. The last keeps noise from being taken for a plateau. Where losses scatter by more than CALM_SHARE of
+        their level, noise hides what is gained, and a rise until it is too late: that is no plateau either.
         """
         if len(self.chunks) < LEAST_CHUNKS:
             return False
         first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
         scatter = median(c.scatter for c in self.chunks)
         if last.clearly_below(first) or self.first_loss - last.level > RISE_Z * scatter:
+            return False
+        if scatter > CALM_SHARE * abs(median(c.level for c in self.chunks)):
             return False
         ends = [float(c.end) for c in self.chunks]
         slope, _ = linear_regression(ends, [c.level for c in self.chunks])

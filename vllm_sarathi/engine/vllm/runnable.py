@@ -5,6 +5,7 @@ One predicate, asked before anybody yields a turn: `Admission(scheduler).blocker
 
 from collections.abc import Sequence
 from enum import Enum
+from itertools import islice
 from typing import Any
 
 from vllm_sarathi.engine.vllm.internals import pause_state, request_status
@@ -26,6 +27,19 @@ class Blocker(Enum):
     TRANSFER = "a connector has yet to say what it brings"
     ENCODER = "the encoder cache has no room for its next item"
     BLOCKS = "too few KV-cache blocks are free"
+
+
+PASSED_OVER = {
+    Blocker.GRAMMAR,
+    Blocker.REMOTE_KV,
+    Blocker.STREAMING_INPUT,
+    Blocker.STALE_OUTPUT,
+    Blocker.ADAPTER,
+}
+"""Who is kept from running by one of these lets those behind it pass; the others end vLLM's walk of the queue."""
+
+LOOKED_AT = 64
+"""Of the queue, where it is asked whether anybody could run."""
 
 
 class Admission:
@@ -215,8 +229,12 @@ def has_runnable_prefill(scheduler: Any) -> bool:
         return False
     if any(request.is_prefill_chunk for request in scheduler.running):
         return True
-    first = next(waiting_requests(scheduler), None)
-    return first is not None and Admission(scheduler).blocker(first) is None
+    admission = Admission(scheduler)
+    for request in islice(waiting_requests(scheduler), LOOKED_AT):
+        blocker = admission.blocker(request)
+        if blocker not in PASSED_OVER:
+            return blocker is None
+    return False
 
 
 def can_hide(scheduler: Any, decodes: int, first: Any | None) -> bool:
