@@ -52,7 +52,7 @@ def check_refused(answer: httpx.Response) -> None:
     assert error["code"] == 429
     assert error["slo_class"] == "impossible"
     assert error["predicted_ttft_ms"] > error["ttft_slo_ms"] == 0.5
-    assert "cannot be kept" in error["message"]
+    assert "cannot be met" in error["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
