@@ -26,7 +26,7 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None
     )
     assert done.returncode == 0
     whole = load_run(tmp_path / "runs" / "trial-0" / "run")
-    assert {"planned", "change"} <= {stage.kind for stage in whole.stages}
+    assert {"planned", "climb"} <= {stage.kind for stage in whole.stages}
     assert whole.ledger.search.steps > sum(
         stage.search_steps for stage in whole.stages
     )  # a chunk was taken back
