@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.engine.fuzz.events import Event, WallLeap, random_events
 from tests.engine.fuzz.life import Life
-from tests.engine.fuzz.search import kind_of
+from tests.engine.fuzz.search import is_upstream, kind_of
 from tests.engine.fuzz.setups import POLICIES, random_setup
 
 EVENTS = 400
@@ -40,6 +40,7 @@ class Soaked:
     Attributes:
         requests, steps, lives: how many there were.
         broken: what went wrong, with the seed of the life.
+        upstream: lives that ended in what stock vLLM is known to break in.
         growth_mib: by how much the process has grown since a fifth of the way.
     """
 
@@ -47,6 +48,7 @@ class Soaked:
     steps: int = 0
     lives: int = 0
     broken: tuple[str, ...] = ()
+    upstream: int = 0
     growth_mib: float = 0.0
 
 
@@ -62,7 +64,11 @@ def soak(requests: int, first_seed: int = 0, events: int = EVENTS) -> Soaked:
             life.play(with_leaps(rng, random_events(rng, life.setup, events)))
             check_books(life)
         except Exception as error:
-            soaked.broken += (f"seed {seed}, {life.setup}: {kind_of(error)}",)
+            kind = kind_of(error)
+            if is_upstream(life.setup, kind):
+                soaked.upstream += 1
+            else:
+                soaked.broken += (f"seed {seed}, {life.setup}: {kind}",)
         soaked.requests += len(life.added)
         soaked.steps += life.steps
         soaked.lives += 1
