@@ -74,10 +74,13 @@ def is_upstream(setup: Setup, kind: str) -> bool:
 
     Before 0.33 vLLM counts the adapters of those that a step serves: beside batches in flight, those that have nothing
     to do in a step do not count, another adapter is let in, and the next step holds both. A streamed prompt whose
-    drafts were right may have nothing left to compute when its next part has come.
+    drafts were right may have nothing left to compute when its next part has come. One that is preempted with its last
+    token in flight is queued for its next part, and then taken out of the queue with the others that have stopped.
     """
     adapters = setup.mode == "pipeline" and "scheduled_loras" in kind
-    return adapters or (setup.streams and setup.drafts > 0 and "num_new_tokens > #" in kind)
+    nothing_left = setup.streams and setup.drafts > 0 and "num_new_tokens > #" in kind
+    lost = setup.streams and setup.in_flight > 1 and "a request is lost" in kind
+    return adapters or nothing_left or lost
 
 
 def broken(setup: Setup, events: Sequence[Event]) -> tuple[str, str, int]:
