@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.engine.properties import REPEATABLE
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.core.config import SCHEDULERS
 from vllm_sarathi.core.policies.orca import Orca
@@ -43,13 +44,7 @@ PROGRAM = st.lists(st.one_of(ADD, ADD, STEP, ABORT), min_size=6, max_size=30)
 def test_every_policy_moves_and_finishes_with_the_tokens_of_stock(
     make_config: Any, policy: str, mode: str
 ) -> None:
-    @settings(
-        max_examples=25,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        derandomize=True,
-        database=None,
-    )
+    @settings(REPEATABLE, max_examples=25)
     @given(program=PROGRAM, blocks=st.one_of(st.integers(BLOCKS_FOR_ONE, 30), st.just(400)))
     def run(program: list[Event], blocks: int) -> None:
         compare_with_stock(make_config, POLICIES[policy], mode, program, blocks)

@@ -4,9 +4,10 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.engine.properties import REPEATABLE
 from tests.engine.step_order import check_stall_free
 from tests.engine.test_step_order import BLOCKS_FOR_ONE, MAX_MODEL_LEN, PROGRAM, Play
 from vllm_sarathi import SarathiConfig
@@ -56,13 +57,7 @@ class SloPlay(Play):
 def test_no_clock_and_no_history_breaks_a_step(make_config: Any, mode: str, name: str) -> None:
     steps = 0
 
-    @settings(
-        max_examples=40,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        derandomize=True,
-        database=None,
-    )
+    @settings(REPEATABLE, max_examples=40)
     @given(
         program=PROGRAM,
         blocks=st.one_of(st.integers(BLOCKS_FOR_ONE, 30), st.just(400)),

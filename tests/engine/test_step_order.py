@@ -5,9 +5,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.engine.properties import REPEATABLE
 from tests.engine.step_order import check_step
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.testing.modelled import NGRAM, ModelledEngine, Step
@@ -109,13 +110,7 @@ def test_every_random_step_is_in_order(make_config: Any, mode: str, setup: str) 
     steps = 0
     least = 1 + NGRAM["num_speculative_tokens"] if "speculative" in setup else 1
 
-    @settings(
-        max_examples=150,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        derandomize=True,
-        database=None,
-    )
+    @settings(REPEATABLE, max_examples=150)
     @given(
         program=PROGRAM,
         budget=st.one_of(st.integers(least, 12), st.integers(least, 256)),

@@ -17,4 +17,4 @@ class FixedBudget(Baseline):
 
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
-        return turn.plan(view, self.room(view, turn, view.decode_tokens), Reason.FIXED)
+        return turn.plan(view, self.room(view, turn.prompts(view), view.decode_tokens), Reason.FIXED)

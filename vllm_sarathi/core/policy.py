@@ -106,16 +106,20 @@ class Baseline:
     def take_over(self, previous: Policy) -> None:
         """It has nothing to take over."""
 
-    def room(self, view: StepView, turn: Turn, decode_tokens: int = 0) -> int:
-        """Return the most tokens of a step beside the tokens of decodes.
+    def room(self, view: StepView, prompts: Sequence[RequestView], decode_tokens: int = 0) -> int:
+        """Return the most tokens of a step, those of its decodes included.
 
         What cannot be cut of the first prompt is above any budget, or it would never be prefilled.
+
+        Args:
+            view: the step.
+            prompts: whose turn it is, in order.
+            decode_tokens: the tokens of the decodes that are served beside them.
         """
         room = min(view.max_tokens, self._most_tokens or view.max_tokens)
-        first = next(iter(turn.prompts(view)), None)
-        if first is None or first.rules is ANYWHERE:
+        if not prompts or prompts[0].rules is ANYWHERE:
             return room
-        return min(view.max_tokens, max(room, decode_tokens + least_chunk(first)))
+        return min(view.max_tokens, max(room, decode_tokens + least_chunk(prompts[0])))
 
 
 def whole_prompts(prompts: Sequence[RequestView], room: int) -> int:

@@ -27,7 +27,7 @@ class ChunkedOnly(Baseline):
             self._decodes_next = False
             return decodes_only(view)
         self._decodes_next = True
-        return turn.plan(view, self.room(view, turn), Reason.CHUNK, decodes=False)
+        return turn.plan(view, self.room(view, turn.prompts(view)), Reason.CHUNK, decodes=False)
 
 
 make = ChunkedOnly

@@ -12,7 +12,7 @@ class HybridOnly(Baseline):
 
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
-        return turn.plan(view, self.room(view, turn, view.decode_tokens), Reason.HYBRID)
+        return turn.plan(view, self.room(view, turn.prompts(view), view.decode_tokens), Reason.HYBRID)
 
 
 make = HybridOnly

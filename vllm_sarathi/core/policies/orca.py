@@ -10,8 +10,9 @@ class Orca(Baseline):
 
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
-        room = self.room(view, turn, view.decode_tokens)
-        tokens = view.decode_tokens + whole_prompts(turn.prompts(view), room - view.decode_tokens)
+        prompts = turn.prompts(view)
+        room = self.room(view, prompts, view.decode_tokens)
+        tokens = view.decode_tokens + whole_prompts(prompts, room - view.decode_tokens)
         return turn.plan(view, min(room, tokens), Reason.WHOLE)
 
 

@@ -10,7 +10,8 @@ class PrefillFirst(Baseline):
 
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
-        tokens = whole_prompts(turn.prompts(view), self.room(view, turn))
+        prompts = turn.prompts(view)
+        tokens = whole_prompts(prompts, self.room(view, prompts))
         if tokens == 0:
             return decodes_only(view)
         return turn.plan(view, tokens, Reason.PROMPTS, decodes=False)

@@ -14,7 +14,7 @@ class Pressure(Baseline):
     def plan(self, view: StepView, turn: Turn) -> StepPlan:
         """Decide the next step."""
         presses = view.decodes > 0 and len(view.prefills) + len(view.waiting) >= 2
-        room = self.room(view, turn, view.decode_tokens)
+        room = self.room(view, turn.prompts(view), view.decode_tokens)
         budget = view.decode_tokens + self.prefill_tokens if presses else room
         return turn.plan(view, min(room, budget), Reason.HIGH if presses else Reason.LOW)
 

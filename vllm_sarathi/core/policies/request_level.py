@@ -12,7 +12,8 @@ class RequestLevel(Baseline):
         """Decide the next step."""
         if view.decodes:
             return decodes_only(view)
-        return turn.plan(view, whole_prompts(turn.prompts(view), self.room(view, turn)), Reason.BATCH)
+        prompts = turn.prompts(view)
+        return turn.plan(view, whole_prompts(prompts, self.room(view, prompts)), Reason.BATCH)
 
 
 make = RequestLevel
