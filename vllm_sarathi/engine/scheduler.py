@@ -259,7 +259,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         let_in = plan.let_in
         if hidden and not self._may_yield(view, plan, waiting):
             ordered, hidden, let_in = ordered + hidden, [], None if let_in else let_in
-        decodes = [request for request in self.running if not request.is_prefill_chunk]
+        decodes = [r for r in self.running if not r.is_prefill_chunk] if partial else list(self.running)
         stalled: list[Any] = []
         take_turns = view.decode_tokens > plan.token_budget
         if not plan.decodes and self._can_stall(ordered, waiting):

@@ -156,7 +156,8 @@ class ViewBuilder:
         if partial:
             context -= sum([r.num_computed_tokens for r in partial])
         admission = Admission(scheduler, decodes)
-        waiting, unseen = self._waiting(admission, partial, wall_s)
+        queued = scheduler.get_request_counts()[1]
+        waiting, unseen = self._waiting(queued, admission, partial, wall_s)
         views: tuple[DecodeView, ...] = ()
         if policy.needs_decode_views:
             views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
@@ -181,15 +182,16 @@ class ViewBuilder:
             closed=admission.paused,
             tbt_slos_s=tbt_slos_s,
             occupancy=self._occupancy(admission) if classes and (partial or waiting or unseen) else None,
-            blocked=self._blocked(admission),
+            blocked=self._blocked(queued, admission),
         )
         return Sight(view, partial, waiting)
 
-    def _waiting(self, admission: Admission, partial: list[Any], wall_s: float) -> tuple[list[Any], int]:
+    def _waiting(
+        self, count: int, admission: Admission, partial: list[Any], wall_s: float
+    ) -> tuple[list[Any], int]:
         """Return the waiting requests that the order wants to see and that could be scheduled, and how many others."""
         scheduler, order = self._scheduler, self._controller.order
         self.transfers = False
-        count = scheduler.get_request_counts()[1]
         if not count or not admission.free_slots:
             return [], count
         if self._looks_far:
@@ -223,9 +225,8 @@ class ViewBuilder:
         """True where a request takes no room for which one of another tenant waits, that has had less."""
         return not bond.batch and (bond.slo_class not in claimed or self._controller.claims(bond))
 
-    def _blocked(self, admission: Admission) -> int:
+    def _blocked(self, count: int, admission: Admission) -> int:
         """Return how many requests wait for slots or KV blocks of others, if those at the head of the queue do."""
-        count: int = self._scheduler.get_request_counts()[1]
         # Batch work waits for what it is not to have: no step is cut short for it.
         if not count or not self._controller.policy.learns or self._batch_classes:
             return 0

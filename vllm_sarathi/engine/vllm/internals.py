@@ -96,6 +96,7 @@ def request_class() -> Any:
     return resolve("vllm.v1.request:Request")
 
 
+@functools.cache  # a simulation asks in every step
 def model_output_class() -> Any:
     """Return what a finished step is told with."""
     return resolve("vllm.v1.outputs:ModelRunnerOutput")
