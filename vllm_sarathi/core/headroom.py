@@ -5,6 +5,8 @@ It is what fits beside the decodes, less what is used.
 An autoscaler's signal: at 0 the next prompt waits, or an SLO breaks.
 """
 
+from bisect import bisect_right
+
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import chunk_work
 
@@ -20,15 +22,11 @@ def largest_chunk(
         step_slo_s: how long the step may take, seconds.
         most_tokens: the most tokens in a step.
     """
-    limit_s = step_slo_s / model.margin
-    low, high = 0, max(0, most_tokens - decodes) + 1  # low fits or is nothing, high does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _step_s(model, decodes, context_tokens, middle) <= limit_s:
-            low = middle
-        else:
-            high = middle
-    return low
+    return bisect_right(
+        range(1, max(0, most_tokens - decodes) + 1),
+        step_slo_s / model.margin,
+        key=lambda chunk: _step_s(model, decodes, context_tokens, chunk),
+    )
 
 
 def _step_s(model: StepTimeModel, decodes: int, context_tokens: int, chunk: int) -> float:

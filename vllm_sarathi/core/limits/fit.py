@@ -1,5 +1,7 @@
 """The largest prefill whose step is predicted to end in time."""
 
+from bisect import bisect_right
+
 from vllm_sarathi.core.experience import Experience
 from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.stop_early import StopEarly
@@ -61,12 +63,9 @@ class Fit:
     ) -> int:
         """Return the largest part of a prompt that fits after `tokens` of others, by bisection."""
         seconds, done = self._experience.seconds, request.done_tokens
-        low, high = 0, whole  # low fits or is nothing, high does not fit
-        while high - low > 1:
-            middle = (low + high) // 2
-            images = encoder + encoder_tokens(request, middle)
-            if seconds(view, tokens + middle, work + chunk_work(done, middle), count, images) <= limit_s:
-                low = middle
-            else:
-                high = middle
-        return low
+
+        def step_s(part: int) -> float:
+            images = encoder + encoder_tokens(request, part)
+            return seconds(view, tokens + part, work + chunk_work(done, part), count, images)
+
+        return bisect_right(range(1, whole), limit_s, key=step_s)

@@ -12,6 +12,8 @@ Five cases, each stated by what gives way:
 - a prompt has waited for `max_wait_s`: as in the first case, the gaps give way.
 """
 
+from bisect import bisect_right
+
 from vllm_sarathi.core.experience import LEAST_ATTEMPT_TOKENS, Experience
 from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
@@ -140,10 +142,9 @@ class Floor:
         """
         taken, work, count = before
         request = candidate.prompts[count - 1]
-        low, high = 0, min(most - taken, request.remaining_tokens) + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            total = work + chunk_work(request.done_tokens, middle)
-            fits = self._experience.seconds(view, taken + middle, total, count) <= limit_s
-            low, high = (middle, high) if fits else (low, middle)
-        return low
+
+        def step_s(part: int) -> float:
+            total = work + chunk_work(request.done_tokens, part)
+            return self._experience.seconds(view, taken + part, total, count)
+
+        return bisect_right(range(1, min(most - taken, request.remaining_tokens) + 1), limit_s, key=step_s)
