@@ -68,13 +68,15 @@ class HeadroomPolicy:
         self._full = full
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        """Return how many replicas are wanted; Ray bounds that, and waits until it has been so for a while."""
+        """Return how many replicas are wanted; Ray waits until that has been so for a while (its delays)."""
         told = {name: context.aggregated_metrics.get(name, {}) for name in ("read", "headroom", "waiting")}
         read = told["read"]
         wanted = replicas_wanted([*read.values()], [told["headroom"][name] for name in read], self._full)
         if wanted is None:
             stuck = sum(told["waiting"].values()) > 0
             wanted = context.current_num_replicas + 1 if stuck else context.target_num_replicas
+        lowest, highest = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+        wanted = min(highest, max(lowest, wanted))
         if wanted != context.policy_state.get("wanted"):
             figures = {name: [round(value) for value in each.values()] for name, each in told.items()}
             logging.getLogger("ray.serve").info("%d replicas are wanted: %s", wanted, figures)
@@ -123,10 +125,9 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=8000)
     chosen = parser.parse_args()
-    if (
-        chosen.cpus
-    ):  # each replica takes one more for itself; to Ray they are numbers, whatever the machine has
-        ray.init(num_cpus=(chosen.cpus + 1) * chosen.max_replicas, include_dashboard=False)
+    if chosen.cpus:  # to Ray they are numbers, whatever the machine has; a replica takes one more for itself
+        cpus = (chosen.cpus + 1) * chosen.max_replicas
+        ray.init(num_cpus=cpus, include_dashboard=False)
     else:
         ray.init(address="auto")
     serve.start(http_options={"host": "127.0.0.1", "port": chosen.port})
