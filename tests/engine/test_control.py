@@ -13,7 +13,7 @@ from tests.engine.asgi import FakeCore, Server
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.profile.trace import read_step_trace
 from vllm_sarathi.core.config import SCHEDULERS
-from vllm_sarathi.engine.control import AT_START_ONLY
+from vllm_sarathi.engine.control import AT_START_ONLY, Control
 from vllm_sarathi.engine.vllm import utility
 from vllm_sarathi.testing.modelled import ModelledEngine
 
@@ -132,6 +132,24 @@ CHANGES = [
         *({"scheduler": name} for name in SCHEDULERS),
     )
 ]
+
+
+@pytest.mark.parametrize("other", [{"scheduler": "orca"}, {"token_budget": 64}])
+def test_a_calibration_folder_of_the_start_keeps_nobody_from_a_policy_that_learns_nothing(
+    make_config: Any, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=100)))
+    scheduler = engine.scheduler  # this one remembers nothing; as if a server had been started with a folder
+    scheduler.config = SarathiConfig(tbt_slo_ms=100, calibration_dir=str(tmp_path))
+    scheduler.control = Control(scheduler)
+    server = Server(FakeCore(scheduler))
+    for settings, folder in (
+        ({**other, "tbt_slo_ms": None}, "none"),
+        ({"scheduler": "sarathi", "token_budget": None, "tbt_slo_ms": 50}, str(tmp_path)),
+    ):
+        status, said = change(server, **settings)
+        assert status == 200, said
+        assert said["engines"][0]["settings"]["calibration_dir"] == folder
 
 
 def test_those_who_wait_go_by_the_new_order(engine: ModelledEngine, server: Server) -> None:
