@@ -286,6 +286,21 @@ def test_who_is_kept_out_pays_until_the_other_is_before_it() -> None:
     assert made._shares["chat"].place("flood", 0.0) == 0.5 + 0.5 + 1.0 + 1.0 + 1.0
 
 
+def test_a_step_that_nobody_can_have_a_part_in_is_charged_for_once_and_relegates_nobody() -> None:
+    made = order()
+    view = crowd(made, 7, 100_000, {"flood": 90, "light": 10})
+    late = asked("late", 10, "chat", age_s=1.5, tenant="light")
+    assert made.turn(replace(view, waiting=(*view.waiting, late))).left_out == {"flood waits"}
+    assert made.relegated == {"late"}
+    full = replace(view, waiting=(), unseen_waiting=3, free_slots=0)
+    for now_s in (0.5, 1.0, 1.5):
+        turn = made.turn(replace(full, now_s=now_s))
+        assert not made.relegated
+        assert not turn.prompts(full)
+        assert (turn.prefills, turn.held, turn.waiting) == ((), (), ())
+    assert made._shares["chat"].place("flood", 0.0) == 0.5
+
+
 def test_a_tenant_with_little_waiting_is_seen_behind_one_that_floods() -> None:
     made = order()
     chat = CLASSES.default_class

@@ -16,7 +16,12 @@ from vllm_sarathi.core.figures import (
     Queues,
 )
 from vllm_sarathi.core.forecast import forecast_first_token
-from vllm_sarathi.core.headroom import headroom_tokens_per_s, largest_chunk, read_tokens_per_s
+from vllm_sarathi.core.headroom import (
+    headroom_tokens_per_s,
+    largest_chunk,
+    read_tokens_per_s,
+    replicas_wanted,
+)
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import StepShape, chunk_work
@@ -145,6 +150,26 @@ def test_headroom_falls_with_decodes_and_with_what_is_read(model: StepTimeModel)
     assert headroom_tokens_per_s(model, 10, 0, 0.1, 4096, 1000.0) == pytest.approx(able - 1000.0)
     assert headroom_tokens_per_s(model, 10, 0, 0.1, 4096, able + 1) == 0
     assert headroom_tokens_per_s(model, 30, 0, 0.02, 4096, 0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("read", "headroom", "wanted"),
+    [
+        ([100.0], [900.0], 1),
+        ([790.0], [210.0], 1),
+        ([900.0], [100.0], 2),
+        ([100.0, 100.0], [900.0, 900.0], 1),
+        ([500.0, 500.0, 500.0], [0.0, 0.0, 0.0], 4),
+        ([500.0, 0.0], [0.0, 0.0], 2),  # one that could read nothing says nothing of the others
+        ([0.0], [1000.0], 1),
+        ([0.0, 0.0], [0.0, 0.0], None),
+        ([], [], None),
+    ],
+)
+def test_replicas_are_wanted_for_what_all_read_over_what_one_should(
+    read: list[float], headroom: list[float], wanted: int | None
+) -> None:
+    assert replicas_wanted(read, headroom, full=0.8) == wanted
 
 
 def forecast(model: StepTimeModel, tokens: int, ahead: int, decodes: int, slo_s: float | None = None):

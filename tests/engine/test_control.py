@@ -13,7 +13,7 @@ from tests.engine.asgi import FakeCore, Server
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.profile.trace import read_step_trace
 from vllm_sarathi.core.config import SCHEDULERS
-from vllm_sarathi.engine.control import AT_START_ONLY
+from vllm_sarathi.engine.control import AT_START_ONLY, Control
 from vllm_sarathi.engine.vllm import utility
 from vllm_sarathi.testing.modelled import ModelledEngine
 
@@ -63,6 +63,37 @@ def test_an_slo_is_changed_while_requests_run(
     assert engine.scheduler.faults.total == 0
 
 
+@pytest.mark.parametrize(("mode", "stages"), [("sync", 1), ("pipeline", 2)])
+def test_gaps_are_judged_by_the_slo_of_the_moment_though_nobody_comes_or_goes(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, mode: str, stages: int
+) -> None:
+    classes = {
+        "classes": {"own": {"tbt_slo_ms": 400}, "servers": {"ttft_slo_ms": 900}, "night": {"batch": True}}
+    }
+    config = SarathiConfig.from_mapping({"tbt_slo_ms": 100, "slo_classes": classes})
+    engine = ModelledEngine(make_config(config, mode), in_flight=stages, log_stats=True)
+    noted: list[dict[str, tuple[int, float | None]]] = []
+
+    def note(record: Any, running: int, waiting: int, gaps: Any, first_tokens: Any) -> None:
+        noted.append({each.slo_class: (each.decodes, each.slo_s) for each in gaps})
+
+    monkeypatch.setattr(engine.scheduler.telemetry, "note", note)
+    for i, name in enumerate(["own", "servers", "servers", "night"] * stages):
+        engine.add(f"{name}-{i}", 20, max_tokens=60, sampling={"extra_args": {"slo_class": name}})
+    for _ in range(8 * stages):
+        engine.step()
+    server = Server(FakeCore(engine.scheduler))
+    for slo_ms in (100, 250, 50):
+        assert change(server, tbt_slo_ms=slo_ms)[0] == 200
+        for _ in range(2 * stages):  # what was planned before comes out first
+            engine.step()
+        expected = {"own": 0.4 / stages, "servers": slo_ms / 1e3 / stages, "night": None}
+        assert {name: slo_s for name, (_, slo_s) in noted[-1].items()} == expected
+        assert sum(count for count, _ in noted[-1].values()) == 4 * stages
+    engine.drain()
+    engine.scheduler.shutdown()
+
+
 @pytest.mark.parametrize("mode", ["sync", "async", "pipeline"])
 def test_no_request_is_lost_whatever_is_changed_when(make_config: Any, mode: str) -> None:
     chance = random.Random(f"changes {mode}")
@@ -101,6 +132,24 @@ CHANGES = [
         *({"scheduler": name} for name in SCHEDULERS),
     )
 ]
+
+
+@pytest.mark.parametrize("other", [{"scheduler": "orca"}, {"token_budget": 64}])
+def test_a_calibration_folder_of_the_start_keeps_nobody_from_a_policy_that_learns_nothing(
+    make_config: Any, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    engine = ModelledEngine(make_config(SarathiConfig(tbt_slo_ms=100)))
+    scheduler = engine.scheduler  # this one remembers nothing; as if a server had been started with a folder
+    scheduler.config = SarathiConfig(tbt_slo_ms=100, calibration_dir=str(tmp_path))
+    scheduler.control = Control(scheduler)
+    server = Server(FakeCore(scheduler))
+    for settings, folder in (
+        ({**other, "tbt_slo_ms": None}, "none"),
+        ({"scheduler": "sarathi", "token_budget": None, "tbt_slo_ms": 50}, str(tmp_path)),
+    ):
+        status, said = change(server, **settings)
+        assert status == 200, said
+        assert said["engines"][0]["settings"]["calibration_dir"] == folder
 
 
 def test_those_who_wait_go_by_the_new_order(engine: ModelledEngine, server: Server) -> None:

@@ -264,9 +264,10 @@ def test_where_there_are_several_api_servers_the_engines_use_the_folder_that_the
         "from vllm_sarathi.engine.metrics import FOLDER_VARIABLE, serve_figures\n"
         "serve_figures()\n"
         "assert 'prometheus_client' not in sys.modules\n"  # nothing of ours is in between
+        "assert os.environ['VLLM_RAY_EXTRA_ENV_VARS_TO_COPY'] == FOLDER_VARIABLE\n"
         "print(os.environ[FOLDER_VARIABLE])\n"
     )
-    env = {**os.environ, metrics.SHARED_FOLDER_VARIABLE: str(tmp_path)}
+    env = {**os.environ, metrics.SHARED_FOLDER_VARIABLE: str(tmp_path), metrics.RAY_COPIES_VARIABLE: ""}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path)
 

@@ -45,7 +45,6 @@ FLAGS = [
     "--tbt-slo-ms=500",
     "--prefill-order=deadline",
     "--ttft-slo-ms=60000",
-    "--calibration-dir=none",
 ]
 PATIENCE_S = 120.0
 
@@ -70,6 +69,7 @@ class Deployment:
 
     server: Server
     client: httpx.Client
+    calibrations: Path
 
     def generate(self, **fields: Any) -> dict[str, Any]:
         body = {"model": "tiny", "prompt": "many words " * 8, "max_tokens": 24, "ignore_eos": True, **fields}
@@ -108,8 +108,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "TMPDIR": str(folder),
     }
+    flags = [*FLAGS, f"--calibration-dir={folder / 'kept'}"]
     with (
-        serve(str(folder / "tiny"), FLAGS, log_path=folder / "server.log", env=env) as server,
+        serve(str(folder / "tiny"), flags, log_path=folder / "server.log", env=env) as server,
         httpx.Client(
             base_url=server.base_url,
             headers={"Authorization": f"Bearer {KEY}"},
@@ -117,7 +118,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             timeout=PATIENCE_S,
         ) as client,
     ):
-        yield Deployment(server, client)
+        yield Deployment(server, client, folder / "kept")
 
 
 HEADROOM = 'vllm_sarathi_headroom_tokens_per_second{{engine="{rank}"}}'
@@ -220,6 +221,16 @@ def test_every_query_is_answered_by_a_real_prometheus(
     groups = prometheus.get("/rules").json()["data"]["groups"]
     assert [r["name"] for g in groups for r in g["rules"] if r["health"] != "ok"] == []
     assert sum(len(group["rules"]) for group in groups) == 9
+
+
+def test_both_engines_keep_what_they_learn_in_one_file_that_is_always_whole(deployment: Deployment) -> None:
+    deadline_s, kept = time.monotonic() + PATIENCE_S, set()
+    while len(kept) < 3:  # each engine writes it anew every ten seconds
+        assert time.monotonic() < deadline_s, f"written {len(kept)} times"
+        deployment.load(8)
+        for path in deployment.calibrations.glob("*.json"):
+            kept.add((path.name, json.dumps(json.loads(path.read_text())["model"])))
+    assert len({name for name, _ in kept}) == 1
 
 
 # Control.

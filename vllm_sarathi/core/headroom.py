@@ -5,7 +5,9 @@ It is what fits beside the decodes, less what is used.
 An autoscaler's signal: at 0 the next prompt waits, or an SLO breaks.
 """
 
+import math
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import chunk_work
@@ -61,3 +63,20 @@ def headroom_tokens_per_s(
     """
     able = read_tokens_per_s(model, decodes, context_tokens, step_slo_s, most_tokens)
     return max(0.0, able - used_tokens_per_s)
+
+
+def replicas_wanted(read: Sequence[float], headroom: Sequence[float], full: float) -> int | None:
+    """Return how many replicas the load is worth; None where no replica reads or could, which says nothing.
+
+    What all of them read, over what one of them could on average and should.
+
+    Args:
+        read: prompt tokens that each replica reads in a second.
+        headroom: what each could read beyond that within the SLO; 0 where it is not known.
+        full: the share of what a replica can read that it should, above 0 and at most 1.
+    """
+    assert 0 < full <= 1
+    able = [used + spare for used, spare in zip(read, headroom, strict=True) if used + spare > 0]
+    if not able:
+        return None
+    return max(1, math.ceil(sum(read) / (full * sum(able) / len(able))))

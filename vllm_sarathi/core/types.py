@@ -197,7 +197,7 @@ class StepView:
         closed: whether requests that arrive now are kept out.
         tbt_slos_s: the different SLOs that the generating requests have, as `DecodeView.tbt_slo_s`; empty where all
             have the server's.
-        occupancy: who occupies the engine, where there are classes and there is something to read.
+        occupancy: who occupies the engine, where there are classes and the step could read something.
         blocked: how many requests wait for slots or KV blocks that only others free.
     """
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from vllm_sarathi.core.classes import AskedSlo, Bond, SloClasses
 from vllm_sarathi.core.config import (
+    BASELINES,
+    NO_CALIBRATION,
     ConfigError,
     SarathiConfig,
     check_keys,
@@ -53,6 +55,7 @@ class Control:
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self._traced_to: Path | None = None
+        self._calibration_dir = scheduler.config.calibration_dir
         self._commands = {
             "state": self._state,
             "change": self._change,
@@ -104,7 +107,11 @@ class Control:
         old = scheduler.config.to_mapping()
         defaults = {setting.name: setting.default for setting in fields(SarathiConfig)}
         given = {key: defaults[key] if value is None else value for key, value in changes.items()}
-        config = SarathiConfig.from_mapping({**old, **given})
+        values = {**old, **given}
+        if self._calibration_dir is not None:  # given at the start, it is without effect while nothing learns
+            learns = values["token_budget"] is None and values["scheduler"] not in BASELINES
+            values["calibration_dir"] = self._calibration_dir if learns else NO_CALIBRATION
+        config = SarathiConfig.from_mapping(values)
         check_engine(scheduler.vllm_config, config)
         changed = {key: value for key, value in config.to_mapping().items() if value != old[key]}
         if changed:

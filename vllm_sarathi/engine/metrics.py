@@ -58,6 +58,9 @@ def serve_figures() -> None:
 
     A folder of ours that the environment names already is that of a process that started this one, for its own engines.
     """
+    copied = [name for name in os.environ.get(RAY_COPIES_VARIABLE, "").split(",") if name]
+    if FOLDER_VARIABLE not in copied:
+        os.environ[RAY_COPIES_VARIABLE] = ",".join([*copied, FOLDER_VARIABLE])
     shared = os.environ.get(SHARED_FOLDER_VARIABLE)
     if shared:
         os.environ[FOLDER_VARIABLE] = shared
@@ -69,9 +72,6 @@ def serve_figures() -> None:
     folder = tempfile.mkdtemp(prefix="vllm-sarathi-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ[FOLDER_VARIABLE] = folder
-    copied = [name for name in os.environ.get(RAY_COPIES_VARIABLE, "").split(",") if name]
-    if FOLDER_VARIABLE not in copied:
-        os.environ[RAY_COPIES_VARIABLE] = ",".join([*copied, FOLDER_VARIABLE])
     REGISTRY.register(MultiProcessCollector(None, folder))  # type: ignore[no-untyped-call]
 
 

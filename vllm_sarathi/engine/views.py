@@ -166,6 +166,7 @@ class ViewBuilder:
         if policy.needs_tbt_slos or classes:
             self.company.look(scheduler.running, partial)
             tbt_slos_s = self.company.tbt_slos_s
+        to_read = partial or waiting or (unseen and admission.free_slots)
         view = StepView(
             now_s=now_s,
             decodes=decodes,
@@ -181,7 +182,7 @@ class ViewBuilder:
             free_slots=admission.free_slots,
             closed=admission.paused,
             tbt_slos_s=tbt_slos_s,
-            occupancy=self._occupancy(admission) if classes and (partial or waiting or unseen) else None,
+            occupancy=self._occupancy(admission) if classes and to_read else None,
             blocked=self._blocked(queued, admission),
         )
         return Sight(view, partial, waiting)

@@ -133,6 +133,9 @@ class ClassOrder(DeadlineOrder):
         self._now_s = view.now_s
         # Batch work waits for room that it is not to have: that says nothing of those with an SLO.
         self._no_room = not (requests or self._has_batch) and view.unseen_waiting > 0
+        if not requests:  # all slots are taken, as in most steps under load: the same answer without its cost
+            self._kept_out, self.relegated, self._prompts = {}, frozenset(), []
+            return Turn((), waiting=())
         starving = self._starving(requests)
         shared = self._shared(requests)
         keys = self._by_share(requests, self._keys(requests, starving, shared), shared)
