@@ -13,12 +13,12 @@ def play(backlog: Backlog, prompts: int) -> None:
     backlog.planned(0, 0)
 
 
-def test_before_anything_is_known_a_period_is_at_its_first_third() -> None:
+def test_before_anything_is_known_a_period_is_at_its_half() -> None:
     backlog = Backlog()
     assert backlog.delayed(3) == 3
     for _ in range(10):
         backlog.planned(1, 3)
-    assert backlog.delayed(3) == 20
+    assert backlog.delayed(3) == 10
 
 
 def test_bursts_of_one_size_are_paid_by_those_that_are_left_alone() -> None:

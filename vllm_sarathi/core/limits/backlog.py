@@ -12,11 +12,6 @@ KNOWN_PERIODS = 4
 """Busy periods after which the prompts of one are known."""
 
 
-UNKNOWN_TIMES = 2.0
-"""Before any are known the prompts that a period is still to read, as a multiple of those that it has read: where a
-server begins with an overload, the half of it would be too little (figures: docs/explanation/what-lost.md)."""
-
-
 class Backlog:
     """Counts the prompts of busy periods."""
 
@@ -44,9 +39,9 @@ class Backlog:
         """Return how many prompts are put off by one more step now, where `left` are there that it does not read.
 
         A step is more likely to be one of a long period than of a short one: the mean length is weighted by itself. One
-        that has lasted longer than that is taken to be at its half.
+        that has lasted longer than that, or before any are known, is taken to be at its half.
         """
-        if self._periods < KNOWN_PERIODS:
-            return max(left, UNKNOWN_TIMES * self._read)
-        expected = self._square_sum / self._sum - self._read
+        expected = 0.0
+        if self._periods >= KNOWN_PERIODS:
+            expected = self._square_sum / self._sum - self._read
         return max(left, expected if expected > 0 else self._read)
