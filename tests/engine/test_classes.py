@@ -221,6 +221,23 @@ def test_aborted_while_it_waits_to_be_judged(engine: ClassEngine) -> None:
     assert engine.token_s["here"]
 
 
+def test_who_occupies_the_engine_is_told_where_the_step_could_read_something(make_config: Any) -> None:
+    engine = ClassEngine(make_config, max_num_seqs=4)
+    controller, views = engine.scheduler.controller, []
+    plan = controller.plan
+    controller.plan = lambda view: views.append(view) or plan(view)
+    for i in range(12):
+        engine.ask(f"r{i}", 300, "batch" if i % 3 == 0 else "standard", 30 + i, slo_tenant=f"t{i % 2}")
+    engine.finish()
+    assert all(view.occupancy is not None for view in views if view.prefills or view.waiting)
+    full = [view for view in views if view.unseen_waiting and not view.free_slots and not view.prefills]
+    assert full
+    assert all(view.occupancy is None for view in full)
+    told = [view.occupancy for view in views if view.occupancy is not None]
+    assert max(each.batch_kv_tokens for each in told) >= 300
+    assert {name for each in told for name, count in each.tenants.items() if count} == {"t0", "t1"}
+
+
 def test_one_that_was_relegated_harms_no_step_after_its_end(engine: ClassEngine) -> None:
     """Decodes alone ask no order whose turn it is: what it said last must not be taken for now."""
     engine.ask("beside", 16, "standard", 400)

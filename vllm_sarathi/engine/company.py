@@ -69,18 +69,18 @@ class Company:
         if running == self._running and partial == self._partial:
             return
         self._running, self._partial = list(running), partial
-        decoding = [request for request in running if not request.is_prefill_chunk] if partial else running
-        kinds = self._count(request.request_id for request in decoding)
-        self._decodes, self._decoding, self._gaps = len(decoding), kinds, None
-        self.tbt_slos_s = tuple({kind.tbt_slo_s for kind in kinds})
-        kinds = kinds + self._count(request.request_id for request in partial)
+        kinds = [self._kinds.get(request.request_id, self._free) for request in running]
+        inside = Counter(kinds)
+        decoding = inside - self._count(request.request_id for request in partial) if partial else inside
+        self._decodes, self._decoding, self._gaps = len(running) - len(partial), decoding, None
+        self.tbt_slos_s = tuple({kind.tbt_slo_s for kind in decoding})
         tenants: Counter[str] = Counter()
-        for kind, count in kinds.items():
+        for kind, count in inside.items():
             tenants[kind.tenant] += count
         self.tenants = tenants
         self.batch = {}
-        if any(kind.batch for kind in kinds):
-            self.batch = {r.request_id: r for r in running if self._kinds.get(r.request_id, self._free).batch}
+        if any(kind.batch for kind in inside):
+            self.batch = {r.request_id: r for r, kind in zip(running, kinds, strict=True) if kind.batch}
 
     def gaps(
         self, decodes: int, names: Callable[[], Iterable[str]], tbt_slo_s: float | None, pipeline: Pipeline
