@@ -30,6 +30,11 @@ SERVICE_TIERS = ("auto", "default", "flex", "scale", "priority")
 
 BATCH_MAX_WAIT_S = 300.0
 MOST_CLASSES = 32
+
+WHILE_SERVING = ("ttft_slo_ms", "tbt_slo_ms", "weight", "when_late", "max_wait_s")
+"""What can be changed of a class while requests run. Names, tiers and which of them are batch work cannot: clients and
+routers go by those."""
+
 MOST_WEIGHT = 1e6
 
 
@@ -158,6 +163,33 @@ class SloClasses:
             }
             listed[each.name] = {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
         return {"default": self.default, "classes": listed}
+
+    def changed(self, values: object) -> "SloClasses":
+        """Return the classes with other values; requests are bound by those from now on.
+
+        Args:
+            values: `{"classes": {NAME: {...}}}`, with what is to change; None puts a value back to its default.
+
+        Raises:
+            ConfigError: something that is not valid, or cannot be changed.
+        """
+        origin, mine = "slo_classes", self.to_mapping()
+        listed = values.get("classes") if isinstance(values, Mapping) else None
+        if not isinstance(values, Mapping) or set(values) != {"classes"} or not isinstance(listed, Mapping):
+            raise ConfigError(
+                f"{origin} {_short(values)}: must be {{'classes': {{NAME: {{...}}}}}} with what is to change."
+            )
+        for name, of_class in listed.items():
+            if name not in mine["classes"]:
+                raise ConfigError(f"{origin}: classes.{name}: {nearest_hint(str(name), mine['classes'])}")
+            if not isinstance(of_class, Mapping):
+                raise ConfigError(
+                    f"{origin}: classes.{name} {_short(of_class)}: must be a mapping of its SLOs."
+                )
+            _check_names(of_class, WHILE_SERVING, f"{origin}: classes.{name}")
+            merged = {**mine["classes"][name], **of_class}
+            mine["classes"][name] = {key: value for key, value in merged.items() if value is not None}
+        return SloClasses.from_mapping(mine, origin)
 
     def named(self, name: object) -> SloClass | None:
         """Return the class of a name or a service tier; None where it stands for none."""

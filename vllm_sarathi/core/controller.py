@@ -53,7 +53,9 @@ class Controller:
         policy = _make_policy(config, self.model, self.pipeline)
         policy.take_over(self.policy)
         self.config, self.policy = config, policy
-        if self.gate is None:  # an order by classes keeps whose turn it is, and the gate whom it has let in
+        if isinstance(self.order, ClassOrder):  # it keeps whose turn it is, and the gate whom it has let in
+            self.order.reconfigure(config)
+        else:
             self.order = make_order(config, self.model, self.pipeline)
 
     @property

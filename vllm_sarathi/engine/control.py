@@ -38,8 +38,8 @@ AT_START_ONLY = (
     "fairness_header",
     "scheduler_base",
 )
-"""Settings that name files: who may change an SLO is not thereby one who may choose what the server writes to. And
-those that requests which are there already have been bound by."""
+"""Settings that name files: who may change an SLO is not thereby one who may choose what the server writes to. And what
+clients and routers go by; of the classes, that is what `SloClasses.changed` does not take."""
 
 MOST_COUNTED = 4096
 """The most waiting prompts that are counted one by one; the others are taken to be like them."""
@@ -101,8 +101,13 @@ class Control:
         if not scheduler.chunks:
             raise ConfigError("vLLM has switched chunked prefill off: its stock scheduling applies.")
         check_keys(changes, origin="PATCH")
+        classes = scheduler.config.slo_classes
+        if classes is not None and isinstance(
+            changes.get("slo_classes"), Mapping
+        ):  # a text would be a file's name
+            changes = {**changes, "slo_classes": classes.changed(changes["slo_classes"])}
         for key in AT_START_ONLY:
-            if key in changes:
+            if key in changes and not isinstance(changes[key], SloClasses):
                 raise ConfigError(f"{flag_name(key)}: can only be given when the server starts.")
         old = scheduler.config.to_mapping()
         defaults = {setting.name: setting.default for setting in fields(SarathiConfig)}

@@ -85,8 +85,7 @@ class ClassOrder(DeadlineOrder):
         self._now_s = 0.0
         self._no_room = False
         self._prompts: list[RequestView] = []
-        self._least_tbt_slo_s = pipeline.step_s(classes.least("tbt_slo_s"))
-        self._least_class_ttft_s = classes.least("ttft_slo_s")
+        self.reconfigure(config)
         self._queue_s = self._queue_tokens = 0.0
         self._kept_out: dict[str, set[str]] = {}
         self.lists: Mapping[str, int] = {
@@ -97,6 +96,14 @@ class ClassOrder(DeadlineOrder):
             **{f"tag {each.name}": BATCH_SEEN if each.batch else TAG_SEEN for each in classes.classes},
             **{f"ahead {each.name}": AHEAD_SEEN for each in classes.classes if not each.batch},
         }
+
+    def reconfigure(self, config: SarathiConfig) -> None:
+        """Go by other SLOs and bounds; whose turn it is stays, and the names of the classes, too."""
+        classes = config.slo_classes
+        assert classes is not None
+        self._max_wait_s = config.prefill_max_wait_s
+        self._least_tbt_slo_s = self._pipeline.step_s(classes.least("tbt_slo_s"))
+        self._least_class_ttft_s = classes.least("ttft_slo_s")
 
     def tag(self, slo_class: SloClass, tenant: str, tokens: int) -> float:
         """Return the place of a new request among the tenants of its class, and charge its tenant for it."""
