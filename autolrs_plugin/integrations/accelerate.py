@@ -1,15 +1,13 @@
 """AutoLRS in a hand-written loop on Accelerate's Accelerator."""
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from autolrs_plugin.training.data import generators_of
+from autolrs_plugin.training.data import generators_of, without_workers
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, hosted_config, saved_by
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.loop import as_number
@@ -48,7 +46,8 @@ class AutoLRS(HostedResults):
             of the loop alone, for probes call it, too.
         max_steps: optimizer steps of the whole run; the search comes on top.
         lr_range: the least and the greatest learning rate to try, of the first parameter group.
-        validate: returns the validation loss; without it the training loss decides.
+        validate: returns the validation loss; without it the training loss decides. What it changes is set back, where
+            it is the tuner that evaluates.
         search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
         seed: of everything that the search draws.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
@@ -174,33 +173,37 @@ class _Host:
 
     def evaluate(self) -> Any:
         assert self._validate is not None, "no plan evaluates without validation"
-        return self._validate()
+        trackers, self.accelerator.trackers = self.accelerator.trackers, []
+        try:
+            with gradients_kept(self.accelerator):
+                return self._validate()
+        finally:
+            self.accelerator.trackers = trackers
+
+
+@contextmanager
+def gradients_kept(accelerator: Accelerator) -> Iterator[None]:
+    """Afterwards Accelerate knows nothing of what was iterated over inside: its place in the run's loader stays."""
+    gradients = accelerator.gradient_state
+    sync, iterated = gradients.sync_gradients, gradients.dataloader_references
+    try:
+        yield
+    finally:
+        gradients.dataloader_references = iterated
+        gradients._set_sync_gradients(sync)
 
 
 @contextmanager
 def probe_batches(accelerator: Accelerator, loader: Any, seed: int) -> Iterator[Iterator[Any]]:
     """Yield the batches of a prepared loader, without end; afterwards Accelerate knows nothing of it."""
-    gradients = accelerator.gradient_state
-    sync = gradients.sync_gradients
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(seed % 2**31)  # a seedable sampler does not look at the global generators
     batches = _endless(loader)
-    try:
-        yield batches
-    finally:
-        batches.close()
-        gradients._remove_dataloader(loader)
-        gradients._set_sync_gradients(sync)
-
-
-def without_workers(loader: Any) -> Any:
-    """Return a copy of a prepared loader that shares no workers with it, and keeps none."""
-    own = copy.copy(loader)
-    if isinstance(vars(own).get("base_dataloader"), DataLoader):  # what Accelerate wraps
-        own.base_dataloader = without_workers(own.base_dataloader)
-    elif isinstance(own, DataLoader):
-        vars(own).update(_iterator=None, persistent_workers=False)  # torch lets no one set the latter
-    return own
+    with gradients_kept(accelerator):
+        try:
+            yield batches
+        finally:
+            batches.close()
 
 
 def check_accelerator(accelerator: Accelerator, model: torch.nn.Module) -> None:

@@ -128,7 +128,7 @@ class AutoLRSCallback(Callback, HostedResults):
             stateful,
             generators,
             self._keep,
-            {"strategy.model": trainer.strategy.model, "train_dataloader": host.loaders},
+            host.roots(),
         )
         self.run = HostedRun(config, loop, self._saved, trainer.global_step, [self._observer])
         if self._metric is not None and self._saved is None:

@@ -149,7 +149,7 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         known = {"prior_lr": prior_lr(self._prior, optimizer), **self._earlier}
         config = hosted_config("AutoLRSCallback", state.max_steps, validates, {**known, **self._settings})
-        stateful = {"trainer": host.attributes, **self._stateful}
+        stateful = dict(self._stateful)
         if trainer.accelerator.scaler is not None:
             stateful["scaler"] = trainer.accelerator.scaler
         loop = HostedLoop(
