@@ -174,14 +174,13 @@ class AutoLRS:
         self._loop.driven = bool(observers)
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
-        self._ranks = ranks
+        self._ranks, self._only_find = ranks, _only_find.get()
         leads = ranks is None or ranks.leads
         shown = observers_for(config, progress, tensorboard) if leads else []
         self._session = _session(config, self._loop, ranks, folder, resume, [*shown, *observers], probes)
         self._controller = self._session.controller
         if leads:
             warn_beforehand(self._controller)
-        self._only_find = _only_find.get()
 
     def run(self) -> Schedule:
         """Search and train up to the end; return the schedule that was found.

@@ -51,7 +51,8 @@ def held_in(
     plain: dict[str, dict[str, Any]] = {}
     objects: dict[str, dict[str, Any]] = {}
     for path, slots in found.slots.items():
-        values, others = {}, {}
+        values: dict[str, Any] = {}
+        others: dict[str, Any] = {}
         most = MOST_BYTES[slots.kind]
         for name, value in slots.get().items():
             (values if is_plain(value, names, most) else others)[name] = value

@@ -179,9 +179,8 @@ class Inventory:
         elif isinstance(value, DataLoader):
             for name in ("dataset", "sampler", "batch_sampler", "collate_fn", "generator"):
                 self._visit(f"{path}.{name}", getattr(value, name, None), True, depth + 1)
-            self._held(
-                path, Slots(value, "data"), True, depth
-            )  # what a class of the user's or Accelerate adds
+            # What a class of the user's, or Accelerate, adds to torch's own attributes.
+            self._held(path, Slots(value, "data"), True, depth)
         elif is_stateful(value) and not data:
             self.stateful[path] = value
             self._stateful(path, value, depth)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,16 @@ class OfACounter(Shared):
 
 
 class OfACount(Shared):
+    """Two of them, at the same place."""
+
     def prepare(self) -> None:
-        self.numbers = itertools.count(3, 2)
+        self.numbers, self.others = itertools.count(3, 2), itertools.count(3, 2)
 
     def through(self) -> float:
-        return next(self.numbers)
+        return next(self.numbers) - 0.5 * next(self.others)
 
     def seen(self) -> Any:
-        return repr(self.numbers)
+        return repr(self.numbers), repr(self.others)
 
 
 class OfAnObject(Shared):
@@ -106,22 +109,30 @@ class OfAStateful(Shared):
         self.options = {"stateful": {"kept": self.kept}}
 
     def through(self) -> float:
-        self.kept.calls += 1
-        return self.kept.calls
+        return next(self.kept.numbers)
 
     def seen(self) -> Any:
-        return self.kept.calls
+        return self.kept.state_dict()
 
 
 class Loaded:
+    """Draws from an iterator, which it makes anew to go back: nobody else could set it."""
+
     def __init__(self) -> None:
-        self.calls = self.loads = 0
+        self.numbers = iter(range(1000))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"calls": self.calls}
+        return {"drawn": 1000 - operator.length_hint(self.numbers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.calls, self.loads = state["calls"], self.loads + 1
+        LOADS.append(1)
+        self.numbers = iter(range(1000))
+        for _ in range(state["drawn"]):
+            next(self.numbers)
+
+
+LOADS: list[int] = []
+"""It only grows, so it is a log, which nobody sets back."""
 
 
 KINDS = [OfACounter, OfACount, OfAnObject, OfALoader, OfAStateful]
@@ -167,13 +178,20 @@ def looking(look: Callable[[Kind], Any], prepare: Callable[[Kind], Any] = lambda
     return tuner_of(job, validate=validate, max_steps=3)
 
 
-def test_what_is_not_changed_is_not_loaded() -> None:
+@pytest.mark.parametrize("draws", [False, True])
+def test_what_is_not_changed_is_not_loaded(draws: bool) -> None:
+    LOADS.clear()
     kept = Loaded()
-    job = Kind()
-    job.options = {"stateful": {"kept": kept}}
     with script(LOOKS):
-        tuner_of(job, max_steps=3).run()
-    assert kept.loads == 0
+        job = Kind()
+        tuner = tuner_of(
+            job,
+            validate=lambda: Kind.validate(job) + (next(kept.numbers) if draws else 0),
+            stateful={"kept": kept},
+            max_steps=3,
+        )
+        tuner.run()
+    assert len(LOADS) == 2 * draws
 
 
 def test_what_an_evaluation_cannot_set_back_is_named() -> None:
