@@ -1,21 +1,15 @@
 """AutoLRS in a hand-written loop on Accelerate's Accelerator."""
 
-import copy
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from torch.utils.data import DataLoader
 
-from autolrs_plugin.training.data import generators_of
-from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, hosted_config, saved_by
-from autolrs_plugin.training.inventory import Stateful
+from autolrs_plugin.training.data import generators_of, without_workers
+from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, saved_by
 from autolrs_plugin.training.loop import as_number
-from autolrs_plugin.training.lr import checked_prior, earlier_plateau, prior_lr
-from autolrs_plugin.training.progress import StageLines, StageLog
-from autolrs_plugin.training.rng import Generator
+from autolrs_plugin.training.settings import HostedOptions, HostedSettings
 
 try:
     from accelerate import Accelerator, skip_first_batches
@@ -25,6 +19,12 @@ except ImportError as error:
         f"AutoLRS on an Accelerator: needs accelerate ({error}): pip install 'vllm-sarathi[accelerate]'",
         name="accelerate",
     ) from error
+
+
+class AccelerateOptions(HostedOptions, total=False):
+    """What AutoLRS on an Accelerator takes beside that: whether a greater value of `validate` is better."""
+
+    greater_is_better: bool
 
 
 class AutoLRS(HostedResults):
@@ -48,18 +48,9 @@ class AutoLRS(HostedResults):
             of the loop alone, for probes call it, too.
         max_steps: optimizer steps of the whole run; the search comes on top.
         lr_range: the least and the greatest learning rate to try, of the first parameter group.
-        validate: returns the validation loss; without it the training loss decides.
-        search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
-        seed: of everything that the search draws.
-        prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
-            optimizer was built with, a number in `lr_range`, or None to know none.
-        warm_start: the folder of an earlier run (what `save` wrote, or a `run_dir`), whose learning rates are
-            followed and hardly searched for.
-        generators: random number generators beside the global ones and the loader's that data or model draw from.
-        stateful: more objects to roll back, by name.
-        keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
-        progress: whether to print a line per search; it is logged (`autolrs_plugin`) without.
-        settings: the other settings of AutoLRSConfig.
+        validate: returns the validation loss; without it the training loss decides. What it changes is set back, where
+            it is the tuner that evaluates.
+        options: what every adapter takes, see HostedOptions; and `greater_is_better`, of what `validate` returns.
 
     Raises:
         ConfigError, ValueError, TypeError: an argument that cannot be used; the message names it.
@@ -77,33 +68,24 @@ class AutoLRS(HostedResults):
         max_steps: int,
         lr_range: tuple[float, float],
         validate: Callable[[], Any] | None = None,
-        search_budget: float = 0.2,
-        seed: int = 0,
-        prior: float | str | None = "optimizer",
-        warm_start: str | os.PathLike[str] | None = None,
-        generators: Sequence[Generator] = (),
-        stateful: Mapping[str, Stateful] | None = None,
-        keep: str = "host",
-        progress: bool = True,
-        **settings: Any,
+        **options: Unpack[AccelerateOptions],
     ) -> None:
         _check_prepared(accelerator, optimizer, loader)
-        prior = checked_prior(prior, lr_range)
-        known = {"prior_lr": prior_lr(prior, optimizer.optimizer), "warm_start": earlier_plateau(warm_start)}
-        settings = {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **known, **settings}
-        self._config = hosted_config("AutoLRS", max_steps, validate is not None, settings)
+        settings = HostedSettings.checked("AutoLRS", lr_range, options)
+        self._config = settings.config(optimizer.optimizer, max_steps, validate is not None)
         wrapped, model = model, accelerator.unwrap_model(model)
         check_accelerator(accelerator, model)
         self._host = _Host(accelerator, loader, train_step, validate)
         self._optimizer = optimizer.optimizer
-        rolled_back = dict(stateful or {})
+        rolled_back = dict(settings.stateful)
         if accelerator.scaler is not None:
             rolled_back["scaler"] = accelerator.scaler
-        all_generators = [*generators_of(loader), *generators]
+        all_generators = [*generators_of(loader), *settings.generators]
         parts = {"model": wrapped, "train_step": train_step, "validate": validate, "loader": loader}
         roots = {name: part for name, part in parts.items() if part is not None}
-        self._loop = HostedLoop(model, self._optimizer, self._host, rolled_back, all_generators, keep, roots)
-        self._observer = StageLines() if progress else StageLog()
+        place = settings.keep
+        self._loop = HostedLoop(model, self._optimizer, self._host, rolled_back, all_generators, place, roots)
+        self._observer = settings.observer()
         self._saved: str | None = None
         self._losses: list[Any] = []
         accelerator.register_for_checkpointing(self)
@@ -174,33 +156,37 @@ class _Host:
 
     def evaluate(self) -> Any:
         assert self._validate is not None, "no plan evaluates without validation"
-        return self._validate()
+        trackers, self.accelerator.trackers = self.accelerator.trackers, []
+        try:
+            with gradients_kept(self.accelerator):
+                return self._validate()
+        finally:
+            self.accelerator.trackers = trackers
+
+
+@contextmanager
+def gradients_kept(accelerator: Accelerator) -> Iterator[None]:
+    """Afterwards Accelerate knows nothing of what was iterated over inside: its place in the run's loader stays."""
+    gradients = accelerator.gradient_state
+    sync, iterated = gradients.sync_gradients, gradients.dataloader_references
+    try:
+        yield
+    finally:
+        gradients.dataloader_references = iterated
+        gradients._set_sync_gradients(sync)
 
 
 @contextmanager
 def probe_batches(accelerator: Accelerator, loader: Any, seed: int) -> Iterator[Iterator[Any]]:
     """Yield the batches of a prepared loader, without end; afterwards Accelerate knows nothing of it."""
-    gradients = accelerator.gradient_state
-    sync = gradients.sync_gradients
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(seed % 2**31)  # a seedable sampler does not look at the global generators
     batches = _endless(loader)
-    try:
-        yield batches
-    finally:
-        batches.close()
-        gradients._remove_dataloader(loader)
-        gradients._set_sync_gradients(sync)
-
-
-def without_workers(loader: Any) -> Any:
-    """Return a copy of a prepared loader that shares no workers with it, and keeps none."""
-    own = copy.copy(loader)
-    if isinstance(vars(own).get("base_dataloader"), DataLoader):  # what Accelerate wraps
-        own.base_dataloader = without_workers(own.base_dataloader)
-    elif isinstance(own, DataLoader):
-        vars(own).update(_iterator=None, persistent_workers=False)  # torch lets no one set the latter
-    return own
+    with gradients_kept(accelerator):
+        try:
+            yield batches
+        finally:
+            batches.close()
 
 
 def check_accelerator(accelerator: Accelerator, model: torch.nn.Module) -> None:

@@ -1,18 +1,12 @@
 """AutoLRS in a Lightning Trainer, as a callback."""
 
 import math
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
-from autolrs_plugin.training.checking import plain_numbers
-from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
-from autolrs_plugin.training.inventory import Stateful
-from autolrs_plugin.training.lr import checked_prior, earlier_plateau, prior_lr
-from autolrs_plugin.training.progress import StageLines, StageLog
-from autolrs_plugin.training.rng import Generator
+from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin
+from autolrs_plugin.training.settings import HostedOptions, HostedSettings, sign_of
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -37,20 +31,10 @@ class AutoLRSCallback(Callback, HostedResults):
 
     Args:
         lr_range: the least and the greatest learning rate to try, of the first parameter group.
-        search_budget: the steps that the search may take, as a fraction of the run's, in (0, 1].
-        seed: of everything that the search draws.
-        prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
-            optimizer was built with, a number in `lr_range`, or None to know none.
-        warm_start: the folder of an earlier run (what `save` wrote, or a `run_dir`), whose learning rates are
-            followed and hardly searched for.
         metric: what to decide by, as the module logs it in validation. None for `val_loss`, or for the training loss
             where there is no validation.
         greater_is_better: whether the metric grows with progress; None for: unless its name ends in `loss`.
-        generators: random number generators beside the global ones and the loader's that data or model draw from.
-        stateful: more objects to roll back, by name.
-        keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
-        progress: whether to print a line per search; it is logged (`autolrs_plugin`) without.
-        settings: the other settings of AutoLRSConfig.
+        options: what every adapter takes, see HostedOptions.
 
     Raises:
         ConfigError: a setting that cannot be used. What cannot be tuned in the Trainer is refused before its first
@@ -61,28 +45,13 @@ class AutoLRSCallback(Callback, HostedResults):
         self,
         lr_range: tuple[float, float],
         *,
-        search_budget: float = 0.2,
-        seed: int = 0,
-        prior: float | str | None = "optimizer",
-        warm_start: str | os.PathLike[str] | None = None,
         metric: str | None = None,
         greater_is_better: bool | None = None,
-        generators: Sequence[Generator] = (),
-        stateful: Mapping[str, Stateful] | None = None,
-        keep: str = "host",
-        progress: bool = True,
-        **settings: Any,
+        **options: Unpack[HostedOptions],
     ) -> None:
-        self._settings = plain_numbers(
-            {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
-        )
-        self._earlier = {"warm_start": earlier_plateau(warm_start)}
-        hosted_config("AutoLRSCallback", 1, False, {**self._settings, **self._earlier})
-        self._prior = checked_prior(prior, lr_range)
-        greater = not (metric or "loss").endswith("loss") if greater_is_better is None else greater_is_better
-        self._metric, self._sign = metric, -1.0 if greater else 1.0
-        self._generators, self._stateful, self._keep = tuple(generators), dict(stateful or {}), keep
-        self._observer = StageLines() if progress else StageLog()
+        self._settings = HostedSettings.checked("AutoLRSCallback", lr_range, options)
+        self._metric, self._sign = metric, sign_of(metric, greater_is_better)
+        self._observer = self._settings.observer()
         self._saved: str | None = None
         self._losses: list[torch.Tensor] = []
         self._last: Any = 0.0
@@ -117,18 +86,17 @@ class AutoLRSCallback(Callback, HostedResults):
             raise ValueError(
                 f"metric={self._metric!r}: needs validation: a validation_step and a dataloader for it."
             )
-        known = {"prior_lr": prior_lr(self._prior, trainer.optimizers[0]), **self._earlier}
-        config = hosted_config("AutoLRSCallback", int(steps), host.validates, {**known, **self._settings})
-        stateful = {**host.stateful(), **self._stateful}
-        generators = [*host.generators, *self._generators]
+        config = self._settings.config(trainer.optimizers[0], int(steps), host.validates)
+        stateful = {**host.stateful(), **self._settings.stateful}
+        generators = [*host.generators, *self._settings.generators]
         loop = HostedLoop(
             pl_module,
             trainer.optimizers[0],
             host,
             stateful,
             generators,
-            self._keep,
-            {"strategy.model": trainer.strategy.model, "train_dataloader": host.loaders},
+            self._settings.keep,
+            host.roots(),
         )
         self.run = HostedRun(config, loop, self._saved, trainer.global_step, [self._observer])
         if self._metric is not None and self._saved is None:

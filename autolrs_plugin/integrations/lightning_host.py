@@ -11,12 +11,31 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils._pytree import tree_unflatten
 
-from autolrs_plugin.training.data import ProbeBatches, generators_of
+from autolrs_plugin.training.data import ProbeBatches, generators_of, without_workers
 from autolrs_plugin.training.hosted import saved_by
 from autolrs_plugin.training.loop import as_number
+from autolrs_plugin.training.slots import Slots
 
 MOST_SKIPPED = 100
 """Most batches that may be skipped in a row."""
+
+
+class LoaderSlots(Slots):
+    """The loaders that an evaluation loop has now: Lightning may make them anew between epochs."""
+
+    def __init__(self, loop: Any) -> None:
+        super().__init__(loop, "data")
+
+    def get(self) -> dict[str, Any]:
+        """Return the loaders."""
+        combined = self._owner._combined_loader
+        return {} if combined is None else {f"[{i}]": loader for i, loader in enumerate(combined.flattened)}
+
+    def set(self, name: str, value: Any) -> None:
+        """Leave it: which loaders there are is Lightning's."""
+
+    def delete(self, name: str) -> None:
+        """Leave it."""
 
 
 class LightningHost:
@@ -40,9 +59,18 @@ class LightningHost:
             self.validates = self._val_loop._combined_loader is not None and not self._val_loop.skip
 
     def stateful(self) -> dict[str, Any]:
-        """Return what else than the module and the loaders changes in a probe."""
+        """Return what else than the module and what `roots` has changes in a probe."""
         scaler = getattr(self._trainer.precision_plugin, "scaler", None)
         return {} if scaler is None else {"scaler": scaler}
+
+    def roots(self) -> dict[str, Any]:
+        """Return what else than the module has state that a probe or an evaluation may change."""
+        return {
+            "strategy.model": self._trainer.strategy.model,
+            "train_dataloader": self.loaders,
+            "val_dataloader": LoaderSlots(self._val_loop),
+            "datamodule": self._trainer.datamodule,
+        }
 
     @contextmanager
     def saving(self, as_kept: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
@@ -117,23 +145,42 @@ class LightningHost:
 
     def evaluate(self) -> float:
         """Return the metric, smaller being better, from the Trainer's own validation loop."""
-        trainer, loop, connector = self._trainer, self._val_loop, vars(self._trainer._logger_connector)
-        progress = copy.deepcopy(loop.batch_progress)
+        trainer, connector = self._trainer, vars(self._trainer._logger_connector)
         before = {
             name: copy.copy(value) if isinstance(value, dict) else value for name, value in connector.items()
         }
+        validated_at = {name: at for name, at in vars(trainer).items() if name == "_last_val_time"}
         try:
-            with _deaf(trainer):
+            with _deaf(trainer), self._passing_loop() as loop:
                 trainer.validating = True
                 metrics = {name: value for logged in loop.run() for name, value in logged.items()}
         finally:
             trainer.training = True
+            vars(trainer).update(validated_at)
             connector.update(before)
-            loop.batch_progress = progress
         if self._metric not in metrics:
             logged = ", ".join(sorted(metrics)) or "nothing"
             raise ValueError(f"metric={self._metric!r}: validation does not log it; it logs {logged}.")
         return self._sign * as_number(metrics[self._metric], "validation_step")
+
+    @contextmanager
+    def _passing_loop(self) -> Iterator[Any]:
+        """Yield the validation loop with loaders whose workers, if any, end with them; afterwards it is as before."""
+        loop = self._val_loop
+        kept = {**vars(loop), "batch_progress": copy.deepcopy(loop.batch_progress)}
+        kept["_seen_batches_per_dataloader"] = copy.copy(loop._seen_batches_per_dataloader)
+        if loop._combined_loader is not None:
+            loop._combined_loader = copy.copy(loop._combined_loader)
+            loop._combined_loader.flattened = [
+                without_workers(loader) for loader in loop._combined_loader.flattened
+            ]
+        try:
+            yield loop
+        finally:
+            if loop._data_fetcher is not kept["_data_fetcher"]:
+                loop._data_fetcher.teardown()
+            vars(loop).clear()
+            vars(loop).update(kept)
 
 
 @contextmanager

@@ -54,7 +54,8 @@ class AutoLRS:
     are held, LR schedulers, scalers, random number generators, tensors and objects of your own. Each search is checked:
     what it changed for good is named in an error before the run goes on. Files and other processes are out of reach.
     Probes call `train_step`, too: what it logs, they log; a list of numbers in a variable of its own that only grows is
-    a log, which stays, and a warning names it.
+    a log, which stays, and a warning names it. An evaluation leaves no trace either: what `validate` changes is set
+    back, and the losses along the run are in `val_losses`.
 
     The position in the data is undone as well, given in one of three ways:
 
@@ -170,16 +171,16 @@ class AutoLRS:
             count_tokens,
             keep,
         )
+        self._loop.driven = bool(observers)
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
-        self._ranks = ranks
+        self._ranks, self._only_find = ranks, _only_find.get()
         leads = ranks is None or ranks.leads
         shown = observers_for(config, progress, tensorboard) if leads else []
         self._session = _session(config, self._loop, ranks, folder, resume, [*shown, *observers], probes)
         self._controller = self._session.controller
         if leads:
             warn_beforehand(self._controller)
-        self._only_find = _only_find.get()
 
     def run(self) -> Schedule:
         """Search and train up to the end; return the schedule that was found.
@@ -223,6 +224,7 @@ class AutoLRS:
 
     def perform(self, action: Action) -> Result:
         """Carry out the action that `next_action` gave, and return the result to `tell`."""
+        self._loop.driven = True
         return self._session.perform(action)
 
     def tell(self, result: Result) -> None:

@@ -3,25 +3,58 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from types import FunctionType
+from types import MethodType
 from typing import Any
 
 import torch
 
-from autolrs_plugin.integrations.accelerate import probe_batches, without_workers
-from autolrs_plugin.training.attributes import PlainAttributes, kept
+from autolrs_plugin.integrations.accelerate import gradients_kept, probe_batches
+from autolrs_plugin.training.data import without_workers
 from autolrs_plugin.training.hosted import saved_by
-from autolrs_plugin.training.libraries import is_users
+from autolrs_plugin.training.libraries import SKIPPED
+from autolrs_plugin.training.slots import Slots
+
+MACHINERY = {
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "peft",
+    "tokenizers",
+    "transformers",
+    "trl",
+    *SKIPPED,
+}
+"""Packages whose objects in a Trainer are not the user's."""
+
+LEFT = ("model", "model_wrapped", "train_dataset", "eval_dataset", "training_step", "create_scheduler")
+"""Attributes of a Trainer that are parts of the job by themselves, or ours."""
 
 NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "_time")
+
+
+class TrainerSlots(Slots):
+    """What a Trainer counts and keeps, and what a user's own one has beside that: a teacher, objects, functions."""
+
+    whole = True
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(trainer, "user", LEFT)
+
+    def get(self) -> dict[str, Any]:
+        """Return the attributes."""
+        return {name: value for name, value in super().get().items() if self._is_own(value)}
+
+    def _is_own(self, value: Any) -> bool:
+        if isinstance(value, MethodType) and value.__self__ is self._owner:
+            return False
+        package = type(value).__module__.partition(".")[0]
+        return isinstance(value, torch.nn.Module) or package not in MACHINERY
 
 
 class TrainerHost:
     """Probes and evaluations during a Trainer's training."""
 
     def __init__(self, trainer: Any, measures: bool, metric: str, sign: float) -> None:
-        self.attributes = PlainAttributes(trainer, leave=("train_dataset", "eval_dataset"))
         self._trainer, self._metric, self._sign, self._measures = trainer, metric, sign, measures
         self._training_step, self._was_patched = trainer.training_step, "training_step" in vars(trainer)
         self._losses: list[torch.Tensor] = []
@@ -55,16 +88,13 @@ class TrainerHost:
     def roots(self) -> dict[str, Any]:
         """Return what else than the model has state that a probe may change."""
         trainer = self._trainer
-        # What a user's own Trainer has beside the Trainer's: its class, a teacher, objects, functions.
-        kinds = torch.nn.Module | FunctionType | partial
-        own = {n: v for n, v in vars(trainer).items() if isinstance(v, kinds) or is_users(type(v))}
         return {
             "model_wrapped": trainer.model_wrapped,
             "train_dataset": trainer.train_dataset,
             "data_collator": trainer.data_collator,
             "eval_dataset": trainer.eval_dataset,
             "class": type(trainer),
-            **{f"trainer.{name}": value for name, value in own.items()},
+            "trainer": TrainerSlots(trainer),
         }
 
     @contextmanager
@@ -94,16 +124,21 @@ class TrainerHost:
             yield lambda: self._step(batches)
 
     def _loader(self) -> Any:
-        """Return a loader of the Trainer's for one probe, and not the run's own: its workers, if any, end with it."""
-        trainer, args = self._trainer, self._trainer.args
-        persistent, known = args.dataloader_persistent_workers, len(trainer.accelerator._dataloaders)
+        """Return a loader of the Trainer's for one probe, and not the run's own."""
+        with self._passing_loaders():
+            return without_workers(self._trainer.get_train_dataloader())
+
+    @contextmanager
+    def _passing_loaders(self) -> Iterator[None]:
+        """Inside, the Trainer makes loaders that are not the run's own: their workers, if any, end with them."""
+        args, made = self._trainer.args, self._trainer.accelerator._dataloaders
+        persistent, known = args.dataloader_persistent_workers, len(made)
         args.dataloader_persistent_workers = False
         try:
-            loader = trainer.get_train_dataloader()
+            yield
         finally:
             args.dataloader_persistent_workers = persistent
-            del trainer.accelerator._dataloaders[known:]
-        return without_workers(loader)
+            del made[known:]
 
     def _step(self, batches: Iterator[Any]) -> Any:
         trainer, args, accelerator = self._trainer, self._trainer.args, self._trainer.accelerator
@@ -124,8 +159,9 @@ class TrainerHost:
 
     def evaluate(self) -> float:
         """Return the metric, smaller being better."""
-        with _muted(self._trainer) as state, kept(self.attributes):
-            metrics = self._trainer.evaluate()
+        trainer = self._trainer
+        with _muted(trainer) as state, self._passing_loaders(), gradients_kept(trainer.accelerator):
+            metrics = trainer.evaluate()
             for logged in state.log_history:  # TRL adds its own when it logs
                 metrics = {**logged, **metrics}
         if self._metric not in metrics:

@@ -1,18 +1,13 @@
 """AutoLRS in a transformers Trainer, and in the trainers of TRL that build on it."""
 
 import logging
-import os
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
-from autolrs_plugin.training.checking import plain_numbers
-from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin, hosted_config
-from autolrs_plugin.training.inventory import Stateful
-from autolrs_plugin.training.lr import TunedLR, checked_prior, earlier_plateau, prior_lr
-from autolrs_plugin.training.progress import StageLines, StageLog
-from autolrs_plugin.training.rng import Generator
+from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin
+from autolrs_plugin.training.lr import TunedLR
+from autolrs_plugin.training.settings import HostedOptions, HostedSettings, sign_of
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -47,22 +42,12 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
 
     Args:
         lr_range: the least and the greatest learning rate to try, of the first parameter group.
-        search_budget: the steps that the search may take, as a fraction of the run's, in (0, 1].
-        seed: of everything that the search draws.
-        prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
-            optimizer was built with, a number in `lr_range`, or None to know none.
-        warm_start: the folder of an earlier run (what `save` wrote, or a `run_dir`), whose learning rates are
-            followed and hardly searched for.
         metric: what to decide by, as `trainer.evaluate()` names it; needs an eval_dataset. None for `eval_loss`, or
             for the training loss where there is no eval_dataset.
         greater_is_better: whether the metric grows with progress; None for: unless its name ends in `loss`.
         loss_is_progress: whether the training loss measures progress; without, a metric is needed. None for: except
             in TRL's trainers that learn from rewards.
-        generators: random number generators beside the global ones that data or model draw from.
-        stateful: more objects to roll back, by name.
-        keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
-        progress: whether to print a line per search; it is logged (`autolrs_plugin`) without.
-        settings: the other settings of AutoLRSConfig.
+        options: what every adapter takes, see HostedOptions.
 
     Raises:
         ConfigError: a setting that cannot be used. What cannot be tuned in the Trainer is refused when the Trainer is
@@ -73,40 +58,19 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         self,
         lr_range: tuple[float, float],
         *,
-        search_budget: float = 0.2,
-        seed: int = 0,
-        prior: float | str | None = "optimizer",
-        warm_start: str | os.PathLike[str] | None = None,
         metric: str | None = None,
         greater_is_better: bool | None = None,
         loss_is_progress: bool | None = None,
-        generators: Sequence[Generator] = (),
-        stateful: Mapping[str, Stateful] | None = None,
-        keep: str = "host",
-        progress: bool = True,
-        **settings: Any,
+        **options: Unpack[HostedOptions],
     ) -> None:
-        self._settings = plain_numbers(
-            {"lr_range": lr_range, "search_budget": search_budget, "seed": seed, **settings}
-        )
-        self._earlier = {"warm_start": earlier_plateau(warm_start)}
-        hosted_config("AutoLRSCallback", 1, False, {**self._settings, **self._earlier})
-        self._prior = checked_prior(prior, lr_range)
-        greater = not (metric or "loss").endswith("loss") if greater_is_better is None else greater_is_better
-        self._metric, self._sign = metric, -1.0 if greater else 1.0
+        self._settings = HostedSettings.checked("AutoLRSCallback", lr_range, options)
+        self._metric, self._sign = metric, sign_of(metric, greater_is_better)
         self._loss_is_progress = loss_is_progress
-        self._generators, self._stateful, self._keep = tuple(generators), dict(stateful or {}), keep
-        self._observer = StageLines() if progress else StageLog()
+        self._observer = self._settings.observer()
         self._host: TrainerHost | None = None
         # As the Trainer makes a callback anew with `restore_callback_states_from_checkpoint`.
-        self._arguments = {
-            "metric": metric,
-            "greater_is_better": greater,
-            "loss_is_progress": loss_is_progress,
-            "prior": self._prior,
-            "warm_start": None if warm_start is None else os.fspath(warm_start),
-        }
-        self._arguments |= {"keep": keep, "progress": progress, **self._settings}
+        own = {"metric": metric, "greater_is_better": self._sign < 0, "loss_is_progress": loss_is_progress}
+        self._arguments = {**own, **self._settings.arguments()}
 
     def state(self) -> dict[str, Any]:
         """Return the run so far, which the Trainer writes into each checkpoint."""
@@ -116,7 +80,9 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         """Look at the Trainer that is being constructed, and give it a scheduler that tells the rates in use."""
         trainer = _calling_trainer()
         _check_trainer(trainer, self._metric, self._measures(trainer))
-        if args.restore_callback_states_from_checkpoint and (self._generators or self._stateful):
+        if args.restore_callback_states_from_checkpoint and (
+            self._settings.generators or self._settings.stateful
+        ):
             raise ValueError(
                 "restore_callback_states_from_checkpoint: would make an AutoLRSCallback without its generators= and "
                 "stateful=; leave it out: what the tuner has done is restored all the same."
@@ -147,14 +113,12 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         host = TrainerHost(trainer, self._measures(trainer), self._metric or "eval_loss", self._sign)
         validates = trainer.eval_dataset is not None
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        known = {"prior_lr": prior_lr(self._prior, optimizer), **self._earlier}
-        config = hosted_config("AutoLRSCallback", state.max_steps, validates, {**known, **self._settings})
-        stateful = {"trainer": host.attributes, **self._stateful}
+        config = self._settings.config(optimizer, state.max_steps, validates)
+        stateful = dict(self._settings.stateful)
         if trainer.accelerator.scaler is not None:
             stateful["scaler"] = trainer.accelerator.scaler
-        loop = HostedLoop(
-            trainer.model, optimizer, host, stateful, self._generators, self._keep, host.roots()
-        )
+        model, settings = trainer.model, self._settings
+        loop = HostedLoop(model, optimizer, host, stateful, settings.generators, settings.keep, host.roots())
         self.run = HostedRun(config, loop, saved, state.global_step, [self._observer])
         if self._metric is not None and saved is None:
             loop.evaluate()  # an unknown metric shows before any training

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save, save_file
 
 from autolrs_plugin.core.files import written_whole
-from autolrs_plugin.training.plain import is_plain
+from autolrs_plugin.training.plain import Count, is_plain
 from autolrs_plugin.training.tree import Composite, Sharding, TensorCopy
 
 VERSION = 2
@@ -126,11 +126,18 @@ class _Tensors:
         self._storages: set[int] = set()
         self._encoded: dict[int, dict[str, Any]] = {}
 
-    def once(self, kept: TensorCopy | Composite, where: str) -> dict[str, Any]:
+    def once(self, kept: TensorCopy | Composite | Count, where: str) -> dict[str, Any]:
         """Return a copy as JSON; one that is met twice goes into the file once."""
         if id(kept) not in self._encoded:
-            encode: Any = _encode_tensor if isinstance(kept, TensorCopy) else _encode_composite
-            self._encoded[id(kept)] = encode(kept, self, where)
+            if isinstance(kept, Count):  # two that are at the same place are two by their number
+                encoded = {
+                    "count": [_encode(v, self, where) for v in (kept.start, kept.step)],
+                    "number": len(self._encoded),
+                }
+            else:
+                encode: Any = _encode_tensor if isinstance(kept, TensorCopy) else _encode_composite
+                encoded = encode(kept, self, where)
+            self._encoded[id(kept)] = encoded
         return self._encoded[id(kept)]
 
     def add(self, tensor: torch.Tensor) -> str:
@@ -149,7 +156,7 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, TensorCopy | Composite):
+    if isinstance(value, TensorCopy | Composite | Count):
         return tensors.once(value, where)
     if type(value) in (dict, OrderedDict, Counter) or _is_default_dict(value):
         tag = type(value).__name__ if type(value) in (OrderedDict, Counter) else "dict"
@@ -263,6 +270,8 @@ def _decode(value: Any, read: _Read) -> Any:
         return TensorCopy(data, torch.device(extra["device"]))
     if tag == "composite":
         return read.once(value, lambda: _decode_composite(body, extra, read))
+    if tag == "count":
+        return read.once(value, lambda: Count(*(_decode(v, read) for v in body)))
     if tag in ("dict", "OrderedDict", "Counter"):
         kind = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}[tag]
         return kind({_decode(k, read): _decode(v, read) for k, v in body})

@@ -228,6 +228,18 @@ def generators_of(source: object) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
+def without_workers(loader: Any) -> Any:
+    """Return a copy of a loader that shares no workers with it, and keeps none; what is no loader, as it is."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    own: Any = copy.copy(loader)
+    if isinstance(vars(own).get("base_dataloader"), DataLoader):  # what Accelerate wraps
+        own.base_dataloader = without_workers(own.base_dataloader)
+    else:
+        vars(own).update(_iterator=None, persistent_workers=False)  # torch lets no one set the latter
+    return own
+
+
 def _set_epoch(source: Any, epoch: int) -> None:
     """Tell a sampler that shuffles by the number of the epoch which one it is, as every loop over one has to."""
     sampler = getattr(source, "sampler", None)

@@ -44,13 +44,22 @@ def plain_in(slots: Slots, names: Container[int]) -> dict[str, Any]:
     return {k: v for k, v in slots.get().items() if is_plain(v, names, most)}
 
 
-def hold_objects(origins: Origins) -> None:
-    """Note what is held that is no plain value."""
-    for path, slots in origins.found.slots.items():
+def held_in(
+    found: Inventory, names: Container[int], kinds: Container[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Return what is held, by path and name: plain values in slots of some kinds, and all that is none."""
+    plain: dict[str, dict[str, Any]] = {}
+    objects: dict[str, dict[str, Any]] = {}
+    for path, slots in found.slots.items():
+        values: dict[str, Any] = {}
+        others: dict[str, Any] = {}
         most = MOST_BYTES[slots.kind]
-        objects = {k: v for k, v in slots.get().items() if not is_plain(v, origins.names, most)}
-        origins.objects[path] = objects
-        origins.lengths[path] = {k: len(v) for k, v in objects.items() if type(v) is list}
+        for name, value in slots.get().items():
+            (values if is_plain(value, names, most) else others)[name] = value
+        objects[path] = others
+        if slots.kind in kinds:
+            plain[path] = values
+    return plain, objects
 
 
 def hold_dicts(origins: Origins) -> None:
@@ -91,8 +100,9 @@ def restore_slots(restorer: Restorer, attributes: Mapping[str, Any], origins: Or
         kept, now = attributes.get(path, {}), slots.get()
         then = origins.objects.get(path, {})
         for name, value in reversed(now.items()):
-            made = in_memory and path in attributes and name not in kept and name not in then
-            if made and (slots.kind in ("user", "data") or is_plain(value, origins.names)):
+            made = path in attributes and name not in kept and name not in then
+            plain = made and (in_memory or slots.whole) and is_plain(value, origins.names)
+            if plain or (made and in_memory and slots.kind in ("user", "data")):
                 slots.delete(name)
         for name, thing in then.items():
             if now.get(name) is not thing:

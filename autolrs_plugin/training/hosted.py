@@ -32,7 +32,7 @@ from autolrs_plugin.training.loop import TorchLoop
 from autolrs_plugin.training.metering import metered
 from autolrs_plugin.training.ports import Observer, OnStep, Port, Steps
 from autolrs_plugin.training.progress import warn_beforehand
-from autolrs_plugin.training.rng import Generator, seed_all
+from autolrs_plugin.training.rng import Generator
 from autolrs_plugin.training.session import Session, check_same_run
 
 logger = logging.getLogger("autolrs_plugin")
@@ -112,8 +112,7 @@ class HostedLoop(TorchLoop):
 
     def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
         """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
-        self._probed = self._in_probe = True
-        seed_all(seed, self._job.generators)
+        self._begin_probe(seed)
         try:
             with self._host.probing(seed) as self._train_step:
                 return self._steps(lrs, on_step, None, abort_above)

@@ -19,14 +19,11 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from types import (
     BuiltinMethodType,
-    CodeType,
-    FrameType,
     FunctionType,
     MethodType,
     MethodWrapperType,
     ModuleType,
     SimpleNamespace,
-    TracebackType,
 )
 from typing import Any, Protocol
 
@@ -48,8 +45,9 @@ from autolrs_plugin.training.items import (
     buffer_of,
     special_slots,
 )
-from autolrs_plugin.training.libraries import INSIDE, SKIPPED, TORCHS_OWN, WALKED_ONLY, is_users
+from autolrs_plugin.training.libraries import INSIDE, SKIPPED, TORCHS_OWN, WALKED_ONLY, is_opaque, is_users
 from autolrs_plugin.training.plain import (
+    ALWAYS,
     ATOMS,
     BUFFERS,
     CONTAINERS,
@@ -57,6 +55,7 @@ from autolrs_plugin.training.plain import (
     MOST_BYTES,
     MOST_MEMBERS,
     bears,
+    count_at,
     is_data,
     is_dense,
     is_log,
@@ -71,6 +70,7 @@ from autolrs_plugin.training.slots import (
     Slots,
     VariableSlots,
     WrapperSlots,
+    functions_of,
     held,
     names_in,
 )
@@ -100,7 +100,8 @@ class Inventory:
     """All that is reached from the parts of a job, by the path to it.
 
     Args:
-        roots: the parts, by the path that is theirs; the model has none, so that its modules have their own names.
+        roots: the parts, by the path that is theirs; the model has none, so that its modules have their own names. One
+            of which only some attributes are its own is given as slots.
         skip: objects that somebody else takes care of; what those with a state of their own refer to is walked to.
         data: whether the parts are data.
         code: whether to walk to what functions, hooks and classes use, and not only to what objects hold.
@@ -153,7 +154,9 @@ class Inventory:
         return {p: slots for p, slots in self.slots.items() if slots.lasts and not p.startswith(passing)}
 
     def _visit(self, path: str, value: Any, data: bool = False, depth: int = 0) -> None:
-        passed = isinstance(value, PASSED)
+        if type(value) in ALWAYS:
+            return
+        passed = isinstance(value, PASSED) or count_at(value) is not None
         if passed or id(value) in self._seen or depth > DEEP or len(self._seen) > REACH:
             return
         if isinstance(value, (torch.Tensor, np.ndarray)):
@@ -176,6 +179,8 @@ class Inventory:
         elif isinstance(value, DataLoader):
             for name in ("dataset", "sampler", "batch_sampler", "collate_fn", "generator"):
                 self._visit(f"{path}.{name}", getattr(value, name, None), True, depth + 1)
+            # What a class of the user's, or Accelerate, adds to torch's own attributes.
+            self._held(path, Slots(value, "data"), True, depth)
         elif is_stateful(value) and not data:
             self.stateful[path] = value
             self._stateful(path, value, depth)
@@ -185,8 +190,8 @@ class Inventory:
             isinstance(value, Iterator) and not is_users(type(value))
         ):
             self.iterators[path] = value
-        elif isinstance(value, ContextVar):
-            self._held(path, ContextSlots(value), data, depth)
+        elif isinstance(value, Slots | ContextVar):
+            self._held(path, value if isinstance(value, Slots) else ContextSlots(value), data, depth)
         elif isinstance(value, weakref.ref):
             self._visit(path, value(), data, depth + 1)
         else:
@@ -381,22 +386,6 @@ REFERRED = (
     *(FunctionType, MethodType, functools.partial),
 )
 """What a state_dict() leaves out where it is only referred to."""
-
-
-def functions_of(member: Any) -> list[Any]:
-    """Return the functions in what a class has under a name."""
-    if isinstance(member, property):
-        return [f for f in (member.fget, member.fset, member.fdel) if f is not None]
-    if isinstance(member, staticmethod | classmethod):
-        return [member.__func__]
-    return [member] if isinstance(member, FunctionType) else []
-
-
-def is_opaque(value: Any) -> bool:
-    """Tell whether an object is of no Python class, so that only the garbage collector knows what it refers to."""
-    kind = type(value)
-    python = hasattr(value, "__dict__") or is_users(kind) or kind.__module__.startswith(WALKED_ONLY)
-    return not (python or isinstance(value, BaseException | FrameType | TracebackType | CodeType))
 
 
 def joined(path: str, name: str) -> str:

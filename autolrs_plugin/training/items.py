@@ -28,7 +28,8 @@ class ItemSlots(Slots):
         self._keys: dict[str, Any] = {}
         self._names: dict[int, str] = {}
         self.lasts = self.lasts and isinstance(owner, Sequence | deque | Mapping | np.ndarray)
-        self.get()
+        if not isinstance(owner, Sequence | deque | np.ndarray):
+            self.get()  # which takes note of the keys
 
     def get(self) -> dict[str, Any]:
         """Return the items."""
@@ -276,13 +277,20 @@ def _cache_in(function: Any) -> tuple[dict[Any, Any], list[Any]]:
 
 def buffer_of(value: Any) -> memoryview | None:
     """Return the memory of a value that shares it and lets others write to it; None of all others."""
+    if type(value) in _UNSHARED:
+        return None
     try:
         view = memoryview(value)
-    except (TypeError, ValueError, BufferError):
+    except (TypeError, ValueError, BufferError) as error:
+        if "a bytes-like object is required" in str(error):
+            _UNSHARED.add(type(value))
         return None
     pointers = _POINTERS & set(re.sub(r":\w+:", "", view.format))  # without the names of fields
     return None if pointers or view.readonly or not view.c_contiguous or not view.nbytes else view
 
+
+_UNSHARED: WeakSet[type] = WeakSet()
+"""Types that are known to share no memory: nearly all, and asking costs more than all else about an object."""
 
 _POINTERS = set("PzZOX&")
 """Formats of pointers: what they point to may be gone, so their bytes must not be put back."""

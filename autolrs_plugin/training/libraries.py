@@ -3,7 +3,7 @@
 import site
 import sys
 import sysconfig
-from types import CodeType, ModuleType
+from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 
 SKIPPED = {
@@ -84,3 +84,10 @@ def is_users(thing: Any) -> bool:
     if isinstance(code, CodeType):
         return is_users(code)
     return bool(name) and module is None
+
+
+def is_opaque(value: Any) -> bool:
+    """Tell whether an object is of no Python class, so that only the garbage collector knows what it refers to."""
+    kind = type(value)
+    python = hasattr(value, "__dict__") or is_users(kind) or kind.__module__.startswith(WALKED_ONLY)
+    return not (python or isinstance(value, BaseException | FrameType | TracebackType | CodeType))

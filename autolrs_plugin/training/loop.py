@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,23 @@ from autolrs_plugin.training.data import Batches, BatchStream, ProbeBatches, gen
 from autolrs_plugin.training.fingerprint import weights_digest
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.keeper import Keeper
+from autolrs_plugin.training.lost import SHOWN, check_same
 from autolrs_plugin.training.lr import GroupRates
 from autolrs_plugin.training.ports import OnStep, Steps
 from autolrs_plugin.training.rng import Generator, seed_all
-from autolrs_plugin.training.snapshot import COUNT, JobState
+from autolrs_plugin.training.snapshot import JobState
 from autolrs_plugin.training.tree import Copier
 
 logger = logging.getLogger("autolrs_plugin")
 
 POSITION = "the position in train_data"
 """The name of the run's own stream of data among what is rolled back."""
+
+WEIGHTS = "parameters["
+"""What the digests of weights begin with."""
+
+NOTHING_TRAINED = 10
+"""Of first steps that change no weight, and whose losses are all not finite, more than this are told of."""
 
 TrainStep = Callable[..., Any]
 """Takes one optimizer step, given a batch or nothing, and returns its loss."""
@@ -43,7 +50,11 @@ def named_state(
 
 
 class TorchLoop:
-    """The session's port for a plain PyTorch loop; the arguments are those of AutoLRS."""
+    """The session's port for a plain PyTorch loop; the arguments are those of AutoLRS.
+
+    Attributes:
+        driven: whether somebody else has a turn between two actions.
+    """
 
     def __init__(
         self,
@@ -61,7 +72,7 @@ class TorchLoop:
     ) -> None:
         check_step(train_step, train_data, probe_data, "data" in stateful)
         self._train_step = train_step
-        self._validate = validate
+        self._validate, self._is_users = validate, validate is not None
         self._count_tokens = count_tokens
         found = [g for source in (train_data, probe_data) for g in generators_of(source)]
         all_generators = list({id(g): g for g in (*generators, *found)}.values())
@@ -85,11 +96,12 @@ class TorchLoop:
         roots = {name: part for name, part in (parts | dict(roots or {})).items() if part is not None}
         self._job = JobState(model, optimizer, stateful, all_generators, roots, last=POSITION)
         self._keeper = Keeper(self._job, keep)
-        # What there was when the state was kept, whole and as far as it costs little; and the logs that were named.
+        # What there is in the kept state, whole and as far as it costs little; and the logs that were named.
         self._before: tuple[dict[str, str], dict[str, str]] | None = None
         self._named: set[str] = set()
-        self._probed = self._verified = self._in_probe = False
-        self._seen_to_train = False
+        self._probed = self._verified = self._in_probe = self._evaluated = self.driven = False
+        # The losses of the first steps, as long as none has changed a weight.
+        self._untrained: list[float] | None = []
         self.rates = GroupRates(optimizer)
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
@@ -99,25 +111,53 @@ class TorchLoop:
 
     def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
         """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
-        self._probed = self._in_probe = True
-        seed_all(seed, self._job.generators)
+        self._begin_probe(seed)
         if self._probe_batches is None:
             return self._steps(lrs, on_step, None, abort_above)
         batches = self._probe_batches.draw(seed)
         return self._steps(lrs, on_step, lambda: next(batches), abort_above)
 
+    def _begin_probe(self, seed: int) -> None:
+        """Take the fingerprints of the kept state, which the job is in, and seed all generators."""
+        if self._before is None:  # only now: most states are kept before a piece of the run, which needs none
+            self._before = self._job.digests(), self._job.watched()
+        self._probed = self._in_probe = True
+        seed_all(seed, self._job.generators)
+
     def evaluate(self) -> float:
-        """Return the validation loss; buffers, train/eval modes and generators are left as they were."""
+        """Return the validation loss; afterwards the job is what it was before, whatever the evaluation has changed.
+
+        Raises:
+            RuntimeError: it has changed something that cannot be set back; the message names it.
+        """
         if self._validate is None:
             raise ValueError("validate: is missing; give it, or evaluate yourself and tell() the result.")
+        # The end of a probe takes back what an evaluation in it has changed, and sees to it.
+        seen = not self._in_probe
+        first = seen and not self._evaluated
+        before = self._job.digests() if first else {}
         with self._job.looked_at():
-            return as_number(self._validate(), "validate")
+            records = self._job.records() if first and self._is_users else None
+            before = self._job.unheld() if seen and not first else before
+            loss = as_number(self._validate(), "validate")
+            if records is not None:
+                self._warn_of_records(records)
+        if seen:
+            after = self._job.digests() if first else self._job.unheld()
+            # Whoever asks for an evaluation sees to the weights.
+            before, after = (
+                {k: v for k, v in d.items() if not k.startswith(WEIGHTS)} for d in (before, after)
+            )
+            self._named |= check_same(before, after, self._named, "an evaluation")
+            self._evaluated = True
+        return loss
 
     def snapshot(self) -> None:
         """Keep the whole state, in place of the one kept before."""
         self._keeper.save()
-        self._before = self._job.digests(), self._job.watched()
-        self._probed = self._verified = False
+        self._before, self._probed, self._verified = None, False, False
+        if self.driven:
+            self._before = self._job.digests(), self._job.watched()
 
     def restore(self) -> None:
         """Go back to the kept state; after a search's first probe, and at its end, see that this was all.
@@ -127,11 +167,11 @@ class TorchLoop:
         """
         self._keeper.restore()
         in_probe, self._in_probe = self._in_probe, False
-        if self._before is None:  # a state that was read from a file had nobody to take fingerprints of it
-            self._before = self._job.digests(), self._job.watched()
-        elif self._probed and self._verified and in_probe:
+        if self._before is None or not self._probed:
+            return
+        if self._verified and in_probe:
             self._check_same(self._before[1], self._job.watched())
-        elif self._probed:
+        else:
             self._verified = True
             self._check_same(self._before[0], self._job.digests())
 
@@ -151,6 +191,8 @@ class TorchLoop:
 
     def fingerprint(self) -> str:
         """Return a value that changes when a weight does."""
+        if self._in_probe:
+            self._job.look()
         return self._job.fingerprint()
 
     def write_state(self, path: Path) -> str:
@@ -219,6 +261,29 @@ class TorchLoop:
     def _check_same(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
         self._named |= check_same(before, after, self._named)
 
+    def _warn_of_records(self, before: Mapping[str, str]) -> None:
+        after = self._job.records()
+        if changed := [path for path in {**before, **after} if before.get(path) != after.get(path)]:
+            logger.warning(
+                "%s: was changed by validate, and is set back after each evaluation, for AutoLRS evaluates at times of "
+                "its own; the losses along the run are in val_losses, and other records need evaluations of your own.",
+                ", ".join(changed[:SHOWN]),
+            )
+
+    def _warn_untrained(self, losses: list[float], lr: float) -> list[float] | None:
+        """Warn of first steps that have changed no weight; return their losses where it is too early to tell."""
+        skipped = sum(not math.isfinite(loss) for loss in losses)
+        if skipped == len(losses) < NOTHING_TRAINED:
+            return losses
+        also = f"; {skipped} of their losses are not finite, and a step may skip those" if skipped else ""
+        logger.warning(
+            "train_step: has changed no weight of the model in its first %d steps, at learning rates up to %.3g%s; "
+            "unless it skips steps (a gradient scaler that looks for its scale does), see that it calls backward() and "
+            "optimizer.step(), on this model and this optimizer.",
+            *(len(losses), lr, also),
+        )
+        return None
+
     def _steps(
         self,
         lrs: Sequence[float],
@@ -227,7 +292,7 @@ class TorchLoop:
         abort_above: float | None = None,
     ) -> Steps:
         losses, tokens = [], 0
-        untrained = None if self._seen_to_train else self._job.fingerprint()
+        untrained = None if self._untrained is None else self._job.fingerprint()
         for lr in lrs:
             self.rates.set(lr)
             batch = draw() if draw is not None else None
@@ -237,13 +302,9 @@ class TorchLoop:
             on_step(lr, losses[-1])
             if abort_above is not None and not (losses[-1] <= abort_above and math.isfinite(losses[-1])):
                 break
-        self._seen_to_train = True
-        if untrained is not None and untrained == self._job.fingerprint():
-            logger.warning(
-                "train_step: has changed no weight of the model in its first %d steps, at learning rates up to %.3g; "
-                "does it call backward() and optimizer.step(), on this model and this optimizer?",
-                *(len(losses), max(lrs)),
-            )
+        if untrained is not None and self._untrained is not None:
+            changed = untrained != self._job.fingerprint()
+            self._untrained = None if changed else self._warn_untrained([*self._untrained, *losses], max(lrs))
         return Steps(tuple(losses), tokens)
 
     def _take(self, batch: Any, with_batch: bool = False) -> float:
@@ -252,30 +313,6 @@ class TorchLoop:
                 "train_step: is missing; give it, or carry out the action yourself and tell() the result."
             )
         return as_number(self._train_step(batch) if with_batch else self._train_step(), "train_step")
-
-
-def check_same(before: Mapping[str, str], after: Mapping[str, str], named: Collection[str] = ()) -> set[str]:
-    """Look at what a probe has changed for good; return the logs among it, of which those not yet `named` are now.
-
-    Raises:
-        RuntimeError: it changed something of the job; the message names it.
-    """
-    changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
-    logs = {path for path in changed if path.endswith(COUNT)}
-    if fresh := sorted(logs.difference(named)):
-        logger.warning(
-            "%s: grew in a probe, and was not set back, as probes call train_step, too; keep what training depends on "
-            "in the model or in an object with state_dict(), given as stateful=.",
-            ", ".join(fresh[:5]),
-        )
-    lost = [path for path in changed if path not in logs]
-    if lost:
-        raise RuntimeError(
-            f"{', '.join(lost[:5])}: was changed by a probe and cannot be set back, so the run would differ "
-            "from one without probes. Give what batches are drawn from as train_data= or data=, and other state as "
-            "stateful= (a module, an optimizer, or an object with state_dict() and load_state_dict())."
-        )
-    return logs
 
 
 def as_number(value: Any, source: str) -> float:

@@ -1,8 +1,11 @@
 """Plain values: numbers, strings, tensors and containers of these alone. They can be copied and put back."""
 
+import ast
+import itertools
 from array import array
 from collections import deque
 from collections.abc import Container
+from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -17,6 +20,9 @@ ATOMS = (
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
 )
 """Values that never change by themselves: what holds them is rebound."""
+
+ALWAYS = frozenset((bool, int, float, complex, str, bytes, type(None)))
+"""The types of nearly all of them: looked up at once."""
 
 RECORDED = (*ATOMS, PurePath, date, time, timedelta, Decimal, Enum)
 """What the entries of a log are: values that never change by themselves, though not all of them go into a file."""
@@ -37,6 +43,25 @@ MOST_MEMBERS = 1_000_000
 
 MOST_BYTES = {"module": float("inf"), "optimizer": float("inf"), "user": 64 * 2**20, "data": 2**20}
 """What is larger is data: it is watched, not copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Where an itertools.count is: what it gives next, and the step to the one after."""
+
+    start: int | float | complex
+    step: int | float | complex
+
+
+def count_at(value: Any) -> Count | None:
+    """Return where an itertools.count is; None of anything else, and of one whose numbers are not Python's own."""
+    if type(value) is not itertools.count:
+        return None
+    try:
+        start, *step = ast.literal_eval(f"({repr(value).removeprefix('count(')[:-1]},)")
+    except ValueError:
+        return None
+    return Count(start, *step or [1])
 
 
 def bears(value: Any) -> bool:
@@ -65,10 +90,14 @@ def is_plain(
         most_bytes: how large its tensors may be in all.
         left: how many items, and how many bytes, may still be looked at.
     """
+    if type(value) in ALWAYS:
+        if left is not None:
+            left[0] -= 1
+        return True
     inside = left is not None
     left = [MANY, most_bytes] if left is None else left
     left[0] -= 1
-    if isinstance(value, ATOMS):
+    if isinstance(value, ATOMS) or count_at(value) is not None:
         return True
     if isinstance(value, BUFFERS):
         left[1] -= memoryview(value).nbytes
@@ -85,6 +114,8 @@ def is_plain(
         return False
     if isinstance(value, dict) and not all(is_plain(k, foreign, most_bytes, left) for k in value):
         return False
+    if isinstance(value, set | frozenset) and any(map(count_at, value)):
+        return False  # one cannot be put in the place of another there
     return all(
         is_plain(v, foreign, most_bytes, left) for v in (value.values() if isinstance(value, dict) else value)
     )

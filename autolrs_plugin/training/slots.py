@@ -19,6 +19,8 @@ from autolrs_plugin.training.plain import ATOMS
 
 _TORCHS = frozenset(vars(torch.nn.Module()))
 _OPTIMIZERS = frozenset({"param_groups", "state"})
+_LOADERS = frozenset(vars(torch.utils.data.DataLoader([])))
+_TORCHS_KINDS = (torch.nn.Module, torch.optim.Optimizer, torch.utils.data.DataLoader)
 _OF_CLASSES = (FunctionType, classmethod, staticmethod, property, MemberDescriptorType)
 
 STORES = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR")
@@ -46,9 +48,10 @@ class Slots:
         kind: as given.
         leaves_logs: whether a list of numbers is the user's own log of what happened, which stays.
         lasts: whether a name means the same at another time, and in another process.
+        whole: whether all of it goes into files, and not only what the script has not set itself.
     """
 
-    leaves_logs = False
+    leaves_logs = whole = False
     lasts = True
 
     def __init__(self, owner: Any, kind: str, leave: Container[str] = ()) -> None:
@@ -58,7 +61,10 @@ class Slots:
 
     def get(self) -> dict[str, Any]:
         """Return what is held now, by name."""
-        return {k: v for k, v in held(self._owner).items() if not self._is_torchs(k) and k not in self._leave}
+        found = held(self._owner)
+        if not (self._leave or isinstance(self._owner, _TORCHS_KINDS)):
+            return found
+        return {k: v for k, v in found.items() if not self._is_torchs(k) and k not in self._leave}
 
     def set(self, name: str, value: Any) -> None:
         """Hold another object."""
@@ -78,7 +84,7 @@ class Slots:
             return name in _TORCHS
         if isinstance(self._owner, torch.optim.Optimizer):
             return name in _OPTIMIZERS or name.endswith("_hooks")
-        return isinstance(self._owner, torch.utils.data.DataLoader)
+        return isinstance(self._owner, torch.utils.data.DataLoader) and name in _LOADERS
 
 
 class WrapperSlots(Slots):
@@ -306,6 +312,15 @@ def slot_names(kind: type) -> dict[str, Any]:
             if isinstance(member, MemberDescriptorType)
         }
     return _slot_names[kind]
+
+
+def functions_of(member: Any) -> list[Any]:
+    """Return the functions in what a class has under a name."""
+    if isinstance(member, property):
+        return [f for f in (member.fget, member.fset, member.fdel) if f is not None]
+    if isinstance(member, staticmethod | classmethod):
+        return [member.__func__]
+    return [member] if isinstance(member, FunctionType) else []
 
 
 def held(owner: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The whole state of a training job, taken and restored bit for bit."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,14 +11,22 @@ from autolrs_plugin.training.checking import check_job, named
 from autolrs_plugin.training.fingerprint import digest_of, leaves, tensor_digest, weights_fingerprint
 from autolrs_plugin.training.holdings import (
     Origins,
+    held_in,
     hold_dicts,
-    hold_objects,
     plain_in,
     restore_dicts,
     restore_slots,
 )
 from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined, made_anew
 from autolrs_plugin.training.items import MemberSlots
+from autolrs_plugin.training.lost import FROZEN, LOG, check_replaced
+from autolrs_plugin.training.optimizers import (
+    GROUP_PARAMS,
+    optimizer_state,
+    params_of,
+    restore_optimizer,
+    swaps_weights,
+)
 from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain
 from autolrs_plugin.training.rng import (
     Generator,
@@ -35,13 +43,8 @@ from autolrs_plugin.training.watched import data_seen, position, switches
 
 logger = logging.getLogger("autolrs_plugin")
 
-_GROUP_PARAMS = "params"
-
 ORIGINS = "origins"
 """The part of a captured state that holds the job's own objects, and is not written to files."""
-
-
-COUNT = " (a log)"
 
 
 class JobState:
@@ -95,7 +98,7 @@ class JobState:
         self._roots = dict(roots or {})
         self._last = last
         self._lengths: dict[str, int] = {}
-        self._look()
+        self.look()
         if not self.found.whole:
             logger.warning(
                 "train_step and the other arguments reach more than %d objects; what a probe changes beyond them is "
@@ -119,7 +122,7 @@ class JobState:
         return {name: p for name, p in self.parameters.items() if name not in self._moving}
 
     def fingerprint(self) -> str:
-        """Return a few bytes that change when a weight does."""
+        """Return a few bytes that change when a weight does, of those that there were at the last look."""
         return weights_fingerprint(self.trainable(), self.frozen())
 
     def capture(self, copier: Copier, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -130,33 +133,32 @@ class JobState:
             old: a state captured before that nobody needs any more: its memory is used again.
         """
         reshard(self.model)
-        self._look()
+        self.look()
         olds = old or {}
         state = {key: copier.copy(part(), olds.get(key)) for key, part in self._parts().items()}
-        attributes = self._attributes(changed_only=copier.shares)
-        state["attributes"] = copier.copy(attributes, olds.get("attributes"), note=True)
-        if not copier.shares:
-            state[ORIGINS] = self._origins(copier.origins)
+        if copier.shares:
+            state["attributes"] = copier.copy(self._changed_attributes(), olds.get("attributes"), note=True)
+        else:
+            self._hold(state, copier, olds.get("attributes"), MOST_BYTES)
         return state
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
-        """Leave the job as it was after something that only looks at it.
+        """Leave the job as it was after something that only looks at it: an evaluation leaves no trace.
 
-        Buffers, train/eval modes, gradients, attributes of modules and generators; and the weights, where an optimizer
-        swaps them for others to evaluate (Schedule-Free).
+        All is put back but what is large and nobody changes who only looks: the weights and what the optimizers hold.
+        Those are put back, too, where an optimizer swaps the weights for others to evaluate (Schedule-Free).
         """
-        self._look()
-        parts = {"buffers", "modes", "rng", "generators"}
-        if any(_swaps_weights(optimizer) for optimizer in self.found.optimizers.values()):
-            parts |= {"parameters", "optimizers"}
-        kept = self._glance(parts)
+        self.look()
+        swaps = any(swaps_weights(optimizer) for optimizer in self.found.optimizers.values())
+        kept = self._glance(("gradients",) if swaps else ("gradients", "parameters", "optimizers"))
         gradients = [(p, p.grad) for p in self.parameters.values()]
         for parameter, _ in gradients:
             parameter.grad = None
         try:
             yield
         finally:
+            self._keep_changed(kept)
             self.restore(kept)
             for parameter, gradient in gradients:
                 parameter.grad = gradient
@@ -166,11 +168,13 @@ class JobState:
         reshard(self.model)
         origins = state.get(ORIGINS)
         if origins is None:
-            self._look()
+            self.look()
             origins = Origins(self.found, self.parameters, self._names)
+        restorer = Restorer(origins.notes)
         with torch.no_grad():
-            self._restore(Restorer(origins.notes), state, origins)
-        self._look()
+            self._restore(restorer, state, origins)
+        check_replaced(restorer.replaced)
+        self.look()
         for thing in self.found.bearers.values() if ORIGINS in state else ():
             if id(thing) not in origins.found.bearers:  # its attributes have come to it since
                 vars(thing).clear()
@@ -179,7 +183,7 @@ class JobState:
         """Return a digest of everything that is reached, by the path to it: also of what is only watched."""
         share = Copier(share=True)
         reshard(self.model)
-        self._look()
+        self.look()
         state = {key: share.copy(part()) for key, part in self._parts().items()}
         found = {path: digest for key, value in state.items() for path, digest in leaves(key, value)}
         for path, slots in self.found.lasting().items():
@@ -188,21 +192,38 @@ class JobState:
                 if slots.leaves_logs and is_log(value):
                     begun = self._lengths.setdefault(full, len(value))
                     found[full] = str(data_seen(value[:begun]))
-                    found[full + COUNT] = str(len(value))
+                    found[full + LOG] = str(len(value))
                 elif is_plain(value, self._names):
                     found[full] = digest_of(share.copy(value, note=True))
         for module, variables in self._modules().items():
             atoms = {k: v for k, v in list(variables.items()) if isinstance(v, ATOMS)}
             found |= {f"{module}.{k} (a variable)": repr(v)[:200] for k, v in atoms.items()}
         for name, parameter in self.frozen().items():
-            found[f"{name} (a frozen weight)"] = str(tensor_digest(parameter))
+            found[name + FROZEN] = str(tensor_digest(parameter))
+        return found | self.unheld()
+
+    def unheld(self) -> dict[str, str]:
+        """Return the part of `digests` that nobody can set back, but for frozen weights; as of the last look."""
+        found = {}
         for path, data in self.found.data.items():
             size = "" if isinstance(data, torch.Tensor) else f" of {len(data)} items"
             found[f"{path} (a {type(data).__name__}{size})"] = str(data_seen(data))
         return found | self.watched()
 
+    def records(self) -> dict[str, str]:
+        """Return a digest of every plain value that the user's functions and objects hold, logs left out, by path."""
+        self.look()
+        share = Copier(share=True)
+        return {
+            joined(path, name): digest_of(share.copy(value, note=True))
+            for path, slots in self.found.lasting().items()
+            if slots.kind == "user"
+            for name, value in plain_in(slots, self._names).items()
+            if not (slots.leaves_logs and is_log(value))
+        }
+
     def watched(self) -> dict[str, str]:
-        """Return the part of `digests` that nobody can set back, and that costs little."""
+        """Return the part of `unheld` that costs little."""
         share, found = Copier(share=True), switches()
         for path, iterator in self.found.iterators.items():
             where = share.copy(position(iterator))
@@ -215,7 +236,8 @@ class JobState:
 
     # What there is.
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Find what there is now: a step may have let more weights train, or made some."""
         skip = {**self.stateful, **{str(i): generator for i, generator in enumerate(self.generators)}}
         self.found = Inventory(
             {"": self.model, "optimizer": self.optimizer, **self._given, **self._roots}, skip
@@ -228,17 +250,16 @@ class JobState:
                     self._add(joined(path, name), parameter)
         optimized: set[int] = set()
         for path, optimizer in self.found.optimizers.items():
-            for index, parameter in enumerate(_params_of(optimizer)):
+            for index, parameter in enumerate(params_of(optimizer)):
                 optimized.add(id(parameter))
                 if id(parameter) not in self._names:
                     self._add(f"{path}.{index}", parameter)
-        given = tuple(f"{name}." for name in self._given)
+        modules = [thing for thing in self._given.values() if isinstance(thing, torch.nn.Module)]
+        given = {id(p) for module in modules for p in module.parameters()}
         moving = {n: p for n, p in self.parameters.items() if p.requires_grad or id(p) in optimized}
         shapes = {tuple(p.shape) for p in moving.values()}
         self._moving = {
-            n
-            for n, p in self.parameters.items()
-            if n in moving or tuple(p.shape) in shapes or n.startswith(given)
+            n for n, p in self.parameters.items() if n in moving or tuple(p.shape) in shapes or id(p) in given
         }
 
     def _add(self, name: str, parameter: torch.Tensor) -> None:
@@ -258,33 +279,42 @@ class JobState:
             if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
                 yield name, module
 
-    def _attributes(self, changed_only: bool, kinds: Collection[str] = tuple(MOST_BYTES)) -> dict[str, Any]:
+    def _changed_attributes(self) -> dict[str, Any]:
         """Return plain attributes by path and name; the user's variables only as far as the script did not set them."""
-        places = self.found.lasting() if changed_only else self.found.slots
-        found = {path: plain_in(slots, self._names) for path, slots in places.items() if slots.kind in kinds}
-        if changed_only:
-            for path, values in found.items():
-                for name in [n for n in values if (path, n) in self._initial]:
-                    if (
-                        digest_of(Copier(share=True).copy(values[name], note=True))
-                        == self._initial[path, name]
-                    ):
-                        del values[name]
-            for path, slots in self._members().items():
-                if data_seen(slots.owner) != self._initial_members.get(path):
-                    found[path] = slots.stored(self._names)
+        places = self.found.lasting()
+        found = {path: plain_in(slots, self._names) for path, slots in places.items()}
+        for path, values in found.items():
+            known = [] if places[path].whole else [n for n in values if (path, n) in self._initial]
+            for name in known:
+                if digest_of(Copier(share=True).copy(values[name], note=True)) == self._initial[path, name]:
+                    del values[name]
+        for path, slots in self._members().items():
+            if data_seen(slots.owner) != self._initial_members.get(path):
+                found[path] = slots.stored(self._names)
         return found
 
     def _members(self) -> dict[str, MemberSlots]:
         return {path: slots for path, slots in self.found.slots.items() if isinstance(slots, MemberSlots)}
 
-    def _origins(self, notes: dict[int, Any]) -> Origins:
-        origins = Origins(self.found, self.parameters, self._names, notes)
-        hold_objects(origins)
+    def _hold(self, state: dict[str, Any], copier: Copier, old: Any, kinds: Container[str]) -> None:
+        """Add to a state what is held by name: plain values in slots of some kinds, and the objects themselves."""
+        plain, objects = held_in(self.found, self._names, kinds)
+        olds = old or {}
+        # Each value by itself: the dictionaries that they are in here are nobody's, and would be noted as well.
+        state["attributes"] = {
+            path: {
+                name: copier.copy(value, olds.get(path, {}).get(name), note=True)
+                for name, value in values.items()
+            }
+            for path, values in plain.items()
+        }
+        origins = Origins(self.found, self.parameters, self._names, copier.origins, objects)
+        for path, held in objects.items():
+            origins.lengths[path] = {k: len(v) for k, v in held.items() if type(v) is list}
         hold_dicts(origins)
         for path, optimizer in self.found.optimizers.items():
-            origins.params[path] = [list(group[_GROUP_PARAMS]) for group in optimizer.param_groups]
-        return origins
+            origins.params[path] = [list(group[GROUP_PARAMS]) for group in optimizer.param_groups]
+        state[ORIGINS] = origins
 
     def _parts(self) -> dict[str, Callable[[], Any]]:
         modules, found = self.found.modules, self.found
@@ -295,19 +325,26 @@ class JobState:
             "modes": lambda: {name: module.training for name, module in modules.items()},
             "trains": lambda: {name: p.requires_grad for name, p in self.parameters.items() if p.is_leaf},
             "extra": lambda: {name: module.get_extra_state() for name, module in self._with_extra_state()},
-            "optimizers": lambda: {path: self._optimizer_state(o) for path, o in found.optimizers.items()},
+            "optimizers": lambda: {
+                path: optimizer_state(o, self._names) for path, o in found.optimizers.items()
+            },
             "stateful": lambda: {name: thing.state_dict() for name, thing in self._stateful().items()},
             "generators": lambda: {path: state_of(generator) for path, generator in found.generators.items()},
             "rng": lambda: rng_state(self.generators),
         }
 
-    def _glance(self, parts: Collection[str]) -> dict[str, Any]:
-        """Return a state of some parts alone; of the attributes, those of modules."""
-        copier = Copier()
-        state = {key: copier.copy(part()) for key, part in self._parts().items() if key in parts}
-        state["attributes"] = copier.copy(self._attributes(False, ("module",)), note=True)
-        state[ORIGINS] = Origins(self.found, self.parameters, self._names, copier.origins)
+    def _glance(self, without: Collection[str]) -> dict[str, Any]:
+        """Return a state as `capture` does, without some parts."""
+        copier, kinds = Copier(), [k for k in MOST_BYTES if k != "optimizer" or "optimizers" not in without]
+        state = {key: copier.copy(part()) for key, part in self._parts().items() if key not in without}
+        self._hold(state, copier, None, kinds)
         return state
+
+    def _keep_changed(self, state: dict[str, Any]) -> None:
+        """Leave out of a state what has its own way of being set back, a loader say, and has not changed."""
+        for part in ("extra", "stateful"):
+            now = Copier(share=True).copy(self._parts()[part]())
+            state[part] = {n: v for n, v in state[part].items() if digest_of(v) != digest_of(now.get(n))}
 
     # Going back.
 
@@ -331,7 +368,7 @@ class JobState:
         for path, kept in state.get("optimizers", {}).items():
             if path not in found.optimizers:
                 raise ValueError(f"{path}: is no optimizer now, and was one when the state was taken.")
-            self._restore_optimizer(restorer, path, found.optimizers[path], kept, origins)
+            restore_optimizer(restorer, path, found.optimizers[path], kept, origins)
         things = {**self.stateful, **found.stateful}
         last = things.pop(self._last, None)
         for name in [name for name in things if name in state.get("stateful", {})]:
@@ -349,47 +386,6 @@ class JobState:
                 set_state_of(generator, value)
         set_rng_state(Restorer().restored(None, state["rng"]), self.generators)
 
-    def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        return {
-            "groups": [{k: v for k, v in g.items() if k != _GROUP_PARAMS} for g in optimizer.param_groups],
-            "state": {self._key(key): value for key, value in optimizer.state.items()},
-        }
-
-    def _restore_optimizer(
-        self, restorer: Restorer, path: str, optimizer: torch.optim.Optimizer, kept: Any, origins: Origins
-    ) -> None:
-        groups = optimizer.param_groups
-        if path in origins.params:
-            del groups[len(origins.params[path]) :]  # a group that was added since
-        if len(groups) != len(kept["groups"]):
-            raise ValueError(
-                f"{path}: has {len(groups)} parameter groups now and had {len(kept['groups'])} when the state was "
-                "taken: a run whose groups were added on the way cannot be resumed; give the optimizer all groups from "
-                "the beginning, for what needs no gradient yet it leaves alone."
-            )
-        for index, (group, kept_group) in enumerate(zip(groups, kept["groups"], strict=True)):
-            options = restorer.restored({k: v for k, v in group.items() if k != _GROUP_PARAMS}, kept_group)
-            params = group[_GROUP_PARAMS]
-            if path in origins.params:
-                params[:] = origins.params[path][index]
-            group.clear()
-            group.update({_GROUP_PARAMS: params, **options})
-        by_parameter = {_unkey(key, origins): value for key, value in kept["state"].items()}
-        values = {}
-        for key, value in by_parameter.items():
-            restorer.mesh = getattr(key, "device_mesh", None)
-            values[key] = restorer.restored(optimizer.state.get(key), value)
-        optimizer.state.clear()
-        optimizer.state.update(values)
-
-    def _key(self, key: Any) -> tuple[str, Any]:
-        return ("parameter", self._names[id(key)]) if isinstance(key, torch.Tensor) else ("key", key)
-
-
-def _unkey(key: tuple[str, Any], origins: Origins) -> Any:
-    kind, name = key
-    return origins.parameters[name] if kind == "parameter" else name
-
 
 def reshard(model: torch.nn.Module) -> None:
     """Make FSDP2 let go of weights that it has gathered.
@@ -400,13 +396,3 @@ def reshard(model: torch.nn.Module) -> None:
     for module in model.modules():
         if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
             module.reshard()
-
-
-def _swaps_weights(optimizer: Any) -> bool:
-    """Tell whether an optimizer evaluates at other weights than it trains: it has modes, as a module has."""
-    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
-
-
-def _params_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    for group in optimizer.param_groups:
-        yield from group[_GROUP_PARAMS]

@@ -6,6 +6,7 @@ compiled graphs, flattened buffers and the caller's own variables refer to them.
 """
 
 import copy
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from autolrs_plugin.training.plain import BUFFERS
+from autolrs_plugin.training.plain import ALWAYS, BUFFERS, Count, count_at
 
+_NOTED = (*BUFFERS, torch.Tensor, np.ndarray, dict, list, deque, set)
 _CONSTANTS = (bool, int, float, str, type(None))
 
 
@@ -125,11 +127,11 @@ class Copier:
     def __init__(self, place: torch.device | None = None, share: bool = False) -> None:
         self._place = place
         self.shares = share
-        self._copies: dict[int, TensorCopy | Composite] = {}
+        self._copies: dict[int, TensorCopy | Composite | Count] = {}
         self._reused: set[int] = set()
         self.origins: dict[int, Any] = {}
         # Containers of tensors are made anew by some state_dict(): they must outlive their ids.
-        self._seen: list[torch.Tensor] = []
+        self._seen: list[Any] = []
 
     def copy(self, value: Any, old: Any = None, note: bool = False) -> Any:
         """Return a copy of `value`, made in the memory of `old` (an earlier copy that nobody needs) where it fits.
@@ -139,7 +141,9 @@ class Copier:
             old: the earlier copy.
             note: whether to note what each copy is a copy of, so that going back gives the very same objects.
         """
-        if is_constant(value) or isinstance(value, TensorCopy | Composite):  # nobody writes to a copy
+        if (
+            type(value) in ALWAYS or is_constant(value) or isinstance(value, TensorCopy | Composite | Count)
+        ):  # nobody writes to a copy
             return value
         if isinstance(value, torch.Tensor):
             if id(value) not in self._copies:
@@ -151,6 +155,9 @@ class Copier:
                     kept = None if grad is None else self.copy(grad, getattr(old, "grad", None))
                     self._copies[id(value)] = replace(self._copy_tensor(value, old), grad=kept)
             copied: Any = self._copies[id(value)]
+        elif (count := count_at(value)) is not None:
+            self._seen.append(value)
+            copied = self._copies.setdefault(id(value), count)
         elif isinstance(value, dict):
             olds = old if isinstance(old, dict) else {}
             copied = copy.copy(value)  # of the same type, with its default factory
@@ -162,7 +169,7 @@ class Copier:
             copied = _like(value, items)
         else:
             copied = copy.deepcopy(value)
-        if note and isinstance(value, (*BUFFERS, torch.Tensor, np.ndarray, dict, list, deque, set)):
+        if note and isinstance(value, _NOTED):
             self.origins[id(copied)] = value
         return copied
 
@@ -209,12 +216,14 @@ class Restorer:
 
     Attributes:
         mesh: the devices of the parameter whose state is restored next, if it is spread over processes.
+        replaced: counts that others have taken the place of.
     """
 
     def __init__(self, origins: Mapping[int, Any] | None = None) -> None:
         self.mesh: Any = None
+        self.replaced: list[Any] = []
         self._origins = origins or {}
-        self._restored: dict[int, torch.Tensor] = {}
+        self._restored: dict[int, Any] = {}
         self._written: set[int] = set()
 
     def into(self, tensor: torch.Tensor, kept: TensorCopy | Composite) -> None:
@@ -229,13 +238,15 @@ class Restorer:
 
     def restored(self, live: Any, kept: Any) -> Any:
         """Return `kept` as live state: `live` itself, written in place, wherever its type and form allow it."""
-        if is_constant(kept):
+        if type(kept) in ALWAYS or is_constant(kept):
             return kept
         live = self._origins.get(id(kept), live)
         if isinstance(kept, TensorCopy):
             return self._tensor(live, kept)
         if isinstance(kept, Composite):
             return self._composite(live, kept)
+        if isinstance(kept, Count):
+            return self._count(live, kept)
         if isinstance(kept, dict):
             before = live if isinstance(live, dict) else {}
             items = {key: self.restored(before.get(key), item) for key, item in kept.items()}
@@ -297,6 +308,15 @@ class Restorer:
                 live = build.__tensor_unflatten__(parts, kept.context, kept.shape, kept.stride)
             self._restored[id(kept)] = live
             self._written.add(id(live))
+        return self._restored[id(kept)]
+
+    def _count(self, live: Any, kept: Count) -> Any:
+        """Return a count that is where `kept` says: one cannot go back, but a new one can take its place."""
+        if id(kept) not in self._restored:
+            same = repr(count_at(live)) == repr(kept)
+            self._restored[id(kept)] = live if same else itertools.count(kept.start, kept.step)
+            if not same and type(live) is itertools.count:
+                self.replaced.append(live)
         return self._restored[id(kept)]
 
     def _whole(self, part: torch.Tensor, sharding: Sharding | None) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from autolrs_plugin.training.fingerprint import tensor_digest
 from autolrs_plugin.training.items import buffer_of
 from autolrs_plugin.training.libraries import is_users
-from autolrs_plugin.training.plain import ATOMS, CONTAINERS, is_plain
+from autolrs_plugin.training.plain import ATOMS, CONTAINERS, count_at, is_plain
 from autolrs_plugin.training.slots import held
 
 DEEP = 8
@@ -182,7 +182,8 @@ def _leaves(value: Any, left: list[int], depth: int = 0) -> Iterator[Any]:
         for item in held(value).items():
             yield from _leaves(item, left, depth + 1)
     else:
-        yield (repr(value) if isinstance(value, ATOMS) else type(value).__name__).encode()
+        told = isinstance(value, ATOMS) or count_at(value) is not None
+        yield (repr(value) if told else type(value).__name__).encode()
 
 
 def _bytes_in(tensor: torch.Tensor) -> int:

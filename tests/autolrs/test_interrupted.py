@@ -1,6 +1,5 @@
 """What ends an action in its midst: the user's own exception is what is seen, and what can go on goes on."""
 
-import itertools
 import logging
 import threading
 from pathlib import Path
@@ -115,7 +114,7 @@ class MineError(Exception):
 
 
 def test_the_users_own_exception_is_what_is_raised_and_what_was_lost_is_in_its_notes() -> None:
-    job, numbers = Stopped(), itertools.count()
+    job, numbers = Stopped(), iter(range(100))
 
     def step(index: torch.Tensor) -> torch.Tensor:
         if job.watch.kind == "Probe":
@@ -128,8 +127,8 @@ def test_the_users_own_exception_is_what_is_raised_and_what_was_lost_is_in_its_n
         tuner = tuner_of(job)
         with pytest.raises(MineError, match="of the user's own code") as raised:
             tuner.run()
-        assert "numbers (a count): was changed by a probe" in "".join(raised.value.__notes__)
-        with pytest.raises(RuntimeError, match=r"numbers \(a count\): was changed by a probe"):
+        assert "numbers (a range_iterator): was changed by a probe" in "".join(raised.value.__notes__)
+        with pytest.raises(RuntimeError, match=r"numbers \(a range_iterator\): was changed by a probe"):
             tuner.run()
     assert len(tuner.schedule) == 2
 

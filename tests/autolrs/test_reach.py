@@ -465,7 +465,23 @@ def beside_tensors_that_are_not_dense() -> Any:
     return use
 
 
+def counts() -> Any:
+    """Of every kind, at every kind of place; one of them at two."""
+    twice = itertools.count(7)
+    held: dict[str, Any] = {"steps": itertools.count(0, 3), "list": [itertools.count(0.5, 0.25), twice]}
+
+    class Numbered:
+        numbers = itertools.count(-2, 1j)
+
+    def use(numbers: Iterator[int] = itertools.count()) -> Any:  # noqa: B008
+        drawn = next(held["steps"]) + next(held["list"][0]) + next(twice) + next(held["list"][1])
+        return float(drawn + next(numbers) + abs(next(Numbered.numbers))), torch.ones(2)
+
+    return use
+
+
 USES: list[Callable[[], Any]] = [
+    counts,
     *(parameters_of_no_module, variables_of_a_module_in_a_package, beside_tensors_that_are_not_dense),
     *(default_arguments, attributes_of_a_function, attributes_of_a_class),
     *(attributes_of_a_class_through_an_object, weak_keys, weak_values, variables_of_a_module),
@@ -706,11 +722,6 @@ def rows_of_a_table() -> Any:
     return lambda: next(rows)
 
 
-def counted() -> Any:
-    count = itertools.count()
-    return lambda: next(count)
-
-
 def zipped() -> Any:
     pairs = zip(itertools.repeat(1), range(100), strict=False)
     return lambda: next(pairs)
@@ -784,7 +795,6 @@ NAMED: dict[Callable[..., Any], str] = {
     delegated: r"source \(a generator\)",
     lines_of_a_file: r"file \(a TextIOWrapper\)",
     rows_of_a_table: r"rows \(a _csv.reader\)|rows \(a reader\)",
-    counted: r"count \(a count\)",
     zipped: r"pairs \(a zip\)",
     teed: r"a \(a _tee\)",
     wrapped: r"bar \(a Library\)",
@@ -811,7 +821,7 @@ def test_what_cannot_be_set_back_is_named_before_the_run_goes_on(
 
 
 def test_what_only_a_later_probe_draws_is_named_then() -> None:
-    numbers, calls = itertools.count(), {"n": 0}
+    numbers, calls = iter(range(100)), {"n": 0}
 
     def draw() -> None:
         calls["n"] += 1
@@ -820,7 +830,7 @@ def test_what_only_a_later_probe_draws_is_named_then() -> None:
 
     with script(PLAN):
         tuner = tuner_of(drawing(draw))
-        with pytest.raises(RuntimeError, match=r"numbers \(a count\): was changed by a probe"):
+        with pytest.raises(RuntimeError, match=r"numbers \(a range_iterator\): was changed by a probe"):
             tuner.run()
     assert len(tuner.schedule) == 2
     assert len(tuner.stages) == 0

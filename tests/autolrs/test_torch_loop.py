@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.training.lr import GroupRates, ReplayLR
+from autolrs_plugin.training.snapshot import JobState
 from tests.autolrs.jobs import Job, batch_step, loader
 from tests.autolrs.scripted import PROBING, RATES, script
 
@@ -229,6 +230,31 @@ def test_evaluating_changes_nothing() -> None:
     assert torch.equal(state[0], torch.get_rng_state())
     assert state[1] == random.getstate()
     assert all(module.training for module in job.model.modules())
+
+
+@pytest.mark.parametrize("driven", [False, True])
+def test_fingerprints_of_everything_are_taken_where_there_are_probes(
+    driven: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost the more the more objects a job has; most states are kept before a piece of the run alone."""
+    taken, digests = [], JobState.digests
+
+    def counted(state: JobState) -> dict[str, str]:
+        taken.append(1)
+        return digests(state)
+
+    monkeypatch.setattr(JobState, "digests", counted)
+    pieces = [action for step in range(3) for action in (Snapshot(), Train(step, (0.1,)))]
+    search = [Snapshot(), *(Probe(0, i, (0.1,), float("inf"), evaluate=False) for i in range(3)), Restore()]
+    job = Job()
+    with script([*pieces, *search, Train(3, (0.1,) * 4)]):
+        tuner = AutoLRS(job.model, job.optimizer, train_step=batch_step(job), train_data=loader(job), **RANGE)
+        while driven and not isinstance(action := tuner.next_action(), Done):
+            tuner.tell(tuner.perform(action))
+        if not driven:
+            tuner.run()
+    # Of what there was, after the first probe, and after the search; who drives may change things after any action.
+    assert len(taken) == 3 + 3 * driven
 
 
 def test_a_user_drives_it() -> None:

@@ -1,0 +1,82 @@
+"""What was changed for good by something that should have left no trace: named, with what works instead."""
+
+import itertools
+import logging
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+logger = logging.getLogger("autolrs_plugin")
+
+LOG = " (a log)"
+"""Ends the name of a list of numbers that only grows: it stays, and is told of."""
+
+FROZEN = " (a frozen weight)"
+"""Ends the name of a weight that nobody trains."""
+
+SHOWN = 5
+"""Most things that are named at once."""
+
+INSTEAD = {
+    FROZEN: "A weight that was frozen when the search began is not copied; where a step lets it train "
+    "(requires_grad_(), add_param_group()), give the module that it belongs to as stateful={'layers': module}.",
+    " (a generator)": "Nobody can set a generator (a function with yield) back: write it as a class with __next__(), "
+    "whose attributes say how far it is; or give what batches are drawn from as train_data=.",
+}
+"""What works instead, by what the name of a thing ends with."""
+
+IN_GENERAL = (
+    "Give what batches are drawn from as train_data= or data=, and other state as stateful= (a module, an optimizer, "
+    "or an object with state_dict() and load_state_dict())."
+)
+
+
+def check_replaced(counts: Sequence[Any]) -> None:
+    """See that nobody holds counts that others have taken the place of.
+
+    Raises:
+        RuntimeError: somebody does.
+    """
+
+    def references(things: Sequence[Any]) -> list[int]:
+        return [sys.getrefcount(thing) for thing in things]
+
+    (usual,) = references([itertools.count()])
+    for count, found in zip(counts, references(counts), strict=True):
+        if found > usual:
+            raise RuntimeError(
+                f"itertools.{count!r}: was advanced, and is held by something that AutoLRS does not reach, too, where "
+                "it cannot be set back; keep it in one place that train_step reaches, or count with a number."
+            )
+
+
+def check_same(
+    before: Mapping[str, str], after: Mapping[str, str], named: Collection[str] = (), by: str = "a probe"
+) -> set[str]:
+    """Look at what was changed for good; return the logs among it, of which those not yet `named` are now.
+
+    Args:
+        before: a digest of everything, by the path to it.
+        after: the same afterwards.
+        named: logs that have been named.
+        by: what may have changed something: `a probe` or `an evaluation`.
+
+    Raises:
+        RuntimeError: it changed something of the job; the message names it.
+    """
+    changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+    logs = {path for path in changed if path.endswith(LOG)}
+    if fresh := sorted(logs.difference(named)):
+        calls = "probes call train_step" if by == "a probe" else "AutoLRS calls validate"
+        logger.warning(
+            "%s: grew in %s, and was not set back, as %s, too; keep what training depends on in the model or in an "
+            "object with state_dict(), given as stateful=.",
+            *(", ".join(fresh[:SHOWN]), by, calls),
+        )
+    if lost := [path for path in changed if path not in logs]:
+        advice = [text for ending, text in INSTEAD.items() if any(path.endswith(ending) for path in lost)]
+        raise RuntimeError(
+            f"{', '.join(lost[:SHOWN])}: was changed by {by} and cannot be set back, so the run would differ from one "
+            f"without {by.partition(' ')[2]}s. {' '.join(advice or [IN_GENERAL])}"
+        )
+    return logs

@@ -1,0 +1,122 @@
+"""What cannot be set back is named by a sentence, and what the sentence says works."""
+
+import logging
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from autolrs_plugin import AutoLRS
+from autolrs_plugin.core.actions import Train
+from tests.autolrs.scripted import script
+from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
+
+
+class Unfreezing(Kind):
+    """Lets its first layer train from the fourth step on, which comes in a probe first."""
+
+    given = True
+
+    def prepare(self) -> None:
+        self.model.body.requires_grad_(False)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer, self.count = torch.optim.AdamW(parameters, lr=0.1), 0
+        self.options = {"stateful": {"layers": self.model.body}} if self.given else {}
+
+    def step(self, index: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        if self.count == 4:
+            self.model.body.requires_grad_(True)
+            rate = self.optimizer.param_groups[0]["lr"] / 10
+            self.optimizer.add_param_group({"params": list(self.model.body.parameters()), "lr": rate})
+        return super().step(index)
+
+    def seen(self) -> Any:
+        return self.count, [p.requires_grad for p in self.model.parameters()]
+
+
+def test_layers_that_a_probe_lets_train_are_taken_back_where_they_are_given() -> None:
+    torch.manual_seed(0)
+    plain = plainly(Unfreezing())
+    torch.manual_seed(0)
+    with script(PLAN):
+        tuner_of(job := Unfreezing()).run()
+    assert len(job.rates()) == 2
+    assert everything(job) == plain
+
+
+def test_layers_that_a_probe_lets_train_are_named_with_what_to_give() -> None:
+    job = type("NotGiven", (Unfreezing,), {"given": False})()
+    says = r"body.weight \(a frozen weight\).* by a probe .*add_param_group.* give .* as stateful={'layers': module}"
+    with script(PLAN), pytest.raises(RuntimeError, match=says) as raised:
+        tuner_of(job).run()
+    assert not hasattr(raised.value, "__notes__")  # it stands alone
+
+
+class Countdown:
+    """What the sentence about generators says: a class whose attributes tell how far it is."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __next__(self) -> int:
+        self.at += 1
+        return self.at
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_a_generator_is_named_and_a_class_in_its_place_works(works: bool) -> None:
+    def made() -> Kind:
+        job: Any = Kind()
+        job.numbers = Countdown() if works else (i for i in range(1, 100))
+        job.step = lambda index: Kind.step(job, index) * next(job.numbers)
+        return job
+
+    torch.manual_seed(0)
+    job = made()
+    with script(PLAN):
+        if works:
+            tuner_of(job).run()
+            assert job.numbers.at == 7
+        else:
+            with pytest.raises(
+                RuntimeError, match=r"numbers \(a generator\): .*write it as a class with __next__"
+            ):
+                tuner_of(job).run()
+
+
+@pytest.mark.parametrize(
+    ("skipped", "says"),
+    [
+        (1, ""),
+        (2, ""),
+        (99, "first 12 steps, .*; 12 of their losses are not finite, and a step may skip those"),
+    ],
+)
+def test_a_step_that_skips_what_is_not_finite_is_not_said_to_train_nothing(
+    skipped: int, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    calls: list[int] = []
+
+    def step(batch: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        loss = model(batch).square().sum()
+        loss.backward()
+        if len(calls) <= skipped:
+            return loss * float("nan")
+        optimizer.step()
+        return loss
+
+    plan = [Train(0, (0.1,)), Train(1, (0.1,)), Train(2, (0.1,) * 10)]
+    with script(plan), caplog.at_level(logging.WARNING, "autolrs_plugin"):
+        AutoLRS(
+            model, optimizer, max_steps=12, lr_range=(0.1, 1.0), train_step=step, train_data=[torch.ones(2)],
+            progress=False,
+        ).run()  # fmt: skip
+    told = [r.getMessage() for r in caplog.records if "has changed no weight" in r.getMessage()]
+    assert len(told) == bool(says)
+    assert not says or re.search(says, told[0])
