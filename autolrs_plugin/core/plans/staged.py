@@ -34,7 +34,7 @@ from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
 from autolrs_plugin.core.plans.training import diverged_above, evaluation_steps
 from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
 from autolrs_plugin.core.posterior import COLD, Seen
-from autolrs_plugin.core.schedule import run_curve
+from autolrs_plugin.core.schedule import curve_of
 from autolrs_plugin.core.state import Plan, RunState, Stage
 
 SHARES = (0.0, 0.1, 0.3)
@@ -112,6 +112,7 @@ class StagedRun:
     def __post_init__(self) -> None:
         config = self.state.config
         self._low, self._high = config.lr_range
+        self._curve = curve_of(config)
         prior = config.starting_lr
         self._known = prior is not None
         self.rate = prior if prior is not None else math.sqrt(self._low * self._high)
@@ -228,7 +229,7 @@ class StagedRun:
         ramp = max(1, self.state.config.max_steps // 100)
         away = min(1.0, (step - self._changed_at + 1) / ramp)
         base: float = self._former * (self.rate / self._former) ** away
-        return min(base * run_curve(step, self.state.config), self._high)
+        return min(base * self._curve(step), self._high)
 
     def _change(self, rate: float) -> None:
         self._former, self.rate = self.rate, min(max(rate, self._low), self._high)
@@ -267,7 +268,7 @@ class StagedRun:
 
     def _asked(self, kind: str, index: int, steps: int, evaluate: bool) -> Asked:
         state, config = self.state, self.state.config
-        present = self.rate * (run_curve(state.step, config) if state.step else 1.0)
+        present = self.rate * (self._curve(state.step) if state.step else 1.0)
         return Asked(
             present=min(present, config.lr_range[1]),
             known=self._known,
