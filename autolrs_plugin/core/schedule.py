@@ -126,6 +126,11 @@ def warmup_steps(config: AutoLRSConfig) -> int:
     return min(config.max_steps - 1, round(config.warmup * config.max_steps))
 
 
+def ramp_steps(config: AutoLRSConfig) -> int:
+    """Return the number of steps over which a run goes to a new rate."""
+    return max(1, config.max_steps // 100)
+
+
 def phases(config: AutoLRSConfig) -> dict[str, int]:
     """Return the steps of each phase of a run of the default plan, in order: warm-up, plateau and decay."""
     warmup = warmup_steps(config)
