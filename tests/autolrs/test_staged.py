@@ -165,13 +165,14 @@ def test_a_change_on_the_way_opens_a_stage() -> None:
     assert controller.schedule.lrs[480] == pytest.approx(BEST, rel=0.5)
 
 
+class Swings(Landscape):
+    """Far above the best rate, losses swing up after a while."""
+
+    def shrinks(self, lr: float) -> float:
+        return -0.05 if lr > 1.2 * self.best and self.taken > 300 else super().shrinks(lr)
+
+
 def test_a_rise_is_taken_back_and_repeated_lower() -> None:
-    class Swings(Landscape):
-        """Far above the best rate, losses swing up after a while."""
-
-        def shrinks(self, lr: float) -> float:
-            return -0.05 if lr > 1.2 * self.best and self.taken > 300 else super().shrinks(lr)
-
     landscape = Swings(BEST, speed=0.01)
     controller = run(landscape, prior=3 * BEST)
     assert controller.ledger.search.steps > sum(stage.search_steps for stage in controller.stages)
@@ -365,6 +366,13 @@ def test_a_warm_start_follows_what_the_earlier_run_found_on_the_way() -> None:
     unwarned = Change(BEST, speed=0.012)
     run(unwarned, prior=BEST)
     assert landscape.loss <= unwarned.loss
+
+
+def test_a_warm_start_opens_no_stage_where_a_lower_rate_mends_nothing_and_is_left_where_it_does() -> None:
+    changed = run(Change(BEST, speed=0.012), prior=BEST, warm_start=((0.0, BEST),))
+    assert [s.kind for s in changed.stages] == ["warm start"]
+    swinging = run(Swings(BEST, speed=0.01), prior=BEST, warm_start=((0.0, 3 * BEST), (0.6, 3 * BEST)))
+    assert max(swinging.schedule.lrs[400:]) <= 1.2 * BEST
 
 
 def test_a_warm_start_whose_rate_goes_wrong_on_the_way_is_left() -> None:
