@@ -5,7 +5,6 @@ counted by itself; one that says that it knows nothing is not right either.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -48,7 +47,7 @@ class Found:
     @property
     def off(self) -> float:
         """The factor between the rate found and the oracle's, at least 1."""
-        return math.exp(abs(math.log(self.lr / self.oracle_lr)))
+        return max(self.lr / self.oracle_lr, self.oracle_lr / self.lr)
 
     @property
     def right(self) -> bool:

@@ -1,6 +1,7 @@
 """Finding: what a search without a training says: a learning rate, its interval, and whether to believe it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ LEAST_STEPS = 20
 
 PLATEAU_Z = 3.0
 """Where the best probe's gain is below this, in standard deviations of a minibatch's loss, nothing is known yet."""
+
+NORMAL_MEDIAN = 1.048
+"""The standard deviation of normal noise, in medians of the absolute difference of two."""
 
 WIDEST_DECADES = 1.5
 """An interval that is wider says nothing that a user does not know."""
@@ -69,10 +73,14 @@ def _doubt(stage: Stage) -> str:
     steps = max(len(c.losses) for c in held)
     if steps < LEAST_STEPS:
         return f"probes of {steps} steps are too short to tell of a long run; give a larger budget"
-    first = float(np.median([c.losses[0] for c in held]))
-    scatter = float(np.std(np.diff(held[0].losses))) / math.sqrt(2)
-    if first - min(c.forecast for c in held) <= PLATEAU_Z * scatter:
+    first, best = float(np.median([c.losses[0] for c in held])), min(held, key=lambda c: c.forecast)
+    if first - best.forecast <= PLATEAU_Z * _scatter(best.losses):
         return "no learning rate has brought the loss down beyond its noise yet; give a larger budget"
     if math.log10(stage.high / stage.low) > WIDEST_DECADES:
         return f"anything from {stage.low:.3g} to {stage.high:.3g} is about as good; give a larger budget"
     return ""
+
+
+def _scatter(losses: Sequence[float]) -> float:
+    """Return the standard deviation of a minibatch's loss; of the median, for a probe may rise before it falls."""
+    return float(np.median(np.abs(np.diff(losses)))) * NORMAL_MEDIAN

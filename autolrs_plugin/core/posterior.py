@@ -109,25 +109,42 @@ class RatePosterior:
         self._width, self._progress = width, progress
         count = max(2, math.ceil(math.log10(high / low) * GRID_PER_DECADE) + 1) if high > low else 1
         self.grid: Array = np.linspace(math.log10(low), math.log10(high), count)
-        self._x = np.array([[s.x, s.progress] for s in seen]).reshape(-1, 2)
+        self._x = np.array([s.x for s in seen])
+        self._at = np.array([s.progress for s in seen])
         self._y = np.array([min(s.shortfall, WORST) for s in seen])
         self._std = np.array([s.std for s in seen])
         noise = np.maximum(LEAST_STD, self._std) ** 2
         # Inverted once: it has a row for each probe of the run, a dozen or two.
-        self._inverse = np.linalg.inv(self._kernel(self._x, self._x) + np.diag(noise))
-        self._weights: Array = self._inverse @ (self._y - self._prior(self._x[:, 0]))
+        self._inverse = np.linalg.inv(
+            self._kernel(self._x, self._x, self._at[:, None] - self._at) + np.diag(noise)
+        )
+        self._weights: Array = self._inverse @ (self._y - self._prior(self._x))
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Return mu, shape [n], and its covariance, shape [n, n], at log10 rates of shape [n]."""
-        points = np.column_stack([x, np.full(len(x), self._progress)])
-        across = self._kernel(points, self._x)
-        covariance: Array = self._kernel(points, points) - across @ self._inverse @ across.T
+        across = self._across(x)
+        covariance: Array = self._kernel(x, x, 0.0) - across @ self._inverse @ across.T
         return across @ self._weights + self._prior(x), covariance
 
-    def _kernel(self, a: Array, b: Array) -> Array:
-        """Return the Matern-5/2 kernel of points of shapes [n, 2] and [m, 2], of shape [n, m]."""
-        apart = (a[:, None, :] - b[None, :, :]) / np.array([self._width, PROGRESS_LENGTH])
-        r = math.sqrt(5) * np.sqrt(np.sum(apart**2, axis=2))
+    def _mean_and_std(self, x: Array) -> tuple[Array, Array]:
+        """Return mu and its standard deviation, each of shape [n]: the covariance of a whole grid costs far more."""
+        across = self._across(x)
+        variance = AMPLITUDE**2 - np.sum((across @ self._inverse) * across, axis=1)
+        return across @ self._weights + self._prior(x), np.sqrt(np.maximum(1e-12, variance))
+
+    def _across(self, x: Array) -> Array:
+        """Return the kernel of log10 rates at the present progress and what was seen, of shape [n, seen]."""
+        return self._kernel(x, self._x, self._progress - self._at)
+
+    def _kernel(self, a: Array, b: Array, later: Array | float) -> Array:
+        """Return the Matern-5/2 kernel, of shape [n, m].
+
+        Args:
+            a, b: log10 rates of shapes [n] and [m].
+            later: by how much the progress of those in `a` is greater; broadcasts to [n, m].
+        """
+        apart = (a[:, None] - b) / self._width
+        r = math.sqrt(5) * np.sqrt(apart**2 + (later / PROGRESS_LENGTH) ** 2)
         kernel: Array = AMPLITUDE**2 * (1 + r + r**2 / 3) * np.exp(-r)
         return kernel
 
@@ -142,21 +159,19 @@ class RatePosterior:
             free: whether the present rate need not be kept, and any improvement counts.
         """
         known = np.array(taken if free and taken else [self._centre, *taken])
-        means, covariance = self.predict(np.concatenate([self.grid, known]))
-        mean, best = means[: len(self.grid)], float(means[len(self.grid) :].min())
-        sigma = np.sqrt(np.maximum(1e-12, np.diag(covariance)[: len(self.grid)]))
-        margins = np.array([0.0 if free else self._rule(x, even)[1] for x in self.grid])
-        z = (best - margins - mean) / sigma
+        mean, sigma = self._mean_and_std(self.grid)
+        best = float((self._across(known) @ self._weights + self._prior(known)).min())
+        up, down = (0.0 if free else self._rule(away, even)[1] for away in (1.0, -1.0))
+        z = (best - np.where(self.grid > self._centre, up, down) - mean) / sigma
         hope: Array = sigma * (z * ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
         for x in taken:
             hope = np.where(np.abs(self.grid - x) < APART_DECADES, -1.0, hope)
         at = int(np.argmax(hope))
         return float(10 ** self.grid[at]), float(hope[at])
 
-    def _rule(self, x: float, even: bool) -> tuple[float, float]:
-        """Return (clearly, margin) of the evidence test for a move to x."""
-        up = x > self._centre
-        if up:
+    def _rule(self, away: float, even: bool) -> tuple[float, float]:
+        """Return (clearly, margin) of the evidence test for a move by `away` decades."""
+        if away > 0:
             return UP if self._progress else COLD
         return COLD if even else DOWN
 
@@ -175,7 +190,7 @@ class RatePosterior:
         gain = float(mean[-1] - mean[best])
         spread = covariance[-1, -1] + covariance[best, best] - 2 * covariance[-1, best]
         doubt = math.sqrt(max(0.0, float(spread)))
-        clearly, margin = self._rule(float(points[best]), even)
+        clearly, margin = self._rule(float(points[best]) - self._centre, even)
         elsewhere = abs(float(points[best]) - self._centre) > 1e-9
         moved = must_move or (elsewhere and gain > clearly * doubt and gain > margin)
         variance = np.diag(covariance) + covariance[best, best] - 2 * covariance[:, best]

@@ -9,7 +9,7 @@ from autolrs_plugin.core.actions import Action
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Entry, Journal, JournalError
-from autolrs_plugin.core.schedule import DECAY, warmup_steps
+from autolrs_plugin.core.schedule import DECAY, ramp_steps, warmup_steps
 from autolrs_plugin.core.state import RunState
 
 
@@ -47,6 +47,8 @@ def recorded(journal: Journal) -> RunState:
 def plateau_of(run_dir: Path) -> tuple[tuple[float, float], ...]:
     """Return (progress, learning rate) wherever an earlier run's plateau changed: its warm-up and decay are left out.
 
+    A run goes to a new rate over a few steps, which are one change: it is where the rate has settled.
+
     Raises:
         JournalError: the journal cannot be read, is corrupted, or of another version.
         ConfigError: the run has not got past its warm-up.
@@ -58,10 +60,13 @@ def plateau_of(run_dir: Path) -> tuple[tuple[float, float], ...]:
         raise ConfigError(
             f"warm_start={str(run_dir)!r}: has taken {state.step} of {steps} steps, and nothing of its plateau yet."
         )
-    points = [(0.0, state.lrs[warm])]
+    points, changed = [(0.0, state.lrs[warm])], -steps
     for step in range(warm, end):
         if not math.isclose(state.lrs[step], points[-1][1], rel_tol=0.05):
+            if step - changed <= ramp_steps(state.config):
+                points.pop()
             points.append((step / steps, state.lrs[step]))
+            changed = step
     return tuple(points)
 
 

@@ -5,8 +5,9 @@ Notation: T is the number of steps, W the number of warm-up steps, a peak the gr
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,11 @@ def warmup_steps(config: AutoLRSConfig) -> int:
     return min(config.max_steps - 1, round(config.warmup * config.max_steps))
 
 
+def ramp_steps(config: AutoLRSConfig) -> int:
+    """Return the number of steps over which a run goes to a new rate."""
+    return max(1, config.max_steps // 100)
+
+
 def phases(config: AutoLRSConfig) -> dict[str, int]:
     """Return the steps of each phase of a run of the default plan, in order: warm-up, plateau and decay."""
     warmup = warmup_steps(config)
@@ -137,9 +143,20 @@ def _decay_steps(config: AutoLRSConfig) -> int:
     return round(DECAY * config.max_steps)
 
 
+def curve_of(config: AutoLRSConfig) -> Callable[[int], float]:
+    """Return what gives the share of its peak that a run of the default plan has at a step."""
+    return partial(
+        unit_curve,
+        steps=config.max_steps,
+        warmup_steps=warmup_steps(config),
+        final_decay=config.final_decay,
+        decay_steps=_decay_steps(config),
+    )
+
+
 def run_curve(step: int, config: AutoLRSConfig) -> float:
-    """Return the share of its peak that a run of the default plan has at `step`."""
-    return unit_curve(step, config.max_steps, warmup_steps(config), config.final_decay, _decay_steps(config))
+    """Return that share at one step."""
+    return curve_of(config)(step)
 
 
 def preview(config: AutoLRSConfig, peak_lr: float | None = None) -> Schedule:
@@ -149,4 +166,5 @@ def preview(config: AutoLRSConfig, peak_lr: float | None = None) -> Schedule:
         peak_lr: the peak that a search might find; without one, the middle of `lr_range` on the log scale.
     """
     peak = math.sqrt(config.lr_range[0] * config.lr_range[1]) if peak_lr is None else peak_lr
-    return Schedule(tuple(peak * run_curve(t, config) for t in range(config.max_steps)))
+    curve = curve_of(config)
+    return Schedule(tuple(peak * curve(t) for t in range(config.max_steps)))

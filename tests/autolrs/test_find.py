@@ -1,19 +1,23 @@
 """A learning rate alone, and a warm start: on a real job, and from the command line."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.cli import app
+from autolrs_plugin.core import finding as autolrs_finding
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
-from autolrs_plugin.core.finding import finding
+from autolrs_plugin.core.finding import Finding, finding
 from autolrs_plugin.core.replay import plateau_of
-from autolrs_plugin.core.state import RunState
+from autolrs_plugin.core.state import Candidate, RunState, Stage
 from autolrs_plugin.integrations.torch_loop import FoundError, finding_only
 from tests.autolrs.jobs import Job, batch_step, loader
 from tests.autolrs.test_torch_loop import seed_everything
@@ -79,6 +83,27 @@ def test_a_finding_without_a_stage_is_the_prior() -> None:
     assert middle.lr == pytest.approx(1e-2)
 
 
+def found_with(losses: tuple[float, ...]) -> Finding:
+    """Return what three probes say, the first two of which have gained nothing."""
+    state = RunState(AutoLRSConfig(max_steps=800, lr_range=(1e-6, 10.0), prior_lr=1e-3))
+    probes = [
+        Candidate(lr, (lr,) * 40, curve, None, float(np.mean(curve[-12:])), 0.01)
+        for lr, curve in ((1e-3, (1.0,) * 40), (1e-2, losses), (1e-1, (1.0,) * 40))
+    ]
+    state.stages.append(Stage(0, 0, "find", tuple(probes), 1e-2, 120, "one is lower", 3e-3, 3e-2))
+    return finding(state)
+
+
+def test_a_probe_that_rises_before_it_falls_is_not_noise() -> None:
+    falling = np.linspace(1.0, 0.1, 37)
+    rising_first = (1.0, 3.0, 1.2, *falling)
+    assert found_with(rising_first).confident
+    with patch.object(autolrs_finding, "_scatter", lambda losses: float(np.std(np.diff(losses)))):
+        assert not found_with(rising_first).confident
+    noise = 1.0 + 0.3 * np.random.default_rng(0).standard_normal(40)
+    assert not found_with(tuple(map(float, noise))).confident
+
+
 def test_a_warm_start_follows_the_earlier_run(tmp_path: Path) -> None:
     seed_everything()
     first = tuner_of(Job("adam", seed=3), run_dir=tmp_path / "one")
@@ -86,6 +111,7 @@ def test_a_warm_start_follows_the_earlier_run(tmp_path: Path) -> None:
     points = plateau_of(tmp_path / "one")
     assert points[0][0] == 0.0
     assert all(math.isclose(lr, first.schedule.lrs[round(at * 400)], rel_tol=0.06) for at, lr in points[1:])
+    assert all(after - before > 0.01 for (before, _), (after, _) in pairwise(points))
     seed_everything()
     second = tuner_of(Job("adam", seed=4), warm_start=tmp_path / "one")
     second.run()

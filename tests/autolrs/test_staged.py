@@ -20,7 +20,7 @@ from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.plans import stage_search, staged
 from autolrs_plugin.core.plans.horizon import long_run
 from autolrs_plugin.core.plans.staged import NotFiniteError
-from autolrs_plugin.core.plans.watch import FINE, Watch
+from autolrs_plugin.core.plans.watch import FINE, RISE_Z, Watch
 from tests.autolrs.landscapes import (
     Drifting,
     FallingCliff,
@@ -88,6 +88,29 @@ def test_noise_that_is_larger_than_the_differences_moves_nothing() -> None:
     assert sum(stage.chosen_lr != BEST for c in controllers for stage in c.stages) >= 6
 
 
+class Noisy(Landscape):
+    """The noise of the observed losses is of one size, like that of small minibatches at the end of a run."""
+
+    def steps(self, lrs, rng, above=math.inf):  # type: ignore[no-untyped-def]
+        return tuple(loss + rng.normal(scale=0.3) for loss in super().steps(lrs, rng, above))
+
+
+def test_noise_takes_nothing_back_in_a_short_run() -> None:
+    """Its chunks have seven losses, and some, between an evaluation and the next chunk, have one."""
+
+    def least_rates() -> list[float]:
+        settings = {"max_steps": 250, "eval_cost_steps": 5.0}
+        runs = [run(Noisy(BEST, scatter=0, seed=s, speed=0.02), BEST, **settings) for s in range(8)]
+        return [min(c.schedule.lrs[25:190]) for c in runs]
+
+    assert min(least_rates()) > 0.9 * BEST
+    with (
+        patch.object(Watch, "_calm", lambda _, chunk: chunk),
+        patch.object(Watch, "_rise_z", lambda _: RISE_Z),
+    ):
+        assert sum(rate < 0.5 * BEST for rate in least_rates()) >= 3
+
+
 def test_a_cliff_that_comes_down_is_backed_away_from() -> None:
     """The prior lies below the edge at first and above it later; what has exploded is taken back."""
     assert worst(FallingCliff, 2e-2, speed=0.01) < 0.05
@@ -142,13 +165,14 @@ def test_a_change_on_the_way_opens_a_stage() -> None:
     assert controller.schedule.lrs[480] == pytest.approx(BEST, rel=0.5)
 
 
+class Swings(Landscape):
+    """Far above the best rate, losses swing up after a while."""
+
+    def shrinks(self, lr: float) -> float:
+        return -0.05 if lr > 1.2 * self.best and self.taken > 300 else super().shrinks(lr)
+
+
 def test_a_rise_is_taken_back_and_repeated_lower() -> None:
-    class Swings(Landscape):
-        """Far above the best rate, losses swing up after a while."""
-
-        def shrinks(self, lr: float) -> float:
-            return -0.05 if lr > 1.2 * self.best and self.taken > 300 else super().shrinks(lr)
-
     landscape = Swings(BEST, speed=0.01)
     controller = run(landscape, prior=3 * BEST)
     assert controller.ledger.search.steps > sum(stage.search_steps for stage in controller.stages)
@@ -328,6 +352,36 @@ def test_a_warm_start_hardly_searches_and_loses_nothing() -> None:
     assert second.ledger.search_share <= 0.05
     assert warm.loss <= cold.loss * 1.01
     assert [s.kind for s in second.stages] == ["warm start"]
+
+
+def test_a_warm_start_follows_what_the_earlier_run_found_on_the_way() -> None:
+    """Without it, the same change opens a stage."""
+    points = ((0.0, BEST), (0.52, 10 * BEST))
+    landscape = Change(BEST, speed=0.012)
+    controller = run(landscape, prior=BEST, warm_start=points)
+    assert [s.kind for s in controller.stages] == ["warm start"]
+    assert controller.schedule.lrs[480] == pytest.approx(BEST)
+    assert controller.schedule.lrs[520] == pytest.approx(10 * BEST)  # as settled as the earlier run
+    assert controller.ledger.search_share <= 0.05
+    unwarned = Change(BEST, speed=0.012)
+    run(unwarned, prior=BEST)
+    assert landscape.loss <= unwarned.loss
+
+
+def test_a_warm_start_opens_no_stage_where_a_lower_rate_mends_nothing_and_is_left_where_it_does() -> None:
+    changed = run(Change(BEST, speed=0.012), prior=BEST, warm_start=((0.0, BEST),))
+    assert [s.kind for s in changed.stages] == ["warm start"]
+    swinging = run(Swings(BEST, speed=0.01), prior=BEST, warm_start=((0.0, 3 * BEST), (0.6, 3 * BEST)))
+    assert max(swinging.schedule.lrs[400:]) <= 1.2 * BEST
+
+
+def test_a_warm_start_whose_rate_goes_wrong_on_the_way_is_left() -> None:
+    landscape = FallingCliff(BEST, speed=0.01)
+    controller = run(landscape, prior=BEST, warm_start=((0.0, 2e-2), (0.9, 2e-2)))
+    assert regret(landscape, controller) < 0.05
+    with patch.object(Watch, "judge", lambda *_: FINE):
+        kept = FallingCliff(BEST, speed=0.01)
+        assert regret(kept, run(kept, prior=BEST, warm_start=((0.0, 2e-2), (0.9, 2e-2)))) > 1.0
 
 
 def test_a_warm_start_that_does_not_hold_any_more_is_left() -> None:

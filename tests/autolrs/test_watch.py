@@ -41,6 +41,17 @@ def test_worse_than_untrained_is_no_fine_beginning() -> None:
     assert changed.judge(noisy(3.5), 175) == RISEN
 
 
+def test_what_few_losses_tell_is_not_relied_on() -> None:
+    """How much losses scatter is learnt chunk by chunk."""
+    watch, calm = Watch(first_loss=1.0), [1.0, 1.02, 0.98, 1.0, 1.02, 0.98, 1.0]
+    watch.take(calm, 7)
+    assert watch.judge([1.15] * 3, 10) == FINE
+    assert watch.judge([1.15], 8) == FINE
+    for end in range(14, 63, 7):
+        watch.take(calm, end)
+    assert watch.judge([1.15] * 3, 66) == RISEN
+
+
 def test_a_stall_is_told_from_noise() -> None:
     steep = [2.0, 1.6, 1.37, 1.2, 1.07, 0.97]
     assert watching(steep).judge(noisy(1.05), 175) == STALLED

@@ -34,7 +34,7 @@ from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
 from autolrs_plugin.core.plans.training import diverged_above, evaluation_steps
 from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
 from autolrs_plugin.core.posterior import COLD, Seen
-from autolrs_plugin.core.schedule import run_curve
+from autolrs_plugin.core.schedule import curve_of, ramp_steps
 from autolrs_plugin.core.state import Plan, RunState, Stage
 
 SHARES = (0.0, 0.1, 0.3)
@@ -112,10 +112,11 @@ class StagedRun:
     def __post_init__(self) -> None:
         config = self.state.config
         self._low, self._high = config.lr_range
+        self._curve = curve_of(config)
         prior = config.starting_lr
         self._known = prior is not None
         self.rate = prior if prior is not None else math.sqrt(self._low * self._high)
-        self._planned = [(round(share * config.max_steps), i) for i, share in enumerate(self.shares)]
+        self._planned = self._stages_ahead(0)
         self._former, self._changed_at = self.rate, 0
         self._retreats = Retreats()
         self._bad_losses = 0
@@ -123,6 +124,13 @@ class StagedRun:
         self._ceiling = math.inf
         self._climbed = False
         self._following = config.warm_start is not None
+        if config.warm_start is not None:
+            # Where the earlier run had settled at a rate, this one does, too.
+            ramp = ramp_steps(config) - 1
+            self._planned = [
+                (max(min(i, 1), round(at * config.max_steps) - ramp), i)
+                for i, (at, _) in enumerate(config.warm_start)
+            ]
         self._undecided = False
 
     # The run itself.
@@ -137,7 +145,7 @@ class StagedRun:
             planned = [i for at, i in self._planned if at <= state.step]
             self._planned = [(at, i) for at, i in self._planned if at > state.step]
             if planned and self._following:
-                yield from self._follow()
+                yield from self._follow(planned[-1])
             elif planned:
                 # The rate that a climb came to is nobody's choice.
                 kind = "climb" if self._climbed and not self._flat else "planned"
@@ -158,6 +166,7 @@ class StagedRun:
         """Raise the rate where nothing is gained; return why a stage is to open, where that has come to an end."""
         can_go_back = self.state.config.rewind and self.state.budget_left_steps >= self._chunk_steps
         if self.unplanned and can_go_back and self._flat:
+            self._stop_following()
             self._change(max(self.rate, min(self.rate * CLIMB, self._ceiling / CLIMB**2)))
             self._climbed = True
             return ""
@@ -171,17 +180,20 @@ class StagedRun:
         end = min(stop for stop in stops if stop > first)
         if config.rewind and (not state.losses or math.isfinite(state.losses[-1])):
             yield Snapshot()
-        result = yield Train(first, tuple(self._rate_at(t) for t in range(first, end)))
+        rates = self._rates(first, end)
+        result = yield Train(first, rates)
         self._check_finite(result.losses, first)
         found = self.watch.judge(result.losses, end)
         if found != LOST and not self.unplanned:
             found = FINE
         if found in (RISEN, LOST):
-            self._ceiling = min(self._ceiling, max(self._rate_at(t) for t in range(first, end)))
+            self._ceiling = min(self._ceiling, max(rates))
             kept = state.kept_step if config.rewind else None
             may_go_back = kept is not None and end - kept <= state.budget_left_steps
             if may_go_back and self._retreats.suspects_rate(first, result.losses, found, self.watch):
                 yield Restore()
+                if found == LOST:
+                    self._stop_following()
                 lower = max(self.rate * RETREAT, self._low)
                 self._retreats.take_back(first, result.losses, found, self.rate, lower)
                 self._change(lower)
@@ -195,24 +207,28 @@ class StagedRun:
     def _gone_on(self, found: str, first: int) -> str:
         """Take note of a chunk that stays; return why a stage is to open after it, if one is."""
         if found == LOST:
+            self._stop_following()
             self._change(self.rate * RETREAT)
             self.watch.forget()
             return ""
+        before = self._retreats.before(first)
         if found == RISEN:
-            if (before := self._retreats.before(first)) is not None:
-                if self.state.budget_left_steps >= 3 * LEAST_STEPS:
+            if before is not None:
+                if self._following or self.state.budget_left_steps >= 3 * LEAST_STEPS:
                     self._change(before.rate)
                 self._ceiling = math.inf
             self.watch.begin_anew(self.state.losses[first:])
             self.seen.clear()
-            return "change"
+            return "" if self._following else "change"
+        if before is not None:
+            self._stop_following()  # it was the rate
         if found == FELL:
             self.watch.forget()
             self.seen.clear()
-            return "change"
+            return "" if self._following else "change"
         self._retreats.clear()
         apart = self.state.step - self._staged_at >= APART_CHUNKS * self._chunk_steps
-        return "stall" if found == STALLED and apart else ""
+        return "stall" if found == STALLED and apart and not self._following else ""
 
     def _check_finite(self, losses: Sequence[float], first: int) -> None:
         bad = [not math.isfinite(loss) for loss in losses]
@@ -223,12 +239,12 @@ class StagedRun:
                 f"(learning rate {self.rate:.3g}), so there is nothing to decide by; it must return the training loss."
             )
 
-    def _rate_at(self, step: int) -> float:
-        """Return the rate of a step: to a new rate it goes over a few steps."""
-        ramp = max(1, self.state.config.max_steps // 100)
-        away = min(1.0, (step - self._changed_at + 1) / ramp)
-        base: float = self._former * (self.rate / self._former) ** away
-        return min(base * run_curve(step, self.state.config), self._high)
+    def _rates(self, first: int, end: int) -> tuple[float, ...]:
+        """Return the rates of the steps from `first` to before `end`: to a new rate it goes over a few steps."""
+        ramp, risen = ramp_steps(self.state.config), self.rate / self._former
+        away = (min(1.0, (t - self._changed_at + 1) / ramp) for t in range(first, end))
+        bases = (self._former * risen**share for share in away)
+        return tuple(min(base * self._curve(t), self._high) for t, base in enumerate(bases, start=first))
 
     def _change(self, rate: float) -> None:
         self._former, self.rate = self.rate, min(max(rate, self._low), self._high)
@@ -236,21 +252,33 @@ class StagedRun:
         if not self.state.step:
             self._former = self.rate
 
-    def _follow(self) -> Stages:
-        """Take the rate of the earlier run; a probe at the beginning sees whether it holds."""
+    def _follow(self, point: int) -> Stages:
+        """Take the rate of a point of the earlier run; a probe at the beginning sees whether it holds.
+
+        What the earlier run has met on the way needs no stage; a rate that explodes, or that a lower one mends, is
+        not followed any more.
+        """
         points = self.state.config.warm_start
         assert points is not None
-        now = self.state.step / self.state.config.max_steps
-        rate = next(lr for at, lr in reversed(points) if at <= now or at == points[0][0])
+        _, rate = points[point]
         if self.state.step:
             self._change(rate)
+            self.watch.forget()
             return
-        yield from self.stage("warm start", 0, LEAST_STEPS)
+        yield from self.stage("warm start", 0, 2 * LEAST_STEPS)
         if self.rate != rate:
-            self._following = False
+            self._stop_following()
             yield from self.stage("planned", 0, self._allotted(0))
 
+    def _stop_following(self) -> None:
+        if self._following:
+            self._following, self._planned = False, self._stages_ahead(self.state.step + 1)
+
     # Stages.
+
+    def _stages_ahead(self, step: int) -> list[tuple[int, int]]:
+        marks = [round(share * self.state.config.max_steps) for share in self.shares]
+        return [(at, i) for i, at in enumerate(marks) if at >= step]
 
     @property
     def _chunk_steps(self) -> int:
@@ -267,7 +295,7 @@ class StagedRun:
 
     def _asked(self, kind: str, index: int, steps: int, evaluate: bool) -> Asked:
         state, config = self.state, self.state.config
-        present = self.rate * (run_curve(state.step, config) if state.step else 1.0)
+        present = self.rate * (self._curve(state.step) if state.step else 1.0)
         return Asked(
             present=min(present, config.lr_range[1]),
             known=self._known,

@@ -4,10 +4,11 @@
     scatter   the standard deviation of a chunk's losses around a line
 
 A chunk has gone wrong if its losses end not finite, or explode, or if its level lies above the lowest one before by
-more than RISE_Z standard errors and more than RISE_SHARE of what has been gained so far. It stalls if it lies above
-the forecast by as much: a line through the last levels over the logarithm of the step, with its own standard error.
-It fell if it lies below the forecast by FALL_SHARE of what has been gained: a plateau has ended, or layers have been
-unfrozen, and what was found out before may not hold any more.
+more than RISE_Z standard errors and more than RISE_SHARE of what has been gained so far. The scatter of a few losses
+is small by chance, and one loss has none: how much losses scatter is learnt from the chunks before. A chunk stalls if
+it lies above the forecast by as much: a line through the last levels over the logarithm of the step, with its own
+standard error. It fell if it lies below the forecast by FALL_SHARE of what has been gained: a plateau has ended, or
+layers have been unfrozen, and what was found out before may not hold any more.
 """
 
 import math
@@ -15,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import fmean, linear_regression, median
+
+from scipy.special import ndtr, stdtrit
 
 RISE_Z = 4.0
 RISE_SHARE = 0.1
@@ -31,12 +34,17 @@ FINE, RISEN, STALLED, FELL, LOST = "fine", "risen", "stalled", "fell", "lost"
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk that was trained: where it ended, its level, the standard error of that, and its scatter."""
+    """A chunk that was trained: where it ended, its level, of how many losses that is the mean, and its scatter."""
 
     end: int
     level: float
-    error: float
+    count: int
     scatter: float
+
+    @property
+    def error(self) -> float:
+        """The standard error of the level."""
+        return self.scatter / math.sqrt(self.count)
 
     def clearly_below(self, other: "Chunk") -> bool:
         """Whether its level is lower than another's by more than noise."""
@@ -52,12 +60,12 @@ def summary(losses: Sequence[float], end: int) -> Chunk | None:
     steps = [after - before for before, after in pairwise(values)]
     # The scatter of a difference of two losses is larger than that of one.
     scatter = _std(steps) / math.sqrt(2) if len(values) > 2 else _std(values)
-    return Chunk(end, fmean(half), scatter / math.sqrt(len(half)), scatter)
+    return Chunk(end, fmean(half), len(half), scatter)
 
 
 def _std(values: Sequence[float]) -> float:
     mean = fmean(values)
-    return math.sqrt(fmean((value - mean) ** 2 for value in values))
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
 @dataclass
@@ -68,11 +76,13 @@ class Watch:
         first_loss: the training loss before the first step, in its usual scatter.
         above: a loss above this has exploded.
         chunks: those that were fine, since the run changed.
+        recent: the last chunks of three losses and more, at whatever rate: what noise is, is learnt from them.
     """
 
     first_loss: float = math.nan
     above: float = math.inf
     chunks: list[Chunk] = field(default_factory=list)
+    recent: list[Chunk] = field(default_factory=list)
 
     def judge(self, losses: Sequence[float], end: int) -> str:
         """Return what a chunk of losses up to the real step `end` is: FINE, RISEN, STALLED, FELL or LOST."""
@@ -84,30 +94,46 @@ class Watch:
             return LOST
         if not self.chunks:
             # Nothing was gained since the first weights (or the last change), and this is worse than those.
-            return RISEN if chunk.level - self.first_loss > RISE_Z * chunk.error else FINE
+            return RISEN if chunk.level - self.first_loss > RISE_Z * self._calm(chunk).error else FINE
         best = min(self.chunks, key=lambda c: c.level)
         gained = max(0.0, self.first_loss - best.level)
-        own = self._own_error(chunk)
-        error = math.hypot(own, best.error)
-        if chunk.level - best.level > max(RISE_Z * error, RISE_SHARE * gained):
+        own = self._calm(chunk).error
+        error = math.hypot(own, self._calm(best).error)
+        z = self._rise_z()
+        if chunk.level - best.level > max(z * error, RISE_SHARE * gained):
             return RISEN
         predicted, std = self.forecast(end)
         missed = chunk.level - predicted
-        if missed > RISE_Z * math.hypot(std, own) and missed > STALL_SHARE * gained:
+        if missed > z * math.hypot(std, own) and missed > STALL_SHARE * gained:
             return STALLED
-        if -missed > RISE_Z * math.hypot(std, own) and -missed > FALL_SHARE * gained:
+        if -missed > z * math.hypot(std, own) and -missed > FALL_SHARE * gained:
             return FELL
         return FINE
 
-    def _own_error(self, chunk: Chunk) -> float:
-        """Return a chunk's standard error; one that scatters far more than those before must not hide behind that."""
-        usual = [c.error for c in self.chunks[-FORECAST_CHUNKS:]]
-        return min(chunk.error, 2 * median(usual)) if usual else chunk.error
+    def _calm(self, chunk: Chunk) -> Chunk:
+        """Return a chunk with a scatter that is within the usual one and twice that.
+
+        One that scatters far more must not hide behind that, and the scatter of few losses is small by chance: it
+        would take noise for a rise.
+        """
+        if not self.recent:
+            return chunk
+        usual = median(c.scatter for c in self.recent)
+        return replace(chunk, scatter=min(max(chunk.scatter, usual), 2 * usual))
+
+    def _rise_z(self) -> float:
+        """Return what RISE_Z comes to in Student's distribution as long as few losses have told how much they scatter.
+
+        The scatter comes from differences of successive losses, which tell two thirds of what that number of
+        independent ones would (von Neumann, 1941); a level is the mean of half of a chunk's losses.
+        """
+        if not 0 < len(self.recent) < LEAST_CHUNKS:
+            return RISE_Z
+        return float(stdtrit(4 / 3 * sum(c.count for c in self.recent), ndtr(RISE_Z)))
 
     def clearly_below(self, chunk: Chunk, other: Chunk) -> bool:
         """Whether a chunk's level is lower than another's by more than noise."""
-        calm = [replace(c, error=self._own_error(c)) for c in (chunk, other)]
-        return calm[0].clearly_below(calm[1])
+        return self._calm(chunk).clearly_below(self._calm(other))
 
     def take(self, losses: Sequence[float], end: int) -> None:
         """Take in a chunk that is kept."""
@@ -116,6 +142,8 @@ class Watch:
             if not math.isfinite(self.first_loss):
                 self.first_loss = next(loss for loss in losses if math.isfinite(loss))
             self.chunks.append(chunk)
+            if chunk.count > 1:
+                self.recent = [*self.recent, chunk][-FORECAST_CHUNKS:]
 
     def flat(self, left_steps: int) -> bool:
         """Whether nothing has been gained over all chunks, four at least, nor before, nor is much to be expected.
@@ -145,6 +173,7 @@ class Watch:
     def begin_anew(self, losses: Sequence[float]) -> None:
         """Measure gains from these losses on: the run is another one."""
         self.forget()
+        self.recent.clear()
         changed = summary(losses, 0)
         self.first_loss = self.first_loss if changed is None else changed.level
 
