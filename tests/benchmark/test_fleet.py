@@ -120,6 +120,10 @@ def test_ray_answers_as_one_process_does(monkeypatch: pytest.MonkeyPatch) -> Non
         (["--link-gbps", 0], "--link-gbps 0.0: must be above 0"),
         (["--refresh-ms", -1], "--refresh-ms -1.0: must be"),
         (["--prefill-deployment", "mistral-7b/h100"], "has no effect without --prefill-replicas"),
+        (
+            ["--prefill-replicas", 1, "--prefill-deployment", "yi-34b/2xa100"],
+            "must be of the same model as",
+        ),
         (["--router", "first-token", "--scheduler", "default"], "vLLM's own scheduler has no answer"),
         (["--scheduler", "orka"], "unknown scheduler; did you mean 'orca'"),
         (["--ttft-slo-ms", 0], "--ttft-slo-ms 0.0: must be"),

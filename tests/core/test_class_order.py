@@ -81,6 +81,16 @@ def test_ranks() -> None:
     assert line(made, *waiting) == ["late", "with-slo", "relegated", "overdue", "plain", "batch"]
 
 
+def test_batch_work_that_has_waited_for_its_bound_goes_before_those_that_have_waited_longer() -> None:
+    waiting = (
+        asked("overdue", 10, "chat", age_s=90.0),
+        asked("plain", 10, "plain", age_s=70.0),
+        asked("batch", 10, "batch", age_s=61.0),
+        asked("more", 10, "batch", age_s=61.0, tag=1.0),
+    )
+    assert line(order(), *waiting) == ["batch", "overdue", "plain", "more"]
+
+
 def test_what_counts_less_for_its_time_is_given_up() -> None:
     both = (asked("vip", 600, "vip"), asked("chat", 500, "chat"))
     assert line(order(), *both) == ["vip", "chat"]

@@ -117,6 +117,10 @@ def test_something_else_under_our_key_is_refused() -> None:
             {"token_budget": 512, "tbt_mode": "pace"},
             "--tbt-mode pace: has no effect with --token-budget 512.",
         ),
+        (
+            {"scheduler": "orca", "slo_classes": {"classes": {"a": {"ttft_slo_ms": 500}}}},
+            "--slo-classes: has no effect with --scheduler orca.",
+        ),
         ({"scheduler": "orca", "tbt_mode": "pace"}, "--tbt-mode pace: has no effect with --scheduler orca."),
         (
             {"tbt_slo_ms": 50.0, "tbt_slo": "auto:25x"},

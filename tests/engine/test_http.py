@@ -111,6 +111,22 @@ def test_what_is_asked_for_reaches_the_body(body: Any, headers: dict[str, str], 
 @pytest.mark.parametrize(
     "body",
     [
+        b'{"prompt": "a", "vllm_xargs": {"slo_\\u0074enant": "you"}}',
+        b'{"prompt": "a", "vllm\\u005fxargs": {"slo\\u005ftenant": "you"}}',
+        '{"prompt": "a", "vllm_xargs": {"slo_tenant": "you"}}'.encode("utf-16"),
+        '{"prompt": "a", "vllm_xargs": {"slo_tenant": "you"}}'.encode("utf-32-le"),
+    ],
+    ids=range(4),
+)
+def test_no_spelling_of_a_body_sets_a_tenant(body: bytes) -> None:
+    seen = Call([START, BODY, END]).run(body, {}).seen
+    assert seen is not None
+    assert json.loads(seen) == {"prompt": "a", "vllm_xargs": None}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
         b'{"prompt": "a"}',
         b'{"service_tier": ',
         b'["service_tier"]',

@@ -325,6 +325,9 @@ def test_a_device_without_tables_is_a_roofline_and_says_why() -> None:
         ("mistral-7b/a100:tp2ep", "'ep' distributes experts, and mistral-7b has none"),
         ("moonshotai/Kimi-K3/l4:tp8", "'attn_res_block_size' is not understood"),
         ("Qwen/Qwen3-32B/h100:", "must be MODEL/DEVICE"),
+        ("Qwen/Qwen3-32B/h100:tp0", "tp and pp are at least 1"),
+        ("Qwen/Qwen3-32B/h100:tp2pp0", "tp and pp are at least 1"),
+        ("Qwen/Qwen3-32B/8xh100:tp2", "8 devices and tp2 contradict each other"),
     ],
 )
 def test_a_mistake_is_one_sentence(name: str, said: str) -> None:

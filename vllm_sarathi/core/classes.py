@@ -309,7 +309,10 @@ def parse_plain(text: str, origin: str) -> object:
         return yaml.load(text, Loader)  # a SafeLoader
     except RecursionError as error:
         raise ConfigError(f"{origin}: is nested too deeply.") from error
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    # What a tag or a date cannot be made of is raised as it comes.
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(f"{origin}: is not valid YAML ({said}).") from error
 

@@ -299,6 +299,8 @@ class SarathiConfig:
         for key in by_slo_alone(self.to_mapping()):
             if beside and (value := getattr(self, key)) != defaults[key]:
                 given = flag_name(key) if value is True else f"{flag_name(key)} {value}"
+                if isinstance(value, SloClasses):
+                    given = value.origin
                 raise ConfigError(f"{given}: has no effect with {beside}.")
         if self.ttft_slo_ms is not None and self.prefill_order != "deadline" and self.slo_classes is None:
             raise ConfigError(

@@ -30,8 +30,18 @@ MIDDLEWARE = "vllm_sarathi.engine.http.ClassMiddleware"
 SETTINGS_VARIABLE = "SARATHI_HTTP_CLASSES"
 """What the middleware has to know; several API servers are processes that inherit no more than this."""
 
-PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
+PATHS = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/chat/completions/batch",
+    "/v1/responses",
+    "/v1/messages",
+    "/invocations",
+)
 """Where prompts come in as JSON with `vllm_xargs`; what stands before them is the server's root path."""
+
+TELLING = (b"service_tier", b"slo_tenant", b"\\u", b"\0")
+"""A body without any of these says nothing of a tier or a tenant, nor does it by escapes or in UTF-16 or UTF-32."""
 
 CLASS_HEADER, TTFT_HEADER = b"x-slo-class", b"x-llm-d-slo-ttft-ms"
 TIER = "service_tier"
@@ -123,7 +133,7 @@ def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> 
 
     Whose a request is, only the header says: a client could take another's share, or everybody's in turn.
     """
-    if not wishes and TIER.encode() not in body and TENANT_KEY.encode() not in body:
+    if not wishes and not any(word in body for word in TELLING):
         return None
     try:
         values = json.loads(body)

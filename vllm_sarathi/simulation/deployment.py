@@ -94,6 +94,12 @@ def deployment(name: str, calibration_dir: str | None = None, longest: int | Non
     if devices_per_node < 1:
         raise ConfigError(f"--deployment {name!r}: a machine has at least 1 device, not {devices_per_node}.")
     tensor_parallel, stages = int(match["tp"] or match["count"] or 1), int(match["pp"] or 1)
+    if tensor_parallel < 1 or stages < 1:
+        raise ConfigError(f"--deployment {name!r}: tp and pp are at least 1.")
+    if match["count"] and match["tp"] and int(match["count"]) != tensor_parallel * stages:
+        raise ConfigError(
+            f"--deployment {name!r}: {match['count']} devices and tp{tensor_parallel} contradict each other."
+        )
     spread = Spread(tensor_parallel, stages, bool(match["ep"]), match["precision"], bool(match["kv"]))
     made = _deployment(name, model_name, match["device"].lower(), spread, devices_per_node)
     if longest is not None:

@@ -146,10 +146,21 @@ def spec_of(asked: Asked, fleet: FleetAsked, share_prefixes: bool) -> FleetSpec:
     }
     if not fleet.prefill_replicas:
         return FleetSpec(("serve",) * fleet.replicas, {"serve": serving}, **common)
-    reading = replace(serving, deployment=fleet.prefill_deployment or asked.deployment, prefill_only=True)
+    theirs = fleet.prefill_deployment or asked.deployment
+    if _model_of(theirs) != _model_of(asked.deployment):
+        raise ConfigError(
+            f"--prefill-deployment {theirs!r}: must be of the same model as {asked.deployment!r}, which is to use "
+            "its KV cache."
+        )
+    reading = replace(serving, deployment=theirs, prefill_only=True)
     link = Link(fleet.link_gbps * 1e9 / 8, LINK_LATENCY_S, place.kv_token_bytes)
     roles = ("prefill",) * fleet.prefill_replicas + ("decode",) * fleet.replicas
     return FleetSpec(roles, {"prefill": reading, "decode": serving}, link=link, **common)
+
+
+def _model_of(deployment_name: str) -> str:
+    """Return a model's own name: it may be named with its owner, whose tables are measured, or without."""
+    return deployment_name.rpartition("/")[0].rpartition("/")[2].lower()
 
 
 def requests_of(

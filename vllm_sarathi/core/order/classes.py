@@ -284,9 +284,12 @@ class ClassOrder(DeadlineOrder):
             kept[indices[place]] = (1, jobs[place].due_s, jobs[place].read_s)
         keys: list[Key] = []
         for index, request in enumerate(requests):
-            overdue = index in starving or self._is_overdue(request)
             left_s = self._prefill_s(request.done_tokens, request.remaining_tokens)
-            if self._overdue_first and overdue:
+            if (
+                self._overdue_first and index in starving
+            ):  # one of its class in each bound: others hardly notice
+                keys.append((0, -math.inf, float(index)))
+            elif self._overdue_first and self._is_overdue(request):
                 keys.append((0, -request.age_s, float(index)))
             elif index in kept:
                 keys.append(kept[index])
