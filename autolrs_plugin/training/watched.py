@@ -1,5 +1,6 @@
 """What a step may change and nobody can set back: seen by what tells how far it has come."""
 
+import contextlib
 import gc
 import io
 import json
@@ -43,8 +44,9 @@ def position(iterator: Any, depth: int = 0) -> Any:
         return iterator._num_yielded
     seen: list[Any] = []
     for name in ("line_num", "index", "iterindex"):  # of a csv.reader and of numpy's iterators
-        if isinstance(value := getattr(iterator, name, None), int):
-            seen.append(value)
+        with contextlib.suppress(ValueError):  # a numpy.nditer has an index only if asked for one
+            if isinstance(value := getattr(iterator, name, None), int):
+                seen.append(value)
     if " object at 0x" not in (text := repr(iterator)):  # as itertools.count says where it is
         seen.append(text)
     elif (hint := getattr(iterator, "__length_hint__", None)) is not None:
