@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
+
+from autolrs_plugin.training.plain import attributes_of
 
 MOST_NESTED = 4
 """Optimizers are looked for in containers in containers, so deep."""
@@ -57,19 +59,16 @@ def check_accumulation(train_step: Any) -> None:
     Raises:
         ValueError: `train_step` uses an Accelerator that accumulates.
     """
-    function = getattr(train_step, "__func__", train_step)
-    used = (
-        list(vars(owner).values())
-        if hasattr(owner := getattr(train_step, "__self__", None), "__dict__")
-        else []
-    )
+    function = train_step.__func__ if isinstance(train_step, MethodType) else train_step
+    used = list(attributes_of(train_step.__self__).values()) if isinstance(train_step, MethodType) else []
     if isinstance(function, FunctionType):
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         used += [cell.cell_contents for _, cell in cells if cell != CellType()]
         used += [function.__globals__.get(name) for name in function.__code__.co_names]
     for thing in used:
-        steps = getattr(thing, "gradient_accumulation_steps", 1)
-        if type(thing).__module__ == "accelerate.accelerator" and steps > 1:
+        # Only an Accelerator is asked: a configuration may raise KeyError for a name that it does not have.
+        accelerates = any(kind.__module__ == "accelerate.accelerator" for kind in type(thing).__mro__)
+        if accelerates and (steps := thing.gradient_accumulation_steps) > 1:
             raise ValueError(
                 f"train_step: uses an Accelerator with gradient_accumulation_steps={steps}, which counts batches by "
                 "itself; use autolrs_plugin.integrations.accelerate.AutoLRS, or 1."
@@ -101,7 +100,7 @@ def _hint(thing: Any, kind: type) -> str:
     if isinstance(maker, type) and issubclass(maker, kind):
         arguments = "" if kind is torch.nn.Module else "model.parameters(), lr=..."
         return f", but makes one; give {maker.__name__}({arguments})"
-    parts = _parts(thing if isinstance(thing, list | tuple | dict) else getattr(thing, "__dict__", {}))
+    parts = _parts(thing if isinstance(thing, list | tuple | dict) else attributes_of(thing))
     names = ", ".join(dict.fromkeys(type(part).__name__ for part in parts if isinstance(part, kind)))
     if not names:
         return ""

@@ -38,6 +38,7 @@ from autolrs_plugin.training.items import (
     BufferSlots,
     CacheSlots,
     EnvironmentSlots,
+    FieldSlots,
     InnerSlots,
     ItemSlots,
     MemberSlots,
@@ -45,7 +46,15 @@ from autolrs_plugin.training.items import (
     buffer_of,
     special_slots,
 )
-from autolrs_plugin.training.libraries import INSIDE, SKIPPED, TORCHS_OWN, WALKED_ONLY, is_opaque, is_users
+from autolrs_plugin.training.libraries import (
+    INSIDE,
+    SKIPPED,
+    STREAMS,
+    TORCHS_OWN,
+    WALKED_ONLY,
+    is_opaque,
+    is_users,
+)
 from autolrs_plugin.training.plain import (
     ALWAYS,
     ATOMS,
@@ -181,7 +190,7 @@ class Inventory:
                 self._visit(f"{path}.{name}", getattr(value, name, None), True, depth + 1)
             # What a class of the user's, or Accelerate, adds to torch's own attributes.
             self._held(path, Slots(value, "data"), True, depth)
-        elif is_stateful(value) and not data:
+        elif is_stateful(value) and not data and not type(value).__module__.startswith(STREAMS):
             self.stateful[path] = value
             self._stateful(path, value, depth)
         elif (special := special_slots(value, "data" if data else "user")) is not None:
@@ -338,7 +347,7 @@ class Inventory:
             return
         if kind.__module__.partition(".")[0] in SKIPPED and kind is not SimpleNamespace:
             return
-        data = data or isinstance(value, Dataset | Sampler)
+        data = data or isinstance(value, Dataset | Sampler) or kind.__module__.startswith(STREAMS)
         own = "data" if data else "user"
         memory = buffer_of(value)
         if memory is not None and memory.nbytes > MOST_BYTES[own]:
@@ -346,6 +355,7 @@ class Inventory:
         elif memory is not None:
             self._held(path, BufferSlots(value, own), data, depth)
         elif is_opaque(value):
+            self._held(path, FieldSlots(value, own), data, depth)
             self._held(path, InnerSlots(value, own), data, depth)
         if kind.__module__.startswith(WALKED_ONLY) and not data:
             for name, item in held(value).items():

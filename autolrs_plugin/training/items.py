@@ -1,20 +1,29 @@
 """What is in containers, caches, memory and bars, as slots."""
 
 import ast
+import contextlib
 import gc
 import io
 import os
 import re
+import warnings
 from collections import deque
 from collections.abc import Container, Mapping, Sequence
-from types import BuiltinFunctionType, CodeType, FrameType, ModuleType, TracebackType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    GetSetDescriptorType,
+    ModuleType,
+    TracebackType,
+)
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 import numpy as np
 
-from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, MOST_MEMBERS, is_plain
-from autolrs_plugin.training.slots import Slots
+from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, MOST_MEMBERS, attributes_of, is_plain
+from autolrs_plugin.training.slots import Slots, held
 
 
 class ItemSlots(Slots):
@@ -157,11 +166,52 @@ class EnvironmentSlots(ItemSlots):
 
 
 class InnerSlots(ItemSlots):
-    """What an object of no Python class refers to: a view of a dictionary, and the like."""
+    """What an object of C refers to, but for its attributes: a view of a dictionary, and the like."""
 
     def __init__(self, owner: Any, kind: str) -> None:
-        parts = gc.get_referents(owner)
+        attributes = held(owner)
+        known = {id(attributes_of(owner)), *map(id, attributes.values())}
+        parts = [part for part in gc.get_referents(owner) if id(part) not in known]
         super().__init__(tuple(p for p in parts if not isinstance(p, (*ATOMS, *_NOT_INSIDE))), kind)
+
+
+class FieldSlots(Slots):
+    """The fields that a class of C shows by name: where they can be set, they are put back (the blocks of a table).
+
+    What is made anew for each look is none of the object's own, and numbers may count what nobody sets.
+    """
+
+    def get(self) -> dict[str, Any]:
+        """Return objects that the owner refers to, and switches."""
+        own, found = set(map(id, gc.get_referents(self._owner))), {}
+        for name, field in _fields(type(self._owner)).items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of names that go out of use
+                try:
+                    value = field.__get__(self._owner)
+                except Exception:  # nothing is known of what a field of any library raises
+                    continue
+            if value is None or isinstance(value, bool) or id(value) in own:
+                found[name] = value
+        return found
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a field; one that cannot be set is seen to be another afterwards."""
+        with contextlib.suppress(AttributeError, TypeError):
+            _fields(type(self._owner))[name].__set__(self._owner, value)
+
+    def delete(self, name: str) -> None:
+        """Leave it: a field is always there."""
+
+
+def _fields(kind: type) -> dict[str, Any]:
+    """Return the descriptors of the fields that the classes of C among the bases of a class show by name."""
+    return {
+        name: member
+        for base in reversed(kind.__mro__[:-1])
+        for name, member in vars(base).items()
+        if isinstance(member, GetSetDescriptorType) and name not in ("__dict__", "__weakref__")
+    }
 
 
 class BufferSlots(Slots):

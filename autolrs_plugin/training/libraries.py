@@ -6,6 +6,8 @@ import sysconfig
 from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 
+from autolrs_plugin.training.slots import slot_names
+
 SKIPPED = {
     *(
         "autolrs_plugin",
@@ -61,6 +63,16 @@ WALKED_ONLY = (
 )
 """Modules whose objects are looked through, and have no state that is not reached in another way."""
 
+STREAMS = ("datasets.",)
+"""Modules whose load_state_dict() tells where the next iterator begins: what the one in use has come to is in their
+attributes."""
+
+CACHES = (
+    *("pandas._libs.index", "pandas._libs.hashtable", "pandas._libs.internals.BlockPlacement"),
+    "_thread._local",
+)
+"""Types of C whose fields are filled when they are first needed, and tell nothing beside the attributes."""
+
 _LIBRARIES = (
     *(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")),
     *(site.getusersitepackages(), "<frozen"),
@@ -87,7 +99,16 @@ def is_users(thing: Any) -> bool:
 
 
 def is_opaque(value: Any) -> bool:
-    """Tell whether an object is of no Python class, so that only the garbage collector knows what it refers to."""
+    """Tell whether an object has fields of C, its own or of a base, of which only the garbage collector knows."""
     kind = type(value)
-    python = hasattr(value, "__dict__") or is_users(kind) or kind.__module__.startswith(WALKED_ONLY)
-    return not (python or isinstance(value, BaseException | FrameType | TracebackType | CodeType))
+    known = (*WALKED_ONLY, *CACHES)
+    if any(f"{base.__module__}.{base.__qualname__}".startswith(known) for base in kind.__mro__):
+        return False
+    return _has_fields(kind) and not isinstance(value, BaseException | FrameType | TracebackType | CodeType)
+
+
+def _has_fields(kind: type) -> bool:
+    """Tell whether objects of a class are larger than attributes and slots make them."""
+    places = [kind.__dictoffset__, kind.__weakrefoffset__, *[1] * len(slot_names(kind))]
+    size = object.__basicsize__ + tuple.__itemsize__ * sum(place > 0 for place in places)
+    return kind.__basicsize__ > size or kind.__itemsize__ > 0

@@ -17,6 +17,9 @@ FROZEN = " (a frozen weight)"
 SHOWN = 5
 """Most things that are named at once."""
 
+SWITCHES = ("torch.get_", "torch.is_", "torch.are_", "torch.backends.")
+"""Begin the names of torch's global settings."""
+
 INSTEAD = {
     FROZEN: "A weight that was frozen when the search began is not copied; where a step lets it train "
     "(requires_grad_(), add_param_group()), give the module that it belongs to as stateful={'layers': module}.",
@@ -75,6 +78,11 @@ def check_same(
         )
     if lost := [path for path in changed if path not in logs]:
         advice = [text for ending, text in INSTEAD.items() if any(path.endswith(ending) for path in lost)]
+        if any(path.startswith(SWITCHES) for path in lost):
+            where = "train_step" if by == "a probe" else "validate"
+            advice.append(
+                f"Set it back in {where}, or use a with statement, such as `with torch.no_grad():`."
+            )
         raise RuntimeError(
             f"{', '.join(lost[:SHOWN])}: was changed by {by} and cannot be set back, so the run would differ from one "
             f"without {by.partition(' ')[2]}s. {' '.join(advice or [IN_GENERAL])}"

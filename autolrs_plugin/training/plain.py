@@ -68,9 +68,23 @@ def bears(value: Any) -> bool:
     """Tell whether a tensor, an array or a container has attributes that somebody has given it, beside its content."""
     if type(value) in _BARE or isinstance(value, np.memmap):
         return False
-    if hasattr(value, "to_local") or hasattr(value, "__tensor_flatten__"):  # it consists of what is in them
+    if isinstance(value, torch.Tensor) and (
+        hasattr(value, "to_local") or hasattr(value, "__tensor_flatten__")
+    ):  # it consists of what is in them
         return False
-    return bool(getattr(value, "__dict__", None))
+    return bool(attributes_of(value))
+
+
+def attributes_of(thing: Any) -> dict[str, Any]:
+    """Return the dictionary of an object's attributes, and an empty one where it has none.
+
+    A `__getattr__` of its class is not asked: of a configuration it may raise KeyError, or have an answer for any name.
+    """
+    kind: Any = type(thing)
+    try:
+        return kind.__getattribute__(thing, "__dict__")  # type: ignore[no-any-return]
+    except AttributeError:
+        return {}
 
 
 _BARE = {dict, list, tuple, set, frozenset, deque, np.ndarray}

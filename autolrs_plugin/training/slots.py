@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from autolrs_plugin.training.plain import ATOMS
+from autolrs_plugin.training.plain import ATOMS, attributes_of
 
 _TORCHS = frozenset(vars(torch.nn.Module()))
 _OPTIMIZERS = frozenset({"param_groups", "state"})
@@ -69,11 +69,10 @@ class Slots:
     def set(self, name: str, value: Any) -> None:
         """Hold another object."""
         # Not setattr: what is put back has passed there once, and some objects forbid it or do more.
-        attributes = getattr(self._owner, "__dict__", None)
-        if attributes is not None and name not in slot_names(type(self._owner)):
-            attributes[name] = value
-        else:
+        if name in slot_names(type(self._owner)):
             object.__setattr__(self._owner, name, value)
+        else:
+            attributes_of(self._owner)[name] = value
 
     def delete(self, name: str) -> None:
         """Hold nothing there."""
@@ -331,7 +330,7 @@ def held(owner: Any) -> dict[str, Any]:
             found[name] = member.__get__(owner)
         except AttributeError:  # not set
             continue
-    return {**found, **getattr(owner, "__dict__", {})}
+    return {**found, **attributes_of(owner)}
 
 
 @lru_cache(maxsize=4096)

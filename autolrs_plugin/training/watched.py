@@ -1,5 +1,6 @@
 """What a step may change and nobody can set back: seen by what tells how far it has come."""
 
+import contextlib
 import gc
 import io
 import json
@@ -15,7 +16,7 @@ import torch
 from autolrs_plugin.training.fingerprint import tensor_digest
 from autolrs_plugin.training.items import buffer_of
 from autolrs_plugin.training.libraries import is_users
-from autolrs_plugin.training.plain import ATOMS, CONTAINERS, count_at, is_plain
+from autolrs_plugin.training.plain import ATOMS, CONTAINERS, attributes_of, count_at, is_plain
 from autolrs_plugin.training.slots import held
 
 DEEP = 8
@@ -43,14 +44,15 @@ def position(iterator: Any, depth: int = 0) -> Any:
         return iterator._num_yielded
     seen: list[Any] = []
     for name in ("line_num", "index", "iterindex"):  # of a csv.reader and of numpy's iterators
-        if isinstance(value := getattr(iterator, name, None), int):
-            seen.append(value)
+        with contextlib.suppress(ValueError):  # a numpy.nditer has an index only if asked for one
+            if isinstance(value := getattr(iterator, name, None), int):
+                seen.append(value)
     if " object at 0x" not in (text := repr(iterator)):  # as itertools.count says where it is
         seen.append(text)
     elif (hint := getattr(iterator, "__length_hint__", None)) is not None:
         seen.append(hint())
-    if hasattr(iterator, "__dict__"):
-        seen.append({name: _visible(value) for name, value in vars(iterator).items()})
+    if attributes := attributes_of(iterator):
+        seen.append({name: _visible(value) for name, value in attributes.items()})
     seen += [position(i, depth + 1) for i in _inside(iterator) if depth < DEEP]
     if not seen or type(iterator).__module__ == "itertools":
         seen.append(_reduced(iterator))
@@ -69,7 +71,7 @@ def _frame(generator: Any, depth: int) -> Any:
 def _inside(iterator: Any) -> list[Any]:
     """Return the iterators that an iterator draws from: also those that no variable holds."""
     found: list[Any] = []
-    for thing in [*gc.get_referents(iterator), *getattr(iterator, "__dict__", {}).values()]:
+    for thing in [*gc.get_referents(iterator), *attributes_of(iterator).values()]:
         parts = thing if isinstance(thing, tuple) else (thing,)
         found += [part for part in parts if isinstance(part, Iterator) and part is not iterator]
     return found
@@ -137,7 +139,7 @@ def batch_seen(batch: Any, seen: int = 0, depth: int = 0) -> int:
         return zlib.crc32(f"{batch.shape}{few.tolist()}".encode(), seen)
     if isinstance(batch, ATOMS):
         return zlib.crc32(repr(batch).encode(), seen)
-    inside: Any = batch if isinstance(batch, (*CONTAINERS, Mapping)) else getattr(batch, "__dict__", ())
+    inside: Any = batch if isinstance(batch, (*CONTAINERS, Mapping)) else attributes_of(batch)
     if isinstance(inside, set | frozenset):
         inside = sorted(inside, key=repr)
     for item in inside.items() if isinstance(inside, Mapping) else inside:

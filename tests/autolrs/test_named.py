@@ -4,12 +4,15 @@ import logging
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Train
+from autolrs_plugin.training.lost import check_same
+from autolrs_plugin.training.watched import position
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
 
@@ -120,3 +123,22 @@ def test_a_step_that_skips_what_is_not_finite_is_not_said_to_train_nothing(
     told = [r.getMessage() for r in caplog.records if "has changed no weight" in r.getMessage()]
     assert len(told) == bool(says)
     assert not says or re.search(says, told[0])
+
+
+def test_a_setting_that_validate_leaves_is_named_with_what_to_do() -> None:
+    says = (
+        r"torch.is_grad_enabled\(\): was changed by an evaluation .* Set it back in validate, or use a with"
+    )
+    with pytest.raises(RuntimeError, match=says):
+        check_same(
+            {"torch.is_grad_enabled()": "True"}, {"torch.is_grad_enabled()": "False"}, by="an evaluation"
+        )
+
+
+def test_where_an_iterator_of_numpy_is_can_be_told_without_an_index() -> None:
+    numbers = np.nditer(np.arange(9))
+    before = position(numbers)
+    assert position(numbers) == before
+    next(numbers)  # the first draw leaves the index at 0
+    next(numbers)
+    assert position(numbers) != before

@@ -8,6 +8,7 @@ import functools
 import io
 import multiprocessing
 import os
+import queue
 import sys
 import types
 from collections import deque
@@ -310,12 +311,79 @@ def members_of_long_containers() -> Any:
     return use
 
 
+def a_table_of_pandas() -> Any:
+    """Written in place, given a new column in place of one, and lengthened; one table is the attribute of a module."""
+    pandas = pytest.importorskip("pandas")
+    table, holder = pandas.DataFrame({"n": [0.0, 0.0], "m": [0.0, 1.0]}), nn.Identity()
+    holder.row = pandas.Series([0.0, 0.0])
+
+    def use() -> Any:
+        table.loc[1, "n"] += 1
+        table["m"] = table["m"] + 1
+        holder.row.iloc[1] += 1
+        table.loc[len(table)] = [1.0, 2.0]
+        return table["n"].sum() + holder.row.sum(), torch.tensor(table["m"].sum())
+
+    return use
+
+
+def a_subclass_of_a_queue() -> Any:
+    class Queue(queue.SimpleQueue[int]):
+        """Python's, on a base of C."""
+
+    numbers = Queue()
+    numbers.put(0)
+
+    def use() -> Any:
+        numbers.put(numbers.get() + 1)
+        numbers.put(n := numbers.get())
+        return n, torch.tensor(n)
+
+    return use
+
+
+def configurations_of_every_kind() -> Any:
+    """Their __getattr__ raises KeyError or RuntimeError, or has an answer for any name."""
+
+    class ByItems(dict[str, Any]):
+        __getattr__ = dict.__getitem__
+
+    class ByDictionary:
+        def __init__(self) -> None:
+            self.__dict__["_values"] = {"n": 0}
+
+        def __getattr__(self, name: str) -> Any:
+            return self.__dict__["_values"][name]
+
+    class Forgiving(ByDictionary):
+        def __getattr__(self, name: str) -> Any:
+            return self.__dict__["_values"].get(name)
+
+    class Unconnected:
+        n = 0
+
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("not connected")
+
+    items, by_dictionary, forgiving, unconnected = ByItems(n=0), ByDictionary(), Forgiving(), Unconnected()
+
+    def use() -> Any:
+        items["n"] += 1
+        unconnected.n += 1
+        for configuration in (by_dictionary, forgiving):
+            configuration._values["n"] += 1
+        return items.n + unconnected.n, torch.tensor(by_dictionary.n + forgiving.n)
+
+    return use
+
+
 USES: list[Callable[[], Any]] = [
     *(gradients_of_leaves, an_optimizer_in_a_proxy, an_optimizer_in_an_array, an_optimizer_in_a_view),
     *(an_optimizer_in_a_future, arrays_of_every_type, bit_generators, attributes_beside_the_content),
     *(memory_of_every_kind, members_of_an_enumeration, cached_dictionaries, a_count_in_a_list),
     *(variables_by_their_names, environment_variables, values_of_a_sparse_tensor),
     *(files_in_memory, counts_of_bars, members_of_long_containers),
+    *(a_table_of_pandas, a_subclass_of_a_queue, configurations_of_every_kind),
 ]
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset as HFDataset
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
@@ -37,6 +39,7 @@ PLAN: tuple[Action, ...] = (
     Train(0, (0.05,) * 12),
 )
 STEPS, PROBED = 12, 9
+EVALUATING = tuple(replace(action, evaluate=True) if isinstance(action, Probe) else action for action in PLAN)
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 Y = (X.sum(1) > 0).long()
 
@@ -499,6 +502,27 @@ def test_a_group_that_lightning_adds_later_is_taken_along(tmp_path: Path) -> Non
         found.append((bits(module.layer.weight), bits(module.late)))
     assert found[0] == found[1]
     assert module.late.abs().min() > 0
+
+
+def test_a_data_set_that_streams_is_that_of_the_run_without(tmp_path: Path) -> None:
+    """What it has come to is that of the iterator begun last, a probe's, and load_state_dict() tells the next one."""
+
+    def data() -> HFDataset:
+        rows = HFDataset.from_dict({"x": X.tolist(), "labels": Y.tolist()})
+        return rows.to_iterable_dataset(num_shards=4).shuffle(seed=3, buffer_size=20)
+
+    found = []
+    for callbacks in ([], [tuned()]):
+        torch.manual_seed(0)
+        SEEN.clear()
+        options = {"lr_scheduler_type": "constant", "learning_rate": 0.05}
+        sets = {"train_dataset": data(), "eval_dataset": data()}
+        trainer = Trainer(Net(), arguments(tmp_path, **options), **sets, callbacks=callbacks)
+        with script(EVALUATING):
+            trainer.train()
+        found.append((SEEN[-STEPS:], bits(trainer.model.layer.weight), sets["train_dataset"].state_dict()))
+    assert callbacks[0].ledger.search.steps == PROBED
+    assert found[0] == found[1]
 
 
 class Memory:
