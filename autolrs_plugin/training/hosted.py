@@ -195,6 +195,8 @@ class HostedRun:
         self._since = time.perf_counter()
         lr = self._action.lrs[len(self._losses)]
         self._loop.rates.set(lr)
+        if not self._losses:
+            self._loop.rates.watch()
         return lr
 
     @metered("adapter")
@@ -202,6 +204,8 @@ class HostedRun:
         """Take the loss of the framework's step: a number, or a tensor of one element, which is not read yet."""
         if not isinstance(self._action, Train):
             return
+        if not self._losses:
+            self._loop.rates.check()
         self._losses.append(self._loop.mean(loss))
         self._seconds += time.perf_counter() - self._since
         if len(self._losses) < len(self._action.lrs):
@@ -231,6 +235,8 @@ class HostedRun:
 
     def close(self) -> None:
         """Let go of the framework and its objects; what was found can still be read."""
+        if self._loop is not None:
+            self._loop.rates.unwatch()
         self._session = self._loop = None  # type: ignore[assignment]
 
     def _losses_so_far(self) -> tuple[float, ...]:

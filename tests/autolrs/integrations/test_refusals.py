@@ -30,7 +30,9 @@ class Endless(IterableDataset):
             yield task.Pictures()[0]
 
 
-def trainer(folder: Path, callbacks: list[Any], model: Any = None, **options: Any) -> Trainer:
+def trainer(
+    folder: Path, callbacks: list[Any], model: Any = None, kind: type[Trainer] = Trainer, **options: Any
+) -> Trainer:
     objects = {
         "train_dataset": task.Pictures(),
         "eval_dataset": task.Pictures(task.VALIDATION),
@@ -38,7 +40,7 @@ def trainer(folder: Path, callbacks: list[Any], model: Any = None, **options: An
     }
     settings = {"max_steps": 4, "use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
     args = TrainingArguments(str(folder), **{**settings, **options})
-    return Trainer(model or task.Net(), args, callbacks=callbacks, **objects)
+    return kind(model or task.Net(), args, callbacks=callbacks, **objects)
 
 
 def test_the_settings_are_looked_at_first() -> None:
@@ -198,6 +200,32 @@ def test_a_lightning_trainer_that_cannot_be_tuned(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trains without a gradient scaler"):
         lightning(tmp_path, [LightningCallback(task.RANGE)], halves)
     assert halves.net.trained_on() == endless.net.trained_on() == scheduled.net.trained_on() == []
+
+
+def test_a_rate_that_a_module_or_a_trainer_sets_itself_ends_the_run(tmp_path: Path) -> None:
+    def assign(optimizer: Any) -> None:
+        optimizer.param_groups[0]["lr"] = 0.003
+
+    class Assigning(with_lightning.Module):
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            assign(optimizer)
+
+    class AssigningTrainer(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            assign(self.optimizer)
+            return super().training_step(*args, **kwargs)
+
+    says = r"param_groups\[0\] \(AdamW\) was set to .*, and the step was taken at 0.003"
+    for plan in (task.PROBING, task.PROBING[1:]):  # the first step is the run's own, or a probe's
+        with script(plan):
+            module = Assigning(0.0, False, task.loader(task.Pictures()))
+            with pytest.raises(RuntimeError, match=says):
+                lightning(
+                    tmp_path, [LightningCallback(task.RANGE)], module, logger=with_lightning.ListLogger()
+                )
+            refused = trainer(tmp_path, [AutoLRSCallback(task.RANGE)], kind=AssigningTrainer)
+            with pytest.raises(RuntimeError, match=says):
+                refused.train()
 
 
 def test_an_accelerator_that_cannot_be_tuned() -> None:
