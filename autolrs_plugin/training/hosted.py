@@ -99,6 +99,16 @@ class HostedLoop(TorchLoop):
         """Return the mean of a loss over the ranks; where there is one alone, the loss itself, not read yet."""
         return loss if self.ranks is None else self.ranks.mean(float(loss))
 
+    def check_metric(self, name: str) -> None:
+        """Evaluate before any training, where a metric that is not there shows; warn of one that is not finite."""
+        value = self.evaluate()
+        if not math.isfinite(value):
+            logger.warning(
+                "metric=%r: is %s before any training; a search decides by it, so it must be a finite number.",
+                name,
+                value,
+            )
+
     def saving(self) -> AbstractContextManager[None]:
         """Inside, in a probe, a checkpoint is that of the real step."""
         return self._host.saving(self.as_kept)

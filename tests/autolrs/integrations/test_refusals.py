@@ -131,6 +131,39 @@ def test_a_metric_that_evaluation_does_not_produce(tmp_path: Path) -> None:
         lightning(tmp_path, [callback])
 
 
+def test_a_default_metric_that_is_not_there_or_not_finite_shows_before_any_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = task.Net()
+    several = {"a": task.Pictures(task.VALIDATION), "b": task.Pictures(task.VALIDATION)}
+    refused = trainer(tmp_path, [AutoLRSCallback(task.RANGE)], model=model, eval_dataset=several)
+    with pytest.raises(
+        ValueError, match=r"metric='eval_loss': evaluation does not produce it; it gives eval_a_"
+    ):
+        refused.train()
+    assert model.trained_on() == []
+
+    class Other(with_lightning.Module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/loss", self.net(**batch)["loss"])
+
+    class NotFinite(with_lightning.Module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", float("nan"))
+
+    data = task.loader(task.Pictures())
+    options = {"logger": with_lightning.ListLogger()}
+    module = Other(0.0, False, data)
+    with pytest.raises(
+        ValueError, match=r"metric='val_loss': validation does not log it; it logs val/loss\."
+    ):
+        lightning(tmp_path, [LightningCallback(task.RANGE)], module, **options)
+    assert module.net.trained_on() == []
+    with script(task.PROBING[5:6]), caplog.at_level("WARNING", "autolrs_plugin"):
+        lightning(tmp_path, [LightningCallback(task.RANGE)], NotFinite(0.0, False, data), **options)
+    assert caplog.text.count("metric='val_loss': is nan before any training") == 1
+
+
 class Late(TrainerCallback):
     """Adds a callback in the midst of training."""
 
@@ -146,6 +179,10 @@ def test_training_that_has_already_started(tmp_path: Path) -> None:
     late.trainer = trainer(tmp_path, [late])
     with pytest.raises(RuntimeError, match=r"was added to a Trainer that has already started"):
         late.trainer.train()
+    later = trainer(tmp_path, [])
+    later.add_callback(AutoLRSCallback(task.RANGE))
+    with pytest.raises(ValueError, match=r"give the callback to the Trainer's constructor"):
+        later.train()
     with script(task.PROBING):
         callback = AutoLRSCallback(task.RANGE, progress=False)
         again = trainer(tmp_path, [callback], max_steps=task.STEPS)
