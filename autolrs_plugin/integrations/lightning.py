@@ -81,7 +81,8 @@ class AutoLRSCallback(Callback, HostedResults):
             raise ValueError(
                 "max_steps: is not given and the train dataloader has no length; give the Trainer max_steps."
             )
-        host = LightningHost(trainer, pl_module, self._metric or "val_loss", self._sign)
+        metric = self._metric or "val_loss"
+        host = LightningHost(trainer, pl_module, metric, self._sign)
         if self._metric is not None and not host.validates:
             raise ValueError(
                 f"metric={self._metric!r}: needs validation: a validation_step and a dataloader for it."
@@ -99,8 +100,8 @@ class AutoLRSCallback(Callback, HostedResults):
             host.roots(),
         )
         self.run = HostedRun(config, loop, self._saved, trainer.global_step, [self._observer])
-        if self._metric is not None and self._saved is None:
-            loop.evaluate()  # an unknown metric shows before any training
+        if host.validates and self._saved is None:
+            loop.check_metric(metric)
         self._saved, self._losses, self._step, self._begun = None, [], trainer.global_step, False
 
     def on_train_batch_start(

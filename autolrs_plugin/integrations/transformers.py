@@ -110,7 +110,8 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
             raise ValueError(
                 "hyperparameter_search: AutoLRS finds the learning rate within one run; use one."
             )
-        host = TrainerHost(trainer, self._measures(trainer), self._metric or "eval_loss", self._sign)
+        metric = self._metric or "eval_loss"
+        host = TrainerHost(trainer, self._measures(trainer), metric, self._sign)
         validates = trainer.eval_dataset is not None
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         config = self._settings.config(optimizer, state.max_steps, validates)
@@ -120,8 +121,8 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         model, settings = trainer.model, self._settings
         loop = HostedLoop(model, optimizer, host, stateful, settings.generators, settings.keep, host.roots())
         self.run = HostedRun(config, loop, saved, state.global_step, [self._observer])
-        if self._metric is not None and saved is None:
-            loop.evaluate()  # an unknown metric shows before any training
+        if validates and saved is None:
+            loop.check_metric(metric)
         self._host = host
         host.record()
 
@@ -197,6 +198,11 @@ def _check_trainer(trainer: Trainer, metric: str | None, measures: bool) -> None
             args.warmup_steps,
         )
     if trainer.lr_scheduler is not None and not isinstance(trainer.lr_scheduler, TunedLR):
+        if trainer._created_lr_scheduler:
+            raise ValueError(
+                "AutoLRSCallback: was added to a Trainer that has made its scheduler already; give the callback to the "
+                "Trainer's constructor: Trainer(..., callbacks=[AutoLRSCallback(...)])."
+            )
         raise ValueError(
             "optimizers: has a scheduler, which would fight with AutoLRS; give (optimizer, None)."
         )

@@ -99,6 +99,16 @@ class HostedLoop(TorchLoop):
         """Return the mean of a loss over the ranks; where there is one alone, the loss itself, not read yet."""
         return loss if self.ranks is None else self.ranks.mean(float(loss))
 
+    def check_metric(self, name: str) -> None:
+        """Evaluate before any training, where a metric that is not there shows; warn of one that is not finite."""
+        value = self.evaluate()
+        if not math.isfinite(value):
+            logger.warning(
+                "metric=%r: is %s before any training; a search decides by it, so it must be a finite number.",
+                name,
+                value,
+            )
+
     def saving(self) -> AbstractContextManager[None]:
         """Inside, in a probe, a checkpoint is that of the real step."""
         return self._host.saving(self.as_kept)
@@ -195,6 +205,8 @@ class HostedRun:
         self._since = time.perf_counter()
         lr = self._action.lrs[len(self._losses)]
         self._loop.rates.set(lr)
+        if not self._losses:
+            self._loop.rates.watch()
         return lr
 
     @metered("adapter")
@@ -202,6 +214,8 @@ class HostedRun:
         """Take the loss of the framework's step: a number, or a tensor of one element, which is not read yet."""
         if not isinstance(self._action, Train):
             return
+        if not self._losses:
+            self._loop.rates.check()
         self._losses.append(self._loop.mean(loss))
         self._seconds += time.perf_counter() - self._since
         if len(self._losses) < len(self._action.lrs):
@@ -231,6 +245,8 @@ class HostedRun:
 
     def close(self) -> None:
         """Let go of the framework and its objects; what was found can still be read."""
+        if self._loop is not None:
+            self._loop.rates.unwatch()
         self._session = self._loop = None  # type: ignore[assignment]
 
     def _losses_so_far(self) -> tuple[float, ...]:

@@ -291,12 +291,14 @@ class TorchLoop:
         draw: Callable[[], Any] | None,
         abort_above: float | None = None,
     ) -> Steps:
-        losses, tokens = [], 0
+        losses: list[float] = []
+        tokens = 0
         untrained = None if self._untrained is None else self._job.fingerprint()
         for lr in lrs:
             self.rates.set(lr)
             batch = draw() if draw is not None else None
-            losses.append(self._take(batch, with_batch=draw is not None))
+            with nullcontext() if losses else self.rates.watched():
+                losses.append(self._take(batch, with_batch=draw is not None))
             if self._count_tokens is not None and draw is not None:
                 tokens += whole_number(self._count_tokens(batch), "count_tokens")
             on_step(lr, losses[-1])

@@ -4,7 +4,9 @@ A rate of the search is that of the first parameter group; every other group kee
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,9 @@ class GroupRates:
         self._known = {id(group): (group, ratio) for group, ratio in zip(groups, self.ratios, strict=True)}
         for group in self._inner():
             self._known[id(group)] = group, _rate_of(group) / self._first
+        self._hooks: list[Any] = []
+        self._expected: dict[int, float] = {}
+        self._other: str | None = None
 
     def set(self, lr: float) -> None:
         """Give the first group the rate `lr` and the others theirs."""
@@ -125,6 +130,74 @@ class GroupRates:
             else:
                 group["lr"] = lr * ratio
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, a step is taken at the rates that are set.
+
+        Raises:
+            RuntimeError: it was taken at another one, which something in the step has set; the message names it.
+        """
+        self.watch()
+        try:
+            yield
+        finally:
+            self.unwatch()
+        self.check()
+
+    def watch(self) -> None:
+        """From now on, see at which rates the optimizers take their steps."""
+        self.unwatch()
+        self._other = None
+        optimizers = {id(optimizer): optimizer for optimizer in (self._optimizer, *self._held)}.values()
+        for optimizer in optimizers:
+            self._expected |= {id(group): float(group["lr"]) for group in _with_rates(optimizer)}
+            # A container of others that is no whole Optimizer has none; those inside have.
+            if hasattr(optimizer, "_optimizer_step_pre_hooks"):
+                self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+
+    def unwatch(self) -> None:
+        """See no more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._expected = [], {}
+
+    def check(self) -> None:
+        """Raise RuntimeError if a step since `watch` was taken at another rate than the one set; see no more."""
+        self.unwatch()
+        if self._other is not None:
+            raise RuntimeError(self._other)
+
+    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Look at the rates as they are used: before the step, or after its closure, which Lightning trains in."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            self._look(optimizer)
+            return None
+        looking = partial(self._after_closure, closure, optimizer)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": looking}
+        return (args[0], looking, *args[2:]), kwargs
+
+    def _after_closure(self, closure: Callable[..., Any], optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = closure(*args, **kwargs)
+        self._look(optimizer)
+        return loss
+
+    def _look(self, optimizer: Any) -> None:
+        """Note the first rate that is another one than was set."""
+        if torch.compiler.is_compiling() or (
+            torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        ):
+            return  # its rates cannot be read now
+        for index, group in enumerate(optimizer.param_groups):
+            expected = self._expected.get(id(group))
+            if self._other is None and expected is not None and float(group["lr"]) != expected:
+                self._other = (
+                    f"optimizer: the lr of param_groups[{index}] ({type(optimizer).__name__}) was set to "
+                    f"{expected:.6g}, and the step was taken at {float(group['lr']):.6g}, which something in it has "
+                    "set; leave the rate to AutoLRS: remove the scheduler or the assignment from the step."
+                )
+
     def _inner(self) -> list[dict[str, Any]]:
         """Return the groups of optimizers inside that are not the groups of the one around them."""
         own = {id(group) for group in self._optimizer.param_groups}
@@ -132,6 +205,10 @@ class GroupRates:
             id(group): group for inner in self._held for group in inner.param_groups if id(group) not in own
         }
         return [group for group in groups.values() if group.get("lr") is not None]
+
+
+def _with_rates(optimizer: Any) -> list[dict[str, Any]]:
+    return [group for group in optimizer.param_groups if group.get("lr") is not None]
 
 
 def _rate_of(group: Mapping[str, Any]) -> float:

@@ -30,7 +30,9 @@ class Endless(IterableDataset):
             yield task.Pictures()[0]
 
 
-def trainer(folder: Path, callbacks: list[Any], model: Any = None, **options: Any) -> Trainer:
+def trainer(
+    folder: Path, callbacks: list[Any], model: Any = None, kind: type[Trainer] = Trainer, **options: Any
+) -> Trainer:
     objects = {
         "train_dataset": task.Pictures(),
         "eval_dataset": task.Pictures(task.VALIDATION),
@@ -38,7 +40,7 @@ def trainer(folder: Path, callbacks: list[Any], model: Any = None, **options: An
     }
     settings = {"max_steps": 4, "use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
     args = TrainingArguments(str(folder), **{**settings, **options})
-    return Trainer(model or task.Net(), args, callbacks=callbacks, **objects)
+    return kind(model or task.Net(), args, callbacks=callbacks, **objects)
 
 
 def test_the_settings_are_looked_at_first() -> None:
@@ -129,6 +131,39 @@ def test_a_metric_that_evaluation_does_not_produce(tmp_path: Path) -> None:
         lightning(tmp_path, [callback])
 
 
+def test_a_default_metric_that_is_not_there_or_not_finite_shows_before_any_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = task.Net()
+    several = {"a": task.Pictures(task.VALIDATION), "b": task.Pictures(task.VALIDATION)}
+    refused = trainer(tmp_path, [AutoLRSCallback(task.RANGE)], model=model, eval_dataset=several)
+    with pytest.raises(
+        ValueError, match=r"metric='eval_loss': evaluation does not produce it; it gives eval_a_"
+    ):
+        refused.train()
+    assert model.trained_on() == []
+
+    class Other(with_lightning.Module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/loss", self.net(**batch)["loss"])
+
+    class NotFinite(with_lightning.Module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", float("nan"))
+
+    data = task.loader(task.Pictures())
+    options = {"logger": with_lightning.ListLogger()}
+    module = Other(0.0, False, data)
+    with pytest.raises(
+        ValueError, match=r"metric='val_loss': validation does not log it; it logs val/loss\."
+    ):
+        lightning(tmp_path, [LightningCallback(task.RANGE)], module, **options)
+    assert module.net.trained_on() == []
+    with script(task.PROBING[5:6]), caplog.at_level("WARNING", "autolrs_plugin"):
+        lightning(tmp_path, [LightningCallback(task.RANGE)], NotFinite(0.0, False, data), **options)
+    assert caplog.text.count("metric='val_loss': is nan before any training") == 1
+
+
 class Late(TrainerCallback):
     """Adds a callback in the midst of training."""
 
@@ -144,6 +179,10 @@ def test_training_that_has_already_started(tmp_path: Path) -> None:
     late.trainer = trainer(tmp_path, [late])
     with pytest.raises(RuntimeError, match=r"was added to a Trainer that has already started"):
         late.trainer.train()
+    later = trainer(tmp_path, [])
+    later.add_callback(AutoLRSCallback(task.RANGE))
+    with pytest.raises(ValueError, match=r"give the callback to the Trainer's constructor"):
+        later.train()
     with script(task.PROBING):
         callback = AutoLRSCallback(task.RANGE, progress=False)
         again = trainer(tmp_path, [callback], max_steps=task.STEPS)
@@ -198,6 +237,32 @@ def test_a_lightning_trainer_that_cannot_be_tuned(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trains without a gradient scaler"):
         lightning(tmp_path, [LightningCallback(task.RANGE)], halves)
     assert halves.net.trained_on() == endless.net.trained_on() == scheduled.net.trained_on() == []
+
+
+def test_a_rate_that_a_module_or_a_trainer_sets_itself_ends_the_run(tmp_path: Path) -> None:
+    def assign(optimizer: Any) -> None:
+        optimizer.param_groups[0]["lr"] = 0.003
+
+    class Assigning(with_lightning.Module):
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            assign(optimizer)
+
+    class AssigningTrainer(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            assign(self.optimizer)
+            return super().training_step(*args, **kwargs)
+
+    says = r"param_groups\[0\] \(AdamW\) was set to .*, and the step was taken at 0.003"
+    for plan in (task.PROBING, task.PROBING[1:]):  # the first step is the run's own, or a probe's
+        with script(plan):
+            module = Assigning(0.0, False, task.loader(task.Pictures()))
+            with pytest.raises(RuntimeError, match=says):
+                lightning(
+                    tmp_path, [LightningCallback(task.RANGE)], module, logger=with_lightning.ListLogger()
+                )
+            refused = trainer(tmp_path, [AutoLRSCallback(task.RANGE)], kind=AssigningTrainer)
+            with pytest.raises(RuntimeError, match=says):
+                refused.train()
 
 
 def test_an_accelerator_that_cannot_be_tuned() -> None:
