@@ -5,6 +5,7 @@ import sys
 import sysconfig
 from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from autolrs_plugin.training.slots import slot_names
 
@@ -101,10 +102,17 @@ def is_users(thing: Any) -> bool:
 def is_opaque(value: Any) -> bool:
     """Tell whether an object has fields of C, its own or of a base, of which only the garbage collector knows."""
     kind = type(value)
-    known = (*WALKED_ONLY, *CACHES)
-    if any(f"{base.__module__}.{base.__qualname__}".startswith(known) for base in kind.__mro__):
-        return False
-    return _has_fields(kind) and not isinstance(value, BaseException | FrameType | TracebackType | CodeType)
+    if kind not in _opaque:
+        named = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
+        known = issubclass(kind, _NEVER_OPAQUE) or any(name.startswith(_KNOWN) for name in named)
+        _opaque[kind] = not known and _has_fields(kind)
+    return _opaque[kind]
+
+
+_KNOWN = (*WALKED_ONLY, *CACHES)
+_NEVER_OPAQUE = (BaseException, FrameType, TracebackType, CodeType)
+_opaque: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+"""By type, as every look at a job asks it of each object."""
 
 
 def _has_fields(kind: type) -> bool:

@@ -25,7 +25,7 @@ def largest_chunk(
         most_tokens: the most tokens in a step.
     """
     return bisect_right(
-        range(1, max(0, most_tokens - decodes) + 1),
+        range(1, most_tokens - decodes + 1),
         step_slo_s / model.margin,
         key=lambda chunk: _step_s(model, decodes, context_tokens, chunk),
     )

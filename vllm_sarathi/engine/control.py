@@ -102,9 +102,8 @@ class Control:
             raise ConfigError("vLLM has switched chunked prefill off: its stock scheduling applies.")
         check_keys(changes, origin="PATCH")
         classes = scheduler.config.slo_classes
-        if classes is not None and isinstance(
-            changes.get("slo_classes"), Mapping
-        ):  # a text would be a file's name
+        # A text would be a file's name.
+        if classes is not None and isinstance(changes.get("slo_classes"), Mapping):
             changes = {**changes, "slo_classes": classes.changed(changes["slo_classes"])}
         for key in AT_START_ONLY:
             if key in changes and not isinstance(changes[key], SloClasses):

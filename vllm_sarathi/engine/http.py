@@ -40,11 +40,11 @@ PATHS = (
 )
 """Where prompts come in as JSON with `vllm_xargs`; what stands before them is the server's root path."""
 
-TELLING = (b"service_tier", b"slo_tenant", b"\\u", b"\0")
-"""A body without any of these says nothing of a tier or a tenant, nor does it by escapes or in UTF-16 or UTF-32."""
-
 CLASS_HEADER, TTFT_HEADER = b"x-slo-class", b"x-llm-d-slo-ttft-ms"
 TIER = "service_tier"
+
+TELLING = (TIER.encode(), TENANT_KEY.encode(), b"\\u", b"\0")
+"""A body without any of these says nothing of a tier or a tenant, nor does it by escapes or in UTF-16 or UTF-32."""
 
 _refusal: ContextVar["_Refused | None"] = ContextVar("vllm_sarathi_refusal", default=None)
 

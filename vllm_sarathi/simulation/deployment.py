@@ -141,11 +141,11 @@ def _deployment(
     if spread.expert_parallel and shape.experts is None:
         raise ConfigError(f"--deployment {name!r}: 'ep' distributes experts, and {model_name} has none.")
     ways = spread.tensor_parallel
-    if ways < 1 or shape.heads % ways:
+    if shape.heads % ways:
         raise ConfigError(
             f"--deployment {name!r}: {shape.heads} attention heads cannot be shared by {ways} devices."
         )
-    if not 1 <= spread.stages <= shape.layers:
+    if spread.stages > shape.layers:
         raise ConfigError(f"--deployment {name!r}: {spread.stages} stages for {shape.layers} layers.")
     longest = shape.max_position
     if name.lower() in PAPER_DEPLOYMENTS:

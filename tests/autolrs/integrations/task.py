@@ -11,6 +11,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Snapshot, Train
@@ -195,3 +196,16 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
 
 def without_times(entry: dict[str, Any], times: Sequence[str] = ("runtime", "per_second")) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if not k.endswith(tuple(times))}
+
+
+class Net(nn.Module):
+    """A model as the Trainer wants it: it returns its loss with its answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.layer(x)
+        return {"loss": cross_entropy(logits, labels), "logits": logits}

@@ -19,6 +19,7 @@ from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Snapsh
 from autolrs_plugin.integrations.accelerate import AutoLRS
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
+from tests.autolrs.integrations.task import Net
 from tests.autolrs.jobs import bits
 from tests.autolrs.scripted import script
 
@@ -102,17 +103,6 @@ class Own(Trainer):
         noise = 0.1 * float(self.noise.random()) + 0.01 * next(self.numbers)
         loss = loss * (1 + noise) + 0.1 * (out["logits"] @ self.average.of).mean()
         return (loss, out) if kwargs.get("return_outputs") or (args and args[0]) else loss
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(8, 2)
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.layer(x)
-        return {"loss": cross_entropy(logits, labels), "logits": logits}
 
 
 class Watch(TrainerCallback):

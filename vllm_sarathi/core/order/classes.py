@@ -285,9 +285,8 @@ class ClassOrder(DeadlineOrder):
         keys: list[Key] = []
         for index, request in enumerate(requests):
             left_s = self._prefill_s(request.done_tokens, request.remaining_tokens)
-            if (
-                self._overdue_first and index in starving
-            ):  # one of its class in each bound: others hardly notice
+            # One of its class in each bound: others hardly notice.
+            if self._overdue_first and index in starving:
                 keys.append((0, -math.inf, float(index)))
             elif self._overdue_first and self._is_overdue(request):
                 keys.append((0, -request.age_s, float(index)))
