@@ -79,7 +79,7 @@ def client_result(path: Path, **seen: list[Any]) -> Path:
     ("arguments", "said"),
     [
         (["--workload", "mixx"], "--workload 'mixx': unknown workload; did you mean 'mix'?"),
-        (["--tbt-slo-ms", "0"], "--tbt-slo-ms 0.0: must be a number above 0"),
+        (["--tbt-slo-ms", "0"], "--tbt-slo-ms 0.0: must be a number of milliseconds"),
         (["--tbt-slo-ms", "nan"], "--tbt-slo-ms nan: must be"),
         (["--seed", "-1"], "--seed -1: must be 0 or more."),
         (["--ttft-slo-ms", "-1"], "--ttft-slo-ms -1.0: must be"),

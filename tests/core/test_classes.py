@@ -55,9 +55,28 @@ def test_settings_carry_the_classes_as_plain_values(tmp_path: Path) -> None:
         ("[1]", "must hold a mapping with 'classes', not list"),
         ("klasses: {a: {}}", "unknown key 'klasses'; did you mean 'classes'?"),
         ("classes: {a: {ttft_slo: 3}}", "classes.a: unknown key 'ttft_slo'; did you mean 'ttft_slo_ms'?"),
-        ("classes: {a: {ttft_slo_ms: -1}}", "classes.a.ttft_slo_ms -1: must be a number above 0"),
-        ("classes: {a: {ttft_slo_ms: .nan}}", "classes.a.ttft_slo_ms nan: must be a number above 0"),
-        ("classes: {a: {tbt_slo_ms: true}}", "classes.a.tbt_slo_ms True: must be a number above 0"),
+        (
+            "classes: {a: {ttft_slo_ms: -1}}",
+            "classes.a.ttft_slo_ms -1: must be a number of milliseconds",
+        ),
+        ("classes: {a: {ttft_slo_ms: .nan}}", "classes.a.ttft_slo_ms nan: must be a number of milliseconds"),
+        (
+            "classes: {a: {ttft_slo_ms: 5.0e-324}}",
+            "classes.a.ttft_slo_ms 5e-324: must be a number of milliseconds from 0.1",
+        ),
+        ("classes: {a: {tbt_slo_ms: 0.09}}", "classes.a.tbt_slo_ms 0.09: must be a number of milliseconds"),
+        ("classes: {a: {tbt_slo_ms: .inf}}", "classes.a.tbt_slo_ms inf: must be a number of milliseconds"),
+        (
+            "classes: {a: {batch: true, max_wait_s: 1.0e-9}}",
+            "max_wait_s 1e-09: must be a number of at least 0.001",
+        ),
+        (
+            "classes: {a: {service_tiers: [auto]}}",
+            "service_tiers 'auto': is the service tier of requests that ask",
+        ),
+        ("classes: {auto: {}}", "classes 'auto': is the service tier of requests that ask for none"),
+        ("classes: {%s: {}}" % ("x" * 257), "xxx...: a name has at most 256 characters."),
+        ("classes: {a: {tbt_slo_ms: true}}", "classes.a.tbt_slo_ms True: must be a number of milliseconds"),
         ("classes: {a: {weight: '3'}}", "classes.a.weight '3': must be a number above 0"),
         (
             "classes: {a: {ttft_slo_ms: 1, when_late: refuze}}",
@@ -70,7 +89,7 @@ def test_settings_carry_the_classes_as_plain_values(tmp_path: Path) -> None:
             "classes.a.tbt_slo_ms 3: batch work has no SLO",
         ),
         ("classes: {a: {max_wait_s: 3}}", "classes.a.max_wait_s 3: has no effect without batch: true"),
-        ("classes: {a: {service_tiers: [gold]}}", "classes.a.service_tiers 'gold': unknown; valid: auto"),
+        ("classes: {a: {service_tiers: [gold]}}", "classes.a.service_tiers 'gold': unknown; valid: default"),
         ("classes: {a: {service_tiers: flex}}", "classes.a.service_tiers 'flex': must be a list"),
         (
             "classes: {a: {service_tiers: [flex]}, b: {service_tiers: [flex]}}",

@@ -172,6 +172,9 @@ def test_an_unknown_class_is_the_default_and_is_said_once(make_config: Any, warn
     engine = ClassEngine(make_config)
     for i in range(3):
         engine.ask(f"r{i}", 20, "nobody")
+    bond = engine.scheduler.views.bond
+    engine.ask("wishes", 20, "nobody", ttft_slo_ms=500)
+    assert bond(engine.scheduler.requests["wishes"]).slo_class.name == "standard"  # as the log has said
     engine.ask("odd", 20, 7)  # type: ignore[arg-type]
     engine.finish()
     assert [line for line in warned if "'nobody'" in line] == [

@@ -169,8 +169,11 @@ def test_those_who_wait_go_by_the_new_order(engine: ModelledEngine, server: Serv
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"tbt_slo_ms": -1}, "--tbt-slo-ms -1: must be a number above 0 and at most 3.6e+06."),
-        ({"tbt_slo_ms": 10**400}, "must be a number above 0"),
+        ({"tbt_slo_ms": -1}, "--tbt-slo-ms -1: must be a number of milliseconds from 0.1 to 3,600,000."),
+        ({"tbt_slo_ms": 10**400}, "00000...: must be a number of milliseconds"),
+        ({"tbt_slo_ms": 5e-324}, "--tbt-slo-ms 5e-324: must be a number of milliseconds from 0.1"),
+        ({"prefill_max_wait_s": 1e-9}, "--prefill-max-wait-s 1e-09: must be a number of at least 0.001"),
+        ({"x" * 3000: 1}, "xxx...; valid: "),
         ({"tbt_slo_ms": "fast"}, "--tbt-slo-ms 'fast': must be a number"),
         ({"tbt_slo_msec": 5}, "PATCH: unknown key 'tbt_slo_msec'; did you mean 'tbt_slo_ms'?"),
         ({"token_budget": 32}, "--token-budget 32: a fixed budget cannot keep --tbt-slo-ms 100"),
@@ -201,6 +204,7 @@ def test_what_is_wrong_is_refused_by_a_sentence_and_changes_nothing(
         (b"", "the body is not valid JSON"),
         (b"[1]", "the body must be a JSON object of settings, not list."),
         (b"{}", "the body names no setting"),
+        (b'{"tbt_slo_ms": 100, "tbt_slo_ms": 200}', "the body: key 'tbt_slo_ms': is given twice."),
         (b'{"tbt_slo_ms": NaN}', "NaN is no JSON number"),
         (b"[" * 16_000, "the body is not valid JSON"),
         (b'{"tbt_slo_ms": ' + b"9" * 5000 + b"}", "the body is not valid JSON"),
@@ -269,7 +273,7 @@ def test_when_the_first_token_would_come(engine: ModelledEngine, server: Server)
         assert status == 200, said
         return said["engines"][0]
 
-    short, long = wait_s("tokens=10&ttft_slo_ms=3600000"), wait_s("tokens=1000&ttft_slo_ms=0.001")
+    short, long = wait_s("tokens=10&ttft_slo_ms=3600000"), wait_s("tokens=1000&ttft_slo_ms=0.1")
     assert 0 < short["wait_s"] < long["wait_s"]
     assert short["kept"] is True
     assert long["kept"] is False
@@ -290,9 +294,14 @@ def test_when_the_first_token_would_come(engine: ModelledEngine, server: Server)
         ("tokens=many", "tokens 'many': must be a whole number above 0"),
         ("tokens=0", "tokens '0': must be a whole number above 0"),
         ("tokens=1e3", "must be a whole number"),
-        ("tokens=5&ttft_slo_ms=nan", "ttft_slo_ms 'nan': must be a number above 0"),
+        ("tokens=5&ttft_slo_ms=nan", "ttft_slo_ms nan: must be a number of milliseconds"),
         ("tokens=5&slo=3", "unknown parameter 'slo'; valid: tokens, ttft_slo_ms, slo_class."),
-        ("tokens=" + "9" * 5000, "must be a whole number"),
+        (
+            "tokens=" + "9" * 5000,
+            "99999...: must be a whole number",
+        ),
+        ("tokens=5&ttft_slo_ms=soon", "ttft_slo_ms 'soon': must be a number."),
+        ("tokens=5&" + "x" * 3000 + "=1", "xxx...; valid: tokens"),
         ("tokens=5&slo_class=chat", "slo_class 'chat': this server has no classes (--slo-classes)."),
     ],
 )

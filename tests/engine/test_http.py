@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_no_spelling_of_a_body_sets_a_tenant(body: bytes) -> None:
     ids=range(7),
 )
 def test_what_asks_for_nothing_or_is_malformed_stays_as_it_is(body: bytes) -> None:
-    headers = {} if b"prompt" in body else {"x-tenant": "me", "x-llm-d-slo-ttft-ms": "inf"}
+    headers = {} if b"prompt" in body else {"x-tenant": "me"}
     assert Call([START, END]).run(body, headers).seen == body
 
 
@@ -194,3 +195,52 @@ def test_a_stream_that_is_closed_early_closes_what_it_wraps() -> None:
         assert closed == [True]  # now, and not when somebody collects the garbage
 
     asyncio.run(read_one())
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "sentence"),
+    [
+        ({"vllm_xargs": {"ttft_slo_ms": 5e-324}}, {}, "vllm_xargs.ttft_slo_ms 5e-324: must be a number of"),
+        ({"vllm_xargs": {"tbt_slo_ms": "soon"}}, {}, "vllm_xargs.tbt_slo_ms 'soon': must be a number of"),
+        ({"vllm_xargs": {"tbt_slo_ms": math.inf}}, {}, "vllm_xargs.tbt_slo_ms inf: must be a number of"),
+        ({}, {"x-llm-d-slo-ttft-ms": "soon"}, "x-llm-d-slo-ttft-ms 'soon': must be a number of milliseconds"),
+        (
+            {},
+            {"x-llm-d-slo-ttft-ms": "nan"},
+            "x-llm-d-slo-ttft-ms nan: must be a number of milliseconds from 0.1",
+        ),
+        ({}, {"x-llm-d-slo-ttft-ms": "x" * 300}, "xxx...: must be a number of milliseconds"),
+        ({}, {"x-tenant": "t" * 257}, "ttt...: must have at most 256 characters."),
+    ],
+    ids=str,
+)
+def test_what_is_no_slo_is_answered_by_a_sentence(body: Any, headers: dict[str, str], sentence: str) -> None:
+    call = Call([{**START, "status": 422}, BODY, END]).run({"prompt": "a", **body}, headers)
+    assert call.seen == b""  # nothing that an engine could begin with
+    start, sent = call.sent
+    assert start["status"] == 400
+    assert b"retry-after" not in dict(start["headers"])
+    error = json.loads(sent["body"])["error"]
+    assert sentence in error["message"]
+    assert error["code"] == 400
+
+
+def test_a_router_that_has_no_slo_says_0() -> None:
+    call = Call([START, BODY, END]).run({"prompt": "a"}, {"x-llm-d-slo-ttft-ms": "0"})
+    assert call.seen == b'{"prompt": "a"}'
+    assert call.sent[0]["status"] == 200
+
+
+def test_without_classes_bodies_alone_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[str] = []
+    http.serve_classes(SarathiConfig(), added)
+    assert not added
+    http.serve_classes(SarathiConfig(allow_request_slo=True), added)
+    assert added == [http.MIDDLEWARE]
+    headers = {"x-slo-class": "chat", "x-llm-d-slo-ttft-ms": "5", "x-tenant": "me"}
+    asked = {"prompt": "a", "service_tier": "flex", "vllm_xargs": {"tbt_slo_ms": 30}}
+    seen = Call([START, BODY, END]).run(asked, headers).seen
+    assert seen is not None
+    assert json.loads(seen) == asked
+    wrong = Call([START, BODY, END]).run({"vllm_xargs": {"tbt_slo_ms": -3}}, headers)
+    assert wrong.sent[0]["status"] == 400

@@ -31,6 +31,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 REQUESTS = int(os.environ.get("SOAK_SERVER_REQUESTS", "160"))
 SECONDS = float(os.environ.get("SOAK_S", "0"))
 SEED = int(os.environ.get("SOAK_SEED", "0"))
+MODEL = os.environ.get("SOAK_MODEL")
+"""The folder of a model to serve in place of the tiny one."""
+
 AT_ONCE = 24
 STOPPED_S = 3.0
 END_S = 60.0
@@ -60,7 +63,7 @@ def soaked_server(folder: Path, *extra: str, port: int | None = None) -> Iterato
     }
     flags = [*FLAGS, *extra, "--slo-classes", str(folder / "classes.yaml")]
     log = folder / f"server-{time.monotonic_ns()}.log"
-    with serve(str(folder / "tiny"), flags, log_path=log, port=port, env=env) as server:
+    with serve(MODEL or str(folder / "tiny"), flags, log_path=log, port=port, env=env) as server:
         yield server
 
 

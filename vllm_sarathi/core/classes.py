@@ -9,26 +9,35 @@ A file names classes, each with its SLOs and what to do when they cannot be met:
       batch: {batch: true, service_tiers: [flex]}
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vllm_sarathi.core.errors import ConfigError, nearest_hint
+from vllm_sarathi.core.errors import ConfigError, nearest_hint, short
+from vllm_sarathi.core.plain import parse_plain
 
-MAX_SLO_MS = 3_600_000.0
-"""An hour: whoever asks for more has mistaken the unit."""
+LEAST_SLO_MS, MAX_SLO_MS = 0.1, 3_600_000.0
+"""No step of any device ends sooner; and an hour: whoever asks for more has mistaken the unit."""
 
 WHEN_LATE = ("serve", "relegate", "refuse")
 """What becomes of a request whose time to first token cannot be kept: it keeps its place and is late; it goes behind
 those that can be kept; it is refused before any of it is read."""
 
-SERVICE_TIERS = ("auto", "default", "flex", "scale", "priority")
-"""What OpenAI's `service_tier` may be, and vLLM lets through."""
+SERVICE_TIERS = ("default", "flex", "scale", "priority")
+"""What OpenAI's `service_tier` may be, and vLLM lets through; beside these NO_TIER."""
+
+NO_TIER = "auto"
+"""What clients send that ask for no tier: it stands for no class."""
+
+MOST_NAME_CHARACTERS = 256
+"""The longest name of a class, and of a tenant that is told from others."""
 
 BATCH_MAX_WAIT_S = 300.0
+LEAST_WAIT_S = 1e-3
+"""The least bound on waiting: it is meant to let others go first for a step at the least."""
+
 MOST_CLASSES = 32
 
 WHILE_SERVING = ("ttft_slo_ms", "tbt_slo_ms", "weight", "when_late", "max_wait_s")
@@ -143,14 +152,14 @@ class SloClasses:
         listed = values.get("classes")
         if not isinstance(listed, Mapping) or not 1 <= len(listed) <= MOST_CLASSES:
             raise ConfigError(
-                f"{origin}: classes {'missing' if listed is None else _short(listed)}: must be a mapping of 1 to "
+                f"{origin}: classes {'missing' if listed is None else short(listed)}: must be a mapping of 1 to "
                 f"{MOST_CLASSES} names to their SLOs."
             )
         classes = tuple(_class(name, of_class, origin) for name, of_class in listed.items())
         plain = next((each.name for each in classes if not each.batch), classes[0].name)
         default = values.get("default", plain)
         if not isinstance(default, str):
-            raise ConfigError(f"{origin}: default {_short(default)}: must be the name of a class.")
+            raise ConfigError(f"{origin}: default {short(default)}: must be the name of a class.")
         return cls(classes, default, origin)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -177,14 +186,14 @@ class SloClasses:
         listed = values.get("classes") if isinstance(values, Mapping) else None
         if not isinstance(values, Mapping) or set(values) != {"classes"} or not isinstance(listed, Mapping):
             raise ConfigError(
-                f"{origin} {_short(values)}: must be {{'classes': {{NAME: {{...}}}}}} with what is to change."
+                f"{origin} {short(values)}: must be {{'classes': {{NAME: {{...}}}}}} with what is to change."
             )
         for name, of_class in listed.items():
             if name not in mine["classes"]:
-                raise ConfigError(f"{origin}: classes.{name}: {nearest_hint(str(name), mine['classes'])}")
+                raise ConfigError(f"{origin}: classes {short(name)}: {nearest_hint(name, mine['classes'])}")
             if not isinstance(of_class, Mapping):
                 raise ConfigError(
-                    f"{origin}: classes.{name} {_short(of_class)}: must be a mapping of its SLOs."
+                    f"{origin}: classes.{name} {short(of_class)}: must be a mapping of its SLOs."
                 )
             _check_names(of_class, WHILE_SERVING, f"{origin}: classes.{name}")
             merged = {**mine["classes"][name], **of_class}
@@ -278,91 +287,83 @@ def read_classes(path: str | Path) -> SloClasses:
     return SloClasses.from_mapping(parse_plain(text, origin), origin)
 
 
-def parse_plain(text: str, origin: str) -> object:
-    """Return the plain values of a text in YAML or JSON; `origin` names it in errors.
-
-    Raises:
-        ConfigError: it is neither, or names a key twice.
-    """
-    if text.lstrip().startswith("{"):
-        try:
-            return json.loads(text, object_pairs_hook=lambda pairs: _no_twins(pairs, origin))
-        except RecursionError as error:
-            raise ConfigError(f"{origin}: is nested too deeply.") from error
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"{origin}: is not valid JSON ({error}).") from error
-    try:
-        import yaml  # vLLM brings it; JSON needs nothing
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{origin}: YAML needs pip install pyyaml; JSON works without.") from error
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-        """Plain values only, and no key twice."""
-
-    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
-        return _no_twins(loader.construct_pairs(node, deep=True), origin)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(text, Loader)  # a SafeLoader
-    except RecursionError as error:
-        raise ConfigError(f"{origin}: is nested too deeply.") from error
-    except ConfigError:
-        raise
-    # What a tag or a date cannot be made of is raised as it comes.
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"{origin}: is not valid YAML ({said}).") from error
-
-
-def _no_twins(pairs: Iterable[tuple[Any, Any]], origin: str) -> dict[Any, Any]:
-    """Return pairs as a mapping; of two equal keys the first would be lost without a word."""
-    made: dict[Any, Any] = {}
-    for key, value in pairs:
-        if not isinstance(key, str):
-            raise ConfigError(f"{origin}: key {_short(key)}: must be a name.")
-        if key in made:
-            raise ConfigError(f"{origin}: key {key!r}: is given twice.")
-        made[key] = value
-    return made
-
-
 def _check_names(values: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
     for key in values:
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {_short(key)}; {nearest_hint(str(key), known)}")
+            raise ConfigError(f"{where}: unknown key {short(key)}; {nearest_hint(str(key), known)}")
 
 
-def _class(name: object, values: object, origin: str) -> SloClass:
+def check_number(value: object, what: str, most: float, least: float = 0.0) -> None:
+    """Raise ConfigError naming `what` if `value` is no finite number above 0, from `least` to `most`."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # NaN is below nothing; an int may be too large for a float, and is compared as it is.
+    if not number or not 0 < value <= most or value < least:  # type: ignore[operator]
+        bound = f"of at least {least:g}" if least else "above 0"
+        raise ConfigError(f"{what} {short(value)}: must be a number {bound} and at most {most:g}.")
+
+
+def slo_ms(value: object, what: str) -> float:
+    """Return an SLO, milliseconds; `what` names it in the error.
+
+    Raises:
+        ConfigError: it is no number, or one that no clock measures or nobody means.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # NaN is above nothing; an int may be too large for a float, and is compared as it is.
+    if not number or not LEAST_SLO_MS <= value <= MAX_SLO_MS:  # type: ignore[operator]
+        raise ConfigError(
+            f"{what} {short(value)}: must be a number of milliseconds from {LEAST_SLO_MS:g} to {MAX_SLO_MS:,.0f}."
+        )
+    return float(value)  # type: ignore[arg-type]  # it is a number
+
+
+def _check_class_name(name: object, origin: str) -> str:
     if (
         not isinstance(name, str)
         or not name.isascii()
         or not name.replace("-", "").replace("_", "").isalnum()
     ):
-        raise ConfigError(f"{origin}: classes {_short(name)}: a name has letters, digits, - and _ only.")
+        raise ConfigError(f"{origin}: classes {short(name)}: a name has letters, digits, - and _ only.")
+    if len(name) > MOST_NAME_CHARACTERS:
+        raise ConfigError(
+            f"{origin}: classes {short(name)}: a name has at most {MOST_NAME_CHARACTERS} characters."
+        )
+    if name == NO_TIER:
+        raise ConfigError(f"{origin}: classes {name!r}: {_NO_TIER_WHY}")
+    return name
+
+
+_NO_TIER_WHY = "is the service tier of requests that ask for none, and stands for no class; see default."
+
+
+def _class(name: object, values: object, origin: str) -> SloClass:
+    name = _check_class_name(name, origin)
     where = f"{origin}: classes.{name}"
     values = {} if values is None else values
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} {_short(values)}: must be a mapping of its SLOs.")
+        raise ConfigError(f"{where} {short(values)}: must be a mapping of its SLOs.")
     known = tuple(each.name for each in fields(SloClass) if each.name != "name")
     _check_names(values, known, where)
-    for key, most in (("ttft_slo_ms", MAX_SLO_MS), ("tbt_slo_ms", MAX_SLO_MS), ("weight", MOST_WEIGHT)):
-        _check_number(values, key, most, where)
-    _check_number(values, "max_wait_s", MAX_SLO_MS / 1e3, where)
+    for key in ("ttft_slo_ms", "tbt_slo_ms"):
+        if key in values:
+            slo_ms(values[key], f"{where}.{key}")
+    for key, most, least in (("weight", MOST_WEIGHT, 0.0), ("max_wait_s", MAX_SLO_MS / 1e3, LEAST_WAIT_S)):
+        if key in values:
+            check_number(values[key], f"{where}.{key}", most, least)
     if values.get("when_late", "serve") not in WHEN_LATE:
         late = values["when_late"]
-        raise ConfigError(f"{where}.when_late {_short(late)}: unknown; {nearest_hint(str(late), WHEN_LATE)}")
+        raise ConfigError(f"{where}.when_late {short(late)}: unknown; {nearest_hint(str(late), WHEN_LATE)}")
     if not isinstance(batch := values.get("batch", False), bool):
-        raise ConfigError(f"{where}.batch {_short(batch)}: must be true or false.")
+        raise ConfigError(f"{where}.batch {short(batch)}: must be true or false.")
     tiers = values.get("service_tiers", ())
     if not isinstance(tiers, list | tuple):
-        raise ConfigError(f"{where}.service_tiers {_short(tiers)}: must be a list.")
+        raise ConfigError(f"{where}.service_tiers {short(tiers)}: must be a list.")
     for tier in tiers:
+        if tier == NO_TIER:
+            raise ConfigError(f"{where}.service_tiers {tier!r}: {_NO_TIER_WHY}")
         if tier not in SERVICE_TIERS:
             raise ConfigError(
-                f"{where}.service_tiers {_short(tier)}: unknown; valid: {', '.join(SERVICE_TIERS)}."
+                f"{where}.service_tiers {short(tier)}: unknown; valid: {', '.join(SERVICE_TIERS)}."
             )
     made = SloClass(name, **{**values, "service_tiers": tuple(tiers)})
     _check_unheeded(made, values, where)
@@ -375,22 +376,9 @@ def _check_unheeded(made: SloClass, values: Mapping[str, Any], where: str) -> No
         for key in ("ttft_slo_ms", "tbt_slo_ms", "when_late"):
             if key in values:
                 raise ConfigError(
-                    f"{where}.{key} {_short(values[key])}: batch work has no SLO; leave it out, or batch."
+                    f"{where}.{key} {short(values[key])}: batch work has no SLO; leave it out, or batch."
                 )
     elif "max_wait_s" in values:
         raise ConfigError(f"{where}.max_wait_s {values['max_wait_s']:g}: has no effect without batch: true.")
     if made.when_late != "serve" and made.ttft_slo_ms is None:
         raise ConfigError(f"{where}.when_late {made.when_late!r}: has no effect without ttft_slo_ms.")
-
-
-def _check_number(values: Mapping[str, Any], key: str, most: float, where: str) -> None:
-    if (value := values.get(key)) is None and key not in values:
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most
-    if not number or not float(value) > 0:  # type: ignore[arg-type]  # NaN is above nothing
-        raise ConfigError(f"{where}.{key} {_short(value)}: must be a number above 0 and at most {most:g}.")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vllm_sarathi.core.classes import MAX_SLO_MS as MAX_SLO_MS
-from vllm_sarathi.core.classes import SloClasses, read_classes
+from vllm_sarathi.core.classes import LEAST_WAIT_S, MAX_SLO_MS, SloClasses, check_number, read_classes, slo_ms
 from vllm_sarathi.core.errors import ConfigError as ConfigError
 from vllm_sarathi.core.errors import nearest_hint as nearest_hint
+from vllm_sarathi.core.errors import short
 from vllm_sarathi.core.policies import POLICIES
 
 SCHEDULERS = tuple(POLICIES)
@@ -44,7 +44,7 @@ def check_scheduler(name: object) -> str:
     """Return `name` if it is a scheduler that `--scheduler` takes; raise ConfigError with the nearest one if not."""
     valid = (*SCHEDULERS, STOCK_SCHEDULER)
     if not isinstance(name, str) or name not in valid:
-        raise ConfigError(f"--scheduler {name!r}: unknown scheduler; {nearest_hint(str(name), valid)}")
+        raise ConfigError(f"--scheduler {short(name)}: unknown scheduler; {nearest_hint(str(name), valid)}")
     return name
 
 
@@ -52,7 +52,7 @@ def check_int(key: str, value: object, minimum: int) -> int:
     """Return `value` as an int of at least `minimum`; raise ConfigError naming the flag if it is none."""
     # bool is an int to Python, but `"token_budget": true` in a file is a mistake.
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{flag_name(key)} {value!r}: must be a whole number of at least {minimum}.")
+        raise ConfigError(f"{flag_name(key)} {short(value)}: must be a whole number of at least {minimum}.")
     return value
 
 
@@ -61,27 +61,24 @@ def check_keys(values: Mapping[str, Any], origin: str) -> None:
     known = SarathiConfig.keys()
     for key in values:
         if key not in known:
-            raise ConfigError(f"{origin}: unknown key {key!r}; {nearest_hint(str(key), known)}")
+            raise ConfigError(f"{origin}: unknown key {short(key)}; {nearest_hint(str(key), known)}")
 
 
 def check_choice(key: str, value: object, valid: tuple[str, ...]) -> None:
     """Raise ConfigError naming the flag and the nearest choice if `value` is none of `valid`."""
     if value not in valid:
-        raise ConfigError(f"{flag_name(key)} {value!r}: unknown; {nearest_hint(str(value), valid)}")
+        raise ConfigError(f"{flag_name(key)} {short(value)}: unknown; {nearest_hint(str(value), valid)}")
 
 
-def check_positive(key: str, value: object, most: float) -> None:
-    """Raise ConfigError naming the flag if `value` is no finite number above 0 and at most `most`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    # NaN is below nothing; an int may be too large for a float, and is compared as it is.
-    if not number or not 0 < value <= most:  # type: ignore[operator]
-        raise ConfigError(f"{flag_name(key)} {value!r}: must be a number above 0 and at most {most:g}.")
+def check_positive(key: str, value: object, most: float, least: float = 0.0) -> None:
+    """Raise ConfigError naming the flag if `value` is no finite number above 0, from `least` to `most`."""
+    check_number(value, flag_name(key), most, least)
 
 
 def check_path(key: str, value: object) -> None:
     """Raise ConfigError naming the flag if `value` is neither None nor the name of a file or folder."""
     if value is not None and (not isinstance(value, str) or not value.strip() or "\0" in value):
-        raise ConfigError(f"{flag_name(key)} {value!r}: must be the name of a file or folder.")
+        raise ConfigError(f"{flag_name(key)} {short(value)}: must be the name of a file or folder.")
 
 
 def auto_factor(text: object) -> float:
@@ -94,7 +91,7 @@ def auto_factor(text: object) -> float:
     factor = float(match.group(1) or AUTO_FACTOR) if match else 0.0
     if not 1 < factor <= 1000:
         raise ConfigError(
-            f"--tbt-slo {text!r}: must be 'auto' or 'auto:25x' in lower case, with a factor above 1 and at most 1000."
+            f"--tbt-slo {short(text)}: must be 'auto' or 'auto:25x', with a factor above 1 and at most 1000."
         )
     return factor
 
@@ -102,13 +99,15 @@ def auto_factor(text: object) -> float:
 def check_header(key: str, value: object) -> None:
     """Raise ConfigError naming the flag if `value` cannot be the name of an HTTP header (RFC 9110, section 5.1)."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", value):
-        raise ConfigError(f"{flag_name(key)} {value!r}: must be the name of an HTTP header.")
+        raise ConfigError(f"{flag_name(key)} {short(value)}: must be the name of an HTTP header.")
 
 
 def check_class_path(key: str, value: object) -> None:
     """Raise ConfigError naming the flag if `value` cannot be the dotted path of a class."""
     if not isinstance(value, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
-        raise ConfigError(f"{flag_name(key)} {value!r}: must be the dotted path of a class, MODULE.CLASS.")
+        raise ConfigError(
+            f"{flag_name(key)} {short(value)}: must be the dotted path of a class, MODULE.CLASS."
+        )
 
 
 def _classes_of(_: str, value: object) -> SloClasses | None:
@@ -164,15 +163,17 @@ def check_setting(key: str, value: Any) -> None:
         auto_factor(value)
     elif key == "allow_request_slo":
         if not isinstance(value, bool):
-            raise ConfigError(f"--allow-request-slo {value!r}: must be true or false.")
+            raise ConfigError(f"--allow-request-slo {short(value)}: must be true or false.")
     elif key in ("step_trace", "calibration_dir"):
         check_path(key, value)
     elif key in SPECIAL:
         SPECIAL[key](key, value)
     elif key in CHOICES:
         check_choice(key, value, CHOICES[key])
+    elif key.endswith("_slo_ms"):
+        slo_ms(value, flag_name(key))
     else:
-        check_positive(key, value, MAX_SLO_MS / 1e3 if key.endswith("_s") else MAX_SLO_MS)
+        check_positive(key, value, MAX_SLO_MS / 1e3, LEAST_WAIT_S)
 
 
 def _setting(default: Any, help: str, metavar: str | None = None) -> Any:

@@ -22,6 +22,7 @@ from vllm_sarathi.core.config import (
     flag_name,
     nearest_hint,
 )
+from vllm_sarathi.core.errors import short
 from vllm_sarathi.core.first_token import QueueView
 from vllm_sarathi.core.forecast import forecast_first_token, forecast_in_line
 from vllm_sarathi.core.gate import Gate
@@ -181,7 +182,7 @@ class Control:
             bond = _bond(config.slo_classes, asked.get("slo_class"), bond.ttft_slo_s)
         elif "slo_class" in asked:
             raise ConfigError(
-                f"slo_class {asked['slo_class']!r}: this server has no classes (--slo-classes)."
+                f"slo_class {short(asked['slo_class'])}: this server has no classes (--slo-classes)."
             )
         elif slo_ms is None and config.ttft_slo_ms is not None:
             bond = Bond(None, config.ttft_slo_ms / 1e3)
@@ -260,7 +261,7 @@ def _bond(classes: SloClasses, name: str | None, ttft_slo_s: float | None) -> Bo
     """
     if name is not None and classes.named(name) is None:
         raise ConfigError(
-            f"slo_class {name!r}: unknown; {nearest_hint(name, [each.name for each in classes.classes])}"
+            f"slo_class {short(name)}: unknown; {nearest_hint(name, [each.name for each in classes.classes])}"
         )
     return AskedSlo(ttft_slo_s=ttft_slo_s, class_name=name).bind(classes)
 

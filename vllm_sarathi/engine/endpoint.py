@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vllm_sarathi.core.config import MAX_SLO_MS, ConfigError
-from vllm_sarathi.engine.request_slo import MOST_NAME_CHARACTERS
+from vllm_sarathi.core.classes import slo_ms
+from vllm_sarathi.core.errors import ConfigError, short
+from vllm_sarathi.core.plain import no_twins
 from vllm_sarathi.engine.vllm.internals import logger
 from vllm_sarathi.engine.vllm.utility import NoControlError, ask_engines
 
@@ -132,7 +133,11 @@ def read_settings(body: bytes) -> dict[str, Any]:
         ConfigError: it is no JSON object.
     """
     try:
-        settings = json.loads(body, parse_constant=_no_number)
+        settings = json.loads(
+            body, parse_constant=_no_number, object_pairs_hook=lambda pairs: no_twins(pairs, "the body")
+        )
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the body is not valid JSON ({error}).") from error
     if not isinstance(settings, dict):
@@ -154,23 +159,29 @@ def read_first_token(query: dict[str, str]) -> dict[str, int | float | str]:
     """
     unknown = sorted(set(query) - {"tokens", "ttft_slo_ms", "slo_class"})
     if unknown:
-        raise ConfigError(f"unknown parameter {unknown[0]!r}; valid: tokens, ttft_slo_ms, slo_class.")
+        raise ConfigError(f"unknown parameter {short(unknown[0])}; valid: tokens, ttft_slo_ms, slo_class.")
     if "tokens" not in query:
         raise ConfigError("the parameter tokens is missing: the length of the prompt.")
-    asked: dict[str, int | float | str] = {"tokens": _number(query, "tokens", int, MOST_PROMPT_TOKENS)}
+    asked: dict[str, int | float | str] = {"tokens": _prompt_tokens(query["tokens"])}
     if "ttft_slo_ms" in query:
-        asked["ttft_slo_ms"] = _number(query, "ttft_slo_ms", float, MAX_SLO_MS)
+        try:
+            asked["ttft_slo_ms"] = slo_ms(float(query["ttft_slo_ms"]), "ttft_slo_ms")
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"ttft_slo_ms {short(query['ttft_slo_ms'])}: must be a number.") from error
     if "slo_class" in query:
-        asked["slo_class"] = query["slo_class"][:MOST_NAME_CHARACTERS]
+        asked["slo_class"] = query["slo_class"]
     return asked
 
 
-def _number(query: dict[str, str], key: str, kind: type[int] | type[float], most: float) -> int | float:
-    what = "a whole number" if kind is int else "a number"
+def _prompt_tokens(text: str) -> int:
     try:
-        value = kind(query[key])
+        value = int(text)
     except ValueError:
         value = 0
-    if not 0 < value <= most:  # NaN is below nothing
-        raise ConfigError(f"{key} {query[key]!r}: must be {what} above 0 and at most {most:g}.")
+    if not 0 < value <= MOST_PROMPT_TOKENS:
+        raise ConfigError(
+            f"tokens {short(text)}: must be a whole number above 0 and at most {MOST_PROMPT_TOKENS:g}."
+        )
     return value

@@ -1,9 +1,9 @@
 """Classes over HTTP: what headers and `service_tier` say reaches the engine core, and a refusal leaves as a 429.
 
-`vllm serve --middleware` is the door: an ASGI middleware that is there only where classes are. It puts what routers
-send in headers into the body's `vllm_xargs`, which vLLM hands on to the engine core as `extra_args`; and it holds back
-the first line of an answer until there is something to send, as a stream would be 200 before anybody knows of its
-refusal."""
+`vllm serve --middleware` is the door: an ASGI middleware that is there only where requests may ask for SLOs. It puts
+what routers send in headers into the body's `vllm_xargs`, which vLLM hands on to the engine core as `extra_args`; it
+answers 400 to who asks for what is no SLO; and it holds back the first line of an answer until there is something to
+send, as a stream would be 200 before anybody knows of its refusal."""
 
 import contextlib
 import functools
@@ -14,9 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
+from vllm_sarathi.core.classes import MOST_NAME_CHARACTERS, NO_TIER, slo_ms
 from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.errors import ConfigError, short
 from vllm_sarathi.engine.admission import REFUSED, is_refusal
-from vllm_sarathi.engine.request_slo import CLASS_KEY, TENANT_KEY, TTFT_KEY
+from vllm_sarathi.engine.request_slo import CLASS_KEY, TBT_KEY, TENANT_KEY, TTFT_KEY
 from vllm_sarathi.engine.vllm.internals import async_engine_class
 
 Message = MutableMapping[str, Any]
@@ -43,17 +45,18 @@ PATHS = (
 CLASS_HEADER, TTFT_HEADER = b"x-slo-class", b"x-llm-d-slo-ttft-ms"
 TIER = "service_tier"
 
-TELLING = (TIER.encode(), TENANT_KEY.encode(), b"\\u", b"\0")
-"""A body without any of these says nothing of a tier or a tenant, nor does it by escapes or in UTF-16 or UTF-32."""
+TELLING = (TIER.encode(), TENANT_KEY.encode(), TBT_KEY.encode(), TTFT_KEY.encode(), b"\\u", b"\0")
+"""A body without any of these says nothing of tier, tenant or SLO, nor does it by escapes or in UTF-16 or UTF-32."""
 
 _refusal: ContextVar["_Refused | None"] = ContextVar("vllm_sarathi_refusal", default=None)
 
 
 class _Refused:
-    """What became of one HTTP request."""
+    """What became of one HTTP request: why it was refused, or what is wrong with it."""
 
     def __init__(self) -> None:
         self.why: dict[str, Any] | None = None
+        self.wrong: str | None = None
 
 
 class ClassMiddleware:
@@ -66,7 +69,7 @@ class ClassMiddleware:
     def __init__(self, app: App) -> None:
         self._app = app
         settings = json.loads(os.environ[SETTINGS_VARIABLE])
-        self._fairness_header: str = settings["fairness_header"]
+        self._fairness_header: str | None = settings["fairness_header"]
         self._classes = frozenset(settings["classes"])
         note_refusals()
 
@@ -78,7 +81,8 @@ class ClassMiddleware:
         refused = _Refused()
         _refusal.set(refused)  # for this task, which serves nothing else
         holding = _Holding(send, refused)
-        await self._app(scope, _Asking(scope, receive, self._fairness_header, self._classes), holding)
+        asking = _Asking(scope, receive, self._fairness_header, self._classes, refused)
+        await self._app(scope, asking, holding)
         await holding.end()
 
 
@@ -90,11 +94,18 @@ class _Asking:
     """
 
     def __init__(
-        self, scope: Message, receive: Receive, fairness_header: str, classes: frozenset[str]
+        self,
+        scope: Message,
+        receive: Receive,
+        fairness_header: str | None,
+        classes: frozenset[str],
+        refused: _Refused,
     ) -> None:
         self._receive = receive
-        self._wishes = _wishes(dict(scope["headers"]), fairness_header.lower().encode())
+        self._headers = dict(scope["headers"])
+        self._fairness_header = fairness_header
         self._classes = classes
+        self._refused = refused
         self._read = False
 
     async def __call__(self) -> Message:
@@ -109,29 +120,47 @@ class _Asking:
             chunks.append(message.get("body", b""))
             more = message.get("more_body", False)
         body = b"".join(chunks)
-        changed = _rewritten(body, self._wishes, self._classes)
+        try:
+            wishes = {} if self._fairness_header is None else _wishes(self._headers, self._fairness_header)
+            changed = _rewritten(body, wishes, self._classes)
+        except ConfigError as error:
+            self._refused.wrong = str(error)
+            changed = b""  # the server does nothing with it, and what it answers is not sent
         return {"type": "http.request", "body": body if changed is None else changed}
 
 
-def _wishes(headers: dict[bytes, bytes], fairness_header: bytes) -> dict[str, Any]:
-    """Return what headers ask for, by the keys of `vllm_xargs`."""
+def _wishes(headers: dict[bytes, bytes], fairness_header: str) -> dict[str, Any]:
+    """Return what headers ask for, by the keys of `vllm_xargs`.
+
+    Raises:
+        ConfigError: one says what it cannot.
+    """
     wishes: dict[str, Any] = {}
     if (name := headers.get(CLASS_HEADER)) is not None:
         wishes[CLASS_KEY] = name.decode("latin-1").strip()
     if (text := headers.get(TTFT_HEADER)) is not None:
+        said: float | str = text.decode("latin-1")
         with contextlib.suppress(ValueError):
-            wishes[TTFT_KEY] = float(text)
-    if (tenant := headers.get(fairness_header)) is not None:
+            said = float(said)
+        if said != 0:  # 0 is how llm-d's router says that there is none
+            wishes[TTFT_KEY] = slo_ms(said, TTFT_HEADER.decode())
+    if (tenant := headers.get(fairness_header.lower().encode())) is not None:
+        if len(tenant) > MOST_NAME_CHARACTERS:
+            said = short(tenant.decode("latin-1"))
+            raise ConfigError(
+                f"{fairness_header} {name}: must have at most {MOST_NAME_CHARACTERS} characters."
+            )
         wishes[TENANT_KEY] = tenant.decode("latin-1")
-    return {
-        key: value for key, value in wishes.items() if not isinstance(value, float) or math.isfinite(value)
-    }
+    return wishes
 
 
 def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> bytes | None:
     """Return a body with the wishes in its `vllm_xargs`; None where nothing changes, or it is not what it should be.
 
     Whose a request is, only the header says: a client could take another's share, or everybody's in turn.
+
+    Raises:
+        ConfigError: it asks for what is no SLO.
     """
     if not wishes and not any(word in body for word in TELLING):
         return None
@@ -143,9 +172,12 @@ def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> 
     if not isinstance(values, dict) or not (asked is None or isinstance(asked, dict)):
         return None
     asked = {key: value for key, value in (asked or {}).items() if key != TENANT_KEY} | wishes
+    for key in (TBT_KEY, TTFT_KEY):
+        if asked.get(key) is not None:
+            slo_ms(asked[key], f"vllm_xargs.{key}")
     tier = values.get(TIER)
-    if isinstance(tier, str):
-        if tier != "auto":
+    if isinstance(tier, str) and classes:
+        if tier != NO_TIER:
             asked.setdefault(CLASS_KEY, tier)
         if tier in classes:  # vLLM would refuse it
             del values[TIER]
@@ -172,8 +204,8 @@ class _Holding:
         if self._done:
             return
         if self._start is not None:
-            if self._refused.why is not None:
-                await self._refuse(self._start, self._refused.why)
+            if self._refused.wrong is not None or self._refused.why is not None:
+                await self._refuse(self._start)
                 return
             if (
                 message["type"] == "http.response.body"
@@ -190,30 +222,46 @@ class _Holding:
         if self._start is not None and not self._done:
             await self({"type": "http.response.body", "body": b""})
 
-    async def _refuse(self, start: Message, why: dict[str, Any]) -> None:
+    async def _refuse(self, start: Message) -> None:
         self._start, self._done = None, True
-        message = (
-            f"The SLO of class {why['slo_class']} cannot be met now: a first token is predicted after "
-            f"{why['predicted_ttft_ms']:.4g} ms, and {why['ttft_slo_ms']:.4g} ms is the SLO."
-        )
-        error = {"message": message, "type": "Too Many Requests", "param": None, "code": 429, **why}
+        why = self._refused.why
+        if self._refused.wrong is not None:
+            status, kind, message = 400, "Bad Request", self._refused.wrong
+        else:
+            assert why is not None
+            status, kind, message = 429, "Too Many Requests", _sentence(why)
+        error = {"message": message, "type": kind, "param": None, "code": status, **(why or {})}
         body = json.dumps({"error": error}).encode()
         headers = [(k, v) for k, v in start.get("headers", ()) if not k.lower().startswith(b"content-")]
         headers += [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            (b"retry-after", str(math.ceil(why["retry_after_s"])).encode()),
         ]
-        await self._send({"type": "http.response.start", "status": 429, "headers": headers})
+        if why is not None:
+            headers.append((b"retry-after", str(math.ceil(why["retry_after_s"])).encode()))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
 
+def _sentence(why: dict[str, Any]) -> str:
+    return (
+        f"The SLO of class {why['slo_class']} cannot be met now: a first token is predicted after "
+        f"{why['predicted_ttft_ms']:.4g} ms, and {why['ttft_slo_ms']:.4g} ms is the SLO."
+    )
+
+
 def serve_classes(config: SarathiConfig, middleware: list[str]) -> None:
-    """Where there are classes, put the middleware among those of the server whose command line was read here."""
-    if config.slo_classes is None:
+    """Where requests may ask for SLOs, put the middleware among those of the server whose command line was read here.
+
+    Headers and tiers speak of classes: without any, only what bodies ask for is looked at.
+    """
+    if config.slo_classes is not None:
+        names = [each.name for each in config.slo_classes.classes]
+        settings: dict[str, Any] = {"fairness_header": config.fairness_header, "classes": names}
+    elif config.allow_request_slo:
+        settings = {"fairness_header": None, "classes": []}
+    else:
         return
-    names = [each.name for each in config.slo_classes.classes]
-    settings = {"fairness_header": config.fairness_header, "classes": names}
     os.environ[SETTINGS_VARIABLE] = json.dumps(settings)
     if MIDDLEWARE not in middleware:
         middleware.append(MIDDLEWARE)

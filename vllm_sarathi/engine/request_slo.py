@@ -2,25 +2,22 @@
 
 An OpenAI client sends `vllm_xargs: {"tbt_slo_ms": 30, "ttft_slo_ms": 500, "slo_class": "interactive"}`, a Python one
 `SamplingParams(extra_args={...})`; what comes in headers, `engine.http` puts there. It is plain data from outside: any
-value may be anything.
+value may be anything. Over HTTP `engine.http` has turned away what is no SLO; what a Python client asks for is passed
+over where it is none.
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_sarathi.core.classes import MAX_SLO_MS, AskedSlo
-from vllm_sarathi.core.config import SarathiConfig
+from vllm_sarathi.core.classes import MOST_NAME_CHARACTERS, AskedSlo, slo_ms
+from vllm_sarathi.core.config import ConfigError, SarathiConfig
 from vllm_sarathi.engine.vllm.internals import logger
 
 CLASS_KEY, TENANT_KEY = "slo_class", "slo_tenant"
 TBT_KEY, TTFT_KEY = "tbt_slo_ms", "ttft_slo_ms"
 
 NOTHING = AskedSlo()
-
-MOST_NAME_CHARACTERS = 256
-"""The longest name of a tenant that is told from others."""
 
 
 def read_asked_slo(extra_args: object, config: SarathiConfig) -> AskedSlo:
@@ -36,7 +33,7 @@ def read_asked_slo(extra_args: object, config: SarathiConfig) -> AskedSlo:
         name = extra_args.get(CLASS_KEY)
         if name is not None and (not isinstance(name, str) or classes.named(name) is None):
             _say_unknown(str(name)[:80], classes.default)
-            name = None
+            name = classes.default
         tenant = extra_args.get(TENANT_KEY)
         tenant = tenant[:MOST_NAME_CHARACTERS] if isinstance(tenant, str) else ""
         asked = AskedSlo(tbt_slo_s, ttft_slo_s, name, tenant)
@@ -53,11 +50,8 @@ def _seconds(extra_args: Mapping[Any, Any], key: str, least_ms: float) -> float 
     value = extra_args.get(key)
     if value is None:
         return None
-    # bool is a number to Python; an int too large for a float would raise.
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_SLO_MS
-    if not usable or math.isnan(value) or value <= 0:
-        logger.info(
-            "A request asked for %s=%.80r, which is no time in milliseconds; it is ignored.", key, value
-        )
+    try:
+        return max(slo_ms(value, key), least_ms) / 1e3
+    except ConfigError as error:
+        logger.info("A request asked for what is no SLO, and is ignored: %s", error)
         return None
-    return max(float(value), least_ms) / 1e3

@@ -32,7 +32,8 @@ from vllm_sarathi.benchmark.live.rows import Row, RowFile, build_row
 from vllm_sarathi.benchmark.live.scale import AS_WRITTEN, Scale
 from vllm_sarathi.benchmark.live.server import SERVER_FLAGS, Server, ServerError, log_tail, serve, server_env
 from vllm_sarathi.benchmark.live.verdict import print_verdicts
-from vllm_sarathi.core.config import MAX_SLO_MS, ConfigError, check_positive, nearest_hint
+from vllm_sarathi.core.classes import slo_ms
+from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.simulation.workloads.live import LiveWorkload
 from vllm_sarathi.simulation.workloads.registry import live_named, live_names
 
@@ -134,8 +135,8 @@ def parse_options(
         raise ConfigError(f"--scale {scale!r}: unknown; {nearest_hint(scale, SCALES)}")
     check_report(report)
     for tbt_slo_ms in tbt_slos_ms or ():
-        check_positive("tbt_slo_ms", tbt_slo_ms, MAX_SLO_MS)
-    check_positive("ttft_slo_ms", ttft_slo_ms, MAX_SLO_MS)
+        slo_ms(tbt_slo_ms, "--tbt-slo-ms")
+    slo_ms(ttft_slo_ms, "--ttft-slo-ms")
     if seed < 0:
         raise ConfigError(f"--seed {seed}: must be 0 or more.")
     contenders = default_contenders(quick) if schedulers is None else parse_contenders(schedulers)
@@ -177,8 +178,8 @@ def fit(options: Options, scale: Scale) -> Options:
         contenders=options.contenders if options.named else tuple(default_contenders(options.quick, scale)),
     )
     for tbt_slo_ms in fitted.tbt_slos_ms:
-        check_positive("tbt_slo_ms", tbt_slo_ms, MAX_SLO_MS)
-    check_positive("ttft_slo_ms", fitted.ttft_slo_ms, MAX_SLO_MS)
+        slo_ms(tbt_slo_ms, "--tbt-slo-ms")
+    slo_ms(fitted.ttft_slo_ms, "--ttft-slo-ms")
     return fitted
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_sarathi.core.classes import parse_plain
 from vllm_sarathi.core.config import ConfigError, nearest_hint
+from vllm_sarathi.core.plain import parse_plain
 from vllm_sarathi.simulation.devices.roofline import DEVICES
 
 KEYS = ("currency", "per_hour")
