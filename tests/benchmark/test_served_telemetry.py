@@ -29,7 +29,7 @@ def figures(server: Server) -> dict[str, float]:
 def test_an_slo_that_cannot_be_kept_is_told_wherever_an_operator_looks(tmp_path: Path) -> None:
     tiny_model(tmp_path / "tiny")
     trace, log, kept = tmp_path / "steps.jsonl", tmp_path / "server.log", tmp_path / "kept"
-    flags = ["--tbt-slo-ms", "0.01", "--step-trace", str(trace), "--calibration-dir", str(kept)]
+    flags = ["--tbt-slo-ms", "0.1", "--step-trace", str(trace), "--calibration-dir", str(kept)]
     body = {"model": "tiny", "prompt": "many words " * 20, "max_tokens": 200, "ignore_eos": True}
     with serve(str(tmp_path / "tiny"), [*FLAGS, *flags], log_path=log, env=ENV) as server:
         assert figures(server).get("steps_total", 0) == 0  # nothing has been done
@@ -42,12 +42,12 @@ def test_an_slo_that_cannot_be_kept_is_told_wherever_an_operator_looks(tmp_path:
             assert answer.status_code == 200
             sent += 1
     assert seen["slo_unattainable"] == 1
-    assert seen["tbt_slo_seconds"] == pytest.approx(1e-5)
+    assert seen["tbt_slo_seconds"] == pytest.approx(1e-4)
     assert seen["gaps_kept_total"] == 0
     assert 0 < seen["gaps_total"] <= 199 * sent
-    assert seen["decode_step_seconds"] > 1e-5
+    assert seen["decode_step_seconds"] > 1e-4
     said = log.read_text()
-    assert said.count("The SLO of 0.01 ms between tokens cannot be kept") == 1
+    assert said.count("The SLO of 0.1 ms between tokens cannot be kept") == 1
     assert "0.0% of " in said
     # vLLM kills the engine's process at the end: what it did in its last second is lost, and no line is cut in two.
     decodes = sum(step.shape.decodes for step in read_step_trace(trace))

@@ -27,6 +27,7 @@ from vllm_sarathi.core.order.base import Facts
 from vllm_sarathi.core.order.classes import ClassOrder
 from vllm_sarathi.core.order.index import WaitingIndex
 from vllm_sarathi.core.order.shares import CREDIT_S
+from vllm_sarathi.core.order.yielding import Holding, Wanting, giving_way
 from vllm_sarathi.core.policies.sarathi import CLASS_SLO_SHARE, SloPolicy
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import ONE_STAGE, Occupancy, Reason, RequestView, StepRecord, StepShape, StepView
@@ -177,8 +178,15 @@ def test_batch_work_leaves_the_slots_that_slos_have_needed() -> None:
     assert reason is Reason.BACKFILL
     assert tokens == 500 * (64 - max(1, spare))
     limit(room(running=0, decodes=40), many)  # 40 with an SLO have run at once
-    assert limit(room(running=4), many)[0] == 500 * (64 - (1.25 * 40 - 4))
+    assert limit(room(running=4), many)[0] == 500 * (64 - (40 - 4))
     assert limit(replace(room(running=4), now_s=3600.0), many)[0] == tokens
+
+
+def test_those_who_come_count_before_they_run() -> None:
+    limit = backfill(answers(10))
+    coming = candidate(*(prompt(f"a{i}", 100) for i in range(40)), tokens=4000)
+    limit(room(running=4), coming)
+    assert limit(room(running=4), candidate(*batch_of(70), tokens=40_000))[0] == 500 * (64 - 40)
 
 
 def test_prompts_with_an_slo_are_not_held_for_batch_work_behind_them() -> None:
@@ -214,7 +222,7 @@ def test_the_first_on_an_idle_device_and_what_has_waited_for_its_bound_are_let_i
     one = batch_of(2)
     idle = replace(room(slots=1, free=600), decodes=0, decode_tokens=0, decode_context_tokens=0)
     assert backfill(answers(10))(idle, candidate(*one)) == (500, Reason.BACKFILL)
-    full = room(slots=1, free=600)
+    full = room(slots=1, free=400)
     assert backfill(answers(10))(full, candidate(*one)) == (0, Reason.BACKFILL)
     assert backfill(answers(10))(full, candidate(*one, overdue={"b0"})) == (500, Reason.BACKFILL)
 
@@ -336,3 +344,34 @@ def test_steps_with_classes_are_planned_within_the_slo_of_each_request() -> None
     loop.step()
     assert seen == [CLASS_SLO_SHARE * 0.150]
     assert policy.tbt_slo_s == 0.150
+
+
+def wanting(name: str, blocks: int, due_s: float = math.inf, tokens: int = 100) -> Wanting[str]:
+    return Wanting(name, due_s, 0.0, blocks, tokens)
+
+
+def test_as_little_batch_work_gives_way_as_lets_the_others_run() -> None:
+    holding = [Holding("newest", 10), Holding("older", 30), Holding("oldest", 40)]
+    assert giving_way([wanting("a", 5)], holding, 0, 100, 999) == (["a"], ["newest"])
+    assert giving_way([wanting("a", 25)], holding, 8, 10, 999) == (["a"], ["newest", "older"])
+    assert giving_way([wanting("a", 5)], holding, 8, 10, 999) == (["a"], [])
+    late, soon = wanting("late", 10, due_s=9.0), wanting("soon", 10, due_s=1.0)
+    assert giving_way([late, soon], holding, 0, 0, 999) == (["soon", "late"], ["newest", "older"])
+    assert giving_way([late, soon], holding, 0, 0, 100) == (["soon"], ["newest"])  # a step reads no more
+
+
+def test_nobody_gives_way_to_one_who_would_not_find_enough_room() -> None:
+    holding = [Holding("newest", 10), Holding("oldest", 40)]
+    assert giving_way([wanting("a", 51)], holding, 8, 0, 999) == ([], [])
+    huge, small = wanting("huge", 90, due_s=2.0), wanting("small", 10, due_s=1.0)
+    assert giving_way([huge, small], holding, 0, 0, 999) == (["small"], ["newest"])
+
+
+def test_what_was_begun_at_its_bound_does_not_give_way() -> None:
+    made = order()
+    batch, other = asked("batch", 10, "batch", age_s=61.0), asked("other", 10, "batch", tag=1.0)
+    made.turn(StepView(1000.0, 0, 0, 0, (), (batch, other), 8192))
+    made.planned(20)
+    assert (made.gives_way("batch"), made.gives_way("other")) == (False, True)
+    made.ended("batch")
+    assert made.gives_way("batch")

@@ -29,9 +29,11 @@ CLASSES: dict[str, Any] = {
 class ClassEngine(VirtualEngine):
     """A virtual engine whose requests name their class; it keeps what those that were refused are told."""
 
-    def __init__(self, make_config: Any, classes: dict[str, Any] = CLASSES, **limits: Any) -> None:
+    def __init__(
+        self, make_config: Any, classes: dict[str, Any] = CLASSES, num_blocks: int = 6000, **limits: Any
+    ) -> None:
         config = SarathiConfig.from_mapping({"slo_classes": classes, "calibration_dir": "none"})
-        super().__init__(make_config(config, **{**LIMITS, **limits}), DEVICE, num_blocks=6000)
+        super().__init__(make_config(config, **{**LIMITS, **limits}), DEVICE, num_blocks)
         self.refused: dict[str, dict[str, Any]] = {}
         self.update = self.scheduler.update_from_output
         self.scheduler.update_from_output = self._watched
@@ -128,6 +130,58 @@ def test_batch_work_yields_at_once_and_its_decodes_break_no_gap(engine: ClassEng
     assert share_kept(engine.gaps_s(since_s, "chat"), 0.05) >= 0.97
     engine.finish(most_s=600.0)
     assert sum(len(engine.token_s[f"batch-{i}"]) for i in range(60)) == 60 * 200
+
+
+def chat_beside(make_config: Any, batch: int, num_blocks: int = 6000, **limits: Any) -> ClassEngine:
+    """Serve batch work for a minute, and then work with an SLO beside it for 6 s."""
+    engine = ClassEngine(make_config, num_blocks=num_blocks, **limits)
+    engine.keep_steps = False
+    engine.learn()
+    for i in range(batch):
+        engine.ask(f"batch-{i}", 300, "batch", 1500)
+    engine.run_until(lambda: False, most_s=60.0)
+    for i in range(20):
+        engine.ask(f"chat-{i}", 300, "served", 40)
+        engine.run_until(lambda: False, most_s=0.3)
+    engine.run_until(lambda: all(engine.token_s[f"chat-{i}"] for i in range(20)), most_s=60.0)
+    assert engine.scheduler.faults.total == 0
+    return engine
+
+
+@pytest.mark.parametrize("scarce", [{"max_num_seqs": 4}, {"num_blocks": 130}], ids=["slots", "KV blocks"])
+def test_batch_work_that_runs_gives_back_its_room_to_work_with_an_slo(make_config: Any, scarce: Any) -> None:
+    kept, tokens = {}, {}
+    for batch in (0, 40):
+        engine = chat_beside(make_config, batch, **scarce)
+        kept[batch] = sum(engine.ttft_s(f"chat-{i}") <= 0.5 for i in range(20))
+        tokens[batch] = sum(len(engine.token_s[f"batch-{i}"]) for i in range(batch))
+    assert kept[0] >= 19
+    assert kept[40] >= 0.95 * kept[0]
+    assert tokens[40] > 1500  # it has run all the same
+
+
+def test_who_gave_way_comes_back_with_what_it_has_answered_and_not_step_by_step(make_config: Any) -> None:
+    engine = chat_beside(make_config, 14, max_num_seqs=4)
+    times = {name: each.num_preemptions for name, each in engine.scheduler.requests.items()}
+    assert sum(times.values()) >= 1
+    assert sum(times.values()) <= 4
+    engine.finish(most_s=600.0)
+    assert all(len(engine.token_s[f"batch-{i}"]) == 1500 for i in range(14))
+
+
+def test_what_was_begun_at_its_bound_is_answered_to_its_end(make_config: Any) -> None:
+    """Work with an SLO that would take all slots for ever: what its bound has let in does not give them back."""
+    engine = ClassEngine(make_config, max_num_seqs=4)
+    engine.learn()
+    engine.ask("batch", 300, "batch", 100)
+    start_s, i = engine.now_s, 0
+    while engine.now_s < start_s + 60.0 and "batch" not in engine.finished_s:
+        while engine.scheduler.get_request_counts()[1] < 8:
+            engine.ask(f"flood-{i}", 200, "standard", 100)
+            i += 1
+        engine.step()
+    assert "batch" in engine.finished_s
+    assert engine.scheduler.faults.total == 0
 
 
 def test_batch_work_never_stands_still_for_longer_than_its_bound(make_config: Any) -> None:

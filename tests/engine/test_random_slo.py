@@ -19,7 +19,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pace": {"tbt_slo_ms": 100, "tbt_mode": "pace"},
     "deadline": {"tbt_slo_ms": 100, "prefill_order": "deadline", "ttft_slo_ms": 500},
     "deadline-auto": {"prefill_order": "deadline", "prefill_max_wait_s": 1},
-    "unattainable": {"tbt_slo_ms": 0.001, "prefill_order": "deadline"},
+    "unattainable": {"tbt_slo_ms": 0.1, "prefill_order": "deadline"},
     "own-slo": {"tbt_slo_ms": 100, "allow_request_slo": True, "prefill_order": "deadline"},
 }
 

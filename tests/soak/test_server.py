@@ -49,6 +49,7 @@ classes:
 """
 FLAGS = ["--served-model-name=tiny", "--dtype=float32", "--enforce-eager", f"--max-model-len={MAX_MODEL_LEN}"]
 FLAGS += ["--seed=0", "--block-size=32", "--num-gpu-blocks-override=40", "--disable-uvicorn-access-log"]
+FLAGS += ["--gpu-memory-utilization=0.2"]  # other processes may have the rest
 FLAGS += ["--calibration-dir=/proc/no-such-folder", "--step-trace=/dev/full"]
 
 

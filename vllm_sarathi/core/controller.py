@@ -112,6 +112,10 @@ class Controller:
         assert isinstance(self.order, ClassOrder)
         return self.order.presses(bond, age_s)
 
+    def gives_way(self, request_id: str) -> bool:
+        """True for a running request of batch work that may be preempted for those who go before it."""
+        return isinstance(self.order, ClassOrder) and self.order.gives_way(request_id)
+
     def arrived(self, request_id: str, most_answer_tokens: int) -> None:
         """Note a request, and how long its answer may become."""
         self.policy.arrived(request_id, most_answer_tokens)
@@ -119,3 +123,5 @@ class Controller:
     def ended(self, request_id: str, prompt_tokens: int, answer_tokens: int) -> None:
         """Learn from a request that has ended."""
         self.policy.ended(request_id, prompt_tokens, answer_tokens)
+        if isinstance(self.order, ClassOrder):
+            self.order.ended(request_id)

@@ -146,9 +146,9 @@ def _wishes(headers: dict[bytes, bytes], fairness_header: str) -> dict[str, Any]
             wishes[TTFT_KEY] = slo_ms(said, TTFT_HEADER.decode())
     if (tenant := headers.get(fairness_header.lower().encode())) is not None:
         if len(tenant) > MOST_NAME_CHARACTERS:
-            said = short(tenant.decode("latin-1"))
+            named = short(tenant.decode("latin-1"))
             raise ConfigError(
-                f"{fairness_header} {name}: must have at most {MOST_NAME_CHARACTERS} characters."
+                f"{fairness_header} {named}: must have at most {MOST_NAME_CHARACTERS} characters."
             )
         wishes[TENANT_KEY] = tenant.decode("latin-1")
     return wishes

@@ -44,6 +44,7 @@ from vllm_sarathi.engine.vllm.limits import (
     save_limits,
     set_limits,
 )
+from vllm_sarathi.engine.vllm.preemption import preempt
 from vllm_sarathi.engine.vllm.queues import reorder_waiting
 from vllm_sarathi.engine.vllm.support import check_engine
 from vllm_sarathi.engine.vllm.utility import offer_control
@@ -248,6 +249,9 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
     def _apply_plan(self, started_s: float) -> Step:
         """Ask for a plan and set it on the parent."""
         sight = self.views.look(started_s, self.wall_clock(), self._inside())
+        if sight.yielding:
+            preempt(self, sight.yielding)
+            sight = self.views.look(started_s, self.wall_clock(), self._inside(), yields=False)
         view, partial, waiting = sight.view, sight.partial, sight.waiting
         plan = self.controller.plan(view)
         operator.index(plan.token_budget)  # here, as vLLM's own code ends the engine over a fraction
@@ -343,6 +347,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             )
             for name in self.views.newly_relegated():
                 self.telemetry.count("relegated_requests", name)
+        self.views.note_room(scheduled)
         if step.first is not None:
             self.views.note_turn(step.first, step.first.request_id in scheduled)
 

@@ -1,7 +1,8 @@
 """What the controller sees: vLLM's queues as a StepView, and the requests behind it."""
 
 import itertools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.figures import DEFAULT_CLASS
 from vllm_sarathi.core.order.base import Facts
+from vllm_sarathi.core.order.yielding import Holding, Wanting, giving_way
 from vllm_sarathi.core.types import DecodeView, InFlight, Occupancy, RequestView, StepView
 from vllm_sarathi.engine.company import Company
 from vllm_sarathi.engine.request_slo import NOTHING, read_asked_slo
@@ -17,9 +19,13 @@ from vllm_sarathi.engine.turns import RefusedTurns
 from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.images import encoder_inputs
 from vllm_sarathi.engine.vllm.internals import is_priority_policy
+from vllm_sarathi.engine.vllm.preemption import can_preempt, freed_blocks
 from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes
 from vllm_sarathi.engine.vllm.runnable import Admission, Blocker
 from vllm_sarathi.engine.vllm.turn_queue import install_turn_queue
+
+FOR_ROOM = (Blocker.SLOT, Blocker.BLOCKS)
+"""What batch work that gives way can help with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +36,13 @@ class Sight:
         view: what the controller sees.
         partial: the requests behind `view.prefills`.
         waiting: the requests behind `view.waiting`.
+        yielding: running batch work to preempt before the step, as others wait for its room.
     """
 
     view: StepView
     partial: list[Any]
     waiting: list[Any]
+    yielding: list[Any]
 
 
 class ViewBuilder:
@@ -69,6 +77,8 @@ class ViewBuilder:
         self._prefixes = CachedPrefixes(scheduler)
         self._chunking = chunking
         self._refused = RefusedTurns()
+        self._room_made = RefusedTurns()
+        self._made_room_for: list[Any] = []
         self.company = Company()
         self._relegated: set[str] = set()
         self._batch_classes = config.slo_classes is not None and config.slo_classes.has_batch
@@ -111,6 +121,7 @@ class ViewBuilder:
             notes.pop(request.request_id, None)
         self._relegated.discard(request.request_id)
         self._refused.forget(request.request_id)
+        self._room_made.forget(request.request_id)
 
     def slo_class(self, request: Any) -> str:
         """Return the class of a request."""
@@ -134,13 +145,20 @@ class ViewBuilder:
         """Note whether a request that others yielded to has used its turn."""
         self._refused.note(request.request_id, taken, self._step)
 
-    def look(self, now_s: float, wall_s: float, in_flight: Iterable[InFlight]) -> Sight:
+    def note_room(self, scheduled: Mapping[str, int]) -> None:
+        """Note which of those for whom room was made have used it: it is not made for the others step by step."""
+        for request in self._made_room_for:
+            self._room_made.note(request.request_id, request.request_id in scheduled, self._step)
+        self._made_room_for = []
+
+    def look(self, now_s: float, wall_s: float, in_flight: Iterable[InFlight], yields: bool = True) -> Sight:
         """Return the step at hand.
 
         Args:
             now_s: the time on the clock of StepView.now_s.
             wall_s: seconds since the epoch, as vLLM notes arrivals.
             in_flight: as StepView.in_flight.
+            yields: whether batch work may give way in this step.
         """
         scheduler, policy = self._scheduler, self._controller.policy
         running = scheduler.running
@@ -155,17 +173,17 @@ class ViewBuilder:
         context = sum([r.num_computed_tokens for r in running])
         if partial:
             context -= sum([r.num_computed_tokens for r in partial])
-        admission = Admission(scheduler, decodes)
-        queued = scheduler.get_request_counts()[1]
-        waiting, unseen = self._waiting(queued, admission, partial, wall_s)
-        views: tuple[DecodeView, ...] = ()
-        if policy.needs_decode_views:
-            views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
-        tbt_slos_s: tuple[float | None, ...] = ()
         classes = self._config.slo_classes is not None
+        tbt_slos_s: tuple[float | None, ...] = ()
         if policy.needs_tbt_slos or classes:
             self.company.look(scheduler.running, partial)
             tbt_slos_s = self.company.tbt_slos_s
+        admission = Admission(scheduler, decodes)
+        queued = scheduler.get_request_counts()[1]
+        waiting, unseen, short = self._waiting(queued, admission, partial, wall_s)
+        views: tuple[DecodeView, ...] = ()
+        if policy.needs_decode_views:
+            views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
         to_read = partial or waiting or (unseen and admission.free_slots)
         view = StepView(
             now_s=now_s,
@@ -185,16 +203,19 @@ class ViewBuilder:
             occupancy=self._occupancy(admission) if classes and to_read else None,
             blocked=self._blocked(queued, admission),
         )
-        return Sight(view, partial, waiting)
+        return Sight(view, partial, waiting, self._yielding(short, admission) if short and yields else [])
 
     def _waiting(
         self, count: int, admission: Admission, partial: list[Any], wall_s: float
-    ) -> tuple[list[Any], int]:
-        """Return the waiting requests that the order wants to see and that could be scheduled, and how many others."""
+    ) -> tuple[list[Any], int, list[Any]]:
+        """Return the waiting requests that the order wants to see.
+
+        Those that could be scheduled, how many others there are, and those that would be, if batch work gave way.
+        """
         scheduler, order = self._scheduler, self._controller.order
         self.transfers = False
-        if not count or not admission.free_slots:
-            return [], count
+        if not count or not (admission.free_slots or self.company.batch):
+            return [], count, []
         if self._looks_far:
             seen = scheduler.waiting.candidates(order.starts(wall_s))
         else:
@@ -207,9 +228,11 @@ class ViewBuilder:
             for request in seen:
                 if self._left(request) != self._keyed_tokens.get(request.request_id):
                     scheduler.waiting.rekey(request)
-        waiting, claimed = [], set()
+        waiting, claimed, short = [], set(), []
         for request in seen:
             blocker = admission.blocker(request, self._prefixes.tokens(request))
+            if self.company.batch and blocker in FOR_ROOM and self._may_ask_for_room(request, admission):
+                short.append(request)
             if blocker is None and not self._refused.is_passed_over(request.request_id, self._step):
                 waiting.append(request)
             elif blocker is Blocker.TRANSFER:
@@ -220,7 +243,40 @@ class ViewBuilder:
                 claimed.add(self.bond(request).slo_class)
         if claimed:
             waiting = [request for request in waiting if self._may_pass(self.bond(request), claimed)]
-        return waiting, max(0, count - len(seen))
+        return waiting, max(0, count - len(seen)) if admission.free_slots else count, short
+
+    def _may_ask_for_room(self, request: Any, admission: Admission) -> bool:
+        """True for a waiting request that batch work gives way to."""
+        if self.bond(request).batch or self._room_made.is_passed_over(request.request_id, self._step):
+            return False
+        return admission.waits_for_room(request, self._prefixes.tokens(request))
+
+    def _yielding(self, short: list[Any], admission: Admission) -> list[Any]:
+        """Return the batch work to preempt for the requests that wait for room, the last to run first."""
+        scheduler = self._scheduler
+        holding = [
+            Holding(request, freed_blocks(scheduler, request))
+            for request in reversed(self.company.batch.values())
+            if self._controller.gives_way(request.request_id) and can_preempt(scheduler, request)
+        ]
+        wanting = [
+            Wanting(
+                request,
+                request.arrival_time + (self.bond(request).ttft_slo_s or math.inf),
+                request.arrival_time,
+                admission.wanted_blocks(request),
+                self._left(request),
+            )
+            for request in short
+        ]
+        self._made_room_for, yielding = giving_way(
+            wanting,
+            holding,
+            admission.free_slots,
+            admission.unclaimed_blocks(),
+            scheduler.max_num_scheduled_tokens,
+        )
+        return yielding
 
     def _may_pass(self, bond: Bond, claimed: set[SloClass | None]) -> bool:
         """True where a request takes no room for which one of another tenant waits, that has had less."""

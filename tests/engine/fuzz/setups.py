@@ -51,7 +51,7 @@ def _policies() -> dict[str, SarathiConfig]:
     settings: dict[str, dict[str, Any]] = {
         "auto": {},
         "slo": {"tbt_slo_ms": 50.0},
-        "unattainable": {"tbt_slo_ms": 0.01},
+        "unattainable": {"tbt_slo_ms": 0.1},
         "pace": {"tbt_slo_ms": 50.0, "tbt_mode": "pace"},
         "sjf": {"tbt_slo_ms": 50.0, "prefill_order": "sjf"},
         "deadline": {"tbt_slo_ms": 50.0, "prefill_order": "deadline", "ttft_slo_ms": 200.0},

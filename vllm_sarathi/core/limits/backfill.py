@@ -1,9 +1,9 @@
 """Batch work is let in only beside what SLOs may need before its answers end.
 
-What they may need is what they have needed at the most lately, and a little more: a number of requests at once (slots,
-and decodes in each step), and of tokens in the KV cache. Batch work in flight gives all else its turn in every step, as
-it is last in the order; a slot, a block or a decode it holds until its answer ends, and so those are kept free
-beforehand."""
+What they may need is what they have needed at the most lately: a number of requests at once (slots, and decodes in each
+step), and of tokens in the KV cache. Batch work in flight gives all else its turn in every step, as it is last in the
+order, and slots and blocks where others wait for them (`order.yielding`). What it had read is read again then: so what
+SLOs need from time to time is kept free beforehand, and only a new peak makes batch work give way."""
 
 import math
 
@@ -12,11 +12,11 @@ from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.growth import Growth
 from vllm_sarathi.core.types import Occupancy, Reason, StepView
 
-MEMORY_S = 120.0
+MEMORY_S = 20.0
 """A peak of work with SLOs fades by a factor of e in this time."""
 
-SPARE = 1.25
-"""The multiple of the peak that is kept free."""
+SPARE = 1.0
+"""The multiple of the peak that is kept free: where it is not enough, batch work that runs gives way."""
 
 LEAST_SPARE_SHARE = 1 / 16
 """And at least this share of all there is: the first to come must find room."""
@@ -60,8 +60,11 @@ class Backfill:
         inside = {request.request_id for request in view.prefills}
         held_tokens = view.decode_context_tokens + sum(request.done_tokens for request in view.prefills)
         running = view.generating + len(view.prefills)
-        self._running.see(running - held.batch, view.now_s)
-        self._kv_tokens.see(held_tokens - held.batch_kv_tokens, view.now_s)
+        # Those who come now, too: there may be no look at them again before they are answered.
+        coming = [r for r in candidate.prompts if r.request_id not in inside and not r.batch]
+        coming_tokens = sum([r.done_tokens + r.remaining_tokens for r in coming])
+        self._running.see(running - held.batch + len(coming), view.now_s)
+        self._kv_tokens.see(held_tokens - held.batch_kv_tokens + coming_tokens, view.now_s)
         tokens, joined, joined_tokens = 0, 0, 0
         for request in candidate.prompts:
             if request.request_id in candidate.left_out and tokens < candidate.tokens:

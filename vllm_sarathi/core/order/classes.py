@@ -85,6 +85,8 @@ class ClassOrder(DeadlineOrder):
         self._now_s = 0.0
         self._no_room = False
         self._prompts: list[RequestView] = []
+        self._overdue: Set[str] = frozenset()
+        self._begun_overdue: set[str] = set()
         self.reconfigure(config)
         self._queue_s = self._queue_tokens = 0.0
         self._kept_out: dict[str, set[str]] = {}
@@ -162,6 +164,7 @@ class ClassOrder(DeadlineOrder):
         names = [frozenset(requests[i].request_id for i in chosen) for chosen in (starving, left_out)]
         turn = replace(turn, overdue=names[0], left_out=names[1])
         self._prompts = turn.prompts(view) if self._has_batch else []
+        self._overdue = turn.overdue
         return turn
 
     def planned(self, prefill_tokens: int) -> None:
@@ -170,11 +173,21 @@ class ClassOrder(DeadlineOrder):
         for request in self._prompts:
             if prefill_tokens <= 0:
                 break
+            if request.batch and request.request_id in self._overdue:
+                self._begun_overdue.add(request.request_id)
             prefill_tokens -= request.remaining_tokens
             # What has begun because it stood still goes on until it is read: one chunk is no progress to anybody.
             if prefill_tokens >= 0 and request.slo_class is not None and request.slo_class.batch:
                 self._batch_read_s[request.slo_class.name] = self._now_s
         self._prompts = []
+
+    def gives_way(self, request_id: str) -> bool:
+        """True for batch work that may be preempted: not for what was begun as its class had stood still too long."""
+        return request_id not in self._begun_overdue
+
+    def ended(self, request_id: str) -> None:
+        """Forget a request."""
+        self._begun_overdue.discard(request_id)
 
     def presses(self, bond: Bond, age_s: float) -> bool:
         """True for a request that nobody may pass while it waits for room, as it has waited for its bound."""

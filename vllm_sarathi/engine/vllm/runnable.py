@@ -82,13 +82,21 @@ class Admission:
             return Blocker.PAUSED
         if not self.free_slots:
             return Blocker.SLOT
+        return self._by_itself(request, cached_tokens) or (
+            None if self.has_blocks(request) else Blocker.BLOCKS
+        )
+
+    def waits_for_room(self, request: Any, cached_tokens: int = 0) -> bool:
+        """True where a waiting request that cannot run lacks a slot or KV blocks, and nothing else."""
+        return not self.paused and self._by_itself(request, cached_tokens) is None
+
+    def _by_itself(self, request: Any, cached_tokens: int) -> Blocker | None:
         start = request.num_computed_tokens or cached_tokens
         return (
             self._by_status(request)
             or (self._by_adapter(request) if request.lora_request else None)
             or (self._by_transfer(request) if self._connected else None)
             or (self._by_encoder(request, start) if request.mm_features else None)
-            or (None if self.has_blocks(request) else Blocker.BLOCKS)
         )
 
     def _by_status(self, request: Any) -> Blocker | None:
@@ -156,18 +164,21 @@ class Admission:
         Its cached blocks are counted as needed, too, unless another request holds them: taking one out of the
         free blocks leaves one less.
         """
-        manager = self._scheduler.kv_cache_manager
-        free, needed = self._unclaimed_blocks(), self._needed_blocks(request)
-        if needed <= free:
-            return True
+        free = self.unclaimed_blocks()
+        return self._needed_blocks(request) <= free or self.wanted_blocks(request) <= free
+
+    def wanted_blocks(self, request: Any) -> int:
+        """Return how many more KV-cache blocks a waiting request takes: those that it, or one that runs, has aside."""
+        manager, needed = self._scheduler.kv_cache_manager, self._needed_blocks(request)
         if request.num_computed_tokens:
             held = manager.get_block_ids(request.request_id)
-            return bool(needed - sum(len(group) for group in held) <= free)
+            return int(needed - sum(len(group) for group in held))
         if not manager.enable_caching or request.skip_reading_prefix_cache:
-            return False
+            return needed
         found = manager.coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)[0]
-        shared = sum(block.ref_cnt > 0 and not block.is_null for group in found for block in group)
-        return bool(needed - shared <= free)
+        return int(
+            needed - sum(block.ref_cnt > 0 and not block.is_null for group in found for block in group)
+        )
 
     def free_tokens(self) -> int:
         """Return the tokens that the KV cache has room for, beside a step of the decodes."""
@@ -178,7 +189,7 @@ class Admission:
 
     def fitting(self, requests: Sequence[Any]) -> int:
         """Return how many of the requests, one after the other, find slots and blocks together, shared ones aside."""
-        free = self._unclaimed_blocks()
+        free = self.unclaimed_blocks()
         managers = self._scheduler.kv_cache_manager.coordinator.single_type_managers
         # Most often all find room, and that can be told at once; a state of a hybrid model has some blocks of its own.
         tokens = sum([request.num_tokens for request in requests])
@@ -191,7 +202,8 @@ class Admission:
                 return count
         return len(requests)
 
-    def _unclaimed_blocks(self) -> int:
+    def unclaimed_blocks(self) -> int:
+        """Return the KV-cache blocks that are free beside a step of the decodes and what vLLM keeps free."""
         manager = self._scheduler.kv_cache_manager
         if self._blocks_left is None:
             self._blocks_left = manager.block_pool.get_num_free_blocks() - self.decode_blocks()

@@ -30,6 +30,8 @@ SURFACES = (
         "",
         (
             "_free_request",
+            "_preempt_request",
+            "_request_blocks_can_be_freed",
             "_try_schedule_encoder_inputs",
             "add_request",
             "block_size",
@@ -235,7 +237,13 @@ SURFACES = (
         "class",
         "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager",
         ("allocate_new_blocks",),
-        some=("block_size", "mamba_cache_mode", "max_admission_blocks_per_request", "num_speculative_blocks"),
+        some=(
+            "block_size",
+            "mamba_cache_mode",
+            "max_admission_blocks_per_request",
+            "num_speculative_blocks",
+            "req_to_blocks",
+        ),
     ),
     Surface("KVCacheBlock", "class", "vllm.v1.core.kv_cache_utils:KVCacheBlock", ("is_null", "ref_cnt")),
     Surface("KVCacheConfig", "scheduler", "kv_cache_config", ("kv_cache_groups",)),
