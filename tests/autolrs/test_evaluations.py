@@ -78,7 +78,7 @@ class OfAnObject(Shared):
 
 class Metric:
     def __init__(self) -> None:
-        self.seen, self.total = [], torch.zeros(())
+        self.seen, self.total = list[Any](), torch.zeros(())
 
 
 class OfALoader(Shared):

@@ -71,7 +71,7 @@ class Countdown:
 
 @pytest.mark.parametrize("works", [False, True])
 def test_a_generator_is_named_and_a_class_in_its_place_works(works: bool) -> None:
-    def made() -> Kind:
+    def made() -> Any:
         job: Any = Kind()
         job.numbers = Countdown() if works else (i for i in range(1, 100))
         job.step = lambda index: Kind.step(job, index) * next(job.numbers)

@@ -23,7 +23,12 @@ from tests.autolrs.ray_job import broken, build
 ray = pytest.importorskip("ray")
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"max_steps": 240, "lr_range": (1e-5, 1.0), "progress": False, "parallel_probes": 2}
+SETTINGS: dict[str, Any] = {
+    "max_steps": 240,
+    "lr_range": (1e-5, 1.0),
+    "progress": False,
+    "parallel_probes": 2,
+}
 
 pytestmark = pytest.mark.slow
 
@@ -163,7 +168,7 @@ def test_ray_train_reports_each_real_step_once(tmp_path: Path) -> None:
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(storage_path=str(tmp_path / "storage")),
     )
-    result = trainer.fit()
+    result: Any = trainer.fit()
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["search"] > 0

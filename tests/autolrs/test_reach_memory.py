@@ -365,6 +365,7 @@ def configurations_of_every_kind() -> Any:
         def __getattr__(self, name: str) -> Any:
             raise RuntimeError("not connected")
 
+    items: Any
     items, by_dictionary, forgiving, unconnected = ByItems(n=0), ByDictionary(), Forgiving(), Unconnected()
 
     def use() -> Any:
@@ -391,7 +392,7 @@ USES: list[Callable[[], Any]] = [
 def test_what_a_step_holds_there_is_as_without_probes(make: Callable[[], Any]) -> None:
     def trained(run: Callable[[Kind], Any]) -> dict[str, Any]:
         torch.manual_seed(0)
-        return run(held_by("Job", make())())  # type: ignore[no-any-return]
+        return run(held_by("Job", make())())
 
     def searched(job: Kind) -> Any:
         with script(PLAN):
@@ -485,7 +486,7 @@ def test_gradients_sparse_tensors_and_records_are_in_files() -> None:
     copied = Copier().copy(state, note=True)
     read = checkpoint_from_bytes(checkpoint_bytes(copied))
     assert digest_of(read) == digest_of(copied)
-    leaf.grad.add_(1)  # type: ignore[union-attr]
+    leaf.grad.add_(1)
     assert digest_of(Copier().copy(state, note=True)) != digest_of(copied)
 
 

@@ -34,7 +34,7 @@ from vllm_sarathi.simulation.placement import MEMORY_SHARE, RESERVED_BYTES
     ],
 )
 def test_deployments_by_name(name: str, ways: int, stages: int, node: int, in_flight: int) -> None:
-    place = deployment(name)
+    place: Any = deployment(name)
     assert (place.tensor_parallel, place.stages, place.devices_per_node) == (ways, stages, node)
     assert place.in_flight == in_flight
     assert place.times().stages == stages
@@ -91,7 +91,7 @@ def test_a_mistake_is_told_the_nearest(name: str, said: str) -> None:
 def test_a_local_config_json_is_a_model(tmp_path: Path) -> None:
     folder = config_folder(tmp_path / "mine", num_hidden_layers=3, max_position_embeddings=4096)
     for name in (folder, folder / "config.json"):
-        place = deployment(f"{name}/l4")
+        place: Any = deployment(f"{name}/l4")
         assert (place.model.layers, place.model.dtype_bytes, place.max_tokens) == (3, 4, 4096)
 
 
@@ -130,6 +130,8 @@ def test_a_config_json_that_is_not_understood_is_refused(
 
 def test_a_mixture_of_experts_of_ones_own_is_read(tmp_path: Path) -> None:
     keys = {"num_local_experts": 64, "num_experts_per_tok": 2, "quantization_config": {"quant_method": "fp8"}}
+    dense: Any
+    mixed: Any
     dense, mixed = (
         deployment(f"{config_folder(tmp_path / name, **more)}/h100:tp2")
         for name, more in (("dense", {}), ("mixed", keys))
@@ -217,7 +219,7 @@ def test_the_cpu_is_what_profile_measured_last(tmp_path: Path, monkeypatch: pyte
     calibrate(kept, served, 0.080, dtype="b")
     calibrate(kept, served, 0.001, device="NVIDIA A100")  # not a CPU's
     calibrate(kept, "another", 0.002)
-    place = deployment(f"{served}/cpu", str(kept))
+    place: Any = deployment(f"{served}/cpu", str(kept))
     assert place.in_flight == 1  # vLLM schedules synchronously on a CPU
     assert place.kv_tokens == 2**30 // place.model.kv_bytes_per_token
     decode = StepShape(1, 1, 100, 0.0, 1)

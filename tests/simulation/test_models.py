@@ -95,10 +95,10 @@ def test_every_config_is_read_or_refused_by_a_key_of_its_own() -> None:
         except ConfigError as error:
             refused[name] = str(error)
     assert len(names) - len(refused) >= 0.85 * len(names)
-    for name, error in refused.items():
-        key = error.split("'")[1]
+    for name, sentence in refused.items():
+        key = sentence.split("'")[1]
         config = model_config(name)
-        assert key in json.dumps(config), error
+        assert key in json.dumps(config), sentence
 
 
 @pytest.mark.parametrize(

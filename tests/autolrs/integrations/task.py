@@ -138,7 +138,8 @@ def seed_everything(seed: int = 0) -> None:
 
 
 def random_state() -> tuple[Any, ...]:
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    numpy_state: Any = np.random.get_state()
+    return random.getstate(), numpy_state[1].tolist(), torch.get_rng_state().tolist()
 
 
 def snapshots_alive() -> int:

@@ -336,7 +336,8 @@ class Lazy:
 
 
 def test_f10_f11_the_batches_of_a_trainer_are_those_of_the_run_without(tmp_path: Path) -> None:
-    seen, tuner = [], AutoLRSCallback(RANGE, progress=False)
+    seen: list[Any] = []
+    tuner: Any = AutoLRSCallback(RANGE, progress=False)
     arguments = TrainingArguments(
         str(tmp_path), max_steps=STEPS, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no",
         per_device_train_batch_size=8,

@@ -127,9 +127,10 @@ def options(folder: Path, **more: Any) -> TrainingArguments:
 def test_evaluations_in_a_trainer_leave_no_trace(evaluates: bool, tmp_path: Path) -> None:
     found = []
     own = {"eval_strategy": "steps", "eval_steps": 4} if evaluates else {}
-    for tuner in (None, AutoLRSCallback((1e-3, 1.0), progress=False)):
+    tuned = AutoLRSCallback((1e-3, 1.0), progress=False)
+    for tuner in (None, tuned):
         watch, collator, score, judged = Watch(), Collator(), Score(), Counted()
-        trainer = Own(
+        trainer: Any = Own(
             OneLayer(), options(tmp_path, **own), train_dataset=Counted(), eval_dataset=judged, data_collator=collator,
             compute_metrics=score, callbacks=[watch, *([tuner] if tuner else [])],
         )  # fmt: skip
@@ -140,7 +141,7 @@ def test_evaluations_in_a_trainer_leave_no_trace(evaluates: bool, tmp_path: Path
         made = len(trainer.accelerator._dataloaders) - loaders
         state = [bits(trainer.model.layer.weight), bits(trainer.average.of), trainer.noise.random()]
         found.append([watch.found, counts, state, made, torch.get_rng_state().tolist()])
-    assert len(tuner.schedule) == STEPS
+    assert len(tuned.schedule) == STEPS
     assert len(watch.found) == 3 * evaluates
     assert found[0] == found[1]
 

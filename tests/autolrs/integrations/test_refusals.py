@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -46,11 +46,11 @@ def trainer(
 def test_the_settings_are_looked_at_first() -> None:
     for build in (AutoLRSCallback, LightningCallback):
         with pytest.raises(ConfigError, match=r"AutoLRSCallback: unknown setting 'serach_budget'"):
-            build(task.RANGE, serach_budget=0.1)
+            build(task.RANGE, serach_budget=0.1)  # type: ignore[call-arg]
         with pytest.raises(ConfigError, match=r"lr_range=\(1.0, 0.1\): is reversed"):
             build((1.0, 0.1))
         with pytest.raises(ConfigError, match=r"'max_steps' is no setting here; the framework's own"):
-            build(task.RANGE, max_steps=3)
+            build(task.RANGE, max_steps=3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_deepspeed_and_fsdp1_are_refused_by_a_sentence_that_says_what_works() ->
             check_accelerator(Told(), task.Net())
 
     class DeepSpeedStrategy:
-        pass
+        optimizers: ClassVar[list[Any]] = []
+        lr_scheduler_configs: ClassVar[list[Any]] = []
 
     callback, module = LightningCallback(task.RANGE), with_lightning.Module(0.0, False, None)
     lightning_trainer = LightningTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     lightning_trainer.strategy.optimizers = [task.make_optimizer(module.net)]
     lightning_trainer._accelerator_connector.strategy = DeepSpeedStrategy()
     DeepSpeedStrategy.optimizers = [task.make_optimizer(module.net)]
-    DeepSpeedStrategy.lr_scheduler_configs = []
     with pytest.raises(RuntimeError, match=r"strategy: DeepSpeedStrategy .* train with 'ddp'"):
         callback.on_fit_start(lightning_trainer, module)
 
@@ -216,7 +216,9 @@ def lightning(
 
 def with_optimizers(make: Callable[[Any], Any]) -> LightningModule:
     module = with_lightning.Module(0.0, False, task.loader(task.Pictures()))
-    module.configure_optimizers = lambda: make(task.make_optimizer(module.net))
+    module.configure_optimizers = lambda: make(  # type: ignore[method-assign]
+        task.make_optimizer(module.net)
+    )
     return module
 
 
@@ -268,7 +270,7 @@ def test_a_rate_that_a_module_or_a_trainer_sets_itself_ends_the_run(tmp_path: Pa
 def test_an_accelerator_that_cannot_be_tuned() -> None:
     def build(scheduler: bool = False, prepare: bool = True, steps: int = 0) -> AutoLRS:
         accelerator, model = Accelerator(cpu=True), task.Net()
-        things: list[Any] = [model, task.make_optimizer(model), task.loader(task.Pictures())]
+        things: Any = [model, task.make_optimizer(model), task.loader(task.Pictures())]
         if prepare:
             things = list(accelerator.prepare(*things))
         if scheduler:
@@ -277,9 +279,10 @@ def test_an_accelerator_that_cannot_be_tuned() -> None:
             model(**next(iter(things[2])))["loss"].backward()
             things[1].step()
         options: dict[str, Any] = {"max_steps": 4, "lr_range": task.RANGE, "progress": False}
-        tuner = AutoLRS(accelerator, *things, lambda batch: batch, **options)
+        model, optimizer, loader = things
+        tuner = AutoLRS(accelerator, model, optimizer, loader, lambda batch: batch, **options)
         with pytest.raises(ValueError, match=r"accelerator: has an AutoLRS already"):
-            AutoLRS(accelerator, *things, lambda batch: batch, **options)
+            AutoLRS(accelerator, model, optimizer, loader, lambda batch: batch, **options)
         return tuner
 
     with pytest.raises(TypeError, match=r"optimizer: a AdamW; give what accelerator\.prepare returned"):
