@@ -198,7 +198,7 @@ def without_times(entry: dict[str, Any], times: Sequence[str] = ("runtime", "per
     return {k: v for k, v in entry.items() if not k.endswith(tuple(times))}
 
 
-class Net(nn.Module):
+class OneLayer(nn.Module):
     """A model as the Trainer wants it: it returns its loss with its answer."""
 
     def __init__(self) -> None:

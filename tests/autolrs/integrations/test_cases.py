@@ -19,7 +19,7 @@ from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Probe
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
-from tests.autolrs.integrations.task import Net
+from tests.autolrs.integrations.task import OneLayer
 from tests.autolrs.jobs import bits
 
 STEPS = 160
@@ -298,7 +298,7 @@ def test_f05_schedule_free_with_validation_is_the_replay_of_its_schedule() -> No
     assert bits(job.model.weight) == bits(replayed.model.weight)
 
 
-class SeeingNet(Net):
+class SeeingNet(OneLayer):
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         SEEN.append(float(x.sum()))
         return super().forward(x, labels)
