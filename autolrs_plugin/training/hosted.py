@@ -21,7 +21,7 @@ from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Entry, JournalError, journal_text, read_text
 from autolrs_plugin.core.ledger import Ledger
-from autolrs_plugin.core.replay import replay
+from autolrs_plugin.core.replay import check_same_run, replay
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
@@ -33,7 +33,7 @@ from autolrs_plugin.training.metering import metered
 from autolrs_plugin.training.ports import Observer, OnStep, Port, Steps
 from autolrs_plugin.training.progress import warn_beforehand
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.session import Session, check_same_run
+from autolrs_plugin.training.session import Session
 
 logger = logging.getLogger("autolrs_plugin")
 
@@ -86,6 +86,8 @@ class HostedLoop(TorchLoop):
         self._host = host
         self._validate = host.evaluate
         self.ranks = ranks_of_job()
+        if self.ranks is not None:
+            self.agreed = self.ranks.any
 
     def port(self) -> Port:
         """Return the session's port: this, or on one rank of several its part."""
@@ -111,7 +113,7 @@ class HostedLoop(TorchLoop):
 
     def saving(self) -> AbstractContextManager[None]:
         """Inside, in a probe, a checkpoint is that of the real step."""
-        return self._host.saving(self.as_kept)
+        return self._host.saving(self.as_trained)
 
     def _take(self, batch: Any, with_batch: bool = False) -> float:
         return float(self.mean(super()._take(batch, with_batch)))

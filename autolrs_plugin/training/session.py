@@ -5,6 +5,7 @@ its result after. States of the run's own stream are files beside the journal, o
 current and the kept one are there at any time: that is all a killed job needs to go on.
 """
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,16 +16,13 @@ from typing import Any, Protocol
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError
-from autolrs_plugin.core.replay import replay
+from autolrs_plugin.core.replay import check_same_run, replay
 from autolrs_plugin.training.metering import owning
 from autolrs_plugin.training.ports import Observer, Port, Prober, Steps
+from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.transaction import carry_out, evaluated
 
-HINTS = {
-    "initial": " (resume=True takes over the run's own)",
-    "prior_lr": " (prior='optimizer' reads the optimizer's rate, which training changes: make it anew)",
-}
-"""What may be the reason for a difference."""
+logger = logging.getLogger("autolrs_plugin")
 
 MAX_NAN_EVALUATIONS = 3
 """After this many probes with finite training losses and never a finite validation loss, validate is at fault."""
@@ -121,6 +119,7 @@ class Session:
         finally:
             self._watched = watched
             self._fingerprint = self._seen()
+            SIGNALS.unwatch()
             for observer in self._observers:
                 observer.close()
             if self._prober is not None:
@@ -166,10 +165,42 @@ class Session:
         self._performed = True
         try:
             with owning(_owner(action)):
-                return self._probe(action) if isinstance(action, Probe) else self._carried_out(action)
+                return self._undisturbed(action)
         except BaseException as error:
             self._broken_off(action, error)
             raise
+
+    def _undisturbed(self, action: Action) -> Result:
+        """Carry out an action so that no handler of a signal sees another job than that of the real step."""
+        if isinstance(action, Train):
+            return self._carried_out(action)
+        result = self._elsewhere(action) if isinstance(action, Probe) else None
+        if result is None:
+            with SIGNALS.held(watched_after=isinstance(action, Snapshot | Probe)):
+                self._keep_what_was_set(action)
+                result = self._probe(action) if isinstance(action, Probe) else self._carried_out(action)
+        if result.stopped:
+            SIGNALS.asked = False
+        return result
+
+    def _keep_what_was_set(self, action: Action) -> None:
+        """Keep the state anew if a handler has been called since: going back must not undo what it has set."""
+        if isinstance(action, Snapshot):
+            SIGNALS.forget()
+        elif SIGNALS.called and isinstance(action, Probe | Restore):
+            SIGNALS.called = False
+            if self._clean:
+                self._snapshot()
+                return
+            logger.warning(
+                "a signal's handler was called in steps that are taken back now, and what it has set in the job with "
+                "them; set a threading.Event, which is not, and look at it after each step."
+            )
+
+    def _snapshot(self) -> None:
+        self._port.snapshot()
+        if self._prober is not None:
+            self._prober.forget()
 
     def _carried_out(self, action: Action) -> Result:
         started = time.perf_counter()
@@ -177,9 +208,7 @@ class Session:
         if isinstance(action, Train):
             steps = self._port.train(action.lrs, self._on_step)
         elif isinstance(action, Snapshot):
-            self._port.snapshot()
-            if self._prober is not None:
-                self._prober.forget()
+            self._snapshot()
         elif isinstance(action, Restore):
             self._port.restore()
         elif isinstance(action, Evaluate):
@@ -224,6 +253,7 @@ class Session:
     def close(self) -> None:
         """Let go of the run's folder, and of whoever carries out probes; nothing can be carried out any more."""
         self.closed = True
+        SIGNALS.unwatch()
         if self._prober is not None:
             self._prober.close()
         if self._journal is not None:
@@ -242,13 +272,23 @@ class Session:
             observer.on_step(lr, loss)
 
     def _probe(self, probe: Probe) -> Result:
-        seed = self.controller.config.seed
-        if self._prober is not None:
-            started = time.perf_counter()
-            result = self._prober.probe((probe, *self.controller.ahead[1:]), seed)
-            if result is not None:
-                return _as_waited_for(result, time.perf_counter() - started)
-        return carry_out(probe, self._port, seed, self._on_step, self._clean)
+        return carry_out(probe, self._port, self.controller.config.seed, self._on_step, self._clean)
+
+    def _elsewhere(self, probe: Probe) -> Result | None:
+        """Return a probe's result from whoever carries it out elsewhere; None where nobody can.
+
+        The job stays what it is meanwhile, so that handlers of signals are called at once.
+        """
+        if self._prober is None:
+            return None
+        with SIGNALS.held(watched_after=True):
+            self._keep_what_was_set(probe)
+        started = time.perf_counter()
+        result = self._prober.probe((probe, *self.controller.ahead[1:]), self.controller.config.seed)
+        if result is None:
+            return None
+        result = replace(result, stopped=result.stopped or self._port.asked())
+        return _as_waited_for(result, time.perf_counter() - started)
 
     def _broken_off(self, action: Action, error: BaseException) -> None:
         """Take note of an action that an exception has ended: all but training may be asked for again.
@@ -256,6 +296,7 @@ class Session:
         Of a step of the run itself nobody knows how far it has come; so the run ends here, and its folder is let go.
         """
         self._performed = self._clean = False
+        SIGNALS.unwatch()
         if not isinstance(action, Train):
             self._pending = None
             return
@@ -344,32 +385,10 @@ def _owner(action: Action) -> str:
 
 def _as_waited_for(result: Result, seconds: float) -> Result:
     """Return a result with the wall time that it was waited for, which is what a parallel probe costs."""
-    share = min(1.0, seconds / result.seconds)
+    share = min(1.0, seconds / result.seconds) if result.seconds else 1.0
     return replace(
         result,
         seconds=seconds,
         eval_seconds=result.eval_seconds * share,
         restore_seconds=result.restore_seconds * share,
     )
-
-
-def check_same_run(
-    journal: Journal, config: Mapping[str, Any], identity: Mapping[str, Any], insist: bool = True
-) -> None:
-    """Raise JournalError, saying what differs, if a journal is not of the run with these settings and this identity.
-
-    Args:
-        insist: whether what is under `initial` in the identity must be the same, too.
-    """
-    for name, ours, theirs in (
-        ("setting", config, journal.header["config"]),
-        ("run", identity, journal.header["run"]),
-    ):
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) == theirs.get(key) or (key == "initial" and not insist):
-                continue
-            hint = HINTS.get(key, "")
-            raise JournalError(
-                f"{journal.path}: is of another run: its {name} {key!r} is {theirs.get(key)!r}, and here it is "
-                f"{ours.get(key)!r}{hint}; resume with the same, or choose another folder."
-            )
