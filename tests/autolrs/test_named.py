@@ -1,7 +1,13 @@
 """What cannot be set back is named by a sentence, and what the sentence says works."""
 
+import decimal
+import hashlib
+import hmac
 import logging
+import os
 import re
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +21,8 @@ from autolrs_plugin.training.lost import check_same
 from autolrs_plugin.training.watched import position
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
+
+HERE = os.getcwd()
 
 
 class Unfreezing(Kind):
@@ -133,6 +141,76 @@ def test_a_setting_that_validate_leaves_is_named_with_what_to_do() -> None:
         check_same(
             {"torch.is_grad_enabled()": "True"}, {"torch.is_grad_enabled()": "False"}, by="an evaluation"
         )
+
+
+@pytest.mark.parametrize(
+    ("made", "take_in"),
+    [
+        (hashlib.sha256, lambda h: h.update(b"one more")),
+        (hashlib.blake2b, lambda h: h.update(b"one more")),
+        (hashlib.shake_128, lambda h: h.update(b"one more")),
+        (lambda: hmac.new(b"key", digestmod="sha256"), lambda h: h.update(b"one more")),
+        (zlib.compressobj, lambda c: c.compress(b"one more")),
+    ],
+    ids=["sha256", "blake2b", "shake", "hmac", "compress"],
+)
+def test_what_takes_in_and_cannot_be_set_back_is_named(
+    made: Callable[[], Any], take_in: Callable[[Any], Any]
+) -> None:
+    job: Any = Kind()
+    job.taken_in = made()
+    with script(PLAN):
+        tuner_of(job).run()  # it is there, and stays what it is
+    job.after = lambda loss, index: take_in(job.taken_in)
+    with script(PLAN), pytest.raises(RuntimeError, match=r"taken_in \(an? \w+\): was changed by a probe"):
+        tuner_of(job).run()
+
+
+@pytest.mark.parametrize(
+    ("change", "back", "named"),
+    [
+        (lambda: torch.set_num_threads(3), lambda: torch.set_num_threads(1), "torch.get_num_threads"),
+        (
+            lambda: torch.autograd.set_detect_anomaly(True),
+            lambda: torch.autograd.set_detect_anomaly(False),
+            "torch.is_anomaly_enabled",
+        ),
+        (
+            lambda: setattr(decimal.getcontext(), "prec", 5),
+            lambda: setattr(decimal.getcontext(), "prec", 28),
+            "decimal.getcontext",
+        ),
+        (lambda: np.seterr(over="raise"), lambda: np.seterr(over="warn"), "numpy.geterr"),
+        (lambda: os.chdir("/"), lambda: os.chdir(HERE), "os.getcwd"),
+    ],
+    ids=["threads", "anomaly", "decimal", "numpy", "folder"],
+)
+def test_a_setting_of_the_process_that_a_step_changes_is_named(
+    change: Callable[[], Any], back: Callable[[], Any], named: str
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    job: Any = Kind()
+    job.after = lambda loss, index: change()
+    plan = PLAN[1:]
+    try:
+        with (
+            script(plan),
+            pytest.raises(
+                RuntimeError, match=rf"{named}\(\): was changed by a probe .* Set it back in train_step"
+            ),
+        ):
+            tuner_of(job).run()
+    finally:
+        back()
+        torch.set_num_threads(threads)
+
+
+def test_where_a_decompressor_is_in_its_stream_nobody_can_tell() -> None:
+    stream = zlib.decompressobj()
+    assert position(stream) != position(stream)
+    stream.decompress(zlib.compress(b"all of it"))
+    assert position(stream) == position(stream)
 
 
 def test_where_an_iterator_of_numpy_is_can_be_told_without_an_index() -> None:

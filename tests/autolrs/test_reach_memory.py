@@ -64,6 +64,17 @@ def optimizers_behind(hold: Callable[[Any], tuple[Any, Callable[[Any], Any]]]) -
     return make
 
 
+def a_storage() -> Any:
+    storage = torch.UntypedStorage(4)
+    storage.fill_(0)
+
+    def use() -> Any:
+        storage[1] += 1
+        return 1, torch.tensor(list(storage)).float()
+
+    return use
+
+
 @optimizers_behind
 def an_optimizer_in_a_proxy(optimizer: Any) -> Any:
     return types.MappingProxyType({"a": optimizer}), lambda held: held["a"]
@@ -378,7 +389,13 @@ def configurations_of_every_kind() -> Any:
 
 
 USES: list[Callable[[], Any]] = [
-    *(gradients_of_leaves, an_optimizer_in_a_proxy, an_optimizer_in_an_array, an_optimizer_in_a_view),
+    *(
+        a_storage,
+        gradients_of_leaves,
+        an_optimizer_in_a_proxy,
+        an_optimizer_in_an_array,
+        an_optimizer_in_a_view,
+    ),
     *(an_optimizer_in_a_future, arrays_of_every_type, bit_generators, attributes_beside_the_content),
     *(memory_of_every_kind, members_of_an_enumeration, cached_dictionaries, a_count_in_a_list),
     *(variables_by_their_names, environment_variables, values_of_a_sparse_tensor),
