@@ -8,8 +8,8 @@ from typing import Any
 
 logger = logging.getLogger("autolrs_plugin")
 
-LOG = " (a log)"
-"""Ends the name of a list of numbers that only grows: it stays, and is told of."""
+LOG = " (a list that grows)"
+"""Ends the name of a list of numbers that only grows, a log: it stays, and is told of."""
 
 FROZEN = " (a frozen weight)"
 """Ends the name of a weight that nobody trains."""

@@ -24,9 +24,6 @@ from autolrs_plugin.training.transaction import carry_out, evaluated
 
 logger = logging.getLogger("autolrs_plugin")
 
-MAX_NAN_EVALUATIONS = 3
-"""After this many probes with finite training losses and never a finite validation loss, validate is at fault."""
-
 
 class Journals(Protocol):
     """Where the journal of a run is found."""
@@ -97,7 +94,7 @@ class Session:
         self._over = "AutoLRS: was closed; make a new one to train (with the same run_dir it goes on)."
         self._pending: Action | None = None
         self._pending_since = 0.0
-        self._nan_evaluations = 0
+        self._is_validation_known = False
         # Whether this session itself has left the job in the kept state.
         self._clean = self._performed = False
         self._journal: Journal | None = None
@@ -222,7 +219,7 @@ class Session:
 
         Raises:
             RuntimeError: no action is pending.
-            ValueError: the result does not fit the action, or the validation loss is never finite.
+            ValueError: the result does not fit the action.
         """
         self.check_open()
         action = self._pending
@@ -231,7 +228,7 @@ class Session:
         started, ledger = time.perf_counter(), self.controller.ledger
         if not result.seconds:
             result = replace(result, seconds=started - self._pending_since)
-        self._check_val_loss(action, result)
+        self._look_at_val_loss(action, result)
         decided_s = ledger.deciding_s
         with owning(_owner(action)):
             self.controller.tell(result)
@@ -311,22 +308,19 @@ class Session:
         )
         self.close()
 
-    def _check_val_loss(self, action: Action, result: Result) -> None:
-        if result.val_loss is None or self._nan_evaluations < 0:
+    def _look_at_val_loss(self, action: Action, result: Result) -> None:
+        """Warn, once, of a validation loss that is not finite although the training loss is."""
+        if self._is_validation_known or result.val_loss is None:
             return
-        if math.isfinite(result.val_loss):
-            self._nan_evaluations = -1  # it can be finite: from now on it may be what it is
+        if isinstance(action, Probe) and not all(map(math.isfinite, result.losses)):
             return
-        if isinstance(action, Probe) and not math.isfinite(result.losses[-1]):
-            return
-        self._nan_evaluations += 1
-        if isinstance(action, Evaluate) or self._nan_evaluations >= MAX_NAN_EVALUATIONS:
-            raise ValueError(
-                f"validate: returned {result.val_loss} although the training loss is finite, and has never returned "
-                "a finite number; it must return the validation loss."
+        self._is_validation_known = True
+        if not math.isfinite(result.val_loss):
+            logger.warning(
+                "validate: returned %s although the training loss is finite; where it does so at the rate in use, the "
+                "training loss decides alone.",
+                result.val_loss,
             )
-
-    # The journal and the files beside it.
 
     def _open(self, run_dir: Path, identity: dict[str, Any], resume: bool | str) -> Journal:
         path = run_dir / FILE_NAME
@@ -355,7 +349,7 @@ class Session:
             assert entry.result is not None
             self._follow(entry.action, entry.checkpoint)
             if entry.result.val_loss is not None and math.isfinite(entry.result.val_loss):
-                self._nan_evaluations = -1
+                self._is_validation_known = True
         if self._kept is not None:
             self._port.keep_state(run_dir / self._kept.file, self._kept.sha256)
         self._port.read_state(run_dir / self._current.file, self._current.sha256)

@@ -38,7 +38,7 @@ BYTES, SAMPLED = 2**31, 2**24
 
 _COMPRESSOR, _DECOMPRESSOR = type(zlib.compressobj()), type(zlib.decompressobj())
 
-RUNNING = (
+RUNNING: tuple[Any, ...] = (
     *{type(hashlib.new(name)) for name in hashlib.algorithms_guaranteed},
     *(hashlib.blake2b, hashlib.blake2s, hmac.HMAC, _COMPRESSOR, _DECOMPRESSOR),
 )

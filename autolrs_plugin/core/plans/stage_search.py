@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -83,6 +83,7 @@ class StageSearch:
         self.done: list[Tried] = []
         self._sign = -1.0 if config.greater_is_better else 1.0
         self._steps = ask.steps
+        self._blind = False
 
     @property
     def _free(self) -> bool:
@@ -175,16 +176,25 @@ class StageSearch:
         if results[-1].stopped:
             return True
         for lr, probe, result in zip(rates, probes, results, strict=True):
-            attempt = tried(lr, probe, result, above, self._sign)
+            attempt = tried(lr, probe, self._judged(result), above, self._sign)
             if retry_room >= 0 and no_fault_of_the_rate(attempt, self.done[0] if self.done else None):
                 retry_room = -1.0
                 again = made(probe.index, lr, 1)
                 (result,) = yield from probe_together(self._state, [again], self._asked.again)
                 if result.stopped:
                     return True
-                attempt = tried(lr, again, result, above, self._sign)
+                attempt = tried(lr, again, self._judged(result), above, self._sign)
             self.done.append(attempt)
         return False
+
+    def _judged(self, result: Result) -> Result:
+        """Return a result without its validation loss, where that of the present rate has no value but its losses do.
+
+        It is the validation's fault then, and not a rate's.
+        """
+        if not self.done and result.val_loss is not None:
+            self._blind = not math.isfinite(result.val_loss) and all(map(math.isfinite, result.losses))
+        return replace(result, val_loss=None) if self._blind else result
 
     def decide(self) -> tuple[Verdict, str]:
         """Return the verdict and the reason in a sentence."""
