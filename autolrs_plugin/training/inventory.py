@@ -83,7 +83,7 @@ from autolrs_plugin.training.slots import (
     held,
     names_in,
 )
-from autolrs_plugin.training.watched import RUNNING
+from autolrs_plugin.training.watched import RUNNING, called_by
 
 DEEP, REACH = 40, 100_000
 """How far the walk goes: attributes in a row, and objects in all."""
@@ -200,6 +200,7 @@ class Inventory:
             isinstance(value, Iterator) and not is_users(type(value))
         ):
             self.iterators[path] = value
+            self._visit(f"{path}.function", called_by(value), data, depth + 1)
         elif isinstance(value, Slots | ContextVar):
             self._held(path, value if isinstance(value, Slots) else ContextSlots(value), data, depth)
         elif isinstance(value, weakref.ref):

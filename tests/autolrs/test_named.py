@@ -1,13 +1,16 @@
 """What cannot be set back is named by a sentence, and what the sentence says works."""
 
+import bz2
 import decimal
 import hashlib
 import hmac
 import logging
+import lzma
 import os
 import re
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,11 +209,28 @@ def test_a_setting_of_the_process_that_a_step_changes_is_named(
         torch.set_num_threads(threads)
 
 
-def test_where_a_decompressor_is_in_its_stream_nobody_can_tell() -> None:
-    stream = zlib.decompressobj()
+@pytest.mark.parametrize(
+    "made",
+    [zlib.decompressobj, bz2.BZ2Compressor, bz2.BZ2Decompressor, lzma.LZMACompressor, lzma.LZMADecompressor],
+)
+def test_where_some_are_in_their_streams_nobody_can_tell(made: Callable[[], Any]) -> None:
+    stream = made()
     assert position(stream) != position(stream)
-    stream.decompress(zlib.compress(b"all of it"))
-    assert position(stream) == position(stream)
+
+
+def test_a_file_that_is_written_to_at_its_end_is_a_log_and_one_that_is_read_is_not(tmp_path: Path) -> None:
+    for mode in ("w+", "wb+"):
+        with (tmp_path / "file").open(mode) as file:
+            lines: Any = ["1\n", "2\n"] if mode == "w+" else [b"1\n", b"2\n"]
+            before = position(file)
+            file.writelines(lines)
+            assert position(file) == before
+            file.seek(0)
+            begun = position(file)
+            file.readline()
+            assert position(file) not in (begun, before)
+            file.readline()
+            assert position(file) != begun
 
 
 def test_where_an_iterator_of_numpy_is_can_be_told_without_an_index() -> None:

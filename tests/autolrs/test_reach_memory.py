@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import queue
+import random
 import sys
 import types
 from collections import deque
@@ -73,6 +74,11 @@ def a_storage() -> Any:
         return 1, torch.tensor(list(storage)).float()
 
     return use
+
+
+def a_function_that_is_iterated_over() -> Any:
+    numbers = iter(random.Random(0).random, 2.0)
+    return lambda: (1, torch.tensor(next(numbers)))
 
 
 @optimizers_behind
