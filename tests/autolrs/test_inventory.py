@@ -695,7 +695,9 @@ def test_a_log_that_grows_stays_and_is_named_once(caplog: pytest.LogCaptureFixtu
         tuner_of(job).run()
     assert len(losses) == 1 + 7 + 11
     assert calls == [7]  # a count is state: it may decide about the next step
-    assert caplog.text.count("train_step.losses (a log): grew in a probe, and was not set back") == 1
+    assert (
+        caplog.text.count("train_step.losses (a list that grows): grew in a probe, and was not set back") == 1
+    )
 
 
 def test_constants_of_the_script_are_not_written_and_not_set_back(tmp_path: Path) -> None:

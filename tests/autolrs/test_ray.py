@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from autolrs_plugin import AutoLRS
+from autolrs_plugin.core.actions import Train
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.integrations.ray import SCHEDULE_FILE, RayProbes, TrainReports
 from tests.autolrs.jobs import bits
 from tests.autolrs.ray_job import broken, build
+from tests.autolrs.scripted import script
 
 ray = pytest.importorskip("ray")
 
@@ -51,8 +54,7 @@ def searched(probes: RayProbes | None) -> dict[str, Any]:
     tuner = AutoLRS(**job, probes=probes, **SETTINGS)
     schedule = tuner.run()
     stages = [stage.to_mapping() for stage in tuner.stages]
-    weights = {name: bits(value) for name, value in job["model"].state_dict().items()}
-    return {"lrs": schedule.lrs, "losses": tuner.losses, "stages": stages, "weights": weights}
+    return {"lrs": schedule.lrs, "losses": tuner.losses, "stages": stages, "weights": weights_of(job)}
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,42 @@ def test_a_killed_actor_costs_its_probe_not_the_run(
     killer.join()
     assert found == one_by_one
     assert caplog.text.count("an actor died") == killed
+
+
+def test_a_signal_leaves_a_search_that_actors_carry_out(tmp_path: Path) -> None:
+    """And what they come to of it is of no use to the search that is begun again later."""
+    job, ended = build(), threading.Event()
+    job["model"].stop = False
+
+    def handler(number: int, frame: Any) -> None:
+        job["model"].stop = True
+
+    def ask() -> None:
+        while len(list(tmp_path.iterdir())) < 2:  # until both are in the midst of a probe
+            if ended.wait(0.02):
+                return
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    probes = RayProbes(functools.partial(build, str(tmp_path), 0.05), actors=2)
+    tuner = AutoLRS(**job, probes=probes, **SETTINGS)
+    tuner.run()
+    ended.set()
+    asking.join()
+    signal.signal(signal.SIGUSR1, before)
+    assert job["model"].stop
+    again = build()
+    with script([Train(0, tuner.schedule.lrs)]):
+        AutoLRS(**again, **SETTINGS).run()
+    assert weights_of(job) == weights_of(again)
+    assert tuner.stages[0].first_step > 0
+    assert tuner.ledger.search.times > sum(len(stage.candidates) for stage in tuner.stages)
+
+
+def weights_of(job: dict[str, Any]) -> dict[str, bytes]:
+    return {name: bits(value) for name, value in job["model"].state_dict().items()}
 
 
 def test_without_room_probes_run_here(one_by_one: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:

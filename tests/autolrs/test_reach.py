@@ -888,8 +888,8 @@ def test_a_log_stays_and_an_iterator_at_rest_is_no_error(caplog: pytest.LogCaptu
     with script(PLAN), caplog.at_level(logging.WARNING, "autolrs_plugin"):
         tuner_of(drawing(draw)).run()
     assert len(losses) == len(written) == 7 + 11
-    assert "losses (a log)" in caplog.text
-    assert "written (a log)" in caplog.text
+    assert "losses (a list that grows)" in caplog.text
+    assert "written (a list that grows)" in caplog.text
 
 
 def test_a_script_that_is_in_no_module_is_the_users(tmp_path: Path) -> None:
