@@ -22,7 +22,7 @@ def test_it_says_what_ran_on_what_and_nothing_of_whose_it_is(
     home = tmp_path / "home-of-telltale" / "private-finetune"
     tiny_model(home)
     monkeypatch.chdir(home)
-    path = home / "deep" / "report.json"
+    path = home / "report.json"
     report.check_report(path)
     write_report(path, [ROW], {"factors": {"times": 4.55}}, str(home), seed=3, quick=True)
     text = path.read_text()

@@ -15,6 +15,7 @@ from vllm_sarathi.core.steptime.store import save_calibration
 from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.engine.offline import config_folder
 from vllm_sarathi.simulation.deployment import PAPER_DEPLOYMENTS, build, deployment, scheduler_choice
+from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.models import MODELS
 from vllm_sarathi.simulation.placement import MEMORY_SHARE, RESERVED_BYTES
 
@@ -45,12 +46,16 @@ def test_deployments_by_name(name: str, ways: int, stages: int, node: int, in_fl
 def test_the_kv_cache_is_what_the_weights_leave() -> None:
     place = deployment("mistral-7b/a100")
     weights = 2 * MODELS["mistral-7b"].parameters
-    assert place.kv_tokens == int((MEMORY_SHARE * 80e9 - weights - RESERVED_BYTES) / 131072)
+    assert place.kv_tokens == int(
+        (MEMORY_SHARE * DEVICES["a100"].memory_bytes - weights - RESERVED_BYTES) / 131072
+    )
     two = deployment("mistral-7b/a100:tp2")
-    assert two.kv_tokens == int((MEMORY_SHARE * 80e9 - weights / 2 - RESERVED_BYTES) / 65536)
+    assert two.kv_tokens == int(
+        (MEMORY_SHARE * DEVICES["a100"].memory_bytes - weights / 2 - RESERVED_BYTES) / 65536
+    )
     # Eight heads over sixteen devices: each holds one, twice over in all.
     assert deployment("mistral-7b/a100:tp16").kv_tokens == int(
-        (MEMORY_SHARE * 80e9 - weights / 16 - RESERVED_BYTES) / (131072 / 8)
+        (MEMORY_SHARE * DEVICES["a100"].memory_bytes - weights / 16 - RESERVED_BYTES) / (131072 / 8)
     )
 
 
@@ -59,10 +64,10 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         deployment("llama2-70b/a100")
     said = str(refused.value)
     for piece in (
-        "90% of 80 GB",
+        "90% of 85 GB",
         "138.0 GB of weights (69.0e9 parameters over 1)",
         "3 GB reserved",
-        "-69.0 GB",
+        "-64.4 GB",
     ):
         assert piece in said
     assert "tp2pp2" in said
@@ -92,7 +97,7 @@ def test_a_local_config_json_is_a_model(tmp_path: Path) -> None:
     folder = config_folder(tmp_path / "mine", num_hidden_layers=3, max_position_embeddings=4096)
     for name in (folder, folder / "config.json"):
         place = deployment(f"{name}/l4")
-        assert (place.model.layers, place.model.dtype_bytes, place.max_tokens) == (3, 4, 4096)
+        assert (place.model.layers, place.model.dtype_bytes, place.max_tokens) == (3, 2, 4096)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +105,8 @@ def test_a_local_config_json_is_a_model(tmp_path: Path) -> None:
     [
         ("{", "is not valid JSON"),
         ("[]", "must hold a JSON object, not list"),
-        ('{"hidden_size": 64}', "has no whole number 'num_hidden_layers'"),
+        ('{"hidden_size": 64}', "has no 'model_type'"),
+        ('{"model_type": "llama"}', "has no whole number 'num_hidden_layers'"),
     ],
 )
 def test_a_config_json_that_is_none_says_why(tmp_path: Path, text: str, said: str) -> None:
