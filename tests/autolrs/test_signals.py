@@ -185,7 +185,7 @@ def test_a_search_that_was_left_is_begun_again_and_replays(
 
 @pytest.mark.parametrize("mode", ["find", "paper"])
 def test_where_no_search_can_be_left_its_probe_is_repeated(mode: str, install: Install) -> None:
-    found = []
+    found: list[Any] = []
     for call in (0, 10):
         CALLS.clear()
         job = Asked("step", call)

@@ -85,7 +85,7 @@ def group(bits: int, size: int | None, *targets: str) -> dict[str, Any]:
 )
 def test_each_projection_has_its_own(said: Mapping[str, Any], attention: float, mlp: float) -> None:
     found = precision(said)
-    assert (found.attention, found.mlp) == (pytest.approx(attention), pytest.approx(mlp))
+    assert [found.attention, found.mlp] == pytest.approx([attention, mlp])
     assert found.rest == 2.0
 
 

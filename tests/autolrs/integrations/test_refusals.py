@@ -323,7 +323,7 @@ def test_what_is_given_beside_an_accelerator_is_looked_at(given: dict[str, Any],
 def test_callbacks_look_at_what_is_to_be_rolled_back() -> None:
     for callback in (AutoLRSCallback, LightningCallback):
         with pytest.raises(TypeError, match=r"stateful: a list has no names; give a dictionary"):
-            callback(task.RANGE, stateful=[torch.nn.Linear(1, 1)])
+            callback(task.RANGE, stateful=[torch.nn.Linear(1, 1)])  # type: ignore[arg-type]
 
 
 def test_a_validation_that_is_not_finite_beside_an_accelerator_shows_before_any_training(
@@ -358,7 +358,12 @@ def test_where_a_run_is_saved_nothing_is_lost(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run_dir='.*file': is a file; give a folder"):
         callback.save(tmp_path / "file")
     model = task.Net()
-    plain = {"max_steps": 4, "lr_range": task.RANGE, "train_step": lambda: 1.0, "progress": False}
+    plain: dict[str, Any] = {
+        "max_steps": 4,
+        "lr_range": task.RANGE,
+        "train_step": lambda: 1.0,
+        "progress": False,
+    }
     PlainAutoLRS(model, task.make_optimizer(model), run_dir=tmp_path / "plain", **plain).close()
     with pytest.raises(
         ValueError, match=r"plain': holds a run that can be resumed, which this would replace"

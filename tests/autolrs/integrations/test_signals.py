@@ -4,7 +4,7 @@ import itertools
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ ASKED = signal.SIGUSR1
 
 
 @pytest.fixture
-def install() -> Iterator[Callable[[Any], None]]:
+def install() -> Iterator[Callable[[Any], Any]]:
     """Installs a handler, and puts the one before it back."""
     CALLS.clear()
     before = signal.getsignal(ASKED)
@@ -59,7 +59,7 @@ def test_what_a_handler_asks_a_trainer_for_in_a_probe_is_done(tmp_path: Path, in
 
     def handler(number: int, frame: Any) -> None:
         trainer.control.should_save = trainer.control.should_training_stop = True
-        trainer.model.stop = True
+        cast(Any, trainer.model).stop = True
         trainer.accelerator.save_state(str(tmp_path / "state"))
 
     model, tuner = Net(), tuned()
@@ -124,7 +124,7 @@ def test_what_a_handler_sets_beside_an_accelerator_in_a_probe_stays(tmp_path: Pa
             return loss
 
         install(handler)
-        limits = {"max_steps": STEPS, "lr_range": (1e-3, 1.0)}
+        limits: dict[str, Any] = {"max_steps": STEPS, "lr_range": (1e-3, 1.0)}
         with script(PLAN):
             tuner = AutoLRS(accelerator, model, optimizer, batches, step, progress=False, **limits)
             for _, batch in zip(range(STEPS), itertools.chain(batches, batches), strict=False):
