@@ -128,7 +128,7 @@ def test_a_local_config_json_is_a_model(tmp_path: Path) -> None:
     folder = config_folder(tmp_path / "mine", num_hidden_layers=3, max_position_embeddings=4096)
     for name in (folder, folder / "config.json"):
         place: Any = deployment(f"{name}/l4")
-        assert (place.model.layers, place.model.dtype_bytes, place.max_tokens) == (3, 4, 4096)
+        assert (place.model.layers, place.model.dtype_bytes, place.max_tokens) == (3, 2, 4096)
 
 
 @pytest.mark.parametrize(
