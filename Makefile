@@ -45,7 +45,7 @@ demo: setup
 lint: setup
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy vllm_sarathi autolrs_plugin
+	.venv/bin/mypy vllm_sarathi autolrs_plugin tests
 
 test: lint
 	.venv/bin/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

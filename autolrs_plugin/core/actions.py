@@ -84,6 +84,7 @@ class Result:
         eval_seconds: how much of `seconds` went into the evaluation.
         restore_seconds: how much of `seconds` went into restoring the kept state before a probe.
         tokens: tokens (or samples) trained on, where the run counts them.
+        stopped: whether a probe was left because the process was asked for something else; it decides nothing.
     """
 
     losses: tuple[float, ...] = ()
@@ -92,3 +93,4 @@ class Result:
     eval_seconds: float = 0.0
     restore_seconds: float = 0.0
     tokens: int = 0
+    stopped: bool = False

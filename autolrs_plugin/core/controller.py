@@ -108,7 +108,7 @@ def check_result(action: Action, result: Result) -> None:
         raise ValueError("the run is complete: there is no action to give a result for.")
     if isinstance(action, Train) and taken != len(action.lrs):
         raise ValueError(f"result.losses: {taken} losses for {len(action.lrs)} training steps.")
-    if isinstance(action, Probe):
+    if isinstance(action, Probe) and not result.stopped:
         if not 1 <= taken <= len(action.lrs):
             raise ValueError(f"result.losses: {taken} losses for a probe of {len(action.lrs)} steps.")
         last = result.losses[-1]

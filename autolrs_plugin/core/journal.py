@@ -153,7 +153,7 @@ class Journal:
     def complete(self, result: Result, checkpoint: Checkpoint | None = None) -> None:
         """Note the result of the action begun, and the checkpoint of the state after it."""
         assert self.unfinished is not None, "a result without an action"
-        line: dict[str, Any] = {"kind": "result", "result": _plain(result)}
+        line: dict[str, Any] = {"kind": "result", "result": _outcome(result)}
         if checkpoint is not None:
             line["checkpoint"] = _plain(checkpoint)
         self._append(line, sync=bool(result.losses) or result.val_loss is not None)
@@ -219,7 +219,7 @@ def journal_text(config: Mapping[str, Any], run: Mapping[str, Any], entries: Ite
     for entry in entries:
         bodies.append(_intent(entry))
         if entry.result is not None:
-            bodies.append({"kind": "result", "result": _plain(entry.result)})
+            bodies.append({"kind": "result", "result": _outcome(entry.result)})
         elif entry.losses:
             bodies.append({"kind": "progress", "losses": _number(entry.losses)})
     lines, chain = [], ""
@@ -252,6 +252,11 @@ def action_from_mapping(values: Mapping[str, Any]) -> Action:
 def _plain(value: Any) -> dict[str, Any]:
     """Return a dataclass of numbers, strings and tuples of floats as JSON."""
     return {f.name: _number(getattr(value, f.name)) for f in fields(value)}
+
+
+def _outcome(result: Result) -> dict[str, Any]:
+    """Return a result as JSON; whether it was stopped only where it was."""
+    return {name: value for name, value in _plain(result).items() if name != "stopped" or value}
 
 
 def _number(x: Any) -> Any:

@@ -1,9 +1,10 @@
 """A journal told to a controller: how a run is resumed, and looked at afterwards."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from autolrs_plugin.core.actions import Action
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
@@ -11,6 +12,12 @@ from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Entry, Journal, JournalError
 from autolrs_plugin.core.schedule import DECAY, ramp_steps, warmup_steps
 from autolrs_plugin.core.state import RunState
+
+HINTS = {
+    "initial": " (resume=True takes over the run's own)",
+    "prior_lr": " (prior='optimizer' reads the optimizer's rate, which training changes: make it anew)",
+}
+"""What may be the reason for a difference."""
 
 
 def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
@@ -33,6 +40,28 @@ def replay(journal: Journal, controller: Controller) -> Iterator[Entry]:
     books = [entry.books for entry in journal.entries if entry.books]
     if books:
         controller.ledger.take_over(books[-1])
+
+
+def check_same_run(
+    journal: Journal, config: Mapping[str, Any], identity: Mapping[str, Any], insist: bool = True
+) -> None:
+    """Raise JournalError, saying what differs, if a journal is not of the run with these settings and this identity.
+
+    Args:
+        insist: whether what is under `initial` in the identity must be the same, too.
+    """
+    for name, ours, theirs in (
+        ("setting", config, journal.header["config"]),
+        ("run", identity, journal.header["run"]),
+    ):
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) == theirs.get(key) or (key == "initial" and not insist):
+                continue
+            hint = HINTS.get(key, "")
+            raise JournalError(
+                f"{journal.path}: is of another run: its {name} {key!r} is {theirs.get(key)!r}, and here it is "
+                f"{ours.get(key)!r}{hint}; resume with the same, or choose another folder."
+            )
 
 
 def recorded(journal: Journal) -> RunState:

@@ -134,14 +134,21 @@ class RunState:
             self.val_losses = [(step, loss) for step, loss in self.val_losses if step <= self.kept_step]
 
 
-def probe_together(state: RunState, probes: Sequence[Probe]) -> Generator[Action, Result, list[Result]]:
+def probe_together(
+    state: RunState, probes: Sequence[Probe], again: bool = False
+) -> Generator[Action, Result, list[Result]]:
     """Take probes that were decided on together, one action each; return their results, in order.
 
-    They are announced in `state.ahead`, so that whoever carries them out may do so in parallel.
+    They are announced in `state.ahead`, so that whoever carries them out may do so in parallel. One that was stopped is
+    the last, or is taken `again`.
     """
-    results = []
+    results: list[Result] = []
     state.ahead = tuple(probes)
-    for probe in probes:
-        results.append((yield probe))
+    while len(results) < len(probes):
+        result = yield probes[len(results)]
+        if not (result.stopped and again):
+            results.append(result)
+        if result.stopped and not again:
+            break
     state.ahead = ()
     return results

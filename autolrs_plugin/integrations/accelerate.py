@@ -6,6 +6,8 @@ from typing import Any, Unpack
 
 import torch
 
+from autolrs_plugin.training.arguments import check_callables, check_step
+from autolrs_plugin.training.checking import named
 from autolrs_plugin.training.data import generators_of, without_workers
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, saved_by
 from autolrs_plugin.training.loop import as_number
@@ -70,7 +72,9 @@ class AutoLRS(HostedResults):
         validate: Callable[[], Any] | None = None,
         **options: Unpack[AccelerateOptions],
     ) -> None:
-        _check_prepared(accelerator, optimizer, loader)
+        _check_prepared(accelerator, model, optimizer, loader)
+        check_step(train_step, loader, None, has_data=False)
+        check_callables(validate, None, loader)
         settings = HostedSettings.checked("AutoLRS", lr_range, options)
         self._config = settings.config(optimizer.optimizer, max_steps, validate is not None)
         wrapped, model = model, accelerator.unwrap_model(model)
@@ -99,6 +103,8 @@ class AutoLRS(HostedResults):
                     "or accelerator.load_state() of a run that did."
                 )
             self.run = HostedRun(self._config, self._loop, self._saved, None, [self._observer])
+            if self._config.validation and self._saved is None:
+                self._loop.check_metric("validate")
         if not self._losses:
             self.run.before_step()
         loss = self._host.train_step(batch)
@@ -222,11 +228,17 @@ def _endless(loader: Any) -> Any:
             raise ValueError("an epoch of the training data has no batches.")
 
 
-def _check_prepared(accelerator: Accelerator, optimizer: Any, loader: Any) -> None:
+def _check_prepared(accelerator: Any, model: Any, optimizer: Any, loader: Any) -> None:
+    if not isinstance(accelerator, Accelerator):
+        raise TypeError(f"accelerator: {named(accelerator)} is no accelerate.Accelerator.")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"model: {named(model)} is no torch.nn.Module; give what accelerator.prepare returned."
+        )
     if not isinstance(optimizer, AcceleratedOptimizer):
-        raise TypeError(f"optimizer: a {type(optimizer).__name__}; give what accelerator.prepare returned.")
+        raise TypeError(f"optimizer: {named(optimizer)}; give what accelerator.prepare returned.")
     if not hasattr(loader, "gradient_state"):
-        raise TypeError(f"loader: a {type(loader).__name__}; give what accelerator.prepare returned.")
+        raise TypeError(f"loader: {named(loader)}; give what accelerator.prepare returned.")
     if accelerator._schedulers:
         raise ValueError(
             f"accelerator: has prepared a {type(accelerator._schedulers[0].scheduler).__name__}, which would fight "

@@ -101,7 +101,7 @@ class AutoLRSCallback(Callback, HostedResults):
         )
         self.run = HostedRun(config, loop, self._saved, trainer.global_step, [self._observer])
         if host.validates and self._saved is None:
-            loop.check_metric(metric)
+            loop.check_metric(f"metric={metric!r}")
         self._saved, self._losses, self._step, self._begun = None, [], trainer.global_step, False
 
     def on_train_batch_start(
@@ -151,6 +151,10 @@ def _check_trainer(trainer: Any, module: LightningModule) -> None:
             f"configure_optimizers: returns a {scheduler}, which would fight with AutoLRS over the learning rate; "
             "leave it out."
         )
+    if not any(
+        optimizer.param_groups for optimizer in trainer.optimizers
+    ):  # Lightning puts an empty one there
+        raise ValueError("configure_optimizers: returns no optimizer; AutoLRS needs one.")
     if len(trainer.optimizers) != 1:
         raise ValueError(
             f"configure_optimizers: returns {len(trainer.optimizers)} optimizers; AutoLRS needs one."

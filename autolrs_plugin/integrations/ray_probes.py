@@ -17,8 +17,12 @@ from ray.exceptions import RayActorError
 from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.core.journal import action_from_mapping, action_to_mapping
 from autolrs_plugin.training.replica import BuildJob, Replica
+from autolrs_plugin.training.signals import SIGNALS
 
 logger = logging.getLogger("autolrs_plugin")
+
+LOOK_S = 1.0
+"""How often to look whether this process is asked for something else, while actors probe."""
 
 
 class RayProbes:
@@ -58,7 +62,7 @@ class RayProbes:
         self._build, self._wanted, self._ready_timeout_s = build, actors, ready_timeout_s
         self._needs = {"CPU": float(cpus), "GPU": float(gpus)}
         self._actors: list[Any] | None = None
-        self._running: dict[Any, tuple[Probe, Any]] = {}
+        self._running: dict[Any, tuple[Probe | None, Any]] = {}
         self._done: dict[Probe, Result] = {}
         self._kept_state: Callable[[], bytes] | None = None
         self._state: Any = None
@@ -103,6 +107,8 @@ class RayProbes:
     def probe(self, ahead: Sequence[Probe], seed: int) -> Result | None:
         """Return the result of the first of `ahead`, and begin as many of the others as there are actors for.
 
+        After a signal that somebody handles, one that was stopped is returned, and what was begun goes on unheeded.
+
         Raises:
             Exception: whatever the job's own functions raised.
         """
@@ -111,18 +117,25 @@ class RayProbes:
             self._assign(ahead, seed)
             if not self._running:
                 return None
-            (reference, *_), _ = ray.wait(list(self._running), num_returns=1)
-            probe, actor = self._running.pop(reference)
+            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=LOOK_S)
+            if SIGNALS.asked:
+                return Result(stopped=True)
+            if not ready:
+                continue
+            probe, actor = self._running.pop(ready[0])
             try:
-                values = ray.get(reference)
-                self._done[probe] = Result(**{**values, "losses": tuple(values["losses"])})
+                values = ray.get(ready[0])
+                if probe is not None:
+                    self._done[probe] = Result(**{**values, "losses": tuple(values["losses"])})
             except RayActorError as error:
                 self._lose(actor, error)
         return self._done.pop(ahead[0])
 
     def forget(self) -> None:
-        """Send another state with the next probe."""
+        """Send another state with the next probe; what probes from the one before give is of no use."""
         self._state = None
+        self._done.clear()
+        self._running = {reference: (None, actor) for reference, (_, actor) in self._running.items()}
 
     def close(self) -> None:
         """Let go of the actors."""

@@ -53,6 +53,7 @@ class AutoLRS:
     the other arguments reach: modules with their buffers and attributes (a teacher, a metric), optimizers wherever they
     are held, LR schedulers, scalers, random number generators, tensors and objects of your own. Each search is checked:
     what it changed for good is named in an error before the run goes on. Files and other processes are out of reach.
+    Signals that a handler of yours takes end a search at its next step; the handler is called after that.
     Probes call `train_step`, too: what it logs, they log; a list of numbers in a variable of its own that only grows is
     a log, which stays, and a warning names it. An evaluation leaves no trace either: what `validate` changes is set
     back, and the losses along the run are in `val_losses`.
@@ -252,7 +253,7 @@ class AutoLRS:
         draw_run(self._controller, Path(path))
 
     def as_trained(self) -> AbstractContextManager[None]:
-        """Inside, even during a probe, the job is that of the real step: to save it from a signal handler."""
+        """Inside, even during a probe, the job is that of the real step: to save it from an observer, say."""
         return self._loop.as_trained()
 
     def close(self) -> None:
@@ -326,6 +327,7 @@ def _session(
     identity = loop.identity() if folder is not None else {}
     if ranks is None:
         return Session(Controller(config), loop, folder, identity, resume, observers, prober=probes)
+    loop.agreed = ranks.any
     return Session(
         ranks.controller(config),
         RankedPort(loop, ranks),

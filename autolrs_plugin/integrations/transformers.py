@@ -122,7 +122,7 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         loop = HostedLoop(model, optimizer, host, stateful, settings.generators, settings.keep, host.roots())
         self.run = HostedRun(config, loop, saved, state.global_step, [self._observer])
         if validates and saved is None:
-            loop.check_metric(metric)
+            loop.check_metric(f"metric={metric!r}")
         self._host = host
         host.record()
 

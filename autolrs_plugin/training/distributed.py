@@ -143,6 +143,12 @@ class Ranks:
         values = [float(row) for row in rows]
         return values[0] if len(set(values)) == 1 else sum(values) / self.count
 
+    def any(self, condition: bool) -> bool:
+        """Return whether a condition holds on any of the ranks."""
+        rows = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        distributed.all_gather(rows, torch.tensor([int(condition)]), group=self._group)
+        return any(map(bool, rows))
+
     def averaged(self, function: Callable[..., Any] | None, name: str) -> Callable[..., float] | None:
         """Return `function` (which returns a loss) so that it returns the mean over the ranks."""
         if not callable(function):
@@ -224,6 +230,7 @@ class RankedPort:
         self._port = port
         self._ranks = ranks
         self.fingerprint, self.snapshot, self.restore = port.fingerprint, port.snapshot, port.restore
+        self.asked = port.asked
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
         """Take one step at each learning rate on this rank's part of the data."""

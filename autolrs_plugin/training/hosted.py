@@ -19,12 +19,13 @@ import torch
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Snapshot, Train
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
-from autolrs_plugin.core.journal import FILE_NAME, Entry, JournalError, journal_text, read_text
+from autolrs_plugin.core.journal import FILE_NAME, Entry, Journal, JournalError, journal_text, read_text
 from autolrs_plugin.core.ledger import Ledger
-from autolrs_plugin.core.replay import replay
+from autolrs_plugin.core.replay import check_same_run, replay
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.core.state import Stage
 from autolrs_plugin.report import draw_run
+from autolrs_plugin.training.arguments import checked_folder
 from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.distributed import RankedPort, ranks_of_job
 from autolrs_plugin.training.inventory import Stateful
@@ -33,7 +34,7 @@ from autolrs_plugin.training.metering import metered
 from autolrs_plugin.training.ports import Observer, OnStep, Port, Steps
 from autolrs_plugin.training.progress import warn_beforehand
 from autolrs_plugin.training.rng import Generator
-from autolrs_plugin.training.session import Session, check_same_run
+from autolrs_plugin.training.session import Session
 
 logger = logging.getLogger("autolrs_plugin")
 
@@ -86,6 +87,8 @@ class HostedLoop(TorchLoop):
         self._host = host
         self._validate = host.evaluate
         self.ranks = ranks_of_job()
+        if self.ranks is not None:
+            self.agreed = self.ranks.any
 
     def port(self) -> Port:
         """Return the session's port: this, or on one rank of several its part."""
@@ -100,18 +103,22 @@ class HostedLoop(TorchLoop):
         return loss if self.ranks is None else self.ranks.mean(float(loss))
 
     def check_metric(self, name: str) -> None:
-        """Evaluate before any training, where a metric that is not there shows; warn of one that is not finite."""
+        """Evaluate before any training, where a metric that is not there shows; warn of one that is not finite.
+
+        Args:
+            name: of the metric, for the warning.
+        """
         value = self.evaluate()
         if not math.isfinite(value):
             logger.warning(
-                "metric=%r: is %s before any training; a search decides by it, so it must be a finite number.",
+                "%s: is %s before any training; as long as it is not finite, the training loss decides.",
                 name,
                 value,
             )
 
     def saving(self) -> AbstractContextManager[None]:
         """Inside, in a probe, a checkpoint is that of the real step."""
-        return self._host.saving(self.as_kept)
+        return self._host.saving(self.as_trained)
 
     def _take(self, batch: Any, with_batch: bool = False) -> float:
         return float(self.mean(super()._take(batch, with_batch)))
@@ -354,10 +361,21 @@ class HostedResults:
         draw_run(self._held().controller, Path(path))
 
     def save(self, run_dir: str | os.PathLike[str]) -> None:
-        """Write the run so far into a folder that `autolrs show`, `plot` and `export` take."""
-        path = Path(run_dir) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self._held().state(), encoding="utf-8")
+        """Write the run so far into a folder that `autolrs show`, `plot` and `export` take.
+
+        Raises:
+            ValueError: it is a file, or holds a run that `AutoLRS(run_dir=...)` goes on with.
+        """
+        folder = checked_folder(Path(run_dir))
+        assert folder is not None, "None is no path"
+        path, text = folder / FILE_NAME, self._held().state()
+        if path.exists() and Journal.read(path).header.get("checkpoint"):
+            raise ValueError(
+                f"run_dir={str(run_dir)!r}: holds a run that can be resumed, which this would replace; choose another "
+                "folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
     def _held(self) -> HostedRun:
         if self.run is None:

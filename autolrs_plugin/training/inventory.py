@@ -83,6 +83,7 @@ from autolrs_plugin.training.slots import (
     held,
     names_in,
 )
+from autolrs_plugin.training.watched import RUNNING, called_by
 
 DEEP, REACH = 40, 100_000
 """How far the walk goes: attributes in a row, and objects in all."""
@@ -195,10 +196,11 @@ class Inventory:
             self._stateful(path, value, depth)
         elif (special := special_slots(value, "data" if data else "user")) is not None:
             self._held(path, special, data, depth)
-        elif isinstance(value, np.random.SeedSequence) or (
+        elif isinstance(value, (np.random.SeedSequence, *RUNNING)) or (
             isinstance(value, Iterator) and not is_users(type(value))
         ):
             self.iterators[path] = value
+            self._visit(f"{path}.function", called_by(value), data, depth + 1)
         elif isinstance(value, Slots | ContextVar):
             self._held(path, value if isinstance(value, Slots) else ContextSlots(value), data, depth)
         elif isinstance(value, weakref.ref):

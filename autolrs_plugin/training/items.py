@@ -21,6 +21,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 import numpy as np
+import torch
 
 from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, MOST_MEMBERS, attributes_of, is_plain
 from autolrs_plugin.training.slots import Slots, held
@@ -255,6 +256,23 @@ class MemoryFileSlots(Slots):
         """Leave it: what was closed cannot be closed again."""
 
 
+class StorageSlots(Slots):
+    """The bytes of a storage of torch's that no tensor may stand before."""
+
+    def get(self) -> dict[str, Any]:
+        """Return the bytes, as a tensor that shares them."""
+        return {"bytes": torch.empty(0, dtype=torch.uint8, device=self._owner.device).set_(self._owner)}
+
+    def set(self, name: str, value: Any) -> None:
+        """Write the bytes."""
+        if self._owner.nbytes() != value.nbytes:
+            self._owner.resize_(value.nbytes)
+        self.get()["bytes"].copy_(value)
+
+    def delete(self, name: str) -> None:
+        """Leave it: there are always bytes."""
+
+
 class BarSlots(Slots):
     """How far a bar of tqdm or rich has come: a step may go by that."""
 
@@ -284,6 +302,8 @@ def special_slots(value: Any, kind: str) -> Slots | None:
     """Return the slots of what holds a state that is no attribute of its own, or all of it that counts; else None."""
     if isinstance(value, io.BytesIO | io.StringIO):
         return MemoryFileSlots(value, kind)
+    if isinstance(value, torch.UntypedStorage):
+        return StorageSlots(value, kind)
     return BarSlots(value, kind) if type(value).__module__.startswith(_BARS) else None
 
 

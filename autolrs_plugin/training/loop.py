@@ -20,6 +20,7 @@ from autolrs_plugin.training.lost import SHOWN, check_same
 from autolrs_plugin.training.lr import GroupRates
 from autolrs_plugin.training.ports import OnStep, Steps
 from autolrs_plugin.training.rng import Generator, seed_all
+from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.snapshot import JobState
 from autolrs_plugin.training.tree import Copier
 
@@ -54,6 +55,7 @@ class TorchLoop:
 
     Attributes:
         driven: whether somebody else has a turn between two actions.
+        agreed: returns of a condition whether it holds in any of the processes that train together.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class TorchLoop:
         # The losses of the first steps, as long as none has changed a weight.
         self._untrained: list[float] | None = []
         self.rates = GroupRates(optimizer)
+        self.agreed: Callable[[bool], bool] = bool
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
         """Take one step at each learning rate on the run's own stream of data."""
@@ -124,6 +127,11 @@ class TorchLoop:
         self._probed = self._in_probe = True
         seed_all(seed, self._job.generators)
 
+    def asked(self) -> bool:
+        """Tell whether a signal has come, in any of the processes, for which the search is to be left."""
+        SIGNALS.watch()  # handlers that have come since
+        return self.agreed(SIGNALS.asked)
+
     def evaluate(self) -> float:
         """Return the validation loss; afterwards the job is what it was before, whatever the evaluation has changed.
 
@@ -132,25 +140,39 @@ class TorchLoop:
         """
         if self._validate is None:
             raise ValueError("validate: is missing; give it, or evaluate yourself and tell() the result.")
-        # The end of a probe takes back what an evaluation in it has changed, and sees to it.
-        seen = not self._in_probe
-        first = seen and not self._evaluated
-        before = self._job.digests() if first else {}
+        with SIGNALS.held():  # what a handler sets is none of the evaluation's
+            if self._in_probe:  # its end takes back what an evaluation in it has changed, and sees to it
+                return self._looked()
+            return self._looked_again() if self._evaluated else self._looked_first()
+
+    def _looked(self) -> float:
         with self._job.looked_at():
-            records = self._job.records() if first and self._is_users else None
-            before = self._job.unheld() if seen and not first else before
-            loss = as_number(self._validate(), "validate")
-            if records is not None:
+            return as_number(self._validate(), "validate")  # type: ignore[misc]  # `evaluate` has seen to it
+
+    def _looked_first(self) -> float:
+        """Evaluate, and see that all that was changed could be set back; warn of records."""
+        before = self._job.digests()
+        with self._job.looked_at():
+            records = self._job.records() if self._is_users else {}
+            loss = as_number(self._validate(), "validate")  # type: ignore[misc]
+            if self._is_users:
                 self._warn_of_records(records)
-        if seen:
-            after = self._job.digests() if first else self._job.unheld()
-            # Whoever asks for an evaluation sees to the weights.
-            before, after = (
-                {k: v for k, v in d.items() if not k.startswith(WEIGHTS)} for d in (before, after)
-            )
-            self._named |= check_same(before, after, self._named, "an evaluation")
-            self._evaluated = True
+        self._check_evaluation(before, self._job.digests())
+        self._evaluated = True
         return loss
+
+    def _looked_again(self) -> float:
+        """Evaluate, and see to what nobody can set back."""
+        with self._job.looked_at():
+            before = self._job.unheld()
+            loss = as_number(self._validate(), "validate")  # type: ignore[misc]
+        self._check_evaluation(before, self._job.unheld())
+        return loss
+
+    def _check_evaluation(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        """See that nothing differs but the weights: whoever asks for an evaluation sees to those."""
+        before, after = ({k: v for k, v in d.items() if not k.startswith(WEIGHTS)} for d in (before, after))
+        self._named |= check_same(before, after, self._named, "an evaluation")
 
     def snapshot(self) -> None:
         """Keep the whole state, in place of the one kept before."""
@@ -245,11 +267,12 @@ class TorchLoop:
             ValueError: the losses differ.
         """
         keeper = Keeper(self._job)
-        keeper.save()
         losses = []
-        for _ in range(2):
-            losses.append(self._take(None))
-            keeper.restore()
+        with SIGNALS.held():
+            keeper.save()
+            for _ in range(2):
+                losses.append(self._take(None))
+                keeper.restore()
         # Kernels of some accelerators round differently each time; another batch differs by far more.
         if not math.isclose(*losses, rel_tol=1e-5) and all(map(math.isfinite, losses)):
             raise ValueError(
@@ -292,9 +315,11 @@ class TorchLoop:
         abort_above: float | None = None,
     ) -> Steps:
         losses: list[float] = []
-        tokens = 0
+        tokens, stopped = 0, False
         untrained = None if self._untrained is None else self._job.fingerprint()
         for lr in lrs:
+            if abort_above is not None and (stopped := self.asked()):
+                break
             self.rates.set(lr)
             batch = draw() if draw is not None else None
             with nullcontext() if losses else self.rates.watched():
@@ -307,7 +332,7 @@ class TorchLoop:
         if untrained is not None and self._untrained is not None:
             changed = untrained != self._job.fingerprint()
             self._untrained = None if changed else self._warn_untrained([*self._untrained, *losses], max(lrs))
-        return Steps(tuple(losses), tokens)
+        return Steps(tuple(losses), tokens, stopped)
 
     def _take(self, batch: Any, with_batch: bool = False) -> float:
         if self._train_step is None:

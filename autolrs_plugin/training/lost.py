@@ -8,8 +8,8 @@ from typing import Any
 
 logger = logging.getLogger("autolrs_plugin")
 
-LOG = " (a log)"
-"""Ends the name of a list of numbers that only grows: it stays, and is told of."""
+LOG = " (a list that grows)"
+"""Ends the name of a list of numbers that only grows, a log: it stays, and is told of."""
 
 FROZEN = " (a frozen weight)"
 """Ends the name of a weight that nobody trains."""
@@ -17,8 +17,11 @@ FROZEN = " (a frozen weight)"
 SHOWN = 5
 """Most things that are named at once."""
 
-SWITCHES = ("torch.get_", "torch.is_", "torch.are_", "torch.backends.")
-"""Begin the names of torch's global settings."""
+SWITCHES = (
+    *("torch.get_", "torch.is_", "torch.are_", "torch.backends."),
+    *("numpy.get", "decimal.get", "os.get"),
+)
+"""Begin the names of settings of the process or the thread."""
 
 INSTEAD = {
     FROZEN: "A weight that was frozen when the search began is not copied; where a step lets it train "

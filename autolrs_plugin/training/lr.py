@@ -91,7 +91,8 @@ def earlier_plateau(warm_start: str | os.PathLike[str] | None) -> tuple[tuple[fl
 class GroupRates:
     """Sets the learning rates of all groups of an optimizer at once, and of the optimizers that it holds.
 
-    A group that is added later keeps the ratio to the first group's rate that it is added with.
+    A group that is added later keeps the ratio to the first group's rate that it is added with; without a rate of its
+    own, it has the rate that the optimizer was built with, and the ratio of that to the first group's then.
 
     Attributes:
         ratios: each group's rate divided by the first group's, as found at the start; 0 stays 0.
@@ -120,8 +121,7 @@ class GroupRates:
         groups = [*self._optimizer.param_groups, *self._inner()]
         for group in groups:
             if id(group) not in self._known:
-                now = float(groups[0]["lr"]) or self._first
-                self._known[id(group)] = group, float(group["lr"]) / now
+                self._known[id(group)] = group, self._ratio_of_added(group)
         for group in groups:
             ratio, rate = self._known[id(group)][1], group["lr"]
             # A tensor's identity matters to compiled and captured optimizers, which read it.
@@ -129,6 +129,12 @@ class GroupRates:
                 rate.fill_(lr * ratio)
             else:
                 group["lr"] = lr * ratio
+
+    def _ratio_of_added(self, group: dict[str, Any]) -> float:
+        rate, built = group["lr"], self._optimizer.defaults.get("lr")
+        if isinstance(rate, float) and rate == built:
+            return rate / self._first
+        return float(rate) / (float(self._optimizer.param_groups[0]["lr"]) or self._first)
 
     @contextmanager
     def watched(self) -> Iterator[None]:

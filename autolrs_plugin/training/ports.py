@@ -14,10 +14,11 @@ OnStep = Callable[[float, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Training steps taken: the loss of each, and tokens (or samples) trained on in all."""
+    """Training steps taken: the loss of each, tokens (or samples) trained on in all, and whether `asked` ended them."""
 
     losses: tuple[float, ...]
     tokens: int = 0
+    stopped: bool = False
 
 
 class Port(Protocol):
@@ -37,6 +38,9 @@ class Port(Protocol):
 
     def restore(self) -> None:
         """Go back to the kept state."""
+
+    def asked(self) -> bool:
+        """Tell whether the process is asked for something else than a search; several agree on it."""
 
     def fingerprint(self) -> str:
         """Return a value that changes when a weight does."""

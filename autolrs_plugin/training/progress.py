@@ -36,8 +36,18 @@ def observers_for(config: AutoLRSConfig, progress: bool, tensorboard: Any) -> li
 
 
 def warn_beforehand(controller: Controller) -> None:
-    """Log what a run that begins has no room for; nothing of one that is gone on with."""
-    if not controller.step and not controller.stages and (sentence := shortcoming(controller.config)):
+    """Log what a run that begins has no room for, or does not use; nothing of one that is gone on with."""
+    if controller.step or controller.stages:
+        return
+    config = controller.config
+    if config.prior_lr is not None and config.warm_start is None and config.starting_lr is None:
+        low, high = config.lr_range
+        logger.warning(
+            "the optimizer's learning rate of %.3g is outside of lr_range=(%g, %g), so it is not used, and the search "
+            "begins in the middle of that, at %.3g; give an lr_range that it is in, or prior=None.",
+            *(config.prior_lr, low, high, math.sqrt(low * high)),
+        )
+    if sentence := shortcoming(config):
         logger.warning("%s", sentence)
 
 

@@ -5,6 +5,7 @@ its result after. States of the run's own stream are files beside the journal, o
 current and the kept one are there at any time: that is all a killed job needs to go on.
 """
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,19 +16,13 @@ from typing import Any, Protocol
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError
-from autolrs_plugin.core.replay import replay
+from autolrs_plugin.core.replay import check_same_run, replay
 from autolrs_plugin.training.metering import owning
 from autolrs_plugin.training.ports import Observer, Port, Prober, Steps
+from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.transaction import carry_out, evaluated
 
-HINTS = {
-    "initial": " (resume=True takes over the run's own)",
-    "prior_lr": " (prior='optimizer' reads the optimizer's rate, which training changes: make it anew)",
-}
-"""What may be the reason for a difference."""
-
-MAX_NAN_EVALUATIONS = 3
-"""After this many probes with finite training losses and never a finite validation loss, validate is at fault."""
+logger = logging.getLogger("autolrs_plugin")
 
 
 class Journals(Protocol):
@@ -99,7 +94,7 @@ class Session:
         self._over = "AutoLRS: was closed; make a new one to train (with the same run_dir it goes on)."
         self._pending: Action | None = None
         self._pending_since = 0.0
-        self._nan_evaluations = 0
+        self._is_validation_known = False
         # Whether this session itself has left the job in the kept state.
         self._clean = self._performed = False
         self._journal: Journal | None = None
@@ -121,6 +116,7 @@ class Session:
         finally:
             self._watched = watched
             self._fingerprint = self._seen()
+            SIGNALS.unwatch()
             for observer in self._observers:
                 observer.close()
             if self._prober is not None:
@@ -166,10 +162,42 @@ class Session:
         self._performed = True
         try:
             with owning(_owner(action)):
-                return self._probe(action) if isinstance(action, Probe) else self._carried_out(action)
+                return self._undisturbed(action)
         except BaseException as error:
             self._broken_off(action, error)
             raise
+
+    def _undisturbed(self, action: Action) -> Result:
+        """Carry out an action so that no handler of a signal sees another job than that of the real step."""
+        if isinstance(action, Train):
+            return self._carried_out(action)
+        result = self._elsewhere(action) if isinstance(action, Probe) else None
+        if result is None:
+            with SIGNALS.held(watched_after=isinstance(action, Snapshot | Probe)):
+                self._keep_what_was_set(action)
+                result = self._probe(action) if isinstance(action, Probe) else self._carried_out(action)
+        if result.stopped:
+            SIGNALS.asked = False
+        return result
+
+    def _keep_what_was_set(self, action: Action) -> None:
+        """Keep the state anew if a handler has been called since: going back must not undo what it has set."""
+        if isinstance(action, Snapshot):
+            SIGNALS.forget()
+        elif SIGNALS.called and isinstance(action, Probe | Restore):
+            SIGNALS.called = False
+            if self._clean:
+                self._snapshot()
+                return
+            logger.warning(
+                "a signal's handler was called in steps that are taken back now, and what it has set in the job with "
+                "them; set a threading.Event, which is not, and look at it after each step."
+            )
+
+    def _snapshot(self) -> None:
+        self._port.snapshot()
+        if self._prober is not None:
+            self._prober.forget()
 
     def _carried_out(self, action: Action) -> Result:
         started = time.perf_counter()
@@ -177,9 +205,7 @@ class Session:
         if isinstance(action, Train):
             steps = self._port.train(action.lrs, self._on_step)
         elif isinstance(action, Snapshot):
-            self._port.snapshot()
-            if self._prober is not None:
-                self._prober.forget()
+            self._snapshot()
         elif isinstance(action, Restore):
             self._port.restore()
         elif isinstance(action, Evaluate):
@@ -193,7 +219,7 @@ class Session:
 
         Raises:
             RuntimeError: no action is pending.
-            ValueError: the result does not fit the action, or the validation loss is never finite.
+            ValueError: the result does not fit the action.
         """
         self.check_open()
         action = self._pending
@@ -202,7 +228,7 @@ class Session:
         started, ledger = time.perf_counter(), self.controller.ledger
         if not result.seconds:
             result = replace(result, seconds=started - self._pending_since)
-        self._check_val_loss(action, result)
+        self._look_at_val_loss(action, result)
         decided_s = ledger.deciding_s
         with owning(_owner(action)):
             self.controller.tell(result)
@@ -224,6 +250,7 @@ class Session:
     def close(self) -> None:
         """Let go of the run's folder, and of whoever carries out probes; nothing can be carried out any more."""
         self.closed = True
+        SIGNALS.unwatch()
         if self._prober is not None:
             self._prober.close()
         if self._journal is not None:
@@ -242,13 +269,23 @@ class Session:
             observer.on_step(lr, loss)
 
     def _probe(self, probe: Probe) -> Result:
-        seed = self.controller.config.seed
-        if self._prober is not None:
-            started = time.perf_counter()
-            result = self._prober.probe((probe, *self.controller.ahead[1:]), seed)
-            if result is not None:
-                return _as_waited_for(result, time.perf_counter() - started)
-        return carry_out(probe, self._port, seed, self._on_step, self._clean)
+        return carry_out(probe, self._port, self.controller.config.seed, self._on_step, self._clean)
+
+    def _elsewhere(self, probe: Probe) -> Result | None:
+        """Return a probe's result from whoever carries it out elsewhere; None where nobody can.
+
+        The job stays what it is meanwhile, so that handlers of signals are called at once.
+        """
+        if self._prober is None:
+            return None
+        with SIGNALS.held(watched_after=True):
+            self._keep_what_was_set(probe)
+        started = time.perf_counter()
+        result = self._prober.probe((probe, *self.controller.ahead[1:]), self.controller.config.seed)
+        if result is None:
+            return None
+        result = replace(result, stopped=result.stopped or self._port.asked())
+        return _as_waited_for(result, time.perf_counter() - started)
 
     def _broken_off(self, action: Action, error: BaseException) -> None:
         """Take note of an action that an exception has ended: all but training may be asked for again.
@@ -256,6 +293,7 @@ class Session:
         Of a step of the run itself nobody knows how far it has come; so the run ends here, and its folder is let go.
         """
         self._performed = self._clean = False
+        SIGNALS.unwatch()
         if not isinstance(action, Train):
             self._pending = None
             return
@@ -270,22 +308,19 @@ class Session:
         )
         self.close()
 
-    def _check_val_loss(self, action: Action, result: Result) -> None:
-        if result.val_loss is None or self._nan_evaluations < 0:
+    def _look_at_val_loss(self, action: Action, result: Result) -> None:
+        """Warn, once, of a validation loss that is not finite although the training loss is."""
+        if self._is_validation_known or result.val_loss is None:
             return
-        if math.isfinite(result.val_loss):
-            self._nan_evaluations = -1  # it can be finite: from now on it may be what it is
+        if isinstance(action, Probe) and not all(map(math.isfinite, result.losses)):
             return
-        if isinstance(action, Probe) and not math.isfinite(result.losses[-1]):
-            return
-        self._nan_evaluations += 1
-        if isinstance(action, Evaluate) or self._nan_evaluations >= MAX_NAN_EVALUATIONS:
-            raise ValueError(
-                f"validate: returned {result.val_loss} although the training loss is finite, and has never returned "
-                "a finite number; it must return the validation loss."
+        self._is_validation_known = True
+        if not math.isfinite(result.val_loss):
+            logger.warning(
+                "validate: returned %s although the training loss is finite; where it does so at the rate in use, the "
+                "training loss decides alone.",
+                result.val_loss,
             )
-
-    # The journal and the files beside it.
 
     def _open(self, run_dir: Path, identity: dict[str, Any], resume: bool | str) -> Journal:
         path = run_dir / FILE_NAME
@@ -314,7 +349,7 @@ class Session:
             assert entry.result is not None
             self._follow(entry.action, entry.checkpoint)
             if entry.result.val_loss is not None and math.isfinite(entry.result.val_loss):
-                self._nan_evaluations = -1
+                self._is_validation_known = True
         if self._kept is not None:
             self._port.keep_state(run_dir / self._kept.file, self._kept.sha256)
         self._port.read_state(run_dir / self._current.file, self._current.sha256)
@@ -344,32 +379,10 @@ def _owner(action: Action) -> str:
 
 def _as_waited_for(result: Result, seconds: float) -> Result:
     """Return a result with the wall time that it was waited for, which is what a parallel probe costs."""
-    share = min(1.0, seconds / result.seconds)
+    share = min(1.0, seconds / result.seconds) if result.seconds else 1.0
     return replace(
         result,
         seconds=seconds,
         eval_seconds=result.eval_seconds * share,
         restore_seconds=result.restore_seconds * share,
     )
-
-
-def check_same_run(
-    journal: Journal, config: Mapping[str, Any], identity: Mapping[str, Any], insist: bool = True
-) -> None:
-    """Raise JournalError, saying what differs, if a journal is not of the run with these settings and this identity.
-
-    Args:
-        insist: whether what is under `initial` in the identity must be the same, too.
-    """
-    for name, ours, theirs in (
-        ("setting", config, journal.header["config"]),
-        ("run", identity, journal.header["run"]),
-    ):
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) == theirs.get(key) or (key == "initial" and not insist):
-                continue
-            hint = HINTS.get(key, "")
-            raise JournalError(
-                f"{journal.path}: is of another run: its {name} {key!r} is {theirs.get(key)!r}, and here it is "
-                f"{ours.get(key)!r}{hint}; resume with the same, or choose another folder."
-            )

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 import torch
 
 from autolrs_plugin.core.config import AutoLRSConfig
+from autolrs_plugin.training.arguments import check_collections
 from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.hosted import hosted_config
 from autolrs_plugin.training.inventory import Stateful
@@ -87,12 +88,14 @@ class HostedSettings:
 
         Raises:
             ConfigError: one that cannot be used; the message names it.
+            TypeError: `stateful` or `generators` is no such collection.
             JournalError: `warm_start` holds no run.
         """
         rest: dict[str, Any] = {"search_budget": 0.2, "seed": 0, **options}
         prior, warm_start = rest.pop("prior", "optimizer"), rest.pop("warm_start", None)
         generators, stateful = rest.pop("generators", ()), rest.pop("stateful", None)
         keep, progress = rest.pop("keep", "host"), rest.pop("progress", True)
+        check_collections(stateful, generators, (), None)
         values = plain_numbers({"lr_range": lr_range, **rest})
         plateau = earlier_plateau(warm_start)
         hosted_config(name, 1, False, {"warm_start": plateau, **values})

@@ -47,6 +47,7 @@ def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep, clean: bool 
         held = len(steps.losses) == len(probe.lrs) and math.isfinite(steps.losses[-1])
         val_loss = evaluated(port) if probe.evaluate and held else None
         evaluated_at = time.perf_counter()
+        stopped = steps.stopped or port.asked()
     except BaseException as error:
         try:
             _go_back(port)
@@ -62,6 +63,7 @@ def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep, clean: bool 
         eval_seconds=evaluated_at - probed,
         restore_seconds=ended - evaluated_at + restored - started,
         tokens=steps.tokens,
+        stopped=stopped,
     )
 
 

@@ -1,9 +1,15 @@
 """What a step may change and nobody can set back: seen by what tells how far it has come."""
 
+import bz2
 import contextlib
+import decimal
 import gc
+import hashlib
+import hmac
 import io
 import json
+import lzma
+import os
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -32,8 +38,24 @@ BYTES, SAMPLED = 2**31, 2**24
 """Bytes of tensors and arrays that are read in all; of an array beyond that, a part of the second size."""
 
 
+_COMPRESSOR, _DECOMPRESSOR = type(zlib.compressobj()), type(zlib.decompressobj())
+
+_CALLABLE_ITERATOR = type(iter(int, 1))
+
+_UNTOLD = (bz2.BZ2Compressor, bz2.BZ2Decompressor, lzma.LZMACompressor, lzma.LZMADecompressor)
+"""Of these nobody can tell how far they have come: where a step reaches one, it is taken to have gone on."""
+
+RUNNING: tuple[Any, ...] = (
+    *{type(hashlib.new(name)) for name in hashlib.algorithms_guaranteed},
+    *(hashlib.blake2b, hashlib.blake2s, hmac.HMAC, _COMPRESSOR, _DECOMPRESSOR, *_UNTOLD),
+)
+"""Hashes and compressors: they take in, and cannot be set back; a copy tells how far they have come."""
+
+
 def position(iterator: Any, depth: int = 0) -> Any:
     """Return what tells how far an iterator has come; a new object each time where nothing does."""
+    if isinstance(iterator, RUNNING):
+        return object() if isinstance(iterator, _UNTOLD) else _taken_in(iterator.copy())
     if isinstance(iterator, io.IOBase):
         return _place_in(iterator)
     if isinstance(iterator, np.random.SeedSequence):
@@ -57,6 +79,22 @@ def position(iterator: Any, depth: int = 0) -> Any:
     if not seen or type(iterator).__module__ == "itertools":
         seen.append(_reduced(iterator))
     return seen
+
+
+def _taken_in(copy: Any) -> Any:
+    if isinstance(copy, _DECOMPRESSOR):
+        return copy.unused_data if copy.eof else object()
+    if isinstance(copy, _COMPRESSOR):
+        return copy.flush()
+    return copy.digest(32) if copy.name.startswith("shake") else copy.digest()
+
+
+def called_by(iterator: Any) -> Any:
+    """Return the function that `iter(function, sentinel)` calls; None for other iterators."""
+    if not isinstance(iterator, _CALLABLE_ITERATOR):
+        return None
+    parts = iterator.__reduce__()[1]
+    return parts[0] if len(parts) == 2 else None
 
 
 def _frame(generator: Any, depth: int) -> Any:
@@ -106,15 +144,18 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def _place_in(file: Any) -> Any:
-    """Return how far a file has been read; of one that is written to, a log, nothing."""
+    """Return how far a file has been read; of one that is written to at its end, a log, nothing."""
     if file.closed:
         return "closed"
-    if not file.readable() or file.writable() or not file.seekable():
+    if not file.readable() or not file.seekable():
         return None
     try:
-        return file.tell()
-    except OSError:  # a text does not tell while one goes through its lines
-        return object()
+        place = file.tell()
+        if file.writable() and place >= os.fstat(file.fileno()).st_size:
+            return None
+    except OSError:  # a text does not tell while one goes through its lines; some files have no number
+        return None if file.writable() and not isinstance(file, io.TextIOBase) else object()
+    return place
 
 
 def _visible(value: Any) -> Any:
@@ -206,14 +247,22 @@ def _of_array(array: np.ndarray, left: list[int]) -> Iterator[Any]:
 
 
 def switches() -> dict[str, str]:
-    """Return torch's global settings that a step may turn on or off."""
-    backends = torch.backends
+    """Return the settings of the process or the thread that a step may turn on or off."""
+    backends, context = torch.backends, decimal.getcontext()
+    attention = backends.cuda.flash_sdp_enabled(), backends.cuda.mem_efficient_sdp_enabled()
     return {
         "torch.get_default_dtype()": str(torch.get_default_dtype()),
         "torch.is_grad_enabled()": str(torch.is_grad_enabled()),
         "torch.is_inference_mode_enabled()": str(torch.is_inference_mode_enabled()),
         "torch.is_autocast_enabled()": str([torch.is_autocast_enabled(d) for d in ("cpu", "cuda")]),
         "torch.are_deterministic_algorithms_enabled()": str(torch.are_deterministic_algorithms_enabled()),
+        "torch.is_anomaly_enabled()": str(torch.is_anomaly_enabled()),
+        "torch.get_num_threads()": str(torch.get_num_threads()),
+        "torch.get_default_device()": str(torch.get_default_device()),
+        "torch.backends.cuda.flash_sdp_enabled(), mem_efficient_sdp_enabled()": str(attention),
+        "numpy.geterr()": str(np.geterr()),
+        "decimal.getcontext()": repr(context).partition(", flags")[0],
+        "os.getcwd()": os.getcwd(),
         "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
         "torch.backends.cudnn": str(
             (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic)

@@ -3,6 +3,7 @@
 One process imports torch and forks the ranks. Prints, as JSON, what each rank of each case ended with.
 """
 
+import functools
 import json
 import os
 import sys
@@ -55,7 +56,7 @@ def main() -> None:
     for name, failing in (("one", (1,)), ("both", (0, 1))):
         folder = Path(sys.argv[1]) / name
         folder.mkdir(parents=True)
-        pids = [forked(lambda r=rank, f=folder, w=failing: fail(r, f, w), folder) for rank in (0, 1)]
+        pids = [forked(functools.partial(fail, rank, folder, failing), folder) for rank in (0, 1)]
         for pid in pids:
             os.waitpid(pid, 0)
         found[name] = [json.loads((folder / f"end-{rank}").read_text()) for rank in (0, 1)]

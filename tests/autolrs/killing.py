@@ -5,6 +5,7 @@ killed from outside after a random time, or kills itself right before or after o
 """
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
@@ -176,7 +177,7 @@ class Killer:
             happened, moments = 0, []
             for _ in range(kills):
                 moments.append(self._random.uniform(0.0, self.seconds / kills))
-                pid = forked(lambda place=place, keep=keep: train(place, keep), place)
+                pid = forked(functools.partial(train, place, keep), place)
                 time.sleep(moments[-1])
                 os.kill(pid, signal.SIGKILL)
                 happened += killed(pid)

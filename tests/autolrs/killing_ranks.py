@@ -4,6 +4,7 @@ One process imports torch and forks both ranks of each run, so a trial costs no 
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -37,7 +38,7 @@ def train(rank: int, folder: Path, rendezvous: Path) -> None:
 def started(folder: Path, attempt: int) -> list[int]:
     """Fork both ranks; return their process ids."""
     rendezvous = folder / f"rendezvous-{attempt}"
-    return [forked(lambda rank=rank: train(rank, folder, rendezvous), folder) for rank in (0, 1)]
+    return [forked(functools.partial(train, rank, folder, rendezvous), folder) for rank in (0, 1)]
 
 
 def ended(pids: list[int]) -> list[int]:

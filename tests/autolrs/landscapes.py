@@ -114,7 +114,7 @@ class TwoValleys(Landscape):
 
 def drive(controller: Controller, landscape: Landscape) -> list[Action]:
     """Carry out a whole run; return its actions."""
-    actions = []
+    actions: list[Action] = []
     while not isinstance(action := controller.next(), Done):
         actions.append(action)
         controller.tell(landscape.perform(action))

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,16 @@ class RanksJob:
         torch.manual_seed(100 + rank)
         self.seen: list[float] = []
         self.kill_after: int | None = None
+        self.ask_after, self.asked, self.stop = 0, threading.Event(), False
 
     def step(self, batch: Any) -> torch.Tensor:
         if self.kill_after is not None and len(self.seen) == self.kill_after and distributed.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         inputs, targets = batch
         self.seen.append(float(inputs.sum()))
+        if len(self.seen) == self.ask_after and not self.asked.is_set():
+            self.asked.set()
+            signal.raise_signal(signal.SIGUSR1)
         DRAWN.append(self.seen[-1])
         self.optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self.model(inputs), targets)
@@ -204,11 +209,39 @@ def killed(kind: str, rank: int, folder: Path) -> dict[str, Any]:
     return {**told(tuner), "digests": job.digests(), "resumed_at": left_at, "states": states}
 
 
+def asked(kind: str, rank: int, folder: Path) -> dict[str, Any]:
+    """A signal that rank 1 alone is sent in a probe, and whose handler sets a flag."""
+    job = RanksJob(kind, rank, 2)
+    job.ask_after = 5 * rank
+    seen: list[dict[str, str]] = []
+
+    def handler(number: int, frame: Any) -> None:
+        job.stop = True
+        seen.append(job.digests())
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    with script():
+        tuner = job.tuner(**SCRIPTED)
+        tuner.run()
+    signal.signal(signal.SIGUSR1, before)
+    with script([Train(0, RATES[:2])]):
+        real = RanksJob(kind, rank, 2)
+        real.tuner(**SCRIPTED).run()
+    return {
+        **told(tuner),
+        "digests": job.digests(),
+        "stop": job.stop,
+        "seen": [digests["weights"] for digests in seen],
+        "real": real.digests()["weights"],
+    }
+
+
 SCENES: dict[str, Callable[[str, int, Path], dict[str, Any]]] = {
     "search": search,
     "scripted": scripted,
     "alone": alone,
     "killed": killed,
+    "asked": asked,
 }
 
 

@@ -211,30 +211,32 @@ def test_any_single_number_will_do(value: object) -> None:
         assert tuner(Job(), validate=lambda: value).run().lrs == (0.1,)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_validation_that_is_never_finite_is_said(bad: float) -> None:
-    with (
-        script(PROBING),
-        pytest.raises(ValueError, match=f"validate: returned {bad} .* never returned a finite"),
-    ):
-        tuner(Job(), validate=lambda: bad).run()
-    # Along the run of a plan of our own, too: it is the first evaluation that tells.
-    probes = [Probe(0, i, (0.01,) * 2, math.inf, evaluate=True) for i in range(5)]
-    with (
-        script([Snapshot(), *probes, Restore(), Train(0, (0.1,))]),
-        pytest.raises(ValueError, match="validate:"),
-    ):
-        tuner(Job(), validate=lambda: bad).run()
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_search_by_a_validation_that_is_never_finite_says_that_and_nothing_else(bad: float) -> None:
-    job = Job(optimizer_name="adamw")
-    tuned = tuner(job, validate=lambda: bad, max_steps=300, eval_cost_steps=0.5)
-    with pytest.raises(ValueError, match=f"validate: returned {bad} .* never returned a finite"):
-        tuned.run()
-    assert tuned.ledger.search.steps > 0
+def test_a_validation_that_is_never_finite_is_said_and_the_training_loss_decides(
+    bad: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedules = []
+    for value in (1.0, bad):  # one that is always the same decides nothing either
+        tuned = tuner(
+            Job(optimizer_name="adamw"), validate=lambda v=value: v, max_steps=300, eval_cost_steps=0.5
+        )
+        with caplog.at_level("WARNING", "autolrs_plugin"):
+            schedules.append(tuned.run())
+        assert tuned.ledger.search_evaluation.times > 0
+    assert schedules[0] == schedules[1]
+    assert len(schedules[1]) == 300
+    assert caplog.text.count(f"validate: returned {bad} although the training loss is finite") == 1
+
+
+def test_a_rate_outside_of_the_range_is_said_not_to_be_used(caplog: pytest.LogCaptureFixture) -> None:
+    says = "learning rate of 0.1 is outside of lr_range=(0.001, 0.01), so it is not used"
+    with caplog.at_level("WARNING", "autolrs_plugin"):
+        tuner(Job(), lr_range=(1e-3, 1e-2), prior=None)
+        tuner(Job(), lr_range=(1e-3, 1.0))
+        assert says not in caplog.text
+        tuner(Job(), lr_range=(1e-3, 1e-2))
+    assert says in caplog.text
 
 
 def test_a_validation_that_is_seldom_finite_is_a_divergence() -> None:

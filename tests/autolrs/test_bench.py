@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_greedylr_spends_no_more_than_c() -> None:
 
 
 def assert_within_budget(method: str) -> None:
-    taken = []
+    taken: list[Any] = []
     outcome = METHODS[method](Assignment(TOY, 3, C, EVAL_COST, on_steps=taken.append))
     allowed = 5 * (C + EVAL_COST) if method == "oracle" else C
     # Successive halving begins no trial that it cannot finish.
@@ -77,7 +78,7 @@ def test_the_oracle_keeps_the_best_of_its_cosines() -> None:
 
 
 @pytest.mark.parametrize("shape", [cosine, wsd])
-def test_schedules_warm_up_to_their_peak_and_decay(shape) -> None:
+def test_schedules_warm_up_to_their_peak_and_decay(shape: Any) -> None:
     lr_at = shape(0.1, 100)
     lrs = [lr_at(t) for t in range(100)]
     assert lrs[0] < lrs[3] < max(lrs) == pytest.approx(0.1)

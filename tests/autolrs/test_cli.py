@@ -12,10 +12,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from autolrs_plugin.cli import app
-from autolrs_plugin.core import controller
 from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal
+from autolrs_plugin.core.plans import PLANS
 from autolrs_plugin.core.preview import Preview, preview_run
 from autolrs_plugin.core.schedule import Schedule, phases, run_curve
 from autolrs_plugin.core.state import Candidate, Stage
@@ -143,7 +143,7 @@ def test_a_run_that_was_decided_otherwise_can_still_be_exported(
     run: Path, preview: Preview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later version decides otherwise: its stages are refused, its schedule is what it is."""
-    monkeypatch.setitem(controller.PLANS, "staged", lambda state: iter([Probe(0, 0, (0.123,), 9.0, False)]))
+    monkeypatch.setitem(PLANS, "staged", lambda state: iter([Probe(0, 0, (0.123,), 9.0, False)]))
     assert "would now be" in output("show", run, code=2)
     output("export", run, "-o", tmp_path / "schedule.json")
     assert Schedule.load(tmp_path / "schedule.json") == preview.controller.schedule

@@ -104,6 +104,7 @@ def test_its_invariants_hold_whatever_a_run_answers(config: AutoLRSConfig, seed:
             step += len(action.lrs)
         else:
             assert not on_probe_weights
+            assert isinstance(action, Evaluate)
             assert action.step == step
             marks.append(step)
     assert step == config.max_steps == controller.step == len(controller.schedule)

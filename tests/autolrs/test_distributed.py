@@ -50,7 +50,7 @@ class Scenes:
         killed = launch(["fsdp:killed"], folder)
         assert killed.returncode != 0
         assert not (folder / "rank-0.json").exists()
-        scenes = [f"{kind}:{scene}" for kind in KINDS for scene in ("search", "scripted")]
+        scenes = [f"{kind}:{scene}" for kind in KINDS for scene in ("search", "scripted", "asked")]
         done = launch([*scenes, "ddp:alone", "fsdp:killed"], folder)
         assert done.returncode == 0, done.stderr
         self._found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
@@ -89,6 +89,16 @@ def test_a_user_drives_it_on_every_rank(scenes: Scenes, kind: str) -> None:
         assert rank["lrs"] == list(RATES)
         assert rank["driven_digests"] == rank["plain_digests"]
         assert rank["driven_val_losses"] == [[5, 0.5], [7, 0.5]]  # 0 on one rank and 1 on the other
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_to_one_rank_is_left_a_search_for_on_all(scenes: Scenes, kind: str) -> None:
+    ranks = scenes(kind, "asked")
+    assert [rank["stop"] for rank in ranks] == [False, True]
+    assert ranks[1]["seen"] == [ranks[1]["real"]]
+    for rank, whole in zip(ranks, scenes(kind, "scripted"), strict=True):
+        assert rank["search_steps"] == whole["search_steps"] - 1  # the first probe was left a step early
+        assert rank["digests"] == whole["plain_digests"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -78,7 +78,7 @@ class OfAnObject(Shared):
 
 class Metric:
     def __init__(self) -> None:
-        self.seen, self.total = [], torch.zeros(())
+        self.seen, self.total = list[Any](), torch.zeros(())
 
 
 class OfALoader(Shared):
@@ -246,7 +246,7 @@ def test_a_record_that_validation_keeps_is_told_of_once(caplog: pytest.LogCaptur
         looking(look).run()
     assert (best, len(losses)) == ({"loss": 9.0}, 2)
     assert caplog.text.count("best: was changed by validate, and is set back after each evaluation") == 1
-    assert caplog.text.count("losses (a log): grew in an evaluation, and was not set back") == 1
+    assert caplog.text.count("losses (a list that grows): grew in an evaluation, and was not set back") == 1
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -180,7 +180,7 @@ class User:
     __slots__ = ("__dict__", "count")
 
     def __init__(self) -> None:
-        self.count, self.rows = 0, []
+        self.count, self.rows = 0, list[Any]()
 
     def use(self) -> None:
         self.count += 1
@@ -254,7 +254,7 @@ class Odd(torch.optim.SGD):
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, lr=0.1)
-        self.norms, self.own = deque(maxlen=50), torch.Generator().manual_seed(1)
+        self.norms, self.own = deque[float](maxlen=50), torch.Generator().manual_seed(1)
         self.numpys, self.sums = np.random.default_rng(3), np.zeros(3)
 
     def step(self, closure: Any = None) -> None:
@@ -695,7 +695,9 @@ def test_a_log_that_grows_stays_and_is_named_once(caplog: pytest.LogCaptureFixtu
         tuner_of(job).run()
     assert len(losses) == 1 + 7 + 11
     assert calls == [7]  # a count is state: it may decide about the next step
-    assert caplog.text.count("train_step.losses (a log): grew in a probe, and was not set back") == 1
+    assert (
+        caplog.text.count("train_step.losses (a list that grows): grew in a probe, and was not set back") == 1
+    )
 
 
 def test_constants_of_the_script_are_not_written_and_not_set_back(tmp_path: Path) -> None:
@@ -739,7 +741,10 @@ class Several:
             r"a Several is no torch.optim.Optimizer; put AdamW into one .* whose step\(\) calls theirs\.",
         ),
         (type, r"the class AdamW is no .*, but makes one; give AdamW\(model.parameters\(\), lr=...\)"),
-        (lambda o: functools.partial(type(o), lr=1.0), r"a partial is no .*, but makes one; give AdamW\("),
+        (
+            lambda o: functools.partial(o.__class__, lr=1.0),
+            r"a partial is no .*, but makes one; give AdamW\(",
+        ),
         (lambda o: 3, r"an int is no torch.optim.Optimizer\."),
     ],
     ids=["list", "dict", "object", "class", "partial", "number"],

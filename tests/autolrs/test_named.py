@@ -1,7 +1,16 @@
 """What cannot be set back is named by a sentence, and what the sentence says works."""
 
+import bz2
+import decimal
+import hashlib
+import hmac
 import logging
+import lzma
+import os
 import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +24,8 @@ from autolrs_plugin.training.lost import check_same
 from autolrs_plugin.training.watched import position
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
+
+HERE = os.getcwd()
 
 
 class Unfreezing(Kind):
@@ -71,7 +82,7 @@ class Countdown:
 
 @pytest.mark.parametrize("works", [False, True])
 def test_a_generator_is_named_and_a_class_in_its_place_works(works: bool) -> None:
-    def made() -> Kind:
+    def made() -> Any:
         job: Any = Kind()
         job.numbers = Countdown() if works else (i for i in range(1, 100))
         job.step = lambda index: Kind.step(job, index) * next(job.numbers)
@@ -133,6 +144,93 @@ def test_a_setting_that_validate_leaves_is_named_with_what_to_do() -> None:
         check_same(
             {"torch.is_grad_enabled()": "True"}, {"torch.is_grad_enabled()": "False"}, by="an evaluation"
         )
+
+
+@pytest.mark.parametrize(
+    ("made", "take_in"),
+    [
+        (hashlib.sha256, lambda h: h.update(b"one more")),
+        (hashlib.blake2b, lambda h: h.update(b"one more")),
+        (hashlib.shake_128, lambda h: h.update(b"one more")),
+        (lambda: hmac.new(b"key", digestmod="sha256"), lambda h: h.update(b"one more")),
+        (zlib.compressobj, lambda c: c.compress(b"one more")),
+    ],
+    ids=["sha256", "blake2b", "shake", "hmac", "compress"],
+)
+def test_what_takes_in_and_cannot_be_set_back_is_named(
+    made: Callable[[], Any], take_in: Callable[[Any], Any]
+) -> None:
+    job: Any = Kind()
+    job.taken_in = made()
+    with script(PLAN):
+        tuner_of(job).run()  # it is there, and stays what it is
+    job.after = lambda loss, index: take_in(job.taken_in)
+    with script(PLAN), pytest.raises(RuntimeError, match=r"taken_in \(an? \w+\): was changed by a probe"):
+        tuner_of(job).run()
+
+
+@pytest.mark.parametrize(
+    ("change", "back", "named"),
+    [
+        (lambda: torch.set_num_threads(3), lambda: torch.set_num_threads(1), "torch.get_num_threads"),
+        (
+            lambda: torch.autograd.set_detect_anomaly(True),
+            lambda: torch.autograd.set_detect_anomaly(False),
+            "torch.is_anomaly_enabled",
+        ),
+        (
+            lambda: setattr(decimal.getcontext(), "prec", 5),
+            lambda: setattr(decimal.getcontext(), "prec", 28),
+            "decimal.getcontext",
+        ),
+        (lambda: np.seterr(over="raise"), lambda: np.seterr(over="warn"), "numpy.geterr"),
+        (lambda: os.chdir("/"), lambda: os.chdir(HERE), "os.getcwd"),
+    ],
+    ids=["threads", "anomaly", "decimal", "numpy", "folder"],
+)
+def test_a_setting_of_the_process_that_a_step_changes_is_named(
+    change: Callable[[], Any], back: Callable[[], Any], named: str
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    job: Any = Kind()
+    job.after = lambda loss, index: change()
+    plan = PLAN[1:]
+    try:
+        with (
+            script(plan),
+            pytest.raises(
+                RuntimeError, match=rf"{named}\(\): was changed by a probe .* Set it back in train_step"
+            ),
+        ):
+            tuner_of(job).run()
+    finally:
+        back()
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [zlib.decompressobj, bz2.BZ2Compressor, bz2.BZ2Decompressor, lzma.LZMACompressor, lzma.LZMADecompressor],
+)
+def test_where_some_are_in_their_streams_nobody_can_tell(made: Callable[[], Any]) -> None:
+    stream = made()
+    assert position(stream) != position(stream)
+
+
+def test_a_file_that_is_written_to_at_its_end_is_a_log_and_one_that_is_read_is_not(tmp_path: Path) -> None:
+    for mode in ("w+", "wb+"):
+        with (tmp_path / "file").open(mode) as file:
+            lines: Any = ["1\n", "2\n"] if mode == "w+" else [b"1\n", b"2\n"]
+            before = position(file)
+            file.writelines(lines)
+            assert position(file) == before
+            file.seek(0)
+            begun = position(file)
+            file.readline()
+            assert position(file) not in (begun, before)
+            file.readline()
+            assert position(file) != begun
 
 
 def test_where_an_iterator_of_numpy_is_can_be_told_without_an_index() -> None:

@@ -19,6 +19,7 @@ class Weighted(Kind):
     """The weights of a sampler are the losses of late: given to the loader, and changed in place by the step."""
 
     workers = 0
+    weights: torch.Tensor
 
     def prepare(self) -> None:
         self.sampler = WeightedRandomSampler(torch.ones(64), 64)

@@ -76,8 +76,9 @@ def test_one_search_announces_its_groups_whole(parallel_probes: int) -> None:
 def test_a_run_goes_on_in_the_midst_of_a_group() -> None:
     controller, entries = Controller(config("once", 3)), []
     while len(controller.ahead) != 2:
-        entries.append(Entry(controller.next(), answer(controller.next())))
-        controller.tell(entries[-1].result)
+        result = answer(controller.next())
+        entries.append(Entry(controller.next(), result))
+        controller.tell(result)
     journal = read_text(journal_text(controller.config.to_mapping(), {}, entries), "here")
     again = Controller(controller.config)
     assert len(list(replay(journal, again))) == len(entries)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Snapshot, Train
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Snapshot, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.plans.paper import CANDIDATES, search_cost, stages
@@ -59,7 +59,7 @@ def test_whatever_the_settings(
         assert controller.schedule.lrs[-1] <= 0.2 * peak
 
 
-def assert_ends_on_trained_weights(actions: list[object]) -> None:
+def assert_ends_on_trained_weights(actions: list[Action]) -> None:
     probing = False
     for action in actions:
         if isinstance(action, Probe):

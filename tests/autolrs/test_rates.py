@@ -8,6 +8,7 @@ import torch
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Action, Probe, Restore, Snapshot, Train
+from autolrs_plugin.training.lr import GroupRates
 from tests.autolrs.jobs import Job
 from tests.autolrs.scripted import script
 
@@ -85,3 +86,15 @@ def test_a_scheduler_in_the_step_may_set_the_rate_of_the_next_step_alone() -> No
         else:
             train(step, job, PLAN, scheduler=scheduler)
             assert scheduler.last_epoch == 4
+
+
+def test_a_group_that_is_added_without_a_rate_has_that_of_the_others() -> None:
+    """Whatever the warm-up has come to by then; one with a rate of its own keeps the ratio that it is added with."""
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(4)]
+    optimizer = torch.optim.SGD([{"params": parameters[:1]}, {"params": parameters[1:2], "lr": 0.02}], lr=0.1)
+    rates = GroupRates(optimizer)
+    rates.set(0.011)
+    optimizer.add_param_group({"params": parameters[2:3]})
+    optimizer.add_param_group({"params": parameters[3:], "lr": 0.0011})
+    rates.set(0.05)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.01, 0.05, 0.005])

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +16,22 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from autolrs_plugin import AutoLRS
+from autolrs_plugin.core.actions import Train
 from autolrs_plugin.core.schedule import Schedule
 from autolrs_plugin.integrations.ray import SCHEDULE_FILE, RayProbes, TrainReports
 from tests.autolrs.jobs import bits
 from tests.autolrs.ray_job import broken, build
+from tests.autolrs.scripted import script
 
 ray = pytest.importorskip("ray")
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"max_steps": 240, "lr_range": (1e-5, 1.0), "progress": False, "parallel_probes": 2}
+SETTINGS: dict[str, Any] = {
+    "max_steps": 240,
+    "lr_range": (1e-5, 1.0),
+    "progress": False,
+    "parallel_probes": 2,
+}
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +54,7 @@ def searched(probes: RayProbes | None) -> dict[str, Any]:
     tuner = AutoLRS(**job, probes=probes, **SETTINGS)
     schedule = tuner.run()
     stages = [stage.to_mapping() for stage in tuner.stages]
-    weights = {name: bits(value) for name, value in job["model"].state_dict().items()}
-    return {"lrs": schedule.lrs, "losses": tuner.losses, "stages": stages, "weights": weights}
+    return {"lrs": schedule.lrs, "losses": tuner.losses, "stages": stages, "weights": weights_of(job)}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,42 @@ def test_a_killed_actor_costs_its_probe_not_the_run(
     killer.join()
     assert found == one_by_one
     assert caplog.text.count("an actor died") == killed
+
+
+def test_a_signal_leaves_a_search_that_actors_carry_out(tmp_path: Path) -> None:
+    """And what they come to of it is of no use to the search that is begun again later."""
+    job, ended = build(), threading.Event()
+    job["model"].stop = False
+
+    def handler(number: int, frame: Any) -> None:
+        job["model"].stop = True
+
+    def ask() -> None:
+        while len(list(tmp_path.iterdir())) < 2:  # until both are in the midst of a probe
+            if ended.wait(0.02):
+                return
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    probes = RayProbes(functools.partial(build, str(tmp_path), 0.05), actors=2)
+    tuner = AutoLRS(**job, probes=probes, **SETTINGS)
+    tuner.run()
+    ended.set()
+    asking.join()
+    signal.signal(signal.SIGUSR1, before)
+    assert job["model"].stop
+    again = build()
+    with script([Train(0, tuner.schedule.lrs)]):
+        AutoLRS(**again, **SETTINGS).run()
+    assert weights_of(job) == weights_of(again)
+    assert tuner.stages[0].first_step > 0
+    assert tuner.ledger.search.times > sum(len(stage.candidates) for stage in tuner.stages)
+
+
+def weights_of(job: dict[str, Any]) -> dict[str, bytes]:
+    return {name: bits(value) for name, value in job["model"].state_dict().items()}
 
 
 def test_without_room_probes_run_here(one_by_one: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
@@ -163,7 +206,7 @@ def test_ray_train_reports_each_real_step_once(tmp_path: Path) -> None:
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(storage_path=str(tmp_path / "storage")),
     )
-    result = trainer.fit()
+    result: Any = trainer.fit()
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["search"] > 0

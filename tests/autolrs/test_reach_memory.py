@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import queue
+import random
 import sys
 import types
 from collections import deque
@@ -62,6 +63,22 @@ def optimizers_behind(hold: Callable[[Any], tuple[Any, Callable[[Any], Any]]]) -
         return use
 
     return make
+
+
+def a_storage() -> Any:
+    storage = torch.UntypedStorage(4)
+    storage.fill_(0)
+
+    def use() -> Any:
+        storage[1] += 1
+        return 1, torch.tensor(list(storage)).float()
+
+    return use
+
+
+def a_function_that_is_iterated_over() -> Any:
+    numbers = iter(random.Random(0).random, 2.0)
+    return lambda: (1, torch.tensor(next(numbers)))
 
 
 @optimizers_behind
@@ -365,6 +382,7 @@ def configurations_of_every_kind() -> Any:
         def __getattr__(self, name: str) -> Any:
             raise RuntimeError("not connected")
 
+    items: Any
     items, by_dictionary, forgiving, unconnected = ByItems(n=0), ByDictionary(), Forgiving(), Unconnected()
 
     def use() -> Any:
@@ -378,7 +396,13 @@ def configurations_of_every_kind() -> Any:
 
 
 USES: list[Callable[[], Any]] = [
-    *(gradients_of_leaves, an_optimizer_in_a_proxy, an_optimizer_in_an_array, an_optimizer_in_a_view),
+    *(
+        a_storage,
+        gradients_of_leaves,
+        an_optimizer_in_a_proxy,
+        an_optimizer_in_an_array,
+        an_optimizer_in_a_view,
+    ),
     *(an_optimizer_in_a_future, arrays_of_every_type, bit_generators, attributes_beside_the_content),
     *(memory_of_every_kind, members_of_an_enumeration, cached_dictionaries, a_count_in_a_list),
     *(variables_by_their_names, environment_variables, values_of_a_sparse_tensor),
@@ -391,7 +415,7 @@ USES: list[Callable[[], Any]] = [
 def test_what_a_step_holds_there_is_as_without_probes(make: Callable[[], Any]) -> None:
     def trained(run: Callable[[Kind], Any]) -> dict[str, Any]:
         torch.manual_seed(0)
-        return run(held_by("Job", make())())  # type: ignore[no-any-return]
+        return run(held_by("Job", make())())
 
     def searched(job: Kind) -> Any:
         with script(PLAN):
@@ -485,7 +509,7 @@ def test_gradients_sparse_tensors_and_records_are_in_files() -> None:
     copied = Copier().copy(state, note=True)
     read = checkpoint_from_bytes(checkpoint_bytes(copied))
     assert digest_of(read) == digest_of(copied)
-    leaf.grad.add_(1)  # type: ignore[union-attr]
+    leaf.grad.add_(1)
     assert digest_of(Copier().copy(state, note=True)) != digest_of(copied)
 
 

@@ -94,9 +94,10 @@ def test_a_fresh_process_continues_from_the_file(tmp_path: Path) -> None:
         generator = torch.Generator()
         made.scheduler = scheduler
         stateful: dict[str, Any] = {"scheduler": scheduler, "scaler": scaler}
-        own = [generator, np.random.default_rng(3), np.random.RandomState(3), random.Random(3)]
+        own: list[Any] = [generator, np.random.default_rng(3), np.random.RandomState(3), random.Random(3)]
         return made, JobState(made.model, made.optimizer, stateful, own), generator
 
+    state: Any
     first, state, generator = job()
     for _ in range(3):
         first.step()

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -35,7 +36,7 @@ BEST = 3e-3
 CONFIG = AutoLRSConfig(max_steps=1000, lr_range=(1e-6, 10.0))
 
 
-def run(landscape: Landscape, prior: float | None, mode: str = "staged", **settings: object) -> Controller:
+def run(landscape: Landscape, prior: float | None, mode: str = "staged", **settings: Any) -> Controller:
     controller = Controller(replace(CONFIG, prior_lr=prior, mode=mode, seed=landscape.seed, **settings))
     drive(controller, landscape)
     return controller
@@ -99,7 +100,7 @@ def test_noise_takes_nothing_back_in_a_short_run() -> None:
     """Its chunks have seven losses, and some, between an evaluation and the next chunk, have one."""
 
     def least_rates() -> list[float]:
-        settings = {"max_steps": 250, "eval_cost_steps": 5.0}
+        settings: dict[str, Any] = {"max_steps": 250, "eval_cost_steps": 5.0}
         runs = [run(Noisy(BEST, scatter=0, seed=s, speed=0.02), BEST, **settings) for s in range(8)]
         return [min(c.schedule.lrs[25:190]) for c in runs]
 
@@ -300,7 +301,7 @@ def test_the_unit_of_the_validation_does_not_matter(value, greater: bool) -> Non
             result = super().perform(action)
             return result if result.val_loss is None else replace(result, val_loss=value(result.val_loss))
 
-    settings = {"eval_cost_steps": 0.5}
+    settings: dict[str, Any] = {"eval_cost_steps": 0.5}
     plain, valued = Landscape(BEST), Valued(BEST)
     chosen = [s.chosen_lr for s in run(plain, prior=3e-4, **settings).stages]
     assert [

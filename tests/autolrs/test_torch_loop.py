@@ -11,13 +11,13 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from autolrs_plugin import AutoLRS
-from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.training.lr import GroupRates, ReplayLR
 from autolrs_plugin.training.snapshot import JobState
 from tests.autolrs.jobs import Job, batch_step, loader
 from tests.autolrs.scripted import PROBING, RATES, script
 
-RANGE = {"max_steps": 7, "lr_range": (1e-3, 1.0), "progress": False}
+RANGE: dict[str, Any] = {"max_steps": 7, "lr_range": (1e-3, 1.0), "progress": False}
 
 
 def with_own_generator(job: Job) -> DataLoader:
@@ -237,15 +237,20 @@ def test_fingerprints_of_everything_are_taken_where_there_are_probes(
     driven: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They cost the more the more objects a job has; most states are kept before a piece of the run alone."""
-    taken, digests = [], JobState.digests
+    taken: list[int] = []
+    digests = JobState.digests
 
     def counted(state: JobState) -> dict[str, str]:
         taken.append(1)
         return digests(state)
 
     monkeypatch.setattr(JobState, "digests", counted)
-    pieces = [action for step in range(3) for action in (Snapshot(), Train(step, (0.1,)))]
-    search = [Snapshot(), *(Probe(0, i, (0.1,), float("inf"), evaluate=False) for i in range(3)), Restore()]
+    pieces: list[Action] = [action for step in range(3) for action in (Snapshot(), Train(step, (0.1,)))]
+    search: list[Action] = [
+        Snapshot(),
+        *(Probe(0, i, (0.1,), float("inf"), evaluate=False) for i in range(3)),
+        Restore(),
+    ]
     job = Job()
     with script([*pieces, *search, Train(3, (0.1,) * 4)]):
         tuner = AutoLRS(job.model, job.optimizer, train_step=batch_step(job), train_data=loader(job), **RANGE)

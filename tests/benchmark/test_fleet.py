@@ -41,6 +41,8 @@ def test_a_row_for_the_fleet_and_for_each_replica(here: None, tmp_path: Path) ->
     assert [row["replica"] for row in written["rows"]] == ["fleet", 0, 1, 2]
     assert whole["completed"] == whole["requests"] == sum(row["requests"] for row in replicas) == 24
     assert whole["lost"] == 0
+    assert whole["asked_qps"] == 4.0
+    assert f"chat, 4 (as drawn {whole['rate_qps']:.4g}) requests/s" in done.output
     assert whole["rerouted"] > 0
     assert whole["imbalance"] > 1
     assert 0 <= whole["goodput"] <= 1
@@ -118,11 +120,17 @@ def test_ray_answers_as_one_process_does(monkeypatch: pytest.MonkeyPatch) -> Non
         (["--add", "decode@3"], "the roles here are serve"),
         (["--on-failure", "retry"], "'retry'"),
         (["--link-gbps", 0], "--link-gbps 0.0: must be above 0"),
+        (["--link-gbps", 100], "--link-gbps: has no effect without --prefill-replicas"),
+        (["--requests", 10**12], "--requests 1000000000000: at most 10,000,000"),
         (["--refresh-ms", -1], "--refresh-ms -1.0: must be"),
         (["--prefill-deployment", "mistral-7b/h100"], "has no effect without --prefill-replicas"),
         (
             ["--prefill-replicas", 1, "--prefill-deployment", "yi-34b/2xa100"],
             "must be of the same model as",
+        ),
+        (
+            ["--prefill-replicas", 1, "--prefill-deployment", "mistral-7b/a1000"],
+            "--prefill-deployment: unknown device 'a1000'; did you mean 'a100'",
         ),
         (["--router", "first-token", "--scheduler", "default"], "vLLM's own scheduler has no answer"),
         (["--scheduler", "orka"], "unknown scheduler; did you mean 'orca'"),

@@ -319,7 +319,7 @@ def slow_device(monkeypatch: pytest.MonkeyPatch) -> Scale:
     scale = Scale.of(Speeds(500.0, 0.04, 4096, None))
     monkeypatch.setattr(live, "find_scale", lambda *_: scale)
 
-    def send(asked: Load, _url: str, result: Path, *, metadata: dict[str, str], **_: Any) -> None:
+    def send(asked: Load, _url: str, result: Path, *, metadata: dict[str, Any], **_: Any) -> None:
         lengths = [each.output_tokens for each in asked.arrivals]
         client_result(
             result,

@@ -23,7 +23,7 @@ from vllm_sarathi.benchmark.live.capacity import (
     parse_live,
     queue_times,
 )
-from vllm_sarathi.benchmark.live.load import Load, read_result
+from vllm_sarathi.benchmark.live.load import Load, read_result, write_load
 from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord
 from vllm_sarathi.cli import app
 
@@ -198,9 +198,7 @@ def test_a_server_of_something_else_is_named(url: str, tmp_path: Path) -> None:
 
 
 def test_the_load_of_a_rate_is_read_back(tmp_path: Path) -> None:
-    load = live_capacity.write_load(
-        "x", even_arrivals(asked("http://x", tmp_path).workload, 0), "m", tmp_path
-    )
+    load = write_load("x", even_arrivals(asked("http://x", tmp_path).workload, 0), "m", tmp_path)
     fake_send(9.0, [])(load, "http://x", tmp_path / "r.json", served_name="served")
     records = read_result(tmp_path / "r.json", load)
     assert [r.error for r in records] == [None] * 12

@@ -227,6 +227,40 @@ def test_the_engine_of_a_ray_serve_file_can_be_built(load: Load, scheduler: str)
     assert config.tbt_slo_ms == (60.0 if scheduler == "sarathi" else None)
 
 
+@pytest.mark.parametrize(
+    ("model", "precision", "served"),
+    [
+        ("Qwen/Qwen3-235B-A22B", "nvfp4", "nvidia/Qwen3-235B-A22B-NVFP4"),
+        ("Qwen/Qwen3-8B", "nvfp4", "NVFP4_CHECKPOINT"),
+        ("Qwen/Qwen3-8B", "fp8", "Qwen/Qwen3-8B"),
+        ("Qwen/Qwen3-8B", None, "Qwen/Qwen3-8B"),
+    ],
+)
+def test_a_plan_asks_vllm_for_no_quantization_that_it_has_not(
+    load: Load, model: str, precision: str | None, served: str
+) -> None:
+    pytest.importorskip("aiconfigurator_core")
+    candidate = Candidate(model, "b200", precision=precision)
+    words = plan_report.serve_words(candidate, load, None)
+    assert words[2] == served
+    asked = words[words.index("--quantization") + 1 :][:1] if "--quantization" in words else []
+    known = quantization_methods()
+    assert asked == (["fp8"] if precision == "fp8" else [])
+    assert set(asked) <= known
+    assert "nvfp4" not in known
+    assert bool(plan_report.checkpoint_lines(candidate)) is (precision == "nvfp4")
+    [application] = yaml.safe_load(plan_report.ray_serve_text(candidate, load, 1))["applications"]
+    [config] = application["args"]["llm_configs"]
+    assert config["model_loading_config"]["model_source"] == served
+    assert config["engine_kwargs"].get("quantization") == next(iter(asked), None)
+
+
+def quantization_methods() -> set[str]:
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    return set(QUANTIZATION_METHODS)
+
+
 COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
 
 
@@ -244,6 +278,11 @@ COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
         ([*COMMON, "--schedulers", "orka"], "unknown scheduler; did you mean 'orca'"),
         ([*COMMON, "--precisions", "fp9"], "--precisions 'fp9': unknown; did you mean 'fp8'"),
         ([*COMMON, "--requests", 3], "--requests 3: must be"),
+        ([*COMMON, "--requests", 10**12], "--requests 1000000000000: at most 10,000,000"),
+        (
+            ["--model", "Qwen/Qwen3-32B-FP8", *COMMON[2:], "--precisions", "checkpoint,nvfp4"],
+            "--precisions nvfp4: Qwen/Qwen3-32B-FP8 is quantized already",
+        ),
         (
             ["--model", "falcon-180b", *COMMON[2:], "--most-devices", 1],
             "nothing holds the model; falcon-180b/",

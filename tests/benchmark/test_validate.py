@@ -158,7 +158,7 @@ def test_rows_have_the_published_fields_and_errors_relative_to_the_live_run() ->
     assert [set(row) for row in rows] == [{"scheduler", "metric", "simulated", "live", "relative_error"}] * 5
     assert [row["metric"] for row in rows] == [name for name, _, _ in METRICS]
     assert [row["relative_error"] for row in rows] == pytest.approx([0.25, 0.25, 0.2, 0.2, 0.0])
-    assert errors_of(rows) == (pytest.approx(0.2), pytest.approx(0.25))
+    assert errors_of(rows) == pytest.approx((0.2, 0.25))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from vllm_sarathi.core.figures import (
     Kind,
     Queues,
 )
-from vllm_sarathi.core.forecast import forecast_first_token
+from vllm_sarathi.core.forecast import FirstTokenForecast, forecast_first_token
 from vllm_sarathi.core.headroom import (
     headroom_tokens_per_s,
     largest_chunk,
@@ -172,7 +172,9 @@ def test_replicas_are_wanted_for_what_all_read_over_what_one_should(
     assert replicas_wanted(read, headroom, full=0.8) == wanted
 
 
-def forecast(model: StepTimeModel, tokens: int, ahead: int, decodes: int, slo_s: float | None = None):
+def forecast(
+    model: StepTimeModel, tokens: int, ahead: int, decodes: int, slo_s: float | None = None
+) -> FirstTokenForecast:
     return forecast_first_token(
         model,
         tokens=tokens,
@@ -187,6 +189,7 @@ def forecast(model: StepTimeModel, tokens: int, ahead: int, decodes: int, slo_s:
 
 def test_the_first_token_waits_for_what_is_ahead_and_for_its_own_prompt(model: StepTimeModel) -> None:
     alone, behind = forecast(model, 600, 0, 30), forecast(model, 600, 5400, 30)
+    assert alone.wait_s is not None
     assert alone.wait_s == pytest.approx(0.1, rel=0.2)
     assert behind.wait_s == pytest.approx(10 * alone.wait_s)
     assert forecast(model, 600, 0, 0).wait_s == pytest.approx(seconds(600, 0), rel=0.2)
@@ -196,9 +199,10 @@ def test_the_first_token_waits_for_what_is_ahead_and_for_its_own_prompt(model: S
 
 
 def test_where_no_chunk_fits_the_prompt_still_comes(model: StepTimeModel) -> None:
-    full = forecast(model, 600, 0, 200)
+    full, alone = forecast(model, 600, 0, 200), forecast(model, 600, 0, 0)
     assert full.wait_s is not None
-    assert full.wait_s > 5 * forecast(model, 600, 0, 0).wait_s * 0.9
+    assert alone.wait_s is not None
+    assert full.wait_s > 5 * alone.wait_s * 0.9
 
 
 def test_nothing_is_said_of_a_device_that_is_not_known() -> None:

@@ -1,6 +1,7 @@
 """When a prompt would have its first token, against a plain simulation of the line; and the gate that asks it."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -149,7 +150,7 @@ def test_all_that_are_let_in_are_in_time_where_reading_is_as_quick_as_predicted(
     arrivals: list[tuple[float, int, int]],
 ) -> None:
     """And nobody is both refused and served: a device that reads as predicted, by earliest deadline, one at a time."""
-    door, now_s, line = gate(), 100.0, []
+    door, now_s, line = gate(), 100.0, list[Any]()
     refused, answered = set(), {}
     for index, (gap_s, tokens, slo_ms) in enumerate(arrivals):
         until_s = now_s + gap_s

@@ -12,7 +12,7 @@ from vllm_sarathi.core.order.arrival import ArrivalOrder
 from vllm_sarathi.core.order.base import turn_by_keys
 from vllm_sarathi.core.order.deadline import ARRIVAL_STEPS, deadline_keys, kept_slos
 from vllm_sarathi.core.order.shortest import ShortestFirst
-from vllm_sarathi.core.types import RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
+from vllm_sarathi.core.types import Reason, RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
 
 TOKENS_PER_S = 1000.0
 
@@ -255,7 +255,7 @@ def test_the_turn_of_one_that_yields_goes_to_the_more_urgent_alone() -> None:
     for _ in range(100):
         for tokens in (2, 500):
             shape = StepShape(tokens, 2, 1000, chunk_work(0, tokens - 2), 2 + (tokens > 2))
-            controller.observe(StepRecord(shape, tokens, "slo", None, 0.01 + tokens / TOKENS_PER_S, 0.0))
+            controller.observe(StepRecord(shape, tokens, Reason.SLO, None, 0.01 + tokens / TOKENS_PER_S, 0.0))
     read = prompt("read", 3000, age_s=5.0, done=1000)
     short, long = prompt("short", 50), prompt("long", 4000, age_s=3.0)
 

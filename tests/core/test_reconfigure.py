@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_the_same_settings_anew_change_nothing(stages: int) -> None:
     loops = []
     for again in (False, True):
         controller = Controller(SarathiConfig(tbt_slo_ms=100), Pipeline(stages))
-        controller.observe = noting_starts(controller.observe)
+        controller.observe = noting_starts(controller.observe)  # type: ignore[method-assign, assignment]
         loop = Loop(controller, roofline(), noise=0.02)
         loop.run(200)
         if again:
@@ -75,9 +76,9 @@ def test_what_was_seen_of_the_device_and_of_answers_goes_over() -> None:
         controller.arrived(str(i), 100)
         controller.ended(str(i), 50, 10 + i)
     controller.arrived("running", 64)
-    old = controller.policy
+    old: Any = controller.policy
     controller.reconfigure(SarathiConfig(tbt_slo_ms=200, prefill_max_wait_s=5))
-    new = controller.policy
+    new: Any = controller.policy
     assert new is not old
     assert new.experience.most_tokens == old.experience.most_tokens > 0
     assert new.experience.hybrid_steps == old.experience.hybrid_steps

@@ -294,7 +294,7 @@ def chunk_beside_decodes(loop: Loop, *prompts: int) -> int:
 def test_in_a_pipeline_a_batch_of_prompts_alone_is_not_due_when_others_are() -> None:
     loop = pipeline_loop(slo_ms=1000)
     read = StepShape(4000, 0, 0, 0.5 * 4000**2, 1)
-    loop.controller.observe(StepRecord(read, 8192, "idle", None, loop.device(read), loop.now_s))
+    loop.controller.observe(StepRecord(read, 8192, Reason.IDLE, None, loop.device(read), loop.now_s))
     now_s = loop.now_s + 60.0  # nothing has come out for a minute
     waiting = (RequestView("p", (0, 0.0), 0.0, 0, 8000),)
     view = StepView(
@@ -318,7 +318,7 @@ def test_the_first_chunks_beside_decodes_go_by_what_was_read_alone() -> None:
     controller = Controller(SarathiConfig(tbt_slo_ms=150))
     shape = StepShape(1000, 0, 0, chunk_work(0, 1000), 1)
     for _ in range(2):
-        controller.observe(StepRecord(shape, 8192, "idle", None, 0.5, 0.0))
+        controller.observe(StepRecord(shape, 8192, Reason.IDLE, None, 0.5, 0.0))
     view = StepView(0.0, 1, 1, 1000, (), (RequestView("p", (0, 0.0), 0.0, 0, 5000),), 8192)
     chunk = controller.plan(view).token_budget - 1
     assert COLD_TOKENS < chunk <= 1000 * 0.15 / 0.5
@@ -335,7 +335,7 @@ def test_with_a_remembered_device_the_first_chunks_go_by_what_was_read_alone() -
     assert controller.plan(view).token_budget == 4 + COLD_TOKENS
 
     read = StepShape(1000, 0, 0, 0.5 * 1000**2, 1)  # half as fast as remembered
-    controller.observe(StepRecord(read, 8192, "idle", None, 1.0, 0.0))
+    controller.observe(StepRecord(read, 8192, Reason.IDLE, None, 1.0, 0.0))
     assert not controller.model.ready
     assert controller.plan(view).token_budget == 4 + 100  # half of the SLO, as 1,000 tokens took a second
 

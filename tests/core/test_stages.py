@@ -29,9 +29,11 @@ TIMES = st.lists(st.floats(0.01, 2.0), min_size=1, max_size=30)
 
 
 @given(stages=st.integers(2, 5), times=TIMES, pauses=st.data())
-def test_the_time_of_a_stage_is_found_whatever_is_beside_it(stages, times, pauses) -> None:
+def test_the_time_of_a_stage_is_found_whatever_is_beside_it(
+    stages: int, times: list[float], pauses: st.DataObject
+) -> None:
     pipeline, clock = Pipeline(stages), StageClock(stages)
-    out_s = []
+    out_s: list[float] = []
     for i, stage_s in enumerate(times):
         # As an engine does: a batch goes in when one comes out, or later.
         free_s = out_s[i - stages] if i >= stages else 0.0
@@ -60,7 +62,7 @@ def gaps(first: list[tuple[float, float]], stage_s: float, count: int = 6) -> li
 
 
 @given(before_s=st.floats(0.02, 0.5), inside_s=st.floats(0.02, 0.5))
-def test_the_longest_batch_keeps_the_slo_and_a_longer_one_would_not(before_s, inside_s) -> None:
+def test_the_longest_batch_keeps_the_slo_and_a_longer_one_would_not(before_s: float, inside_s: float) -> None:
     slo_s, clock, pipeline = 1.0, StageClock(2), Pipeline(2)
     now_s = pipeline.send(0.0, before_s)
     clock.seconds(0.0, now_s)

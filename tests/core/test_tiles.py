@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def in_tiles(tile: int, speed: float = 1.0) -> Device:
     return seconds
 
 
-def loop_on(device: Device, **fields: float) -> Loop:
+def loop_on(device: Device, **fields: Any) -> Loop:
     return Loop(Controller(SarathiConfig(tbt_slo_ms=SLO_MS)), device, prompt_tokens=7001, **fields)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from argparse import Namespace
+from collections.abc import MutableMapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,13 +49,13 @@ class Server:
         self, method: str, path: str, body: bytes = b"", query: str | bytes = ""
     ) -> tuple[int, Any]:
         """`ask` in a running loop."""
-        sent: list[dict[str, Any]] = []
+        sent: list[MutableMapping[str, Any]] = []
         parts = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> dict[str, Any]:
             return parts.pop() if parts else {"type": "http.disconnect"}
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: MutableMapping[str, Any]) -> None:
             sent.append(message)
 
         scope = {

@@ -149,7 +149,7 @@ def test_a_policy_whose_budget_is_no_whole_number_is_said_to_raise(
 
     def fraction(policy: Orca, view: Any, turn: Any) -> Any:
         whole = plan(policy, view, turn)
-        return replace(whole, token_budget=whole.token_budget + 0.5)
+        return replace(whole, token_budget=whole.token_budget + 0.5)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Orca, "plan", fraction)
     with pytest.raises(AssertionError, match="has raised an error"):

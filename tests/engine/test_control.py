@@ -118,9 +118,9 @@ def test_no_request_is_lost_whatever_is_changed_when(make_config: Any, mode: str
     assert engine.scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == 63
 
 
-FRESH = dict.fromkeys(sorted({*SarathiConfig.keys()} - set(AT_START_ONLY)))
-CHANGES = [
-    {**FRESH, **settings}
+FRESH: dict[str, Any] = dict.fromkeys(sorted({*SarathiConfig.keys()} - set(AT_START_ONLY)))
+CHANGES: list[dict[str, Any]] = [
+    {**FRESH, **settings}  # type: ignore[dict-item]  # their values are of several types
     for settings in (
         {"tbt_slo_ms": 20},
         {"tbt_slo_ms": 200, "tbt_mode": "pace"},

@@ -21,7 +21,8 @@ CACHES: dict[str, Callable[[], tuple[Any, ...]]] = {
 def make_engine(make_config: Any, kind: str, blocks: int = 60, **engine_args: Any) -> ModelledEngine:
     config = make_config(enable_prefix_caching=True, max_num_batched_tokens=64, max_num_seqs=4, **engine_args)
     if kind == "hybrid":
-        config.cache_config = copied = type(config.cache_config).__new__(type(config.cache_config))
+        kind_of: Any = type(config.cache_config)
+        config.cache_config = copied = kind_of.__new__(kind_of)
         vars(copied).update(vars(make_config(enable_prefix_caching=True).cache_config))
         copied.mamba_cache_mode = "align"
     return ModelledEngine(config, blocks, kv_cache_config=cache_of(blocks, *CACHES[kind]()))

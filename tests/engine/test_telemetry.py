@@ -20,7 +20,7 @@ from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.controller import Controller
 from vllm_sarathi.core.figures import ClassGaps, Queues
 from vllm_sarathi.core.steptime.margin import CAUTION, STALE_CAUTION
-from vllm_sarathi.core.types import StepRecord, StepShape
+from vllm_sarathi.core.types import Reason, StepRecord, StepShape
 from vllm_sarathi.engine import metrics, plugin, telemetry
 from vllm_sarathi.engine.telemetry import Telemetry
 from vllm_sarathi.engine.trace_file import StepTraceFile
@@ -53,7 +53,7 @@ def record(
     measured_s: float = 0.1, decodes: int = 8, chunk: int = 32, predicted_s: float = 0.09
 ) -> StepRecord:
     shape = StepShape(decodes + chunk, decodes, 500 * decodes, 16.0 * chunk, decodes + (chunk > 0))
-    return StepRecord(shape, 48, "slo" if chunk else "none", predicted_s, measured_s, 1.0)
+    return StepRecord(shape, 48, Reason.SLO if chunk else Reason.NONE, predicted_s, measured_s, 1.0)
 
 
 def threads() -> list[threading.Thread]:

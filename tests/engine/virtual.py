@@ -146,6 +146,10 @@ class VirtualEngine:
             self.step()
         return bool(done())
 
+    def run_to(self, at_s: float) -> None:
+        """Step until it is so late."""
+        self.run_until(lambda: self.now_s >= at_s)
+
     def run_until_answered(self, *names: str, most_s: float = 1000.0) -> None:
         """Step until each of the requests has its first token, or for so many seconds."""
         self.run_until(lambda: all(self.token_s[name] for name in names), most_s)

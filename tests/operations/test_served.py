@@ -224,7 +224,7 @@ def test_every_query_is_answered_by_a_real_prometheus(
 
 
 def test_both_engines_keep_what_they_learn_in_one_file_that_is_always_whole(deployment: Deployment) -> None:
-    deadline_s, kept = time.monotonic() + PATIENCE_S, set()
+    deadline_s, kept = time.monotonic() + PATIENCE_S, set[Any]()
     while len(kept) < 3:  # each engine writes it anew every ten seconds
         assert time.monotonic() < deadline_s, f"written {len(kept)} times"
         deployment.load(8)

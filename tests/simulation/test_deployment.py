@@ -15,6 +15,7 @@ from vllm_sarathi.core.steptime.store import save_calibration
 from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.engine.offline import config_folder
 from vllm_sarathi.simulation.deployment import PAPER_DEPLOYMENTS, build, deployment, scheduler_choice
+from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.models import MODELS
 from vllm_sarathi.simulation.placement import MEMORY_SHARE, RESERVED_BYTES
 
@@ -34,7 +35,7 @@ from vllm_sarathi.simulation.placement import MEMORY_SHARE, RESERVED_BYTES
     ],
 )
 def test_deployments_by_name(name: str, ways: int, stages: int, node: int, in_flight: int) -> None:
-    place = deployment(name)
+    place: Any = deployment(name)
     assert (place.tensor_parallel, place.stages, place.devices_per_node) == (ways, stages, node)
     assert place.in_flight == in_flight
     assert place.times().stages == stages
@@ -45,12 +46,16 @@ def test_deployments_by_name(name: str, ways: int, stages: int, node: int, in_fl
 def test_the_kv_cache_is_what_the_weights_leave() -> None:
     place = deployment("mistral-7b/a100")
     weights = 2 * MODELS["mistral-7b"].parameters
-    assert place.kv_tokens == int((MEMORY_SHARE * 80e9 - weights - RESERVED_BYTES) / 131072)
+    assert place.kv_tokens == int(
+        (MEMORY_SHARE * DEVICES["a100"].memory_bytes - weights - RESERVED_BYTES) / 131072
+    )
     two = deployment("mistral-7b/a100:tp2")
-    assert two.kv_tokens == int((MEMORY_SHARE * 80e9 - weights / 2 - RESERVED_BYTES) / 65536)
+    assert two.kv_tokens == int(
+        (MEMORY_SHARE * DEVICES["a100"].memory_bytes - weights / 2 - RESERVED_BYTES) / 65536
+    )
     # Eight heads over sixteen devices: each holds one, twice over in all.
     assert deployment("mistral-7b/a100:tp16").kv_tokens == int(
-        (MEMORY_SHARE * 80e9 - weights / 16 - RESERVED_BYTES) / (131072 / 8)
+        (MEMORY_SHARE * DEVICES["a100"].memory_bytes - weights / 16 - RESERVED_BYTES) / (131072 / 8)
     )
 
 
@@ -59,10 +64,10 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         deployment("llama2-70b/a100")
     said = str(refused.value)
     for piece in (
-        "90% of 80 GB",
+        "90% of 85 GB",
         "138.0 GB of weights (69.0e9 parameters over 1)",
         "3 GB reserved",
-        "-69.0 GB",
+        "-64.4 GB",
     ):
         assert piece in said
     assert "tp2pp2" in said
@@ -77,6 +82,8 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         ("mistral-7b/tpu-v5", "valid: a100, a40, b200, b300, cpu, h100, h200, l4"),
         ("mistral-7b/a100:tp3", "32 attention heads cannot be shared by 3"),
         ("mistral-7b/a100:tp1pp33", "33 stages for 32 layers"),
+        ("llama-3.1-70b/a100:tp99999", "must be MODEL/DEVICE"),
+        ("mistral-7b/a100:skew1", "'skew' is of the loads of experts, and mistral-7b has none"),
         ("mistral-7b/a100@0", "at least 1 device"),
         ("mistral-7b/a100:what", "must be MODEL/DEVICE"),
         ("./nowhere/a100", "unknown model './nowhere', and no config.json is there"),
@@ -88,11 +95,40 @@ def test_a_mistake_is_told_the_nearest(name: str, said: str) -> None:
         deployment(name)
 
 
+def test_heads_that_devices_cannot_share_are_refused_as_vllm_does(tmp_path: Path) -> None:
+    folder = config_folder(tmp_path / "mine", num_attention_heads=12, num_key_value_heads=6, hidden_size=384)
+    for ways in (1, 2, 3, 6, 12):
+        assert deployment(f"{folder}/h100:tp{ways}").tensor_parallel == ways
+    with pytest.raises(ConfigError, match="6 heads of keys cannot be shared by 4 devices, nor copied evenly"):
+        deployment(f"{folder}/h100:tp4")
+
+
+def test_the_busiest_device_is_waited_for(tmp_path: Path) -> None:
+    keys = {
+        "model_type": "mixtral",
+        "num_local_experts": 64,
+        "num_experts_per_tok": 2,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "hidden_size": 4096,
+        "intermediate_size": 4096,
+    }
+    folder = config_folder(tmp_path / "mixed", **keys)
+
+    def step_s(how: str, tokens: int) -> float:
+        shape = StepShape(tokens, tokens, tokens, 0.0, tokens)
+        return deployment(f"{folder}/h100:tp8{how}").times().stage_s(shape)
+
+    assert step_s("ep", 4096) == pytest.approx(step_s("", 4096))
+    assert step_s("skew1.2", 32) < step_s("", 32)  # fewer experts are woken
+    assert step_s("epskew1.2", 2**16) > 1.05 * step_s("skew1.2", 2**16)
+
+
 def test_a_local_config_json_is_a_model(tmp_path: Path) -> None:
     folder = config_folder(tmp_path / "mine", num_hidden_layers=3, max_position_embeddings=4096)
     for name in (folder, folder / "config.json"):
-        place = deployment(f"{name}/l4")
-        assert (place.model.layers, place.model.dtype_bytes, place.max_tokens) == (3, 4, 4096)
+        place: Any = deployment(f"{name}/l4")
+        assert (place.model.layers, place.model.dtype_bytes, place.max_tokens) == (3, 2, 4096)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +136,8 @@ def test_a_local_config_json_is_a_model(tmp_path: Path) -> None:
     [
         ("{", "is not valid JSON"),
         ("[]", "must hold a JSON object, not list"),
-        ('{"hidden_size": 64}', "has no whole number 'num_hidden_layers'"),
+        ('{"hidden_size": 64}', "has no 'model_type'"),
+        ('{"model_type": "llama"}', "has no whole number 'num_hidden_layers'"),
     ],
 )
 def test_a_config_json_that_is_none_says_why(tmp_path: Path, text: str, said: str) -> None:
@@ -130,6 +167,8 @@ def test_a_config_json_that_is_not_understood_is_refused(
 
 def test_a_mixture_of_experts_of_ones_own_is_read(tmp_path: Path) -> None:
     keys = {"num_local_experts": 64, "num_experts_per_tok": 2, "quantization_config": {"quant_method": "fp8"}}
+    dense: Any
+    mixed: Any
     dense, mixed = (
         deployment(f"{config_folder(tmp_path / name, **more)}/h100:tp2")
         for name, more in (("dense", {}), ("mixed", keys))
@@ -217,7 +256,7 @@ def test_the_cpu_is_what_profile_measured_last(tmp_path: Path, monkeypatch: pyte
     calibrate(kept, served, 0.080, dtype="b")
     calibrate(kept, served, 0.001, device="NVIDIA A100")  # not a CPU's
     calibrate(kept, "another", 0.002)
-    place = deployment(f"{served}/cpu", str(kept))
+    place: Any = deployment(f"{served}/cpu", str(kept))
     assert place.in_flight == 1  # vLLM schedules synchronously on a CPU
     assert place.kv_tokens == 2**30 // place.model.kv_bytes_per_token
     decode = StepShape(1, 1, 100, 0.0, 1)

@@ -184,5 +184,5 @@ def test_experts_are_read_as_they_are_woken() -> None:
     times = Roofline(replace(MISTRAL, described=kinds), A100)
     floors = [times._floor_s(tokens) - times._dense_floor_s for tokens in (1, 10_000)]
     assert floors == pytest.approx([32 * n * 2e7 / (2.039e12 * BANDWIDTH_SHARE) for n in (2, 64)])
-    even, uneven = (replace(MISTRAL, described=kinds, imbalance=share) for share in (0.0, 0.5))
+    even, uneven = (replace(MISTRAL, described=kinds, skew=skew) for skew in (0.0, 1.2))
     assert Roofline(uneven, A100)._floor_s(32) < Roofline(even, A100)._floor_s(32)

@@ -63,8 +63,8 @@ class Core(EngineCore):
         self.now_s = 0.0
         self.scheduler = scheduler
         self.batch_queue_size = in_flight
-        self.batch_queue = deque(maxlen=in_flight) if in_flight > 1 else None
-        self.aborts_queue = Queue()
+        self.batch_queue: Any = deque(maxlen=in_flight) if in_flight > 1 else None
+        self.aborts_queue: Queue[Any] = Queue()
         self.model_executor: Any = Executor(self, stages)
         self.is_mm_encoder_only = False
         self.is_pooling_model = True  # the executor's first answer is the whole one

@@ -14,7 +14,8 @@ from vllm_sarathi.simulation.devices import measured, package
 from vllm_sarathi.simulation.devices.corrections import corrections_for
 from vllm_sarathi.simulation.devices.measured import MeasuredTimes, kernels
 from vllm_sarathi.simulation.devices.package import Spread
-from vllm_sarathi.simulation.placement import MeasuredDeployment, RooflineDeployment
+from vllm_sarathi.simulation.devices.roofline import DEVICES
+from vllm_sarathi.simulation.placement import MEMORY_SHARE, MeasuredDeployment, RooflineDeployment
 
 pytest.importorskip("aiconfigurator_core")
 
@@ -282,7 +283,7 @@ def test_the_kv_cache_knows_experts_latent_attention_and_fp8() -> None:
 def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(ConfigError) as refused:
         deployment("meta-llama/Llama-3.1-70B/h100")
-    for piece in ("90% of 86 GB", "141.1 GB of weights", "needs 42.9 GB", "tp2pp2"):
+    for piece in ("90% of 85 GB", "141.1 GB of weights", "needs 42.9 GB", "tp2pp2"):
         assert piece in str(refused.value)
 
 
@@ -323,16 +324,68 @@ def test_a_device_without_tables_is_a_roofline_and_says_why() -> None:
         ("Qwen/Qwen3-32B/h100:tp3", "64 attention heads cannot be shared by 3"),
         ("Qwen/Qwen3-33B/h100", "did you mean 'Qwen/Qwen3-32B'?"),
         ("mistral-7b/a100:tp2ep", "'ep' distributes experts, and mistral-7b has none"),
-        ("moonshotai/Kimi-K3/l4:tp8", "'attn_res_block_size' is not understood"),
+        ("moonshotai/Kimi-K3/l4:tp8", "'model_type' is 'kimi_linear', which is not understood"),
         ("Qwen/Qwen3-32B/h100:", "must be MODEL/DEVICE"),
         ("Qwen/Qwen3-32B/h100:tp0", "tp and pp are at least 1"),
         ("Qwen/Qwen3-32B/h100:tp2pp0", "tp and pp are at least 1"),
+        ("Qwen/Qwen3-32B/h100:tp8ep", "'ep' distributes experts, and Qwen/Qwen3-32B has none"),
+        ("Qwen/Qwen3-32B/h100:skew1.2", "'skew' is of the loads of experts, and Qwen/Qwen3-32B has none"),
+        ("Qwen/Qwen3-32B/h100:pp65", "65 stages for 64 layers"),
+        (
+            "Qwen/Qwen3-32B-FP8/b200:nvfp4",
+            "is quantized already, and vLLM does not quantize it again to nvfp4",
+        ),
         ("Qwen/Qwen3-32B/8xh100:tp2", "8 devices and tp2 contradict each other"),
     ],
 )
 def test_a_mistake_is_one_sentence(name: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         deployment(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Qwen/Qwen3-32B/h100:tp16", "a layer that devices of several machines share"),
+        ("Qwen/Qwen3-32B/h100:tp8@4", "machines with 4 devices"),
+        ("Qwen/Qwen3-30B-A3B/h100:tp4epskew2", "experts' loads of skew 0.0, 1.01, 1.2, not 2"),
+    ],
+)
+def test_what_tables_do_not_tell_is_a_roofline_and_says_why(name: str, reason: str) -> None:
+    place = deployment(name)
+    assert isinstance(place, RooflineDeployment)
+    assert reason in place.source.lines[1]
+
+
+def test_machines_that_hold_a_replica_change_nothing() -> None:
+    assert deployment("Qwen/Qwen3-32B/h100:tp4@4").source == deployment("Qwen/Qwen3-32B/h100:tp4").source
+
+
+def test_how_uneven_the_experts_loads_are_is_a_setting() -> None:
+    even, own, steep = (
+        deployment(f"Qwen/Qwen3-30B-A3B/h100:tp8ep{skew}")
+        .times()
+        .stage_s(StepShape(512, 512, 2**19, 0.0, 512))
+        for skew in ("skew0", "", "skew1.2")
+    )
+    assert even != own == steep  # what the package takes by default
+
+
+def test_a_device_has_the_same_memory_for_both_sources() -> None:
+    for name in package.SYSTEMS:
+        assert DEVICES[name].memory_bytes == deployment(f"Qwen/Qwen3-8B/{name}:tp4").unit.memory_bytes
+    tables, sheet = deployment("Qwen/Qwen3-32B/h100:tp4"), deployment("qwen3-32b/h100:tp4")
+    assert isinstance(tables, MeasuredDeployment)
+    memory = tables.kernels.memory
+    room = MEMORY_SHARE * DEVICES["h100"].memory_bytes - memory.weights - memory.other
+    assert tables.kv_tokens == int(memory.tokens_in(room))
+    assert tables.kv_tokens == pytest.approx(sheet.kv_tokens, rel=0.05)
+
+
+def test_a_checkpoint_that_tables_miss_is_as_quantized_as_it_is() -> None:
+    place = deployment("nvidia/Llama-3.1-70B-Instruct-FP8/l4:tp8")
+    assert isinstance(place, RooflineDeployment)
+    assert (place.model.precision.mlp, place.model.precision.kv) == (1.0, 1.0)
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

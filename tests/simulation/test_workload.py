@@ -121,7 +121,7 @@ def test_arrivals_have_their_rate_and_their_burstiness(kind: str, squared_variat
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_seed_decides_all_of_a_workload_and_the_rate_only_the_times(workload: str) -> None:
     np.random.seed(1)  # the global generator, which nobody may touch
-    before = np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    before = np.random.get_state()[1].tolist()  # type: ignore[index]
     one = synthetic(workload, 2.0, 50, seed=3)
     assert synthetic(workload, 2.0, 50, seed=3) == one
     assert synthetic(workload, 2.0, 50, seed=4) != one
@@ -130,7 +130,7 @@ def test_a_seed_decides_all_of_a_workload_and_the_rate_only_the_times(workload: 
         (r.prompt_tokens, r.output_tokens) for r in one
     ]
     assert [2 * r.arrival_s for r in faster] == pytest.approx([r.arrival_s for r in one])
-    assert np.random.get_state()[1].tolist() == before  # type: ignore[index,union-attr]
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
 
 
 def test_a_trace_at_another_rate_keeps_its_rhythm() -> None:

@@ -38,7 +38,8 @@ PrefillDeploymentOption = Annotated[
     typer.Option(help="Deployment of the prefill replicas, MODEL/DEVICE; that of the others by default."),
 ]
 LinkOption = Annotated[
-    float, typer.Option(help="Bandwidth at which each of them sends its KV cache, Gbit/s.")
+    float | None,
+    typer.Option(help="Bandwidth at which each of them sends its KV cache, Gbit/s; 400 by default."),
 ]
 FailOption = Annotated[list[str] | None, typer.Option(help="REPLICA@SECONDS: one fails; may be repeated.")]
 AddOption = Annotated[
@@ -62,7 +63,7 @@ def fleet(
     ttft_slo_ms: TtftOption = None,
     prefill_replicas: PrefillOption = 0,
     prefill_deployment: PrefillDeploymentOption = None,
-    link_gbps: LinkOption = 400.0,
+    link_gbps: LinkOption = None,
     fail: FailOption = None,
     add: AddOption = None,
     on_failure: FailureOption = "reroute",
@@ -98,6 +99,6 @@ def _run(asked: Any, wanted: Any, rate: float | None, ray: str | None, json: Pat
     spec = room.spec_of(asked, wanted, share_prefixes=any(request.prefix for request in sent))
     with console.status(f"simulating {len(sent):,} requests on {len(spec.roles)} replicas"):
         result = room.run_fleet(spec, sent, ray)
-    rows = room.rows_of(asked, wanted, simulated.rate_of(sent), spec, result)
+    rows = room.rows_of(asked, wanted, (rate, simulated.rate_of(sent)), spec, result)
     console.print(room.fleet_table(rows))
     results.write_rows(rows, json)

@@ -125,6 +125,8 @@ def validate(
     from vllm_sarathi.core.config import ConfigError
 
     if silicon:
+        if every and ids is not None:
+            raise ConfigError("--all: has no effect with --ids, which names the rows.")
         _validate_silicon(ids, every, json)
         return
     for option, given in (("--ids", ids is not None), ("--all", every)):

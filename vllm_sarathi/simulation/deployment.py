@@ -20,12 +20,16 @@ from vllm_sarathi.core.config import (
 from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
 from vllm_sarathi.simulation.calibrated import Ratios, StepModel, calibrated_model, normal_ratios
+from vllm_sarathi.simulation.config_reader import INNER, listed
 from vllm_sarathi.simulation.devices.measured import kernels
 from vllm_sarathi.simulation.devices.package import (
+    MACHINE_DEVICES,
+    PACKAGE,
     NotMeasured,
     Spread,
     known_models,
     model_config,
+    read_config,
 )
 from vllm_sarathi.simulation.devices.roofline import device
 from vllm_sarathi.simulation.express import express_class
@@ -36,10 +40,11 @@ from vllm_sarathi.simulation.placement import (
     CPU_MEMORY_VARIABLE,
     CalibratedDeployment,
     Deployment,
+    DoesNotFit,
     MeasuredDeployment,
     RooflineDeployment,
 )
-from vllm_sarathi.simulation.quantization import NAMED_BYTES
+from vllm_sarathi.simulation.quantization import METHODS, NAMED_BYTES
 
 BLOCK_TOKENS = 16
 
@@ -58,8 +63,9 @@ machine, with 100 Gbit Ethernet between machines."""
 
 PATTERN = re.compile(
     r"(?:(?P<count>\d+)x)?(?P<device>[^:@]+)"
-    r"(?::(?=.)(?P<precision>fp8|nvfp4)?(?:tp(?P<tp>\d+))?(?:pp(?P<pp>\d+))?(?P<ep>ep)?(?P<kv>kvfp8)?)?"
-    r"(?:@(?P<node>\d+))?"
+    r"(?::(?=.)(?P<precision>fp8|nvfp4)?(?:tp(?P<tp>\d{1,4}))?(?:pp(?P<pp>\d{1,4}))?(?P<ep>ep)?"
+    r"(?:skew(?P<skew>\d(?:\.\d{1,3})?))?(?P<kv>kvfp8)?)?"
+    r"(?:@(?P<node>\d{1,4}))?"
 )
 
 
@@ -73,8 +79,9 @@ def deployment(name: str, calibration_dir: str | None = None, longest: int | Non
     Args:
         name: `MODEL/DEVICE`, with what the devices are to do after a colon: `:tp4` or `:tp4pp2` for several, `:fp8`
             (or `:fp8tp4`) for weights in FP8 instead of the checkpoint's own precision, `ep` after them for experts
-            that are distributed whole, `kvfp8` at the end for a KV cache in FP8; and `@4` for four devices to a
-            machine. `MODEL/4xDEVICE` is short for `:tp4`.
+            that are distributed whole, `skew1.2` for experts whose loads follow a power law of that exponent, `kvfp8`
+            at the end for a KV cache in FP8; and `@4` for four devices to a machine. `MODEL/4xDEVICE` is short for
+            `:tp4`.
         calibration_dir: where the calibrations for `MODEL/cpu` are, as `--calibration-dir` of `vllm serve` takes it.
         longest: the longest request that is served (`--max-model-len`); None for the model's own.
 
@@ -100,7 +107,8 @@ def deployment(name: str, calibration_dir: str | None = None, longest: int | Non
         raise ConfigError(
             f"--deployment {name!r}: {match['count']} devices and tp{tensor_parallel} contradict each other."
         )
-    spread = Spread(tensor_parallel, stages, bool(match["ep"]), match["precision"], bool(match["kv"]))
+    skew = None if match["skew"] is None else float(match["skew"])
+    spread = Spread(tensor_parallel, stages, bool(match["ep"]), match["precision"], bool(match["kv"]), skew)
     made = _deployment(name, model_name, match["device"].lower(), spread, devices_per_node)
     if longest is not None:
         made = replace(made, max_tokens=longest)
@@ -125,7 +133,9 @@ def _deployment(
     if hub_name is None:
         shape = _described_shape(model_name)
     else:
+        _check_spread(name, model_name, spread, _known_limits(hub_name))
         try:
+            _check_machines(spread, devices_per_node)
             measured = kernels(hub_name, device_name, spread)
         except NotMeasured as reason:
             notes = (
@@ -134,25 +144,103 @@ def _deployment(
             shape = shape_of_config(model_config(hub_name), f"--deployment {name}: {reason}; its config.json")
         else:
             return MeasuredDeployment(**common, max_tokens=measured.max_tokens, kernels=measured)
+    _check_spread(name, model_name, spread, Limits.of(shape))
     if spread.precision is not None:
         shape = shape.weights_in(NAMED_BYTES[spread.precision])
     if spread.fp8_kv:
         shape = shape.kv_in(1.0)
-    if spread.expert_parallel and shape.experts is None:
-        raise ConfigError(f"--deployment {name!r}: 'ep' distributes experts, and {model_name} has none.")
-    ways = spread.tensor_parallel
-    if shape.heads % ways:
-        raise ConfigError(
-            f"--deployment {name!r}: {shape.heads} attention heads cannot be shared by {ways} devices."
-        )
-    if spread.stages > shape.layers:
-        raise ConfigError(f"--deployment {name!r}: {spread.stages} stages for {shape.layers} layers.")
+    if shape.unread:
+        notes += (f"its config.json has keys that were not used and may matter: {listed(shape.unread)}.",)
     longest = shape.max_position
     if name.lower() in PAPER_DEPLOYMENTS:
         longest = max(longest, PAPER_MAX_TOKENS)
     return RooflineDeployment(
-        **common, max_tokens=longest, model=shape, devices_per_node=devices_per_node, notes=notes
+        **common,
+        max_tokens=longest,
+        model=replace(shape, skew=spread.skew or 0.0),
+        devices_per_node=devices_per_node,
+        expert_parallel=spread.expert_parallel,
+        notes=notes,
     )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds how a model can be spread over devices.
+
+    Attributes:
+        heads, kv_heads: of its attention; for a latent, which every device has, one of keys.
+        layers: of the model.
+        experts: whether it has any.
+        weight_bytes: of a quantized weight; None for a checkpoint that is not quantized.
+    """
+
+    heads: int
+    kv_heads: int
+    layers: int
+    experts: bool
+    weight_bytes: float | None
+
+    @classmethod
+    def of(cls, shape: ModelShape) -> "Limits":
+        """Return those of a shape."""
+        least = min(shape.precision.mlp, shape.precision.experts, shape.precision.attention)
+        quantized = least if least < shape.dtype_bytes else None
+        return cls(shape.heads, shape.kv_heads, shape.layers, shape.experts is not None, quantized)
+
+
+def limits_of(model_name: str) -> Limits:
+    """Return those of a model by name.
+
+    Raises:
+        ConfigError: an unknown model; or a config.json that is not understood.
+    """
+    hub_name = known_models().get(model_name.lower())
+    return Limits.of(_described_shape(model_name)) if hub_name is None else _known_limits(hub_name)
+
+
+def _known_limits(hub_name: str) -> Limits:
+    """Return those of a model that aiconfigurator-core knows."""
+    config = read_config(hub_name)
+    said = config["raw_config"]
+    decoder = next((said[key] for key in INNER if said.get(key)), said)
+    kv_heads = 1 if decoder.get("kv_lora_rank") else int(config["n_kv"])
+    width = METHODS.get(str(said["quant_algo"]).removesuffix("_block")) if said.get("quant_algo") else None
+    return Limits(int(config["n"]), kv_heads, int(config["layers"]), bool(config["num_experts"]), width)
+
+
+def _check_spread(name: str, model_name: str, spread: Spread, limits: Limits) -> None:
+    """Refuse what vLLM refuses, and what would change nothing.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    ways, origin = spread.tensor_parallel, f"--deployment {name!r}"
+    if not limits.experts and (spread.expert_parallel or spread.skew is not None):
+        said = "'ep' distributes" if spread.expert_parallel else "'skew' is of the loads of"
+        raise ConfigError(f"{origin}: {said} experts, and {model_name} has none.")
+    if limits.heads % ways:
+        raise DoesNotFit(f"{origin}: {limits.heads} attention heads cannot be shared by {ways} devices.")
+    if max(limits.kv_heads, ways) % min(limits.kv_heads, ways):
+        raise DoesNotFit(
+            f"{origin}: {limits.kv_heads} heads of keys cannot be shared by {ways} devices, nor copied evenly."
+        )
+    if spread.stages > limits.layers:
+        raise DoesNotFit(f"{origin}: {spread.stages} stages for {limits.layers} layers.")
+    asked = None if spread.precision is None else NAMED_BYTES[spread.precision]
+    if asked is not None and limits.weight_bytes is not None and asked != limits.weight_bytes:
+        raise ConfigError(
+            f"{origin}: the checkpoint is quantized already, and vLLM does not quantize it again to "
+            f"{spread.precision}; leave {spread.precision!r} out."
+        )
+
+
+def _check_machines(spread: Spread, devices_per_node: int) -> None:
+    """Raise NotMeasured where a replica's layers, or with fewer devices to a machine its stages, are of several."""
+    if spread.tensor_parallel > MACHINE_DEVICES:
+        raise NotMeasured(f"{PACKAGE} has no tables of a layer that devices of several machines share")
+    if devices_per_node < min(spread.devices, MACHINE_DEVICES):
+        raise NotMeasured(f"{PACKAGE} has no tables of machines with {devices_per_node} devices")
 
 
 def _described_shape(model_name: str) -> ModelShape:

@@ -18,6 +18,7 @@ class Attention:
         kv_elements: numbers in the KV cache for each token.
         kv_heads: over how many devices they can be spread; beyond, and for a latent (1), each has a copy.
         window: tokens that it looks back; None for all.
+        projections: weights of each, by its usual name.
     """
 
     parameters: int
@@ -25,6 +26,7 @@ class Attention:
     kv_elements: int
     kv_heads: int
     window: int | None = None
+    projections: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,12 @@ class State:
     Attributes:
         parameters: weights of its projections.
         state_bytes: for each sequence.
+        projections: weights of each, by its usual name.
     """
 
     parameters: int
     state_bytes: int
+    projections: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +60,31 @@ class Experts:
     parameters: int
     shared_parameters: int
 
-    def touched(self, tokens: float, imbalance: float = 0.0) -> float:
+    def chances(self, skew: float = 0.0) -> tuple[float, ...]:
+        """Return for each expert how likely a token uses it, the most likely first.
+
+        Args:
+            skew: exponent of the power law that the loads of the experts follow; 0 for even loads.
+        """
+        weights = [float(rank**-skew) for rank in range(1, self.count + 1)]
+        each = self.active / sum(weights)
+        return tuple(min(1.0, each * weight) for weight in weights)
+
+    def touched(self, tokens: float, skew: float = 0.0, devices: int = 1) -> float:
         """Return how many experts some tokens wake, on average.
 
         Args:
             tokens: in the step.
-            imbalance: share of the draws that go to those that are drawn already; 0 for even draws.
+            skew: as in `chances`.
+            devices: that whole experts are dealt out to in turn; what the busiest has counts for all of them.
         """
-        draws = tokens * (1 - imbalance)
-        missed = (1 - self.active / self.count) ** max(1.0, draws)
-        return float(self.count * (1 - missed))
+        count = max(1.0, tokens)
+        return float(devices * sum(1 - (1 - chance) ** count for chance in self.chances(skew)[::devices]))
+
+    def busiest(self, skew: float, devices: int) -> float:
+        """Return the load of the busiest device over the mean; the arguments are those of `touched`."""
+        chances = self.chances(skew)
+        return devices * sum(chances[::devices]) / sum(chances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +125,19 @@ def grouped_attention(
         keys_are_values: whether one projection gives both (each is cached all the same).
     """
     value = value_dim or head_dim
-    projected = heads * head_dim * (2 if gated else 1) + kv_heads * (
-        head_dim + (0 if keys_are_values else value)
+    projections = (
+        ("q_proj", hidden * heads * head_dim * (2 if gated else 1)),
+        ("k_proj", hidden * kv_heads * head_dim),
+        ("v_proj", 0 if keys_are_values else hidden * kv_heads * value),
+        ("o_proj", hidden * heads * value),
     )
     return Attention(
-        parameters=hidden * (projected + heads * value),
+        parameters=sum(weights for _, weights in projections),
         pair_flops=2 * heads * (head_dim + value),
         kv_elements=kv_heads * (head_dim + value),
         kv_heads=kv_heads,
         window=window,
+        projections=projections,
     )
 
 
@@ -137,18 +160,29 @@ def latent_attention(
         indexer: heads and their dimension of what chooses tokens to attend to; None without.
     """
     query_dim = nope_dim + rope_dim
-    queries = heads * query_dim * (query_rank or hidden) + hidden * query_rank
-    latent = hidden * (kv_rank + rope_dim) + kv_rank * heads * (nope_dim + value_dim)
-    chooser, cached = 0, kv_rank + rope_dim
+    queries = heads * query_dim * (query_rank or hidden)
+    projections = [
+        *(
+            (("q_a_proj", hidden * query_rank), ("q_b_proj", queries))
+            if query_rank
+            else (("q_proj", queries),)
+        ),
+        ("kv_a_proj_with_mqa", hidden * (kv_rank + rope_dim)),
+        ("kv_b_proj", kv_rank * heads * (nope_dim + value_dim)),
+        ("o_proj", heads * value_dim * hidden),
+    ]
+    cached = kv_rank + rope_dim
     if indexer is not None:
         index_heads, index_dim = indexer
         chooser = (query_rank or hidden) * index_heads * index_dim + hidden * (index_dim + index_heads)
+        projections.append(("indexer", chooser))
         cached += index_dim
     return Attention(
-        parameters=queries + latent + heads * value_dim * hidden + chooser,
+        parameters=sum(weights for _, weights in projections),
         pair_flops=2 * heads * (query_dim + value_dim),
         kv_elements=cached,
         kv_heads=1,
+        projections=tuple(projections),
     )
 
 
@@ -163,10 +197,16 @@ def gated_delta(
 ) -> State:
     """Return linear attention by the gated delta rule (arXiv 2412.06464), as Qwen3-Next has it."""
     keys, values = key_heads * key_dim, value_heads * value_dim
-    parameters = hidden * (2 * keys + 2 * values + 2 * value_heads) + values * hidden
+    projections = (
+        ("in_proj_qkvz", hidden * (2 * keys + values)),
+        ("in_proj_z", hidden * values),
+        ("in_proj_ba", hidden * 2 * value_heads),
+        ("out_proj", values * hidden),
+    )
+    parameters = sum(weights for _, weights in projections)
     # The state is in 32 bits, the last inputs of the convolution in the model's own.
     state = 4 * value_heads * key_dim * value_dim + element_bytes * (taps - 1) * (2 * keys + values)
-    return State(parameters + taps * (2 * keys + values), state)
+    return State(parameters + taps * (2 * keys + values), state, projections)
 
 
 def mamba2(
@@ -174,5 +214,6 @@ def mamba2(
 ) -> State:
     """Return a Mamba-2 layer (arXiv 2405.21060)."""
     inner, mixed = heads * head_dim, heads * head_dim + 2 * groups * state
-    parameters = hidden * (inner + mixed + heads) + inner * hidden + taps * mixed
-    return State(parameters, 4 * heads * head_dim * state + element_bytes * (taps - 1) * mixed)
+    projections = (("in_proj", hidden * (inner + mixed + heads)), ("out_proj", inner * hidden))
+    parameters = sum(weights for _, weights in projections) + taps * mixed
+    return State(parameters, 4 * heads * head_dim * state + element_bytes * (taps - 1) * mixed, projections)

@@ -7,17 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import ConfigError, nearest_hint
-from vllm_sarathi.simulation.config_json import (
-    Reader,
-    check_understood,
-    decoder_of,
-    element_bytes,
-    is_gated,
-    read_layers,
-    read_precision,
-)
+from vllm_sarathi.simulation.config_json import dense_width, element_bytes, grouped, is_tied, read_layers
+from vllm_sarathi.simulation.config_reader import read_config
 from vllm_sarathi.simulation.layers import Experts, LayerKind, grouped_attention
-from vllm_sarathi.simulation.quantization import Precision
+from vllm_sarathi.simulation.quantization import QUANTIZED_BESIDE, Precision, precision_of, stated_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +29,8 @@ class ModelShape:
         dtype_bytes: bytes of an element of what is not quantized.
         described: its layers, where they are not all of one dense kind.
         stated: bytes of its weights and its KV cache, where they are not all of `dtype_bytes`.
-        imbalance: of the experts' load: see `layers.Experts.touched`.
+        skew: of the experts' loads: see `layers.Experts.chances`.
+        unread: keys of its config.json that were not used, and may matter.
     """
 
     layers: int
@@ -52,7 +46,8 @@ class ModelShape:
     dtype_bytes: int = 2
     described: tuple[LayerKind, ...] = ()
     stated: Precision | None = None
-    imbalance: float = 0.0
+    skew: float = 0.0
+    unread: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
@@ -199,18 +194,21 @@ def model_shape(name: str, elsewhere: Iterable[str] = ()) -> ModelShape:
     if not path.is_file():
         raise UnknownModel(
             f"--deployment: unknown model {name!r}, and no config.json is there; "
-            f"{nearest_hint(name, (*MODELS, *elsewhere))} Any other model is a folder with its config.json: "
-            "FOLDER/DEVICE."
+            f"{_hint(name, elsewhere)} Any other model is a folder with its config.json: FOLDER/DEVICE."
         )
     config = _read_object(path)
     beside = path.with_name(QUANTIZED_BESIDE)
     if beside.is_file() and not config.get("quantization_config"):
-        config["quantization_config"] = _read_object(beside).get("quantization")
+        config["quantization_config"] = stated_beside(_read_object(beside), str(beside))
     return shape_of_config(config, str(path))
 
 
-QUANTIZED_BESIDE = "hf_quant_config.json"
-"""Where ModelOpt says how a checkpoint is quantized whose config.json does not."""
+def _hint(name: str, elsewhere: Iterable[str]) -> str:
+    """Return the nearest model, or those with a short name and how many others there are."""
+    hint, others = nearest_hint(name, (*MODELS, *elsewhere)), len(set(elsewhere))
+    if hint.startswith("did you mean") or not others:
+        return hint
+    return f"valid: {', '.join(sorted(MODELS))}, and {others} models by their names on a hub, such as Qwen/Qwen3-8B."
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -229,27 +227,29 @@ def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
     Raises:
         ConfigError: a key is missing, or says something that is not understood; it is named.
     """
-    decoder = decoder_of(config)
-    check_understood(decoder, origin)
-    read = Reader(decoder, origin)
-    kinds = read_layers(read)
-    layers = sum(kind.count for kind in kinds)
-    hidden, heads = read.number("hidden_size", "n_embd"), read.number("num_attention_heads", "n_head")
-    attention = next((kind.attention for kind in kinds if kind.attention), None)
+    read = read_config(config, origin)
+    layers = read_layers(read)
+    hidden, heads = read.number("hidden_size"), read.number("num_attention_heads")
+    attention = next((layer.attention for layer in layers if layer.attention), None)
+    embedded = read.number("word_embed_proj_dim", default=hidden)
+    if embedded != hidden:
+        raise read.error(
+            f"'word_embed_proj_dim' is {embedded}, which is not understood beside a width of {hidden}."
+        )
+    width = read.number("moe_intermediate_size", default=0) or dense_width(read)
     return ModelShape(
-        layers=layers,
+        layers=len(layers),
         hidden=hidden,
         heads=heads,
         kv_heads=attention.kv_heads if attention else heads,
         head_dim=read.number("head_dim", "attention_head_dim", default=hidden // heads),
-        intermediate=read.number(
-            "moe_intermediate_size", "intermediate_size", "ffn_hidden_size", "n_inner", default=4 * hidden
-        ),
+        intermediate=width,
         vocab=read.number("vocab_size"),
-        max_position=read.number("max_position_embeddings", "n_positions", default=2048),
-        gated=is_gated(read),
-        tied=read.flag("tie_word_embeddings"),
+        max_position=read.number("max_position_embeddings"),
+        gated=read.family.gated,
+        tied=is_tied(read),
         dtype_bytes=element_bytes(read),
-        described=tuple(kinds),
-        stated=read_precision(read, layers),
+        described=grouped(layers),
+        stated=precision_of(read.config, element_bytes(read), layers, read.family.gated, origin),
+        unread=read.unread(),
     )

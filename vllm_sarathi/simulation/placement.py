@@ -26,6 +26,10 @@ CPU_MEMORY_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 """GiB for the KV cache, as `vllm serve` reads it."""
 
 
+class DoesNotFit(ConfigError):
+    """Devices that cannot hold a model, or that cannot share it."""
+
+
 @dataclass(frozen=True)
 class Deployment:
     """A model on devices.
@@ -52,7 +56,7 @@ class Deployment:
         """Tokens that the KV cache holds.
 
         Raises:
-            ConfigError: too few for one request, with the arithmetic.
+            DoesNotFit: too few for one request, with the arithmetic.
         """
         raise NotImplementedError
 
@@ -88,11 +92,13 @@ class RooflineDeployment(Deployment):
     Attributes:
         model: the model's shape.
         devices_per_node: devices in one machine.
+        expert_parallel: whether experts are distributed whole.
         notes: why nothing better was to be had; sentences.
     """
 
     model: ModelShape
     devices_per_node: int = 8
+    expert_parallel: bool = False
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -100,7 +106,7 @@ class RooflineDeployment(Deployment):
         """Tokens that the KV cache holds.
 
         Raises:
-            ConfigError: the model does not fit, with the arithmetic.
+            DoesNotFit: the model does not fit, with the arithmetic.
         """
         devices = self.tensor_parallel * self.stages
         weights = self.model.weight_bytes / devices
@@ -108,7 +114,7 @@ class RooflineDeployment(Deployment):
         room = MEMORY_SHARE * self.unit.memory_bytes - weights - RESERVED_BYTES
         tokens = int(room / whole * self.max_tokens) if room > 0 else 0
         if tokens < self.max_tokens:
-            raise ConfigError(
+            raise DoesNotFit(
                 f"--deployment {self.name}: does not fit: {MEMORY_SHARE:.0%} of {self.unit.memory_bytes / 1e9:.0f} GB "
                 f"per device less {weights / 1e9:.1f} GB of weights ({self.model.parameters / 1e9:.1f}e9 parameters "
                 f"over {devices}) less {RESERVED_BYTES / 1e9:.0f} GB reserved leaves {room / 1e9:.1f} GB of KV cache, "
@@ -134,7 +140,14 @@ class RooflineDeployment(Deployment):
 
     def times(self, seed: int = 0) -> StepTimes:
         """Return how long its steps take."""
-        return Roofline(self.model, self.unit, self.tensor_parallel, self.stages, self.devices_per_node)
+        return Roofline(
+            self.model,
+            self.unit,
+            self.tensor_parallel,
+            self.stages,
+            self.devices_per_node,
+            self.expert_parallel,
+        )
 
 
 @dataclass(frozen=True)
@@ -152,15 +165,15 @@ class MeasuredDeployment(Deployment):
         """Tokens that the KV cache holds.
 
         Raises:
-            ConfigError: the model does not fit, with the arithmetic.
+            DoesNotFit: the model does not fit, with the arithmetic.
         """
-        memory = self.kernels.memory
-        room = MEMORY_SHARE * memory.capacity - memory.weights - memory.other
+        memory, capacity = self.kernels.memory, self.unit.memory_bytes
+        room = MEMORY_SHARE * capacity - memory.weights - memory.other
         tokens = memory.tokens_in(room) if room > 0 else 0
         if tokens >= self.max_tokens:
             return int(tokens)
-        raise ConfigError(
-            f"--deployment {self.name}: does not fit: {MEMORY_SHARE:.0%} of {memory.capacity / 1e9:.0f} GB per device "
+        raise DoesNotFit(
+            f"--deployment {self.name}: does not fit: {MEMORY_SHARE:.0%} of {capacity / 1e9:.0f} GB per device "
             f"less {memory.weights / 1e9:.1f} GB of weights less {memory.other / 1e9:.1f} GB for activations and "
             f"communication leaves {room / 1e9:.1f} GB of KV cache, and one request of {self.max_tokens} tokens "
             f"needs {self.max_tokens * memory.kv_token / 1e9:.1f} GB; spread it over more devices "
@@ -201,11 +214,11 @@ class CalibratedDeployment(Deployment):
         """Tokens that the KV cache holds.
 
         Raises:
-            ConfigError: too few for one request, with the arithmetic.
+            DoesNotFit: too few for one request, with the arithmetic.
         """
         room, token = self.unit.memory_bytes, self.model.kv_bytes_per_token
         if room < self.max_tokens * token:
-            raise ConfigError(
+            raise DoesNotFit(
                 f"--deployment {self.name}: does not fit: {CPU_MEMORY_VARIABLE} is {room / 2**30:.0f} GiB, and one "
                 f"request of {self.max_tokens} tokens needs {self.max_tokens * token / 2**30:.1f} GiB of KV cache."
             )

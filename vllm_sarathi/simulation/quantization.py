@@ -1,41 +1,13 @@
 """In how many bits a checkpoint's weights and its KV cache are, by the `quantization_config` of its config.json."""
 
-import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_sarathi.core.config import ConfigError
-
-MODULES = {
-    "attention": ("self_attn.o_proj", "mixer.o_proj", "attention.wo"),
-    "state": ("linear_attn.out_proj", "mixer.out_proj"),
-    "mlp": ("mlp.down_proj", "mixer.down_proj", "feed_forward.down_proj"),
-    "shared": (
-        "mlp.shared_experts.down_proj",
-        "mlp.shared_expert.down_proj",
-        "block_sparse_moe.shared_experts.down_proj",
-        "mixer.shared_experts.down_proj",
-        "feed_forward.shared_expert.down_proj",
-    ),
-    "experts": (
-        "mlp.experts.0.down_proj",
-        "mlp.experts",
-        "block_sparse_moe.experts.0.w2",
-        "mixer.experts.0.down_proj",
-        "feed_forward.experts.down_proj",
-        "experts.0.down_proj",
-    ),
-}
-"""What modules are called inside a layer, by what they are; a list of exceptions in a checkpoint names some."""
-
-PREFIXES = (
-    "model.layers.",
-    "language_model.model.layers.",
-    "model.language_model.layers.",
-    "backbone.layers.",
-)
+from vllm_sarathi.simulation.checkpoint_modules import PARTS, Listed, names_of, projections_of
+from vllm_sarathi.simulation.layers import LayerKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +15,7 @@ class Precision:
     """Bytes of an element, scales included.
 
     Attributes:
-        attention, state, mlp, shared, experts: of weights, by MODULES.
+        attention, state, mlp, shared, experts: of weights, by checkpoint_modules.PARTS.
         rest: of embeddings, the output, norms.
         kv: of the KV cache.
     """
@@ -63,20 +35,160 @@ class Precision:
 
     def with_weights(self, element_bytes: float) -> "Precision":
         """Return it with all that is quantized in a layer in `element_bytes`."""
-        return replace(self, **dict.fromkeys(MODULES, element_bytes))
+        return replace(self, **dict.fromkeys(PARTS, element_bytes))
 
 
-NAMED_BYTES = {"fp8": 1.0, "nvfp4": 0.5 + 1 / 16, "int4": 0.5 + 2 / 128}
+NVFP4_BYTES, MXFP4_BYTES = 0.5 + 1 / 16, 0.5 + 1 / 32
+
+NAMED_BYTES = {"fp8": 1.0, "nvfp4": NVFP4_BYTES}
 """Bytes of a weight in the precisions that a deployment's name may ask for."""
 
+METHODS = {
+    "fp8": 1.0,
+    "fbgemm_fp8": 1.0,
+    "nvfp4": NVFP4_BYTES,
+    "mxfp4": MXFP4_BYTES,
+    "gpt_oss_mxfp4": MXFP4_BYTES,
+    "mxfp8": 1 + 1 / 32,
+}
+"""Bytes of a weight by `quant_method` or `quant_algo`, where that says it all."""
 
-def precision_of(config: Mapping[str, Any], element_bytes: float, layers: int, origin: str) -> Precision:
+GROUPED = ("awq", "gptq", "auto-round", "auto_awq", "auto_gptq", "gptq_marlin", "awq_marlin", "inc")
+"""Methods that have `bits` and `group_size`."""
+
+SPARED = ("ignore", "modules_to_not_convert", "ignored_layers", "exclude_modules")
+"""Keys with the modules that are not quantized."""
+
+QUANTIZED_BESIDE = "hf_quant_config.json"
+"""Where ModelOpt says how a checkpoint is quantized whose config.json does not."""
+
+KV_BYTES = {"fp8": 1.0, "nvfp4": NVFP4_BYTES}
+"""Bytes of an element of the KV cache, by what a checkpoint says of it."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a checkpoint's modules are quantized.
+
+    Attributes:
+        plain: bytes of an element of a module that is not.
+        spared: those that are not.
+        rules: which modules have weights of how many bytes; the first that names one counts, None names all.
+    """
+
+    plain: float
+    spared: Listed
+    rules: tuple[tuple[Listed | None, float], ...]
+
+    def bytes_of(self, layer: int, names: Sequence[str]) -> float:
+        """Return the bytes of an element of a module that may have several names."""
+        if any(self.spared.has(layer, name) for name in names):
+            return self.plain
+        for listed, width in self.rules:
+            if listed is None or any(listed.has(layer, name) for name in names):
+                return width
+        return self.plain
+
+    def of_layer(self, layer: int) -> Hashable:
+        """Return what is listed of a layer: layers of which the same is are alike."""
+        lists = (self.spared, *(listed for listed, _ in self.rules if listed is not None))
+        return tuple(listed.of_layer(layer) for listed in lists)
+
+    @property
+    def lists_none(self) -> bool:
+        """Whether all modules are alike."""
+        return not self.spared and all(listed is None for listed, _ in self.rules)
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A part of a config.json, read by key; errors name the key and what it says.
+
+    Attributes:
+        said: the part.
+        key: its own.
+        origin: what errors call the file.
+    """
+
+    said: Mapping[str, Any]
+    key: str
+    origin: str
+
+    def error(self, key: str, text: str) -> ConfigError:
+        """Return an error of a key."""
+        return ConfigError(f"{self.origin}: {self.key}.{key} {text}")
+
+    def part(self, key: str) -> "Stated | None":
+        """Return an object inside; None where it is left out."""
+        value = self.said.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise self.error(key, f"must be an object, not {value!r}.")
+        return Stated(value, f"{self.key}.{key}", self.origin)
+
+    def names(self, key: str) -> list[str]:
+        """Return a list of texts; one of lists counts as one; empty where it is left out."""
+        value = self.said.get(key)
+        if value is None:
+            return []
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise self.error(key, f"must be a list of modules, not {value!r}.")
+        flat = [name for each in value for name in (each if isinstance(each, list) else [each])]
+        wrong = next((name for name in flat if not isinstance(name, str)), None)
+        if wrong is not None:
+            raise self.error(key, f"must be a list of modules' names; {wrong!r} is none.")
+        return flat
+
+    def listed(self, key: str, names: Sequence[str]) -> Listed:
+        """Return names as a list; errors are of a key."""
+        try:
+            return Listed(names)
+        except re.error as error:
+            raise self.error(key, f"has an expression that cannot be read: {error}.") from error
+
+    def whole(self, *keys: str, among: Sequence[int] | None = None) -> int:
+        """Return a whole number by the first of some keys; `among` those that are understood."""
+        key = next((key for key in keys if self.said.get(key) is not None), keys[0])
+        value = self.said.get(key)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(key, f"must be a whole number, not {value!r}.")
+        if among is not None and value not in among:
+            raise self.error(key, f"is {value}; understood are {', '.join(map(str, among))}.")
+        return value
+
+    def group_size(self, *keys: str) -> int:
+        """Return the weights that have a scale together; 0 for all of a row."""
+        size = self.whole(*keys)
+        if size == -1:
+            return 0
+        if not 0 < size <= 2**20:
+            raise self.error(keys[0], f"is {size}; it must be -1 or a number of weights.")
+        return size
+
+
+def stated_beside(said: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Return what QUANTIZED_BESIDE says, as a `quantization_config`.
+
+    Raises:
+        ConfigError: it says nothing of it.
+    """
+    found = said.get("quantization", said)
+    if not isinstance(found, Mapping) or not found.get("quant_algo"):
+        raise ConfigError(f"{origin}: has no 'quant_algo', in 'quantization' or by itself.")
+    return dict(found)
+
+
+def precision_of(
+    config: Mapping[str, Any], element_bytes: float, layers: Sequence[LayerKind], gated: bool, origin: str
+) -> Precision:
     """Return the precision that a config.json states.
 
     Args:
         config: the config.json, with `quantization_config` or `compression_config` where it has one.
         element_bytes: of what is not quantized.
-        layers: of the model: exceptions may name some of them.
+        layers: of the model, in order.
+        gated: whether its MLPs have gates.
         origin: what errors call it.
 
     Raises:
@@ -86,136 +198,149 @@ def precision_of(config: Mapping[str, Any], element_bytes: float, layers: int, o
     key = next((k for k in ("quantization_config", "compression_config") if config.get(k)), None)
     if key is None:
         return plain
-    said = config[key]
-    if not isinstance(said, Mapping):
-        raise ConfigError(f"{origin}: {key!r} must be an object, not {said!r}.")
-    if said.get("quantized_layers"):
-        made = _by_layer(said, plain, origin, f"{key}.quantized_layers")
-    else:
-        weight = _weight_bytes(said, origin, key)
-        spared = [*(said.get("ignore") or ()), *(said.get("modules_to_not_convert") or ())]
-        is_spared = _spared([*spared, *(said.get("exclude_modules") or ())])
-        made = replace(
-            plain,
-            **{
-                kind: _mean_bytes(_names(kind, config), is_spared, layers, weight, element_bytes)
-                for kind in MODULES
-            },
-        )
-        if str(said.get("quant_method")) == "mxfp4":
-            made = replace(made, attention=element_bytes, mlp=element_bytes, shared=element_bytes)
-    kv = said.get("kv_cache_scheme")
-    algorithm = str(said.get("kv_cache_quant_algo") or said.get("kv_cache_quant_method") or "").lower()
-    if algorithm == "fp8" or (isinstance(kv, Mapping) and kv.get("num_bits") == 8):
-        made = replace(made, kv=1.0)
-    return made
+    if not isinstance(config[key], Mapping):
+        raise ConfigError(f"{origin}: {key!r} must be an object, not {config[key]!r}.")
+    said = Stated(config[key], key, origin)
+    spared = [name for each in SPARED for name in said.names(each)]
+    scheme = Scheme(element_bytes, said.listed("ignore", spared), _rules(said, element_bytes))
+    for listed in (scheme.spared, *(listed for listed, _ in scheme.rules if listed)):
+        stranger = next(listed.strangers(len(layers)), None)
+        if stranger is not None:
+            raise ConfigError(f"{origin}: {key!r} names the module {stranger!r}, which is not understood.")
+    return replace(plain, **_mean_bytes(scheme, layers, gated), kv=_kv_bytes(said, element_bytes))
 
 
-def _names(kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what modules of a kind may be called; experts beside an MLP are no part of it."""
-    beside = kind == "experts" and config.get("enable_moe_block")
-    return tuple(name for name in MODULES[kind] if not (beside and name.startswith("mlp.")))
+def _mean_bytes(scheme: Scheme, layers: Sequence[LayerKind], gated: bool) -> dict[str, float]:
+    """Return the bytes of a weight, by what it is of, over all layers that have it."""
+    if scheme.lists_none:
+        width = scheme.rules[0][1] if scheme.rules else scheme.plain
+        return dict.fromkeys(PARTS, width)
+    total, weights = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+    known: dict[Hashable, float] = {}
+    for index, layer in enumerate(layers):
+        beside, alike = bool(layer.experts and layer.mlp_parameters), scheme.of_layer(index)
+        for kind, projections in projections_of(layer, gated).items():
+            for projection, share in projections:
+                asked = (kind, projection, beside, alike)
+                if asked not in known:
+                    known[asked] = scheme.bytes_of(index, names_of(kind, projection, beside))
+                total[kind] += share * known[asked]
+                weights[kind] += share
+    return {kind: total[kind] / weights[kind] if weights[kind] else scheme.plain for kind in PARTS}
 
 
-def _weight_bytes(said: Mapping[str, Any], origin: str, key: str) -> float:
-    """Return the bytes of a quantized weight, scales included."""
-    method = str(said.get("quant_method") or "").lower()
-    algorithm = str(said.get("quant_algo") or "").lower()
-    groups = said.get("config_groups")
-    if isinstance(groups, Mapping) and groups and algorithm != "mixed_precision":
-        found = {_group_bytes(group, origin, key) for group in groups.values()}
-        if len(found) == 1:
-            return found.pop()
-        raise ConfigError(
-            f"{origin}: {key}.config_groups has weights of several widths, and says not which layers have which."
-        )
-    if method in ("awq", "gptq", "auto-round"):
-        bits, size = said.get("bits", said.get("w_bit")), said.get("group_size", said.get("q_group_size"))
-        if isinstance(bits, int) and isinstance(size, int):
-            return bits / 8 + ((2 + bits / 8) / size if size > 0 else 0.0)
+def _rules(said: Stated, plain: float) -> tuple[tuple[Listed | None, float], ...]:
+    """Return which modules have weights of how many bytes."""
+    by_layer = said.part("quantized_layers")
+    if by_layer is not None and by_layer.said:
+        return tuple(_by_module(by_layer))
+    groups = said.part("config_groups")
+    if groups is not None and groups.said:
+        return tuple(_by_group(groups))
+    if said.said.get("sparsity_config"):
+        raise said.error("sparsity_config", "is not understood.")
+    method = str(said.said.get("quant_method") or "").lower()
+    if method == "compressed-tensors":  # the KV cache alone
+        return ()
+    algorithm = str(said.said.get("quant_algo") or "").lower()
+    if method in GROUPED:
+        return tuple(_grouped_rules(said, plain))
     for name in (algorithm, method):
-        known = {
-            "fp8": 1.0,
-            "fbgemm_fp8": 1.0,
-            "nvfp4": 0.5 + 1 / 16,
-            "mxfp4": 0.5 + 1 / 32,
-            "mxfp8": 1 + 1 / 32,
-        }
-        if name.removeprefix("w4a16_") in known:
-            return known[name.removeprefix("w4a16_")]
+        if (width := METHODS.get(name.removeprefix("w4a16_"))) is not None:
+            # Of gpt-oss, only the experts are.
+            return ((Listed(["experts"]) if "mxfp4" in name else None, width),)
     stated = "quant_algo" if algorithm else "quant_method"
-    raise ConfigError(
-        f"{origin}: {key}.{stated} is {said.get(stated)!r}, which is not understood; known are fp8, nvfp4, mxfp4, "
-        "awq, gptq and compressed-tensors."
+    raise said.error(
+        stated,
+        f"is {said.said.get(stated)!r}, which is not understood; known are fp8, nvfp4, mxfp4, mxfp8, awq, gptq, "
+        "auto-round and compressed-tensors with config_groups.",
     )
 
 
-def _group_bytes(group: Mapping[str, Any], origin: str, key: str) -> float:
-    weights = group.get("weights") or {}
-    bits, size = weights.get("num_bits"), weights.get("group_size")
-    if bits not in (4, 8):
-        raise ConfigError(
-            f"{origin}: {key}.config_groups.weights.num_bits is {bits!r}; understood are 4 and 8."
-        )
-    if weights.get("type") == "float" and bits == 4:
-        return 0.5 + 1 / (size or 16)
-    return float(bits / 8 + (2 / size if size else 0.0))
+Rule = tuple[Listed | None, float]
 
 
-def _by_layer(said: Mapping[str, Any], plain: Precision, origin: str, key: str) -> Precision:
-    """Return the precision where each quantized module is listed with its own."""
-    found: dict[str, list[float]] = {}
-    for module, how in said["quantized_layers"].items():
-        kind = _kind_of(module)
-        if kind is not None:
-            found.setdefault(kind, []).append(
-                _weight_bytes({"quant_algo": how.get("quant_algo")}, origin, key)
+def _grouped_rules(said: Stated, plain: float) -> list[Rule]:
+    """Return the rules of AWQ, GPTQ and AutoRound, with what each says of single modules."""
+    rules: list[Rule] = []
+    for key in ("dynamic", "extra_config"):
+        overrides = said.part(key)
+        for name in overrides.said if overrides else ():
+            own = overrides.part(name) if overrides else None
+            pattern = name.removeprefix("+:").removeprefix("-:")
+            is_pattern = key == "dynamic" or re.search(r"[*^$(\\\[]", pattern)
+            listed = said.listed(key, [f"re:{pattern}" if is_pattern else pattern])
+            if name.startswith("-:") or own is None:
+                width = plain
+            else:
+                merged = replace(own, said={**said.said, **own.said})
+                width = plain if own.said.get("bits", 0) == 16 else _grouped_bytes(merged)
+            rules.append((listed, width))
+    alone = said.names("modules_in_block_to_quantize")
+    last = said.listed("modules_in_block_to_quantize", alone) if alone else None
+    return [*rules, (last, _grouped_bytes(said))]
+
+
+def _grouped_bytes(said: Stated) -> float:
+    bits = said.whole("bits", "w_bit", among=(2, 3, 4, 8))
+    size = said.group_size("group_size", "q_group_size")
+    return bits / 8 + ((2 + bits / 8) / size if size else 0.0)
+
+
+def _by_group(groups: Stated) -> list[Rule]:
+    """Return the rules of the `config_groups` of compressed-tensors and ModelOpt."""
+    rules: list[Rule] = []
+    for name in groups.said:
+        group = groups.part(name)
+        weights = group.part("weights") if group else None
+        if group is None or weights is None:
+            raise groups.error(name, "has no object 'weights', which says how many bits they have.")
+        bits = weights.whole("num_bits", among=(4, 8))
+        given = weights.said.get("group_size") is not None
+        size = weights.group_size("group_size") if given else 0
+        width = bits / 8 + (2 / size if size else 0.0)
+        if weights.said.get("type") == "float" and bits == 4:
+            width = 0.5 + 1 / (size or 16)
+        targets = group.names("targets")
+        others = next((t for t in targets if re.fullmatch(r"[A-Z]\w*", t) and t != "Linear"), None)
+        if others is not None:
+            raise group.error(
+                "targets", f"names {others!r}, which is not understood; 'Linear' and modules are."
             )
-    return replace(plain, **{kind: sum(widths) / len(widths) for kind, widths in found.items()})
+        all_of_them = not targets or "Linear" in targets
+        rules.append((None if all_of_them else group.listed("targets", targets), width))
+    # What names modules counts before what names all.
+    rules.sort(key=lambda rule: rule[0] is None)
+    if sum(listed is None for listed, _ in rules) > 1 and len({width for _, width in rules}) > 1:
+        raise ConfigError(
+            f"{groups.origin}: {groups.key} has weights of several widths, and says not which layers have which."
+        )
+    return rules
 
 
-def _kind_of(module: str) -> str | None:
-    if "shared_expert" in module:
-        return "shared"
-    if "experts" in module:
-        return "experts"
-    if "self_attn" in module or re.search(r"mixer\.[qkvo]_proj", module):
-        return "attention"
-    if "linear_attn" in module or re.search(r"mixer\.(in|out)_proj", module):
-        return "state"
-    return "mlp" if re.search(r"(mlp|mixer|feed_forward)\.(gate|up|down)", module) else None
+def _by_module(by_layer: Stated) -> list[Rule]:
+    """Return the rules where each quantized module is listed with its own algorithm."""
+    found: dict[str, list[str]] = {}
+    for module in by_layer.said:
+        how = by_layer.part(module)
+        assert how is not None or by_layer.said[module] is None, "only what is left out is None"
+        algorithm = str(how.said.get("quant_algo") if how else None).lower()
+        if algorithm.removeprefix("w4a16_") not in METHODS:
+            raise by_layer.error(module, f"has the quant_algo {algorithm!r}; known are {', '.join(METHODS)}.")
+        found.setdefault(algorithm, []).append(re.sub(r"experts\.\d+", "experts.0", module))
+    return [(Listed(names), METHODS[name.removeprefix("w4a16_")]) for name, names in found.items()]
 
 
-def _mean_bytes(
-    names: Iterable[str],
-    spared: Callable[[str], bool],
-    layers: int,
-    weight: float,
-    element_bytes: float,
-) -> float:
-    """Return the bytes of an element, over the layers of which some may be spared."""
-    left = sum(
-        any(spared(f"{prefix}{layer}.{name}") for prefix in PREFIXES for name in names)
-        for layer in range(layers)
-    )
-    return weight + (element_bytes - weight) * left / layers
-
-
-def _spared(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Return what says whether a module is on a list of exceptions: names, globs, and `re:` expressions."""
-    listed = list(patterns)
-    plain = frozenset(pattern for pattern in listed if "*" not in pattern and not pattern.startswith("re:"))
-    expressions = [
-        pattern[3:] if pattern.startswith("re:") else fnmatch.translate(pattern)
-        for pattern in listed
-        if pattern not in plain
-    ]
-    wild = re.compile("|".join(f"(?:{text})" for text in expressions)) if expressions else None
-
-    def is_spared(module: str) -> bool:
-        parts = module.split(".")
-        if any(".".join(parts[:count]) in plain for count in range(1, len(parts) + 1)):
-            return True
-        return wild is not None and wild.match(module) is not None
-
-    return is_spared
+def _kv_bytes(said: Stated, element_bytes: float) -> float:
+    """Return the bytes of an element of the KV cache."""
+    for key in ("kv_cache_quant_algo", "kv_cache_quant_method", "kv_cache_scheme"):
+        value = said.said.get(key)
+        if value is None or value in ("", "none", "auto"):
+            continue
+        if isinstance(value, Mapping):
+            if value.get("num_bits") == 8 and value.get("type", "float") == "float":
+                return 1.0
+        elif (width := KV_BYTES.get(str(value).lower())) is not None:
+            return width
+        raise said.error(key, f"is {value!r}, which is not understood; known are {', '.join(KV_BYTES)}.")
+    return element_bytes

@@ -43,7 +43,7 @@ class StepTimes(Protocol):
     host_s: float
     host_sequence_s: float
 
-    def stage_s(self, shape: StepShape, prefix_tokens: int) -> float:
+    def stage_s(self, shape: StepShape, prefix_tokens: int = 0) -> float:
         """Return the seconds that each stage works on a batch.
 
         Args:

@@ -24,7 +24,7 @@ from vllm_sarathi.engine.offline import (
 from vllm_sarathi.engine.vllm.internals import request_status
 
 VOCABULARY = 512
-NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+NGRAM: dict[str, Any] = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
 
 
 def tiny_engine_config(folder: Path, **engine_args: Any) -> Any:

@@ -75,7 +75,7 @@ def _search(state: RunState, tau: int, full: bool, above: float):  # type: ignor
             Probe(index, i, (lr,) * probe_steps(tau), above, evaluate, draw=i)
             for i, lr in enumerate(asked, start=len(candidates))
         ]
-        results = yield from probe_together(state, probes)
+        results = yield from probe_together(state, probes, again=True)
         for lr, probe, result in zip(asked, probes, results, strict=True):
             loss, std = math.inf, 0.0
             if len(result.losses) == len(probe.lrs):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -20,8 +20,8 @@ from autolrs_plugin.core.plans.probing import (
 from autolrs_plugin.core.posterior import APART_DECADES, RatePosterior, Seen, Verdict
 from autolrs_plugin.core.state import RunState, probe_together
 
-Stages: TypeAlias = Generator[Action, Result, None]
-"""A part of a plan: yields actions and is sent their results."""
+Stages: TypeAlias = Generator[Action, Result, bool]
+"""A part of a plan: yields actions and is sent their results; returns whether it was left before its end."""
 
 WIDTHS = (1.0, 0.5, 0.5)
 """Decades over which a stage expects rates to differ."""
@@ -54,6 +54,7 @@ class Asked:
         undecided: whether the stage before would have left its rate, had the evidence been clearer.
         above: a loss above this has exploded.
         earlier: what the probes of earlier stages said.
+        again: whether a probe that was stopped is taken again.
     """
 
     present: float
@@ -66,6 +67,7 @@ class Asked:
     undecided: bool
     above: float
     earlier: tuple[Seen, ...]
+    again: bool
 
 
 class StageSearch:
@@ -81,6 +83,7 @@ class StageSearch:
         self.done: list[Tried] = []
         self._sign = -1.0 if config.greater_is_better else 1.0
         self._steps = ask.steps
+        self._blind = False
 
     @property
     def _free(self) -> bool:
@@ -154,7 +157,10 @@ class StageSearch:
         return rates
 
     def probe(self, rates: Sequence[float], retry_room: float) -> Stages:
-        """Probe rates; one that ended on a loss that is not finite, without its fault, is repeated once."""
+        """Probe rates; one that ended on a loss that is not finite, without its fault, is repeated once.
+
+        Returns whether one was stopped: then the stage is to be left.
+        """
         above = hopeless_above(self.done[0] if self.done else None, self._asked.above)
         start = None if self.cold else self.present
         first = len(self.done)
@@ -166,15 +172,29 @@ class StageSearch:
             return Probe(self.number, i, curve, above, self._asked.evaluate, draw)
 
         probes = [made(first + i, lr, 0) for i, lr in enumerate(rates)]
-        results = yield from probe_together(self._state, probes)
+        results = yield from probe_together(self._state, probes, self._asked.again)
+        if results[-1].stopped:
+            return True
         for lr, probe, result in zip(rates, probes, results, strict=True):
-            attempt = tried(lr, probe, result, above, self._sign)
+            attempt = tried(lr, probe, self._judged(result), above, self._sign)
             if retry_room >= 0 and no_fault_of_the_rate(attempt, self.done[0] if self.done else None):
                 retry_room = -1.0
                 again = made(probe.index, lr, 1)
-                (result,) = yield from probe_together(self._state, [again])
-                attempt = tried(lr, again, result, above, self._sign)
+                (result,) = yield from probe_together(self._state, [again], self._asked.again)
+                if result.stopped:
+                    return True
+                attempt = tried(lr, again, self._judged(result), above, self._sign)
             self.done.append(attempt)
+        return False
+
+    def _judged(self, result: Result) -> Result:
+        """Return a result without its validation loss, where that of the present rate has no value but its losses do.
+
+        It is the validation's fault then, and not a rate's.
+        """
+        if not self.done and result.val_loss is not None:
+            self._blind = not math.isfinite(result.val_loss) and all(map(math.isfinite, result.losses))
+        return replace(result, val_loss=None) if self._blind else result
 
     def decide(self) -> tuple[Verdict, str]:
         """Return the verdict and the reason in a sentence."""

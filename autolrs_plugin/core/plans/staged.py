@@ -139,7 +139,7 @@ class StagedRun:
         """Return the whole run."""
         state, config = self.state, self.state.config
         marks = evaluation_steps(state)
-        pending = ""
+        pending = again = ""
         while state.step < config.max_steps:
             pending = pending or self._climb()
             planned = [i for at, i in self._planned if at <= state.step]
@@ -149,13 +149,16 @@ class StagedRun:
             elif planned:
                 # The rate that a climb came to is nobody's choice.
                 kind = "climb" if self._climbed and not self._flat else "planned"
-                yield from self.stage(kind, planned[-1], self._allotted(planned[-1]))
+                if (yield from self.stage(kind, planned[-1], self._allotted(planned[-1]))):
+                    self._planned.insert(0, (state.step + self._chunk_steps, planned[-1]))
             elif pending and state.step < LATEST * config.max_steps:
                 # What is left may have to pay for a chunk that goes wrong after it.
                 left = state.budget_left_steps
                 allotted = max(left - self._chunk_steps, min(left, 4 * LEAST_STEPS))
-                yield from self.stage(pending, pending != "change", allotted)
-            pending = yield from self._chunk(marks)
+                left_early = yield from self.stage(pending, pending != "change", allotted)
+                again = pending if left_early else ""
+            pending = (yield from self._chunk(marks)) or again
+            again = ""
         yield Done()
 
     @property
@@ -252,7 +255,7 @@ class StagedRun:
         if not self.state.step:
             self._former = self.rate
 
-    def _follow(self, point: int) -> Stages:
+    def _follow(self, point: int) -> Plan:
         """Take the rate of a point of the earlier run; a probe at the beginning sees whether it holds.
 
         What the earlier run has met on the way needs no stage; a rate that explodes, or that a lower one mends, is
@@ -307,10 +310,13 @@ class StagedRun:
             undecided=self._undecided or (kind == "planned" and self._flat),
             above=self.watch.above,
             earlier=tuple(self.seen),
+            again=kind == "find",
         )
 
     def stage(self, kind: str, index: int, allotted: float) -> Stages:
         """Probe rates, and change the run's if there is evidence.
+
+        Returns whether it was left, undecided, because the process was asked for something else.
 
         Args:
             kind: why.
@@ -319,7 +325,7 @@ class StagedRun:
         """
         most, steps, evaluate = extent(self.state.config, kind, index, allotted)
         if not steps or self._low >= self._high:
-            return
+            return False
         self._staged_at, self._climbed = self.state.step, self._climbed and kind == "planned"
         search = StageSearch(self.state, self._asked(kind, index, steps, evaluate))
         yield Snapshot()
@@ -334,11 +340,13 @@ class StagedRun:
             rates = search.ask(min(count, int(room / cost)), hope)
             if not rates:
                 break
-            yield from search.probe(rates, retry_room=room - (len(rates) + 1) * cost)
+            if (yield from search.probe(rates, retry_room=room - (len(rates) + 1) * cost)):
+                yield Restore()
+                return True
         yield Restore()
-        if not search.done:
-            return
-        self._settle(search, kind)
+        if search.done:
+            self._settle(search, kind)
+        return False
 
     def _settle(self, search: StageSearch, kind: str) -> None:
         """Decide, and book the stage."""

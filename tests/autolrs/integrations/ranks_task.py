@@ -52,7 +52,8 @@ def runner(framework: str) -> Callable[..., task.Outcome]:
         if sharded:
             strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
             options["kind"] = with_lightning.Sharded
-        return with_lightning.run(*args, seedable=False, strategy=strategy, devices=2, **options)
+        options |= {"seedable": False, "strategy": strategy, "devices": 2}
+        return with_lightning.run(*args, **options)
 
     return run
 

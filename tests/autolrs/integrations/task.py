@@ -138,7 +138,8 @@ def seed_everything(seed: int = 0) -> None:
 
 
 def random_state() -> tuple[Any, ...]:
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    numpy_state: Any = np.random.get_state()
+    return random.getstate(), numpy_state[1].tolist(), torch.get_rng_state().tolist()
 
 
 def snapshots_alive() -> int:
@@ -198,7 +199,7 @@ def without_times(entry: dict[str, Any], times: Sequence[str] = ("runtime", "per
     return {k: v for k, v in entry.items() if not k.endswith(tuple(times))}
 
 
-class Net(nn.Module):
+class OneLayer(nn.Module):
     """A model as the Trainer wants it: it returns its loss with its answer."""
 
     def __init__(self) -> None:

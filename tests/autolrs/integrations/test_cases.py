@@ -19,7 +19,7 @@ from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Probe
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
-from tests.autolrs.integrations.task import Net
+from tests.autolrs.integrations.task import OneLayer
 from tests.autolrs.jobs import bits
 
 STEPS = 160
@@ -298,7 +298,7 @@ def test_f05_schedule_free_with_validation_is_the_replay_of_its_schedule() -> No
     assert bits(job.model.weight) == bits(replayed.model.weight)
 
 
-class SeeingNet(Net):
+class SeeingNet(OneLayer):
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         SEEN.append(float(x.sum()))
         return super().forward(x, labels)
@@ -336,7 +336,8 @@ class Lazy:
 
 
 def test_f10_f11_the_batches_of_a_trainer_are_those_of_the_run_without(tmp_path: Path) -> None:
-    seen, tuner = [], AutoLRSCallback(RANGE, progress=False)
+    seen: list[Any] = []
+    tuner: Any = AutoLRSCallback(RANGE, progress=False)
     arguments = TrainingArguments(
         str(tmp_path), max_steps=STEPS, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no",
         per_device_train_batch_size=8,

@@ -19,7 +19,7 @@ from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Snapsh
 from autolrs_plugin.integrations.accelerate import AutoLRS
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
-from tests.autolrs.integrations.task import Net
+from tests.autolrs.integrations.task import OneLayer
 from tests.autolrs.jobs import bits
 from tests.autolrs.scripted import script
 
@@ -127,10 +127,11 @@ def options(folder: Path, **more: Any) -> TrainingArguments:
 def test_evaluations_in_a_trainer_leave_no_trace(evaluates: bool, tmp_path: Path) -> None:
     found = []
     own = {"eval_strategy": "steps", "eval_steps": 4} if evaluates else {}
-    for tuner in (None, AutoLRSCallback((1e-3, 1.0), progress=False)):
+    tuned = AutoLRSCallback((1e-3, 1.0), progress=False)
+    for tuner in (None, tuned):
         watch, collator, score, judged = Watch(), Collator(), Score(), Counted()
-        trainer = Own(
-            Net(), options(tmp_path, **own), train_dataset=Counted(), eval_dataset=judged, data_collator=collator,
+        trainer: Any = Own(
+            OneLayer(), options(tmp_path, **own), train_dataset=Counted(), eval_dataset=judged, data_collator=collator,
             compute_metrics=score, callbacks=[watch, *([tuner] if tuner else [])],
         )  # fmt: skip
         loaders = len(trainer.accelerator._dataloaders)
@@ -140,7 +141,7 @@ def test_evaluations_in_a_trainer_leave_no_trace(evaluates: bool, tmp_path: Path
         made = len(trainer.accelerator._dataloaders) - loaders
         state = [bits(trainer.model.layer.weight), bits(trainer.average.of), trainer.noise.random()]
         found.append([watch.found, counts, state, made, torch.get_rng_state().tolist()])
-    assert len(tuner.schedule) == STEPS
+    assert len(tuned.schedule) == STEPS
     assert len(watch.found) == 3 * evaluates
     assert found[0] == found[1]
 
@@ -153,7 +154,7 @@ def test_persistent_workers_of_a_trainers_evaluations_are_the_runs_own(tmp_path:
     for callbacks in ([], [AutoLRSCallback((1e-3, 1.0), progress=False)]):
         watch = Watch()
         trainer = Trainer(
-            Net(), options(tmp_path, **own), train_dataset=TensorRows(), eval_dataset=Counted(),
+            OneLayer(), options(tmp_path, **own), train_dataset=TensorRows(), eval_dataset=Counted(),
             compute_metrics=Score(), callbacks=[watch, *callbacks],
         )  # fmt: skip
         with script(PLAN):
@@ -243,7 +244,11 @@ def test_evaluations_on_an_accelerator_leave_no_trace(breaks: bool) -> None:
 
     def run(tuned: bool) -> list[Any]:
         torch.manual_seed(0)
-        accelerator, model, seen = Accelerator(cpu=True, gradient_accumulation_steps=2), Net(), {"batches": 0}
+        accelerator, model, seen = (
+            Accelerator(cpu=True, gradient_accumulation_steps=2),
+            OneLayer(),
+            {"batches": 0},
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
         data = DataLoader(TensorDataset(X[:40], Y[:40]), batch_size=8)  # an odd number of batches
         rows = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)

@@ -89,6 +89,7 @@ def test_a_loss_that_the_trainer_hides_is_told(tmp_path: Path, caplog: pytest.Lo
     with script(plan), caplog.at_level(logging.WARNING, "autolrs_plugin"):
         Trainer(Diverging(), arguments(tmp_path), train_dataset=task.Pictures(), callbacks=[tuner]).train()
     assert "not finite between the steps 0 and 5" in caplog.text
+    assert tuner.run is not None
     assert [math.isnan(loss) for loss in tuner.run.controller.losses] == [False] * 3 + [True] * 6
 
 
@@ -148,7 +149,11 @@ def test_nothing_of_the_framework_is_held_afterwards(tmp_path: Path) -> None:
         data = {"train_dataset": task.Pictures(), "eval_dataset": task.Pictures(task.VALIDATION)}
         Trainer(model, arguments(tmp_path), **data, callbacks=[tuners[0]]).train()
         module = with_lightning.Module(0.0, False, task.loader(task.Pictures()))
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        quiet: dict[str, Any] = {
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+        }
         options: dict[str, Any] = {
             "max_steps": task.STEPS,
             "accelerator": "cpu",

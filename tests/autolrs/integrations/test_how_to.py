@@ -37,7 +37,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **names: Any) -> None:
 
 
 def train(folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
-    settings = {"max_steps": STEPS, "use_cpu": True, "report_to": [], "save_strategy": "no"}
+    settings: dict[str, Any] = {"max_steps": STEPS, "use_cpu": True, "report_to": [], "save_strategy": "no"}
     args = TrainingArguments(str(folder), disable_tqdm=True, **settings, **options)
     trainer = Trainer(task.Net(), args, train_dataset=task.Pictures(), callbacks=callbacks)
     trainer.train()

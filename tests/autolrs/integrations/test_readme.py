@@ -46,7 +46,7 @@ def test_the_code_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert done.exit_code == 0, done.output
 
     module = with_lightning.Module(0.0, False, task.loader(task.Pictures()))
-    module.training_step = lambda batch, batch_idx: module.net(**batch)["loss"]
+    module.training_step = lambda batch, batch_idx: module.net(**batch)["loss"]  # type: ignore[method-assign]
     exec(in_lightning, {"module": module, "steps": 60})
     assert len(module.net.trained_on()) == 60 * task.BATCH
 

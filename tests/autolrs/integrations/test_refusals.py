@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from autolrs_plugin import AutoLRS as PlainAutoLRS
 from autolrs_plugin.core.config import ConfigError
 from autolrs_plugin.core.journal import JournalError
 from autolrs_plugin.integrations.accelerate import AutoLRS, check_accelerator
@@ -46,11 +47,11 @@ def trainer(
 def test_the_settings_are_looked_at_first() -> None:
     for build in (AutoLRSCallback, LightningCallback):
         with pytest.raises(ConfigError, match=r"AutoLRSCallback: unknown setting 'serach_budget'"):
-            build(task.RANGE, serach_budget=0.1)
+            build(task.RANGE, serach_budget=0.1)  # type: ignore[call-arg]
         with pytest.raises(ConfigError, match=r"lr_range=\(1.0, 0.1\): is reversed"):
             build((1.0, 0.1))
         with pytest.raises(ConfigError, match=r"'max_steps' is no setting here; the framework's own"):
-            build(task.RANGE, max_steps=3)
+            build(task.RANGE, max_steps=3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -106,14 +107,14 @@ def test_deepspeed_and_fsdp1_are_refused_by_a_sentence_that_says_what_works() ->
             check_accelerator(Told(), task.Net())
 
     class DeepSpeedStrategy:
-        pass
+        optimizers: ClassVar[list[Any]] = []
+        lr_scheduler_configs: ClassVar[list[Any]] = []
 
     callback, module = LightningCallback(task.RANGE), with_lightning.Module(0.0, False, None)
     lightning_trainer = LightningTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     lightning_trainer.strategy.optimizers = [task.make_optimizer(module.net)]
     lightning_trainer._accelerator_connector.strategy = DeepSpeedStrategy()
     DeepSpeedStrategy.optimizers = [task.make_optimizer(module.net)]
-    DeepSpeedStrategy.lr_scheduler_configs = []
     with pytest.raises(RuntimeError, match=r"strategy: DeepSpeedStrategy .* train with 'ddp'"):
         callback.on_fit_start(lightning_trainer, module)
 
@@ -161,7 +162,7 @@ def test_a_default_metric_that_is_not_there_or_not_finite_shows_before_any_train
     assert module.net.trained_on() == []
     with script(task.PROBING[5:6]), caplog.at_level("WARNING", "autolrs_plugin"):
         lightning(tmp_path, [LightningCallback(task.RANGE)], NotFinite(0.0, False, data), **options)
-    assert caplog.text.count("metric='val_loss': is nan before any training") == 1
+    assert caplog.text.count("metric='val_loss': is nan before any training; as long as it is not") == 1
 
 
 class Late(TrainerCallback):
@@ -216,7 +217,9 @@ def lightning(
 
 def with_optimizers(make: Callable[[Any], Any]) -> LightningModule:
     module = with_lightning.Module(0.0, False, task.loader(task.Pictures()))
-    module.configure_optimizers = lambda: make(task.make_optimizer(module.net))
+    module.configure_optimizers = lambda: make(  # type: ignore[method-assign]
+        task.make_optimizer(module.net)
+    )
     return module
 
 
@@ -224,6 +227,9 @@ def test_a_lightning_trainer_that_cannot_be_tuned(tmp_path: Path) -> None:
     scheduled = with_optimizers(lambda o: ([o], [torch.optim.lr_scheduler.ConstantLR(o)]))
     with pytest.raises(ValueError, match=r"configure_optimizers: returns a ConstantLR, which would fight"):
         lightning(tmp_path, [LightningCallback(task.RANGE)], scheduled)
+    none = with_optimizers(lambda o: None)
+    with pytest.raises(ValueError, match=r"configure_optimizers: returns no optimizer; AutoLRS needs one"):
+        lightning(tmp_path, [LightningCallback(task.RANGE)], none)
     two = with_optimizers(lambda o: [o, o])
     two.automatic_optimization = False
     with pytest.raises(ValueError, match=r"configure_optimizers: returns 2 optimizers"):
@@ -268,7 +274,7 @@ def test_a_rate_that_a_module_or_a_trainer_sets_itself_ends_the_run(tmp_path: Pa
 def test_an_accelerator_that_cannot_be_tuned() -> None:
     def build(scheduler: bool = False, prepare: bool = True, steps: int = 0) -> AutoLRS:
         accelerator, model = Accelerator(cpu=True), task.Net()
-        things: list[Any] = [model, task.make_optimizer(model), task.loader(task.Pictures())]
+        things: Any = [model, task.make_optimizer(model), task.loader(task.Pictures())]
         if prepare:
             things = list(accelerator.prepare(*things))
         if scheduler:
@@ -277,17 +283,95 @@ def test_an_accelerator_that_cannot_be_tuned() -> None:
             model(**next(iter(things[2])))["loss"].backward()
             things[1].step()
         options: dict[str, Any] = {"max_steps": 4, "lr_range": task.RANGE, "progress": False}
-        tuner = AutoLRS(accelerator, *things, lambda batch: batch, **options)
+        model, optimizer, loader = things
+        tuner = AutoLRS(accelerator, model, optimizer, loader, lambda batch: batch, **options)
         with pytest.raises(ValueError, match=r"accelerator: has an AutoLRS already"):
-            AutoLRS(accelerator, *things, lambda batch: batch, **options)
+            AutoLRS(accelerator, model, optimizer, loader, lambda batch: batch, **options)
         return tuner
 
-    with pytest.raises(TypeError, match=r"optimizer: a AdamW; give what accelerator\.prepare returned"):
+    with pytest.raises(TypeError, match=r"optimizer: an AdamW; give what accelerator\.prepare returned"):
         build(prepare=False)
     with pytest.raises(ValueError, match=r"accelerator: has prepared a ConstantLR, which would fight"):
         build(scheduler=True)
     with pytest.raises(RuntimeError, match=r"AutoLRS: training has already started"):
         build(steps=1).step({})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"accelerator": 3}, r"accelerator: an int is no accelerate\.Accelerator"),
+        ({"model": [1]}, r"model: a list is no torch\.nn\.Module; give what accelerator\.prepare returned"),
+        ({"optimizer": [1]}, r"optimizer: a list; give what accelerator\.prepare returned"),
+        ({"train_step": 3}, r"train_step: an int cannot be called"),
+        ({"train_step": lambda: 0.0}, r"train_step: takes no batch"),
+        ({"validate": 3}, r"validate: an int cannot be called"),
+        ({"validate": lambda model: 0.0}, r"validate: needs an argument"),
+        ({"stateful": [1]}, r"stateful: a list has no names; give a dictionary"),
+        ({"generators": 3}, r"generators: an int is no list"),
+    ],
+)
+def test_what_is_given_beside_an_accelerator_is_looked_at(given: dict[str, Any], says: str) -> None:
+    accelerator, model = Accelerator(cpu=True), task.Net()
+    names = ("model", "optimizer", "loader")
+    prepared = accelerator.prepare(model, task.make_optimizer(model), task.loader(task.Pictures()))
+    arguments = dict(zip(names, prepared, strict=True), accelerator=accelerator, train_step=lambda batch: 0.0)
+    with pytest.raises(TypeError, match=says):
+        AutoLRS(**{**arguments, "max_steps": 4, "lr_range": task.RANGE, **given})
+
+
+def test_callbacks_look_at_what_is_to_be_rolled_back() -> None:
+    for callback in (AutoLRSCallback, LightningCallback):
+        with pytest.raises(TypeError, match=r"stateful: a list has no names; give a dictionary"):
+            callback(task.RANGE, stateful=[torch.nn.Linear(1, 1)])  # type: ignore[arg-type]
+
+
+def test_a_validation_that_is_not_finite_beside_an_accelerator_shows_before_any_training(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    accelerator, model = Accelerator(cpu=True), task.Net()
+    prepared = accelerator.prepare(model, task.make_optimizer(model), task.loader(task.Pictures()))
+    trained: list[str] = []
+
+    def step(batch: Any) -> float:
+        trained.append(caplog.text)
+        return 1.0
+
+    with script(task.PROBING[5:6]):
+        tuner = AutoLRS(
+            *(accelerator, *prepared, step),
+            max_steps=4,
+            lr_range=task.RANGE,
+            progress=False,
+            validate=lambda: float("nan"),
+        )
+        with caplog.at_level("WARNING", "autolrs_plugin"):
+            tuner.step({})
+    assert "validate: is nan before any training" in trained[0]
+
+
+def test_where_a_run_is_saved_nothing_is_lost(tmp_path: Path) -> None:
+    with script(task.PROBING):
+        callback = AutoLRSCallback(task.RANGE, progress=False)
+        trainer(tmp_path, [callback], max_steps=task.STEPS).train()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"run_dir='.*file': is a file; give a folder"):
+        callback.save(tmp_path / "file")
+    model = task.Net()
+    plain: dict[str, Any] = {
+        "max_steps": 4,
+        "lr_range": task.RANGE,
+        "train_step": lambda: 1.0,
+        "progress": False,
+    }
+    PlainAutoLRS(model, task.make_optimizer(model), run_dir=tmp_path / "plain", **plain).close()
+    with pytest.raises(
+        ValueError, match=r"plain': holds a run that can be resumed, which this would replace"
+    ):
+        callback.save(tmp_path / "plain")
+    for _ in range(2):  # its own may be replaced
+        callback.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "journal.jsonl").exists()
 
 
 @pytest.mark.parametrize("framework", ["transformers", "lightning", "accelerate"])

@@ -1,6 +1,7 @@
 """A probe inside of a framework is a transaction; and what frameworks allow beside a module and one loader."""
 
 import copy
+import functools
 import gc
 import itertools
 import json
@@ -8,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -162,6 +163,10 @@ def test_a_validation_step_without_a_loader(tmp_path: Path) -> None:
     assert fit(tmp_path, Validating(), loader()).global_step == STEPS
 
 
+def adamw(module: Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), lr=0.05)
+
+
 @pytest.mark.parametrize("kind", ["dict", "skipping"])
 def test_several_loaders_and_skipped_batches_are_those_of_the_run_without(kind: str, tmp_path: Path) -> None:
     def seeing(into: list[float]) -> Callable[[Any], None]:
@@ -172,7 +177,8 @@ def test_several_loaders_and_skipped_batches_are_those_of_the_run_without(kind: 
         module = Module(skip=kind == "skipping")
         data = {"a": loader(), "b": loader()} if kind == "dict" else loader()
         if not tuned:
-            module.configure_optimizers = lambda m=module: torch.optim.AdamW(m.parameters(), lr=0.05)
+            kept = functools.partial(adamw, module)
+            module.configure_optimizers = kept  # type: ignore[method-assign]
         assert fit(tmp_path / str(tuned), module, data, tuned).global_step == STEPS
         weights.append(module.layer.weight.detach().clone())
     assert torch.equal(*weights)
@@ -213,7 +219,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layer, self.seen = nn.Linear(8, 2), []
+        self.layer, self.seen = nn.Linear(8, 2), list[Any]()
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.training:
@@ -264,7 +270,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **{**quiet, "per_device_train_batch_size": 8, **options})
 
 
-def tuned() -> AutoLRSCallback:
+def tuned() -> Any:
     return AutoLRSCallback((1e-3, 1.0), progress=False)
 
 
@@ -348,8 +354,9 @@ def test_a_checkpoint_that_is_asked_for_in_a_trainers_probe_is_of_the_real_step(
     class Asked(Trainer):
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(*args, **kwargs)
-            if not self.model.is_saved:
-                self._save_checkpoint(self.model, None)
+            model: Any = self.model
+            if not model.is_saved:
+                self._save_checkpoint(model, None)
                 paths.append(Path(self._get_output_dir(None)) / f"checkpoint-{self.state.global_step}")
                 paths[-1].rename(tmp_path / f"saved-{len(paths)}")
             return loss
@@ -517,7 +524,7 @@ def test_a_data_set_that_streams_is_that_of_the_run_without(tmp_path: Path) -> N
         SEEN.clear()
         options = {"lr_scheduler_type": "constant", "learning_rate": 0.05}
         sets = {"train_dataset": data(), "eval_dataset": data()}
-        trainer = Trainer(Net(), arguments(tmp_path, **options), **sets, callbacks=callbacks)
+        trainer: Any = Trainer(Net(), arguments(tmp_path, **options), **sets, callbacks=callbacks)
         with script(EVALUATING):
             trainer.train()
         found.append((SEEN[-STEPS:], bits(trainer.model.layer.weight), sets["train_dataset"].state_dict()))
@@ -540,7 +547,7 @@ class Distilling(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         type(self).seen = 0
-        self.memory, self.teacher = Memory(), copy.deepcopy(self.model).requires_grad_(False)
+        self.memory, self.teacher = Memory(), copy.deepcopy(cast(Net, self.model)).requires_grad_(False)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         out, far = model(**inputs), self.teacher(**inputs)["logits"]
@@ -558,7 +565,7 @@ def test_what_a_trainer_of_the_users_own_holds_is_that_of_the_run_without(tmp_pa
     for callbacks in ([], [tuned()]):
         torch.manual_seed(0)
         options = {"lr_scheduler_type": "constant", "learning_rate": 0.05}
-        trainer = Distilling(
+        trainer: Any = Distilling(
             Net(), arguments(tmp_path, **options), train_dataset=Numbered(), callbacks=callbacks
         )
         with script(PLAN):
@@ -609,7 +616,7 @@ def test_schedule_free_in_a_trainer_keeps_its_average_and_mode(tmp_path: Path) -
     for callbacks, data in (([], None), ([tuned()], Numbered())):
         torch.manual_seed(0)
         model = Net()
-        trainer = Trainer(
+        trainer: Any = Trainer(
             model,
             arguments(tmp_path, **options),
             train_dataset=Numbered(),

@@ -10,7 +10,14 @@ from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import (  # type: ignore[attr-defined]  # it imports them when they are asked for
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
 from autolrs_plugin.training.lr import ReplayLR
@@ -94,7 +101,7 @@ def dpo(folder: Path, callbacks: list[Any], **options: Any) -> DPOTrainer:
     )
 
 
-def vowels(completions: list[str], **_: Any) -> list[float]:
+def vowels(completions: list[str], **_: Any) -> list[float | None]:
     return [sum(c in "aeiou" for c in text) / 8 for text in completions]
 
 
@@ -154,7 +161,7 @@ def test_a_run_with_probes_is_the_run_without(build: Any, settings: dict[str, An
 
 
 def test_only_the_adapter_is_in_a_snapshot(tmp_path: Path) -> None:
-    trainer = sft(tmp_path, [])
+    trainer: Any = sft(tmp_path, [])
     job = JobState(trainer.model, trainer.create_optimizer())
     kept = job.capture(Copier())["parameters"]
     assert kept
@@ -173,9 +180,9 @@ def test_a_search_by_the_reward(tmp_path: Path) -> None:
     trainer.args.max_steps = 48
     trainer.train()
     assert len(tuner.schedule) == 48
-    judged = [c for stage in tuner.stages for c in stage.candidates if c.val_loss is not None]
+    judged = [c.val_loss for stage in tuner.stages for c in stage.candidates if c.val_loss is not None]
     assert judged
-    assert all(-8 <= c.val_loss <= 0 for c in judged)  # a reward counts the other way round
+    assert all(-8 <= reward <= 0 for reward in judged)  # a reward counts the other way round
 
 
 def test_a_loss_that_is_no_progress_is_refused(tmp_path: Path) -> None:

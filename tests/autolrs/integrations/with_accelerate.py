@@ -105,7 +105,7 @@ def run(
                 )  # the generators, as they were before this batch
             if tuner is not None:
                 tuner.step(batch)
-            else:
+            elif replay is not None:
                 rates.set(replay[step])
                 train_step(batch)
             outcome.rates.append(task.rates_of(optimizer))

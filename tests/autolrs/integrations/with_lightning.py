@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -76,9 +76,9 @@ class Module(LightningModule):
         loss = self.net(**batch)["loss"]
         self.losses.append(loss.detach())
         self.log("loss", loss, on_step=True, on_epoch=True)
-        self.logger.log_metrics({"number": len(self.losses)}, step=self.global_step)
+        cast(Logger, self.logger).log_metrics({"number": len(self.losses)}, step=self.global_step)
         if not self.automatic_optimization:
-            optimizer = self.optimizers()
+            optimizer: Any = self.optimizers()
             optimizer.zero_grad()
             self.manual_backward(loss)
             self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
@@ -102,7 +102,8 @@ class Sharded(Module):
     """Spread over the processes (FSDP2), as ModelParallelStrategy asks for."""
 
     def configure_model(self) -> None:
-        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+        mesh: Any = self.device_mesh
+        fully_shard(self.net, mesh=mesh["data_parallel"])
 
 
 class Watch(Callback):

@@ -33,8 +33,8 @@ class Watch(TrainerCallback):
         if state.global_step == self.stop_at:
             control.should_training_stop = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
-        self.logs.append({"step": state.global_step, **task.without_times(logs)})
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.logs.append({"step": state.global_step, **task.without_times(kwargs["logs"])})
 
 
 def run(

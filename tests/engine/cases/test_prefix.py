@@ -79,7 +79,7 @@ def overload(make_engine: MakeEngine, sarathi: SarathiConfig | None) -> dict[str
     arrivals = [(start_s + 0.6 * n, f"middle{n}") for n in range(150)]
     arrivals += [(start_s + 1.3 + 2.0 * n, f"turn{n}") for n in range(45)]
     for due_s, name in sorted(arrivals):
-        engine.run_until(lambda due_s=due_s: engine.now_s >= due_s)
+        engine.run_to(due_s)
         if name.startswith("turn"):
             turn(engine, name, 7200, 60)
         else:

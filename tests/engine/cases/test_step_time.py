@@ -86,8 +86,7 @@ def test_neither_prompts_nor_gaps_starve_just_above_what_decodes_take(
         start_s, names = engine.now_s, [f"p{number}" for number in range(5)]
         for name in names:
             engine.add(name, 500, max_tokens=2)
-            arrival_s = engine.now_s
-            engine.run_until(lambda end_s=arrival_s + 20: engine.now_s >= end_s)
+            engine.run_to(engine.now_s + 20)
         engine.run_until_answered(*names, most_s=100)
         return max(engine.ttft_s(name) for name in names), share_kept(engine.gaps_s(start_s, "chat"), slo_s)
 
@@ -129,7 +128,7 @@ def chat_load(engine: VirtualEngine, rate: float, seed: int, requests: int = 150
         at_s += rng.expovariate(rate)
         arrivals.append((at_s, f"r{number}", rng.randrange(200, 1800), rng.randrange(50, 250)))
     for due_s, name, prompt, answer in arrivals:
-        engine.run_until(lambda due_s=due_s: engine.now_s >= due_s)
+        engine.run_to(due_s)
         engine.add(name, prompt, max_tokens=answer, arrival_s=due_s)
         engine.arrived_s[name] = due_s
     engine.run_until(lambda: len(engine.finished_s) == requests)

@@ -128,7 +128,7 @@ def counted(queue_class: Any) -> Any:
             note()
             yield item
 
-    class Counted(queue_class):  # type: ignore[misc]
+    class Counted(queue_class):
         def __iter__(self) -> Iterator[Request]:
             return noted(super().__iter__())
 

@@ -54,7 +54,7 @@ def test_tensor_parallel(tiny: Path, expected: Run) -> None:
 
 def test_pipeline_parallel(tiny: Path, expected: Run) -> None:
     # vLLM's CPU pipeline fails in eager mode.
-    compiled = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager"}}
+    compiled: dict[str, Any] = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager"}}
     with open_engine(tiny, BUDGET, pipeline_parallel_size=2, **compiled) as ours:
         assert ours.core.batch_queue_size == 2
         assert not isinstance(ours.scheduler, AsyncScheduler)

@@ -11,6 +11,7 @@ from vllm_sarathi.benchmark.capacity.search import RequestSource, scheduler_fiel
 from vllm_sarathi.benchmark.capacity.simulated import Asked, scheduler_of
 from vllm_sarathi.benchmark.common.lines import open_lines
 from vllm_sarathi.core.config import STOCK_SCHEDULER, ConfigError, check_choice, check_int
+from vllm_sarathi.simulation.deployment import deployment
 from vllm_sarathi.simulation.fleet.fleet import Change, Fleet, FleetSpec, Link, Result
 from vllm_sarathi.simulation.fleet.group import ReplicaSpec
 from vllm_sarathi.simulation.fleet.routers import ROUTERS, router
@@ -20,6 +21,9 @@ from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 Row = dict[str, Any]
 
 ON_FAILURE = ("reroute", "lose")
+
+LINK_GBPS = 400.0
+"""What a replica sends its KV cache with unless another rate is stated: one port of 400 Gbit/s."""
 
 LINK_LATENCY_S = 0.0005
 """A transfer's handshake, as RDMA between machines takes it."""
@@ -36,7 +40,7 @@ class FleetAsked:
         router: by name.
         prefill_replicas: those that read prompts for the others; 0 lets each read its own.
         prefill_deployment: theirs, by name; None is that of the others.
-        link_gbps: gigabits per second that each of them sends KV with.
+        link_gbps: gigabits per second that each of them sends KV with; None for LINK_GBPS.
         fail, add: texts, `REPLICA@SECONDS` and `SECONDS` or `ROLE@SECONDS`.
         on_failure: one of ON_FAILURE.
         refresh_ms: as `FleetSpec.refresh_s`, milliseconds.
@@ -47,7 +51,7 @@ class FleetAsked:
     router: str = "round-robin"
     prefill_replicas: int = 0
     prefill_deployment: str | None = None
-    link_gbps: float = 400.0
+    link_gbps: float | None = None
     fail: tuple[str, ...] = ()
     add: tuple[str, ...] = ()
     on_failure: str = "reroute"
@@ -67,12 +71,16 @@ def check_fleet(asked: FleetAsked, scheduler: str) -> None:
         raise ConfigError(f"--replicas {asked.replicas}: at most {MOST_REPLICAS} in all.")
     check_choice("on_failure", asked.on_failure, ON_FAILURE)
     router(asked.router, 1)
-    if not 0 < asked.link_gbps <= 1e6:
+    if asked.link_gbps is not None and not 0 < asked.link_gbps <= 1e6:
         raise ConfigError(f"--link-gbps {asked.link_gbps!r}: must be above 0 and at most 1,000,000.")
     if not 0 <= asked.refresh_ms <= 1e6:
         raise ConfigError(f"--refresh-ms {asked.refresh_ms!r}: must be at least 0 and at most 1,000,000.")
-    if asked.prefill_deployment is not None and not asked.prefill_replicas:
-        raise ConfigError("--prefill-deployment: has no effect without --prefill-replicas.")
+    for option, given in (
+        ("--prefill-deployment", asked.prefill_deployment),
+        ("--link-gbps", asked.link_gbps),
+    ):
+        if given is not None and not asked.prefill_replicas:
+            raise ConfigError(f"{option}: has no effect without --prefill-replicas.")
     if ROUTERS[asked.router].asks and scheduler.partition("@")[0] == STOCK_SCHEDULER:
         raise ConfigError(
             f"--router {asked.router}: asks the replicas, and vLLM's own scheduler has no answer; "
@@ -147,13 +155,17 @@ def spec_of(asked: Asked, fleet: FleetAsked, share_prefixes: bool) -> FleetSpec:
     if not fleet.prefill_replicas:
         return FleetSpec(("serve",) * fleet.replicas, {"serve": serving}, **common)
     theirs = fleet.prefill_deployment or asked.deployment
+    try:
+        deployment(theirs, asked.calibration_dir)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--deployment", "--prefill-deployment", 1)) from error
     if _model_of(theirs) != _model_of(asked.deployment):
         raise ConfigError(
             f"--prefill-deployment {theirs!r}: must be of the same model as {asked.deployment!r}, which is to use "
             "its KV cache."
         )
     reading = replace(serving, deployment=theirs, prefill_only=True)
-    link = Link(fleet.link_gbps * 1e9 / 8, LINK_LATENCY_S, place.kv_token_bytes)
+    link = Link((fleet.link_gbps or LINK_GBPS) * 1e9 / 8, LINK_LATENCY_S, place.kv_token_bytes)
     roles = ("prefill",) * fleet.prefill_replicas + ("decode",) * fleet.replicas
     return FleetSpec(roles, {"prefill": reading, "decode": serving}, link=link, **common)
 
@@ -190,8 +202,20 @@ def imbalance(tallies: Sequence[Tally]) -> float | None:
     return max(tokens) * len(tokens) / sum(tokens) if sum(tokens) else None
 
 
-def rows_of(asked: Asked, fleet: FleetAsked, rate_qps: float, spec: FleetSpec, result: Result) -> list[Row]:
-    """Return a row for the fleet, one for each class where there are several, and one for each replica."""
+def rows_of(
+    asked: Asked,
+    fleet: FleetAsked,
+    rates_qps: tuple[float | None, float],
+    spec: FleetSpec,
+    result: Result,
+) -> list[Row]:
+    """Return a row for the fleet, one for each class where there are several, and one for each replica.
+
+    Args:
+        asked, fleet: what was asked for.
+        rates_qps: requests per second that were asked for (None for a trace's own), and that came.
+        spec, result: of the run.
+    """
     common = {
         "deployment": asked.deployment,
         "workload": asked.workload,
@@ -199,7 +223,8 @@ def rows_of(asked: Asked, fleet: FleetAsked, rate_qps: float, spec: FleetSpec, r
         "ttft_slo_ms": fleet.ttft_slo_ms,
         **scheduler_fields(asked.schedulers[0]),
         "router": fleet.router,
-        "rate_qps": rate_qps,
+        "asked_qps": rates_qps[0],
+        "rate_qps": rates_qps[1],
         "source": asked.place.source.kind,
         "disturbance": asked.disturbance.text,
     }
@@ -239,9 +264,9 @@ def rows_of(asked: Asked, fleet: FleetAsked, rate_qps: float, spec: FleetSpec, r
 def fleet_table(rows: Sequence[Row]) -> Table:
     """Return the rows as a table."""
     first = rows[0]
-    title = (
-        f"{first['deployment']}, {first['workload']}, {first['rate_qps']:.4g} requests/s, {first['router']}"
-    )
+    asked_qps, drawn_qps = first["asked_qps"], first["rate_qps"]
+    rate = f"{drawn_qps:.4g}" if asked_qps is None else f"{asked_qps:.4g} (as drawn {drawn_qps:.4g})"
+    title = f"{first['deployment']}, {first['workload']}, {rate} requests/s, {first['router']}"
     table = Table(title=f"{title}, {scheduler_of(first)}")
     table.add_column("", no_wrap=True)
     names = ["requests", "gap P50 ms", "P99", "gaps in time", "TTFT P50 ms", "P99", "tokens/s"]

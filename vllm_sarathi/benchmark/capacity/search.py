@@ -313,13 +313,24 @@ def confidence_range(rates: Sequence[float], tolerance: float = TOLERANCE) -> tu
     return max(0.0, mean - half), mean + half
 
 
+MOST_REQUESTS = 10_000_000
+"""Requests of a run: as many as fit into the memory of a large machine."""
+
+
+def check_requests(requests: int, least: int) -> None:
+    """Raise ConfigError for a number of requests that is out of range."""
+    check_int("requests", requests, minimum=least)
+    if requests > MOST_REQUESTS:
+        raise ConfigError(f"--requests {requests}: at most {MOST_REQUESTS:,}.")
+
+
 def check_search(requests: int, seeds: int, criterion: Criterion) -> None:
     """Check what a user asked for.
 
     Raises:
         ConfigError: a value out of range.
     """
-    check_int("requests", requests, minimum=2)
+    check_requests(requests, 2)
     check_int("seeds", seeds, minimum=1)
     if criterion.tbt_slo_ms is not None:
         check_positive("tbt_slo_ms", criterion.tbt_slo_ms, 3.6e6)

@@ -32,17 +32,17 @@ MODEL_KEYS = (
 
 
 def check_report(path: Path | None) -> None:
-    """Make the report's folder, before the hour that it is about.
+    """Check where the report goes, before the hour that it is about.
 
     Raises:
-        ConfigError: there is a folder in its place.
-        OSError: its folder cannot be made.
+        ConfigError: there is a folder in its place, or its folder is not there.
     """
     if path is None:
         return
     if path.is_dir():
         raise ConfigError(f"--report {path}: is a folder; give the name of a file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        raise ConfigError(f"--report {path}: its folder {path.parent} is not there.")
 
 
 def write_report(
@@ -128,6 +128,9 @@ def _model(model: str) -> dict[str, Any] | None:
         told = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    if not isinstance(told, Mapping):
+        return None
     sizes = {key: told[key] for key in MODEL_KEYS if key in told}
-    quantization = (told.get("quantization_config") or {}).get("quant_method")
+    stated = told.get("quantization_config")
+    quantization = stated.get("quant_method") if isinstance(stated, Mapping) else None
     return {**sizes, "quantization": quantization} if sizes else None

@@ -15,11 +15,10 @@ from itertools import pairwise
 import numpy as np
 
 from vllm_sarathi.benchmark.plan.load import Load
-from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.types import StepShape, chunk_work
 from vllm_sarathi.simulation.deployment import deployment
 from vllm_sarathi.simulation.outcome import SLO_PERCENTILE
-from vllm_sarathi.simulation.placement import Deployment
+from vllm_sarathi.simulation.placement import Deployment, DoesNotFit
 from vllm_sarathi.simulation.simulator import StepTimes
 
 GRID = 1.1
@@ -58,9 +57,7 @@ def bound(name: str, load: Load) -> Bound:
     """
     try:
         place = deployment(name, longest=load.longest)
-    except ConfigError as error:
-        if "does not fit" not in str(error) and "cannot be shared" not in str(error):
-            raise
+    except DoesNotFit as error:
         return Bound(refused=str(error), kind="memory")
     source = place.source
     times = place.times()

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from vllm_sarathi.benchmark.capacity.search import check_requests
 from vllm_sarathi.benchmark.capacity.simulated import rate_of
 from vllm_sarathi.core.classes import SloClasses, read_classes
-from vllm_sarathi.core.config import ConfigError, check_int, check_positive, nearest_hint
+from vllm_sarathi.core.config import ConfigError, check_positive, nearest_hint
 from vllm_sarathi.simulation.outcome import meets_slos
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
 from vllm_sarathi.simulation.traces import read_trace
@@ -162,7 +163,7 @@ def load_of(asked: LoadAsked) -> Load:
     Raises:
         ConfigError: an unknown name, a value out of range, or no SLO.
     """
-    check_int("requests", asked.requests, minimum=20)
+    check_requests(asked.requests, 20)
     for key in ("rate", "tbt_slo_ms", "ttft_slo_ms"):
         value = asked.rate_qps if key == "rate" else getattr(asked, key)
         if value is not None:

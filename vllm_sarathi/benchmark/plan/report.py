@@ -16,6 +16,7 @@ from vllm_sarathi.benchmark.plan.prices import Prices
 from vllm_sarathi.benchmark.plan.search import Board, Candidate, Verdict, settings_of
 from vllm_sarathi.core.config import CONFIG_KEY, SCHEDULER_CLS, ConfigError, flag_name
 from vllm_sarathi.core.files import write_whole
+from vllm_sarathi.simulation.devices.package import known_models
 from vllm_sarathi.simulation.fleet.fleet import FleetSpec
 from vllm_sarathi.simulation.fleet.group import ReplicaSpec
 from vllm_sarathi.simulation.fleet.tally import merged
@@ -24,6 +25,10 @@ Row = dict[str, Any]
 
 ROUTER = "least-tokens"
 """What the fleet of the check is behind: what waits is what any gateway can know."""
+
+ONLINE = ("fp8",)
+"""Precisions to which vLLM quantizes all of a model while it loads it (`--quantization`; of NVFP4 it makes the experts
+alone)."""
 
 MORE_REPLICAS = 8
 """The most replicas that are tried beyond what one replica's share needs."""
@@ -108,16 +113,35 @@ def nothing_said(board: Board, load: Load) -> str:
     return f"plan: nothing holds the model; {roomiest.bound.refused.removeprefix('--deployment ')}"
 
 
+def served_model(candidate: Candidate) -> str:
+    """Return the checkpoint that is to be served: one in the candidate's precision where vLLM cannot make it."""
+    if candidate.precision is None or candidate.precision in ONLINE:
+        return candidate.model
+    ending = f"/{candidate.model.rpartition('/')[2]}-{candidate.precision}".lower()
+    known = (name for name in known_models().values() if name.lower().endswith(ending))
+    return next(known, f"{candidate.precision.upper()}_CHECKPOINT")
+
+
+def checkpoint_lines(candidate: Candidate) -> list[str]:
+    """Return what has to be had before a candidate can be started, in a sentence."""
+    if candidate.precision is None or candidate.precision in ONLINE:
+        return []
+    return [
+        f"{candidate.model} has to be a checkpoint in {candidate.precision.upper()}, here {served_model(candidate)}: "
+        "vLLM does not quantize all of a model to that while it loads it"
+    ]
+
+
 def serve_words(candidate: Candidate, load: Load, classes: Path | None) -> list[str]:
     """Return the `vllm serve` command that starts one replica, as words."""
-    words = ["vllm", "serve", candidate.model, "--max-model-len", str(load.longest)]
+    words = ["vllm", "serve", served_model(candidate), "--max-model-len", str(load.longest)]
     for flag, value in (
         ("--tensor-parallel-size", candidate.tensor_parallel),
         ("--pipeline-parallel-size", candidate.stages),
     ):
         words += [flag, str(value)] if value > 1 else []
     words += ["--enable-expert-parallel"] if candidate.expert_parallel else []
-    words += ["--quantization", candidate.precision] if candidate.precision else []
+    words += ["--quantization", candidate.precision] if candidate.precision in ONLINE else []
     name, _, budget = candidate.scheduler.partition("@")
     if name == "default":
         return [*words, "--scheduler", "default", *(["--max-num-batched-tokens", budget] if budget else [])]
@@ -143,7 +167,7 @@ def ray_serve_text(candidate: Candidate, load: Load, replicas: int) -> str:
     }
     if candidate.expert_parallel:
         engine["enable_expert_parallel"] = True
-    if candidate.precision:
+    if candidate.precision in ONLINE:
         engine["quantization"] = candidate.precision
     if name == "default":
         engine |= {"max_num_batched_tokens": int(budget)} if budget else {}
@@ -152,7 +176,7 @@ def ray_serve_text(candidate: Candidate, load: Load, replicas: int) -> str:
         settings |= {"token_budget": int(budget)} if budget else {}
         engine |= {"scheduler_cls": SCHEDULER_CLS, "additional_config": {CONFIG_KEY: settings}}
     model = {
-        "model_loading_config": {"model_id": candidate.model, "model_source": candidate.model},
+        "model_loading_config": {"model_id": candidate.model, "model_source": served_model(candidate)},
         "accelerator_type": candidate.device.upper(),
         "deployment_config": {"num_replicas": replicas},
         "engine_kwargs": engine,
@@ -284,5 +308,6 @@ def lines_of(found: Sequence[Checked], load: Load, currency: str, classes: Path 
     else:
         lines.append("no other deployment was found to carry it")
     lines += first.verdict.bound.notes
+    lines += checkpoint_lines(candidate)
     lines.append("start each replica with: " + shlex.join(serve_words(candidate, load, classes)))
     return lines

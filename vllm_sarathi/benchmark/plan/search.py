@@ -14,9 +14,10 @@ from vllm_sarathi.benchmark.common.farm import Workers
 from vllm_sarathi.benchmark.plan.bounds import Bound, bound
 from vllm_sarathi.benchmark.plan.load import Hopeless, Load
 from vllm_sarathi.core.config import ConfigError, nearest_hint
-from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
-from vllm_sarathi.simulation.devices.package import PRECISIONS, known_models, read_config
-from vllm_sarathi.simulation.models import UnknownModel, model_shape
+from vllm_sarathi.simulation.deployment import build, deployment, limits_of, scheduler_choice
+from vllm_sarathi.simulation.devices.package import PRECISIONS
+from vllm_sarathi.simulation.models import UnknownModel
+from vllm_sarathi.simulation.quantization import NAMED_BYTES
 from vllm_sarathi.simulation.simulator import Simulator
 
 MOST_REPLICAS = 4096
@@ -354,16 +355,19 @@ def read_precisions(names: Sequence[str]) -> list[str | None]:
     return [None if name == CHECKPOINT else name for name in names]
 
 
-def has_experts(model: str) -> bool:
+def has_experts(model: str, precisions: Sequence[str | None]) -> bool:
     """Return whether a model has experts, which can be distributed whole.
 
+    Args:
+        model: by name.
+        precisions: of the weights, that are asked for.
+
     Raises:
-        ConfigError: an unknown model; or a config.json that is not understood.
+        ConfigError: an unknown model; a config.json that is not understood; or a checkpoint that is quantized to
+            another precision already.
     """
-    if (hub_name := known_models().get(model.lower())) is not None:
-        return bool(read_config(hub_name)["num_experts"])
     try:
-        return model_shape(model, sorted(set(known_models().values()))).experts is not None
+        limits = limits_of(model)
     except UnknownModel as error:
         said = (
             str(error)
@@ -371,3 +375,9 @@ def has_experts(model: str) -> bool:
             .replace("FOLDER/DEVICE", "--model FOLDER")
         )
         raise ConfigError(said) from error
+    for name in precisions:
+        if name is not None and limits.weight_bytes not in (None, NAMED_BYTES[name]):
+            raise ConfigError(
+                f"--precisions {name}: {model} is quantized already, and vLLM does not quantize it again; leave it out."
+            )
+    return limits.experts

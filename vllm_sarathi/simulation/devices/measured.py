@@ -70,14 +70,12 @@ class Memory:
     """One device's memory, bytes, by the package's model of vLLM.
 
     Attributes:
-        capacity: all of it.
         weights: of the model, its share.
         other: activations of the largest step, communication and the runtime.
         kv_token: one token in the KV cache, its share.
         tokens_in: how many tokens a number of bytes of KV cache holds; layers with a sliding window end to grow.
     """
 
-    capacity: float
     weights: float
     other: float
     kv_token: float
@@ -104,7 +102,7 @@ class Kernels:
         config = read_config(model)
         self.max_tokens = int(config["context"])
         self._engine, self.arguments = compile_engine(
-            model, self.system, spread.arguments(experts=bool(config["num_experts"]))
+            model, self.system, spread.arguments(experts=bool(config["num_experts"])), spread.skew
         )
         self.sizes = captured_sizes(sequences, capture_limit(unit))
         self._least_expert_tokens = 0
@@ -267,7 +265,6 @@ class Kernels:
             **self.arguments,
         ).breakdown
         return Memory(
-            found["gpu_memory_capacity_bytes"],
             found["weights_bytes"],
             found["non_kv_bytes"] - found["weights_bytes"],
             found["kv_size_per_token_bytes"],

@@ -1,11 +1,17 @@
 """The package aiconfigurator-core: which models and devices it knows, and how a model is described to it."""
 
 import functools
+import json
 import logging
+import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from vllm_sarathi.simulation.quantization import QUANTIZED_BESIDE, stated_beside
 
 PACKAGE = "aiconfigurator-core"
 BACKEND = "vllm"
@@ -25,6 +31,13 @@ PRECISIONS = ("fp8", "nvfp4")
 
 BLOCK_FP8 = "fp8_block"
 
+LOADS = {0.0: "balanced", 1.01: "power_law_1.01", 1.2: "power_law_1.2"}
+"""The package's names of how uneven the experts' loads are in its tables, by the exponent of the power law. Without
+one it takes 1.2, and 1.01 for the models of DeepSeek."""
+
+MACHINE_DEVICES = 8
+"""Devices of a machine, between which communication was measured."""
+
 SPARSE_KEY = "index_topk"
 """In the config.json of a model with sparse attention, whose KV cache has a layout of its own."""
 
@@ -43,6 +56,8 @@ class Spread:
         expert_parallel: whether experts are distributed whole; else each is cut like every other layer.
         precision: of the weights, one of PRECISIONS; None for the checkpoint's own.
         fp8_kv: whether the KV cache is in FP8 (`--kv-cache-dtype fp8`); else it is what the checkpoint states.
+        skew: exponent of the power law that the experts' loads follow, 0 for even loads; None for that of the package
+            where there are measured times, else 0.
     """
 
     tensor_parallel: int = 1
@@ -50,6 +65,12 @@ class Spread:
     expert_parallel: bool = False
     precision: str | None = None
     fp8_kv: bool = False
+    skew: float | None = None
+
+    @property
+    def devices(self) -> int:
+        """Devices of a replica."""
+        return self.tensor_parallel * self.stages
 
     def arguments(self, experts: bool) -> dict[str, Any]:
         """Return what the package calls it; `experts` says whether the model has any."""
@@ -85,8 +106,15 @@ def known_models() -> dict[str, str]:
 
 
 def model_config(name: str) -> dict[str, Any]:
-    """Return the config.json that the package has of one of `known_models`."""
-    config: dict[str, Any] = read_config(name)["raw_config"]
+    """Return the config.json that the package has of one of `known_models`, with what stands beside it."""
+    import aiconfigurator_core
+
+    folder = Path(aiconfigurator_core.__file__).parent / "model_configs"
+    stem = name.replace("/", "--")
+    config: dict[str, Any] = json.loads((folder / f"{stem}_config.json").read_text("utf-8"))
+    beside = folder / f"{stem}_{QUANTIZED_BESIDE}"
+    if beside.is_file() and not config.get("quantization_config"):
+        config["quantization_config"] = stated_beside(json.loads(beside.read_text("utf-8")), str(beside))
     return config
 
 
@@ -125,16 +153,24 @@ def tables_of(system: str) -> str:
     return str(perf_database.resolve_query_version(system, BACKEND, "current"))
 
 
-def compile_engine(model: str, system: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def compile_engine(
+    model: str, system: str, arguments: dict[str, Any], skew: float | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Return the package's engine for a model on a system, and the arguments that it was compiled with.
 
     The tables of block-scaled FP8 products hold the launch of the kernel, which a captured graph has not: 0.18 ms on
     a B200 for every product of up to 1,280 tokens. So those products are asked for as FP8 with one scale, whose
     kernels do the same work; where that is not to be had, as they are.
 
+    Args:
+        model, system, arguments: as the package names them.
+        skew: as in `Spread`.
+
     Raises:
         NotMeasured: the package lacks tables for it.
     """
+    if skew not in (None, *LOADS):
+        raise NotMeasured(f"{PACKAGE} has experts' loads of skew {', '.join(map(str, LOADS))}, not {skew:g}")
     from aiconfigurator_core.sdk.engine import EngineHandle
 
     said = read_config(model)["raw_config"]
@@ -149,15 +185,43 @@ def compile_engine(model: str, system: str, arguments: dict[str, Any]) -> tuple[
     reason = ""
     for tried in tries:
         try:
-            with quiet():
+            with quiet(), expert_loads(skew):
                 # The wrapper's methods only convert types: without it a query is a third quicker.
                 engine = EngineHandle.compile(model, system, BACKEND, **tried)._engine
                 engine.mixed_step_latency(64, 8, 64, 2)
         except (ValueError, RuntimeError, KeyError, AssertionError, NotImplementedError) as error:
-            reason = reason or str(error).strip().partition("\n")[0][:200]
+            reason = reason or _first_line(error)
         else:
             return engine, tried
     raise NotMeasured(f"{PACKAGE} has no {model} on {system}: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error of the package says, without where its files are."""
+    text = str(error).strip().partition("\n")[0]
+    text = re.sub(r"(\w[\w ]*: )\1+", r"\1", re.sub(r"\(first: [^)]*\)?", "", text))
+    return textwrap.shorten(text, 160, placeholder=" ...")
+
+
+@contextmanager
+def expert_loads(skew: float | None) -> Iterator[None]:
+    """Let the package compile with the tables of a skew: its config has a field for it, its compiler no argument."""
+    from aiconfigurator_core.sdk import engine as imported
+
+    engine: Any = imported
+    own = engine.build_model_config
+
+    def with_skew(**named: Any) -> Any:
+        config = own(**named)
+        if skew is not None:
+            config.workload_distribution = LOADS[skew]
+        return config
+
+    engine.build_model_config = with_skew
+    try:
+        yield
+    finally:
+        engine.build_model_config = own
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Device:
     Attributes:
         flops_per_s: peak, bfloat16, dense.
         bytes_per_s: memory bandwidth.
-        memory_bytes: memory.
+        memory_bytes: memory, as CUDA reports it.
         link_bytes_per_s: bandwidth to its peers in the same machine, each way.
         link_latency_s: an all-reduce of a few bytes.
         kernel_s: least time of a kernel inside a captured graph.
@@ -87,6 +87,8 @@ class Device:
         return self.fp8_speed if width >= 1 else self.fp4_speed
 
 
+GIB = 2**30
+
 HOPPER: dict[str, Any] = {"default_step_tokens": 8192, "default_sequences": 1024, "fp8_speed": 2.0}
 BLACKWELL: dict[str, Any] = {
     "default_step_tokens": 16384,
@@ -96,15 +98,18 @@ BLACKWELL: dict[str, Any] = {
 }
 
 DEVICES: dict[str, Device] = {
-    "a100": Device(312e12, 2.039e12, 80e9, 300e9, 12e-6),
-    "a40": Device(149.7e12, 0.696e12, 48e9, 32e9, 30e-6),
-    "h100": Device(989e12, 3.35e12, 80e9, 450e9, 10e-6, **HOPPER),
-    "h200": Device(989e12, 4.8e12, 141e9, 450e9, 10e-6, **HOPPER),
-    "l4": Device(121e12, 0.3e12, 24e9, 32e9, 30e-6, fp8_speed=2.0),
-    "b200": Device(2250e12, 8e12, 180e9, 900e9, 10e-6, **BLACKWELL),
-    "b300": Device(2250e12, 8e12, 288e9, 900e9, 10e-6, **BLACKWELL),
+    "a100": Device(312e12, 2.039e12, 79.2 * GIB, 300e9, 12e-6),
+    "a40": Device(149.7e12, 0.696e12, 44.4 * GIB, 32e9, 30e-6),
+    "h100": Device(989e12, 3.35e12, 79.1 * GIB, 450e9, 10e-6, **HOPPER),
+    "h200": Device(989e12, 4.8e12, 139.8 * GIB, 450e9, 10e-6, **HOPPER),
+    "l4": Device(121e12, 0.3e12, 22.0 * GIB, 32e9, 30e-6, fp8_speed=2.0),
+    "b200": Device(2250e12, 8e12, 178.4 * GIB, 900e9, 10e-6, **BLACKWELL),
+    "b300": Device(2250e12, 8e12, 267.7 * GIB, 900e9, 10e-6, **BLACKWELL),
 }
-"""By name: A100-SXM-80GB, A40 (PCIe 4.0 between pairs), H100-SXM, H200-SXM, L4, B200, B300 (both HGX)."""
+"""By name: A100-SXM-80GB, A40 (PCIe 4.0 between pairs), H100-SXM, H200-SXM, L4, B200, B300 (both HGX). Of the memory
+on a data sheet, which is in GiB, CUDA reports a hundredth less, and less again where error correction takes some (A40,
+L4): it is what vLLM takes its share of, and what an out-of-memory message calls the total capacity (79.11 GiB for an
+H100: vllm-project/vllm issue 27508). Measured deployments have it from here, too."""
 
 ETHERNET_BYTES_PER_S = 12.5e9
 """100 Gbit/s between machines, as between the two of the paper's Falcon-180B."""
@@ -132,6 +137,8 @@ class Roofline:
         tensor_parallel: devices that share each layer.
         stages: pipeline stages that share the layers.
         devices_per_node: devices in one machine; what goes beyond crosses the network between machines.
+        expert_parallel: whether the devices that share a layer have whole experts. Either way vLLM sums up what they
+            computed; but then the busiest of them is waited for.
     """
 
     def __init__(
@@ -141,6 +148,7 @@ class Roofline:
         tensor_parallel: int = 1,
         stages: int = 1,
         devices_per_node: int = 8,
+        expert_parallel: bool = False,
     ) -> None:
         self.stages = stages
         self.host_s = HOST_S
@@ -159,7 +167,20 @@ class Roofline:
             if kind.experts
         )
         self._floors: dict[int, float] = {}
+        self._dealt = tensor_parallel if expert_parallel else 1
         flops = 2 * (shape.active_parameters - shape.embedding_parameters) / ways
+        flops += (
+            2
+            / ways
+            * sum(
+                kind.count
+                * kind.experts.active
+                * kind.experts.parameters
+                * (kind.experts.busiest(shape.skew, self._dealt) - 1)
+                for kind in shape.kinds
+                if kind.experts
+            )
+        )
         self._linear_token_s = flops / (unit.flops_per_s * COMPUTE_SHARE * unit.speed_up(shape.precision))
         self._attention(unit, tensor_parallel, stages)
         width = ACTIVATION_PASSES * shape.hidden + 3 * shape.intermediate / tensor_parallel
@@ -208,9 +229,9 @@ class Roofline:
             return self._dense_floor_s
         seconds = self._floors.get(tokens)
         if seconds is None:
-            imbalance = self._shape.imbalance
+            skew, dealt = self._shape.skew, self._dealt
             seconds = self._dense_floor_s + sum(
-                experts.touched(tokens, imbalance) * expert_s for experts, expert_s in self._expert_kinds
+                experts.touched(tokens, skew, dealt) * expert_s for experts, expert_s in self._expert_kinds
             )
             self._floors[tokens] = seconds
         return seconds

@@ -1,0 +1,155 @@
+"""Signals that come during a search: their handlers are called when the job is that of the real step again.
+
+A handler of the user's sets a flag, or saves. In a probe the flag would be rolled back with it, and what is saved would
+be the probe's. So a signal is held until the probe is undone, which the next step does: the search is left for it. What
+the handler then changes is part of the state that the search goes back to.
+
+Ctrl-C without a handler raises KeyboardInterrupt, as ever. Handlers are called in the main thread; where a job trains
+in another one, or a handler is called at once because it may end a step that hangs (a timer's), it is told.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, MethodType
+from typing import Any
+
+from autolrs_plugin.training.libraries import is_users
+
+logger = logging.getLogger("autolrs_plugin")
+
+Handler = Callable[[int, FrameType | None], Any]
+
+HELD = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGCONT", "SIGBREAK")
+"""What a cluster or a person asks a job with."""
+
+TIMERS = ("SIGALRM", "SIGVTALRM", "SIGPROF")
+
+
+class Signals:
+    """The signals of this process that somebody handles.
+
+    Attributes:
+        asked: whether one has come since the state was kept, so that the search is to be left.
+        called: whether a handler was called since, which may have changed the job.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.called = False
+        self._depth = 0
+        self._came: list[tuple[int, Handler]] = []
+        self._told: set[str] = set()
+        names = [name for name in (*HELD, *TIMERS) if hasattr(signal, name)]  # not all are on each system
+        self._numbers: dict[int, str] = {getattr(signal, name): name for name in names}
+
+    @contextmanager
+    def held(self, watched_after: bool = False) -> Iterator[None]:
+        """Inside, no handler is called; those whose signals came are called at the end, whatever ends it.
+
+        Args:
+            watched_after: whether to take note of handlers that are called later, until `unwatch`.
+        """
+        self.watch()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                if not watched_after:
+                    self.unwatch()
+                self._deliver()
+
+    def watch(self) -> None:
+        """From now on, stand before all handlers that there are now."""
+        main = threading.current_thread() is threading.main_thread()
+        for number, name in self._numbers.items():
+            handler = signal.getsignal(number)
+            if (
+                not callable(handler)
+                or handler is signal.default_int_handler
+                or isinstance(handler, _Watched)
+            ):
+                continue
+            if main:
+                signal.signal(number, _Watched(self, handler))
+            elif is_users(_function_of(handler)):
+                self._tell(
+                    name,
+                    "its handler is called in the main thread, and training goes on in another one: what it sets "
+                    "during a search is taken back with a probe",
+                )
+
+    def unwatch(self) -> None:
+        """Put the handlers back."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in self._numbers:
+            if isinstance(watched := signal.getsignal(number), _Watched):
+                signal.signal(number, watched.handler)
+
+    def forget(self) -> None:
+        """Take note that the state is about to be kept: what has been asked for before it is in it."""
+        self.asked = self.called = False
+
+    def take(self, number: int, handler: Handler, frame: FrameType | None) -> None:
+        """Take a signal that has come."""
+        name = self._numbers[number]
+        if name in TIMERS:
+            handler(number, frame)
+            if self._depth:  # it has not ended what went on
+                self._tell(
+                    name, "its handler is called at once, and what it sets in a probe is taken back with it"
+                )
+            return
+        self.asked = True
+        if self._depth:
+            self._came.append((number, handler))
+        else:
+            self.called = True
+            handler(number, frame)
+
+    def _deliver(self) -> None:
+        try:
+            while self._came:
+                number, handler = self._came.pop(0)
+                self.called = True
+                handler(number, sys._getframe())
+        finally:
+            if self._came:
+                self._deliver()
+
+    def _tell(self, name: str, what: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            logger.warning(
+                "%s: %s; set a threading.Event, which is not, and look at it after each step.", name, what
+            )
+
+
+class _Watched:
+    """Stands before a handler; in a process that was forked, a worker of a loader, it only calls it."""
+
+    def __init__(self, signals: Signals, handler: Handler) -> None:
+        self.handler = handler
+        self._signals, self._process = signals, os.getpid()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._process:
+            self._signals.take(number, self.handler, frame)
+        else:
+            self.handler(number, frame)
+
+
+def _function_of(handler: Any) -> Any:
+    if isinstance(handler, MethodType):
+        return handler.__func__
+    return handler if hasattr(handler, "__name__") else type(handler)
+
+
+SIGNALS = Signals()
+"""Those of this process; there is one set of handlers in it."""

@@ -1,0 +1,170 @@
+"""Which models are understood, by the `model_type` of their config.json, and what each takes where a key is left out.
+
+A config.json leaves out what its family's configuration class in transformers has by default, and says nothing of
+what the code of the model always does: whether an MLP has a gate, whether one matrix serves as input and as output
+embedding. So a family that is not in this table is refused: it could be anything.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm_sarathi.core.config import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What holds for all models of a `model_type`.
+
+    Attributes:
+        gated: whether an MLP has a gate: three matrices, else two. It is the model's code that decides, whatever the
+            activation is.
+        tied: whether input and output embedding are one where `tie_word_embeddings` is left out; None where the
+            configuration class comes with the checkpoint, and it has to be stated.
+        own_heads: whether each head has its own keys and values where their number is left out; else it has to be
+            stated.
+        keys: names of keys in its config.json, by what others call the same.
+        defaults: what its configuration class takes for keys that are left out, where that is no harmless value.
+    """
+
+    gated: bool = True
+    tied: bool | None = False
+    own_heads: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+STATED = Family()
+MANY_HEADS = Family(own_heads=True)
+CUSTOM = Family(tied=None)
+TIED = Family(tied=True)
+
+GPT_KEYS = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+}
+"""What GPT-2 and those after it call the keys of all others."""
+
+LATENT = Family(own_heads=True)
+"""Families with latent attention: their number of key heads says nothing."""
+
+FAMILIES: dict[str, Family] = {
+    # Dense, with gates.
+    **dict.fromkeys(
+        ("llama", "granite", "helium", "hyperclovax", "olmo", "olmo2", "stablelm", "glm"), MANY_HEADS
+    ),
+    **dict.fromkeys(("qwen2", "phi3", "hunyuan_v1_dense"), MANY_HEADS),
+    **dict.fromkeys(("qwen3_vl_text", "qwen2_vl_text", "qwen2_5_vl_text", "seed_oss", "cwm"), STATED),
+    **dict.fromkeys(("qwen3", "glm4"), Family(defaults={"head_dim": 128})),
+    **dict.fromkeys(("mistral", "ministral"), Family(defaults={"sliding_window": 4096})),
+    "ministral3": STATED,
+    "olmo3": Family(own_heads=True, defaults={"sliding_window": 4096, "sliding_window_pattern": 4}),
+    "exaone4": Family(defaults={"sliding_window": 4096, "sliding_window_pattern": 4}),
+    "smollm3": Family(tied=True, defaults={"use_sliding_window": False}),
+    "ernie4_5": Family(tied=True, defaults={"head_dim": 128}),
+    "cohere": Family(tied=True, own_heads=True),
+    "cohere2": Family(
+        tied=True, own_heads=True, defaults={"sliding_window": 4096, "sliding_window_pattern": 4}
+    ),
+    "gemma": Family(tied=True, defaults={"head_dim": 256}),
+    "gemma2": Family(
+        tied=True, defaults={"head_dim": 256, "sliding_window": 4096, "sliding_window_pattern": 2}
+    ),
+    "gemma3_text": Family(
+        tied=True, defaults={"head_dim": 256, "sliding_window": 4096, "sliding_window_pattern": 6}
+    ),
+    "gemma4_text": Family(tied=True, defaults={"head_dim": 256}),
+    **dict.fromkeys(("internlm2", "internlm3", "orion", "solar", "mimo", "baichuan", "minicpm"), CUSTOM),
+    "exaone": Family(tied=None, keys={"num_hidden_layers": "num_layers"}),
+    "chatglm": Family(
+        tied=None,
+        keys={
+            "num_hidden_layers": "num_layers",
+            "intermediate_size": "ffn_hidden_size",
+            "num_key_value_heads": "multi_query_group_num",
+            "head_dim": "kv_channels",
+            "max_position_embeddings": "seq_length",
+            "vocab_size": "padded_vocab_size",
+        },
+    ),
+    # Dense, without gates.
+    **dict.fromkeys(("nemotron", "arcee", "apertus"), Family(gated=False, own_heads=True)),
+    **dict.fromkeys(("phi", "gpt_neox", "persimmon"), Family(gated=False, own_heads=True)),
+    "starcoder2": Family(gated=False, tied=True),
+    "gpt2": Family(gated=False, tied=True, own_heads=True, keys=GPT_KEYS),
+    "gptj": Family(gated=False, own_heads=True, keys=GPT_KEYS),
+    "gpt_bigcode": Family(
+        gated=False, tied=True, own_heads=True, keys=GPT_KEYS, defaults={"multi_query": True}
+    ),
+    **dict.fromkeys(
+        ("falcon", "RefinedWeb", "RefinedWebModel"),
+        Family(
+            gated=False,
+            tied=True,
+            own_heads=True,
+            keys={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+            defaults={"multi_query": True, "max_position_embeddings": 2048},
+        ),
+    ),
+    "opt": Family(gated=False, tied=True, own_heads=True, keys={"intermediate_size": "ffn_dim"}),
+    "bloom": Family(
+        gated=False,
+        tied=True,
+        own_heads=True,
+        keys={
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "max_position_embeddings": "seq_length",
+        },
+        defaults={"max_position_embeddings": 2048},
+    ),
+    # Mixtures of experts.
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "phimoe", "gpt_oss", "minimax_m2"), STATED),
+    **dict.fromkeys(("granitemoe", "granitemoeshared", "olmoe", "dots1"), MANY_HEADS),
+    **dict.fromkeys(("glm4_moe", "hy_v3", "solar_open", "hunyuan_v1_moe"), STATED),
+    **dict.fromkeys(("qwen3_vl_moe_text", "bailing_moe", "bailing_moe_v2", "mimo_v2_flash"), CUSTOM),
+    "step3p7": STATED,
+    "ernie4_5_moe": TIED,
+    "llama4_text": Family(defaults={"attention_chunk_size": 8192, "interleave_moe_layer_step": 1}),
+    # Latent attention.
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite"), LATENT),
+    "kimi_k2": Family(tied=None, own_heads=True),
+    "minicpm3": Family(tied=True, own_heads=True),
+    # Linear attention and Mamba.
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), STATED),
+    "nemotron_h": Family(gated=False),
+}
+"""Families by `model_type`: of models that vLLM serves. Defaults are those of the configuration classes of
+transformers 5; a test compares them."""
+
+
+def family_of(config: Mapping[str, Any], origin: str) -> Family:
+    """Return the family of a decoder.
+
+    Args:
+        config: the decoder's keys.
+        origin: what errors call it.
+
+    Raises:
+        ConfigError: it names none, or one that is not understood.
+    """
+    name = config.get("model_type")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(
+            f"{origin}: has no 'model_type', which says how to read all other keys, as in "
+            '"model_type": "llama".'
+        )
+    if config.get("is_encoder_decoder"):
+        raise ConfigError(f"{origin}: 'is_encoder_decoder' is set; only decoders are understood.")
+    found = FAMILIES.get(name)
+    if found is None:
+        raise ConfigError(
+            f"{origin}: 'model_type' is {name!r}, which is not understood; {len(FAMILIES)} are, such as llama, "
+            "qwen3_moe, deepseek_v3 and nemotron_h. A model that computes what one of them does can say so in a copy "
+            "of its config.json; a model of aiconfigurator-core (pip install 'vllm-sarathi[devices]'), named "
+            "OWNER/MODEL, has measured times."
+        )
+    return found
