@@ -82,8 +82,7 @@ def test_what_cannot_be_kept_is_a_429(server: Server, asked: dict[str, Any], str
         {"service_tier": "gold"},
         {"vllm_xargs": {"slo_class": "nobody", "slo_tenant": "forged"}},
         {"headers": {"x-llm-d-slo-ttft-ms": "90000", "x-tenant": "me"}},
-        {"headers": {"x-llm-d-slo-ttft-ms": "soon"}},
-        {"headers": {"x-llm-d-slo-ttft-ms": "nan"}},
+        {"headers": {"x-llm-d-slo-ttft-ms": "0"}},
     ],
     ids=str,
 )
@@ -96,6 +95,16 @@ def test_what_can_be_kept_is_answered(server: Server, asked: dict[str, Any]) -> 
     assert streamed.status_code == 200
     assert streamed.headers["content-type"].startswith("text/event-stream")
     assert streamed.text.rstrip().endswith("data: [DONE]")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("stated", ["soon", "nan", "5e-324"])
+def test_what_is_no_slo_is_answered_by_a_sentence(server: Server, stated: str, stream: bool) -> None:
+    answer = post(server, stream=stream, headers={"x-llm-d-slo-ttft-ms": stated})
+    assert answer.status_code == 400
+    said = answer.json()["error"]["message"]
+    assert stated in said
+    assert "must be a number of milliseconds from 0.1 to 3,600,000" in said
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_an_slo_is_changed_under_load_and_no_request_is_lost(deployment: Deploym
 def test_what_is_wrong_is_refused_by_the_sentence_of_the_settings(deployment: Deployment) -> None:
     said = deployment.client.patch("/v1/sarathi", json={"tbt_slo_ms": -5})
     assert said.status_code == 400
-    assert said.json()["error"] == "--tbt-slo-ms -5: must be a number above 0 and at most 3.6e+06."
+    assert said.json()["error"] == "--tbt-slo-ms -5: must be a number of milliseconds from 0.1 to 3,600,000."
 
 
 def test_a_step_trace_is_started_and_stopped(deployment: Deployment) -> None:
