@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.core.errors import ConfigError, short
 from vllm_sarathi.simulation.families import Family, family_of
 
 INNER = ("text_config", "llm_config", "language_config")
@@ -100,11 +100,11 @@ class Reader:
             if isinstance(value, list) and value and all(each == value[0] for each in value):
                 value = value[0]
             if isinstance(value, bool) or not isinstance(value, int):
-                raise self.error(f"{self.name(key)!r} must be a whole number, not {_short(value)}.")
+                raise self.error(f"{self.name(key)!r} must be a whole number, not {short(value)}.")
             if default == 0 and value == 0:
                 continue
             if not least <= value <= MOST:
-                raise self.error(f"{self.name(key)!r} must be from {least} to {MOST}, not {_short(value)}.")
+                raise self.error(f"{self.name(key)!r} must be from {least} to {MOST}, not {short(value)}.")
             return value
         if default is None:
             raise self.error(
@@ -122,7 +122,7 @@ class Reader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise self.error(f"{self.name(key)!r} must be true or false, not {_short(value)}.")
+            raise self.error(f"{self.name(key)!r} must be true or false, not {short(value)}.")
         return value
 
     def names(self, key: str, count: int | None = None) -> list[str] | None:
@@ -139,7 +139,7 @@ class Reader:
         if value is None or value == []:
             return None
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise self.error(f"{key!r} must be a list, not {_short(value)}.")
+            raise self.error(f"{key!r} must be a list, not {short(value)}.")
         if count is not None and len(value) < count:
             raise self.error(f"{key!r} must have an entry for each of the {count} layers, not {len(value)}.")
         return [str(entry) for entry in value[:count]]
@@ -203,7 +203,7 @@ def _decoder_of(config: Mapping[str, Any], origin: str) -> tuple[dict[str, Any],
         return dict(config), {}
     inner = config[key]
     if not isinstance(inner, Mapping):
-        raise ConfigError(f"{origin}: {key!r} must be an object, not {_short(inner)}.")
+        raise ConfigError(f"{origin}: {key!r} must be an object, not {short(inner)}.")
     if config.get("is_encoder_decoder"):
         raise ConfigError(f"{origin}: 'is_encoder_decoder' is set; only decoders are understood.")
     outside = {k: v for k, v in config.items() if k not in (*OF_ALL, *INNER, "model_type") and k not in inner}
@@ -213,11 +213,6 @@ def _decoder_of(config: Mapping[str, Any], origin: str) -> tuple[dict[str, Any],
 def _says_something(value: Any) -> bool:
     """Return whether a key's value may change anything; texts name things."""
     return not isinstance(value, str) and value not in (None, False, 0, 0.0, [], {})
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
