@@ -172,3 +172,31 @@ def test_all_that_are_let_in_are_in_time_where_reading_is_as_quick_as_predicted(
     assert not refused & answered.keys()
     assert refused | answered.keys() == {str(index) for index in range(len(arrivals))}
     assert all(end_s <= due_s + 1e-9 for end_s, due_s in answered.values())
+
+
+ARRIVALS = st.tuples(
+    st.sampled_from(("refuse", "relegate", "serve")),
+    st.sampled_from((300, 1000, 2000)),
+    st.sampled_from((1.0, 4.0)),
+    st.integers(10, 900),
+    st.floats(0.0, 0.6),
+    st.floats(0.0005, 0.002),
+)
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=200)
+@given(st.lists(ARRIVALS, min_size=4, max_size=16))
+def test_whoever_is_refused_is_told_a_time_beyond_its_slo(
+    arrivals: list[tuple[str, int, float, int, float, float]],
+) -> None:
+    """Newcomers as well as those that were let in, whatever stands beside them and however the pace changes."""
+    pace, now_s = [0.001], 100.0
+    door = Gate(lambda: (pace[0], 1e-7, 0.02))
+    for index, (when_late, slo_ms, weight, tokens, gap_s, pace[0]) in enumerate(arrivals):
+        now_s += gap_s
+        asking = bond(ttft_slo_ms=slo_ms, when_late=when_late, weight=weight)
+        for refusal in (
+            *door.review(now_s).values(),
+            door.ask(str(index), asking, now_s, now_s, tokens, 0),
+        ):
+            assert refusal is None or refusal.predicted_s > refusal.ttft_slo_s

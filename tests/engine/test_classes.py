@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import random
+import re
 from collections import Counter
 from typing import Any
 
@@ -10,7 +12,8 @@ from vllm.v1.request import RequestStatus
 
 from tests.engine.virtual import LinearDevice, VirtualEngine, share_kept
 from vllm_sarathi import SarathiConfig
-from vllm_sarathi.engine.admission import REFUSED, is_refusal
+from vllm_sarathi.core.gate import Refusal
+from vllm_sarathi.engine.admission import REFUSED, is_refusal, sentence, stop_reason
 
 LIMITS = {"max_model_len": 8192, "max_num_seqs": 64, "max_num_batched_tokens": 4096}
 DEVICE = LinearDevice(token_s=0.0002, step_s=0.010)
@@ -52,10 +55,10 @@ class ClassEngine(VirtualEngine):
         args = {"slo_class": slo_class, **extra}
         self.add(name, prompt, max_tokens, sampling={"extra_args": args})
 
-    def learn(self) -> None:
+    def learn(self, slo_class: str = "standard") -> None:
         """Serve enough for the device to be known, with a queue."""
         for i in range(24):
-            self.ask(f"learn-{i}", 600, "standard", 24)
+            self.ask(f"learn-{i}", 600, slo_class, 24)
         self.finish()
 
     def finish(self, most_s: float = 200.0) -> None:
@@ -89,6 +92,45 @@ def test_what_cannot_be_kept_is_refused_at_once_and_everybody_is_answered_once(e
         assert why["slo_class"] == "interactive"
         assert why["predicted_ttft_ms"] > why["ttft_slo_ms"] == 500
         assert why["retry_after_s"] >= 1
+
+
+def test_every_refusal_states_a_time_beyond_the_slo(make_config: Any) -> None:
+    """Of newcomers and of those that were let in, beside classes that are late themselves, on a device that varies."""
+    rng = random.Random(1)
+    classes = {
+        "default": "heavy",
+        "classes": {
+            "heavy": {"ttft_slo_ms": 800, "when_late": "relegate", "weight": 8},
+            "served": {"ttft_slo_ms": 400},
+            "refused": {"ttft_slo_ms": 500, "when_late": "refuse"},
+            "patient": {"ttft_slo_ms": 1500, "when_late": "refuse", "weight": 2},
+        },
+    }
+    engine = ClassEngine(make_config, classes)
+    engine.learn("patient")
+    engine.refused.clear()
+    for index in range(150):
+        name = rng.choice(list(classes["classes"]))
+        engine.ask(f"{index}-{name}", rng.randrange(50, 1500), name, 4)
+        engine.device = LinearDevice(token_s=rng.choice((0.0001, 0.0003)), step_s=0.010)
+        engine.run_to(engine.now_s + rng.expovariate(8))
+    engine.finish()
+    assert len(engine.refused) > 10
+    for why in engine.refused.values():
+        assert why["predicted_ttft_ms"] > why["ttft_slo_ms"]
+
+
+@pytest.mark.parametrize("slo_ms", [300.0, 290.0, 570.0, 0.1, 12300.0, 3_600_000.0])
+def test_rounding_takes_no_stated_time_to_the_slo_or_below(slo_ms: float) -> None:
+    for beyond_s in (1e-9, 4e-7, 4e-6, 4e-5, 0.04):
+        why = json.loads(
+            stop_reason(Refusal("chat", slo_ms / 1e3 + beyond_s, slo_ms / 1e3)).removeprefix(REFUSED)
+        )
+        assert why["ttft_slo_ms"] == slo_ms
+        assert slo_ms < why["predicted_ttft_ms"] < slo_ms + beyond_s * 1e3 + 0.003
+        numbers = re.findall(r"[\d.,]+(?= ms)", sentence(why))
+        predicted_ms, stated_ms = (float(number.replace(",", "")) for number in numbers)
+        assert predicted_ms > stated_ms == slo_ms
 
 
 def test_one_that_is_refused_while_nothing_else_is_there_is_answered_too(engine: ClassEngine) -> None:

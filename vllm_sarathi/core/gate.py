@@ -4,7 +4,8 @@ It knows every prompt with an SLO that has no first token yet. A newcomer is ref
 `when_first_token` comes to more than its SLO: by its own deadline, or because it would make one late that was
 let in before. Where prompts are then read more slowly than was expected, and not all that were let in would be in time
 any more, some are refused after all: as few as can be, the longest, and only such of which nothing has been read
-(`first_token.keep`)."""
+(`first_token.keep`). These are asked about as a newcomer is: what a client is told is what decided, and is above the
+SLO."""
 
 import math
 from collections.abc import Callable
@@ -100,12 +101,12 @@ class Gate:
         """
         if bond.ttft_slo_s is None or bond.slo_class is None or bond.batch:
             return None
+        newcomer = _Standing(bond, arrival_s, done, tokens)
         if bond.slo_class.when_late == "refuse" and (queue := self.queue(now_s)) is not None:
-            age_s = max(0.0, now_s - arrival_s)
-            wait_s = when_first_token(queue, tokens, bond.ttft_slo_s - age_s, done)
-            if age_s + wait_s > bond.ttft_slo_s:
-                return Refusal(bond.slo_class.name, age_s + wait_s, bond.ttft_slo_s)
-        self._standing[request_id] = _Standing(bond, arrival_s, done, tokens)
+            refusal = _refusal(queue, newcomer, now_s)
+            if refusal is not None:
+                return refusal
+        self._standing[request_id] = newcomer
         return None
 
     def read(self, request_id: str, done: int, left: int) -> None:
@@ -125,15 +126,16 @@ class Gate:
             return {}
         queue, standing = line
         kept = keep(queue.jobs, queue.lead_s)
-        lost = set(range(len(standing))).difference(kept)
-        left = replace(queue, jobs=tuple(queue.jobs[index] for index in kept))
+        given_up = [i for i in set(range(len(standing))).difference(kept) if standing[i][1].refusable]
+        jobs = [queue.jobs[index] for index in kept]
         refused = {}
-        for index in lost:
+        for index in sorted(given_up, key=lambda i: -queue.jobs[i].loss):
             name, each = standing[index]
-            if each.refusable:
-                wait_s = when_first_token(left, each.left, queue.jobs[index].due_s, each.done)
-                predicted_s = now_s - each.arrival_s + wait_s
-                refused[name] = Refusal(each.slo_class.name, predicted_s, each.ttft_slo_s)
+            refusal = _refusal(replace(queue, jobs=tuple(jobs)), each, now_s)
+            if refusal is None:  # it was given up for one that may be late, or is given up itself
+                jobs.append(queue.jobs[index])
+            else:
+                refused[name] = refusal
                 del self._standing[name]
         return refused
 
@@ -175,3 +177,12 @@ class Gate:
             jobs.append(Job(due_s, read_s, protected=when_late == "refuse", stays=stays, loss=loss))
             standing.append((name, each))
         return replace(queue, jobs=tuple(jobs), rest_s=rest_s), standing
+
+
+def _refusal(queue: QueueView, asking: _Standing, now_s: float) -> Refusal | None:
+    """Return the refusal of one whose first token would come after its SLO; None where it would not."""
+    age_s = max(0.0, now_s - asking.arrival_s)
+    predicted_s = age_s + when_first_token(queue, asking.left, asking.ttft_slo_s - age_s, asking.done)
+    if predicted_s <= asking.ttft_slo_s:
+        return None
+    return Refusal(asking.slo_class.name, predicted_s, asking.ttft_slo_s)

@@ -5,7 +5,8 @@ and is answered with that step, as an aborted one whose `stop_reason` says why; 
 an HTTP 429 of it."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm_sarathi.core.classes import Bond
@@ -21,14 +22,24 @@ REFUSED = "vllm_sarathi refused: "
 
 
 def stop_reason(refusal: Refusal) -> str:
-    """Return what a refused request's answer says."""
+    """Return what a refused request's answer says; the predicted time is above the SLO when rounded, too."""
+    ttft_slo_ms = round(refusal.ttft_slo_s * 1e3, 3)
+    predicted_ms = max(math.ceil(refusal.predicted_s * 1e6) / 1e3, ttft_slo_ms + 0.001)
     return REFUSED + json.dumps(
         {
             "slo_class": refusal.class_name,
-            "predicted_ttft_ms": round(refusal.predicted_s * 1e3, 3),
-            "ttft_slo_ms": round(refusal.ttft_slo_s * 1e3, 3),
+            "predicted_ttft_ms": round(predicted_ms, 3),
+            "ttft_slo_ms": ttft_slo_ms,
             "retry_after_s": round(refusal.retry_after_s, 3),
         }
+    )
+
+
+def sentence(why: Mapping[str, Any]) -> str:
+    """Return what a client reads of the JSON of `stop_reason`."""
+    return (
+        f"The SLO of class {why['slo_class']} cannot be met now: a first token is predicted after "
+        f"{why['predicted_ttft_ms']:.10g} ms, and {why['ttft_slo_ms']:.10g} ms is the SLO."
     )
 
 

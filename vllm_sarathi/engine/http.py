@@ -17,7 +17,7 @@ from typing import Any
 from vllm_sarathi.core.classes import MOST_NAME_CHARACTERS, NO_TIER, slo_ms
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.errors import ConfigError, short
-from vllm_sarathi.engine.admission import REFUSED, is_refusal
+from vllm_sarathi.engine.admission import REFUSED, is_refusal, sentence
 from vllm_sarathi.engine.request_slo import CLASS_KEY, TBT_KEY, TENANT_KEY, TTFT_KEY
 from vllm_sarathi.engine.vllm.internals import async_engine_class
 
@@ -229,7 +229,7 @@ class _Holding:
             status, kind, message = 400, "Bad Request", self._refused.wrong
         else:
             assert why is not None
-            status, kind, message = 429, "Too Many Requests", _sentence(why)
+            status, kind, message = 429, "Too Many Requests", sentence(why)
         error = {"message": message, "type": kind, "param": None, "code": status, **(why or {})}
         body = json.dumps({"error": error}).encode()
         headers = [(k, v) for k, v in start.get("headers", ()) if not k.lower().startswith(b"content-")]
@@ -241,13 +241,6 @@ class _Holding:
             headers.append((b"retry-after", str(math.ceil(why["retry_after_s"])).encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
-
-
-def _sentence(why: dict[str, Any]) -> str:
-    return (
-        f"The SLO of class {why['slo_class']} cannot be met now: a first token is predicted after "
-        f"{why['predicted_ttft_ms']:.4g} ms, and {why['ttft_slo_ms']:.4g} ms is the SLO."
-    )
 
 
 def serve_classes(config: SarathiConfig, middleware: list[str]) -> None:
