@@ -153,7 +153,7 @@ def test_an_slo_that_cannot_be_kept_is_in_the_log_once_and_in_the_metrics(
     assert 40 * (1 + CAUTION) <= needed_ms <= 40 * (1 + CAUTION + STALE_CAUTION) + 1
     page = shown(tmp_path)
     for line in (
-        'vllm_sarathi_slo_unattainable{engine="1"} 1.0',
+        'vllm_sarathi_slo_unattainable{engine="1",slo_class="default"} 1.0',
         'vllm_sarathi_tbt_slo_seconds{engine="1"} 0.01',
         'vllm_sarathi_gaps_total{engine="1",slo_class="default"} 480.0',
         'vllm_sarathi_gaps_kept_total{engine="1",slo_class="default"} 0.0',
@@ -292,6 +292,68 @@ def test_what_the_loop_counts_is_shown_by_class(monkeypatch: pytest.MonkeyPatch,
         'vllm_sarathi_gaps_kept_total{engine="0",slo_class="batch"} 0.0',
     ):
         assert line in page
+
+
+CLASSES: dict[str, Any] = {
+    "classes": {
+        "quick": {"tbt_slo_ms": 30},
+        "plain": {},
+        "slow": {"tbt_slo_ms": 200},
+        "batch": {"batch": True},
+    }
+}
+
+
+def test_with_classes_each_is_judged_by_its_own_slo(
+    logged: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The server's SLO, which binds nobody but the class that has none of its own, is no other class's."""
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    config = SarathiConfig.from_mapping({"tbt_slo_ms": 35, "slo_classes": CLASSES})
+    trace = StepTraceFile(tmp_path / "steps.jsonl")
+    watched = Telemetry(Controller(config), trace=trace)
+    for _ in range(20):
+        watched.note(record(0.04, chunk=0), 8, 0, (ClassGaps("slow", 6, 0.2), ClassGaps("batch", 2, None)))
+    watched.flush()
+    watched.tell()
+    assert logged == ["Sarathi: 8 running, 0 waiting, 20 steps, slow 100.0% of 120 gaps within 200 ms"]
+    for _ in range(20):
+        gaps = ClassGaps("quick", 2, 0.03), ClassGaps("plain", 1, 0.035), ClassGaps("slow", 5, 0.2)
+        watched.note(record(0.04, chunk=0), 8, 0, (*gaps, ClassGaps("slow", 1, 0.3)))
+    watched.flush()
+    watched.tell()
+    assert "plain 0.0% of 20 gaps within 35 ms, quick 0.0% of 40 gaps within 30 ms" in logged[1]
+    assert "slow 100.0% of 120 gaps within their SLOs" in logged[1]
+    quick, plain = logged[2:]
+    assert quick.startswith("The SLO of 30 ms between tokens of class quick cannot be kept")
+    assert "What would help: classes.quick.tbt_slo_ms 4" in quick
+    assert plain.startswith("The SLO of 35 ms between tokens of class plain cannot be kept")
+    assert "What would help: --tbt-slo-ms 4" in plain
+    page = shown(tmp_path)
+    for name, value in {"quick": 1.0, "plain": 1.0, "slow": 0.0, "batch": 0.0}.items():
+        assert f'vllm_sarathi_slo_unattainable{{engine="0",slo_class="{name}"}} {value}' in page
+    watched.close()
+    assert [step.slo_s for step in read_step_trace(tmp_path / "steps.jsonl")] == [0.2] * 20 + [0.03] * 20
+
+
+def test_what_is_of_the_last_seconds_ends_when_nothing_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)))
+    for chunk in (0, 32):
+        for _ in range(20):
+            watched.note(record(0.04, chunk=chunk), 8, 0)
+    watched.flush()
+    watched.tell()
+    medians = ("decode_step_seconds", "token_budget", "prediction_error_ratio")
+    assert all(f"vllm_sarathi_{name}{{" in shown(tmp_path) for name in medians)
+    assert 'vllm_sarathi_slo_unattainable{engine="0",slo_class="default"} 1.0' in shown(tmp_path)
+    monkeypatch.setattr(telemetry, "WINDOW_S", 0.0)  # the ten seconds are over, and nothing has run
+    watched.flush()
+    assert not any(f"vllm_sarathi_{name}{{" in shown(tmp_path) for name in medians)
+    assert 'vllm_sarathi_slo_unattainable{engine="0",slo_class="default"} 0.0' in shown(tmp_path)
+    watched.close()
 
 
 def test_the_headroom_of_an_idle_engine_is_that_of_an_empty_one(

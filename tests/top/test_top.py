@@ -60,7 +60,7 @@ def test_rates_are_of_the_time_between_two_scrapes(page: Page) -> None:
     before = parse(page.text(), "url", 10.0)
     page.figures.take([step(0.05), step(0.09), step(0.11), step(0.3)])
     page.figures.set("headroom_tokens_per_second", 0.0)
-    page.figures.set("slo_unattainable", 1)
+    page.figures.set("slo_unattainable", 1, "default")
     engine = compare("url", before, parse(page.text(), "url", 14.0)).engines["0"]
     assert engine.steps_per_s == 1.0
     assert engine.prefill_tokens_per_s == 32.0
@@ -127,7 +127,7 @@ def test_figures_that_are_no_numbers_are_left_out(page: Page) -> None:
 
 
 def test_the_table_tells_what_is_wrong(page: Page) -> None:
-    page.figures.set("slo_unattainable", 1)
+    page.figures.set("slo_unattainable", 1, "default")
     page.figures.count("faults", amount=3)
     before = parse(page.text(), "url", 0.0)
     page.figures.take([step(0.3)])
@@ -184,6 +184,11 @@ def test_what_is_no_address_is_refused(given: str) -> None:
         (STOCK, "no figures of vllm-sarathi (a vLLM server)"),
         ("<html>hello</html>", "is not in Prometheus's text format"),
         ("vllm_sarathi_steps_total many", "is not in Prometheus's text format"),
+        ("{\x1b[2J" * 999, "is not in Prometheus's text format (Invalid labels: \ufffd[2J"),
+        *[
+            (f'vllm_sarathi_x_bucket{{engine="0",slo_class="a"{le}}} 1\n', "_x_bucket has le=")
+            for le in (',le="x"', ',le="NaN"', "")
+        ],
     ],
 )
 def test_what_is_no_page_of_ours_is_said(text: str, said: str) -> None:
@@ -191,6 +196,29 @@ def test_what_is_no_page_of_ours_is_said(text: str, said: str) -> None:
         parse(text, "http://h/metrics", 0.0)
     assert said in str(error.value)
     assert str(error.value).startswith("http://h/metrics: ")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 300
+
+
+FOREIGN = (
+    'vllm_sarathi_steps_total{engine="[bold]0[/x]"} 3\n'
+    'vllm_sarathi_gaps_total{engine="[bold]0[/x]",slo_class="[/bold]\x1b[2J"} 1e308\n'
+    'vllm_sarathi_gaps_total{engine="[bold]0[/x]",slo_class="[/bold]\x1b[2J",more="1"} 1e308\n'
+    'vllm_sarathi_step_predicted_seconds_total{engine="[bold]0[/x]"} 1e-308\n'
+    'vllm_sarathi_step_measured_seconds_total{engine="[bold]0[/x]"} 1e308\n'
+)
+
+
+def test_what_a_page_says_is_no_markup_and_moves_no_cursor_and_missing_figures_are_dashes() -> None:
+    empty = parse('vllm_sarathi_faults_total{engine="0"} 0\n', "url", 0.0)
+    view = compare("http://[/red]/metrics", empty, parse(FOREIGN, "url", 1.0))
+    json.dumps(view.to_mapping(), allow_nan=False)
+    text = printed(view, width=120)
+    assert "engine [bold]0[/x]  - running, - waiting, KV -" in text
+    assert "[/bold]\ufffd[2J" in text
+    assert "http://[/red]/metrics" in text
+    assert "measured/predicted -" in text
+    assert "\x1b" not in text
 
 
 # Over HTTP.

@@ -70,7 +70,7 @@ FIGURES = {
         Figure("faults", Kind.COUNTER, "Errors of the plugin; stock scheduling served those steps."),
         Figure("tbt_slo_seconds", Kind.GAUGE, "SLO for the time between tokens."),
         Figure("ttft_slo_seconds", Kind.GAUGE, "SLO for the time to first token."),
-        Figure("slo_unattainable", Kind.GAUGE, "1 where decodes alone take longer than the SLO."),
+        Figure("slo_unattainable", Kind.GAUGE, "1 where decodes alone take longer than the SLO.", True),
         Figure("decode_step_seconds", Kind.GAUGE, "Median time of steps of decodes alone, in ten seconds."),
         Figure("token_budget", Kind.GAUGE, "Median budget of steps that prefill beside decodes."),
         Figure(
@@ -150,6 +150,41 @@ class FinishedStep:
     traced: "TracedStep"
     gaps: tuple[ClassGaps, ...]
     first_tokens: tuple[FirstToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KeptGaps:
+    """How many gaps of a class ended under an SLO, and how many of them kept it.
+
+    Attributes:
+        slo_class: the class.
+        slo_s: how long the steps were allowed to take for them, seconds; None where its requests had several SLOs.
+        gaps, kept: all of them, and those within the SLO.
+    """
+
+    slo_class: str
+    slo_s: float | None
+    gaps: int
+    kept: int
+
+
+def kept_gaps(steps: Sequence[FinishedStep]) -> list[KeptGaps]:
+    """Return how the SLOs of each class were kept, by the name of the class."""
+    found: dict[str, list[tuple[float, int, bool]]] = {}
+    for step in steps:
+        for each in step.gaps:
+            if each.slo_s is not None and each.decodes:
+                kept = step.traced.measured_s <= each.slo_s
+                found.setdefault(each.slo_class, []).append((each.slo_s, each.decodes, kept))
+    return [
+        KeptGaps(
+            name,
+            own[0][0] if len({slo_s for slo_s, _, _ in own}) == 1 else None,
+            sum(count for _, count, _ in own),
+            sum(count for _, count, kept in own if kept),
+        )
+        for name, own in sorted(found.items())
+    ]
 
 
 @dataclass(frozen=True, slots=True)

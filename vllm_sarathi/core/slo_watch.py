@@ -1,10 +1,13 @@
-"""SloWatch: notices an SLO that no chunk size could keep, and says once what would help."""
+"""SloWatch: notices an SLO that no chunk size could keep, and says once what would help; one for each class."""
 
 import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
+from vllm_sarathi.core.classes import SloClasses
+from vllm_sarathi.core.figures import DEFAULT_CLASS, FinishedStep
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, Reason
@@ -25,17 +28,27 @@ class SloWatch:
     Args:
         model: tells the decodes' part of a step that also read prompts.
         pipeline: the stages of the device.
+        whose: the class whose SLO it is, as a sentence names it; empty where there are no classes.
+        setting: what states the SLO.
 
     Attributes:
         unattainable: whether decodes alone took longer than the SLO, at the last look.
         decode_step_s: how long they took, seconds, the median; None before the first look.
     """
 
-    def __init__(self, model: StepTimeModel, pipeline: Pipeline = ONE_STAGE) -> None:
+    def __init__(
+        self,
+        model: StepTimeModel,
+        pipeline: Pipeline = ONE_STAGE,
+        whose: str = "",
+        setting: str = "--tbt-slo-ms",
+    ) -> None:
         self.unattainable = False
         self.decode_step_s: float | None = None
         self._model = model
         self._pipeline = pipeline
+        self._whose = whose
+        self._setting = setting
         self._said = self._said_crowded = self._said_growing = False
         self._decoding: deque[TracedStep] = deque(maxlen=STEPS_SEEN)
 
@@ -67,6 +80,11 @@ class SloWatch:
             return self._growing_advice(decoding[-1], slo_s)
         return None
 
+    def rest(self) -> None:
+        """Note that nobody waits for tokens under the SLO: nothing is broken then."""
+        self.unattainable = False
+        self._decoding.clear()
+
     def _alone_s(self, step: TracedStep) -> float:
         """Return how long the step's decodes take without the prompts beside them."""
         if step.shape.prefill_work == 0:
@@ -86,27 +104,74 @@ class SloWatch:
         return (
             f"{self._slo(slo_s)} cannot be kept: {self._decodes_alone(step)}. "
             f"Prompts get a fifth of the time beside them. "
-            f"What would help: --tbt-slo-ms {needed_ms} or more{fewer}."
+            f"What would help: {self._setting} {needed_ms} or more{fewer}."
         )
 
     def _crowded_advice(self, step: TracedStep, slo_s: float) -> str:
         return (
             f"{self._slo(slo_s)} leaves prompts no room: {self._decodes_alone(step)}, and any chunk beside them is "
             f"too long. Prompts give way: they are read in the few steps that may be late, until one has waited for "
-            f"--prefill-max-wait-s; then the gaps give way. A higher --tbt-slo-ms would help."
+            f"--prefill-max-wait-s; then the gaps give way. A higher {self._setting} would help."
         )
 
     def _growing_advice(self, step: TracedStep, slo_s: float) -> str:
         return (
             f"{self._slo(slo_s)} lets no more requests in: {self._decodes_alone(step)}, and with one more they "
             f"would outgrow it before their answers end. Prompts give way, and wait for answers to end, for at most "
-            f"--prefill-max-wait-s. A higher --tbt-slo-ms would help."
+            f"--prefill-max-wait-s. A higher {self._setting} would help."
         )
 
     def _slo(self, slo_s: float) -> str:
-        return f"The SLO of {self._pipeline.token_s(slo_s) * 1e3:g} ms between tokens"
+        return f"The SLO of {self._pipeline.token_s(slo_s) * 1e3:g} ms between tokens{self._whose}"
 
     def _decodes_alone(self, step: TracedStep) -> str:
         assert self.decode_step_s is not None
         taken_ms = self._pipeline.token_s(self.decode_step_s) * 1e3
         return f"decodes alone take {taken_ms:.0f} ms with {step.shape.decodes} of them running"
+
+
+class SloWatches:
+    """A SloWatch for each class of requests; one where there are no classes.
+
+    Args:
+        model, pipeline: as in SloWatch.
+        classes: the classes of the server, if it has any.
+    """
+
+    def __init__(self, model: StepTimeModel, pipeline: Pipeline, classes: SloClasses | None) -> None:
+        self._watches = {DEFAULT_CLASS: SloWatch(model, pipeline)}
+        if classes is not None:
+            self._watches = {
+                each.name: SloWatch(
+                    model,
+                    pipeline,
+                    f" of class {each.name}",
+                    "--tbt-slo-ms" if each.tbt_slo_ms is None else f"classes.{each.name}.tbt_slo_ms",
+                )
+                for each in classes.classes
+            }
+
+    @property
+    def unattainable(self) -> dict[str, bool]:
+        """As `SloWatch.unattainable`, by class."""
+        return {name: watch.unattainable for name, watch in self._watches.items()}
+
+    def look(self, steps: Sequence[FinishedStep]) -> list[str]:
+        """Judge each class's SLO by the steps since the last look; return what to tell the operator."""
+        said = []
+        for name, watch in self._watches.items():
+            if own := [traced for step in steps if (traced := _under_slo_of(step, name)) is not None]:
+                said.append(watch.look(own))
+            else:
+                watch.rest()
+        return [advice for advice in said if advice]
+
+
+def _under_slo_of(step: FinishedStep, slo_class: str) -> TracedStep | None:
+    """Return a step with the SLO that a class had in it; None where nobody of the class was under one."""
+    own = [gaps.slo_s for gaps in step.gaps if gaps.slo_class == slo_class and gaps.slo_s is not None]
+    if not own:
+        return None
+    # What a step had no room for is told of the SLO that bound it: the tightest.
+    bound = min(own) == step.traced.slo_s
+    return replace(step.traced, slo_s=min(own), reason=step.traced.reason if bound else Reason.NONE)

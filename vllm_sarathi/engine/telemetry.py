@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,18 @@ from typing import Any
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import Controller
-from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps, Figures, FinishedStep, FirstToken, Queues
+from vllm_sarathi.core.figures import (
+    DEFAULT_CLASS,
+    ClassGaps,
+    Figures,
+    FinishedStep,
+    FirstToken,
+    KeptGaps,
+    Queues,
+    kept_gaps,
+)
 from vllm_sarathi.core.headroom import headroom_tokens_per_s
-from vllm_sarathi.core.slo_watch import SloWatch
+from vllm_sarathi.core.slo_watch import SloWatches
 from vllm_sarathi.core.step_trace import StepSummary, TracedStep, summarise_steps
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepRecord
 from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
@@ -56,7 +65,9 @@ class _Noted:
     first_tokens: tuple[FirstToken, ...]
 
     def finished(self) -> FinishedStep:
-        record = self.record
+        record, slo_s = self.record, self.slo_s
+        if self.gaps:  # the step was allowed what the tightest of those in it allows
+            slo_s = min([gaps.slo_s for gaps in self.gaps if gaps.slo_s is not None], default=None)
         traced = TracedStep(
             self.at_s,
             record.shape,
@@ -64,7 +75,7 @@ class _Noted:
             record.reason,
             record.predicted_s,
             record.measured_s,
-            self.slo_s,
+            slo_s,
             self.running,
             self.waiting,
         )
@@ -108,7 +119,7 @@ class Telemetry:
         most_tokens: int = 0,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.watch = SloWatch(controller.model, pipeline)
+        self.watches = SloWatches(controller.model, pipeline, controller.config.slo_classes)
         self.figures = Figures()
         self._controller = controller
         self._pipeline = pipeline
@@ -120,7 +131,7 @@ class Telemetry:
         self._wall_clock = wall_clock
         self._pending: deque[_Noted] = deque(maxlen=MOST_PENDING)
         self._counted: deque[tuple[str, str]] = deque()
-        self._window: list[TracedStep] = []
+        self._window: list[FinishedStep] = []
         self._window_since_s = time.monotonic()
         self._faults = faults
         self._queues = queues
@@ -159,7 +170,8 @@ class Telemetry:
 
     def reconfigured(self) -> None:
         """Judge the SLO anew: it is another one."""
-        self.watch = SloWatch(self._controller.model, self._pipeline)
+        controller = self._controller
+        self.watches = SloWatches(controller.model, self._pipeline, controller.config.slo_classes)
 
     def count(self, name: str, slo_class: str = DEFAULT_CLASS) -> None:
         """Raise a counter by class, `relegated_requests` or `refused_requests`; called from the engine's loop."""
@@ -186,7 +198,7 @@ class Telemetry:
             learnt, self._learnt = self._learnt, None
             self._memory.save(learnt)
         if self._log:
-            self._window += [step.traced for step in steps]
+            self._window += steps
             self._show(steps)
             if time.monotonic() - self._window_since_s >= WINDOW_S:
                 self.tell()
@@ -211,33 +223,50 @@ class Telemetry:
         taken_s = time.monotonic() - self._window_since_s
         self._window_since_s = time.monotonic()
         self.figures.set("headroom_tokens_per_second", self._headroom(steps, max(taken_s, 1e-3)))
-        if steps:
-            self._sum_up(steps)
+        self._sum_up(steps)
         self._show([])
 
-    def _sum_up(self, steps: list[TracedStep]) -> None:
-        """Log what steps came to, and renew the figures that are medians."""
-        summary = summarise_steps(steps)
-        logger.info("%s", log_line(summary, self._pipeline))
-        if advice := self.watch.look(steps):
+    def _sum_up(self, steps: list[FinishedStep]) -> None:
+        """Log what steps came to, and renew the figures that are medians: of no steps there are none."""
+        summary = summarise_steps([step.traced for step in steps]) if steps else None
+        if summary is not None:
+            classes = None if self._controller.config.slo_classes is None else kept_gaps(steps)
+            logger.info("%s", log_line(summary, self._pipeline, classes))
+        for advice in self.watches.look(steps):
             logger.warning("%s", advice)
-        self.figures.set("slo_unattainable", int(self.watch.unattainable))
-        self.figures.set("decode_step_seconds", summary.decode_step_s)
-        self.figures.set("token_budget", summary.budget_tokens)
-        self.figures.set("prediction_error_ratio", summary.error_p50)
+        if summary is not None or "slo_unattainable" in {name for name, _ in self.figures.gauges}:
+            for name, unattainable in self.watches.unattainable.items():
+                self.figures.set("slo_unattainable", int(unattainable), name)
+        self.figures.set("decode_step_seconds", summary and summary.decode_step_s)
+        self.figures.set("token_budget", summary and summary.budget_tokens)
+        self.figures.set("prediction_error_ratio", summary and summary.error_p50)
 
-    def _headroom(self, steps: list[TracedStep], taken_s: float) -> float | None:
+    def _headroom(self, steps: list[FinishedStep], taken_s: float) -> float | None:
         """Return the headroom beside the decodes of the window; None where no SLO or no device is known."""
-        slo_s, model = self._controller.tbt_slo_s, self._controller.model
+        slo_s, model = self._step_slo_s(steps), self._controller.model
         if slo_s is None or not model.ready or not self._most_tokens:
             return None
-        decoding = [step.shape for step in steps if step.shape.decodes]
+        shapes = [step.traced.shape for step in steps]
+        decoding = [shape for shape in shapes if shape.decodes]
         decodes = round(sum(s.decodes for s in decoding) / len(decoding)) if decoding else 0
         context = sum(s.decode_context_tokens for s in decoding) // len(decoding) if decoding else 0
-        read = sum(s.shape.tokens - s.shape.decodes for s in steps if s.shape.prefill_work > 0)
-        return headroom_tokens_per_s(
-            model, decodes, context, self._pipeline.step_s(slo_s), self._most_tokens, read / taken_s
-        )
+        read = sum(s.tokens - s.decodes for s in shapes if s.prefill_work > 0)
+        return headroom_tokens_per_s(model, decodes, context, slo_s, self._most_tokens, read / taken_s)
+
+    def _step_slo_s(self, steps: list[FinishedStep]) -> float | None:
+        """Return how long a step may take, seconds: for the tightest of those that generated, else the tightest class.
+
+        None without an SLO.
+        """
+        classes, slo_s = self._controller.config.slo_classes, self._controller.tbt_slo_s
+        if classes is not None:
+            own = [
+                gaps.slo_s for step in steps for gaps in step.gaps if gaps.slo_s is not None and gaps.decodes
+            ]
+            if own:
+                return min(own)
+            slo_s = min(classes.least("tbt_slo_s"), math.inf if slo_s is None else slo_s)
+        return None if slo_s is None or slo_s == math.inf else self._pipeline.step_s(slo_s)
 
     def close(self) -> None:
         """Write out what is left and end the thread; calling it again does nothing."""
@@ -249,7 +278,8 @@ class Telemetry:
             if self._memory is not None:
                 self._learnt = self._memory.snapshot(self._controller.model)
             self.flush()
-            self.tell()
+            if self._window:
+                self.tell()
 
 
 def _tick(telemetry_ref: "weakref.ref[Telemetry]", stop: threading.Event) -> None:
@@ -266,12 +296,17 @@ def _tick(telemetry_ref: "weakref.ref[Telemetry]", stop: threading.Event) -> Non
         del telemetry
 
 
-def log_line(summary: StepSummary, pipeline: Pipeline = ONE_STAGE) -> str:
-    """Return a summary as a line of the log."""
+def log_line(
+    summary: StepSummary, pipeline: Pipeline = ONE_STAGE, classes: Sequence[KeptGaps] | None = None
+) -> str:
+    """Return a summary as a line of the log; with classes, how each of their SLOs was kept."""
     parts = [f"Sarathi: {summary.running} running, {summary.waiting} waiting, {summary.steps} steps"]
     if summary.budget_tokens is not None:
         parts.append(f"budget P50 {summary.budget_tokens} tokens")
-    if summary.slo_s is not None and summary.attainment is not None:
+    for own in classes or ():
+        slo = "their SLOs" if own.slo_s is None else f"{pipeline.token_s(own.slo_s) * 1e3:.4g} ms"
+        parts.append(f"{own.slo_class} {own.kept / own.gaps:.1%} of {own.gaps} gaps within {slo}")
+    if classes is None and summary.slo_s is not None and summary.attainment is not None:
         slo_ms = pipeline.token_s(summary.slo_s) * 1e3
         parts.append(f"{summary.attainment:.1%} of {summary.gaps} gaps within {slo_ms:.4g} ms")
     if summary.error_p50 is not None and summary.error_p90 is not None:

@@ -11,12 +11,24 @@ from dataclasses import dataclass
 from vllm_sarathi.core.figures import PREFIX
 
 MOST_BYTES = 64 * 2**20
+MOST_QUOTED = 160
+"""Characters of a page that a sentence quotes: what is no page of figures may be one long line."""
 
 Labels = Mapping[str, str]
 
 
 class TopError(RuntimeError):
     """What a user can cause: a wrong URL, a server without our figures; the message is one sentence."""
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None for what is none."""
+    return value if math.isfinite(value) else None
+
+
+def printable(text: str) -> str:
+    """Return a text with what could move a terminal's cursor, or cannot be written, replaced."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Scrape:
     def total(self, name: str, **labels: str) -> float | None:
         """Return the sum of those samples; None where there are none, or they are no numbers."""
         values = [value for _, value in self.of(name, **labels)]
-        return sum(values) if values and all(map(math.isfinite, values)) else None
+        return finite(sum(values)) if values else None
 
     def label_values(self, label: str, **labels: str) -> list[str]:
         """Return the values of a label among the samples of ours."""
@@ -85,7 +97,7 @@ def fetch(url: str, timeout_s: float) -> str:
         with opener.open(url, timeout=timeout_s) as answer:
             body: bytes = answer.read(MOST_BYTES + 1)
     except urllib.error.HTTPError as error:
-        raise TopError(f"{url}: the server answers {error.code} {error.reason}.") from error
+        raise TopError(f"{url}: the server answers {error.code} {printable(str(error.reason))}.") from error
     except urllib.error.URLError as error:
         raise TopError(f"{url}: cannot be reached ({_reason(error.reason)}).") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -112,9 +124,12 @@ def parse(text: str, url: str, at_s: float) -> Scrape:
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
+                _check_bucket(sample.name, sample.labels)
                 samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     except (ValueError, IndexError, KeyError) as error:
-        raise TopError(f"{url}: is not in Prometheus's text format ({error}).") from error
+        why = printable(str(error) or type(error).__name__)
+        why = why if len(why) <= MOST_QUOTED else why[:MOST_QUOTED] + "..."
+        raise TopError(f"{url}: is not in Prometheus's text format ({why}).") from error
     if not any(name.startswith(PREFIX) for name in samples):
         what = "a vLLM server" if any(name.startswith("vllm:") for name in samples) else "not a vLLM server's"
         raise TopError(
@@ -122,3 +137,16 @@ def parse(text: str, url: str, at_s: float) -> Scrape:
             "without --disable-log-stats."
         )
     return Scrape(at_s, samples)
+
+
+def _check_bucket(name: str, labels: Labels) -> None:
+    """Raise ValueError where a bucket of ours has no bound that is a number."""
+    if not (name.startswith(PREFIX) and name.endswith("_bucket")):
+        return
+    text = labels.get("le")
+    try:
+        valid = text is not None and not math.isnan(float(text))
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{name} has le={text!r}, which must be a number")

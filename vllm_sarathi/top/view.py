@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_sarathi.core.figures import PREFIX
-from vllm_sarathi.top.scrape import Scrape
+from vllm_sarathi.top.scrape import Scrape, finite, printable
 
 Number = float | None
 
@@ -97,12 +97,11 @@ class _Between:
         new, old = self.after.total(name, **labels), self.before.total(name, **labels)
         if new is None:
             return None
-        return new if old is None or new < old else new - old
+        return new if old is None or new < old else finite(new - old)
 
     def rate(self, name: str, **labels: str) -> Number:
         """Return by how much a counter rose in a second."""
-        gained = self.gained(name, **labels)
-        return None if gained is None else gained / self.interval_s
+        return _share(self.gained(name, **labels), self.interval_s)
 
     def quantile(self, histogram: str, share: float, **labels: str) -> Number:
         """Return a quantile of what fell into a histogram between the scrapes, interpolated in its bucket.
@@ -149,7 +148,7 @@ def _engine(between: _Between, rank: str) -> EngineView:
         decode_step_s=now("decode_step_seconds"),
         token_budget=now("token_budget"),
         prediction_error=now("prediction_error_ratio"),
-        prediction_bias=measured / predicted if measured is not None and predicted else None,
+        prediction_bias=_share(measured, predicted),
         headroom_tokens_per_s=now("headroom_tokens_per_second"),
         prefill_tokens_per_s=between.rate(f"{PREFIX}prefill_tokens_total", engine=rank),
         generated_tokens_per_s=between.rate("vllm:generation_tokens_total", engine=rank),
@@ -190,7 +189,7 @@ def _slo_figures(between: _Between, rank: str, name: str, counter: str, histogra
 
 
 def _share(part: Number, whole: Number) -> Number:
-    return part / whole if part is not None and whole else None
+    return finite(part / whole) if part is not None and whole else None
 
 
 def render(view: View) -> RenderableType:
@@ -203,7 +202,7 @@ def render(view: View) -> RenderableType:
 
 def _engine_text(rank: str, engine: EngineView) -> Text:
     text = Text()
-    text.append(f"engine {rank}", style="bold")
+    text.append(f"engine {printable(rank)}", style="bold")
     text.append(f"  {_number(engine.running)} running, {_number(engine.waiting)} waiting, ")
     text.append(f"KV {_percent(engine.kv_cache_usage)}, {_number(engine.steps_per_s)} steps/s, ")
     text.append(f"{_number(engine.faults)} faults\n", style="bold red" if engine.faults else "")
@@ -228,7 +227,7 @@ def _classes_table(engine: EngineView) -> Table:
         )
     for name, each in engine.classes.items():
         table.add_row(
-            name,
+            Text(printable(name)),  # a table would take a plain string for markup
             _number(each.waiting),
             _number(each.gaps.per_s),
             _kept(each.gaps.kept),
