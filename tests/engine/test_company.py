@@ -46,8 +46,9 @@ def test_it_is_always_what_a_count_of_all_would_say() -> None:
     chance, company = random.Random(4), Company()
     bonds: dict[str, Bond] = {}
     running: list[Runner] = []
+    preempted: list[Runner] = []
     for step in range(600):
-        event = chance.randrange(4)
+        event = chance.randrange(6)
         if event == 0 or not running:
             running.append(Runner(f"r{step}"))
             bonds[running[-1].request_id] = Bond()
@@ -58,6 +59,16 @@ def test_it_is_always_what_a_count_of_all_would_say() -> None:
             company.ended(running.pop(chance.randrange(len(running))).request_id)
         elif event == 2:
             chance.choice(running).is_prefill_chunk = False
+        elif event == 3:  # preempted, and back later; it may come back before anybody has looked
+            preempted.append(running.pop(chance.randrange(len(running))))
+        elif (
+            event == 4
+        ):  # one with several turns is bound anew while it runs, and the order of those that run changes
+            bonds[running[0].request_id] = bond_of(chance)
+            company.bind(running[0].request_id, bonds[running[0].request_id])
+            chance.shuffle(running)
+        if preempted and chance.random() < 0.3:
+            running.append(preempted.pop())
         company.look(running, [runner for runner in running if runner.is_prefill_chunk])
         decoding = [runner.request_id for runner in running if not runner.is_prefill_chunk]
         server_s = 0.3 if step % 50 < 25 else 0.5  # the server's own changes while nobody comes or goes

@@ -121,7 +121,7 @@ class Gate:
 
     def review(self, now_s: float) -> dict[str, Refusal]:
         """Return the admitted requests that have to be refused after all, and forget them."""
-        line = self._line(now_s, CAUTION)
+        line = self._line(now_s, CAUTION) if self._may_refuse() else None
         if line is None:
             return {}
         queue, standing = line
@@ -141,8 +141,8 @@ class Gate:
 
     def next_look_s(self, now_s: float) -> float:
         """Return when one that was let in may have to be refused, at the earliest; infinite for never."""
-        line = self._line(now_s, CAUTION)
-        if line is None or not any(each.refusable for _, each in line[1]):
+        line = self._line(now_s, CAUTION) if self._may_refuse() else None
+        if line is None:
             return math.inf
         queue = line[0]
         end_s, slack_s = queue.lead_s, math.inf
@@ -150,6 +150,9 @@ class Gate:
             end_s += queue.jobs[index].read_s
             slack_s = min(slack_s, queue.jobs[index].due_s - end_s)
         return now_s + max(slack_s, queue.lead_s)  # nobody is read meanwhile, at the worst
+
+    def _may_refuse(self) -> bool:
+        return any(each.refusable for each in self._standing.values())
 
     def queue(self, now_s: float) -> QueueView | None:
         """Return what a newcomer finds: what is to be read, and how fast; None while nothing is known of that."""

@@ -1,5 +1,6 @@
-"""What those that run are bound to: counted anew when somebody comes or goes, and read in every step."""
+"""What those that run are bound to: who comes or goes changes the counts, and every step reads them."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -31,7 +32,7 @@ class Company:
     Attributes:
         tbt_slos_s: the different times between tokens of those that generate, as in `StepView`.
         tenants: how many requests of each tenant run.
-        batch: the batch work that runs, by name.
+        batch: the batch work that runs, by name, in no order.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,11 @@ class Company:
         self._kinds: dict[str, _Kind] = {}
         self._known: WeakValueDictionary[tuple[str, float | None, str, bool], _Kind] = WeakValueDictionary()
         self._free = self._kind(FREE)
+        self._counted: dict[Any, _Kind] = {}
+        self._names: set[str] = set()
+        self._inside: Counter[_Kind] = Counter()
+        self._batch: set[Any] = set()
+        self._bound_anew = False
         self._running: list[Any] = []
         self._partial: list[Any] = []
         self._decodes = 0
@@ -52,6 +58,7 @@ class Company:
 
     def bind(self, request_id: str, bond: Bond) -> None:
         """Note what a request is bound to, for as long as it is there."""
+        self._bound_anew |= request_id in self._names  # one of several turns
         self._bonds[request_id] = bond
         self._kinds[request_id] = self._kind(bond)
 
@@ -66,21 +73,43 @@ class Company:
 
     def look(self, running: list[Any], partial: list[Any]) -> None:
         """Note who runs, and who of them is still reading; mostly they are as a step before."""
-        if running == self._running and partial == self._partial:
+        if running == self._running and partial == self._partial and not self._bound_anew:
             return
         self._running, self._partial = list(running), partial
-        kinds = [self._kinds.get(request.request_id, self._free) for request in running]
-        inside = Counter(kinds)
-        decoding = inside - self._count(request.request_id for request in partial) if partial else inside
+        self._recount(set(running))
+        inside = self._inside
+        decoding = (
+            inside - self._count(request.request_id for request in partial) if partial else inside.copy()
+        )
         self._decodes, self._decoding, self._gaps = len(running) - len(partial), decoding, None
         self.tbt_slos_s = tuple({kind.tbt_slo_s for kind in decoding})
         tenants: Counter[str] = Counter()
         for kind, count in inside.items():
             tenants[kind.tenant] += count
         self.tenants = tenants
-        self.batch = {}
-        if any(kind.batch for kind in inside):
-            self.batch = {r.request_id: r for r, kind in zip(running, kinds, strict=True) if kind.batch}
+
+    def _recount(self, present: set[Any]) -> None:
+        """Count those that have come since the last look, and no more those that have gone."""
+        counted, inside = self._counted, self._inside
+        gone = counted.keys() - present
+        if self._bound_anew:
+            gone, self._bound_anew, self._batch_last = set(counted), False, []
+        for request in gone:
+            kind = counted.pop(request)
+            self._names.discard(request.request_id)
+            inside[kind] -= 1
+            if not inside[kind]:
+                del inside[kind]
+            if kind.batch:
+                self._batch.discard(request)
+                del self.batch[request.request_id]
+        for request in present - counted.keys():
+            kind = counted[request] = self._kinds.get(request.request_id, self._free)
+            inside[kind] += 1
+            self._names.add(request.request_id)
+            if kind.batch:
+                self._batch.add(request)
+                self.batch[request.request_id] = request
 
     def gaps(
         self, decodes: int, names: Callable[[], Iterable[str]], tbt_slo_s: float | None, pipeline: Pipeline
@@ -102,8 +131,8 @@ class Company:
     def batch_last(self, decodes: list[Any]) -> list[Any]:
         """Return decodes with batch work at the end: the parent takes blocks from the tail."""
         if self.batch and decodes != self._batch_last:
-            with_slo = [request for request in decodes if request.request_id not in self.batch]
-            decodes = with_slo + [request for request in decodes if request.request_id in self.batch]
+            is_batch = self._batch.__contains__
+            decodes = [*itertools.filterfalse(is_batch, decodes), *filter(is_batch, decodes)]
             self._batch_last = decodes
         return decodes
 

@@ -256,8 +256,10 @@ class ViewBuilder:
         scheduler = self._scheduler
         holding = [
             Holding(request, freed_blocks(scheduler, request))
-            for request in reversed(self.company.batch.values())
-            if self._controller.gives_way(request.request_id) and can_preempt(scheduler, request)
+            for request in reversed(scheduler.running)
+            if request.request_id in self.company.batch
+            and self._controller.gives_way(request.request_id)
+            and can_preempt(scheduler, request)
         ]
         wanting = [
             Wanting(
