@@ -102,7 +102,7 @@ class Company:
                 del inside[kind]
             if kind.batch:
                 self._batch.discard(request)
-                del self.batch[request.request_id]
+                self.batch.pop(request.request_id, None)
         for request in present - counted.keys():
             kind = counted[request] = self._kinds.get(request.request_id, self._free)
             inside[kind] += 1

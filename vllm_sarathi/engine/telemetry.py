@@ -237,9 +237,9 @@ class Telemetry:
         if summary is not None or "slo_unattainable" in {name for name, _ in self.figures.gauges}:
             for name, unattainable in self.watches.unattainable.items():
                 self.figures.set("slo_unattainable", int(unattainable), name)
-        self.figures.set("decode_step_seconds", summary and summary.decode_step_s)
-        self.figures.set("token_budget", summary and summary.budget_tokens)
-        self.figures.set("prediction_error_ratio", summary and summary.error_p50)
+        self.figures.set("decode_step_seconds", None if summary is None else summary.decode_step_s)
+        self.figures.set("token_budget", None if summary is None else summary.budget_tokens)
+        self.figures.set("prediction_error_ratio", None if summary is None else summary.error_p50)
 
     def _headroom(self, steps: list[FinishedStep], taken_s: float) -> float | None:
         """Return the headroom beside the decodes of the window; None where no SLO or no device is known."""
