@@ -10,6 +10,7 @@ from autolrs_plugin.training.arguments import check_callables, check_step
 from autolrs_plugin.training.checking import named
 from autolrs_plugin.training.data import generators_of, without_workers
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, saved_by
+from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.loop import as_number
 from autolrs_plugin.training.settings import HostedOptions, HostedSettings
 
@@ -87,8 +88,15 @@ class AutoLRS(HostedResults):
         all_generators = [*generators_of(loader), *settings.generators]
         parts = {"model": wrapped, "train_step": train_step, "validate": validate, "loader": loader}
         roots = {name: part for name, part in parts.items() if part is not None}
-        place = settings.keep
-        self._loop = HostedLoop(model, self._optimizer, self._host, rolled_back, all_generators, place, roots)
+        job = Job(
+            model,
+            self._optimizer,
+            stateful=rolled_back,
+            generators=all_generators,
+            keep=settings.keep,
+            roots=roots,
+        )
+        self._loop = HostedLoop(job, self._host)
         self._observer = settings.observer()
         self._saved: str | None = None
         self._losses: list[Any] = []

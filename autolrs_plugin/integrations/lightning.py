@@ -6,6 +6,7 @@ from typing import Any, Unpack
 import torch
 
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin
+from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.settings import HostedOptions, HostedSettings, sign_of
 
 try:
@@ -88,17 +89,15 @@ class AutoLRSCallback(Callback, HostedResults):
                 f"metric={self._metric!r}: needs validation: a validation_step and a dataloader for it."
             )
         config = self._settings.config(trainer.optimizers[0], int(steps), host.validates)
-        stateful = {**host.stateful(), **self._settings.stateful}
-        generators = [*host.generators, *self._settings.generators]
-        loop = HostedLoop(
+        job = Job(
             pl_module,
             trainer.optimizers[0],
-            host,
-            stateful,
-            generators,
-            self._settings.keep,
-            host.roots(),
+            stateful={**host.stateful(), **self._settings.stateful},
+            generators=[*host.generators, *self._settings.generators],
+            keep=self._settings.keep,
+            roots=host.roots(),
         )
+        loop = HostedLoop(job, host)
         self.run = HostedRun(config, loop, self._saved, trainer.global_step, [self._observer])
         if host.validates and self._saved is None:
             loop.check_metric(f"metric={metric!r}")

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 
 from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.core.journal import action_from_mapping, action_to_mapping
+from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.replica import BuildJob, Replica
 from autolrs_plugin.training.signals import SIGNALS
 
@@ -189,7 +190,7 @@ class _Actor:
 
     def build(self) -> None:
         """Build the job; not at construction, where an error of the user's would look like a lost actor."""
-        self._replica = Replica(**self._build())
+        self._replica = Replica(Job.of(**self._build()))
 
     def probe(self, number: int, state: Any, probe: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Return the result of a probe from `state` (uint8, shape [bytes]), the same one for the same number."""

@@ -28,7 +28,8 @@ from autolrs_plugin.training.checking import check_accumulation, check_job, plai
 from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
 from autolrs_plugin.training.inventory import Stateful
-from autolrs_plugin.training.loop import TorchLoop, TrainStep, named_state
+from autolrs_plugin.training.job import Job, TrainStep
+from autolrs_plugin.training.loop import TorchLoop
 from autolrs_plugin.training.lr import ReplayLR, checked_prior, earlier_plateau, prior_lr
 from autolrs_plugin.training.ports import Observer, Prober
 from autolrs_plugin.training.progress import observers_for, warn_beforehand
@@ -152,26 +153,26 @@ class AutoLRS:
         settings = {"validation": validate is not None, **known, **settings}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping(plain_numbers({**values, **settings}), origin="AutoLRS")
-        ranks = ranks_of_job()
-        if ranks is not None and ranks.count > 1 and probes is not None:
-            raise ValueError(
-                f"probes: cannot be carried out elsewhere for a job of {ranks.count} processes; leave it out."
-            )
+        ranks = _ranks(probes)
         if ranks is not None:
             train_step = ranks.averaged(train_step, "train_step")
             validate = ranks.averaged(validate, "validate")
-        self._loop = TorchLoop(
+        job = Job.of(
             model,
             optimizer,
-            train_step,
-            validate,
-            train_data,
-            probe_data,
-            named_state(scaler, scheduler, data, stateful),
-            generators,
-            count_tokens,
-            keep,
+            train_step=train_step,
+            validate=validate,
+            train_data=train_data,
+            probe_data=probe_data,
+            data=data,
+            scaler=scaler,
+            scheduler=scheduler,
+            stateful=stateful,
+            generators=generators,
+            count_tokens=count_tokens,
+            keep=keep,
         )
+        self._loop = TorchLoop(job)
         self._loop.driven = bool(observers)
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
@@ -310,6 +311,16 @@ def finding_only(share: float) -> Iterator[None]:
         yield
     finally:
         _only_find.reset(token)
+
+
+def _ranks(probes: Prober | None) -> Ranks | None:
+    """Return the processes that train together; raise ValueError if they cannot have their probes elsewhere."""
+    ranks = ranks_of_job()
+    if ranks is not None and ranks.count > 1 and probes is not None:
+        raise ValueError(
+            f"probes: cannot be carried out elsewhere for a job of {ranks.count} processes; leave it out."
+        )
+    return ranks
 
 
 def _session(

@@ -6,6 +6,7 @@ import weakref
 from typing import Any, Unpack
 
 from autolrs_plugin.training.hosted import HostedLoop, HostedResults, HostedRun, check_begin
+from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.lr import TunedLR
 from autolrs_plugin.training.settings import HostedOptions, HostedSettings, sign_of
 
@@ -118,8 +119,15 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         stateful = dict(self._settings.stateful)
         if trainer.accelerator.scaler is not None:
             stateful["scaler"] = trainer.accelerator.scaler
-        model, settings = trainer.model, self._settings
-        loop = HostedLoop(model, optimizer, host, stateful, settings.generators, settings.keep, host.roots())
+        job = Job(
+            trainer.model,
+            optimizer,
+            stateful=stateful,
+            generators=self._settings.generators,
+            keep=self._settings.keep,
+            roots=host.roots(),
+        )
+        loop = HostedLoop(job, host)
         self.run = HostedRun(config, loop, saved, state.global_step, [self._observer])
         if validates and saved is None:
             loop.check_metric(f"metric={metric!r}")

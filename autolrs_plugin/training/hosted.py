@@ -14,8 +14,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Snapshot, Train
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
@@ -28,12 +26,11 @@ from autolrs_plugin.report import draw_run
 from autolrs_plugin.training.arguments import checked_folder
 from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.distributed import RankedPort, ranks_of_job
-from autolrs_plugin.training.inventory import Stateful
+from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.loop import TorchLoop
 from autolrs_plugin.training.metering import metered
 from autolrs_plugin.training.ports import Observer, OnStep, Port, Steps
 from autolrs_plugin.training.progress import warn_beforehand
-from autolrs_plugin.training.rng import Generator
 from autolrs_plugin.training.session import Session
 
 logger = logging.getLogger("autolrs_plugin")
@@ -60,30 +57,15 @@ class HostedLoop(TorchLoop):
     """The session's port for a loop that a framework owns.
 
     Args:
-        model: the model, as its parameters are named.
-        optimizer: torch's own optimizer.
+        job: what is trained: the model as its parameters are named, torch's own optimizer, no step and no validation.
         host: the framework.
-        stateful: more objects to roll back, by name.
-        generators: random number generators beside the global ones that data or model draw from.
-        keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
-        roots: more parts of the job, by name, from which state may be reached: data sets, collators, functions.
 
     Attributes:
         ranks: the processes that train together; None where this one is alone.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        host: Host,
-        stateful: Mapping[str, Stateful],
-        generators: Sequence[Generator],
-        keep: str,
-        roots: Mapping[str, Any],
-    ) -> None:
-        arguments = (None, None, None, None, stateful, generators, None, keep, roots)
-        super().__init__(model, optimizer, *arguments)
+    def __init__(self, job: Job, host: Host) -> None:
+        super().__init__(job)
         self._host = host
         self._validate = host.evaluate
         self.ranks = ranks_of_job()

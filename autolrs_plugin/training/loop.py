@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from autolrs_plugin.training.arguments import check_step, whole_number
-from autolrs_plugin.training.data import Batches, BatchStream, ProbeBatches, generators_of
+from autolrs_plugin.training.data import BatchStream, ProbeBatches, generators_of
 from autolrs_plugin.training.fingerprint import weights_digest
-from autolrs_plugin.training.inventory import Stateful
+from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.keeper import Keeper
 from autolrs_plugin.training.lost import SHOWN, check_same
 from autolrs_plugin.training.lr import GroupRates
 from autolrs_plugin.training.ports import OnStep, Steps
-from autolrs_plugin.training.rng import Generator, seed_all
+from autolrs_plugin.training.rng import seed_all
 from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.snapshot import JobState
 from autolrs_plugin.training.tree import Copier
@@ -35,76 +35,46 @@ WEIGHTS = "parameters["
 NOTHING_TRAINED = 10
 """Of first steps that change no weight, and whose losses are all not finite, more than this are told of."""
 
-TrainStep = Callable[..., Any]
-"""Takes one optimizer step, given a batch or nothing, and returns its loss."""
-
-
-def named_state(
-    scaler: Stateful | None = None,
-    scheduler: Stateful | None = None,
-    data: Stateful | None = None,
-    stateful: Mapping[str, Stateful] | None = None,
-) -> dict[str, Stateful]:
-    """Return, by name, what of AutoLRS's arguments has a state of its own."""
-    extra = {"scaler": scaler, "scheduler": scheduler, "data": data}
-    return {**{k: v for k, v in extra.items() if v is not None}, **(stateful or {})}
-
 
 class TorchLoop:
-    """The session's port for a plain PyTorch loop; the arguments are those of AutoLRS.
+    """The session's port for a plain PyTorch loop.
+
+    Args:
+        job: what is trained, and how.
 
     Attributes:
         driven: whether somebody else has a turn between two actions.
         agreed: returns of a condition whether it holds in any of the processes that train together.
+
+    Raises:
+        ValueError: a part of the job that cannot be used; the message names it. TypeError: one of a wrong type.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        train_step: TrainStep | None,
-        validate: Callable[[], Any] | None,
-        train_data: Batches | None,
-        probe_data: Batches | None,
-        stateful: Mapping[str, Stateful],
-        generators: Sequence[Generator],
-        count_tokens: Callable[[Any], int] | None,
-        keep: str,
-        roots: Mapping[str, Any] | None = None,
-    ) -> None:
-        check_step(train_step, train_data, probe_data, "data" in stateful)
-        self._train_step = train_step
-        self._validate, self._is_users = validate, validate is not None
-        self._count_tokens = count_tokens
-        found = [g for source in (train_data, probe_data) for g in generators_of(source)]
-        all_generators = list({id(g): g for g in (*generators, *found)}.values())
+    def __init__(self, job: Job) -> None:
+        check_step(job.train_step, job.train_data, job.probe_data, "data" in job.stateful)
+        self._train_step, self._count_tokens = job.train_step, job.count_tokens
+        self._validate, self._is_users = job.validate, job.validate is not None
+        found = [g for source in (job.train_data, job.probe_data) for g in generators_of(source)]
+        all_generators = list({id(g): g for g in (*job.generators, *found)}.values())
         self._stream: BatchStream | None = None
         self._probe_batches: ProbeBatches | None = None
-        if train_data is not None:
+        stateful = dict(job.stateful)
+        if job.train_data is not None:
             self._stream = BatchStream(
-                train_data, "train_data", all_generators, lambda: self._job.trainable()
+                job.train_data, "train_data", all_generators, lambda: self._job.trainable()
             )
-            stateful = {**stateful, POSITION: self._stream}
-            if probe_data is None:
-                self._probe_batches = ProbeBatches(train_data, "train_data", all_generators)
-            else:
-                self._probe_batches = ProbeBatches(probe_data, "probe_data", all_generators)
-        parts = {
-            "train_step": train_step,
-            "validate": validate,
-            "train_data": train_data,
-            "probe_data": probe_data,
-        }
-        roots = {name: part for name, part in (parts | dict(roots or {})).items() if part is not None}
-        self._job = JobState(model, optimizer, stateful, all_generators, roots, last=POSITION)
-        self._keeper = Keeper(self._job, keep)
+            stateful[POSITION] = self._stream
+            drawn = "train_data" if job.probe_data is None else "probe_data"
+            self._probe_batches = ProbeBatches(getattr(job, drawn), drawn, all_generators)
+        self._job = JobState(job.model, job.optimizer, stateful, all_generators, job.parts(), last=POSITION)
+        self._keeper = Keeper(self._job, job.keep)
         # What there is in the kept state, whole and as far as it costs little; and the logs that were named.
         self._before: tuple[dict[str, str], dict[str, str]] | None = None
         self._named: set[str] = set()
         self._probed = self._verified = self._in_probe = self._evaluated = self.driven = False
         # The losses of the first steps, as long as none has changed a weight.
         self._untrained: list[float] | None = []
-        self.rates = GroupRates(optimizer)
+        self.rates = GroupRates(job.optimizer)
         self.agreed: Callable[[bool], bool] = bool
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:

@@ -1,12 +1,11 @@
 """Replica: another process's copy of a job, that carries out probes from the states that it is sent."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from autolrs_plugin.core.actions import Probe, Result
-from autolrs_plugin.training.loop import TorchLoop, named_state
+from autolrs_plugin.training.job import Job
+from autolrs_plugin.training.loop import TorchLoop
 from autolrs_plugin.training.transaction import carry_out
 
 BuildJob = Callable[[], Mapping[str, Any]]
@@ -14,36 +13,10 @@ BuildJob = Callable[[], Mapping[str, Any]]
 
 
 class Replica:
-    """A copy of a job, built from AutoLRS's own arguments; it never follows the run's stream of data."""
+    """A copy of a job; it never follows the run's stream of data."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        train_step: Callable[..., Any],
-        validate: Callable[[], Any] | None = None,
-        train_data: Any = None,
-        probe_data: Any = None,
-        data: Any = None,
-        scaler: Any = None,
-        scheduler: Any = None,
-        stateful: Mapping[str, Any] | None = None,
-        generators: Sequence[Any] = (),
-        count_tokens: Callable[[Any], int] | None = None,
-    ) -> None:
-        self._loop = TorchLoop(
-            model,
-            optimizer,
-            train_step,
-            validate,
-            train_data,
-            probe_data,
-            named_state(scaler, scheduler, data, stateful),
-            generators,
-            count_tokens,
-            keep="host",
-        )
+    def __init__(self, job: Job) -> None:
+        self._loop = TorchLoop(job)
         self._loop.only_probe()
 
     def receive(self, state: bytes) -> None:
