@@ -113,7 +113,7 @@ def test_every_refusal_states_a_time_beyond_the_slo(make_config: Any) -> None:
         name = rng.choice(list(classes["classes"]))
         engine.ask(f"{index}-{name}", rng.randrange(50, 1500), name, 4)
         engine.device = LinearDevice(token_s=rng.choice((0.0001, 0.0003)), step_s=0.010)
-        engine.run_to(engine.now_s + rng.expovariate(8))
+        engine.run_to(engine.now_s + rng.expovariate(10))
     engine.finish()
     assert len(engine.refused) > 10
     for why in engine.refused.values():
