@@ -13,7 +13,7 @@ import pytest
 
 from tests.core.devices import Device, Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.files import write_whole
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.steptime.model import StepTimeModel
@@ -32,7 +32,7 @@ KEY: dict[str, Any] = {"model": "m", "dtype": "bfloat16", "tensor_parallel_size"
 
 def loop_on(device: Device, **settings: Any) -> Loop:
     config = SarathiConfig(**({"tbt_slo_ms": SLO_S * 1e3} | settings))
-    return Loop(Controller(config), device, prompt_tokens=100_000)
+    return Loop(StepController(config), device, prompt_tokens=100_000)
 
 
 @pytest.fixture(scope="module")

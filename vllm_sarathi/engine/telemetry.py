@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps, Figures, FinishedStep, FirstToken, Queues
 from vllm_sarathi.core.headroom import headroom_tokens_per_s
 from vllm_sarathi.core.slo_watch import SloWatch
@@ -96,7 +96,7 @@ class Telemetry:
 
     def __init__(
         self,
-        controller: Controller,
+        controller: StepController,
         *,
         rank: int = 0,
         pipeline: Pipeline = ONE_STAGE,
@@ -282,7 +282,7 @@ def log_line(summary: StepSummary, pipeline: Pipeline = ONE_STAGE) -> str:
 def open_telemetry(
     vllm_config: Any,
     config: SarathiConfig,
-    controller: Controller,
+    controller: StepController,
     log: bool,
     faults: Callable[[], int],
     queues: Callable[[], Queues],
