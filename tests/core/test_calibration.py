@@ -56,8 +56,8 @@ def test_a_right_memory_spares_the_learning(learnt: dict[str, Any]) -> None:
             loop.controller.model.load(learnt)
         for _ in range(25):
             shape = loop.shape(loop.controller.plan(loop.view()).token_budget)
-            foretold = loop.controller.model.predict(shape)
-            found.append(abs(foretold / loop.device(shape) - 1))
+            predicted = loop.controller.model.predict(shape)
+            found.append(abs(predicted / loop.device(shape) - 1))
             loop.step()
         assert max(loop.times_s) <= SLO_S
     assert statistics.mean(errors["warm"]) < 0.3 * statistics.mean(errors["cold"])

@@ -286,7 +286,7 @@ def pipeline_loop(slo_ms: float) -> Loop:
 
 
 def chunk_beside_decodes(loop: Loop, *prompts: int) -> int:
-    """Return what is read of new prompts of so many tokens, beside eight decodes."""
+    """Return what is read of new prompts of that length, beside eight decodes."""
     waiting = tuple(RequestView(str(i), (0, float(i)), 0.0, 0, n) for i, n in enumerate(prompts))
     return loop.controller.plan(StepView(0.0, 8, 8, 4000, (), waiting, 8192)).token_budget - 8
 
