@@ -54,7 +54,9 @@ def serve_flags() -> str:
 
 
 def _shown(default: Any) -> str:
-    return "" if default in (None, False, "", ()) or callable(default) else f"`{default}`"
+    # A number of 0 equals False, and is a default to show.
+    said = default is not None and default is not False and default != "" and default != ()
+    return f"`{default}`" if said and not callable(default) else ""
 
 
 def commands_of(name: str, command: Any) -> Iterator[tuple[str, Any]]:

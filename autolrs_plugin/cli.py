@@ -15,6 +15,7 @@ from rich.console import Console
 from autolrs_plugin import __version__
 from autolrs_plugin.benchmark.command import bench, bench_find, bench_overhead, bench_parallel, paper
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
+from autolrs_plugin.core.files import written_whole
 
 if TYPE_CHECKING:
     from autolrs_plugin.core.finding import Finding
@@ -86,7 +87,8 @@ def export(
             from autolrs_plugin.core.export import to_fields
 
             closest = to_fields(state.lrs)
-            fields.write_text(json.dumps(closest.settings()) + "\n", encoding="utf-8")
+            with written_whole(fields, lasting=False) as scratch:
+                scratch.write_text(json.dumps(closest.settings()) + "\n", encoding="utf-8")
             typer.echo(f"{closest.deviation()}; they are in {fields}")
 
 

@@ -121,7 +121,7 @@ def main() -> None:
         "--full", type=float, default=0.8, help="the share of what replicas can read that is used"
     )
     parser.add_argument(
-        "--cpus", type=int, default=0, help="serve on so many CPUs a replica instead of a GPU"
+        "--cpus", type=int, default=0, help="CPUs of a replica, which then serves without a GPU"
     )
     parser.add_argument("--port", type=int, default=8000)
     chosen = parser.parse_args()

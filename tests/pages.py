@@ -62,12 +62,22 @@ def commands_of(text: str) -> Iterator[list[str]]:
             yield from _words(block.text.replace("\\\n", " ").splitlines())
 
 
+OURS = r"(vllm-sarathi|autolrs|vllm serve|make|pip install) \S"
+"""How a command begins that a page may show anywhere: one of this project, or one that installs it."""
+
+
+def commands_in_text(text: str) -> Iterator[list[str]]:
+    """Yield the lines of the `text` blocks of a page that begin with one of our commands, as words."""
+    for block in blocks_of(text):
+        if block.language == "text":
+            lines = block.text.replace("\\\n", " ").splitlines()
+            yield from _words([line for line in lines if re.match(OURS, line)])
+
+
 def mentioned_in(text: str) -> Iterator[list[str]]:
     """Yield what is mentioned of our commands in the text of a page, as words; it need not be a whole command line."""
     spans = INLINE.findall(FENCE.sub("", text))
-    yield from _words(
-        [s for s in spans if re.match(r"(vllm-sarathi|autolrs|vllm serve|make|pip install) \S", s)]
-    )
+    yield from _words([s for s in spans if re.match(OURS, s)])
 
 
 def _words(lines: list[str]) -> Iterator[list[str]]:

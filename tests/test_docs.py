@@ -26,6 +26,7 @@ from tests.pages import (
     PROJECT,
     anchors_of,
     blocks_of,
+    commands_in_text,
     commands_of,
     links_of,
     mentioned_in,
@@ -33,6 +34,7 @@ from tests.pages import (
     prose_of,
 )
 from tests.test_house import BLOCKER, MODULES, ROOT
+from tests.words import RETIRED
 from vllm_sarathi.benchmark.plan.load import LoadAsked, load_of
 from vllm_sarathi.benchmark.plan.report import serve_words
 from vllm_sarathi.benchmark.plan.search import Candidate
@@ -91,8 +93,14 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
+OF_OTHERS = {"axolotl", "curl", "docker", "hadolint", "ray", "rm", "torchrun"}
+"""Commands that a page may show and that are not looked into."""
+
+USERS_SCRIPTS = {"train.py"}
+
+
 def check_command(words: list[str], parser: Any) -> None:
-    """Check one command line, if it is of a kind that can be checked."""
+    """Check one command line; one of a kind that is not known is an error."""
     words = [PLACEHOLDERS.get(word, word) for word in words]
     if words[0] in TYPER:
         parse_typer(words)
@@ -103,19 +111,39 @@ def check_command(words: list[str], parser: Any) -> None:
     elif words[:2] == ["pip", "install"]:
         for extras in re.findall(r"vllm-sarathi\[([\w,-]+)\]", " ".join(words)):
             assert set(extras.split(",")) <= set(PYPROJECT["optional-dependencies"]), extras
-    elif words[0] == "python" and words[1].startswith("examples/"):
-        assert (ROOT / words[1]).is_file(), words[1]
+    elif words[0] == "python":
+        assert words[1] in USERS_SCRIPTS or (ROOT / words[1]).is_file(), words[1]
+    elif words[0] == "pytest":
+        assert all((ROOT / word).exists() for word in words[1:] if not word.startswith("-")), words
+    else:
+        assert words[:2] == ["pip", "uninstall"] or words[0] in OF_OTHERS, (
+            f"{words[0]} is in no list of commands"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_commands_parse(page: Path, serve_parser: Any, capsys: pytest.CaptureFixture[str]) -> None:
     text = page.read_text()
-    for words, whole in [*((w, True) for w in commands_of(text)), *((w, False) for w in mentioned_in(text))]:
+    shown = [*commands_of(text), *commands_in_text(text)]
+    for words, whole in [*((w, True) for w in shown), *((w, False) for w in mentioned_in(text))]:
         try:
             check_command(words, serve_parser)
         except (Exception, SystemExit) as error:
             if whole or not is_incomplete(error):
                 pytest.fail(f"{' '.join(words)}: {error!r} {capsys.readouterr().err}")
+
+
+def test_a_command_in_a_block_of_text_is_found() -> None:
+    block = "```text\nvllm-sarathi top URL \\\n  --once\nSarathi: 9 running, it's fine\n```\n"
+    assert list(commands_in_text(block)) == [["vllm-sarathi", "top", "URL", "--once"]]
+
+
+@pytest.mark.parametrize(
+    "line", ["vlm serve MODEL", "vllm bench serve", "python examples/gone.py", "pytest tests/gone.py"]
+)
+def test_a_command_that_nobody_knows_is_an_error(line: str) -> None:
+    with pytest.raises(AssertionError):
+        check_command(line.split(), None)
 
 
 @pytest.mark.parametrize("scheduler", ["sarathi", "sarathi@512", "default", "default@2048", "orca"])
@@ -222,14 +250,10 @@ def test_every_page_is_in_the_navigation_or_in_operations() -> None:
     assert {page for page in pages - listed if not page.startswith("operations/")} == set()
 
 
-RETIRED = r"\b(foretold|foretell|rehears\w*|dramas?|payers|promises?|promised|the show)\b"
-"""Words that the glossary has a standard name for."""
-
-
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_the_words_are_those_of_the_glossary(page: Path) -> None:
-    found = re.findall(RETIRED, prose_of(page.read_text()), re.I)
-    assert not found, f"see docs/glossary.md: {sorted(set(found))}"
+    found = {each[0] for each in re.finditer(RETIRED, prose_of(page.read_text()), re.I)}
+    assert not found, f"see docs/glossary.md: {sorted(found)}"
 
 
 def test_the_readme_is_one_page() -> None:
@@ -262,6 +286,11 @@ def test_each_part_is_on_a_page(hooks: ModuleType) -> None:
 def test_the_parts_on_a_page_are_those_of_the_code(hooks: ModuleType, page: Path) -> None:
     text = page.read_text()
     assert hooks.on_page_markdown(text) == text, "run python .ci/docs_hooks.py"
+
+
+def test_a_default_of_zero_is_shown(hooks: ModuleType) -> None:
+    assert [hooks._shown(value) for value in (0, 0.0, "0", 1)] == ["`0`", "`0.0`", "`0`", "`1`"]
+    assert [hooks._shown(value) for value in (None, False, "", ())] == [""] * 4
 
 
 def test_every_flag_is_in_the_table(hooks: ModuleType) -> None:
@@ -323,6 +352,17 @@ def test_the_messages_in_troubleshooting_are_those_of_the_code() -> None:
         )
     ]
     assert not gone
+
+
+def test_the_hint_of_an_adapter_names_what_it_needs() -> None:
+    """AutoLRS itself, and the framework."""
+    hints = [
+        set(extras.split(","))
+        for path in (ROOT / "autolrs_plugin/integrations").glob("*.py")
+        for extras in re.findall(r"pip install 'vllm-sarathi\[([\w,-]+)\]'", path.read_text())
+    ]
+    assert len(hints) >= 4
+    assert all("autolrs" in extras and extras <= set(PYPROJECT["optional-dependencies"]) for extras in hints)
 
 
 # The project.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.words import RETIRED
 from vllm_sarathi.core.policies import POLICIES
 from vllm_sarathi.engine.vllm.contract import TESTED_VERSIONS
 
@@ -77,9 +78,15 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def package_of(path: Path) -> str:
+    """Return the package that relative imports of a file start from."""
+    return name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+
+
 def imports_of(path: Path) -> Iterator[str]:
     """Yield the dotted name of everything that a file imports, at any depth."""
-    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    package = package_of(path)
+    yield from (name for name in called_imports(ast.parse(path.read_text()), package) if name is not None)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -89,6 +96,36 @@ def imports_of(path: Path) -> Iterator[str]:
             )
             module = ".".join(part for part in (base, node.module) if part)
             yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def called_imports(tree: ast.AST, package: str) -> Iterator[str | None]:
+    """Yield the dotted name of what each call in a file imports; None where no literals say it.
+
+    Args:
+        tree: the file.
+        package: its package, which a name with a dot in front is relative to unless another one is given.
+    """
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func).rpartition(".")[2] not in IMPORTERS:
+            continue
+        given = [arg.value if isinstance(arg, ast.Constant) else ast.unparse(arg) for arg in node.args]
+        literal = bool(node.args) and isinstance(node.args[0], ast.Constant)
+        if not literal or not isinstance(given[0], str) or len(node.args) > 2:
+            yield None
+            continue
+        name = given[0].lstrip(".")
+        dots = len(given[0]) - len(name)
+        keywords = {
+            k.arg: k.value.value if isinstance(k.value, ast.Constant) else None for k in node.keywords
+        }
+        base = keywords.get("package", given[1] if len(given) > 1 else package)
+        base = package if base == "__package__" else base
+        if not dots:
+            yield None if "level" in keywords else name
+        elif isinstance(base, str) and re.fullmatch(r"\w+(\.\w+)*", base):
+            yield ".".join([*base.split(".")[: len(base.split(".")) - dots + 1], name])
+        else:
+            yield None
 
 
 def strings_of(path: Path) -> Iterator[str]:
@@ -130,14 +167,35 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_a_computed_import_stands_only_where_it_is_listed() -> None:
-    found = set()
-    for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in IMPORTERS:
-                literal = bool(node.args) and isinstance(node.args[0], ast.Constant)
-                found |= set() if literal else {name_of(path)}
+    found = {
+        name_of(path)
+        for path in MODULES
+        if None in called_imports(ast.parse(path.read_text()), package_of(path))
+    }
     assert found == COMPUTED_IMPORTS
     assert all(module.startswith("vllm_sarathi.core.policies.") for module in POLICIES.values())
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ('import_module("vllm_sarathi.engine.memory")', "vllm_sarathi.engine.memory"),
+        ('importlib.import_module(".engine.memory", "vllm_sarathi")', "vllm_sarathi.engine.memory"),
+        ('import_module(".engine.memory", package="vllm_sarathi")', "vllm_sarathi.engine.memory"),
+        ('import_module("..engine.memory", __package__)', "vllm_sarathi.engine.memory"),
+        ('import_module(".v1", "vllm")', "vllm.v1"),
+        ("import_module(name)", None),
+        ('import_module(".memory", parent)', "parent.memory"),
+        ('import_module(".memory", package=parent)', None),
+        ('import_module(".memory", parent())', None),
+        ('import_module(name="vllm_sarathi.engine")', None),
+        ('__import__("engine.memory", globals(), locals(), (), 2)', None),
+        ('__import__("engine.memory", level=2)', None),
+    ],
+)
+def test_what_a_call_imports_is_known(call: str, name: str | None) -> None:
+    """A name that is relative to a package by a string, too."""
+    assert list(called_imports(ast.parse(call), "vllm_sarathi.core")) == [name]
 
 
 @pytest.mark.parametrize("room", BENCHMARK_ROOMS)
@@ -177,13 +235,19 @@ def test_only_one_package_names_vllm_internals(path: Path) -> None:
             )
 
 
-RETIRED = r"\b(foret(?:old|ell\w*)|rehears\w*|dramas?|payers|the show|so many|in the midst)\b|promis(?:e|ing)"
-"""Words that docs/glossary.md has a standard name for, and turns that have to be read twice."""
+WORDS = ROOT / "tests/words.py"
+"""The list of the retired words themselves."""
+
+TEXTS = sorted(
+    path
+    for folder in (*PACKAGES, "tests", "examples")
+    for path in (ROOT / folder).rglob("*.py")
+    if path != WORDS
+)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
 def test_texts_are_in_the_words_of_the_field(path: Path) -> None:
-    """Comments, docstrings, messages, and names of all kinds: those of metrics and of fields in files, too."""
     assert not [found[0] for found in re.finditer(RETIRED, path.read_text(), re.I)]
 
 

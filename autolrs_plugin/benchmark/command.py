@@ -20,13 +20,12 @@ QuickOption = Annotated[bool, typer.Option("--quick", help="One seed, and a quar
 
 @contextmanager
 def _missing_parts_said() -> Iterator[Console]:
-    """Give a console, and turn a missing package or folder of the benchmark into a sentence and exit code 1."""
-    console = Console()
+    """Give a console, and turn a missing package or folder of the benchmark into a sentence and exit code 2."""
     try:
-        yield console
+        yield Console()
     except (ModuleNotFoundError, FileNotFoundError) as error:
-        console.print(str(error), style="red")
-        raise typer.Exit(1) from error
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
 
 
 def bench(
@@ -124,12 +123,8 @@ def bench_overhead(
     from autolrs_plugin.benchmark.adapter_overhead import ADAPTERS, median_of, overhead_table
 
     chosen = _names("--adapters", adapters, list(ADAPTERS)) if adapters else list(ADAPTERS)
-    console = Console()
-    try:
+    with _missing_parts_said() as console:
         console.print(overhead_table([median_of(name, steps, runs) for name in chosen]))
-    except ModuleNotFoundError as error:
-        console.print(str(error), style="red")
-        raise typer.Exit(1) from error
 
 
 def _options(task: str, methods: Sequence[str], seeds: int, quick: bool, out: Path, json: Path) -> "Options":

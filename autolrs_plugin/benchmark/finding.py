@@ -4,7 +4,6 @@ A finding is right if it is within FACTOR of the oracle's rate. One that is wron
 counted by itself; one that says that it knows nothing is not right either.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autolrs_plugin.benchmark.ours import LR_RANGE, as_arguments
+from autolrs_plugin.benchmark.results import write_rows
 from autolrs_plugin.benchmark.runner import Options, task_runs
 from autolrs_plugin.benchmark.tasks import Task
 from autolrs_plugin.integrations.torch_loop import AutoLRS
@@ -66,9 +66,7 @@ def run_finding(options: Options, shares: Sequence[float], console: Console) -> 
             found += [find(task, seed, steps, share, oracle_lr) for share in shares]
     for share in shares:
         console.print(finding_table([f for f in found if f.share == share]))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{**asdict(f), "off": f.off, "right": f.right} for f in found]
-    options.json.write_text(json.dumps({"schema": 1, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    write_rows(({**asdict(f), "off": f.off, "right": f.right} for f in found), options.json)
     return found
 
 

@@ -11,7 +11,6 @@ in the job itself, one after the other, as it did. Every state that is sent cost
 
 import functools
 import heapq
-import json
 import os
 import statistics
 import time
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autolrs_plugin.benchmark.ours import LR_RANGE, as_arguments
+from autolrs_plugin.benchmark.results import write_rows
 from autolrs_plugin.benchmark.tasks import TASKS
 from autolrs_plugin.core.actions import Action, Evaluate, Probe, Result, Train
 from autolrs_plugin.core.controller import Controller
@@ -208,8 +208,17 @@ def bench_parallel(
     simulated = simulate(task, steps, workers)
     console.print(_simulated_table(simulated))
     if json_path is not None:
-        results = {"schema": 1, "measured": measured, "simulated": simulated}
-        json_path.write_text(json.dumps(results, indent=1) + "\n")
+        write_rows(rows_of(measured, simulated), json_path)
+
+
+def rows_of(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a result file: one for each measured pair of searches, one for each number of workers."""
+    pairs = {key: value for key, value in measured.items() if key not in ("repeats", "ratio")}
+    shared = {key: value for key, value in simulated.items() if key != "rows"}
+    return [
+        *({"part": "measured", **pairs, "repeat": i, **row} for i, row in enumerate(measured["repeats"])),
+        *({"part": "simulated", **shared, **row} for row in simulated["rows"]),
+    ]
 
 
 def _simulated_table(simulated: Mapping[str, Any]) -> Table:

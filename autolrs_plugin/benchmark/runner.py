@@ -22,7 +22,8 @@ from autolrs_plugin.benchmark.ours import (
     autolrs_paper,
     autolrs_warm,
 )
-from autolrs_plugin.benchmark.table import Run, draw_task, summary_table, task_table, write_rows
+from autolrs_plugin.benchmark.results import write_rows
+from autolrs_plugin.benchmark.table import Run, draw_task, rows, summary_table, task_table
 from autolrs_plugin.benchmark.tasks import Job, Task
 
 METHODS: dict[str, Callable[[Assignment], Outcome]] = {
@@ -77,7 +78,7 @@ def run_bench(options: Options, console: Console) -> list[Run]:
         draw_task(task.name, steps, done, picture)
         console.print(f"{task.name}: picture in {picture}")
         runs += done
-        write_rows(runs, options.json)
+        write_rows(rows(runs), options.json)
     if len(options.tasks) > 1:
         console.print(summary_table(runs))
     return runs

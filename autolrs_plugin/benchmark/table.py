@@ -12,7 +12,6 @@ from rich.table import Table
 
 from autolrs_plugin.core.files import written_whole
 
-SCHEMA = 1
 TARGET_SLACK = 0.05
 """The target is the oracle's loss of the same seed plus this share."""
 
@@ -98,13 +97,6 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
             row[key] = row[key] if row[key] is not None and math.isfinite(row[key]) else None
         result.append({**row, "steps_to_target": steps_to(run.curve, target), "target": target})
     return result
-
-
-def write_rows(runs: Sequence[Run], path: Path) -> None:
-    """Write `{"schema": 1, "rows": [...]}`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"schema": SCHEMA, "rows": rows(runs)}, indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:

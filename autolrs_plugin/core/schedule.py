@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
+from autolrs_plugin.core.files import written_whole
 
 VERSION = 1
 
@@ -83,8 +84,9 @@ class Schedule:
         return cls(tuple(float(lr) for lr in lrs))
 
     def save(self, path: str | Path) -> None:
-        """Write the schedule as JSON."""
-        Path(path).write_text(json.dumps(self.to_mapping()) + "\n", encoding="utf-8")
+        """Write the schedule as JSON, whole or not at all."""
+        with written_whole(Path(path), lasting=False) as scratch:
+            scratch.write_text(json.dumps(self.to_mapping()) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Schedule":

@@ -50,7 +50,7 @@ class Stage:
         candidates: the probes, in the order in which they ran.
         chosen_lr: the learning rate decided for.
         search_steps: steps that its probes took.
-        reason: one sentence on why.
+        reason: why, the words of a sentence.
         low: the least learning rate that is not clearly worse than the best.
         high: the greatest such rate.
     """

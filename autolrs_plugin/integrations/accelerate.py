@@ -19,7 +19,8 @@ try:
     from accelerate.optimizer import AcceleratedOptimizer
 except ImportError as error:
     raise ModuleNotFoundError(
-        f"AutoLRS on an Accelerator: needs accelerate ({error}): pip install 'vllm-sarathi[accelerate]'",
+        f"AutoLRS on an Accelerator: needs accelerate ({error}): "
+        "pip install 'vllm-sarathi[autolrs,accelerate]'",
         name="accelerate",
     ) from error
 
@@ -253,4 +254,7 @@ def _check_prepared(accelerator: Any, model: Any, optimizer: Any, loader: Any) -
             "with AutoLRS over the learning rate; leave it out."
         )
     if any(isinstance(thing, AutoLRS) for thing in accelerator._custom_objects):
-        raise ValueError("accelerator: has an AutoLRS already; one learning rate has one.")
+        raise ValueError(
+            "accelerator: has an AutoLRS already; only one can set the learning rate, so use that one, or make a new "
+            "Accelerator."
+        )

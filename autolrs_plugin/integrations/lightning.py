@@ -15,7 +15,7 @@ try:
     from autolrs_plugin.integrations.lightning_host import LightningHost, loss_of
 except ImportError as error:
     raise ModuleNotFoundError(
-        f"AutoLRS in Lightning: needs lightning ({error}): pip install 'vllm-sarathi[lightning]'",
+        f"AutoLRS in Lightning: needs lightning ({error}): pip install 'vllm-sarathi[autolrs,lightning]'",
         name="lightning",
     ) from error
 

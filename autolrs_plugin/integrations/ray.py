@@ -15,7 +15,9 @@ from autolrs_plugin.core.controller import Controller
 try:
     from autolrs_plugin.integrations.ray_probes import RayProbes
 except ImportError as error:
-    raise ModuleNotFoundError("ray is not installed: pip install 'vllm-sarathi[ray]'", name="ray") from error
+    raise ModuleNotFoundError(
+        f"AutoLRS on Ray: needs ray ({error}): pip install 'vllm-sarathi[autolrs,ray]'", name="ray"
+    ) from error
 
 __all__ = ["SCHEDULE_FILE", "RayProbes", "TrainReports"]
 

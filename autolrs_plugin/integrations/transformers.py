@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise ModuleNotFoundError(
         f"AutoLRS in a Trainer: needs transformers and accelerate ({error}): "
-        "pip install 'vllm-sarathi[transformers]'",
+        "pip install 'vllm-sarathi[autolrs,transformers]'",
         name="transformers",
     ) from error
 
@@ -109,7 +109,8 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
             _install_scheduler(trainer)
         if state.is_hyper_param_search:
             raise ValueError(
-                "hyperparameter_search: AutoLRS finds the learning rate within one run; use one."
+                "hyperparameter_search: trains once for each choice, and AutoLRS finds the learning rate within one "
+                "run; call train(), or leave the AutoLRSCallback out."
             )
         metric = self._metric or "eval_loss"
         host = TrainerHost(trainer, self._measures(trainer), metric, self._sign)
@@ -193,7 +194,10 @@ def _check_trainer(trainer: Trainer, metric: str | None, measures: bool) -> None
     args, kind = trainer.args, type(trainer).__name__
     doors = [c for c in trainer.callback_handler.callbacks if isinstance(c, AutoLRSCallback)]
     if len(doors) > 1:
-        raise ValueError(f"callbacks: has {len(doors)} AutoLRSCallbacks; one learning rate has one.")
+        raise ValueError(
+            f"callbacks: has {len(doors)} AutoLRSCallbacks; only one can set the learning rate, so leave out the "
+            "others."
+        )
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if schedule not in ("linear", "constant"):
         raise ValueError(

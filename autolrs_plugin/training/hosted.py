@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Snapshot, Train
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.files import written_whole
 from autolrs_plugin.core.journal import FILE_NAME, Entry, Journal, JournalError, journal_text, read_text
 from autolrs_plugin.core.ledger import Ledger
 from autolrs_plugin.core.replay import check_same_run, replay
@@ -357,7 +358,8 @@ class HostedResults:
                 "folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with written_whole(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")
 
     def _held(self) -> HostedRun:
         if self.run is None:

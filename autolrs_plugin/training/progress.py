@@ -51,6 +51,10 @@ def warn_beforehand(controller: Controller) -> None:
         logger.warning("%s", sentence)
 
 
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}." if words else ""
+
+
 class StageLog:
     """Logs one line for each search that has come to a decision."""
 
@@ -81,7 +85,7 @@ class StageLog:
             self.say(
                 f"stage {stage.index} ({stage.kind}) at step {stage.first_step}: learning rate {stage.chosen_lr:.3g} "
                 f"after {len(stage.candidates)} probes ({stage.search_steps} steps; search so far "
-                f"{controller.ledger.search.steps} of {budget:.0f}). {stage.reason}".rstrip()
+                f"{controller.ledger.search.steps} of {budget:.0f}). {_sentence(stage.reason)}".rstrip()
             )
         self._stages = len(controller.stages)
 

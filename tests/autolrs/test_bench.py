@@ -216,3 +216,20 @@ def test_the_command_runs(tmp_path: Path) -> None:
     assert row["method"] == "constant"
     assert row["target"] is None
     assert 2 < row["final_val_loss"] < 5
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("optuna is not installed"), FileNotFoundError("no model")]
+)
+def test_what_is_missing_is_a_sentence_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As the reference says of every error that a user can cause."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(runner, "run_bench", fails)
+    done = CliRunner().invoke(app, ["bench", "--task", "lee-gru", "--json", str(tmp_path / "rows.json")])
+    assert done.exit_code == 2
+    assert done.output.strip() == f"error: {error}"

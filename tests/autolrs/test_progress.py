@@ -43,6 +43,10 @@ def test_one_line_is_logged_per_search(caplog: pytest.LogCaptureFixture) -> None
             f"stage {stage.index} ({stage.kind}) at step {stage.first_step}: learning rate {stage.chosen_lr:.3g} after "
             f"{len(stage.candidates)} probes"
         )
+        reason = line.partition("). ")[2]
+        assert reason[0].isupper()
+        assert reason.endswith(".")
+        assert reason.lower() == f"{stage.reason}.".lower()
 
 
 def test_a_bar_shows_the_steps_with_the_lines_above_it(capfd: pytest.CaptureFixture[str]) -> None:

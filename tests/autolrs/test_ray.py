@@ -80,7 +80,7 @@ def test_a_killed_actor_costs_its_probe_not_the_run(
     ended = threading.Event()
 
     def kill() -> None:
-        while len(list(tmp_path.iterdir())) < 2:  # until both are in the midst of a probe
+        while len(list(tmp_path.iterdir())) < 2:  # until both are probing
             if ended.wait(0.02):
                 return
         for actor in probes.actors[:killed]:
@@ -105,7 +105,7 @@ def test_a_signal_leaves_a_search_that_actors_carry_out(tmp_path: Path) -> None:
         job["model"].stop = True
 
     def ask() -> None:
-        while len(list(tmp_path.iterdir())) < 2:  # until both are in the midst of a probe
+        while len(list(tmp_path.iterdir())) < 2:  # until both are probing
             if ended.wait(0.02):
                 return
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -99,7 +99,7 @@ def trained_plainly(optimizer: str = "adam", dtype: torch.dtype = torch.float32)
 
 
 def advanced(tuner: AutoLRS, actions: int) -> None:
-    """Take so many actions and stop where a kill hurts most: after the next one took effect, before it is told."""
+    """Take some actions and stop where a kill hurts most: after the next one took effect, before it is told."""
     for _ in range(actions):
         tuner.tell(tuner.perform(tuner.next_action()))
     action = tuner.next_action()

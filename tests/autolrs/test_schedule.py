@@ -28,6 +28,20 @@ def test_what_is_saved_is_loaded_bit_for_bit(
     assert Schedule.load(path).lrs == tuple(lrs)
 
 
+def test_a_schedule_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "schedule.json"
+    Schedule((1.0,)).save(path)
+
+    def fails(*_: object) -> None:
+        raise OSError("killed here")
+
+    monkeypatch.setattr("os.replace", fails)
+    with pytest.raises(OSError, match="killed here"):
+        Schedule((2.0,) * 9).save(path)
+    assert Schedule.load(path).lrs == (1.0,)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_step_has_its_rate_and_the_last_one_stays() -> None:
     schedule = Schedule((0.1, 0.3, 0.2))
     assert [schedule(t) for t in range(5)] == [0.1, 0.3, 0.2, 0.2, 0.2]

@@ -11,7 +11,15 @@ from typer.testing import CliRunner
 from autolrs_plugin.benchmark.table import Run
 from autolrs_plugin.benchmark.table import rows as autolrs_rows
 from tests.test_house import ROOT
-from vllm_sarathi.benchmark.common.compare import compare_figures, read_figures, settings_of
+from vllm_sarathi.benchmark.common.compare import (
+    REPEATS,
+    alone,
+    alone_lines,
+    compare_figures,
+    compare_table,
+    read_figures,
+    settings_of,
+)
 from vllm_sarathi.benchmark.live.contenders import parse_contender
 from vllm_sarathi.benchmark.live.rows import build_row
 from vllm_sarathi.benchmark.profile.simulator import metric_rows
@@ -87,6 +95,60 @@ def test_what_is_no_result_file_is_named(tmp_path: Path, text: str, said: str) -
     assert str(path) in str(caught.value)
 
 
+def test_in_a_folder_what_has_no_schema_is_passed_over(tmp_path: Path) -> None:
+    """`bench live` leaves its clients' raw results below build/bench."""
+    good = results(tmp_path / "today/live.json", row("chat", 1))
+    raw = tmp_path / "live/short-default.json"
+    raw.parent.mkdir()
+    raw.write_text('{"duration": 3.0}')
+    skipped: list[Path] = []
+    assert read_figures(tmp_path, skipped) == {
+        ("live", *key[1:]): value for key, value in read_figures(good).items()
+    }
+    assert skipped == [raw]
+    with pytest.raises(ConfigError, match="holds no results of schema 1"):
+        read_figures(raw)
+    raw.write_text('{"schema": 2, "rows": []}')
+    with pytest.raises(ConfigError, match="holds no results of schema 1"):
+        read_figures(tmp_path)
+
+
+def test_what_is_on_one_side_alone_is_said(tmp_path: Path) -> None:
+    many = [row(f"chat-{i}", 1) for i in range(5)]
+    results(tmp_path / "old/live.json", row("mix", 1, attainment=1.0), *many)
+    results(tmp_path / "old/paper.json", row("chat", 1))
+    results(tmp_path / "new/live.json", row("mix", 2))
+    old, new = read_figures(tmp_path / "old"), read_figures(tmp_path / "new")
+    assert alone_lines("NEW", alone(new, old)) == ["in NEW alone: nothing"]
+    only = alone(old, new)
+    assert [len(each.figures) for each in only] == [1] * 7
+    assert alone_lines("OLD", only) == [
+        "in OLD alone: 7 figures in 7 rows",
+        "  live: workload mix, tbt_slo_ms 250 (attainment); workload chat-0, tbt_slo_ms 250 (ttft_ms.mean); "
+        "workload chat-1, tbt_slo_ms 250 (ttft_ms.mean); and 3 more",
+        "  paper: all of its 1 row",
+    ]
+
+
+def test_what_was_zero_comes_first_by_its_change(tmp_path: Path) -> None:
+    before = {"task": "a", "failed": 0, "lost": 0, "same": 0, "ttft": 1.0}
+    old = results(tmp_path / "old.json", before)
+    new = results(tmp_path / "new.json", before | {"failed": 2, "lost": 9, "ttft": 50.0})
+    table = compare_table(compare_figures(read_figures(old), read_figures(new)))
+    assert list(table.columns[0].cells) == ["lost: task a", "failed: task a", "ttft: task a", "same: task a"]
+
+
+def test_what_made_a_file_is_no_part_of_what_it_holds(tmp_path: Path) -> None:
+    """The demo's file has `runs`, and no command; that of the baseline says its command."""
+    runs = {"default": {"ttft_ms": {"mean": 4.0}}}
+    files = []
+    for name, more in (("old", {"command": "vllm-sarathi demo"}), ("new", {})):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps({"schema": 1, **more, "runs": runs}))
+    (found,) = compare_figures(*map(read_figures, files))
+    assert (found.row, found.figure) == ("", "runs.default.ttft_ms.mean")
+
+
 def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no result file"):
         read_figures(tmp_path)
@@ -99,15 +161,21 @@ def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    old = results(tmp_path / "old/live.json", row("chat", 100))
+    old = results(tmp_path / "old/live.json", row("chat", 100), row("mix", 1))
     new = results(tmp_path / "new/live.json", row("chat", 150))
     done = CliRunner().invoke(
         app, ["bench", "compare", str(old), str(new), "--json", str(tmp_path / "c.json")]
     )
     assert done.exit_code == 0, done.output
     assert "…" not in done.output, "a name was cut off"
-    (written,) = json.loads((tmp_path / "c.json").read_text())["rows"]
+    held = json.loads((tmp_path / "c.json").read_text())
+    (written,) = held["rows"]
     assert written["ratio"] == 1.5
+    assert held["only_new"] == []
+    assert held["only_old"] == [
+        {"benchmark": "", "row": "workload mix, tbt_slo_ms 250", "figures": ["ttft_ms.mean"], "whole": False}
+    ]
+    assert "in OLD alone: 1 figure in 1 row" in done.output
     failed = CliRunner().invoke(app, ["bench", "compare", str(old), str(tmp_path / "gone.json")])
     assert failed.exit_code == 1
     assert "gone.json: cannot be read" in failed.output
@@ -141,5 +209,6 @@ def test_a_baseline_says_what_made_it_and_compares_with_itself(path: Path) -> No
     held = json.loads(path.read_text())
     assert held["command"].split()[0] in ("vllm-sarathi", "autolrs")
     figures = read_figures(path)
-    assert all(len(values) == 1 for values in figures.values()), "two rows are of the same thing"
+    same = [(*settings_of(row), *((name, row.get(name)) for name in REPEATS)) for row in held.get("rows", [])]
+    assert len(set(same)) == len(same), "two rows are of the same thing, and not repeats of it"
     assert all(each.ratio in (1.0, None) for each in compare_figures(figures, figures))

@@ -73,7 +73,7 @@ def test_the_scenario_is_the_same_each_time_and_holds_long_prompts_among_running
     cues = [request.after for request in longs]
     assert {cue[0] for cue in cues if cue} == {chats[-1].name}
     assert sorted(cue[1] for cue in cues if cue) == [cue[1] for cue in cues if cue]
-    # Every chat goes on while the last prompt is read: none starts more than so many tokens before the last.
+    # Every chat goes on while the last prompt is read: no two of them start further apart than this, in tokens.
     ahead = len(chats) * demo.CHAT_EVERY_TOKENS
     assert max(cue[1] for cue in cues if cue) + ahead < demo.CHAT_TOKENS
     assert all(len(request.prompt) > 6000 for request in longs)

@@ -1,5 +1,7 @@
 """Side by side: the same answers from this machine's cores, from Ray, and from one process."""
 
+import sys
+
 import pytest
 from rich.console import Console
 
@@ -41,6 +43,12 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
     pytest.importorskip("ray")
     with pytest.raises(ConfigError, match=r"--ray 127\.0\.0\.1:1: "):
         run_all(half, [2], console(), ray="127.0.0.1:1")
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"--ray local: .* pip install 'vllm-sarathi\[ray\]'"):
+        run_all(half, [2], console(), ray="local")
 
 
 @pytest.mark.slow

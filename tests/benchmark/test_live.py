@@ -51,7 +51,7 @@ def options(tmp_path: Path, **changes: Any) -> Options:
         "schedulers": None,
         "quick": False,
         "ttft_slo_ms": 2000.0,
-        "model": "m",
+        "model": "owner/m",
         "out": tmp_path / "out",
         "json": tmp_path / "rows.json",
         "resume": False,
@@ -86,6 +86,11 @@ def client_result(path: Path, **seen: list[Any]) -> Path:
         (["--schedulers", "sarathi,defualt"], "'defualt': unknown scheduler; did you mean 'default'?"),
         (["--schedulers", "default@x"], "'default@x': the budget after '@' must be a whole number"),
         (["--model", "./nowhere/model"], "--model ./nowhere/model: no such folder"),
+        (
+            ["--model", "nofolder"],
+            "--model nofolder: no such folder, and no name on a model hub (OWNER/NAME)",
+        ),
+        (["--model", "a/b/c"], "--model a/b/c: no such folder"),
         (["--scale", "autp"], "--scale 'autp': unknown; did you mean 'auto'?"),
         (["--report", "."], "--report .: is a folder; give the name of a file."),
         (["--capacity", "--scale", "auto"], "--capacity: searches its own rate; --scale and --report"),
@@ -95,7 +100,7 @@ def test_a_mistake_is_one_sentence_before_any_server_starts(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
     monkeypatch.setattr(live, "run_live", lambda *_: pytest.fail("it ran"))
-    result = CliRunner().invoke(app, ["bench", "live", "--model", "m", *arguments])
+    result = CliRunner().invoke(app, ["bench", "live", "--model", "owner/m", *arguments])
     assert result.exit_code == 1
     assert f"error: {said}" in result.output.replace("--schedulers '", "'")
 
@@ -342,7 +347,7 @@ def scaled_options(folder: Path, **changes: Any) -> Options:
         "schedulers": "sarathi-deadline,default@160",
         "scale": "auto",
         "report": folder / "report.json",
-        "model": "m",
+        "model": "owner/m",
     }
     return options(folder, **(asked | changes))
 

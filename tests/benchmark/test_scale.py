@@ -25,7 +25,7 @@ from vllm_sarathi.simulation.workloads.registry import live_named
 
 
 def scale(reading: float, decode: float, context: int = 131072, kv: int | None = None) -> Scale:
-    """Of a device that reads so many times as fast as the reference, and whose decode steps take so many times."""
+    """Of a device by its speed of prefill and the length of its decode steps, as multiples of the reference's."""
     return Scale.of(
         Speeds(REFERENCE_READING_TOKENS_PER_S * reading, REFERENCE_DECODE_STEP_S * decode, context, kv)
     )

@@ -196,7 +196,7 @@ CHAT = ["simulate", *PLACE, "--rate", "1"]
         ([*CHAT, "--requests", "1"], "--requests 1: must be a whole number of at least 2"),
         ([*CHAT, "--seeds", "0"], "--seeds 0: must be"),
         ([*CHAT, "--schedulers", "orka"], "unknown scheduler; did you mean 'orca'?"),
-        ([*CHAT, "--schedulers", " , "], "--schedulers: names none"),
+        ([*CHAT, "--schedulers", " , "], "--schedulers: names none; valid: sarathi, "),
         ([*CHAT, "--schedulers", "sarathi@99999999"], "takes at most 32768 tokens"),
         ([*CHAT, "--workload", "chatt"], "--workload 'chatt': unknown workload; did you mean 'chat'?"),
         ([*CHAT, "--arrivals", "gama"], "--arrivals 'gama': unknown; did you mean 'gamma'?"),

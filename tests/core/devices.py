@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.types import RequestView, StepRecord, StepShape, StepView, chunk_work
 
 Device = Callable[[StepShape], float]
@@ -33,7 +33,7 @@ class Loop:
         outliers: share of steps that take twenty times as long.
     """
 
-    controller: Controller
+    controller: StepController
     device: Device
     decodes: int = 8
     context: int = 500

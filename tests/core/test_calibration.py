@@ -13,7 +13,7 @@ import pytest
 
 from tests.core.devices import Device, Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.files import write_whole
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.steptime.model import StepTimeModel
@@ -32,7 +32,7 @@ KEY: dict[str, Any] = {"model": "m", "dtype": "bfloat16", "tensor_parallel_size"
 
 def loop_on(device: Device, **settings: Any) -> Loop:
     config = SarathiConfig(**({"tbt_slo_ms": SLO_S * 1e3} | settings))
-    return Loop(Controller(config), device, prompt_tokens=100_000)
+    return Loop(StepController(config), device, prompt_tokens=100_000)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def test_a_right_memory_spares_the_learning(learnt: dict[str, Any]) -> None:
             loop.controller.model.load(learnt)
         for _ in range(25):
             shape = loop.shape(loop.controller.plan(loop.view()).token_budget)
-            foretold = loop.controller.model.predict(shape)
-            found.append(abs(foretold / loop.device(shape) - 1))
+            predicted = loop.controller.model.predict(shape)
+            found.append(abs(predicted / loop.device(shape) - 1))
             loop.step()
         assert max(loop.times_s) <= SLO_S
     assert statistics.mean(errors["warm"]) < 0.3 * statistics.mean(errors["cold"])

@@ -20,7 +20,7 @@ from tests.core.test_limits import (
 )
 from vllm_sarathi.core.classes import Bond, SloClass, SloClasses
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.limits.backfill import LEAST_SPARE_SHARE, UNKNOWN_ANSWER_RUNNING, Backfill
 from vllm_sarathi.core.limits.growth import Answers, Growth
 from vllm_sarathi.core.order.base import Facts
@@ -334,7 +334,7 @@ def test_a_tenant_with_little_waiting_is_seen_behind_one_that_floods() -> None:
 
 def test_steps_with_classes_are_planned_within_the_slo_of_each_request() -> None:
     classes = SloClasses((SloClass("chat", tbt_slo_ms=150),), "chat")
-    loop = Loop(Controller(SarathiConfig(slo_classes=classes)), roofline())
+    loop = Loop(StepController(SarathiConfig(slo_classes=classes)), roofline())
     for _ in range(100):
         loop.step()
     seen: list[float] = []

@@ -79,7 +79,7 @@ def test_nobody_is_given_up_for_one_that_is_late_in_any_case() -> None:
     assert keep([Job(1.9, 1.5, loss=1.0), savable], 0.0) == [1]
 
 
-PROMISED = SloClass("chat", ttft_slo_ms=1000, when_late="refuse")
+WITH_SLO = SloClass("chat", ttft_slo_ms=1000, when_late="refuse")
 
 
 def gate(token_s: float = 0.001) -> Gate:

@@ -7,7 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.order.arrival import ArrivalOrder
 from vllm_sarathi.core.order.base import turn_by_keys
 from vllm_sarathi.core.order.deadline import ARRIVAL_STEPS, deadline_keys, kept_slos
@@ -157,7 +157,7 @@ class Server:
             allow_request_slo=True,
             **fields,  # type: ignore[arg-type]
         )
-        self.controller = Controller(config)
+        self.controller = StepController(config)
         self.prompts = prompts
         self.now_s = 0.0
         self.steps_s: list[float] = []
@@ -251,7 +251,9 @@ def test_slos_are_met_while_an_overdue_prompt_is_read() -> None:
 
 
 def test_the_turn_of_one_that_yields_goes_to_the_more_urgent_alone() -> None:
-    controller = Controller(SarathiConfig(prefill_order="deadline", ttft_slo_ms=1000.0, tbt_slo_ms=10_000.0))
+    controller = StepController(
+        SarathiConfig(prefill_order="deadline", ttft_slo_ms=1000.0, tbt_slo_ms=10_000.0)
+    )
     for _ in range(100):
         for tokens in (2, 500):
             shape = StepShape(tokens, 2, 1000, chunk_work(0, tokens - 2), 2 + (tokens > 2))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.core.devices import Loop, roofline
 from vllm_sarathi.core.config import SCHEDULERS, SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.types import Pipeline, StepRecord
 
 
@@ -17,7 +17,7 @@ from vllm_sarathi.core.types import Pipeline, StepRecord
 def test_the_same_settings_anew_change_nothing(stages: int) -> None:
     loops = []
     for again in (False, True):
-        controller = Controller(SarathiConfig(tbt_slo_ms=100), Pipeline(stages))
+        controller = StepController(SarathiConfig(tbt_slo_ms=100), Pipeline(stages))
         controller.observe = noting_starts(controller.observe)  # type: ignore[method-assign, assignment]
         loop = Loop(controller, roofline(), noise=0.02)
         loop.run(200)
@@ -35,7 +35,7 @@ def noting_starts(observe: Callable[[StepRecord], None]) -> Callable[[StepRecord
 
 
 def settled(config: SarathiConfig) -> Loop:
-    loop = Loop(Controller(config), roofline())
+    loop = Loop(StepController(config), roofline())
     for _ in range(300):
         loop.step()
     return loop
@@ -90,7 +90,7 @@ def test_what_was_seen_of_the_device_and_of_answers_goes_over() -> None:
 
 @pytest.mark.parametrize("pipeline", [Pipeline(1), Pipeline(2)])
 def test_every_policy_goes_over_into_every_other(pipeline: Pipeline) -> None:
-    loop = Loop(Controller(SarathiConfig(tbt_slo_ms=100), pipeline), roofline())
+    loop = Loop(StepController(SarathiConfig(tbt_slo_ms=100), pipeline), roofline())
     for name in (*SCHEDULERS, *reversed(SCHEDULERS)):
         loop.controller.reconfigure(SarathiConfig(scheduler=name))
         for _ in range(5):

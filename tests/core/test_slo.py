@@ -11,7 +11,7 @@ import pytest
 
 from tests.core.devices import Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.experience import LATE_CREDIT_PER_STEP, MOST_ATTEMPT_TOKENS, MOST_LATE_CREDIT
 from vllm_sarathi.core.limits.cold import COLD_TOKENS
 from vllm_sarathi.core.limits.floor import LATE_TIMES, OVERHEAD_TIMES, PREFILL_SHARE
@@ -36,7 +36,7 @@ PLANNED = NormalDist().inv_cdf(1 - 0.01 * MISSES_PLANNED)  # standard deviations
 
 
 def make_loop(slo_ms: float = 150, **fields: Any) -> Loop:
-    return Loop(Controller(SarathiConfig(tbt_slo_ms=slo_ms)), roofline(), prompt_tokens=100_000, **fields)
+    return Loop(StepController(SarathiConfig(tbt_slo_ms=slo_ms)), roofline(), prompt_tokens=100_000, **fields)
 
 
 def chunk_shares(loop: Loop, steps: int) -> list[float]:
@@ -119,23 +119,23 @@ def test_prompts_that_find_no_room_make_few_steps_late_and_use_those() -> None:
 
 
 def test_auto_is_a_multiple_of_a_decode_step() -> None:
-    loop = Loop(Controller(SarathiConfig(tbt_slo="auto:6x")), roofline(), prompt_tokens=100_000)
+    loop = Loop(StepController(SarathiConfig(tbt_slo="auto:6x")), roofline(), prompt_tokens=100_000)
     loop.run(300)
     decode_s = roofline()(StepShape(8, 8, 4000, 0.0, 8))
     assert statistics.median(loop.times_s[-50:]) == pytest.approx(6 * decode_s, rel=0.1)
 
 
 def test_large_chunks_end_in_whole_tiles() -> None:
-    loop = Loop(Controller(SarathiConfig(tbt_slo_ms=250)), roofline(), prompt_tokens=4000)
+    loop = Loop(StepController(SarathiConfig(tbt_slo_ms=250)), roofline(), prompt_tokens=4000)
     loop.run(300)
     large = [b for b in loop.budgets[20:] if (b - loop.decodes) * ALIGNMENT_LOSS >= TILE_TOKENS]
     assert len(large) > 100
     assert sum(b % TILE_TOKENS == 0 for b in large) > 0.8 * len(large)  # but for the last chunk of a prompt
 
 
-def learnt(**settings: Any) -> Controller:
+def learnt(**settings: Any) -> StepController:
     """Return a controller that knows its device."""
-    loop = Loop(Controller(SarathiConfig(tbt_slo_ms=150, **settings)), roofline(), prompt_tokens=100_000)
+    loop = Loop(StepController(SarathiConfig(tbt_slo_ms=150, **settings)), roofline(), prompt_tokens=100_000)
     loop.run(400)
     loop.controller.observe(StepRecord(StepShape(8, 8, 4000, 0.0, 8), 8, Reason.NONE, None, 0.03, 1000.0))
     return loop.controller
@@ -190,7 +190,7 @@ def test_pace_lends_the_slack_of_streams_that_are_ahead() -> None:
 
 
 def order(
-    policy: Controller, prefills: list[RequestView], waiting: list[RequestView]
+    policy: StepController, prefills: list[RequestView], waiting: list[RequestView]
 ) -> tuple[list[str], list[str]]:
     """Return the names that are read first to last, and those that yield."""
     plan = policy.plan(view(prefills, waiting))
@@ -250,7 +250,7 @@ def test_a_step_ends_where_those_it_has_read_would_wait_longer_than_one_more_cos
 
 
 def test_of_a_crowd_at_a_cold_start_one_prompt_is_read_first() -> None:
-    controller = Controller(SarathiConfig(tbt_slo_ms=150))
+    controller = StepController(SarathiConfig(tbt_slo_ms=150))
     assert controller.plan(waiting_for([300], decodes=0)).token_budget == 8192
     plan = controller.plan(waiting_for([300] * 16, decodes=0))
     assert (plan.token_budget, plan.reason) == (300, "cold")
@@ -258,7 +258,7 @@ def test_of_a_crowd_at_a_cold_start_one_prompt_is_read_first() -> None:
 
 
 def test_in_a_pipeline_a_step_does_not_end_early() -> None:
-    loop = Loop(Controller(SarathiConfig(tbt_slo_ms=10_000), Pipeline(2)), roofline(), max_tokens=8192)
+    loop = Loop(StepController(SarathiConfig(tbt_slo_ms=10_000), Pipeline(2)), roofline(), max_tokens=8192)
     loop.run(100)
     loop.controller.plan(StepView(0.0, 2, 2, 2000, (), (), 8192))
     assert loop.controller.plan(waiting_for([100, 100])).token_budget == 202
@@ -276,7 +276,7 @@ def test_decodes_elsewhere_in_a_pipeline_wait_for_the_step_as_well() -> None:
 def pipeline_loop(slo_ms: float) -> Loop:
     """Return a loop with two stages that has learnt its device."""
     loop = Loop(
-        Controller(SarathiConfig(tbt_slo_ms=slo_ms), Pipeline(2)),
+        StepController(SarathiConfig(tbt_slo_ms=slo_ms), Pipeline(2)),
         roofline(),
         prompt_tokens=4000,
         max_tokens=8192,
@@ -286,7 +286,7 @@ def pipeline_loop(slo_ms: float) -> Loop:
 
 
 def chunk_beside_decodes(loop: Loop, *prompts: int) -> int:
-    """Return what is read of new prompts of so many tokens, beside eight decodes."""
+    """Return what is read of new prompts of that length, beside eight decodes."""
     waiting = tuple(RequestView(str(i), (0, float(i)), 0.0, 0, n) for i, n in enumerate(prompts))
     return loop.controller.plan(StepView(0.0, 8, 8, 4000, (), waiting, 8192)).token_budget - 8
 
@@ -315,7 +315,7 @@ def test_in_a_long_queue_a_step_does_not_end_early() -> None:
 
 
 def test_the_first_chunks_beside_decodes_go_by_what_was_read_alone() -> None:
-    controller = Controller(SarathiConfig(tbt_slo_ms=150))
+    controller = StepController(SarathiConfig(tbt_slo_ms=150))
     shape = StepShape(1000, 0, 0, chunk_work(0, 1000), 1)
     for _ in range(2):
         controller.observe(StepRecord(shape, 8192, Reason.IDLE, None, 0.5, 0.0))
@@ -325,7 +325,7 @@ def test_the_first_chunks_beside_decodes_go_by_what_was_read_alone() -> None:
 
 
 def test_with_a_remembered_device_the_first_chunks_go_by_what_was_read_alone() -> None:
-    controller = Controller(SarathiConfig(tbt_slo_ms=200))
+    controller = StepController(SarathiConfig(tbt_slo_ms=200))
     learnt = StepTimeModel()
     for tokens in (100, 200, 400, 800):
         shape = StepShape(tokens, 0, 0, 0.5 * tokens**2, 1)

@@ -76,9 +76,9 @@ def test_the_online_fit_follows_its_slow_twin() -> None:
         if step in (20, 60, 119):
             weights = np.sqrt(FORGETTING ** np.arange(step, -1, -1.0))
             twin = lsq_linear(np.array(rows) * weights[:, None], np.array(targets) * weights, (0, np.inf)).x
-            foretold = [float(features(s) @ (twin * SCALES)) for s in (random_shape(rng) for _ in range(50))]
+            predicted = [float(features(s) @ (twin * SCALES)) for s in (random_shape(rng) for _ in range(50))]
             rng_again = random.Random(3)
-            assert all(math.isfinite(x) for x in foretold)
+            assert all(math.isfinite(x) for x in predicted)
             shapes = [random_shape(rng_again) for _ in range(step)]
             ours = np.array([model.predict(s) for s in shapes])
             theirs = np.array([features(s) @ (twin * SCALES) for s in shapes])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.core.devices import Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.slo_watch import LEAST_STEPS, SloWatch
 from vllm_sarathi.core.step_trace import TracedStep, parse_line, summarise_steps
 from vllm_sarathi.core.types import Pipeline, StepRecord, StepShape
@@ -91,7 +91,7 @@ def traced(loop: Loop, steps: int, slo_s: float) -> list[TracedStep]:
 
 
 def loop_with(slo_ms: float, **fields: Any) -> Loop:
-    return Loop(Controller(SarathiConfig(tbt_slo_ms=slo_ms)), roofline(), prompt_tokens=100_000, **fields)
+    return Loop(StepController(SarathiConfig(tbt_slo_ms=slo_ms)), roofline(), prompt_tokens=100_000, **fields)
 
 
 def test_an_slo_below_the_decodes_own_time_is_told_once_with_what_helps() -> None:
@@ -121,7 +121,7 @@ def test_an_slo_that_is_kept_is_not_spoken_of() -> None:
 
 
 def test_a_few_slow_steps_prove_nothing() -> None:
-    watch = SloWatch(Controller(SarathiConfig()).model)
+    watch = SloWatch(StepController(SarathiConfig()).model)
     slow = replace(DECODES, measured_s=3.0)
     assert watch.look([slow] * (LEAST_STEPS - 1)) is None
     assert watch.look([DECODES] * (LEAST_STEPS + 1)) is None
@@ -129,21 +129,21 @@ def test_a_few_slow_steps_prove_nothing() -> None:
 
 
 def test_a_slow_device_is_judged_over_several_looks() -> None:
-    watch = SloWatch(Controller(SarathiConfig()).model)
+    watch = SloWatch(StepController(SarathiConfig()).model)
     said = [watch.look([replace(DECODES, measured_s=3.0)]) for _ in range(LEAST_STEPS)]
     assert said[:-1] == [None] * (LEAST_STEPS - 1)
     assert said[-1] is not None
 
 
 def test_decodes_alone_are_enough_to_notice() -> None:
-    watch = SloWatch(Controller(SarathiConfig()).model, pipeline=Pipeline(2))
+    watch = SloWatch(StepController(SarathiConfig()).model, pipeline=Pipeline(2))
     said = watch.look([replace(DECODES, slo_s=0.02)] * LEAST_STEPS)
     assert said is not None
     assert "The SLO of 40 ms between tokens cannot be kept: decodes alone take 80 ms" in said
 
 
 def test_an_slo_that_leaves_prompts_no_room_says_once_who_gives_way() -> None:
-    watch = SloWatch(Controller(SarathiConfig()).model)
+    watch = SloWatch(StepController(SarathiConfig()).model)
     crowded = replace(DECODES, reason="full")
     few = [crowded if i % 4 == 0 else DECODES for i in range(64)]
     assert watch.look(few) is None
@@ -154,7 +154,7 @@ def test_an_slo_that_leaves_prompts_no_room_says_once_who_gives_way() -> None:
 
 
 def test_an_slo_that_lets_nobody_in_says_so_once() -> None:
-    watch = SloWatch(Controller(SarathiConfig()).model)
+    watch = SloWatch(StepController(SarathiConfig()).model)
     growing = replace(DECODES, reason="growth")
     assert watch.look([growing if i % 4 == 0 else DECODES for i in range(64)]) is None
     said = watch.look([growing] * 64)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.core.devices import Device, Loop, roofline
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import StepShape
 
@@ -29,7 +29,7 @@ def in_tiles(tile: int, speed: float = 1.0) -> Device:
 
 
 def loop_on(device: Device, **fields: Any) -> Loop:
-    return Loop(Controller(SarathiConfig(tbt_slo_ms=SLO_MS)), device, prompt_tokens=7001, **fields)
+    return Loop(StepController(SarathiConfig(tbt_slo_ms=SLO_MS)), device, prompt_tokens=7001, **fields)
 
 
 @pytest.mark.parametrize("tile", [32, 64, 128, 256])

@@ -10,7 +10,7 @@ import pytest
 from tests.core.devices import Loop, roofline
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.core.config import CONFIG_KEY, ConfigCarrier
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.figures import Queues
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.engine import telemetry
@@ -24,7 +24,7 @@ KEY = {"model": "m"}
 
 def working(folder: Path) -> tuple[Loop, Telemetry]:
     """Return a loop on a device, and the telemetry that looks after its memory."""
-    loop = Loop(Controller(SarathiConfig(tbt_slo_ms=150)), roofline(), prompt_tokens=100_000)
+    loop = Loop(StepController(SarathiConfig(tbt_slo_ms=150)), roofline(), prompt_tokens=100_000)
     watched = Telemetry(loop.controller, log=False, memory=CalibrationMemory(folder, KEY))
     observe = loop.controller.observe
 
@@ -110,7 +110,7 @@ def test_an_engine_without_log_or_trace_has_a_telemetry_for_its_memory(
     watched = open_telemetry(
         make_config(config),
         config,
-        Controller(config),
+        StepController(config),
         log=False,
         faults=lambda: 0,
         queues=lambda: Queues(0, {}),

@@ -17,7 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.profile.trace import read_step_trace
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.figures import ClassGaps, Queues
 from vllm_sarathi.core.steptime.margin import CAUTION, STALE_CAUTION
 from vllm_sarathi.core.types import Reason, StepRecord, StepShape
@@ -91,7 +91,7 @@ def test_a_scheduler_that_nobody_watches_has_no_thread(make_config: Any) -> None
 
 def test_a_telemetry_that_nobody_holds_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "TICK_S", 0.01)
-    held = Telemetry(Controller(SarathiConfig()))
+    held = Telemetry(StepController(SarathiConfig()))
     thread, ref = held._thread, weakref.ref(held)
     assert thread.is_alive()
     del held
@@ -104,7 +104,7 @@ def test_a_telemetry_that_nobody_holds_ends(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_thread_writes_without_being_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(telemetry, "TICK_S", 0.01)
     file = tmp_path / "steps.jsonl"
-    watched = Telemetry(Controller(SarathiConfig()), log=False, trace=StepTraceFile(file))
+    watched = Telemetry(StepController(SarathiConfig()), log=False, trace=StepTraceFile(file))
     watched.note(record(), 8, 0)
     written = threading.Event()
     for _ in range(1000):
@@ -116,7 +116,7 @@ def test_the_thread_writes_without_being_asked(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_log_line(logged: list[str]) -> None:
-    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=150)))
+    watched = Telemetry(StepController(SarathiConfig(tbt_slo_ms=150)))
     for measured_s in (0.1, 0.2, float("nan"), 0.0, -1.0):
         watched.note(record(measured_s), running=9, waiting=3)
     watched.flush()
@@ -129,7 +129,7 @@ def test_the_log_line(logged: list[str]) -> None:
 
 
 def test_nothing_is_said_while_there_is_no_work(logged: list[str]) -> None:
-    watched = Telemetry(Controller(SarathiConfig()))
+    watched = Telemetry(StepController(SarathiConfig()))
     watched.tell()
     watched.close()
     assert not logged
@@ -139,7 +139,7 @@ def test_an_slo_that_cannot_be_kept_is_in_the_log_once_and_in_the_metrics(
     logged: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
-    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)), rank=1)
+    watched = Telemetry(StepController(SarathiConfig(tbt_slo_ms=10)), rank=1)
     for _ in range(3):
         for _ in range(20):
             watched.note(record(0.04, chunk=0), running=8, waiting=0)
@@ -215,14 +215,14 @@ def test_an_engine_whose_folder_is_gone_goes_on(
     monkeypatch: pytest.MonkeyPatch, warned: list[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path / "elsewhere"))
-    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)), rank=3)
+    watched = Telemetry(StepController(SarathiConfig(tbt_slo_ms=10)), rank=3)
     watched.note(record(), 1, 0)
     watched.close()
     assert len(warned) == 1
     assert "engine 3 are not at /metrics" in warned[0]
     (tmp_path / "folder").mkdir()
     monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path / "folder"))
-    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)))
+    watched = Telemetry(StepController(SarathiConfig(tbt_slo_ms=10)))
     (tmp_path / "folder").rmdir()
     watched.note(record(), 1, 0)
     watched.close()
@@ -275,7 +275,7 @@ def test_where_there_are_several_api_servers_the_engines_use_the_folder_that_the
 def test_what_the_loop_counts_is_shown_by_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
     queues = Queues(7, {"interactive": 2, "batch": 5})
-    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)), queues=lambda: queues)
+    watched = Telemetry(StepController(SarathiConfig(tbt_slo_ms=10)), queues=lambda: queues)
     watched.count("refused_requests", "batch")
     watched.count("refused_requests", "batch")
     watched.count("relegated_requests")

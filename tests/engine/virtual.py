@@ -131,12 +131,12 @@ class VirtualEngine:
         return scheduled
 
     def run(self, steps: int) -> None:
-        """Take so many steps."""
+        """Take a number of steps."""
         for _ in range(steps):
             self.step()
 
     def run_until(self, done: Callable[[], Any], most_s: float = 1000.0, most_steps: int = 200_000) -> bool:
-        """Step until `done` says so; return False if it has not after so many seconds or steps."""
+        """Step until `done` says so; return False if it has not within those seconds or steps."""
         end_s = self.now_s + most_s
         for _ in range(most_steps):
             if done():
@@ -151,7 +151,7 @@ class VirtualEngine:
         self.run_until(lambda: self.now_s >= at_s)
 
     def run_until_answered(self, *names: str, most_s: float = 1000.0) -> None:
-        """Step until each of the requests has its first token, or for so many seconds."""
+        """Step until each of the requests has its first token, or for those seconds."""
         self.run_until(lambda: all(self.token_s[name] for name in names), most_s)
 
     def ttft_s(self, name: str) -> float:

@@ -124,7 +124,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 HEADROOM = 'vllm_sarathi_headroom_tokens_per_second{{engine="{rank}"}}'
 GAPS = 'vllm_sarathi_gaps_total{{engine="{rank}",slo_class="default"}}'
 RANKS = ("0", "1")
-PROMISES = (("gaps", "time_between_tokens"), ("first_tokens", "time_to_first_token"))
+SLO_METRICS = (("gaps", "time_between_tokens"), ("first_tokens", "time_to_first_token"))
 
 
 def test_every_api_server_shows_the_engines_figures(deployment: Deployment) -> None:
@@ -137,7 +137,7 @@ def test_every_api_server_shows_the_engines_figures(deployment: Deployment) -> N
         for rank in RANKS:
             assert 0 < before[GAPS.format(rank=rank)] <= after[GAPS.format(rank=rank)]
     last = counts[-1]
-    for rank, (suffix, ratio) in itertools.product(RANKS, PROMISES):
+    for rank, (suffix, ratio) in itertools.product(RANKS, SLO_METRICS):
         name = f"vllm_sarathi_{ratio}_slo_ratio_bucket"
         total = last[f'vllm_sarathi_{suffix}_total{{engine="{rank}",slo_class="default"}}']
         kept = last[f'vllm_sarathi_{suffix}_kept_total{{engine="{rank}",slo_class="default"}}']

@@ -18,7 +18,7 @@ MODES = {"sync": (1, 1), "async": (1, 2), "pipeline": (2, 2)}
 
 
 def small_place(mode: str = "sync", kv_tokens: int = 16384, max_sequences: int = 32) -> Deployment:
-    """Return a deployment whose KV cache holds about so many tokens, 2,048 of them for one request at the most."""
+    """Return a deployment whose KV cache holds about this many tokens, 2,048 of them for one request at the most."""
     stages, _ = MODES[mode]
     token = SHAPE.kv_bytes_per_token / stages
     weights = SHAPE.parameters * SHAPE.dtype_bytes / stages
@@ -69,5 +69,5 @@ def simulator(
 
 
 def requests_at_once(*lengths: tuple[int, int], gap_s: float = 0.0) -> list[SimulatedRequest]:
-    """Return requests of these prompt and output lengths, so many seconds apart."""
+    """Return requests of these prompt and output lengths, some seconds apart."""
     return [SimulatedRequest(i * gap_s, prompt, output) for i, (prompt, output) in enumerate(lengths)]

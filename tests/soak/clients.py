@@ -75,7 +75,7 @@ async def whole(client: httpx.AsyncClient, chance: random.Random) -> str:
 async def streamed(
     client: httpx.AsyncClient, chance: random.Random, pause_s: float = 0.0, most_lines: int | None = None
 ) -> str:
-    """Read a stream to its end, or leave after so many lines."""
+    """Read a stream to its end, or leave after a number of lines."""
     asked, sent = body(chance, stream=True), headers(chance)
     async with client.stream("POST", "/v1/completions", json=asked, headers=sent) as answer:
         assert answer.status_code in OWN_STATUS, answer.status_code
@@ -125,7 +125,7 @@ KINDS: tuple[Ask, ...] = (whole, whole, streamed, streamed, slow, leaving, impat
 async def run(
     base_url: str, requests: int, seed: int, at_once: int, meanwhile: Callable[[], Any] | None = None
 ) -> Counter[str]:
-    """Send so many requests, so many at once, and count what became of them.
+    """Send requests, some of them at once, and count what became of them.
 
     Args:
         base_url: of the server.

@@ -53,7 +53,7 @@ class Soaked:
 
 
 def soak(requests: int, first_seed: int = 0, events: int = EVENTS) -> Soaked:
-    """Live, one policy after the other, until so many requests have come."""
+    """Live, one policy after the other, until that number of requests has come."""
     soaked, early_mib = Soaked(), 0.0
     while soaked.requests < requests:
         seed = first_seed + soaked.lives

@@ -7,6 +7,7 @@ an extra fails only when called.
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -133,16 +134,16 @@ def overhead(
 ) -> None:
     """Measure what our scheduler adds to vLLM's own schedule()."""
     with _clear_errors():
+        from vllm_sarathi.benchmark.common.results import write_rows
         from vllm_sarathi.benchmark.profile.overhead import measure_overhead, overhead_table
-        from vllm_sarathi.core.config import SarathiConfig, check_int
+        from vllm_sarathi.core.config import check_int
 
         check_int("running", running, minimum=2)
         check_int("waiting", waiting, minimum=0)
         settings = {"prefill_order": prefill_order, "slo_classes": slo_classes}
         result = measure_overhead(SarathiConfig.from_mapping(settings), running, waiting)
         Console().print(overhead_table(result))
-        if json is not None:
-            json.write_text(result.to_json())
+        write_rows([asdict(result)], json)
 
 
 @bench.command()
@@ -166,17 +167,26 @@ def compare(
 ) -> None:
     """Compare two sets of results: the ratio of each figure, and its noise where there are repeats."""
     with _clear_errors():
-        from vllm_sarathi.benchmark.common.compare import (
-            compare_figures,
-            compare_table,
-            read_figures,
-            to_rows,
-        )
+        from vllm_sarathi.benchmark.common import compare as room
         from vllm_sarathi.benchmark.common.results import write_rows
 
-        rows = compare_figures(read_figures(old), read_figures(new))
-        Console().print(compare_table(rows))
-        write_rows(to_rows(rows), json)
+        skipped: list[Path] = []
+        before, after = (room.read_figures(path, skipped) for path in (old, new))
+        rows = room.compare_figures(before, after)
+        only_old, only_new = room.alone(before, after), room.alone(after, before)
+        console = Console()
+        console.print(room.compare_table(rows))
+        lines = [*room.alone_lines("OLD", only_old), *room.alone_lines("NEW", only_new)]
+        if skipped:
+            lines.append(f"no results, passed over: {room.listed([*map(str, skipped)])}")
+        for line in lines:
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        write_rows(
+            room.to_rows(rows),
+            json,
+            only_old=[asdict(row) for row in only_old],
+            only_new=[asdict(row) for row in only_new],
+        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Controller: the one place that decides a step, in the live engine, in the simulator and in tests."""
+"""StepController: the one place that decides a step, in the live engine, in the simulator and in tests."""
 
 import importlib
 import math
@@ -23,7 +23,7 @@ def _make_policy(config: SarathiConfig, model: StepTimeModel, pipeline: Pipeline
     return make(config, model, pipeline)
 
 
-class Controller:
+class StepController:
     """Answers each StepView with a StepPlan, and learns from each StepRecord.
 
     Args:

@@ -102,7 +102,7 @@ def parse_line(line: str) -> TracedStep:
             _check_number(key, values[key], (int, float))
     if values["measured_s"] <= 0 or not isinstance(values["reason"], str):
         raise ValueError("has a step without a length, or a reason that is not text")
-    values.setdefault("encoder_tokens", 0)  # traces of before 0.2 have none
+    values.setdefault("encoder_tokens", 0)  # older traces have none
     _check_number("encoder_tokens", values["encoder_tokens"], int)
     shape = StepShape(**{name: values.pop(name) for name in StepShape.__dataclass_fields__})
     return TracedStep(shape=shape, **{k: values[k] for k in TracedStep.__dataclass_fields__ if k != "shape"})

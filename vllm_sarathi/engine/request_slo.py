@@ -53,5 +53,5 @@ def _seconds(extra_args: Mapping[Any, Any], key: str, least_ms: float) -> float 
     try:
         return max(slo_ms(value, key), least_ms) / 1e3
     except ConfigError as error:
-        logger.info("A request asked for what is no SLO, and is ignored: %s", error)
+        logger.info("A request goes on without the SLO that it asked for. %s", error)
         return None

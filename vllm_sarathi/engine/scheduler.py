@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_sarathi.core.config import config_from_additional
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.figures import DEFAULT_CLASS, Queues
 from vllm_sarathi.core.types import (
     InFlight,
@@ -88,7 +88,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             logger.warning("vLLM has switched chunked prefill off; its stock scheduling applies.")
         self.config = config
         pipeline = Pipeline(vllm_config.parallel_config.pipeline_parallel_size)
-        self.controller = Controller(config, pipeline)
+        self.controller = StepController(config, pipeline)
         self.faults = Faults()
         self.telemetry = open_telemetry(
             vllm_config,

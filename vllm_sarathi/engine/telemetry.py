@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.figures import (
     DEFAULT_CLASS,
     ClassGaps,
@@ -107,7 +107,7 @@ class Telemetry:
 
     def __init__(
         self,
-        controller: Controller,
+        controller: StepController,
         *,
         rank: int = 0,
         pipeline: Pipeline = ONE_STAGE,
@@ -317,7 +317,7 @@ def log_line(
 def open_telemetry(
     vllm_config: Any,
     config: SarathiConfig,
-    controller: Controller,
+    controller: StepController,
     log: bool,
     faults: Callable[[], int],
     queues: Callable[[], Queues],

@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_sarathi.core.classes import Bond, SloClass
 from vllm_sarathi.core.config import SarathiConfig
-from vllm_sarathi.core.controller import Controller
+from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.figures import DEFAULT_CLASS
 from vllm_sarathi.core.order.base import Facts
 from vllm_sarathi.core.order.yielding import Holding, Wanting, giving_way
@@ -64,7 +64,7 @@ class ViewBuilder:
         self,
         scheduler: Any,
         config: SarathiConfig,
-        controller: Controller,
+        controller: StepController,
         chunking: Chunking,
         stepwise_pipeline: bool,
     ) -> None:

@@ -5,12 +5,14 @@ import functools
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import (
     BASELINES,
+    SCHEDULERS,
     STOCK_SCHEDULER,
     ConfigError,
     SarathiConfig,
@@ -302,6 +304,13 @@ class SchedulerChoice:
     text: str
     config: SarathiConfig | None
     step_tokens: int | None = None
+
+
+def check_some(schedulers: Sequence[str]) -> None:
+    """Raise ConfigError if `--schedulers` names none."""
+    if not schedulers:
+        valid = ", ".join((*SCHEDULERS, STOCK_SCHEDULER))
+        raise ConfigError(f"--schedulers: names none; valid: {valid}, or one of them with a budget, NAME@N.")
 
 
 def scheduler_choice(text: str, **settings: Any) -> SchedulerChoice:

@@ -197,7 +197,7 @@ class StageSearch:
         return replace(result, val_loss=None) if self._blind else result
 
     def decide(self) -> tuple[Verdict, str]:
-        """Return the verdict and the reason in a sentence."""
+        """Return the verdict and the reason, the words of a sentence."""
         present = self.present
         if all(no_fault_of_the_rate(p, None) for p in self.done):
             return Verdict(
@@ -217,6 +217,7 @@ class StageSearch:
         if verdict.moved:
             return (
                 verdict,
-                f"its shortfall is {verdict.gain:.2f} ± {verdict.doubt:.2f} below that of {present:.3g}",
+                f"it lowers the loss further than {present:.3g}, by {verdict.gain:.2f} ± {verdict.doubt:.2f} of what "
+                "the best probe does",
             )
         return verdict, f"no evidence against {present:.3g}: {verdict.gain:.2f} ± {verdict.doubt:.2f}"

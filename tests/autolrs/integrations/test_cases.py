@@ -136,7 +136,7 @@ def test_f07_the_unit_of_a_validation_makes_no_probe_diverge(unit: Callable[[flo
 
 @pytest.mark.parametrize("number", [2, 11, 20])
 def test_f13a_ctrl_c_in_a_probe_leaves_the_real_step(number: int) -> None:
-    """A real signal, in the midst of a step of a probe."""
+    """A real signal, during a step of a probe."""
     job, calls = Job(adamw), []
     plain = job.step
 

@@ -19,7 +19,7 @@ from tests.autolrs.integrations import task
 from tests.test_house import ROOT
 
 STEPS = 160
-"""So many that there is a search."""
+"""Enough for a search."""
 
 
 def code_of(page: str) -> str:

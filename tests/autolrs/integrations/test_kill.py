@@ -15,7 +15,7 @@ from tests.autolrs.integrations.test_examples import check_result
 from tests.test_house import ROOT
 
 STEPS = 140
-"""So many that there is a search."""
+"""Enough for a search."""
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:

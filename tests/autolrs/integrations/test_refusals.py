@@ -166,7 +166,7 @@ def test_a_default_metric_that_is_not_there_or_not_finite_shows_before_any_train
 
 
 class Late(TrainerCallback):
-    """Adds a callback in the midst of training."""
+    """Adds a callback during training."""
 
     def __init__(self) -> None:
         self.trainer: Any = None

@@ -333,7 +333,7 @@ def test_a_loader_that_a_trainer_keeps_loses_no_batch(workers: int, tmp_path: Pa
         "dataloader_persistent_workers": workers > 0,
         "per_device_train_batch_size": 2,  # an epoch is longer than what a worker reads ahead
     }
-    plan = (Train(0, (0.05,) * 2), *PLAN[:4], Train(2, (0.05,) * 10))  # in the midst of an epoch
+    plan = (Train(0, (0.05,) * 2), *PLAN[:4], Train(2, (0.05,) * 10))  # within an epoch
     for callbacks in ([], [tuned()]):
         SEEN.clear()
         torch.manual_seed(0)

@@ -30,7 +30,7 @@ class ListLogger(Logger):
 
 
 class Resumable:
-    """A shuffled loader that Lightning can save in the midst of an epoch."""
+    """A shuffled loader that Lightning can save within an epoch."""
 
     def __init__(self, data: task.Pictures, batch: int) -> None:
         self.data, self.batch, self.epoch, self.position = data, batch, 0, 0

@@ -31,7 +31,7 @@ def align(config: object) -> None:
 
 
 def read_beside(make_engine: MakeEngine, sarathi: SarathiConfig | None, decodes: int) -> VirtualEngine:
-    """Let 3,000 tokens be read beside so many decodes."""
+    """Let 3,000 tokens be read beside that number of decodes."""
     engine = make_engine(
         sarathi,
         DEVICE,

@@ -121,7 +121,7 @@ class MixtureDevice:
 
 
 def chat_load(engine: VirtualEngine, rate: float, seed: int, requests: int = 150) -> None:
-    """Serve chats that come at so many a second: prompts of about 1,000 tokens, answers of about 150."""
+    """Serve chats that come at this rate: prompts of about 1,000 tokens, answers of about 150."""
     rng = random.Random(seed)
     at_s, arrivals = engine.now_s, []
     for number in range(requests):

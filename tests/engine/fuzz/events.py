@@ -17,7 +17,7 @@ class Add:
         prompt: tokens.
         answer: tokens at most.
         seed: two of the same have the same tokens.
-        copies: so many at once, as `n` > 1 makes them.
+        copies: how many come at once, as `n` > 1 makes them.
         adapter: 0 for none.
         images: where images begin.
         grammar: it waits for a grammar.
@@ -43,7 +43,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Steps:
-    """So many steps, each `seconds` long and more by its tokens."""
+    """A number of steps, each `seconds` long and more by its tokens."""
 
     count: int
     seconds: float = 0.01

@@ -46,11 +46,11 @@ from vllm_sarathi.testing.modelled import VOCABULARY, ModelledEngine, Step
 from vllm_sarathi.testing.rules import StepRules
 
 MOST_EMPTY_STEPS = 16
-"""So many steps may take nothing while somebody could be served."""
+"""Steps in a row that may take nothing while somebody could be served."""
 
 MOST_STEPS_TO_END = 3000
 MOST_STEPS_OF_ONE = 100
-"""Steps after which everybody has finished, and so many more for each that is there: with one slot they are served one
+"""Steps after which everybody has finished, and as many more for each that is there: with one slot they are served one
 after the other, and an answer has up to two dozen tokens, each two steps of a pipeline."""
 
 TOKEN_S = 0.0002

@@ -123,7 +123,7 @@ def search(
     policy: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Search:
-    """Live until so many steps were taken; keep the first finding of each kind, cut down.
+    """Live for a number of steps; keep the first finding of each kind, cut down.
 
     A life that breaks stock vLLM in the same way is upstream's fault and is only counted; but a cut image, which ours
     must not have.

@@ -23,7 +23,7 @@ from vllm_sarathi.benchmark.live.reference_model import TINY_VOCABULARY
 
 BUDGET = 32
 LONG = 3 * BUDGET + 7
-"""A prompt of so many tokens takes four steps of ours."""
+"""A prompt of this length takes four steps of ours."""
 SETTINGS: dict[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -151,7 +151,7 @@ class RealEngine:
         self.engine.abort_request([name])
 
     def step(self, times: int = 1) -> None:
-        """Take so many steps and keep what comes out."""
+        """Take a number of steps and keep what comes out."""
         for _ in range(times):
             for output in self.engine.step():
                 if output.num_cached_tokens is not None:

@@ -41,11 +41,11 @@ def test_what_one_engine_learns_the_next_one_starts_with(tiny: Path, tmp_path: P
         assert not (tmp_path / "kept").exists()
     assert len(list((tmp_path / "kept").iterdir())) == 1
     assert len(read_step_trace(trace)) == steps
-    foretold = [learnt.predict(shape) for shape in SHAPES]
-    assert all(seconds > 0 for seconds in foretold)
+    predicted = [learnt.predict(shape) for shape in SHAPES]
+    assert all(seconds > 0 for seconds in predicted)
     with closing(build(tiny, **config.engine_args())) as llm:
         again = RealEngine(llm, None).scheduler.controller.model
-        assert [again.predict(shape) for shape in SHAPES] == pytest.approx(foretold, rel=0.05)
+        assert [again.predict(shape) for shape in SHAPES] == pytest.approx(predicted, rel=0.05)
     with closing(build(tiny, **{**config.engine_args(), "dtype": "bfloat16"})) as llm:
         assert not RealEngine(llm, None).scheduler.controller.model.steps
 

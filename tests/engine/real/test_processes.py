@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 LENGTHS = (5, LONG, BUDGET, 300, 17)
 MAX_TOKENS = 16
 STEPS_FOR_LONGEST = 300 // BUDGET
-"""At least so many steps pass before the longest prompt has been read under the budget; under stock's, one."""
+"""At least this number of steps passes before the longest prompt has been read under the budget; under stock's, one."""
 
 
 REQUESTS: dict[str, Any] = {

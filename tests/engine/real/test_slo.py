@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 MODEL = Path(__file__).parents[3] / "build/models/SmolLM2-135M-Instruct"
 SLO_S = 0.25
 LONG_TOKENS = 1900
-"""Read in one step, so many tokens take a second on a fast machine: four times the SLO."""
+"""Read in one step, this many tokens take a second on a fast machine: four times the SLO."""
 
 
 @pytest.fixture(scope="module")

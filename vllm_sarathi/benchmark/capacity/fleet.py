@@ -11,6 +11,7 @@ from vllm_sarathi.benchmark.capacity.search import RequestSource, scheduler_fiel
 from vllm_sarathi.benchmark.capacity.simulated import Asked, scheduler_of
 from vllm_sarathi.benchmark.common.lines import open_lines
 from vllm_sarathi.core.config import STOCK_SCHEDULER, ConfigError, check_choice, check_int
+from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.simulation.deployment import deployment
 from vllm_sarathi.simulation.fleet.fleet import Change, Fleet, FleetSpec, Link, Result
 from vllm_sarathi.simulation.fleet.group import ReplicaSpec
@@ -81,7 +82,7 @@ def check_fleet(asked: FleetAsked, scheduler: str) -> None:
     ):
         if given is not None and not asked.prefill_replicas:
             raise ConfigError(f"{option}: has no effect without --prefill-replicas.")
-    if ROUTERS[asked.router].asks and scheduler.partition("@")[0] == STOCK_SCHEDULER:
+    if ROUTERS[asked.router].asks and SchedulerSpec.parse(scheduler).name == STOCK_SCHEDULER:
         raise ConfigError(
             f"--router {asked.router}: asks the replicas, and vLLM's own scheduler has no answer; "
             "--scheduler sarathi has."

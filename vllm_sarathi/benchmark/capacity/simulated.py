@@ -21,7 +21,7 @@ from vllm_sarathi.benchmark.capacity.search import (
 )
 from vllm_sarathi.core.config import BASELINES, STOCK_SCHEDULER, ConfigError, check_choice
 from vllm_sarathi.core.spec import SchedulerSpec
-from vllm_sarathi.simulation.deployment import deployment, scheduler_choice
+from vllm_sarathi.simulation.deployment import check_some, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance
 from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.traces import TOO_LONG, read_trace
@@ -96,8 +96,7 @@ def check_asked(asked: Asked) -> None:
     """
     longest = asked.place.max_tokens
     check_search(asked.requests, asked.seeds, asked.criterion)
-    if not asked.schedulers:
-        raise ConfigError("--schedulers: names none.")
+    check_some(asked.schedulers)
     for name in asked.schedulers:
         choice = scheduler_choice(name, **dict(asked.scheduler_settings(name)))
         if choice.config is not None and (choice.config.token_budget or 0) > longest:

@@ -1,8 +1,8 @@
 """Two sets of result files side by side: the ratio of each figure, and the noise of that ratio.
 
-A set is a result file, or a folder of them; files of one name below a folder are repeats of one benchmark. A row's
-texts and its settings (SETTINGS) say what was measured, and its other numbers are figures. Rows that differ in nothing
-but their seed are repeats.
+A set is a result file, or a folder of them; files of one name below a folder are repeats of one benchmark. What is in
+a folder without a schema, such as the raw results of clients, is passed over. A row's texts and its settings (SETTINGS)
+say what was measured, and its other numbers are figures. Rows that differ in nothing but their seed are repeats.
 
     ratio   mean of the new repeats / mean of the old ones
     noise   its standard error, ratio x sqrt(v_old^2 / n_old + v_new^2 / n_new), v being the repeats' standard deviation
@@ -14,7 +14,7 @@ A figure has changed where the ratio is more than CLEARLY standard errors away f
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,16 @@ SETTINGS = frozenset(
         "workers",
     }
 )
-"""Numbers of a row that say what was measured; a `seed` says which repeat it is."""
+"""Numbers of a row that say what was measured."""
+
+REPEATS = frozenset({"seed", "repeat"})
+"""Numbers of a row that say which repeat it is."""
+
+ABOUT_THE_FILE = frozenset({"schema", "command"})
+"""What a file says of itself: in one without rows, no part of what it holds."""
+
+SHOWN = 3
+"""How many rows of a benchmark, figures of a row and files are named before the rest is counted."""
 
 CLEARLY = 2.0
 
@@ -76,35 +85,58 @@ class Compared:
         return abs(self.ratio - 1.0) > CLEARLY * self.noise
 
 
-def read_figures(path: Path) -> dict[Key, list[float]]:
+def read_figures(path: Path, skipped: list[Path] | None = None) -> dict[Key, list[float]]:
     """Return the figures in a result file or a folder of them, each with its repeats.
+
+    Args:
+        path: the file or the folder.
+        skipped: gets the files in the folder that have no schema, and are no results.
 
     Raises:
         ConfigError: the path or a file cannot be read, holds no results of this schema, or there is no file.
     """
     folder = path.is_dir()
-    files = sorted(path.rglob("*.json")) if folder else [path]
-    if not files:
-        raise ConfigError(f"{path}: holds no result file (*.json).")
+    held = {file: _read(file) for file in (sorted(path.rglob("*.json")) if folder else [path])}
+    if folder:
+        other = [file for file, content in held.items() if not _has_schema(content)]
+        held = {file: content for file, content in held.items() if file not in other}
+        if skipped is not None:
+            skipped += other
+    if not held:
+        raise ConfigError(f"{path}: holds no result file (*.json of schema {SCHEMA}).")
     figures: dict[Key, list[float]] = {}
-    for file in files:
-        for row in _rows(file):
-            what = ", ".join(f"{name} {value}" for name, value in settings_of(row))
-            for name, value in _numbers(row):
-                figures.setdefault((file.stem if folder else "", what, name), []).append(value)
+    for file, content in held.items():
+        for key, value in figures_of(file.stem if folder else "", _rows(file, content)):
+            figures.setdefault(key, []).append(value)
     return figures
 
 
-def _rows(file: Path) -> list[Mapping[str, Any]]:
+def figures_of(benchmark: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Key, float]]:
+    """Yield the figures of a benchmark's rows."""
+    for row in rows:
+        what = ", ".join(f"{name} {value}" for name, value in settings_of(row))
+        for name, value in _numbers(row):
+            yield (benchmark, what, name), value
+
+
+def _read(file: Path) -> Any:
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise ConfigError(f"{file}: is not valid JSON ({error}).") from error
-    if not isinstance(held, dict) or held.get("schema") != SCHEMA:
+
+
+def _has_schema(content: Any) -> bool:
+    return isinstance(content, dict) and "schema" in content
+
+
+def _rows(file: Path, content: Any) -> list[Mapping[str, Any]]:
+    if not _has_schema(content) or content["schema"] != SCHEMA:
         raise ConfigError(f"{file}: holds no results of schema {SCHEMA}.")
-    rows = held.get("rows", [{name: value for name, value in held.items() if name != "schema"}])
+    whole = {name: value for name, value in content.items() if name not in ABOUT_THE_FILE}
+    rows = content.get("rows", [whole])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{file}: 'rows' must be a list of JSON objects.")
     return rows
@@ -124,7 +156,7 @@ def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield from _numbers(value, f"{prefix}{name}.")
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if number and name != "seed" and name not in SETTINGS:
+        if number and name not in REPEATS and name not in SETTINGS:
             yield prefix + name, float(value)
 
 
@@ -140,6 +172,59 @@ def compare_figures(old: Mapping[Key, list[float]], new: Mapping[Key, list[float
             "the two have no figure in common; compare results of the same benchmark, two files or two folders."
         )
     return compared
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A row on one side of which figures are not on the other.
+
+    Attributes:
+        benchmark, row: as in Key.
+        figures: their names.
+        whole: whether the other side has nothing of that benchmark.
+    """
+
+    benchmark: str
+    row: str
+    figures: tuple[str, ...]
+    whole: bool
+
+
+def alone(ours: Iterable[Key], theirs: Iterable[Key]) -> list[Alone]:
+    """Return what is on our side alone, row by row."""
+    there = frozenset(theirs)
+    known = {benchmark for benchmark, _, _ in there}
+    rows: dict[tuple[str, str], list[str]] = {}
+    for key in ours:
+        if key not in there:
+            rows.setdefault(key[:2], []).append(key[2])
+    return [Alone(*row, tuple(figures), row[0] not in known) for row, figures in rows.items()]
+
+
+def alone_lines(side: str, rows: list[Alone]) -> list[str]:
+    """Return what is on one side alone in lines for people: one for all, and one for each benchmark."""
+    figures = sum(len(row.figures) for row in rows)
+    if not rows:
+        return [f"in {side} alone: nothing"]
+    lines = [f"in {side} alone: {_counted(figures, 'figure')} in {_counted(len(rows), 'row')}"]
+    for benchmark in dict.fromkeys(row.benchmark for row in rows):
+        group = [row for row in rows if row.benchmark == benchmark]
+        if group[0].whole and benchmark:
+            lines.append(f"  {benchmark}: all of its {_counted(len(group), 'row')}")
+            continue
+        named = [f"{row.row or 'a row'} ({listed(row.figures)})" for row in group]
+        lines.append(f"  {benchmark + ': ' if benchmark else ''}{listed(named, '; ')}")
+    return lines
+
+
+def listed(names: Sequence[str], separator: str = ", ") -> str:
+    """Return the first SHOWN of some names, and how many more there are."""
+    more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return separator.join([*names[:SHOWN], *more])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _compared(key: Key, old: list[float], new: list[float]) -> Compared:
@@ -169,7 +254,7 @@ def compare_table(rows: list[Compared]) -> Table:
     for name in ("old", "new", "new / old", "noise", "changed"):
         table.add_column(name, justify="right", no_wrap=True)
     said = {True: "yes", False: "no", None: "?"}
-    for row in sorted(rows, key=lambda row: -abs(math.log(row.ratio)) if row.ratio else 0.0):
+    for row in sorted(rows, key=_rank):
         table.add_row(
             ": ".join(part for part in (row.benchmark, row.figure, row.row) if part),
             f"{row.old:.4g}",
@@ -179,6 +264,13 @@ def compare_table(rows: list[Compared]) -> Table:
             said[row.changed],
         )
     return table
+
+
+def _rank(row: Compared) -> tuple[bool, float]:
+    """What has no ratio and has changed, such as a count that was 0, comes first: no ratio is larger."""
+    if row.ratio is not None:
+        return True, -abs(math.log(row.ratio))
+    return row.new == row.old, -abs(row.new - row.old)
 
 
 def to_rows(rows: list[Compared]) -> list[dict[str, Any]]:

@@ -175,7 +175,9 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ConfigError("--ray: Ray is not installed: pip install ray.") from error
+        raise ConfigError(
+            f"--ray {address}: Ray is not installed: pip install 'vllm-sarathi[ray]'."
+        ) from error
     _check_address(address)
     try:
         ray.init(

@@ -1,4 +1,7 @@
-"""Result files: `{"schema": 1, "rows": [...]}`, whatever the benchmark; some say more under other keys."""
+"""Result files: `{"schema": 1, "rows": [...]}`, whatever the benchmark; some say more under other keys.
+
+`vllm-sarathi demo` alone has `runs` in place of rows.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -18,5 +21,14 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path | None, **more: Any
     """
     if path is None:
         return
+    write_results(path, **more, rows=list(rows))
+
+
+def write_results(path: Path, **content: Any) -> None:
+    """Write a file of this schema, and the folder that it is in.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"schema": SCHEMA, **more, "rows": list(rows)}, indent=2) + "\n")
+    write_whole(path, json.dumps({"schema": SCHEMA, **content}, indent=2) + "\n")

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_sarathi.benchmark.common.progress import Stages
-from vllm_sarathi.benchmark.common.results import SCHEMA
+from vllm_sarathi.benchmark.common.results import write_results
 from vllm_sarathi.benchmark.live.measures import summarise_streams
 from vllm_sarathi.benchmark.live.server import SERVED_NAME, SERVER_FLAGS, serve, server_env
 from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord, StreamRequest, play
 from vllm_sarathi.benchmark.live.timeline import draw_timeline
+from vllm_sarathi.core.files import write_whole
 
 TITLES = {"default": "vLLM, stock scheduler", "sarathi": "vLLM with --scheduler sarathi"}
 LONG_PREFIX = "long"
@@ -109,8 +110,8 @@ def run_demo(model: str, out: Path, token_budget: int, console: Console) -> None
     }
     results = {name: summarise_streams(records) for name, records in runs.items()}
     streams = {name: [asdict(record) for record in records] for name, records in runs.items()}
-    (out / "streams.json").write_text(json.dumps(streams, indent=1) + "\n")
-    (out / "result.json").write_text(json.dumps({"schema": SCHEMA, "runs": results}, indent=2) + "\n")
+    write_whole(out / "streams.json", json.dumps(streams, indent=1) + "\n")
+    write_results(out / "result.json", runs=results)
     draw_timeline(
         {TITLES[name]: records for name, records in runs.items()},
         frozenset(request.name for request in scenario() if request.name.startswith(LONG_PREFIX)),

@@ -7,6 +7,7 @@ SLO: it runs each workload once, one after the other on the same server, and is 
 With `--scale auto` a stock server is measured first, and all of it is fitted to the device (`scale.py`).
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -41,6 +42,9 @@ TBT_SLOS_MS = (150.0, 250.0, 500.0)
 
 QUICK_WORKLOADS = ("short", "mix")
 QUICK_SLOS_MS = (250.0,)
+
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""OWNER/NAME, as model hubs name models."""
 
 AUTO = "auto"
 SCALES = ("none", AUTO)
@@ -140,10 +144,11 @@ def parse_options(
     if seed < 0:
         raise ConfigError(f"--seed {seed}: must be 0 or more.")
     contenders = default_contenders(quick) if schedulers is None else parse_contenders(schedulers)
-    # A name on a model hub has one slash at the most; vLLM looks for whatever is no folder there, for minutes.
-    if (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).is_dir():
+    # vLLM looks for whatever is no folder on a model hub, for minutes.
+    if not Path(model).is_dir() and not HUB_NAME.fullmatch(model):
         raise ConfigError(
-            f"--model {model}: no such folder; `vllm-sarathi reference-model {model}` puts the reference model there."
+            f"--model {model}: no such folder, and no name on a model hub (OWNER/NAME); "
+            f"`vllm-sarathi reference-model {model}` puts the reference model there."
         )
     return Options(
         workloads=tuple(

@@ -14,8 +14,9 @@ from vllm_sarathi.benchmark.capacity.search import scheduler_fields
 from vllm_sarathi.benchmark.plan.load import Load
 from vllm_sarathi.benchmark.plan.prices import Prices
 from vllm_sarathi.benchmark.plan.search import Board, Candidate, Verdict, settings_of
-from vllm_sarathi.core.config import CONFIG_KEY, SCHEDULER_CLS, ConfigError, flag_name
+from vllm_sarathi.core.config import CONFIG_KEY, SCHEDULER_CLS, STOCK_SCHEDULER, ConfigError, flag_name
 from vllm_sarathi.core.files import write_whole
+from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.simulation.devices.package import known_models
 from vllm_sarathi.simulation.fleet.fleet import FleetSpec
 from vllm_sarathi.simulation.fleet.group import ReplicaSpec
@@ -142,11 +143,12 @@ def serve_words(candidate: Candidate, load: Load, classes: Path | None) -> list[
         words += [flag, str(value)] if value > 1 else []
     words += ["--enable-expert-parallel"] if candidate.expert_parallel else []
     words += ["--quantization", candidate.precision] if candidate.precision in ONLINE else []
-    name, _, budget = candidate.scheduler.partition("@")
-    if name == "default":
-        return [*words, "--scheduler", "default", *(["--max-num-batched-tokens", budget] if budget else [])]
+    name, budget = SchedulerSpec.parse(candidate.scheduler)
+    tokens = [] if budget is None else [str(budget)]
+    if name == STOCK_SCHEDULER:
+        return [*words, "--scheduler", name, *(["--max-num-batched-tokens", *tokens] if tokens else [])]
     words += ["--scheduler", name] if name != "sarathi" else []
-    words += ["--token-budget", budget] if budget else []
+    words += ["--token-budget", *tokens] if tokens else []
     for key, value in settings_of(candidate, load).items():
         if key == "slo_classes":
             words += [flag_name(key), str(classes)]
@@ -159,7 +161,7 @@ def serve_words(candidate: Candidate, load: Load, classes: Path | None) -> list[
 
 def ray_serve_text(candidate: Candidate, load: Load, replicas: int) -> str:
     """Return a file for `serve run`: YAML, in the part of it that is JSON."""
-    name, _, budget = candidate.scheduler.partition("@")
+    name, budget = SchedulerSpec.parse(candidate.scheduler)
     engine: Row = {
         "max_model_len": load.longest,
         "tensor_parallel_size": candidate.tensor_parallel,
@@ -169,11 +171,11 @@ def ray_serve_text(candidate: Candidate, load: Load, replicas: int) -> str:
         engine["enable_expert_parallel"] = True
     if candidate.precision in ONLINE:
         engine["quantization"] = candidate.precision
-    if name == "default":
-        engine |= {"max_num_batched_tokens": int(budget)} if budget else {}
+    if name == STOCK_SCHEDULER:
+        engine |= {} if budget is None else {"max_num_batched_tokens": budget}
     else:
         settings = {"scheduler": name, **settings_of(candidate, load)}
-        settings |= {"token_budget": int(budget)} if budget else {}
+        settings |= {} if budget is None else {"token_budget": budget}
         engine |= {"scheduler_cls": SCHEDULER_CLS, "additional_config": {CONFIG_KEY: settings}}
     model = {
         "model_loading_config": {"model_id": candidate.model, "model_source": served_model(candidate)},

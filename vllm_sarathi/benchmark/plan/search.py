@@ -14,7 +14,7 @@ from vllm_sarathi.benchmark.common.farm import Workers
 from vllm_sarathi.benchmark.plan.bounds import Bound, bound
 from vllm_sarathi.benchmark.plan.load import Hopeless, Load
 from vllm_sarathi.core.config import ConfigError, nearest_hint
-from vllm_sarathi.simulation.deployment import build, deployment, limits_of, scheduler_choice
+from vllm_sarathi.simulation.deployment import build, check_some, deployment, limits_of, scheduler_choice
 from vllm_sarathi.simulation.devices.package import PRECISIONS
 from vllm_sarathi.simulation.models import UnknownModel
 from vllm_sarathi.simulation.quantization import NAMED_BYTES
@@ -334,8 +334,7 @@ def check_candidates(schedulers: Sequence[str], load: Load) -> None:
     Raises:
         ConfigError: an unknown one, or none.
     """
-    if not schedulers:
-        raise ConfigError("--schedulers: names none.")
+    check_some(schedulers)
     for name in schedulers:
         scheduler_choice(name, **(dict(load.settings) if name == "sarathi" else {}))
 

@@ -5,17 +5,15 @@ timed twice in the same call: all of `schedule()`, and the part of it inside the
 figures for /metrics are gathered meanwhile, as in a server.
 """
 
-import json
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from vllm_sarathi.benchmark.common.results import SCHEMA
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.engine.offline import (
     build_output,
@@ -38,10 +36,6 @@ class Overhead:
     parent_us: float
     ours_us: float
     ratio: float
-
-    def to_json(self) -> str:
-        """Return the result as the text of a JSON file, schema 1."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2) + "\n"
 
 
 class _ParentTimes:

@@ -36,7 +36,6 @@ from vllm_sarathi.core.config import (
     BASELINES,
     NO_CALIBRATION,
     STOCK_SCHEDULER,
-    ConfigError,
     SarathiConfig,
     check_int,
     check_positive,
@@ -47,6 +46,7 @@ from vllm_sarathi.simulation.calibrated import Ratios, StepFit, fit_steps
 from vllm_sarathi.simulation.deployment import (
     SchedulerChoice,
     build,
+    check_some,
     cpu_deployment,
     scheduler_choice,
 )
@@ -147,8 +147,7 @@ def parse_comparison(
         check_int("requests", requests, minimum=2)
     if rate_qps is not None:
         check_positive("rate", rate_qps, 1e6)
-    if not schedulers:
-        raise ConfigError("--schedulers: names none.")
+    check_some(schedulers)
     choices = tuple(
         scheduler_choice(
             name, **({} if tbt_slo_ms is None or name in BASELINES else {"tbt_slo_ms": tbt_slo_ms})
