@@ -311,7 +311,7 @@ def test_with_classes_each_is_judged_by_its_own_slo(
     monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
     config = SarathiConfig.from_mapping({"tbt_slo_ms": 35, "slo_classes": CLASSES})
     trace = StepTraceFile(tmp_path / "steps.jsonl")
-    watched = Telemetry(Controller(config), trace=trace)
+    watched = Telemetry(StepController(config), trace=trace)
     for _ in range(20):
         watched.note(record(0.04, chunk=0), 8, 0, (ClassGaps("slow", 6, 0.2), ClassGaps("batch", 2, None)))
     watched.flush()
@@ -340,7 +340,7 @@ def test_what_is_of_the_last_seconds_ends_when_nothing_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
-    watched = Telemetry(Controller(SarathiConfig(tbt_slo_ms=10)))
+    watched = Telemetry(StepController(SarathiConfig(tbt_slo_ms=10)))
     for chunk in (0, 32):
         for _ in range(20):
             watched.note(record(0.04, chunk=chunk), 8, 0)
