@@ -8,7 +8,13 @@ from typing import Any
 import torch
 
 from autolrs_plugin.training.checking import check_job, named
-from autolrs_plugin.training.fingerprint import digest_of, leaves, tensor_digest, weights_fingerprint
+from autolrs_plugin.training.fingerprint import (
+    digest_of,
+    leaves,
+    short,
+    tensor_digest,
+    weights_fingerprint,
+)
 from autolrs_plugin.training.holdings import (
     Origins,
     held_in,
@@ -197,7 +203,7 @@ class JobState:
                     found[full] = digest_of(share.copy(value, note=True))
         for module, variables in self._modules().items():
             atoms = {k: v for k, v in list(variables.items()) if isinstance(v, ATOMS)}
-            found |= {f"{module}.{k} (a variable)": repr(v)[:200] for k, v in atoms.items()}
+            found |= {f"{module}.{k} (a variable)": short(repr(v)) for k, v in atoms.items()}
         for name, parameter in self.frozen().items():
             found[name + FROZEN] = str(tensor_digest(parameter))
         return found | self.unheld()

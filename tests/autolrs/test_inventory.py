@@ -859,6 +859,11 @@ def test_a_set_counts_by_what_is_in_it() -> None:
     assert digest_of({"seen": {0, 8}}) == digest_of({"seen": {8, 0}}) != digest_of({"seen": {0, 9}})
 
 
+@pytest.mark.parametrize("kind", [str, str.encode, lambda text: bytearray(text.encode())])
+def test_a_long_value_counts_by_all_of_it(kind: Callable[[str], Any]) -> None:
+    assert digest_of(kind("a" * 999)) == digest_of(kind("a" * 999)) != digest_of(kind("a" * 998 + "b"))
+
+
 def test_the_rate_reaches_optimizers_that_are_held() -> None:
     job = InAContainer()
     with script(PLAN):
