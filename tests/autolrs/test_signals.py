@@ -5,7 +5,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,9 @@ from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Action, Result, Train
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Journal
+from autolrs_plugin.integrations import torch_loop
+from autolrs_plugin.training import hosted
+from autolrs_plugin.training.distributed import Ranks
 from autolrs_plugin.training.signals import SIGNALS
 from tests.autolrs.jobs import bits
 from tests.autolrs.scripted import script
@@ -157,6 +162,43 @@ def test_a_flag_that_is_set_while_the_state_is_kept_stays(
         tuner.run()
     assert job.stop
     assert tuner.ledger.search.steps == 7  # the first probe was left before its first step
+
+
+class OtherAsked(Ranks):
+    """A rank beside which another one is asked for something else."""
+
+    index, count = 0, 2
+
+    def __init__(self) -> None:
+        """Without any other process."""
+
+    def share(self, message: Any = None) -> Any:
+        return message
+
+    def gather(self, message: Any) -> list[Any]:
+        return [message, message]
+
+    def mean(self, value: float) -> float:
+        return value
+
+    def any(self, condition: bool) -> bool:
+        return True
+
+    def together(self) -> Any:
+        return nullcontext()
+
+
+def test_a_signal_to_another_rank_is_left_a_search_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Kind()
+    monkeypatch.setattr(torch_loop, "ranks_of_job", OtherAsked)
+    with script(PLAN):
+        tuner = tuner_of(job)
+        tuner.run()
+    assert tuner.ledger.search.steps == 0
+    assert everything(job) == plainly(Kind())
+    monkeypatch.setattr(hosted, "ranks_of_job", OtherAsked)
+    host: Any = SimpleNamespace(evaluate=None)
+    assert hosted.HostedLoop(job.model, job.optimizer, host, {}, (), "host", {}).asked()
 
 
 def searching(job: Kind, **options: Any) -> AutoLRS:
