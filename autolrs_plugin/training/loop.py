@@ -22,6 +22,7 @@ from autolrs_plugin.training.ports import OnStep, Steps
 from autolrs_plugin.training.rng import Generator, seed_all
 from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.snapshot import JobState
+from autolrs_plugin.training.threads import warn_of_threads
 from autolrs_plugin.training.tree import Copier
 
 logger = logging.getLogger("autolrs_plugin")
@@ -124,6 +125,7 @@ class TorchLoop:
         """Take the fingerprints of the kept state, which the job is in, and seed all generators."""
         if self._before is None:  # only now: most states are kept before a piece of the run, which needs none
             self._before = self._job.digests(), self._job.watched()
+            warn_of_threads(self._job.found.slots.values())
         self._probed = self._in_probe = True
         seed_all(seed, self._job.generators)
 

@@ -1,14 +1,16 @@
 """A handler of a signal is called when the job is that of the real step, and what it sets stays."""
 
+import functools
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -293,6 +295,55 @@ def test_what_cannot_be_held_is_told(
         other.start()
         other.join()
     assert caplog.text.count("SIGTERM: its handler is called in the main thread") == 1
+
+
+class Watching(threading.Thread):
+    """Sets a flag of a job's, or an event."""
+
+    def __init__(self, job: Any) -> None:
+        super().__init__(name="a class")
+        self.job, self.ended = job, threading.Event()
+
+    def run(self) -> None:
+        self.ended.wait()
+        self.job.stop = True
+
+
+def test_a_thread_that_sets_what_is_taken_back_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    job, event = Asked(), threading.Event()
+
+    def flag(job: Any) -> None:
+        event.wait()
+        job.stop = True
+
+    def record(job: Any) -> None:
+        event.wait()
+        job.unknown = True  # no state of the job's, before
+        event.set()
+
+    threads = [
+        threading.Thread(target=flag, args=(job,), name="a function"),
+        threading.Thread(target=functools.partial(flag, job), name="a partial"),
+        threading.Timer(1e-3, flag, (job,)),
+        Watching(job),
+        threading.Thread(target=record, args=(job,), name="another"),
+    ]
+    threads[2].name = "a timer"
+    for thread in threads:
+        thread.start()
+    with caplog.at_level(logging.WARNING, "autolrs_plugin"), script(PLAN):
+        tuner_of(job).run()
+    event.set()
+    cast(Watching, threads[3]).ended.set()
+    for thread in threads:
+        thread.join()
+    told = [r.getMessage() for r in caplog.records if "the thread" in r.getMessage()]
+    assert [re.findall(r"the thread '(.*)' sets stop: ", text) for text in told] == [
+        ["a function"],
+        ["a partial"],
+        ["a timer"],
+        ["a class"],
+    ]
 
 
 def test_what_is_taken_back_with_steps_of_the_run_is_told(
