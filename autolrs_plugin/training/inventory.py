@@ -71,7 +71,7 @@ from autolrs_plugin.training.plain import (
     is_log,
     is_plain,
 )
-from autolrs_plugin.training.rng import GENERATORS, Generator, like_state
+from autolrs_plugin.training.rng import GENERATORS, Generator
 from autolrs_plugin.training.slots import (
     ClassSlots,
     ContextSlots,
@@ -205,9 +205,8 @@ class Inventory:
             isinstance(value, Iterator) and not is_users(type(value))
         ):
             self.iterators[path] = value
-            self._visit(f"{path}.function", called_by(value), data, depth + 1)
-            if is_cursor(value):
-                self._visit(f"{path}.connection", value.connection, data, depth + 1)
+            source = getattr(value, "connection", None) if is_cursor(value) else called_by(value)
+            self._visit(f"{path}.source", source, data, depth + 1)
         elif isinstance(value, Slots | ContextVar):
             self._held(path, value if isinstance(value, Slots) else ContextSlots(value), data, depth)
         elif isinstance(value, weakref.ref):
@@ -410,17 +409,3 @@ REFERRED = (
 def joined(path: str, name: str) -> str:
     """Return the path to an attribute."""
     return f"{path}.{name}" if path and name else path or name
-
-
-def made_anew(found: Inventory, path: str, state: Any) -> Generator | None:
-    """Return a generator of the kind that has this state, put where there is none yet; None if it has no place.
-
-    Some are made where they are first needed, which in another process has not happened yet.
-    """
-    owner, _, name = path.rpartition(".")
-    slots = found.slots.get(owner)
-    if slots is None:
-        return None
-    generator = like_state(state)
-    slots.set(name, generator)
-    return generator

@@ -19,11 +19,12 @@ from autolrs_plugin.training.holdings import (
     Origins,
     held_in,
     hold_dicts,
+    made_anew,
     plain_in,
     restore_dicts,
     restore_slots,
 )
-from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined, made_anew
+from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined
 from autolrs_plugin.training.items import MemberSlots
 from autolrs_plugin.training.lost import FROZEN, LOG, check_replaced
 from autolrs_plugin.training.optimizers import (
