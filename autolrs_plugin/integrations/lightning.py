@@ -59,13 +59,20 @@ class AutoLRSCallback(Callback, HostedResults):
         self._begun = False
         self._step = 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the run so far, for Lightning's checkpoints."""
-        return {"journal": self.run.state()} if self.run is not None else {}
+    # Not state_dict() and load_state_dict(): of two callbacks that have them, Lightning's own error comes before ours.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the run so far to a checkpoint of Lightning's."""
+        if self.run is not None:
+            checkpoint["callbacks"][self.state_key] = {"journal": self.run.state()}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Go on with the run in a checkpoint."""
-        self._saved = state_dict.get("journal")
+        self._saved = checkpoint["callbacks"].get(self.state_key, {}).get("journal")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the Trainer before any training, and come before callbacks that log the learning rate."""
@@ -144,6 +151,9 @@ class AutoLRSCallback(Callback, HostedResults):
 
 def _check_trainer(trainer: Any, module: LightningModule) -> None:
     """Raise ValueError or RuntimeError, naming it, for what AutoLRS cannot work with."""
+    count = sum(isinstance(callback, AutoLRSCallback) for callback in trainer.callbacks)
+    if count > 1:
+        raise ValueError(f"callbacks: has {count} AutoLRSCallbacks; one learning rate has one.")
     if trainer.lr_scheduler_configs:
         scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
         raise ValueError(

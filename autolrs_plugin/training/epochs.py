@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from autolrs_plugin.training.fingerprint import digest_of
-from autolrs_plugin.training.holdings import plain_in
-from autolrs_plugin.training.inventory import Inventory, joined, made_anew
+from autolrs_plugin.training.holdings import made_anew, plain_in
+from autolrs_plugin.training.inventory import Inventory, joined
 from autolrs_plugin.training.rng import set_state_of, state_of
 from autolrs_plugin.training.tree import Copier, Restorer
 from autolrs_plugin.training.watched import batch_seen

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from autolrs_plugin.training.plain import BUFFERS
 from autolrs_plugin.training.tree import Composite, TensorCopy, plain_tensors
+
+SHORT = 200
+"""Characters of a value that are in its digest as they are."""
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -65,8 +69,15 @@ def leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
         yield path, f"{value.dtype} {tuple(value.shape)} {tensor_digest(value)}"
     elif isinstance(value, np.ndarray):
         yield path, f"{value.dtype} {value.shape} {zlib.crc32(np.ascontiguousarray(value).tobytes())}"
+    elif isinstance(value, (bytes, *BUFFERS)):
+        yield path, f"{type(value).__name__} {len(value)} {zlib.crc32(value)}"
     else:
-        yield path, f"{type(value).__name__} {value!r}"[:200]
+        yield path, short(f"{type(value).__name__} {value!r}")
+
+
+def short(text: str) -> str:
+    """Return a text as it is where it is short, and otherwise its beginning with a number that all of it decides."""
+    return text if len(text) <= SHORT else f"{text[:SHORT]} {zlib.crc32(text.encode(errors='replace'))}"
 
 
 def tensor_digest(tensor: torch.Tensor) -> int:

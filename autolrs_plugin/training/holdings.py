@@ -8,7 +8,9 @@ import torch
 
 from autolrs_plugin.training.hooks import HOOKS_OF_ALL, hooks_of
 from autolrs_plugin.training.inventory import Inventory
+from autolrs_plugin.training.libraries import is_users
 from autolrs_plugin.training.plain import MOST_BYTES, has_grown, is_log, is_plain
+from autolrs_plugin.training.rng import Generator, like_state
 from autolrs_plugin.training.slots import Slots
 from autolrs_plugin.training.tree import Restorer
 
@@ -102,7 +104,9 @@ def restore_slots(restorer: Restorer, attributes: Mapping[str, Any], origins: Or
         for name, value in reversed(now.items()):
             made = path in attributes and name not in kept and name not in then
             plain = made and (in_memory or slots.whole) and is_plain(value, origins.names)
-            if plain or (made and in_memory and slots.kind in ("user", "data")):
+            # A library puts things into a module when it is first used, and does not look for them again.
+            users = slots.kind in ("user", "data") or is_users(type(value))
+            if plain or (made and in_memory and users):
                 slots.delete(name)
         for name, thing in then.items():
             if now.get(name) is not thing:
@@ -115,3 +119,17 @@ def restore_slots(restorer: Restorer, attributes: Mapping[str, Any], origins: Or
             restored = restorer.restored(now.get(name), value)
             if name not in now or now[name] is not restored:
                 slots.set(name, restored)
+
+
+def made_anew(found: Inventory, path: str, state: Any) -> Generator | None:
+    """Return a generator of the kind that has this state, put where there is none yet; None if it has no place.
+
+    Some are made where they are first needed, which in another process has not happened yet.
+    """
+    owner, _, name = path.rpartition(".")
+    slots = found.slots.get(owner)
+    if slots is None:
+        return None
+    generator = like_state(state)
+    slots.set(name, generator)
+    return generator

@@ -33,6 +33,7 @@ from autolrs_plugin.training.metering import metered
 from autolrs_plugin.training.ports import Observer, OnStep, Port, Steps
 from autolrs_plugin.training.progress import warn_beforehand
 from autolrs_plugin.training.session import Session
+from autolrs_plugin.training.signals import SIGNALS
 
 logger = logging.getLogger("autolrs_plugin")
 
@@ -115,7 +116,7 @@ class HostedLoop(TorchLoop):
         self._begin_probe(seed)
         try:
             with self._host.probing(seed) as self._train_step:
-                return self._steps(lrs, on_step, None, abort_above)
+                return self._compared(seed, lrs, self._steps(lrs, on_step, None, abort_above))
         finally:
             self._train_step = None
 
@@ -192,6 +193,7 @@ class HostedRun:
         if not self._losses:
             # Nothing goes back to it any more: the next search takes a new one.
             self._loop.drop_snapshot()
+            self._loop.rates.look()
         self._since = time.perf_counter()
         lr = self._action.lrs[len(self._losses)]
         self._loop.rates.set(lr)
@@ -252,9 +254,10 @@ class HostedRun:
         self._tell(result)
 
     def _tell(self, result: Result) -> None:
-        self._session.tell(result)
-        self._entries.append(Entry(self._action, result, books=self.controller.ledger.overhead))
-        self._action = self._session.next_action()
+        with SIGNALS.whole():
+            self._session.tell(result)
+            self._entries.append(Entry(self._action, result, books=self.controller.ledger.overhead))
+            self._action = self._session.next_action()
 
     def _resume(self, state: str, step: int | None) -> None:
         journal = read_text(state, "the AutoLRS state in the checkpoint")

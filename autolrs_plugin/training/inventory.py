@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from autolrs_plugin.training.databases import DatabaseSlots, is_cursor, is_database
 from autolrs_plugin.training.fingerprint import PARTS_OF
 from autolrs_plugin.training.hooks import HOOKS_OF_ALL, hooks_of
 from autolrs_plugin.training.items import (
@@ -70,7 +71,7 @@ from autolrs_plugin.training.plain import (
     is_log,
     is_plain,
 )
-from autolrs_plugin.training.rng import GENERATORS, Generator, like_state
+from autolrs_plugin.training.rng import GENERATORS, Generator
 from autolrs_plugin.training.slots import (
     ClassSlots,
     ContextSlots,
@@ -122,7 +123,7 @@ class Inventory:
         stateful: what has a state_dict() and is neither.
         generators: random number generators.
         slots: whose attributes, variables and items are state.
-        iterators: what is drawn from and cannot be set back, such as a SeedSequence.
+        iterators: what is drawn from and cannot be set back, such as a SeedSequence; and databases, which may be such.
         caches: what functools.cache and lru_cache have made: what is added can be taken away, and no more.
         data: containers of plain values, which nothing that can be set back holds; and tensors that are not dense.
         bearers: tensors, arrays and containers that somebody has given attributes to, by their ids.
@@ -196,11 +197,16 @@ class Inventory:
             self._stateful(path, value, depth)
         elif (special := special_slots(value, "data" if data else "user")) is not None:
             self._held(path, special, data, depth)
+        elif is_database(value):
+            self.iterators[path] = value
+            self._held(f"{path}<database>", DatabaseSlots(value, "user"), data, depth)
+            self._instance(path, value, data, depth)
         elif isinstance(value, (np.random.SeedSequence, *RUNNING)) or (
             isinstance(value, Iterator) and not is_users(type(value))
         ):
             self.iterators[path] = value
-            self._visit(f"{path}.function", called_by(value), data, depth + 1)
+            source = getattr(value, "connection", None) if is_cursor(value) else called_by(value)
+            self._visit(f"{path}.source", source, data, depth + 1)
         elif isinstance(value, Slots | ContextVar):
             self._held(path, value if isinstance(value, Slots) else ContextSlots(value), data, depth)
         elif isinstance(value, weakref.ref):
@@ -403,17 +409,3 @@ REFERRED = (
 def joined(path: str, name: str) -> str:
     """Return the path to an attribute."""
     return f"{path}.{name}" if path and name else path or name
-
-
-def made_anew(found: Inventory, path: str, state: Any) -> Generator | None:
-    """Return a generator of the kind that has this state, put where there is none yet; None if it has no place.
-
-    Some are made where they are first needed, which in another process has not happened yet.
-    """
-    owner, _, name = path.rpartition(".")
-    slots = found.slots.get(owner)
-    if slots is None:
-        return None
-    generator = like_state(state)
-    slots.set(name, generator)
-    return generator

@@ -120,7 +120,6 @@ class MemberSlots(Slots):
 
     def __init__(self, owner: Any, grows: bool = False) -> None:
         super().__init__(owner, "user")
-        self.owner = owner
         self._grows = grows
 
     def get(self) -> dict[str, Any]:

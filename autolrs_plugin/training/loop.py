@@ -12,16 +12,19 @@ import numpy as np
 import torch
 
 from autolrs_plugin.training.arguments import check_step, whole_number
+from autolrs_plugin.training.checking import named
 from autolrs_plugin.training.data import BatchStream, ProbeBatches, generators_of
-from autolrs_plugin.training.fingerprint import weights_digest
+from autolrs_plugin.training.fingerprint import weights_digest, weights_fingerprint
 from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.keeper import Keeper
 from autolrs_plugin.training.lost import SHOWN, check_same
 from autolrs_plugin.training.lr import GroupRates
 from autolrs_plugin.training.ports import OnStep, Steps
+from autolrs_plugin.training.resuming import ADVICE, shown
 from autolrs_plugin.training.rng import seed_all
 from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.snapshot import JobState
+from autolrs_plugin.training.threads import warn_of_threads
 from autolrs_plugin.training.tree import Copier
 
 logger = logging.getLogger("autolrs_plugin")
@@ -71,6 +74,10 @@ class TorchLoop:
         # What there is in the kept state, whole and as far as it costs little; and the logs that were named.
         self._before: tuple[dict[str, str], dict[str, str]] | None = None
         self._named: set[str] = set()
+        self._warned_of_made = self._warned_of_lr = False
+        # The weights of the kept state; and the rates of its probes, by their seed and the weights that they came to.
+        self._kept_weights = ""
+        self._ends: dict[tuple[int, str], tuple[float, ...]] = {}
         self._probed = self._verified = self._in_probe = self._evaluated = self.driven = False
         # The losses of the first steps, as long as none has changed a weight.
         self._untrained: list[float] | None = []
@@ -86,14 +93,39 @@ class TorchLoop:
         """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
         self._begin_probe(seed)
         if self._probe_batches is None:
-            return self._steps(lrs, on_step, None, abort_above)
+            return self._compared(seed, lrs, self._steps(lrs, on_step, None, abort_above))
         batches = self._probe_batches.draw(seed)
-        return self._steps(lrs, on_step, lambda: next(batches), abort_above)
+        return self._compared(seed, lrs, self._steps(lrs, on_step, lambda: next(batches), abort_above))
+
+    def _compared(self, seed: int, lrs: Sequence[float], steps: Steps) -> Steps:
+        """Warn where a probe has come to the weights that one at other rates has come to: the rate has no effect.
+
+        Both began at the kept state and with the same batches; and one that has changed no weight says nothing.
+        """
+        rates, end = tuple(lrs[: len(steps.losses)]), weights_fingerprint(self._job.trainable(), {})
+        other = self._ends.setdefault((seed, end), rates)
+        if (
+            len(other) == len(rates)
+            and other != rates
+            and end != self._kept_weights
+            and not self._warned_of_lr
+        ):
+            self._warned_of_lr = True
+            logger.warning(
+                "optimizer: probes at learning rates up to %.3g and %.3g have come to the same weights, so %s trains "
+                "at another rate than the lr of its param_groups, and no schedule has an effect; read group['lr'] "
+                "there, and no attribute such as self.lr.",
+                *(max(other), max(rates), named(self._job.optimizer)),
+            )
+        return steps
 
     def _begin_probe(self, seed: int) -> None:
         """Take the fingerprints of the kept state, which the job is in, and seed all generators."""
         if self._before is None:  # only now: most states are kept before a piece of the run, which needs none
             self._before = self._job.digests(), self._job.watched()
+            warn_of_threads(self._job.found.slots.values())
+        if not self._probed:
+            self._kept_weights, self._ends = weights_fingerprint(self._job.trainable(), {}), {}
         self._probed = self._in_probe = True
         seed_all(seed, self._job.generators)
 
@@ -188,8 +220,17 @@ class TorchLoop:
         return self._job.fingerprint()
 
     def write_state(self, path: Path) -> str:
-        """Write the state to a file; return its SHA-256."""
-        return self._keeper.write(path)
+        """Write the state to a file; return its SHA-256. Warn, once, of what a resume cannot make anew."""
+        written = self._keeper.write(path)
+        if not self._warned_of_made and (made := self._job.made()):
+            self._warned_of_made = True
+            logger.warning(
+                "run_dir: steps have made %s, which a resume cannot make anew, so this run cannot be resumed as it is; "
+                "%s, or keep its values in what there is then (stateful= takes a module, or an object with "
+                "state_dict() and load_state_dict()).",
+                *(shown(made), ADVICE),
+            )
+        return written
 
     def read_state(self, path: Path, sha256: str) -> None:
         """Go to the state that a file holds."""
@@ -287,13 +328,15 @@ class TorchLoop:
         losses: list[float] = []
         tokens, stopped = 0, False
         untrained = None if self._untrained is None else self._job.fingerprint()
+        self.rates.look()
         for lr in lrs:
             if abort_above is not None and (stopped := self.asked()):
                 break
             self.rates.set(lr)
             batch = draw() if draw is not None else None
-            with nullcontext() if losses else self.rates.watched():
+            with self.rates.meeting(), nullcontext() if losses else self.rates.watched():
                 losses.append(self._take(batch, with_batch=draw is not None))
+            self.rates.check_met()
             if self._count_tokens is not None and draw is not None:
                 tokens += whole_number(self._count_tokens(batch), "count_tokens")
             on_step(lr, losses[-1])

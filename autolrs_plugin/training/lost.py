@@ -28,6 +28,8 @@ INSTEAD = {
     "(requires_grad_(), add_param_group()), give the module that it belongs to as stateful={'layers': module}.",
     " (a generator)": "Nobody can set a generator (a function with yield) back: write it as a class with __next__(), "
     "whose attributes say how far it is; or give what batches are drawn from as train_data=.",
+    " (a Connection)": "A database of sqlite3 is set back where it lies in memory and no transaction is open: "
+    "commit() before train_step returns, and keep in memory what a step writes.",
 }
 """What works instead, by what the name of a thing ends with."""
 

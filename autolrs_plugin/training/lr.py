@@ -3,6 +3,7 @@
 A rate of the search is that of the first parameter group; every other group keeps its ratio to it.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,11 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autolrs_plugin.core.config import ConfigError, check_lr_range
 from autolrs_plugin.core.replay import plateau_of
-from autolrs_plugin.training.checking import plain_numbers
+from autolrs_plugin.training.checking import named, plain_numbers
 from autolrs_plugin.training.inventory import Inventory
 
 
@@ -105,8 +107,7 @@ class GroupRates:
         self._optimizer = optimizer
         self.ratios = group_ratios(optimizer)
         groups = optimizer.param_groups
-        # Looked for once, for a rate is set at every step.
-        self._held = list(Inventory({"optimizer": optimizer}, {}, code=False).optimizers.values())
+        self.look()
         self._first = _rate_of(groups[0])
         # With the groups themselves, for one that a rollback has removed must outlive its id.
         self._known = {id(group): (group, ratio) for group, ratio in zip(groups, self.ratios, strict=True)}
@@ -115,6 +116,12 @@ class GroupRates:
         self._hooks: list[Any] = []
         self._expected: dict[int, float] = {}
         self._other: str | None = None
+        self._met: dict[int, Any] = {}
+        self._stranger: str | None = None
+
+    def look(self) -> None:
+        """Find the optimizers that are held now: not for each step, for one that comes amid them is met at its own."""
+        self._held = _optimizers_in(self._optimizer)
 
     def set(self, lr: float) -> None:
         """Give the first group the rate `lr` and the others theirs."""
@@ -123,18 +130,80 @@ class GroupRates:
             if id(group) not in self._known:
                 self._known[id(group)] = group, self._ratio_of_added(group)
         for group in groups:
-            ratio, rate = self._known[id(group)][1], group["lr"]
-            # A tensor's identity matters to compiled and captured optimizers, which read it.
-            if isinstance(rate, torch.Tensor):
-                rate.fill_(lr * ratio)
-            else:
-                group["lr"] = lr * ratio
+            _set_rate(group, lr * self._known[id(group)][1])
 
     def _ratio_of_added(self, group: dict[str, Any]) -> float:
         rate, built = group["lr"], self._optimizer.defaults.get("lr")
         if isinstance(rate, float) and rate == built:
             return rate / self._first
         return float(rate) / (float(self._optimizer.param_groups[0]["lr"]) or self._first)
+
+    @contextmanager
+    def meeting(self) -> Iterator[None]:
+        """Inside, an optimizer that the given one holds only now has its rates before its step, and others are seen."""
+        hook = register_optimizer_step_pre_hook(self._meet)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def check_met(self) -> None:
+        """Raise RuntimeError if an optimizer that was not given has trained weights of the given one otherwise."""
+        if self._stranger is not None:
+            raise RuntimeError(self._stranger)
+
+    def _meet(self, optimizer: Any, *_: Any) -> None:
+        """Look at an optimizer that is about to take a step; nearly always it is known."""
+        if torch.compiler.is_compiling() or id(optimizer) in self._met:
+            return
+        groups = [group for group in _with_rates(optimizer) if id(group) not in self._known]
+        if not groups or self._is_around(optimizer):
+            self._met[id(optimizer)] = optimizer
+            return
+        held = _optimizers_in(self._optimizer)
+        if any(optimizer is inner for inner in held):
+            self._held, self._met[id(optimizer)] = held, optimizer
+            for group in groups:
+                self._adopt(group, optimizer)
+            return
+        for group in groups:
+            own = self._group_of(group)
+            if own is not None and not _same_rate(own["lr"], group["lr"]):
+                self._stranger = (
+                    f"train_step: takes a step with {named(optimizer)} that AutoLRS was not given, which has weights "
+                    f"of the one given and the lr {float(group['lr']):.6g}, where {float(own['lr']):.6g} was set; give "
+                    "the one that train_step uses, with all parameters from the beginning (what has no gradient yet "
+                    "it leaves alone), or one that holds both."
+                )
+                return
+        if not any(map(self._group_of, groups)):
+            self._met[id(optimizer)] = optimizer
+
+    def _is_around(self, optimizer: Any) -> bool:
+        """Tell whether an optimizer holds the given one: that one has the rates."""
+        return any(inner is self._optimizer for inner in _optimizers_in(optimizer))
+
+    def _group_of(self, group: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the group of the given optimizer that has a parameter of this one."""
+        ids = {id(parameter) for parameter in group["params"]}
+        own = self._optimizer.param_groups
+        return next((g for g in own if any(id(parameter) in ids for parameter in g["params"])), None)
+
+    def _adopt(self, group: dict[str, Any], optimizer: Any) -> None:
+        """Give a group of an optimizer that is held only now its rate: it was made at that, or as the given one was."""
+        rate, own, built = float(group["lr"]), self._group_of(group), self._optimizer.defaults.get("lr")
+        if own is not None and _same_rate(rate, own["lr"]) and id(own) in self._known:
+            ratio = self._known[id(own)][1]
+        elif built is not None and _same_rate(rate, built):
+            ratio = float(built) / self._first
+        else:
+            self._stranger = (
+                f"optimizer: holds {named(optimizer)} since this step, with the lr {rate:.6g}, whose ratio to that of "
+                "param_groups[0] nobody knows; make it when the optimizer is made, or at the rate of its groups."
+            )
+            return
+        self._known[id(group)] = group, ratio
+        _set_rate(group, float(self._optimizer.param_groups[0]["lr"]) * ratio)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -153,7 +222,8 @@ class GroupRates:
     def watch(self) -> None:
         """From now on, see at which rates the optimizers take their steps."""
         self.unwatch()
-        self._other = None
+        self._other, self._met = None, {}
+        self._hooks.append(register_optimizer_step_pre_hook(self._meet))
         optimizers = {id(optimizer): optimizer for optimizer in (self._optimizer, *self._held)}.values()
         for optimizer in optimizers:
             self._expected |= {id(group): float(group["lr"]) for group in _with_rates(optimizer)}
@@ -170,6 +240,7 @@ class GroupRates:
     def check(self) -> None:
         """Raise RuntimeError if a step since `watch` was taken at another rate than the one set; see no more."""
         self.unwatch()
+        self.check_met()
         if self._other is not None:
             raise RuntimeError(self._other)
 
@@ -211,6 +282,24 @@ class GroupRates:
             id(group): group for inner in self._held for group in inner.param_groups if id(group) not in own
         }
         return [group for group in groups.values() if group.get("lr") is not None]
+
+
+def _same_rate(one: Any, other: Any) -> bool:
+    """Tell whether two rates are the same, of which one may be a tensor of less precision."""
+    return math.isclose(float(one), float(other), rel_tol=1e-6)
+
+
+def _set_rate(group: dict[str, Any], lr: float) -> None:
+    # A tensor's identity matters to compiled and captured optimizers, which read it.
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def _optimizers_in(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """Return an optimizer and those that it holds."""
+    return list(Inventory({"optimizer": optimizer}, {}, code=False).optimizers.values())
 
 
 def _with_rates(optimizer: Any) -> list[dict[str, Any]]:

@@ -94,6 +94,7 @@ class Session:
         self._over = "AutoLRS: was closed; make a new one to train (with the same run_dir it goes on)."
         self._pending: Action | None = None
         self._pending_since = 0.0
+        self._untold: Result | None = None
         self._is_validation_known = False
         # Whether this session itself has left the job in the kept state.
         self._clean = self._performed = False
@@ -108,6 +109,8 @@ class Session:
         """Carry out all actions up to the end."""
         watched = self._watched
         try:
+            if self._untold is not None:  # something has ended the last run() before this was told
+                self.tell(self._untold)
             action = self.next_action()
             self._watched = False  # from here on nobody else has a turn between two actions
             while not isinstance(action, Done):
@@ -140,13 +143,14 @@ class Session:
                 "model: its weights were changed between two actions by something other than the tuner, so its losses "
                 "would not be those of the schedule; train and load weights only inside train_step."
             )
-        action = self.controller.next()
-        if self._journal is not None:
-            action = self._journal.unfinished or action
-            self._journal.intend(action, self.controller.ledger.overhead)
-        for observer in self._observers:
-            observer.on_action(action, self.controller)
-        self._pending, self._pending_since = action, time.perf_counter()
+        with SIGNALS.whole():
+            action = self.controller.next()
+            if self._journal is not None:
+                action = self._journal.unfinished or action
+                self._journal.intend(action, self.controller.ledger.overhead)
+            for observer in self._observers:
+                observer.on_action(action, self.controller)
+            self._pending, self._pending_since = action, time.perf_counter()
         self.controller.ledger.bookkeeping_s += self._pending_since - started
         return action
 
@@ -162,7 +166,8 @@ class Session:
         self._performed = True
         try:
             with owning(_owner(action)):
-                return self._undisturbed(action)
+                self._untold = self._undisturbed(action)
+            return self._untold
         except BaseException as error:
             self._broken_off(action, error)
             raise
@@ -217,6 +222,8 @@ class Session:
     def tell(self, result: Result) -> None:
         """Take the result of the pending action: the controller decides on, the journal has it.
 
+        An interrupt comes through when that is done, and leaves the next action to be asked for.
+
         Raises:
             RuntimeError: no action is pending.
             ValueError: the result does not fit the action.
@@ -225,6 +232,10 @@ class Session:
         action = self._pending
         if action is None or isinstance(action, Done):
             raise RuntimeError("there is no action to tell a result of; ask for one with next_action().")
+        with SIGNALS.whole():
+            self._take(action, result)
+
+    def _take(self, action: Action, result: Result) -> None:
         started, ledger = time.perf_counter(), self.controller.ledger
         if not result.seconds:
             result = replace(result, seconds=started - self._pending_since)
@@ -237,7 +248,7 @@ class Session:
             self._journal.complete(result, checkpoint)
             self._follow(action, checkpoint)
             self._journal.keep_only({c.file for c in (self._current, self._kept) if c is not None})
-        self._pending = None
+        self._pending = self._untold = None
         in_kept = isinstance(action, Snapshot | Restore | Probe) or (
             self._clean and isinstance(action, Evaluate)
         )
@@ -293,6 +304,7 @@ class Session:
         Of a step of the run itself nobody knows how far it has come; so the run ends here, and its folder is let go.
         """
         self._performed = self._clean = False
+        self._untold = None
         SIGNALS.unwatch()
         if not isinstance(action, Train):
             self._pending = None

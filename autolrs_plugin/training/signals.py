@@ -4,7 +4,8 @@ A handler of the user's sets a flag, or saves. In a probe the flag would be roll
 be the probe's. So a signal is held until the probe is undone, which the next step does: the search is left for it. What
 the handler then changes is part of the state that the search goes back to.
 
-Ctrl-C without a handler raises KeyboardInterrupt, as ever. Handlers are called in the main thread; where a job trains
+Ctrl-C without a handler raises KeyboardInterrupt, as ever; only what cannot be begun again, deciding and writing down
+what is decided, comes to its end before. Handlers are called in the main thread; where a job trains
 in another one, or a handler is called at once because it may end a step that hangs (a timer's), it is told.
 """
 
@@ -63,6 +64,33 @@ class Signals:
                 if not watched_after:
                     self.unwatch()
                 self._deliver()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, nothing that a signal brings cuts off what goes on: no handler, and no Ctrl-C without one.
+
+        That raises KeyboardInterrupt at the end; a second one, of somebody who does not want to wait, at once.
+        """
+        watched = any(isinstance(signal.getsignal(number), _Watched) for number in self._numbers)
+        with self.held(watched_after=watched):
+            main = threading.current_thread() is threading.main_thread()
+            if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+                yield
+                return
+            came: list[int] = []
+
+            def hold(number: int, frame: FrameType | None) -> None:
+                came.append(number)
+                if len(came) > 1:
+                    signal.default_int_handler(number, frame)
+
+            signal.signal(signal.SIGINT, hold)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                if len(came) == 1:
+                    raise KeyboardInterrupt
 
     def watch(self) -> None:
         """From now on, stand before all handlers that there are now."""

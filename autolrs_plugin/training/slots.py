@@ -59,6 +59,11 @@ class Slots:
         self.kind = kind
         self._leave = leave
 
+    @property
+    def owner(self) -> Any:
+        """Whose attributes, variables or items they are."""
+        return self._owner
+
     def get(self) -> dict[str, Any]:
         """Return what is held now, by name."""
         found = held(self._owner)
@@ -233,6 +238,11 @@ class VariableSlots(Slots):
         else:
             variables, key = self._places[name]
             del variables[key]
+
+    @property
+    def encloses(self) -> bool:
+        """Whether it has variables of a function around it, which are made anew with each call of that."""
+        return bool(self._cells)
 
     def _contents(self) -> dict[str, Any]:
         found = {}

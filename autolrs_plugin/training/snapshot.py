@@ -8,16 +8,23 @@ from typing import Any
 import torch
 
 from autolrs_plugin.training.checking import check_job, named
-from autolrs_plugin.training.fingerprint import digest_of, leaves, tensor_digest, weights_fingerprint
+from autolrs_plugin.training.fingerprint import (
+    digest_of,
+    leaves,
+    short,
+    tensor_digest,
+    weights_fingerprint,
+)
 from autolrs_plugin.training.holdings import (
     Origins,
     held_in,
     hold_dicts,
+    made_anew,
     plain_in,
     restore_dicts,
     restore_slots,
 )
-from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined, made_anew
+from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined
 from autolrs_plugin.training.items import MemberSlots
 from autolrs_plugin.training.lost import FROZEN, LOG, check_replaced
 from autolrs_plugin.training.optimizers import (
@@ -28,6 +35,7 @@ from autolrs_plugin.training.optimizers import (
     swaps_weights,
 )
 from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain
+from autolrs_plugin.training.resuming import Places, check_made, refill
 from autolrs_plugin.training.rng import (
     Generator,
     check_generator,
@@ -45,6 +53,9 @@ logger = logging.getLogger("autolrs_plugin")
 
 ORIGINS = "origins"
 """The part of a captured state that holds the job's own objects, and is not written to files."""
+
+MADE = "made"
+"""The part that names what steps have made, which another process has not."""
 
 
 class JobState:
@@ -111,6 +122,7 @@ class JobState:
             if slots.kind in ("user", "data")
             for name, value in plain_in(slots, self._names).items()
         }
+        self._initial_places = Places(self.found, self.parameters)
         self._initial_members = {path: data_seen(slots.owner) for path, slots in self._members().items()}
 
     def trainable(self) -> dict[str, torch.Tensor]:
@@ -140,7 +152,12 @@ class JobState:
             state["attributes"] = copier.copy(self._changed_attributes(), olds.get("attributes"), note=True)
         else:
             self._hold(state, copier, olds.get("attributes"), MOST_BYTES)
+        state[MADE] = self.made()
         return state
+
+    def made(self) -> dict[str, str]:
+        """Return what steps have made, as of the last look: what it is, by the path to it."""
+        return self._initial_places.missing(self.found, self.parameters, self._names)
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
@@ -169,6 +186,8 @@ class JobState:
         origins = state.get(ORIGINS)
         if origins is None:
             self.look()
+            check_made(state.get(MADE, {}), Places(self.found, self.parameters))
+            refill(self.found, state["attributes"])
             origins = Origins(self.found, self.parameters, self._names)
         restorer = Restorer(origins.notes)
         with torch.no_grad():
@@ -197,7 +216,7 @@ class JobState:
                     found[full] = digest_of(share.copy(value, note=True))
         for module, variables in self._modules().items():
             atoms = {k: v for k, v in list(variables.items()) if isinstance(v, ATOMS)}
-            found |= {f"{module}.{k} (a variable)": repr(v)[:200] for k, v in atoms.items()}
+            found |= {f"{module}.{k} (a variable)": short(repr(v)) for k, v in atoms.items()}
         for name, parameter in self.frozen().items():
             found[name + FROZEN] = str(tensor_digest(parameter))
         return found | self.unheld()

@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import ctypes
 import decimal
 import gc
 import hashlib
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autolrs_plugin.training.databases import database_seen, is_cursor, is_database, rows_left
 from autolrs_plugin.training.fingerprint import tensor_digest
 from autolrs_plugin.training.items import buffer_of
 from autolrs_plugin.training.libraries import is_users
@@ -38,26 +40,33 @@ BYTES, SAMPLED = 2**31, 2**24
 """Bytes of tensors and arrays that are read in all; of an array beyond that, a part of the second size."""
 
 
-_COMPRESSOR, _DECOMPRESSOR = type(zlib.compressobj()), type(zlib.decompressobj())
+_COMPRESSORS: tuple[Any, ...] = (
+    *(type(zlib.compressobj()), type(zlib.decompressobj())),
+    *(bz2.BZ2Compressor, bz2.BZ2Decompressor, lzma.LZMACompressor, lzma.LZMADecompressor),
+)
+"""Only their own memory tells how far they have come: it has the counts of bytes that went in and came out."""
 
 _CALLABLE_ITERATOR = type(iter(int, 1))
 
-_UNTOLD = (bz2.BZ2Compressor, bz2.BZ2Decompressor, lzma.LZMACompressor, lzma.LZMADecompressor)
-"""Of these nobody can tell how far they have come: where a step reaches one, it is taken to have gone on."""
-
 RUNNING: tuple[Any, ...] = (
     *{type(hashlib.new(name)) for name in hashlib.algorithms_guaranteed},
-    *(hashlib.blake2b, hashlib.blake2s, hmac.HMAC, _COMPRESSOR, _DECOMPRESSOR, *_UNTOLD),
+    *(hashlib.blake2b, hashlib.blake2s, hmac.HMAC, *_COMPRESSORS),
 )
-"""Hashes and compressors: they take in, and cannot be set back; a copy tells how far they have come."""
+"""Hashes, of which a copy tells how far they have come, and compressors: they take in, and cannot be set back."""
 
 
 def position(iterator: Any, depth: int = 0) -> Any:
     """Return what tells how far an iterator has come; a new object each time where nothing does."""
+    if isinstance(iterator, _COMPRESSORS):
+        return _memory_of(iterator)
     if isinstance(iterator, RUNNING):
-        return object() if isinstance(iterator, _UNTOLD) else _taken_in(iterator.copy())
+        return _taken_in(iterator.copy())
     if isinstance(iterator, io.IOBase):
         return _place_in(iterator)
+    if is_database(iterator):
+        return database_seen(iterator)
+    if is_cursor(iterator):
+        return object() if rows_left(iterator) else None
     if isinstance(iterator, np.random.SeedSequence):
         return iterator.n_children_spawned
     if isinstance(iterator, GeneratorType | CoroutineType | AsyncGeneratorType):
@@ -81,11 +90,13 @@ def position(iterator: Any, depth: int = 0) -> Any:
     return seen
 
 
+def _memory_of(thing: Any) -> bytes:
+    """Return what an object of C has in its own memory, after what every object has."""
+    begin = object.__basicsize__
+    return ctypes.string_at(id(thing) + begin, type(thing).__basicsize__ - begin)
+
+
 def _taken_in(copy: Any) -> Any:
-    if isinstance(copy, _DECOMPRESSOR):
-        return copy.unused_data if copy.eof else object()
-    if isinstance(copy, _COMPRESSOR):
-        return copy.flush()
     return copy.digest(32) if copy.name.startswith("shake") else copy.digest()
 
 

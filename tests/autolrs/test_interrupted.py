@@ -1,17 +1,23 @@
 """What ends an action in its midst: the user's own exception is what is seen, and what can go on goes on."""
 
 import logging
+import signal
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from autolrs_plugin import AutoLRS
-from autolrs_plugin.core.actions import Action, Probe, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.actions import Action, Done, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import JournalError
+from autolrs_plugin.core.plans import PLANS
+from autolrs_plugin.core.state import Plan, RunState
+from autolrs_plugin.training.session import Session
+from autolrs_plugin.training.signals import SIGNALS
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, Kind, everything, tuner_of
 
@@ -74,6 +80,63 @@ def test_what_is_taken_back_can_be_asked_for_again(kind: str) -> None:
             tuner.run()
         tuner.run()
     assert everything(job) == to_the_end()
+
+
+def test_ctrl_c_while_the_search_decides_is_let_out_when_that_is_done() -> None:
+    job, ended, runs = Stopped(), 0, threading.Event()
+
+    def deciding(_: RunState) -> Plan:
+        for action in PLAN:
+            yield action
+            if runs.is_set():  # and not while the plan is looked through beforehand
+                signal.raise_signal(signal.SIGINT)
+        yield Done()
+
+    with patch.dict(PLANS, {"staged": deciding}):
+        tuner = tuner_of(job)
+        runs.set()
+        while ended <= len(PLAN):
+            try:
+                tuner.run()
+                break
+            except KeyboardInterrupt:
+                ended += 1
+    assert ended == len(PLAN)
+    assert everything(job) == to_the_end()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    pressed = []
+
+    def decide() -> None:
+        with SIGNALS.whole():
+            for press in range(3):
+                signal.raise_signal(signal.SIGINT)
+                pressed.append(press)
+
+    with pytest.raises(KeyboardInterrupt):
+        decide()
+    assert pressed == [0]
+
+
+def test_ctrl_c_between_a_result_and_its_being_told_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = to_the_end()
+    job, real, left = Stopped(), Session.tell, [KeyboardInterrupt, None] * len(PLAN)
+
+    def tell(session: Session, result: Result) -> None:
+        if error := left.pop(0):
+            raise error
+        real(session, result)
+
+    monkeypatch.setattr(Session, "tell", tell)
+    with script(PLAN):
+        tuner = tuner_of(job)
+        for _ in PLAN:
+            with pytest.raises(KeyboardInterrupt):
+                tuner.run()
+        tuner.run()
+    assert everything(job) == wanted
 
 
 def test_after_an_interrupt_amid_the_runs_own_steps_a_new_one_goes_on_in_the_same_process(

@@ -98,3 +98,146 @@ def test_a_group_that_is_added_without_a_rate_has_that_of_the_others() -> None:
     optimizer.add_param_group({"params": parameters[3:], "lr": 0.0011})
     rates.set(0.05)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.01, 0.05, 0.005])
+
+
+class Container(torch.optim.Optimizer):
+    """Trains with another optimizer, which it makes at its first step, or makes anew at a later one."""
+
+    def __init__(self, params: Any, make: Callable[["Container"], Any], at: int, begin: bool) -> None:
+        super().__init__(params, {"lr": 0.1})
+        self.make, self.at, self.steps = make, at, 0
+        self.inner: Any = torch.optim.SGD(self.parameters(), lr=0.1) if begin else None
+        self.used: list[float] = []
+
+    def parameters(self) -> list[Any]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def step(self, closure: Any = None) -> None:
+        self.steps += 1
+        if self.steps == self.at:
+            self.inner = self.make(self)
+        self.inner.step()
+        self.used.append(float(self.inner.param_groups[0]["lr"]))
+
+
+def stepping(job: Job, optimizer: Any) -> Callable[[], torch.Tensor]:
+    def step() -> torch.Tensor:
+        job.optimizer.zero_grad()
+        loss = job.model(job.inputs).square().mean()
+        loss.backward()
+        (optimizer if not callable(optimizer) else optimizer()).step()
+        return loss.detach()
+
+    return step
+
+
+MAKES: dict[str, Callable[[Container], Any]] = {
+    "as the container was": lambda c: torch.optim.AdamW(c.parameters(), lr=0.1),
+    "at the rate of its groups": lambda c: torch.optim.SGD(
+        [{"params": g["params"], "lr": g["lr"]} for g in c.param_groups], lr=1.0
+    ),
+    "at a tensor": lambda c: torch.optim.Adam(c.parameters(), lr=torch.tensor(0.1), capturable=False),
+}
+
+
+@pytest.mark.parametrize(("at", "begin"), [(1, False), (2, True), (4, True)], ids=["first", "amid", "later"])
+@pytest.mark.parametrize("make", MAKES.values(), ids=list(MAKES))
+def test_an_optimizer_that_another_makes_on_the_way_has_its_rate_from_its_first_step_on(
+    make: Callable[[Container], Any], at: int, begin: bool
+) -> None:
+    job = Job("sgd")
+    job.optimizer = container = Container(job.model.parameters(), make, at, begin)
+    train(stepping(job, container), job, PLAN)
+    assert container.used == pytest.approx([0.05, 0.05, 0.02, 0.02])  # a rollback takes the probe's away
+
+
+def test_an_optimizer_that_another_makes_at_a_rate_of_its_own_is_named() -> None:
+    job = Job("sgd")
+    make = lambda c: torch.optim.SGD(c.parameters(), lr=0.033)  # noqa: E731
+    job.optimizer = container = Container(job.model.parameters(), make, 2, True)
+    with pytest.raises(
+        RuntimeError, match=r"optimizer: holds an? SGD since this step, with the lr 0.033, whose ratio"
+    ):
+        train(stepping(job, container), job, PLAN)
+
+
+@pytest.mark.parametrize("since", [0, 3])
+def test_a_step_with_another_optimizer_of_the_same_weights_ends_the_run(since: int) -> None:
+    job, taken = Job("adamw"), [0]
+    other = torch.optim.SGD(job.model.parameters(), lr=0.1)
+
+    def chosen() -> Any:
+        taken[0] += 1
+        return other if taken[0] > since else job.optimizer
+
+    with pytest.raises(
+        RuntimeError,
+        match=r"train_step: takes a step with an? SGD that AutoLRS was not given, .* lr 0.1, where 0.\d+ was set",
+    ):
+        train(stepping(job, chosen), job, PLAN)
+
+
+class Around(torch.optim.Optimizer):
+    """Holds the optimizer that AutoLRS was given, and has groups of its own, whose rate nobody uses."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+        super().__init__([p for group in inner.param_groups for p in group["params"]], {"lr": 7.0})
+
+    def step(self, closure: Any = None) -> None:
+        self.inner.step()
+
+
+def test_optimizers_of_other_weights_and_those_around_the_given_one_are_left_alone() -> None:
+    job, other = Job("adamw"), torch.nn.Parameter(torch.ones(2))
+    second, around = torch.optim.SGD([other], lr=0.3), Around(job.optimizer)
+
+    def both() -> Any:
+        other.grad = torch.ones(2)
+        second.step()
+        return around
+
+    train(stepping(job, both), job, PLAN)
+    assert second.param_groups[0]["lr"] == 0.3
+    assert around.param_groups[0]["lr"] == 7.0
+    assert other.tolist() == pytest.approx([1 - 4 * 0.3] * 2)
+
+
+class OfItsOwn(torch.optim.Optimizer):
+    """Trains at a rate that it noted when it was made."""
+
+    def __init__(self, params: Any, lr: float, reads: str) -> None:
+        super().__init__(params, {"lr": lr})
+        self.lr, self.reads = lr, reads
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad, alpha=self.lr if self.reads == "its own" else group["lr"])
+
+
+@pytest.mark.parametrize("driven", [False, True])
+@pytest.mark.parametrize("reads", ["its own", "the group's"])
+def test_an_optimizer_on_which_the_rate_has_no_effect_is_named(
+    reads: str, driven: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = Job("sgd")
+    job.optimizer = OfItsOwn(job.model.parameters(), 0.01, reads)
+    probes = [Probe(0, i, (lr,) * 2, float("inf"), evaluate=False) for i, lr in enumerate((0.5, 0.02, 0.1))]
+    options = {"observers": [Silent()]} if driven else {}
+    train(stepping(job, job.optimizer), job, (Snapshot(), *probes, Restore()), **options)
+    said = [text for text in caplog.messages if "have come to the same weights, so an OfItsOwn" in text]
+    assert len(said) == (reads == "its own")
+
+
+class Silent:
+    """An observer, for which more is looked at."""
+
+    def on_action(self, *_: Any) -> None: ...
+
+    def on_step(self, *_: Any) -> None: ...
+
+    def on_result(self, *_: Any) -> None: ...
+
+    def close(self) -> None: ...

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from autolrs_plugin import AutoLRS
-from autolrs_plugin.core.actions import Train
+from autolrs_plugin.core.actions import Probe, Result, Train
 from autolrs_plugin.core.schedule import Schedule
+from autolrs_plugin.integrations import ray_probes
 from autolrs_plugin.integrations.ray import SCHEDULE_FILE, RayProbes, TrainReports
+from autolrs_plugin.training.signals import SIGNALS
 from tests.autolrs.jobs import bits
 from tests.autolrs.ray_job import broken, build
 from tests.autolrs.scripted import script
@@ -126,6 +129,51 @@ def test_a_signal_leaves_a_search_that_actors_carry_out(tmp_path: Path) -> None:
     assert weights_of(job) == weights_of(again)
     assert tuner.stages[0].first_step > 0
     assert tuner.ledger.search.times > sum(len(stage.candidates) for stage in tuner.stages)
+
+
+class Reference:
+    """What an actor will have given."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Actor:
+    """Gives the first byte of the state that a probe began from as its loss."""
+
+    @property
+    def probe(self) -> "Actor":
+        return self
+
+    def remote(self, number: int, state: Any, probe: Any, seed: int) -> Reference:
+        return Reference({"losses": [float(state[0])]})
+
+
+def test_what_was_begun_from_a_state_that_is_kept_no_more_is_of_no_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A search that was left asks for the same probes again, from another state."""
+    states, in_time = [b"\1"], [True]
+
+    def wait(references: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
+        SIGNALS.asked = not in_time.pop(0) if in_time else False
+        return references[-1:], references[:-1]
+
+    there = SimpleNamespace(wait=wait, put=bytes, get=lambda reference: reference.value)
+    monkeypatch.setattr(ray_probes, "ray", there)
+    monkeypatch.setattr(SIGNALS, "asked", False)
+    probes = RayProbes(build)
+    monkeypatch.setattr(probes, "_actors", [Actor(), Actor()])
+    probes.attach(lambda: states[-1])
+    ahead = [Probe(0, index, (0.1,), float("inf"), evaluate=False) for index in (0, 1)]
+    in_time[:] = [True, False]  # the second is done, and in the midst of the first a signal comes
+    assert probes.probe(ahead, 0) == Result(stopped=True)
+    states.append(b"\2")
+    probes.forget()
+    assert [probes.probe(ahead[i:], 0) for i in (0, 1)] == [Result(losses=(2.0,))] * 2
+    states.append(b"\3")  # without word of it, the state is not sent again
+    third = Probe(0, 2, (0.1,), float("inf"), evaluate=False)
+    assert probes.probe([third], 0) == Result(losses=(2.0,))
 
 
 def weights_of(job: dict[str, Any]) -> dict[str, bytes]:

@@ -1,12 +1,16 @@
 """A handler of a signal is called when the job is that of the real step, and what it sets stays."""
 
+import functools
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +19,9 @@ from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Action, Result, Train
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Journal
+from autolrs_plugin.integrations import torch_loop
+from autolrs_plugin.training import hosted
+from autolrs_plugin.training.distributed import Ranks
 from autolrs_plugin.training.signals import SIGNALS
 from tests.autolrs.jobs import bits
 from tests.autolrs.scripted import script
@@ -159,6 +166,43 @@ def test_a_flag_that_is_set_while_the_state_is_kept_stays(
     assert tuner.ledger.search.steps == 7  # the first probe was left before its first step
 
 
+class OtherAsked(Ranks):
+    """A rank beside which another one is asked for something else."""
+
+    index, count = 0, 2
+
+    def __init__(self) -> None:
+        """Without any other process."""
+
+    def share(self, message: Any = None) -> Any:
+        return message
+
+    def gather(self, message: Any) -> list[Any]:
+        return [message, message]
+
+    def mean(self, value: float) -> float:
+        return value
+
+    def any(self, condition: bool) -> bool:
+        return True
+
+    def together(self) -> Any:
+        return nullcontext()
+
+
+def test_a_signal_to_another_rank_is_left_a_search_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Kind()
+    monkeypatch.setattr(torch_loop, "ranks_of_job", OtherAsked)
+    with script(PLAN):
+        tuner = tuner_of(job)
+        tuner.run()
+    assert tuner.ledger.search.steps == 0
+    assert everything(job) == plainly(Kind())
+    monkeypatch.setattr(hosted, "ranks_of_job", OtherAsked)
+    host: Any = SimpleNamespace(evaluate=None)
+    assert hosted.HostedLoop(job.model, job.optimizer, host, {}, (), "host", {}).asked()
+
+
 def searching(job: Kind, **options: Any) -> AutoLRS:
     return tuner_of(job, validate=None, max_steps=200, lr_range=(1e-4, 1.0), search_budget=0.5, **options)
 
@@ -251,6 +295,55 @@ def test_what_cannot_be_held_is_told(
         other.start()
         other.join()
     assert caplog.text.count("SIGTERM: its handler is called in the main thread") == 1
+
+
+class Watching(threading.Thread):
+    """Sets a flag of a job's, or an event."""
+
+    def __init__(self, job: Any) -> None:
+        super().__init__(name="a class")
+        self.job, self.ended = job, threading.Event()
+
+    def run(self) -> None:
+        self.ended.wait()
+        self.job.stop = True
+
+
+def test_a_thread_that_sets_what_is_taken_back_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    job, event = Asked(), threading.Event()
+
+    def flag(job: Any) -> None:
+        event.wait()
+        job.stop = True
+
+    def record(job: Any) -> None:
+        event.wait()
+        job.unknown = True  # no state of the job's, before
+        event.set()
+
+    threads = [
+        threading.Thread(target=flag, args=(job,), name="a function"),
+        threading.Thread(target=functools.partial(flag, job), name="a partial"),
+        threading.Timer(1e-3, flag, (job,)),
+        Watching(job),
+        threading.Thread(target=record, args=(job,), name="another"),
+    ]
+    threads[2].name = "a timer"
+    for thread in threads:
+        thread.start()
+    with caplog.at_level(logging.WARNING, "autolrs_plugin"), script(PLAN):
+        tuner_of(job).run()
+    event.set()
+    cast(Watching, threads[3]).ended.set()
+    for thread in threads:
+        thread.join()
+    told = [r.getMessage() for r in caplog.records if "the thread" in r.getMessage()]
+    assert [re.findall(r"the thread '(.*)' sets stop: ", text) for text in told] == [
+        ["a function"],
+        ["a partial"],
+        ["a timer"],
+        ["a class"],
+    ]
 
 
 def test_what_is_taken_back_with_steps_of_the_run_is_told(

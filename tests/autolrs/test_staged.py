@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from autolrs_plugin.core import posterior
-from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Train
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.plans import stage_search, staged
@@ -390,6 +390,39 @@ def test_a_warm_start_that_does_not_hold_any_more_is_left() -> None:
     controller = run(landscape, prior=None, warm_start=((0.0, 1.0),))
     assert max(controller.schedule.lrs) < 1.0
     assert landscape.loss < 3.0
+
+
+class Interrupted(Landscape):
+    """Its first probes are left for a signal: so many, and each after a step."""
+
+    left = 0
+
+    def perform(self, action: Action) -> Result:
+        result = super().perform(action)
+        if isinstance(action, Probe) and self.left:
+            self.left -= 1
+            return replace(result, losses=result.losses[:1], val_loss=None, stopped=True)
+        return result
+
+
+@pytest.mark.parametrize(("left", "at"), [(1, 25), (3, 68)])
+def test_a_warm_start_that_was_left_for_a_signal_is_checked_with_a_later_chunk(left: int, at: int) -> None:
+    """The third time, that is the rate of the second point, to which the run has come meanwhile."""
+    landscape = Interrupted(BEST, speed=0.012)
+    landscape.left = left
+    controller = run(landscape, prior=BEST, warm_start=((0.0, BEST), (0.052, 2 * BEST), (0.5, BEST)))
+    (stage,) = controller.stages
+    assert (stage.kind, stage.first_step) == ("warm start", at)
+    assert controller.schedule.lrs[70] == pytest.approx(2 * BEST)
+    assert controller.schedule.lrs[520] == pytest.approx(BEST)
+
+
+def test_a_warm_start_that_does_not_hold_is_left_also_where_a_signal_came_first() -> None:
+    landscape = Interrupted(BEST, edge=2.0)
+    landscape.left = 1
+    controller = run(landscape, prior=None, warm_start=((0.0, 1.0),))
+    assert [s.kind for s in controller.stages[:2]] == ["warm start", "planned"]
+    assert max(controller.schedule.lrs[25:]) < 1.0
 
 
 def test_find_takes_everything_back_and_says_what_it_knows() -> None:

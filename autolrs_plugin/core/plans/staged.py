@@ -124,6 +124,7 @@ class StagedRun:
         self._ceiling = math.inf
         self._climbed = False
         self._following = config.warm_start is not None
+        self._holds = False  # whether a probe has seen that the earlier run's rate does
         if config.warm_start is not None:
             # Where the earlier run had settled at a rate, this one does, too.
             ramp = ramp_steps(config) - 1
@@ -258,8 +259,9 @@ class StagedRun:
     def _follow(self, point: int) -> Plan:
         """Take the rate of a point of the earlier run; a probe at the beginning sees whether it holds.
 
-        What the earlier run has met on the way needs no stage; a rate that explodes, or that a lower one mends, is
-        not followed any more.
+        Where the process was asked for something else in that probe, the next chunk begins with it. What the earlier
+        run has met on the way needs no stage; a rate that explodes, or that a lower one mends, is not followed any
+        more.
         """
         points = self.state.config.warm_start
         assert points is not None
@@ -267,11 +269,17 @@ class StagedRun:
         if self.state.step:
             self._change(rate)
             self.watch.forget()
+        if self._holds:
             return
-        yield from self.stage("warm start", 0, 2 * LEAST_STEPS)
-        if self.rate != rate:
+        again_at = self.state.step + self._chunk_steps
+        if (yield from self.stage("warm start", 0, 2 * LEAST_STEPS)):
+            self._planned = [(again_at, point), *((at, i) for at, i in self._planned if i > point)]
+            return
+        self._holds = self.rate == rate
+        if not self._holds:
             self._stop_following()
-            yield from self.stage("planned", 0, self._allotted(0))
+            if (yield from self.stage("planned", 0, self._allotted(0))):
+                self._planned.insert(0, (again_at, 0))
 
     def _stop_following(self) -> None:
         if self._following:

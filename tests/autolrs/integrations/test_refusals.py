@@ -230,12 +230,13 @@ def test_a_lightning_trainer_that_cannot_be_tuned(tmp_path: Path) -> None:
     none = with_optimizers(lambda o: None)
     with pytest.raises(ValueError, match=r"configure_optimizers: returns no optimizer; AutoLRS needs one"):
         lightning(tmp_path, [LightningCallback(task.RANGE)], none)
+    twice = [LightningCallback(task.RANGE), LightningCallback((1e-3, 1.0))]
+    with pytest.raises(ValueError, match=r"callbacks: has 2 AutoLRSCallbacks; one learning rate has one"):
+        lightning(tmp_path, twice)
     two = with_optimizers(lambda o: [o, o])
     two.automatic_optimization = False
     with pytest.raises(ValueError, match=r"configure_optimizers: returns 2 optimizers"):
         lightning(tmp_path, [LightningCallback(task.RANGE)], two)
-    with pytest.raises(RuntimeError, match=r"more than one stateful callback of type `AutoLRSCallback`"):
-        lightning(tmp_path, [LightningCallback(task.RANGE), LightningCallback(task.RANGE)])
     endless = with_lightning.Module(0.0, False, torch.utils.data.DataLoader(Endless(), batch_size=8))
     with pytest.raises(ValueError, match=r"max_steps: is not given and the train dataloader has no length"):
         lightning(tmp_path, [LightningCallback(task.RANGE)], endless, max_steps=-1, max_epochs=2)
