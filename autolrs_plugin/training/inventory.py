@@ -48,8 +48,10 @@ from autolrs_plugin.training.items import (
     special_slots,
 )
 from autolrs_plugin.training.libraries import (
+    COUNTING,
     INSIDE,
     SKIPPED,
+    STATEFUL,
     STREAMS,
     TORCHS_OWN,
     WALKED_ONLY,
@@ -76,6 +78,7 @@ from autolrs_plugin.training.slots import (
     ClassSlots,
     ContextSlots,
     FunctionSlots,
+    NumberSlots,
     ParameterSlots,
     Slots,
     VariableSlots,
@@ -353,7 +356,10 @@ class Inventory:
         if kind.__module__ in INSIDE:
             self._items(path, (getattr(value, INSIDE[kind.__module__], None),), data, depth)
             return
-        if kind.__module__.partition(".")[0] in SKIPPED and kind is not SimpleNamespace:
+        keeps = kind.__module__.startswith(STATEFUL)
+        if kind.__module__.partition(".")[0] in SKIPPED and kind is not SimpleNamespace and not keeps:
+            if kind.__module__.startswith(COUNTING):
+                self._held(path, NumberSlots(value, "data" if data else "user"), data, depth)
             return
         data = data or isinstance(value, Dataset | Sampler) or kind.__module__.startswith(STREAMS)
         own = "data" if data else "user"
@@ -365,7 +371,9 @@ class Inventory:
         elif is_opaque(value):
             self._held(path, FieldSlots(value, own), data, depth)
             self._held(path, InnerSlots(value, own), data, depth)
-        if kind.__module__.startswith(WALKED_ONLY) and not data:
+        if keeps:  # some of it is as large as the gradients
+            self._held(path, Slots(value, own if data else "optimizer"), data, depth)
+        elif kind.__module__.startswith(WALKED_ONLY) and not data:
             for name, item in held(value).items():
                 self._visit(joined(path, name), item, data, depth + 1)
         else:

@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import re
+import threading
 import warnings
 from collections import deque
 from collections.abc import Container, Mapping, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, MOST_MEMBERS, attributes_of, is_plain
-from autolrs_plugin.training.slots import Slots, held
+from autolrs_plugin.training.slots import NumberSlots, Slots, held
 
 
 class ItemSlots(Slots):
@@ -304,6 +305,8 @@ def special_slots(value: Any, kind: str) -> Slots | None:
         return MemoryFileSlots(value, kind)
     if isinstance(value, torch.UntypedStorage):
         return StorageSlots(value, kind)
+    if isinstance(value, threading.Semaphore):
+        return NumberSlots(value, kind)
     return BarSlots(value, kind) if type(value).__module__.startswith(_BARS) else None
 
 

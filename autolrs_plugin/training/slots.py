@@ -87,19 +87,28 @@ class Slots:
 
 
 class WrapperSlots(Slots):
-    """What of DistributedDataParallel's own attributes decides about a later step: whether buffers are sent before it.
+    """What of DistributedDataParallel's own attributes decides about a later step.
 
-    An evaluation turns it off, until a step has been taken; after one that is taken back, the next step would miss it.
+    Whether buffers are sent before it: an evaluation turns that off, until a step has been taken; after one that is
+    taken back, the next step would miss it. And the hooks that exchange gradients, each with its state.
     """
 
-    NAME = "require_forward_param_sync"
+    NAMES = ("require_forward_param_sync", "_comm_hooks")
 
     def __init__(self, owner: Any) -> None:
         super().__init__(owner, "module")
 
     def get(self) -> dict[str, Any]:
-        """Return the one attribute, where there is one."""
-        return {self.NAME: getattr(self._owner, self.NAME)} if hasattr(self._owner, self.NAME) else {}
+        """Return those that there are."""
+        return {name: getattr(self._owner, name) for name in self.NAMES if hasattr(self._owner, name)}
+
+
+class NumberSlots(Slots):
+    """The numbers among the attributes of an object whose other attributes are somebody else's, or nobody's state."""
+
+    def get(self) -> dict[str, Any]:
+        """Return the numbers."""
+        return {k: v for k, v in super().get().items() if isinstance(v, int | float)}
 
 
 class ParameterSlots(Slots):
