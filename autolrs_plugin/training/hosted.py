@@ -84,6 +84,7 @@ class HostedLoop(TorchLoop):
     ) -> None:
         arguments = (None, None, None, None, stateful, generators, None, keep, roots)
         super().__init__(model, optimizer, *arguments)
+        self._schedules = False  # the framework's own, which was looked at before
         self._host = host
         self._validate = host.evaluate
         self.ranks = ranks_of_job()

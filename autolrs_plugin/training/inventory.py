@@ -35,6 +35,7 @@ from autolrs_plugin.training.databases import DatabaseSlots, is_cursor, is_datab
 from autolrs_plugin.training.fingerprint import PARTS_OF
 from autolrs_plugin.training.hooks import HOOKS_OF_ALL, hooks_of
 from autolrs_plugin.training.items import (
+    SHARED,
     WEAK,
     BufferSlots,
     CacheSlots,
@@ -128,6 +129,7 @@ class Inventory:
         slots: whose attributes, variables and items are state.
         iterators: what is drawn from and cannot be set back, such as a SeedSequence; and databases, which may be such.
         caches: what functools.cache and lru_cache have made: what is added can be taken away, and no more.
+        shared: queues, semaphores, futures and executors: other threads may have a hand in them.
         data: containers of plain values, which nothing that can be set back holds; and tensors that are not dense.
         bearers: tensors, arrays and containers that somebody has given attributes to, by their ids.
     """
@@ -143,6 +145,7 @@ class Inventory:
         self.slots: dict[str, Slots] = {}
         self.iterators: dict[str, Any] = {}
         self.caches: dict[str, Any] = {}
+        self.shared: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
         self.bearers: dict[int, Any] = {}
         # Some of what is found is made while looking: it must outlive its id.
@@ -177,6 +180,8 @@ class Inventory:
             self._array(path, value, data, depth)
             return
         self._seen[id(value)] = value
+        if isinstance(value, SHARED):
+            self.shared[path] = value
         if isinstance(value, GENERATORS):
             self.generators[path] = value
         elif isinstance(value, torch.nn.Module):

@@ -5,11 +5,13 @@ import contextlib
 import gc
 import io
 import os
+import queue
 import re
 import threading
 import warnings
 from collections import deque
 from collections.abc import Container, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -372,3 +374,6 @@ _POINTERS = set("PzZOX&")
 _NOT_INSIDE = (type, ModuleType, BaseException, FrameType, TracebackType, CodeType, BuiltinFunctionType)
 
 WEAK = (WeakKeyDictionary, WeakValueDictionary, WeakSet)
+
+SHARED = (queue.Queue, queue.SimpleQueue, threading.Semaphore, Future, Executor)
+"""What threads hand things to each other with."""

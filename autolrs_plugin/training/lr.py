@@ -3,6 +3,7 @@
 A rate of the search is that of the first parameter group; every other group keeps its ratio to it.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,6 +130,14 @@ class GroupRates:
                 rate.fill_(lr * ratio)
             else:
                 group["lr"] = lr * ratio
+
+    def are(self, lr: float) -> bool:
+        """Tell whether the groups still have the rates that `set` gave them."""
+        groups = [(group, self._known.get(id(group))) for group in self._optimizer.param_groups]
+        return all(
+            known is None or math.isclose(float(group["lr"]), lr * known[1], rel_tol=1e-6)
+            for group, known in groups
+        )
 
     def _ratio_of_added(self, group: dict[str, Any]) -> float:
         rate, built = group["lr"], self._optimizer.defaults.get("lr")

@@ -190,6 +190,7 @@ class VariableSlots(Slots):
         is_users: tells whether a module or code is the user's own.
 
     Attributes:
+        function: as given.
         modules: the variables of the user's modules of which it may make up names, by the module's name. Of all other
             modules only what it names counts: scripts keep counters and clocks in variables that no step reads.
     """
@@ -199,6 +200,7 @@ class VariableSlots(Slots):
     def __init__(self, function: FunctionType, is_users: Any) -> None:
         super().__init__(function, "user")
         names, self._stored = names_in(function.__code__)
+        self.function = function
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         self._cells = dict(cells)
         # A library's wrapper bears the name and module of the user's function in it; its globals are the library's.
