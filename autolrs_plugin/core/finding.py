@@ -49,13 +49,17 @@ class Finding:
         return f"{self.lr:.3g}, within {self.low:.3g} to {self.high:.3g} ({self.steps} steps: {self.reason})"
 
 
+MORE = "give a larger share (share=, --share)"
+"""What helps where probes tell nothing."""
+
+
 def finding(state: RunState) -> Finding:
     """Return what the last stage of a run found out."""
     low, high = state.config.lr_range
     prior = state.config.starting_lr or math.sqrt(low * high)
     if not state.stages:
         budget = round(state.config.search_budget * state.config.max_steps)
-        reason = f"the budget of {budget} steps has no room for three probes; give a larger one"
+        reason = f"the budget of {budget} steps has no room for three probes; {MORE}"
         return Finding(prior, low, high, False, reason, 0)
     stage = state.stages[-1]
     # Whatever the probes say of each other, they do not know the long run any better.
@@ -69,15 +73,15 @@ def _doubt(stage: Stage) -> str:
     """Return why a stage's decision is not to be relied on; empty where it is."""
     held = [c for c in stage.candidates if not c.diverged]
     if len(stage.candidates) < LEAST_PROBES or not held:
-        return f"{len(held)} of {len(stage.candidates)} probes held, too few to compare; give a larger budget"
+        return f"{len(held)} of {len(stage.candidates)} probes held, too few to compare; {MORE}"
     steps = max(len(c.losses) for c in held)
     if steps < LEAST_STEPS:
-        return f"probes of {steps} steps are too short to tell of a long run; give a larger budget"
+        return f"probes of {steps} steps are too short to tell of a long run; {MORE}"
     first, best = float(np.median([c.losses[0] for c in held])), min(held, key=lambda c: c.forecast)
     if first - best.forecast <= PLATEAU_Z * _scatter(best.losses):
-        return "no learning rate has brought the loss down beyond its noise yet; give a larger budget"
+        return f"no learning rate has brought the loss down beyond its noise yet; {MORE}"
     if math.log10(stage.high / stage.low) > WIDEST_DECADES:
-        return f"anything from {stage.low:.3g} to {stage.high:.3g} is about as good; give a larger budget"
+        return f"anything from {stage.low:.3g} to {stage.high:.3g} is about as good; {MORE}"
     return ""
 
 

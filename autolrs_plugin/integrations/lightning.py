@@ -10,9 +10,8 @@ from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.settings import HostedOptions, HostedSettings, sign_of
 
 try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
-
     from autolrs_plugin.integrations.lightning_host import LightningHost, loss_of
+    from autolrs_plugin.integrations.lightning_package import PACKAGE, Callback, LightningModule, Trainer
 except ImportError as error:
     raise ModuleNotFoundError(
         f"AutoLRS in Lightning: needs lightning ({error}): pip install 'vllm-sarathi[autolrs,lightning]'",
@@ -151,6 +150,12 @@ class AutoLRSCallback(Callback, HostedResults):
 
 def _check_trainer(trainer: Any, module: LightningModule) -> None:
     """Raise ValueError or RuntimeError, naming it, for what AutoLRS cannot work with."""
+    if not isinstance(trainer, Trainer):
+        theirs = type(trainer).__module__.partition(".trainer")[0]
+        raise TypeError(
+            f"trainer: is one of {theirs}, and AutoLRSCallback was made for {PACKAGE}; import the Trainer from there, "
+            f"or import {theirs} before autolrs_plugin and {PACKAGE} nowhere."
+        )
     count = sum(isinstance(callback, AutoLRSCallback) for callback in trainer.callbacks)
     if count > 1:
         raise ValueError(f"callbacks: has {count} AutoLRSCallbacks; one learning rate has one.")

@@ -7,10 +7,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils._pytree import tree_unflatten
 
+from autolrs_plugin.integrations.lightning_package import DummyLogger, ProgressBar
 from autolrs_plugin.training.data import ProbeBatches, generators_of, without_workers
 from autolrs_plugin.training.hosted import saved_by
 from autolrs_plugin.training.loop import as_number

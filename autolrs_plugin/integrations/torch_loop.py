@@ -1,5 +1,6 @@
 """AutoLRS on a plain PyTorch loop."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from autolrs_plugin.core.actions import Action, Result
-from autolrs_plugin.core.config import AutoLRSConfig
+from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.finding import Finding, finding
 from autolrs_plugin.core.ledger import Ledger
@@ -147,7 +148,8 @@ class AutoLRS:
         check_accumulation(train_step)
         check_callables(validate, count_tokens, train_data)
         check_collections(stateful, generators, observers, probes)
-        folder, resume = checked_folder(run_dir), checked_resume(resume)
+        folder = checked_folder(run_dir)
+        resume = checked_resume(resume, folder)
         prior = checked_prior(prior, lr_range)
         known = {"prior_lr": prior_lr(prior, optimizer), "warm_start": earlier_plateau(warm_start)}
         settings = {"validation": validate is not None, **known, **settings}
@@ -209,6 +211,9 @@ class AutoLRS:
         self._session.check_open()
         if self._controller.state.kept_step is not None:
             raise RuntimeError("find(): the run has begun; find a learning rate before its first step.")
+        share = plain_numbers({"share": share})["share"]
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ConfigError(f"share={share!r}: must be a fraction of max_steps, above 0 and at most 1.")
         config = replace(self._controller.config, mode="find", search_budget=share, warm_start=None)
         session = _session(config, self._loop, self._ranks, None, "auto", [], None)
         session.run()
@@ -238,8 +243,16 @@ class AutoLRS:
         self._session.tell(result if self._ranks is None else self._ranks.averaged_result(result))
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the first parameter group, and the others by their ratios."""
-        self._loop.rates.set(lr)
+        """Set the learning rate of the first parameter group, and the others by their ratios.
+
+        Raises:
+            ValueError: `lr` is no finite number of at least 0.
+        """
+        plain = plain_numbers({"lr": lr})["lr"]
+        number = isinstance(plain, int | float) and not isinstance(plain, bool)
+        if not number or not (math.isfinite(plain) and plain >= 0):
+            raise ValueError(f"set_lr({lr!r}): must be a finite learning rate of at least 0.")
+        self._loop.rates.set(plain)
 
     def restore(self) -> None:
         """Go back to the kept state: what a probe begins with, if you carry it out yourself."""

@@ -73,9 +73,11 @@ def _check_methods(argument: str, thing: Any, methods: Iterable[str]) -> None:
         )
 
 
-def checked_resume(resume: Any) -> bool | str:
-    """Return `resume`; raise ValueError if it is none of what it can be."""
+def checked_resume(resume: Any, folder: Path | None) -> bool | str:
+    """Return `resume`; raise ValueError if it is none of what it can be, or insists on a run that has no folder."""
     if isinstance(resume, bool | np.bool_):
+        if resume and folder is None:
+            raise ValueError("resume=True: needs the folder of the run that is to go on; give run_dir=.")
         return bool(resume)
     if isinstance(resume, str) and resume == "auto":
         return "auto"

@@ -100,6 +100,11 @@ def _hint(thing: Any, kind: type) -> str:
     if isinstance(maker, type) and issubclass(maker, kind):
         arguments = "" if kind is torch.nn.Module else "model.parameters(), lr=..."
         return f", but makes one; give {maker.__name__}({arguments})"
+    if kind is torch.optim.Optimizer and hasattr(type(thing), "step"):
+        return (
+            ", though it has a step(); give an optimizer of a class that derives from it (of schedulefree: "
+            "AdamWScheduleFree, RAdamScheduleFree or SGDScheduleFree in place of ScheduleFreeWrapper)"
+        )
     parts = _parts(thing if isinstance(thing, list | tuple | dict) else attributes_of(thing))
     names = ", ".join(dict.fromkeys(type(part).__name__ for part in parts if isinstance(part, kind)))
     if not names:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterDataPipe
 
 from autolrs_plugin.training.arguments import takes
 from autolrs_plugin.training.checking import named
@@ -206,6 +206,12 @@ def check_batches(source: object, name: str) -> None:
         raise TypeError(
             f"{name}: a {type(source).__name__} can be iterated only once; give what it iterates over, such as a "
             "DataLoader or a list, or a function that returns a new one for each epoch."
+        )
+    if isinstance(source, DataLoader) and isinstance(source.dataset, IterDataPipe) and not source.num_workers:
+        raise TypeError(
+            f"{name}: is a DataLoader over a datapipe, which has one iterator at a time, so a probe would take the "
+            "run's away; give a function that makes both anew for each epoch, such as "
+            "lambda: DataLoader(IterableWrapper(items).shuffle(), batch_size=16), or num_workers=1."
         )
     if isinstance(source, str | bytes):
         raise TypeError(

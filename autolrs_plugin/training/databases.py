@@ -67,16 +67,23 @@ class DatabaseSlots(Slots):
 
 
 def content_of(connection: Any) -> bytes | None:
-    """Return the content of a database that can be set back, empty of an empty one; None of all others."""
-    sqlite3 = sys.modules["sqlite3"]
+    """Return the content of a database that can be set back, nothing of an empty one; None of all others."""
     try:
-        if connection.in_transaction or _places_of(connection) != [""]:
-            return None
-        content = connection.serialize()
-    except sqlite3.OperationalError:  # so says one without a page
-        return b""
-    except (sqlite3.Error, AttributeError):  # closed, or of another thread; or built without serialize()
+        return _content_of(connection)
+    except (
+        sys.modules["sqlite3"].Error,
+        AttributeError,
+    ):  # closed, of another thread, in use; no serialize()
         return None
+
+
+def _content_of(connection: Any) -> bytes | None:
+    if connection.in_transaction or _places_of(connection) != [""]:
+        return None
+    ((pages,),) = _rows(connection, "PRAGMA page_count")
+    if not pages:  # of which there is nothing to serialize
+        return b""
+    content = connection.serialize()
     if len(content) > MOST_BYTES:
         return None
     before, after = content[: _LOOKS.start], content[_LOOKS.stop :]
@@ -89,25 +96,29 @@ def database_seen(connection: Any) -> Any:
     if content is not None:
         return zlib.crc32(content)
     try:
-        return connection.total_changes, connection.in_transaction, _places_of(connection)
-    except sys.modules["sqlite3"].Error as error:
-        return type(error).__name__
+        seen = [connection.total_changes, connection.in_transaction]
+    except sys.modules["sqlite3"].Error:
+        return "closed"
+    with contextlib.suppress(sys.modules["sqlite3"].Error):  # of another thread
+        seen += _places_of(connection)
+    return seen
 
 
 def _places_of(connection: Any) -> list[str]:
     """Return the file of each database of a connection, nothing for one in memory."""
-    cursor = sys.modules["sqlite3"].Cursor(connection)
-    cursor.row_factory = None
-    rows = cursor.execute("PRAGMA database_list").fetchall()
-    return ["" if not file else str(file) for _, _, file in rows]
+    return [str(file or "") for _, _, file in _rows(connection, "PRAGMA database_list")]
 
 
 def _is_empty(connection: Any, content: bytes) -> bool:
-    """Tell whether there is nothing in a database; after a look at it, or going back to it, it may have a page."""
-    cursor = sys.modules["sqlite3"].Cursor(connection)
-    cursor.row_factory = None
-    nothing = cursor.execute("SELECT count(*) FROM sqlite_master").fetchall() == [(0,)]
+    """Tell whether there is nothing in a database: what has been emptied, or set back to nothing, has a page."""
+    nothing = _rows(connection, "SELECT count(*) FROM sqlite_master") == [(0,)]
     return nothing and not any(any(content[where]) for where in _VERSIONS)
+
+
+def _rows(connection: Any, query: str) -> list[Any]:
+    cursor = sys.modules["sqlite3"].Cursor(connection)
+    cursor.row_factory = None  # the user's may make anything of a row
+    return list(cursor.execute(query))
 
 
 def _is(value: Any, name: str) -> bool:

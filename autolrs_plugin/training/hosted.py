@@ -68,6 +68,7 @@ class HostedLoop(TorchLoop):
 
     def __init__(self, job: Job, host: Host) -> None:
         super().__init__(job)
+        self._schedules = False  # the framework's own, which was looked at before
         self._host = host
         self._validate = host.evaluate
         self.ranks = ranks_of_job()

@@ -35,6 +35,7 @@ from autolrs_plugin.training.databases import DatabaseSlots, is_cursor, is_datab
 from autolrs_plugin.training.fingerprint import PARTS_OF
 from autolrs_plugin.training.hooks import HOOKS_OF_ALL, hooks_of
 from autolrs_plugin.training.items import (
+    SHARED,
     WEAK,
     BufferSlots,
     CacheSlots,
@@ -48,8 +49,10 @@ from autolrs_plugin.training.items import (
     special_slots,
 )
 from autolrs_plugin.training.libraries import (
+    COUNTING,
     INSIDE,
     SKIPPED,
+    STATEFUL,
     STREAMS,
     TORCHS_OWN,
     WALKED_ONLY,
@@ -76,6 +79,7 @@ from autolrs_plugin.training.slots import (
     ClassSlots,
     ContextSlots,
     FunctionSlots,
+    NumberSlots,
     ParameterSlots,
     Slots,
     VariableSlots,
@@ -125,6 +129,7 @@ class Inventory:
         slots: whose attributes, variables and items are state.
         iterators: what is drawn from and cannot be set back, such as a SeedSequence; and databases, which may be such.
         caches: what functools.cache and lru_cache have made: what is added can be taken away, and no more.
+        shared: queues, semaphores, futures and executors: other threads may have a hand in them.
         data: containers of plain values, which nothing that can be set back holds; and tensors that are not dense.
         bearers: tensors, arrays and containers that somebody has given attributes to, by their ids.
     """
@@ -140,6 +145,7 @@ class Inventory:
         self.slots: dict[str, Slots] = {}
         self.iterators: dict[str, Any] = {}
         self.caches: dict[str, Any] = {}
+        self.shared: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
         self.bearers: dict[int, Any] = {}
         # Some of what is found is made while looking: it must outlive its id.
@@ -174,6 +180,8 @@ class Inventory:
             self._array(path, value, data, depth)
             return
         self._seen[id(value)] = value
+        if isinstance(value, SHARED):
+            self.shared[path] = value
         if isinstance(value, GENERATORS):
             self.generators[path] = value
         elif isinstance(value, torch.nn.Module):
@@ -353,7 +361,10 @@ class Inventory:
         if kind.__module__ in INSIDE:
             self._items(path, (getattr(value, INSIDE[kind.__module__], None),), data, depth)
             return
-        if kind.__module__.partition(".")[0] in SKIPPED and kind is not SimpleNamespace:
+        keeps = kind.__module__.startswith(STATEFUL)
+        if kind.__module__.partition(".")[0] in SKIPPED and kind is not SimpleNamespace and not keeps:
+            if kind.__module__.startswith(COUNTING):
+                self._held(path, NumberSlots(value, "data" if data else "user"), data, depth)
             return
         data = data or isinstance(value, Dataset | Sampler) or kind.__module__.startswith(STREAMS)
         own = "data" if data else "user"
@@ -365,7 +376,9 @@ class Inventory:
         elif is_opaque(value):
             self._held(path, FieldSlots(value, own), data, depth)
             self._held(path, InnerSlots(value, own), data, depth)
-        if kind.__module__.startswith(WALKED_ONLY) and not data:
+        if keeps:  # some of it is as large as the gradients
+            self._held(path, Slots(value, own if data else "optimizer"), data, depth)
+        elif kind.__module__.startswith(WALKED_ONLY) and not data:
             for name, item in held(value).items():
                 self._visit(joined(path, name), item, data, depth + 1)
         else:

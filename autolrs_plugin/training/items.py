@@ -5,10 +5,13 @@ import contextlib
 import gc
 import io
 import os
+import queue
 import re
+import threading
 import warnings
 from collections import deque
 from collections.abc import Container, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -24,7 +27,7 @@ import numpy as np
 import torch
 
 from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, MOST_MEMBERS, attributes_of, is_plain
-from autolrs_plugin.training.slots import Slots, held
+from autolrs_plugin.training.slots import NumberSlots, Slots, held
 
 
 class ItemSlots(Slots):
@@ -303,6 +306,8 @@ def special_slots(value: Any, kind: str) -> Slots | None:
         return MemoryFileSlots(value, kind)
     if isinstance(value, torch.UntypedStorage):
         return StorageSlots(value, kind)
+    if isinstance(value, threading.Semaphore):
+        return NumberSlots(value, kind)
     return BarSlots(value, kind) if type(value).__module__.startswith(_BARS) else None
 
 
@@ -368,3 +373,6 @@ _POINTERS = set("PzZOX&")
 _NOT_INSIDE = (type, ModuleType, BaseException, FrameType, TracebackType, CodeType, BuiltinFunctionType)
 
 WEAK = (WeakKeyDictionary, WeakValueDictionary, WeakSet)
+
+SHARED = (queue.Queue, queue.SimpleQueue, threading.Semaphore, Future, Executor)
+"""What threads hand things to each other with."""

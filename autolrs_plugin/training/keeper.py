@@ -49,8 +49,13 @@ class Keeper:
         self._kept = self._job.capture(Copier(device), old=self._kept)
 
     def restore(self) -> None:
-        """Go back to the kept state."""
-        assert self._kept is not None or self._file is not None, "a restore without a snapshot"
+        """Go back to the kept state.
+
+        Raises:
+            RuntimeError: none is kept yet.
+        """
+        if self._kept is None and self._file is None:
+            raise RuntimeError("restore(): no state is kept yet; perform a Snapshot first.")
         self._job.restore(read_checkpoint(*self._file) if self._file is not None else self._kept)  # type: ignore[arg-type]
 
     def kept(self) -> bytes:

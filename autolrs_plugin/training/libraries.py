@@ -54,6 +54,16 @@ INSIDE = {
 }
 """Modules of those packages whose objects hold one thing for others, and the attribute that has it."""
 
+STATEFUL = (
+    *("torch.distributed.algorithms", "torch.distributed.optim"),
+    *("lightning.fabric.wrappers", "lightning_fabric.wrappers"),
+)
+"""Modules among those skipped or only walked whose objects have a state of their own: hooks of DistributedDataParallel
+with their memory of gradients, averagers of weights, loaders that count their epochs."""
+
+COUNTING = ("accelerate.", "lightning.fabric.", "lightning_fabric.")
+"""Modules among those skipped whose objects count steps and batches, and hold in their numbers all that counts."""
+
 TORCHS_OWN = ("torch.nn.parallel", "torch.distributed", "torch._dynamo", "torch.fx")
 """Wrappers whose attributes mirror objects that cannot be set back; for what of them matters see WrapperSlots."""
 

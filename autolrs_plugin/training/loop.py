@@ -24,7 +24,7 @@ from autolrs_plugin.training.resuming import ADVICE, shown
 from autolrs_plugin.training.rng import seed_all
 from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.snapshot import JobState
-from autolrs_plugin.training.threads import warn_of_threads
+from autolrs_plugin.training.threads import check_threads, warn_of_threads
 from autolrs_plugin.training.tree import Copier
 
 logger = logging.getLogger("autolrs_plugin")
@@ -81,6 +81,7 @@ class TorchLoop:
         self._probed = self._verified = self._in_probe = self._evaluated = self.driven = False
         # The losses of the first steps, as long as none has changed a weight.
         self._untrained: list[float] | None = []
+        self._schedules = "scheduler" not in job.stateful
         self.rates = GroupRates(job.optimizer)
         self.agreed: Callable[[bool], bool] = bool
 
@@ -124,6 +125,7 @@ class TorchLoop:
         if self._before is None:  # only now: most states are kept before a piece of the run, which needs none
             self._before = self._job.digests(), self._job.watched()
             warn_of_threads(self._job.found.slots.values())
+            check_threads(self._job.found.shared)
         if not self._probed:
             self._kept_weights, self._ends = weights_fingerprint(self._job.trainable(), {}), {}
         self._probed = self._in_probe = True
@@ -277,6 +279,7 @@ class TorchLoop:
         Raises:
             ValueError: the losses differ.
         """
+        check_threads(self._job.found.shared)
         keeper = Keeper(self._job)
         losses = []
         with SIGNALS.held():
@@ -300,14 +303,16 @@ class TorchLoop:
         if changed := [path for path in {**before, **after} if before.get(path) != after.get(path)]:
             logger.warning(
                 "%s: was changed by validate, and is set back after each evaluation, for AutoLRS evaluates at times of "
-                "its own; the losses along the run are in val_losses, and other records need evaluations of your own.",
+                "its own: a file that it saves as the best is the last one evaluated. The losses along the run are in "
+                "val_losses; keep a record in observers=, or evaluate and save by yourself.",
                 ", ".join(changed[:SHOWN]),
             )
 
     def _warn_untrained(self, losses: list[float], lr: float) -> list[float] | None:
         """Warn of first steps that have changed no weight; return their losses where it is too early to tell."""
         skipped = sum(not math.isfinite(loss) for loss in losses)
-        if skipped == len(losses) < NOTHING_TRAINED:
+        # Some optimizers gather statistics first (RAdam), and have a state by then.
+        if len(losses) < NOTHING_TRAINED and (skipped == len(losses) or self._job.optimizer.state):
             return losses
         also = f"; {skipped} of their losses are not finite, and a step may skip those" if skipped else ""
         logger.warning(
@@ -317,6 +322,15 @@ class TorchLoop:
             *(len(losses), lr, also),
         )
         return None
+
+    def _warn_of_schedulers(self, lr: float) -> None:
+        """Warn, once, of a rate that the step has set for its next one: it has no effect."""
+        if self._schedules and not self.rates.are(lr):
+            self._schedules = False
+            logger.warning(
+                "train_step: has set the learning rate after its step, as a scheduler does, which has no effect: "
+                "AutoLRS sets the rate of each step; leave the scheduler out."
+            )
 
     def _steps(
         self,
@@ -336,6 +350,7 @@ class TorchLoop:
             batch = draw() if draw is not None else None
             with self.rates.meeting(), nullcontext() if losses else self.rates.watched():
                 losses.append(self._take(batch, with_batch=draw is not None))
+                self._warn_of_schedulers(lr)
             self.rates.check_met()
             if self._count_tokens is not None and draw is not None:
                 tokens += whole_number(self._count_tokens(batch), "count_tokens")

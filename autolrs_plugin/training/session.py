@@ -160,9 +160,16 @@ class Session:
         return self._pending is None
 
     def perform(self, action: Action) -> Result:
-        """Carry out an action on the port; return its result, which `tell` takes."""
+        """Carry out an action on the port; return its result, which `tell` takes.
+
+        Raises:
+            ValueError: it is not the one that is pending.
+        """
         self.check_open()
-        assert action == self._pending, f"{action} is not the action that was asked for"
+        if action != self._pending:
+            raise ValueError(
+                f"perform({action!r}): is not the action that next_action() gave; give that one."
+            )
         self._performed = True
         try:
             with owning(_owner(action)):

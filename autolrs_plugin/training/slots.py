@@ -92,19 +92,28 @@ class Slots:
 
 
 class WrapperSlots(Slots):
-    """What of DistributedDataParallel's own attributes decides about a later step: whether buffers are sent before it.
+    """What of DistributedDataParallel's own attributes decides about a later step.
 
-    An evaluation turns it off, until a step has been taken; after one that is taken back, the next step would miss it.
+    Whether buffers are sent before it: an evaluation turns that off, until a step has been taken; after one that is
+    taken back, the next step would miss it. And the hooks that exchange gradients, each with its state.
     """
 
-    NAME = "require_forward_param_sync"
+    NAMES = ("require_forward_param_sync", "_comm_hooks")
 
     def __init__(self, owner: Any) -> None:
         super().__init__(owner, "module")
 
     def get(self) -> dict[str, Any]:
-        """Return the one attribute, where there is one."""
-        return {self.NAME: getattr(self._owner, self.NAME)} if hasattr(self._owner, self.NAME) else {}
+        """Return those that there are."""
+        return {name: getattr(self._owner, name) for name in self.NAMES if hasattr(self._owner, name)}
+
+
+class NumberSlots(Slots):
+    """The numbers among the attributes of an object whose other attributes are somebody else's, or nobody's state."""
+
+    def get(self) -> dict[str, Any]:
+        """Return the numbers."""
+        return {k: v for k, v in super().get().items() if isinstance(v, int | float)}
 
 
 class ParameterSlots(Slots):
@@ -186,6 +195,7 @@ class VariableSlots(Slots):
         is_users: tells whether a module or code is the user's own.
 
     Attributes:
+        function: as given.
         modules: the variables of the user's modules of which it may make up names, by the module's name. Of all other
             modules only what it names counts: scripts keep counters and clocks in variables that no step reads.
     """
@@ -195,6 +205,7 @@ class VariableSlots(Slots):
     def __init__(self, function: FunctionType, is_users: Any) -> None:
         super().__init__(function, "user")
         names, self._stored = names_in(function.__code__)
+        self.function = function
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         self._cells = dict(cells)
         # A library's wrapper bears the name and module of the user's function in it; its globals are the library's.

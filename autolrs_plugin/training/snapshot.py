@@ -46,6 +46,7 @@ from autolrs_plugin.training.rng import (
     state_of,
 )
 from autolrs_plugin.training.slots import VariableSlots
+from autolrs_plugin.training.threads import wait_for_pools
 from autolrs_plugin.training.tree import Copier, Restorer
 from autolrs_plugin.training.watched import data_seen, position, switches
 
@@ -145,7 +146,7 @@ class JobState:
             old: a state captured before that nobody needs any more: its memory is used again.
         """
         reshard(self.model)
-        self.look()
+        self.settle()
         olds = old or {}
         state = {key: copier.copy(part(), olds.get(key)) for key, part in self._parts().items()}
         if copier.shares:
@@ -166,7 +167,7 @@ class JobState:
         All is put back but what is large and nobody changes who only looks: the weights and what the optimizers hold.
         Those are put back, too, where an optimizer swaps the weights for others to evaluate (Schedule-Free).
         """
-        self.look()
+        self.settle()
         swaps = any(swaps_weights(optimizer) for optimizer in self.found.optimizers.values())
         kept = self._glance(("gradients",) if swaps else ("gradients", "parameters", "optimizers"))
         gradients = [(p, p.grad) for p in self.parameters.values()]
@@ -184,8 +185,9 @@ class JobState:
         """Make the job what it was when `state` was captured; tensors in use are written in place."""
         reshard(self.model)
         origins = state.get(ORIGINS)
+        if origins is None or self.found.shared:
+            self.settle()
         if origins is None:
-            self.look()
             check_made(state.get(MADE, {}), Places(self.found, self.parameters))
             refill(self.found, state["attributes"])
             origins = Origins(self.found, self.parameters, self._names)
@@ -202,7 +204,7 @@ class JobState:
         """Return a digest of everything that is reached, by the path to it: also of what is only watched."""
         share = Copier(share=True)
         reshard(self.model)
-        self.look()
+        self.settle()
         state = {key: share.copy(part()) for key, part in self._parts().items()}
         found = {path: digest for key, value in state.items() for path, digest in leaves(key, value)}
         for path, slots in self.found.lasting().items():
@@ -254,6 +256,12 @@ class JobState:
         return found
 
     # What there is.
+
+    def settle(self) -> None:
+        """Find what there is now, when pools of threads have done what they were asked to."""
+        self.look()
+        while wait_for_pools(self.found.shared):
+            self.look()
 
     def look(self) -> None:
         """Find what there is now: a step may have let more weights train, or made some."""

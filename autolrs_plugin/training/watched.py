@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import os
+import queue
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -170,7 +171,9 @@ def _place_in(file: Any) -> Any:
 
 
 def _visible(value: Any) -> Any:
-    """Return of a variable what can be compared: plain values by their content, others by identity."""
+    """Return of a variable what can be compared: plain values and queues by their content, others by identity."""
+    if isinstance(value, queue.Queue):  # of a thread that reads ahead
+        return [batch_seen(item) for item in list(value.queue)]
     return value if is_plain(value) else id(value)
 
 

@@ -1,6 +1,7 @@
 """A database of sqlite3 that a step writes to: one in memory is set back, all others are named."""
 
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -181,4 +182,33 @@ def test_a_large_database_and_a_closed_one_are_watched(monkeypatch: pytest.Monke
         database.execute("INSERT INTO seen VALUES (1.0)")
     assert database_seen(database) != before
     database.close()
-    assert database_seen(database) == "ProgrammingError"
+    assert database_seen(database) == "closed"
+
+
+def test_a_database_of_another_thread_is_watched() -> None:
+    made: list[sqlite3.Connection] = []
+    go, done = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with closing(sqlite3.connect(":memory:")) as database:
+            made.append(database)
+            done.set()
+            go.wait()
+            database.execute(MAKE)
+            database.execute("INSERT INTO seen VALUES (1.0)")
+            done.set()
+            go.clear()
+            go.wait()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    done.wait()
+    done.clear()
+    assert content_of(made[0]) is None
+    before = database_seen(made[0])
+    go.set()
+    done.wait()
+    assert database_seen(made[0]) not in (before, "closed")
+    while writer.is_alive():
+        go.set()
+        writer.join(0.01)

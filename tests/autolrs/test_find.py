@@ -1,6 +1,7 @@
 """A learning rate alone, and a warm start: on a real job, and from the command line."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,20 +35,35 @@ def tuner_of(job: Job, **changes: Any) -> AutoLRS:
     return AutoLRS(job.model, job.optimizer, **{**arguments, **changes})
 
 
-def test_find_takes_everything_back_and_the_run_after_it_is_the_run_without_it() -> None:
-    ends = []
-    for first in (True, False):
-        job = Job("adam", seed=3)
-        seed_everything()
-        tuner, before = tuner_of(job), job.bits()
-        if first:
-            found = tuner.find(0.1)
-            assert job.bits() == before
-            assert 0 < found.steps <= 40
-            assert found.low <= found.lr <= found.high
-        tuner.run()
-        ends.append((job.bits(), tuner.losses))
-    assert ends[0] == ends[1]
+@dataclass
+class Earlier:
+    """A run in a folder, to its end."""
+
+    folder: Path
+    job: Job
+    tuner: AutoLRS
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Earlier:
+    folder = tmp_path_factory.mktemp("earlier") / "one"
+    seed_everything()
+    tuner = tuner_of(job := Job("adam", seed=3), run_dir=folder)
+    tuner.run()
+    tuner.close()
+    return Earlier(folder, job, tuner)
+
+
+def test_find_takes_everything_back_and_the_run_after_it_is_the_run_without_it(earlier: Earlier) -> None:
+    job = Job("adam", seed=3)
+    seed_everything()
+    tuner, before = tuner_of(job), job.bits()
+    found = tuner.find(0.1)
+    assert job.bits() == before
+    assert 0 < found.steps <= 40
+    assert found.low <= found.lr <= found.high
+    tuner.run()
+    assert (job.bits(), tuner.losses) == (earlier.job.bits(), earlier.tuner.losses)
 
 
 def test_find_says_when_it_knows_nothing() -> None:
@@ -104,16 +120,14 @@ def test_a_probe_that_rises_before_it_falls_is_not_noise() -> None:
     assert not found_with(tuple(map(float, noise))).confident
 
 
-def test_a_warm_start_follows_the_earlier_run(tmp_path: Path) -> None:
-    seed_everything()
-    first = tuner_of(Job("adam", seed=3), run_dir=tmp_path / "one")
-    first.run()
-    points = plateau_of(tmp_path / "one")
+def test_a_warm_start_follows_the_earlier_run(earlier: Earlier, tmp_path: Path) -> None:
+    first = earlier.tuner
+    points = plateau_of(earlier.folder)
     assert points[0][0] == 0.0
     assert all(math.isclose(lr, first.schedule.lrs[round(at * 400)], rel_tol=0.06) for at, lr in points[1:])
     assert all(after - before > 0.01 for (before, _), (after, _) in pairwise(points))
     seed_everything()
-    second = tuner_of(Job("adam", seed=4), warm_start=tmp_path / "one")
+    second = tuner_of(Job("adam", seed=4), warm_start=earlier.folder)
     second.run()
     assert second.ledger.search_share <= 0.05
     assert max(second.schedule.lrs) == pytest.approx(max(first.schedule.lrs), rel=0.1)
@@ -174,11 +188,10 @@ def test_find_from_the_command_line(tmp_path: Path) -> None:
     assert "is neither a script nor the folder of a run" in missing.output
 
 
-def test_find_looks_at_a_run(tmp_path: Path) -> None:
-    seed_everything()
-    tuner = tuner_of(Job("adam", seed=3), run_dir=tmp_path / "one")
-    tuner.run()
-    tuner.close()
-    printed = CliRunner().invoke(app, ["find", str(tmp_path / "one")])
+def test_find_looks_at_a_run(earlier: Earlier) -> None:
+    printed = CliRunner().invoke(app, ["find", str(earlier.folder)])
     assert printed.exit_code in (0, 1)
-    assert f"{tuner.stages[-1].chosen_lr:.3g}" in printed.output or "nothing to be said" in printed.output
+    assert (
+        f"{earlier.tuner.stages[-1].chosen_lr:.3g}" in printed.output
+        or "nothing to be said" in printed.output
+    )

@@ -317,6 +317,7 @@ def name_spaces() -> Any:
         threading.local(),
     )
     waiting: queue.Queue[int] = queue.Queue()
+    left = threading.Semaphore(100)
     local.n = 0
 
     def use() -> Any:
@@ -325,7 +326,8 @@ def name_spaces() -> Any:
         three["n"] += 1
         local.n += 1
         waiting.put(1)
-        return one.n + three["n"] + local.n + waiting.qsize(), two.memory
+        left.acquire()
+        return one.n + three["n"] + local.n + waiting.qsize() + left._value, two.memory
 
     return use
 
