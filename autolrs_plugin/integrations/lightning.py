@@ -150,7 +150,7 @@ class AutoLRSCallback(Callback, HostedResults):
 
 def _check_trainer(trainer: Any, module: LightningModule) -> None:
     """Raise ValueError or RuntimeError, naming it, for what AutoLRS cannot work with."""
-    if not isinstance(trainer, Trainer):
+    if not issubclass(type(trainer), Trainer):
         theirs = type(trainer).__module__.partition(".trainer")[0]
         raise TypeError(
             f"trainer: is one of {theirs}, and AutoLRSCallback was made for {PACKAGE}; import the Trainer from there, "
@@ -158,7 +158,9 @@ def _check_trainer(trainer: Any, module: LightningModule) -> None:
         )
     count = sum(isinstance(callback, AutoLRSCallback) for callback in trainer.callbacks)
     if count > 1:
-        raise ValueError(f"callbacks: has {count} AutoLRSCallbacks; one learning rate has one.")
+        raise ValueError(
+            f"callbacks: has {count} AutoLRSCallbacks; a run has one learning rate, so give one."
+        )
     if trainer.lr_scheduler_configs:
         scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
         raise ValueError(

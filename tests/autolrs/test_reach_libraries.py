@@ -90,7 +90,7 @@ class ALoaderOfFabric(Kind):
     def prepare(self) -> None:
         fabric = Fabric(accelerator="cpu", devices=1)
         sampler: Any = self.Sampler()
-        loader: Any = DataLoader(torch.arange(64), 16, sampler=sampler)  # type: ignore[arg-type]
+        loader: Any = DataLoader(torch.arange(64), 16, sampler=sampler)
         self.data = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
 
     def seen(self) -> Any:

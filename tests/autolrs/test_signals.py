@@ -22,6 +22,7 @@ from autolrs_plugin.core.journal import FILE_NAME, Journal
 from autolrs_plugin.integrations import torch_loop
 from autolrs_plugin.training import hosted
 from autolrs_plugin.training.distributed import Ranks
+from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.signals import SIGNALS
 from tests.autolrs.jobs import bits
 from tests.autolrs.scripted import script
@@ -200,7 +201,7 @@ def test_a_signal_to_another_rank_is_left_a_search_for(monkeypatch: pytest.Monke
     assert everything(job) == plainly(Kind())
     monkeypatch.setattr(hosted, "ranks_of_job", OtherAsked)
     host: Any = SimpleNamespace(evaluate=None)
-    assert hosted.HostedLoop(job.model, job.optimizer, host, {}, (), "host", {}).asked()
+    assert hosted.HostedLoop(Job(job.model, job.optimizer), host).asked()
 
 
 def searching(job: Kind, **options: Any) -> AutoLRS:

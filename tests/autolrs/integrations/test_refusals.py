@@ -231,7 +231,7 @@ def test_a_lightning_trainer_that_cannot_be_tuned(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"configure_optimizers: returns no optimizer; AutoLRS needs one"):
         lightning(tmp_path, [LightningCallback(task.RANGE)], none)
     twice = [LightningCallback(task.RANGE), LightningCallback((1e-3, 1.0))]
-    with pytest.raises(ValueError, match=r"callbacks: has 2 AutoLRSCallbacks; one learning rate has one"):
+    with pytest.raises(ValueError, match=r"callbacks: has 2 AutoLRSCallbacks; a run has one learning rate"):
         lightning(tmp_path, twice)
     two = with_optimizers(lambda o: [o, o])
     two.automatic_optimization = False
