@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import schedulefree
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -50,7 +49,7 @@ def test_a_scheduler_in_the_step_is_warned_of_once(caplog: pytest.LogCaptureFixt
 
 
 def test_an_optimizer_that_only_looks_like_one_is_refused_by_what_there_is_instead() -> None:
-    model = nn.Linear(2, 2)
+    schedulefree, model = pytest.importorskip("schedulefree"), nn.Linear(2, 2)
     wrapper = schedulefree.ScheduleFreeWrapper(torch.optim.AdamW(model.parameters()))
     with pytest.raises(TypeError, match=r"ScheduleFreeWrapper is no torch.* AdamWScheduleFree"):
         AutoLRS(model, wrapper, max_steps=7, lr_range=(1e-3, 1.0), progress=False)
@@ -59,7 +58,7 @@ def test_an_optimizer_that_only_looks_like_one_is_refused_by_what_there_is_inste
 def test_an_optimizer_that_gathers_statistics_first_is_not_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    job = Kind()
+    schedulefree, job = pytest.importorskip("schedulefree"), Kind()
     job.optimizer = schedulefree.RAdamScheduleFree(job.model.parameters(), lr=0.1)
     job.optimizer.train()
     with script([Train(0, RATES[:2]), Train(2, RATES[2:])]):
