@@ -70,7 +70,7 @@ def test_find_says_when_it_knows_nothing() -> None:
     nothing = tuner_of(Job("adam", seed=3)).find(0.01)
     assert not nothing.confident
     assert nothing.lr == 1e-2  # the optimizer's own
-    assert "has no room for three probes; give a larger one" in str(nothing)
+    assert "has no room for three probes; give a larger share (share=, --share)" in str(nothing)
 
     job = Job("adam", seed=3)
 
