@@ -178,7 +178,7 @@ def test_find_from_the_command_line(tmp_path: Path) -> None:
     assert 3e-3 < lr < 1.0  # it diverges above about 1
     little = runner.invoke(app, ["find", str(script), "--share", "0.005"])
     assert little.exit_code == 1
-    assert "give a larger one" in little.output
+    assert "give a larger share" in little.output
     script.write_text("print('no training here')", encoding="utf-8")
     none = runner.invoke(app, ["find", str(script)])
     assert none.exit_code == 2
