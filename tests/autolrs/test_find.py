@@ -70,7 +70,7 @@ def test_find_says_when_it_knows_nothing() -> None:
     nothing = tuner_of(Job("adam", seed=3)).find(0.01)
     assert not nothing.confident
     assert nothing.lr == 1e-2  # the optimizer's own
-    assert "has no room for three probes; give a larger one" in str(nothing)
+    assert "has no room for three probes; give a larger share (share=, --share)" in str(nothing)
 
     job = Job("adam", seed=3)
 
@@ -178,7 +178,7 @@ def test_find_from_the_command_line(tmp_path: Path) -> None:
     assert 3e-3 < lr < 1.0  # it diverges above about 1
     little = runner.invoke(app, ["find", str(script), "--share", "0.005"])
     assert little.exit_code == 1
-    assert "give a larger one" in little.output
+    assert "give a larger share" in little.output
     script.write_text("print('no training here')", encoding="utf-8")
     none = runner.invoke(app, ["find", str(script)])
     assert none.exit_code == 2
