@@ -150,11 +150,10 @@ class AutoLRS:
         check_collections(stateful, generators, observers, probes)
         folder = checked_folder(run_dir)
         resume = checked_resume(resume, folder)
-        prior = checked_prior(prior, lr_range)
-        known = {"prior_lr": prior_lr(prior, optimizer), "warm_start": earlier_plateau(warm_start)}
-        settings = {"validation": validate is not None, **known, **settings}
+        rate, plateau = prior_lr(checked_prior(prior, lr_range), optimizer), earlier_plateau(warm_start)
+        known = {"prior_lr": rate, "warm_start": plateau, "validation": validate is not None}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
-        config = AutoLRSConfig.from_mapping(plain_numbers({**values, **settings}), origin="AutoLRS")
+        config = AutoLRSConfig.from_mapping(plain_numbers({**values, **known, **settings}), origin="AutoLRS")
         ranks = _ranks(probes)
         if ranks is not None:
             train_step = ranks.averaged(train_step, "train_step")

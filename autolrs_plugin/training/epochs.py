@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from autolrs_plugin.training.fingerprint import digest_of
 from autolrs_plugin.training.holdings import made_anew, plain_in
-from autolrs_plugin.training.inventory import Inventory, joined
+from autolrs_plugin.training.inventory import Inventory
+from autolrs_plugin.training.plain import joined
 from autolrs_plugin.training.rng import set_state_of, state_of
 from autolrs_plugin.training.tree import Copier, Restorer
 from autolrs_plugin.training.watched import batch_seen

@@ -73,6 +73,7 @@ from autolrs_plugin.training.plain import (
     is_dense,
     is_log,
     is_plain,
+    joined,
 )
 from autolrs_plugin.training.rng import GENERATORS, Generator
 from autolrs_plugin.training.slots import (
@@ -417,8 +418,3 @@ REFERRED = (
     *(FunctionType, MethodType, functools.partial),
 )
 """What a state_dict() leaves out where it is only referred to."""
-
-
-def joined(path: str, name: str) -> str:
-    """Return the path to an attribute."""
-    return f"{path}.{name}" if path and name else path or name

@@ -171,3 +171,8 @@ def _is_record(value: Any, left: list[int]) -> bool:
     if isinstance(value, dict):
         return all(_is_record(v, left) for v in value.values())
     return isinstance(value, CONTAINERS) and all(_is_record(v, left) for v in value)
+
+
+def joined(path: str, name: str) -> str:
+    """Return the path to an attribute."""
+    return f"{path}.{name}" if path and name else path or name

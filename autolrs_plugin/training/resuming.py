@@ -10,10 +10,11 @@ from typing import Any
 
 from autolrs_plugin.training.checking import named
 from autolrs_plugin.training.holdings import plain_in
-from autolrs_plugin.training.inventory import Inventory, joined
+from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.items import BarSlots, ItemSlots, MemberSlots
 from autolrs_plugin.training.libraries import WALKED_ONLY, is_users
 from autolrs_plugin.training.lost import SHOWN
+from autolrs_plugin.training.plain import joined
 from autolrs_plugin.training.slots import ClassSlots, FunctionSlots, Slots, VariableSlots
 
 ADVICE = "make it before AutoLRS is made"

@@ -24,7 +24,7 @@ from autolrs_plugin.training.holdings import (
     restore_dicts,
     restore_slots,
 )
-from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful, joined
+from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful
 from autolrs_plugin.training.items import MemberSlots
 from autolrs_plugin.training.lost import FROZEN, LOG, check_replaced
 from autolrs_plugin.training.optimizers import (
@@ -34,7 +34,7 @@ from autolrs_plugin.training.optimizers import (
     restore_optimizer,
     swaps_weights,
 )
-from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain
+from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain, joined
 from autolrs_plugin.training.resuming import Places, check_made, refill
 from autolrs_plugin.training.rng import (
     Generator,
@@ -45,6 +45,7 @@ from autolrs_plugin.training.rng import (
     spawned_by,
     state_of,
 )
+from autolrs_plugin.training.sharded import reshard
 from autolrs_plugin.training.slots import VariableSlots
 from autolrs_plugin.training.threads import wait_for_pools
 from autolrs_plugin.training.tree import Copier, Restorer
@@ -412,14 +413,3 @@ class JobState:
             if generator is not None:
                 set_state_of(generator, value)
         set_rng_state(Restorer().restored(None, state["rng"]), self.generators)
-
-
-def reshard(model: torch.nn.Module) -> None:
-    """Make FSDP2 let go of weights that it has gathered.
-
-    After a forward pass without a backward pass the root keeps them for the next forward pass, which would then not
-    see what is written into its parameters meanwhile.
-    """
-    for module in model.modules():
-        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
-            module.reshard()

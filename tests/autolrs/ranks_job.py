@@ -24,7 +24,7 @@ from torch.utils.data.distributed import DistributedSampler
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.training.lr import GroupRates
-from autolrs_plugin.training.snapshot import reshard
+from autolrs_plugin.training.sharded import reshard
 from autolrs_plugin.training.tree import local
 from tests.autolrs.jobs import Net, bits
 from tests.autolrs.scripted import PROBING, RATES, script

@@ -88,7 +88,7 @@ def test_find_comes_before_the_run() -> None:
     tuner.tell(tuner.perform(tuner.next_action()))
     with pytest.raises(RuntimeError, match="the run has begun"):
         tuner.find()
-    with pytest.raises(ConfigError, match=r"search_budget=2"):
+    with pytest.raises(ConfigError, match=r"share=2: must be a fraction"):
         tuner_of(Job("adam")).find(2)
 
 

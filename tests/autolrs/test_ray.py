@@ -166,7 +166,7 @@ def test_what_was_begun_from_a_state_that_is_kept_no_more_is_of_no_use(
     monkeypatch.setattr(probes, "_actors", [Actor(), Actor()])
     probes.attach(lambda: states[-1])
     ahead = [Probe(0, index, (0.1,), float("inf"), evaluate=False) for index in (0, 1)]
-    in_time[:] = [True, False]  # the second is done, and in the midst of the first a signal comes
+    in_time[:] = [True, False]  # the second is done, and during the first a signal comes
     assert probes.probe(ahead, 0) == Result(stopped=True)
     states.append(b"\2")
     probes.forget()

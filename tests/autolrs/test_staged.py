@@ -393,7 +393,7 @@ def test_a_warm_start_that_does_not_hold_any_more_is_left() -> None:
 
 
 class Interrupted(Landscape):
-    """Its first probes are left for a signal: so many, and each after a step."""
+    """Its first probes, a number of them, are left for a signal, each after a step."""
 
     left = 0
 

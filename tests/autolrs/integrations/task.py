@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autolrs_plugin.core.actions import Action, Evaluate, Probe, Restore, Snapshot, Train
 from autolrs_plugin.core.state import Stage
-from autolrs_plugin.training.snapshot import reshard
+from autolrs_plugin.training.sharded import reshard
 from autolrs_plugin.training.tree import TensorCopy, local
 from tests.autolrs.jobs import bits
 

@@ -390,4 +390,4 @@ def test_without_its_framework_an_adapter_names_the_extra() -> None:
     code = BLOCKER.format(blocked=set(names), names=[]) + WITHOUT.format(names=names)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     for name, said in zip(names, done.stdout.splitlines(), strict=True):
-        assert f"pip install 'vllm-sarathi[{name}]'" in said
+        assert f"pip install 'vllm-sarathi[autolrs,{name}]'" in said
