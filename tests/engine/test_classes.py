@@ -94,6 +94,27 @@ def test_what_cannot_be_kept_is_refused_at_once_and_everybody_is_answered_once(e
         assert why["retry_after_s"] >= 1
 
 
+@pytest.mark.parametrize("every_s", [1.0, 0.55])
+def test_an_idle_device_does_not_refuse_by_what_was_learnt_under_load(
+    make_config: Any, every_s: float
+) -> None:
+    """Nor where the next prompt comes while the last is answered; what can never be kept is refused all the same."""
+    tight = {"tight": {"ttft_slo_ms": 9000, "tbt_slo_ms": 20}}
+    engine = ClassEngine(make_config, {**CLASSES, "classes": CLASSES["classes"] | tight})
+    for i in range(40):
+        engine.ask(f"learn-{i}", 600, "tight", 24)
+    engine.finish()
+    for i in range(12):
+        engine.ask(f"{i}", 1200, "interactive", 20)
+        engine.run_to(engine.now_s + every_s)
+    assert engine.refused == {}
+    engine.finish()
+    assert max(engine.ttft_s(f"{i}") for i in range(12)) <= 0.5
+    engine.ask("long", 5000, "interactive")
+    engine.step()
+    assert list(engine.refused) == ["long"]
+
+
 def test_every_refusal_states_a_time_beyond_the_slo(make_config: Any) -> None:
     """Of newcomers and of those that were let in, beside classes that are late themselves, on a device that varies."""
     rng = random.Random(1)

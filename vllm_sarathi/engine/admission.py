@@ -92,20 +92,24 @@ class Admissions:
             return
         gate, requests = self._gate, self._scheduler.requests
         self.note_progress()
-        refused = gate.review(wall_s)
+        refused, idle = gate.review(wall_s), self.idle()
         for name in self._new:
             request = requests.get(name)
             if request is None or request.is_finished():
                 continue
             done = self._cached_tokens(request)
             left = max(1, request.num_tokens - done)
-            refusal = gate.ask(name, self._bond(request), request.arrival_time, wall_s, left, done)
+            refusal = gate.ask(name, self._bond(request), request.arrival_time, wall_s, left, done, idle)
             if refusal is not None:
                 refused[name] = refusal
         self._new.clear()
         if refused:
             self._refuse(refused)
         self._next_look_s = gate.next_look_s(wall_s)
+
+    def idle(self) -> bool:
+        """True where nobody runs but batch work, which gives way."""
+        return all(self._bond(request).batch for request in self._scheduler.running)
 
     def note_progress(self) -> None:
         """Tell the gate how far those that it has let in have been read."""
