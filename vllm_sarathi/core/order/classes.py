@@ -82,6 +82,7 @@ class ClassOrder(DeadlineOrder):
         self._prompts: list[RequestView] = []
         self._overdue: Set[str] = frozenset()
         self._begun_overdue: set[str] = set()
+        self._late: set[str] = set()
         self._pace = ReadingPace(model, pipeline)
         self.reconfigure(config)
         self._kept_out: dict[str, set[str]] = {}
@@ -146,7 +147,10 @@ class ClassOrder(DeadlineOrder):
         shared = self._shared(requests)
         keys = self._by_share(requests, self._keys(requests, starving, shared), shared)
         for index, request in enumerate(requests):
-            if request.answering and not request.batch and keys[index][0] != RELEGATED:
+            relegated = keys[index][0] == RELEGATED
+            if not request.answering:
+                (self._late.add if relegated else self._late.discard)(request.request_id)
+            elif not request.batch and not (relegated and request.request_id in self._late):
                 keys[index] = (-1, -request.age_s, float(index))  # its next token is late already
         left_out = self._left_out(view, requests, keys)
         self._kept_out = defaultdict(set)
@@ -185,6 +189,7 @@ class ClassOrder(DeadlineOrder):
     def ended(self, request_id: str) -> None:
         """Forget a request."""
         self._begun_overdue.discard(request_id)
+        self._late.discard(request_id)
 
     def presses(self, bond: Bond, age_s: float) -> bool:
         """True for a request that nobody may pass while it waits for room, as it has waited for its bound."""
