@@ -82,7 +82,7 @@ class Gate:
 
     Args:
         pace: returns how fast prompts are read; None while nothing is known: then nobody is refused.
-        pace_alone: returns how fast a prompt of so many tokens is read on an idle device.
+        pace_alone: returns how fast a prompt of a length is read on an idle device.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from vllm_sarathi.engine.vllm.internals import (
     engine_core_outputs_class,
     request_status,
 )
+from vllm_sarathi.engine.vllm.prefix_cache import shared_tokens
 
 REFUSED = "vllm_sarathi refused: "
 """What the `stop_reason` of a refused request begins with; what follows is JSON."""
@@ -97,7 +98,8 @@ class Admissions:
             request = requests.get(name)
             if request is None or request.is_finished():
                 continue
-            done = self._cached_tokens(request)
+            admitted = [requests[each] for each in gate.standing if each in requests]
+            done = max(self._cached_tokens(request), shared_tokens(self._scheduler, request, admitted))
             left = max(1, request.num_tokens - done)
             refusal = gate.ask(name, self._bond(request), request.arrival_time, wall_s, left, done, idle)
             if refusal is not None:

@@ -266,7 +266,7 @@ class ClassOrder(DeadlineOrder):
         return token_s, self._model.work_s, self._pipeline.token_s(self._step_s)
 
     def pace_alone(self, tokens: int) -> tuple[float, float, float] | None:
-        """Return `pace` for a prompt of so many tokens on a device that does nothing else: there is no lead then."""
+        """Return `pace` for a prompt of a length on a device that does nothing else: there is no lead then."""
         token_s = self._pace.token_alone_s(tokens)
         return None if token_s is None else (token_s, self._model.work_s, 0.0)
 

@@ -88,7 +88,7 @@ class ReadingPace:
         return self._queue_share * token_s + (1 - self._queue_share) * now_s
 
     def token_alone_s(self, tokens: int) -> float | None:
-        """Return the seconds per token of a prompt of so many, on a device that does nothing else; None if unknown."""
+        """Return the seconds per token of a prompt of a length on a device that does nothing else; None if unknown."""
         return self._beside(0, 0, tokens)
 
     def _beside(self, decodes: int, context_tokens: int, tokens: int) -> float | None:
