@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_sarathi.core.classes import AskedSlo, Bond, SloClasses
+from vllm_sarathi.core.classes import NO_TIER, AskedSlo, Bond, SloClasses
 from vllm_sarathi.core.config import (
     BASELINES,
     NO_CALIBRATION,
@@ -260,6 +260,7 @@ def _bond(classes: SloClasses, name: str | None, ttft_slo_s: float | None) -> Bo
     Raises:
         ConfigError: no class and no tier has the name.
     """
+    name = None if name == NO_TIER else name
     if name is not None and classes.named(name) is None:
         raise ConfigError(
             f"slo_class {short(name)}: unknown; {nearest_hint(name, [each.name for each in classes.classes])}"
