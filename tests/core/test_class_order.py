@@ -138,6 +138,17 @@ def test_batch_work_that_has_stood_still_for_its_bound_goes_first_once() -> None
     assert made.turn(replace(view, now_s=1060.5)).overdue == {"batch"}
 
 
+def test_whoever_had_its_first_token_in_time_is_not_relegated_when_preempted() -> None:
+    """One that was relegated before its first token goes on behind those that can be kept."""
+    made, late = order(), asked("late", 100, "chat", age_s=5.0)
+    kept, answered = asked("kept", 100, "chat"), asked("answered", 100, "chat", age_s=5.0, answering=True)
+    made.turn(StepView(1000.0, 0, 0, 0, (), (late, kept), 4096, free_slots=8))
+    assert made.relegated == {"late"}
+    waiting = (kept, replace(late, answering=True), answered)
+    assert made.turn(StepView(1000.0, 0, 0, 0, (), waiting, 4096, free_slots=8)).waiting == (2, 0, 1)
+    assert made.relegated == {"late"}
+
+
 def test_how_fast_a_queue_is_read_counts_the_steps_that_read_nothing() -> None:
     made = order()
     before = made.pace()

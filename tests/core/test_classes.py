@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vllm_sarathi.core.classes import AskedSlo, SloClasses, read_classes
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
+from vllm_sarathi.core.plain import parse_plain
 
 YAML = """
 default: standard
@@ -88,6 +89,8 @@ def test_settings_carry_the_classes_as_plain_values(tmp_path: Path) -> None:
             "classes: {a: {batch: true, tbt_slo_ms: 3}}",
             "classes.a.tbt_slo_ms 3: batch work has no SLO",
         ),
+        ("classes: {a: {batch: true, weight: 3}}", "classes.a.weight 3: has no effect on batch work"),
+        ('{"classes": {"a": {}', "is not valid JSON"),
         ("classes: {a: {max_wait_s: 3}}", "classes.a.max_wait_s 3: has no effect without batch: true"),
         ("classes: {a: {service_tiers: [gold]}}", "classes.a.service_tiers 'gold': unknown; valid: default"),
         ("classes: {a: {service_tiers: flex}}", "classes.a.service_tiers 'flex': must be a list"),
@@ -194,3 +197,7 @@ def test_a_wish_is_never_tighter_than_the_slo_of_its_class(classes: SloClasses) 
     bond = AskedSlo(0.01, 0.1, "night").bind(classes)
     assert (bond.tbt_slo_s, bond.ttft_slo_s) == (math.inf, None)
     assert bond.batch
+
+
+def test_a_mapping_of_yaml_may_begin_as_one_of_json_does() -> None:
+    assert parse_plain("{classes: {a: {weight: 2}}}", "f") == {"classes": {"a": {"weight": 2}}}

@@ -106,6 +106,8 @@ def test_a_gauge_of_what_is_not_known_is_not_there() -> None:
 
 
 def test_every_counter_is_there_from_the_start_and_in_base_units() -> None:
+    by_class = {s.labels for s in Figures(("a", "b")).samples() if s.figure.by_class}
+    assert by_class == {(("slo_class", "a"),), (("slo_class", "b"),)}
     names = {s.figure.name + s.suffix for s in Figures().samples()}
     assert names == {f"{f.name}_total" for f in FIGURES.values() if f.kind is Kind.COUNTER}
     assert not [name for name in FIGURES if name.endswith(("_ms", "_total", "_milliseconds"))]

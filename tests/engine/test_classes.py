@@ -5,13 +5,15 @@ import json
 import random
 import re
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.v1.request import RequestStatus
 
-from tests.engine.virtual import LinearDevice, VirtualEngine, share_kept
+from tests.engine.virtual import LinearDevice, VirtualEngine, random_tokens, share_kept
 from vllm_sarathi import SarathiConfig
+from vllm_sarathi.core.figures import ClassGaps
 from vllm_sarathi.core.gate import Refusal
 from vllm_sarathi.engine.admission import REFUSED, is_refusal, sentence, stop_reason
 
@@ -92,6 +94,54 @@ def test_what_cannot_be_kept_is_refused_at_once_and_everybody_is_answered_once(e
         assert why["slo_class"] == "interactive"
         assert why["predicted_ttft_ms"] > why["ttft_slo_ms"] == 500
         assert why["retry_after_s"] >= 1
+
+
+@pytest.mark.parametrize("every_s", [1.0, 0.55])
+def test_an_idle_device_does_not_refuse_by_what_was_learnt_under_load(
+    make_config: Any, every_s: float
+) -> None:
+    """Nor where the next prompt comes while the last is answered; what can never be kept is refused all the same."""
+    tight = {"tight": {"ttft_slo_ms": 9000, "tbt_slo_ms": 20}}
+    engine = ClassEngine(make_config, {**CLASSES, "classes": CLASSES["classes"] | tight})
+    for i in range(40):
+        engine.ask(f"learn-{i}", 600, "tight", 24)
+    engine.finish()
+    for i in range(12):
+        engine.ask(f"{i}", 1200, "interactive", 20)
+        engine.run_to(engine.now_s + every_s)
+    assert engine.refused == {}
+    engine.finish()
+    assert max(engine.ttft_s(f"{i}") for i in range(12)) <= 0.5
+    engine.ask("long", 5000, "interactive")
+    engine.step()
+    assert list(engine.refused) == ["long"]
+
+
+def test_prompts_that_are_the_same_are_read_once_and_counted_once(make_config: Any) -> None:
+    """As those of one request with `n` are; and as often as there are, where there is no prefix cache."""
+    prompt = random_tokens("same", 800)
+    for caching, most in ((True, 0), (False, 7)):
+        engine = ClassEngine(make_config, enable_prefix_caching=caching)
+        engine.learn()
+        for i in range(8):
+            engine.add(f"{i}", prompt, 8, sampling={"extra_args": {"slo_class": "interactive"}})
+        engine.add("other", 4000, 8, sampling={"extra_args": {"slo_class": "interactive"}})
+        engine.finish()
+        assert "other" in engine.refused
+        assert (len(engine.refused) - 1 > 0) == (most > 0)
+        assert max(engine.ttft_s(f"{i}") for i in range(8) if f"{i}" not in engine.refused) <= 0.5
+
+
+def test_a_step_of_stock_scheduling_ends_gaps_of_classes(engine: ClassEngine) -> None:
+    noted: list[Any] = []
+    engine.scheduler.telemetry = SimpleNamespace(note=lambda *args: noted.append(args[3]))
+    engine.ask("a", 100, "standard", 8)
+    engine.run_until_answered("a")
+    engine.scheduler._apply_plan = None
+    engine.run_until(lambda: not engine.scheduler.has_unfinished_requests())
+    assert engine.scheduler.faults.total > 1
+    assert noted[-1] == (ClassGaps("standard", 1, 0.1),)
+    engine.scheduler.telemetry = None
 
 
 def test_every_refusal_states_a_time_beyond_the_slo(make_config: Any) -> None:

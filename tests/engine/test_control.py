@@ -180,7 +180,7 @@ def test_those_who_wait_go_by_the_new_order(engine: ModelledEngine, server: Serv
         ({"token_budget": 10**6, "tbt_slo_ms": None}, "above the engine's limit of 256 tokens"),
         ({"ttft_slo_ms": 500}, "has no effect without --prefill-order deadline"),
         ({"scheduler": "orcas"}, "--scheduler 'orcas': unknown scheduler; did you mean 'orca'?"),
-        ({"scheduler": "default"}, "'default' is vLLM's own scheduler"),
+        ({"scheduler": "default"}, "--scheduler default: is vLLM's own scheduler"),
         ({"step_trace": "/etc/passwd"}, "--step-trace: can only be given when the server starts."),
         ({"calibration_dir": "/tmp"}, "--calibration-dir: can only be given when the server starts."),
         ({"prefill_max_wait_s": 1, "min_request_slo_ms": 5}, "without --allow-request-slo"),

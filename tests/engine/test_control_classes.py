@@ -153,3 +153,9 @@ def test_no_request_is_lost_whatever_is_changed_when(make_config: Any, mode: str
     assert {name: len(tokens) for name, tokens in engine.outputs.items()} == ends
     assert engine.scheduler.faults.total == 0
     assert engine.scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == 63
+
+
+def test_the_tier_that_asks_for_none_stands_for_the_default_class(engine: ModelledEngine) -> None:
+    command = {"command": "first_token", "tokens": 20, "slo_class": "auto"}
+    said = json.loads(engine.scheduler.control.answer(json.dumps(command)))
+    assert (said["status"], said["slo_class"]) == (200, CLASSES["default"])

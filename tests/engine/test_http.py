@@ -165,6 +165,58 @@ def test_a_refusal_takes_the_place_of_the_whole_answer(first: list[Any]) -> None
     assert "3200 ms" in error["message"]
 
 
+def test_a_refusal_is_told_where_vllm_fails_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does where logprobs of the prompt are asked for: a refused request has none."""
+    call = Call([], refuses=True)
+    app = call._app
+
+    async def failing(*args: Any) -> None:
+        await app(*args)
+        raise IndexError
+
+    monkeypatch.setattr(call, "_app", failing)
+    assert call.run().sent[0]["status"] == 429
+    call.refuses, call.sent = False, []
+    with pytest.raises(IndexError):
+        call.run()
+
+
+def test_a_stream_of_responses_begins_with_what_the_engine_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    created = {**BODY, "body": b"event: response.created"}
+    for refuses, status in ((False, 200), (True, 429)):
+        call = Call([BODY, END], refuses, "/v1/responses")
+        app = call._app
+
+        async def telling(scope: Any, receive: Any, send: Any, app: Any = app) -> None:
+            for message in (START, created):
+                await send(message)
+            await app(scope, receive, send)
+
+        monkeypatch.setattr(call, "_app", telling)
+        call.run()
+        assert call.sent[0]["status"] == status
+        assert refuses or call.sent == [START, created, BODY, END]
+
+
+def test_a_response_in_the_background_that_is_refused_is_stored_as_failed() -> None:
+    """vLLM does so where its generator is cancelled."""
+    call = Call([], refuses=True, path="/v1/responses")
+    seen: list[BaseException] = []
+    app = call._app
+
+    async def answering_first(scope: Any, receive: Any, send: Any) -> None:
+        for message in (START, {**END, "body": b"{}"}):
+            await send(message)
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError as error:
+            seen.append(error)
+
+    call._app = answering_first  # type: ignore[method-assign]
+    assert call.run().sent[0]["status"] == 200
+    assert "cannot be met" in str(seen)
+
+
 def test_nothing_is_read_before_the_server_reads_it() -> None:
     call = Call([])
 

@@ -378,6 +378,10 @@ def _check_unheeded(made: SloClass, values: Mapping[str, Any], where: str) -> No
                 raise ConfigError(
                     f"{where}.{key} {short(values[key])}: batch work has no SLO; leave it out, or batch."
                 )
+        if made.weight != 1.0:  # what all have that state none
+            raise ConfigError(
+                f"{where}.weight {made.weight:g}: has no effect on batch work; leave it out, or batch."
+            )
     elif "max_wait_s" in values:
         raise ConfigError(f"{where}.max_wait_s {values['max_wait_s']:g}: has no effect without batch: true.")
     if made.when_late != "serve" and made.ttft_slo_ms is None:

@@ -278,7 +278,8 @@ class SarathiConfig:
     def __post_init__(self) -> None:
         if check_scheduler(self.scheduler) == STOCK_SCHEDULER:
             raise ConfigError(
-                f"SarathiConfig: {STOCK_SCHEDULER!r} is vLLM's own scheduler and has no settings."
+                f"--scheduler {STOCK_SCHEDULER}: is vLLM's own scheduler, which has no settings and can only be chosen "
+                f"on the command line; valid: {', '.join(SCHEDULERS)}."
             )
         object.__setattr__(self, "slo_classes", _classes_of("slo_classes", self.slo_classes))
         for key in self.keys():

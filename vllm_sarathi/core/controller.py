@@ -41,7 +41,9 @@ class StepController:
         self.model = StepTimeModel()
         self.policy = _make_policy(config, self.model, pipeline)
         self.order = make_order(config, self.model, pipeline)
-        self.gate = Gate(self.order.pace) if isinstance(self.order, ClassOrder) else None
+        self.gate: Gate | None = None
+        if isinstance(self.order, ClassOrder):
+            self.gate = Gate(self.order.pace, self.order.pace_alone)
         self.relegated: frozenset[str] = frozenset()
 
     def reconfigure(self, config: SarathiConfig) -> None:

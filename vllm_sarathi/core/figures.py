@@ -8,7 +8,7 @@ was kept.
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -234,18 +234,24 @@ class Sample:
 class Figures:
     """Sums up finished steps.
 
+    Args:
+        classes: the names of the classes that the server has.
+
     Attributes:
         counters, gauges: by the figure's name and the class; the class is empty where there is none.
     """
+
+    classes: InitVar[Sequence[str]] = (DEFAULT_CLASS,)
 
     counters: dict[tuple[str, str], float] = field(default_factory=dict)
     gauges: dict[tuple[str, str], float] = field(default_factory=dict)
     _histograms: dict[tuple[str, str], _Buckets] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, classes: Sequence[str]) -> None:
         for figure in FIGURES.values():  # so that a rate over a scrape before the first event is a rate
             if figure.kind is Kind.COUNTER:
-                self.count(figure.name, DEFAULT_CLASS if figure.by_class else "", 0.0)
+                for name in classes if figure.by_class else ("",):
+                    self.count(figure.name, name, 0.0)
 
     def count(self, name: str, slo_class: str = "", amount: float = 1.0) -> None:
         """Raise a counter."""

@@ -25,6 +25,10 @@ LEAD_STEPS = 1.5
 waited of the step at hand is in its age. With 3, as many as half of the refused could have been kept where the SLO is a
 few steps (300 ms, steps of 20; seeds 0 to 2), and no more of those that were let in were."""
 
+HOPELESS = 1.5
+"""On an idle device a prompt is refused where reading it would take this multiple of the SLO. Below that it is let in:
+it harms nobody, and what a prompt takes is learnt from those alone that are read."""
+
 Pace = tuple[float, float, float]
 """Seconds of reading per token, those of attention per token pair, and the lead, as QueueView has them."""
 
@@ -78,10 +82,14 @@ class Gate:
 
     Args:
         pace: returns how fast prompts are read; None while nothing is known: then nobody is refused.
+        pace_alone: returns how fast a prompt of a length is read on an idle device.
     """
 
-    def __init__(self, pace: Callable[[], Pace | None]) -> None:
+    def __init__(
+        self, pace: Callable[[], Pace | None], pace_alone: Callable[[int], Pace | None] = lambda tokens: None
+    ) -> None:
         self._pace = pace
+        self._pace_alone = pace_alone
         self._standing: dict[str, _Standing] = {}
 
     @property
@@ -90,7 +98,14 @@ class Gate:
         return tuple(self._standing)
 
     def ask(
-        self, request_id: str, bond: Bond, arrival_s: float, now_s: float, tokens: int, done: int
+        self,
+        request_id: str,
+        bond: Bond,
+        arrival_s: float,
+        now_s: float,
+        tokens: int,
+        done: int,
+        idle: bool = False,
     ) -> Refusal | None:
         """Let a newcomer in, and return None; or refuse it.
 
@@ -99,13 +114,16 @@ class Gate:
             arrival_s, now_s: when it arrived and now, on one clock.
             tokens: of its prompt that are to be read.
             done: of its prompt that are in the prefix cache.
+            idle: whether nobody runs but batch work.
         """
         if bond.ttft_slo_s is None or bond.slo_class is None or bond.batch:
             return None
         newcomer = _Standing(bond, arrival_s, done, tokens)
-        if bond.slo_class.when_late == "refuse" and (queue := self.queue(now_s)) is not None:
+        idle = idle and not self._standing
+        queue = self.queue(now_s, tokens if idle else None)
+        if bond.slo_class.when_late == "refuse" and queue is not None:
             refusal = _refusal(queue, newcomer, now_s)
-            if refusal is not None:
+            if refusal is not None and (not idle or refusal.predicted_s > HOPELESS * refusal.ttft_slo_s):
                 return refusal
         self._standing[request_id] = newcomer
         return None
@@ -155,8 +173,16 @@ class Gate:
     def _may_refuse(self) -> bool:
         return any(each.refusable for each in self._standing.values())
 
-    def queue(self, now_s: float) -> QueueView | None:
-        """Return what a newcomer finds: what is to be read, and how fast; None while nothing is known of that."""
+    def queue(self, now_s: float, idle_tokens: int | None = None) -> QueueView | None:
+        """Return what a newcomer finds: what is to be read, and how fast; None while nothing is known of that.
+
+        Args:
+            now_s: now, on the clock of arrivals.
+            idle_tokens: of the newcomer's prompt, where nobody runs but batch work; else None.
+        """
+        if idle_tokens is not None and not self._standing:
+            pace = self._pace_alone(idle_tokens)
+            return None if pace is None else QueueView((), *pace)
         line = self._line(now_s)
         return None if line is None else line[0]
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from vllm_sarathi.core.errors import ConfigError, short
@@ -21,7 +22,14 @@ def parse_plain(text: str, origin: str) -> object:
         except ValueError as error:
             if isinstance(error, ConfigError):
                 raise
+            with suppress(ConfigError):  # a mapping of YAML may begin like that, too
+                if isinstance(value := _parse_yaml(text, origin), dict):
+                    return value
             raise ConfigError(f"{origin}: is not valid JSON ({error}).") from error
+    return _parse_yaml(text, origin)
+
+
+def _parse_yaml(text: str, origin: str) -> object:
     try:
         import yaml  # vLLM brings it; JSON needs nothing
     except ModuleNotFoundError as error:

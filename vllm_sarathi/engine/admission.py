@@ -16,6 +16,7 @@ from vllm_sarathi.engine.vllm.internals import (
     engine_core_outputs_class,
     request_status,
 )
+from vllm_sarathi.engine.vllm.prefix_cache import shared_tokens
 
 REFUSED = "vllm_sarathi refused: "
 """What the `stop_reason` of a refused request begins with; what follows is JSON."""
@@ -92,20 +93,25 @@ class Admissions:
             return
         gate, requests = self._gate, self._scheduler.requests
         self.note_progress()
-        refused = gate.review(wall_s)
+        refused, idle = gate.review(wall_s), self.idle()
         for name in self._new:
             request = requests.get(name)
             if request is None or request.is_finished():
                 continue
-            done = self._cached_tokens(request)
+            admitted = [requests[each] for each in gate.standing if each in requests]
+            done = max(self._cached_tokens(request), shared_tokens(self._scheduler, request, admitted))
             left = max(1, request.num_tokens - done)
-            refusal = gate.ask(name, self._bond(request), request.arrival_time, wall_s, left, done)
+            refusal = gate.ask(name, self._bond(request), request.arrival_time, wall_s, left, done, idle)
             if refusal is not None:
                 refused[name] = refusal
         self._new.clear()
         if refused:
             self._refuse(refused)
         self._next_look_s = gate.next_look_s(wall_s)
+
+    def idle(self) -> bool:
+        """True where nobody runs but batch work, which gives way."""
+        return all(self._bond(request).batch for request in self._scheduler.running)
 
     def note_progress(self) -> None:
         """Tell the gate how far those that it has let in have been read."""

@@ -123,10 +123,16 @@ class Company:
             pipeline: the stages of the device.
         """
         if decodes != self._decodes:
-            return _gaps(self._count(names()), tbt_slo_s, pipeline)
+            return self.gaps_of(names(), tbt_slo_s, pipeline)
         if self._gaps is None or self._gaps_slo_s != tbt_slo_s:
             self._gaps, self._gaps_slo_s = _gaps(self._decoding, tbt_slo_s, pipeline), tbt_slo_s
         return self._gaps
+
+    def gaps_of(
+        self, names: Iterable[str], tbt_slo_s: float | None, pipeline: Pipeline
+    ) -> tuple[ClassGaps, ...]:
+        """Return a gap for each of these requests; arguments as of `gaps`."""
+        return _gaps(self._count(names), tbt_slo_s, pipeline)
 
     def batch_last(self, decodes: list[Any]) -> list[Any]:
         """Return decodes with batch work at the end: the parent takes blocks from the tail."""

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_sarathi.core.classes import AskedSlo, Bond, SloClasses
+from vllm_sarathi.core.classes import NO_TIER, AskedSlo, Bond, SloClasses
 from vllm_sarathi.core.config import (
     BASELINES,
     NO_CALIBRATION,
@@ -186,7 +186,7 @@ class Control:
             )
         elif slo_ms is None and config.ttft_slo_ms is not None:
             bond = Bond(None, config.ttft_slo_ms / 1e3)
-        queue = self._line(bond)
+        queue = self._line(bond, tokens)
         if queue is None:
             forecast = forecast_first_token(
                 ttft_slo_s=bond.ttft_slo_s,
@@ -217,14 +217,15 @@ class Control:
             "most_tokens": scheduler.max_num_scheduled_tokens,
         }
 
-    def _line(self, bond: Bond) -> QueueView | None:
+    def _line(self, bond: Bond, tokens: int) -> QueueView | None:
         """Return what is to be read by classes; None without any, or while nothing is known of the pace of reading."""
         scheduler = self._scheduler
         gate: Gate | None = scheduler.controller.gate
         if gate is None:
             return None
         scheduler.admissions.note_progress()
-        if (queue := gate.queue(scheduler.wall_clock())) is None:
+        idle_tokens = tokens if scheduler.admissions.idle() else None
+        if (queue := gate.queue(scheduler.wall_clock(), idle_tokens)) is None:
             return None
         admitted = set(gate.standing)
         rest = sum(
@@ -259,6 +260,7 @@ def _bond(classes: SloClasses, name: str | None, ttft_slo_s: float | None) -> Bo
     Raises:
         ConfigError: no class and no tier has the name.
     """
+    name = None if name == NO_TIER else name
     if name is not None and classes.named(name) is None:
         raise ConfigError(
             f"slo_class {short(name)}: unknown; {nearest_hint(name, [each.name for each in classes.classes])}"

@@ -5,6 +5,7 @@ what routers send in headers into the body's `vllm_xargs`, which vLLM hands on t
 answers 400 to who asks for what is no SLO; and it holds back the first line of an answer until there is something to
 send, as a stream would be 200 before anybody knows of its refusal."""
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -42,6 +43,8 @@ PATHS = (
 )
 """Where prompts come in as JSON with `vllm_xargs`; what stands before them is the server's root path."""
 
+RESPONSES = "/v1/responses"
+
 CLASS_HEADER, TTFT_HEADER = b"x-slo-class", b"x-llm-d-slo-ttft-ms"
 TIER = "service_tier"
 
@@ -52,11 +55,24 @@ _refusal: ContextVar["_Refused | None"] = ContextVar("vllm_sarathi_refusal", def
 
 
 class _Refused:
-    """What became of one HTTP request: why it was refused, or what is wrong with it."""
+    """What became of one HTTP request.
 
-    def __init__(self) -> None:
+    Args:
+        tells_first: whether its stream tells of the request itself before the engine has answered.
+
+    Attributes:
+        why: why it was refused.
+        wrong: what is wrong with it.
+        answered: whether the engine has said anything to it.
+        stored: whether the answer has been sent, and the client asks for the rest of it later.
+    """
+
+    def __init__(self, tells_first: bool) -> None:
+        self.tells_first = tells_first
         self.why: dict[str, Any] | None = None
         self.wrong: str | None = None
+        self.answered = False
+        self.stored = False
 
 
 class ClassMiddleware:
@@ -78,11 +94,15 @@ class ClassMiddleware:
         if scope["type"] != "http" or scope.get("method") != "POST" or not path.endswith(PATHS):
             await self._app(scope, receive, send)
             return
-        refused = _Refused()
+        refused = _Refused(tells_first=path.endswith(RESPONSES))
         _refusal.set(refused)  # for this task, which serves nothing else
         holding = _Holding(send, refused)
         asking = _Asking(scope, receive, self._fairness_header, self._classes, refused)
-        await self._app(scope, asking, holding)
+        try:
+            await self._app(scope, asking, holding)
+        except Exception:  # a refused request has no logprobs, and vLLM looks for those of its prompt
+            if not await holding.refuse():
+                raise
         await holding.end()
 
 
@@ -195,17 +215,17 @@ class _Holding:
         self._send = send
         self._refused = refused
         self._start: Message | None = None
-        self._done = False
+        self._held: list[Message] = []
+        self._begun = self._done = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._start = message
+            self._start, self._begun = message, True
             return
         if self._done:
             return
         if self._start is not None:
-            if self._refused.wrong is not None or self._refused.why is not None:
-                await self._refuse(self._start)
+            if await self.refuse():
                 return
             if (
                 message["type"] == "http.response.body"
@@ -213,8 +233,13 @@ class _Holding:
                 and message.get("more_body")
             ):
                 return
-            await self._send(self._start)
-            self._start = None
+            if self._refused.tells_first and not self._refused.answered and message.get("more_body"):
+                self._held.append(message)
+                return
+            self._refused.stored = self._refused.tells_first and not self._refused.answered
+            for each in (self._start, *self._held):
+                await self._send(each)
+            self._start, self._held = None, []
         await self._send(message)
 
     async def end(self) -> None:
@@ -222,9 +247,13 @@ class _Holding:
         if self._start is not None and not self._done:
             await self({"type": "http.response.body", "body": b""})
 
-    async def _refuse(self, start: Message) -> None:
+    async def refuse(self) -> bool:
+        """Answer why the request is refused, if it is and nothing has been sent; tell whether that was so."""
+        why, sent = self._refused.why, self._start is None and self._begun
+        if self._done or sent or (why is None and self._refused.wrong is None):
+            return False
+        start = self._start or {"type": "http.response.start", "headers": []}
         self._start, self._done = None, True
-        why = self._refused.why
         if self._refused.wrong is not None:
             status, kind, message = 400, "Bad Request", self._refused.wrong
         else:
@@ -241,6 +270,7 @@ class _Holding:
             headers.append((b"retry-after", str(math.ceil(why["retry_after_s"])).encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
+        return True
 
 
 def serve_classes(config: SarathiConfig, middleware: list[str]) -> None:
@@ -274,8 +304,12 @@ def _noting(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncI
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         async with contextlib.aclosing(generate(*args, **kwargs)) as outputs:  # type: ignore[type-var]
             async for output in outputs:
-                if output.finished and (refused := _refusal.get()) is not None:
-                    refused.why = refused.why or _why(output)
+                if (refused := _refusal.get()) is not None:
+                    refused.answered = True
+                    if output.finished:
+                        refused.why = refused.why or _why(output)
+                    if refused.why is not None and refused.stored:  # this alone makes vLLM store it as failed
+                        raise asyncio.CancelledError(sentence(refused.why))
                 yield output
 
     return wrapper

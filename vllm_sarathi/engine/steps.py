@@ -62,20 +62,26 @@ class StockStep:
 
 def stock_step(scheduler: Any, output: Any, started_s: float, reason: Reason) -> StockStep:
     """Work out what a step of stock scheduling computes: its gaps count, and it can be learnt from."""
-    decodes, context, work = 0, 0, 0.0
+    decoding: list[str] = []
+    context, work = 0, 0.0
     for name, tokens in output.num_scheduled_tokens.items():
         request = scheduler.requests[name]
         done = request.num_computed_tokens - tokens
         if done >= request.num_prompt_tokens:
-            decodes, context = decodes + 1, context + done
+            decoding.append(name)
+            context += done
         else:
             work += chunk_work(done, tokens)
     shape = StepShape(
         tokens=output.total_num_scheduled_tokens,
-        decodes=decodes,
+        decodes=len(decoding),
         decode_context_tokens=context,
         prefill_work=work,
         sequences=len(output.num_scheduled_tokens),
         encoder_tokens=encoder_tokens(scheduler, output),
     )
-    return StockStep(started_s, StepPlan(scheduler.max_num_scheduled_tokens, (), reason=reason), shape)
+    step = StockStep(started_s, StepPlan(scheduler.max_num_scheduled_tokens, (), reason=reason), shape)
+    if scheduler.config.slo_classes is not None:
+        controller = scheduler.controller
+        step.gaps = scheduler.views.company.gaps_of(decoding, controller.tbt_slo_s, controller.pipeline)
+    return step

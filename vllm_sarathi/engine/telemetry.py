@@ -120,7 +120,8 @@ class Telemetry:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.watches = SloWatches(controller.model, pipeline, controller.config.slo_classes)
-        self.figures = Figures()
+        classes = controller.config.slo_classes
+        self.figures = Figures((DEFAULT_CLASS,) if classes is None else [c.name for c in classes.classes])
         self._controller = controller
         self._pipeline = pipeline
         self._log = log

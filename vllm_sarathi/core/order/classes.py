@@ -30,9 +30,10 @@ from vllm_sarathi.core.order.deadline import (
     DeadlineOrder,
     Key,
 )
+from vllm_sarathi.core.order.pace import ReadingPace
 from vllm_sarathi.core.order.shares import Shares
 from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.core.types import Pipeline, Reason, RequestView, StepRecord, StepView
+from vllm_sarathi.core.types import Pipeline, RequestView, StepRecord, StepView
 
 OLDEST_SEEN = 8
 DUE_SEEN = 32
@@ -54,12 +55,6 @@ less; and decodes alone may take a share of the tightest time between tokens bef
 
 MOST_PAID_S = 1.0
 """For one step a tenant that is kept out pays no more than that: the time may have been one of no steps at all."""
-
-NOBODY_WAITS = (Reason.ALL, Reason.IDLE, Reason.BACKFILL, Reason.PROBE)
-"""What ends a step that nobody with an SLO waits for the end of."""
-
-QUEUE_MEMORY_S = 5.0
-"""The seconds of queueing that tell how fast prompts are read while others wait."""
 
 
 class ClassOrder(DeadlineOrder):
@@ -87,8 +82,9 @@ class ClassOrder(DeadlineOrder):
         self._prompts: list[RequestView] = []
         self._overdue: Set[str] = frozenset()
         self._begun_overdue: set[str] = set()
+        self._late: set[str] = set()
+        self._pace = ReadingPace(model, pipeline)
         self.reconfigure(config)
-        self._queue_s = self._queue_tokens = 0.0
         self._kept_out: dict[str, set[str]] = {}
         self.lists: Mapping[str, int] = {
             "arrival": OLDEST_SEEN,
@@ -105,6 +101,7 @@ class ClassOrder(DeadlineOrder):
         assert classes is not None
         self._max_wait_s = config.prefill_max_wait_s
         self._least_tbt_slo_s = self._pipeline.step_s(classes.least("tbt_slo_s"))
+        self._pace.least_tbt_slo_s = self._least_tbt_slo_s
         self._least_class_ttft_s = classes.least("ttft_slo_s")
 
     def tag(self, slo_class: SloClass, tenant: str, tokens: int) -> float:
@@ -140,6 +137,7 @@ class ClassOrder(DeadlineOrder):
         requests = (*view.prefills, *view.waiting)
         self._charge(view.now_s - self._now_s)
         self._now_s = view.now_s
+        self._pace.look(view)
         # Batch work waits for room that it is not to have: that says nothing of those with an SLO.
         self._no_room = not (requests or self._has_batch) and view.unseen_waiting > 0
         if not requests:  # all slots are taken, as in most steps under load: the same answer without its cost
@@ -149,7 +147,10 @@ class ClassOrder(DeadlineOrder):
         shared = self._shared(requests)
         keys = self._by_share(requests, self._keys(requests, starving, shared), shared)
         for index, request in enumerate(requests):
-            if request.answering and not request.batch and keys[index][0] != RELEGATED:
+            relegated = keys[index][0] == RELEGATED
+            if not request.answering:
+                (self._late.add if relegated else self._late.discard)(request.request_id)
+            elif not request.batch and not (relegated and request.request_id in self._late):
                 keys[index] = (-1, -request.age_s, float(index))  # its next token is late already
         left_out = self._left_out(view, requests, keys)
         self._kept_out = defaultdict(set)
@@ -188,6 +189,7 @@ class ClassOrder(DeadlineOrder):
     def ended(self, request_id: str) -> None:
         """Forget a request."""
         self._begun_overdue.discard(request_id)
+        self._late.discard(request_id)
 
     def presses(self, bond: Bond, age_s: float) -> bool:
         """True for a request that nobody may pass while it waits for room, as it has waited for its bound."""
@@ -260,23 +262,18 @@ class ClassOrder(DeadlineOrder):
         """Return the seconds of reading per token and per token pair, and the lead; None while nothing is known."""
         if self._token_s is None:
             return None
-        token_s = self._queue_s / self._queue_tokens if self._queue_tokens > 0 else self._token_s
+        token_s = self._pace.token_s(self._token_s)
         return token_s, self._model.work_s, self._pipeline.token_s(self._step_s)
 
-    def observe(self, record: StepRecord) -> None:
-        """Learn from a finished step how fast prompts are prefilled while there are any that wait.
+    def pace_alone(self, tokens: int) -> tuple[float, float, float] | None:
+        """Return `pace` for a prompt of a length on a device that does nothing else: there is no lead then."""
+        token_s = self._pace.token_alone_s(tokens)
+        return None if token_s is None else (token_s, self._model.work_s, 0.0)
 
-        Steps that have no room for a prompt count, too: they are part of what a queue waits for.
-        """
+    def observe(self, record: StepRecord) -> None:
+        """Learn from a finished step how fast prompts are prefilled, and how fast while there are any that wait."""
         super().observe(record)
-        tokens = record.shape.tokens - record.shape.decodes
-        waiting = self._no_room if record.reason is Reason.NONE else record.reason not in NOBODY_WAITS
-        if not waiting or not 0 < record.measured_s < math.inf:
-            return
-        kept = math.exp(-record.measured_s / QUEUE_MEMORY_S)
-        work_s = min(0.8 * record.measured_s, self._model.work_s * record.shape.prefill_work)
-        self._queue_s = kept * self._queue_s + record.measured_s - work_s
-        self._queue_tokens = kept * self._queue_tokens + tokens
+        self._pace.observe(record, self._no_room)
 
     def _starving(self, requests: Sequence[RequestView]) -> list[int]:
         """Return the batch work, one of each class, that has stood still for its bound, by index."""

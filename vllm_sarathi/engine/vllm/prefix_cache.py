@@ -1,6 +1,6 @@
 """How much of a waiting request vLLM would find in its prefix cache, looked up without leaving a trace."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,21 @@ def cached_tokens(scheduler: Any, request: Any) -> int:
     hit = manager.coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)[1]
     replayed = getattr(scheduler, "prefix_replay_tokens", 0)
     return max(0, int(hit) - replayed)
+
+
+def shared_tokens(scheduler: Any, request: Any, others: Iterable[Any]) -> int:
+    """Return how many leading tokens of a waiting request one of `others` reads before it, and leaves in the cache."""
+    hashes = request.block_hashes
+    if not hashes or not scheduler.kv_cache_manager.enable_caching or request.skip_reading_prefix_cache:
+        return 0
+    blocks = 0
+    for other in others:
+        theirs = other.block_hashes
+        most = min(len(hashes), len(theirs))
+        while blocks < most and theirs[blocks] == hashes[blocks]:  # each is of all tokens up to its end
+            blocks += 1
+    block_tokens = int(getattr(scheduler, "hash_block_size", scheduler.block_size))
+    return min(blocks, (int(request.num_tokens) - 1) // block_tokens) * block_tokens
 
 
 @dataclass(slots=True)
