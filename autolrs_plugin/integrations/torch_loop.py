@@ -347,7 +347,10 @@ def _session(
     """Return the session of this process, or of this rank of several."""
     if probes is not None:
         probes.attach(loop.kept_state)
-    identity = loop.identity() if folder is not None else {}
+    identity: dict[str, Any] = {}
+    if folder is not None:
+        identity = loop.identity()
+        loop.warn_of_buckets()
     if ranks is None:
         return Session(Controller(config), loop, folder, identity, resume, observers, prober=probes)
     loop.agreed = ranks.any

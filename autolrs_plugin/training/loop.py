@@ -20,7 +20,7 @@ from autolrs_plugin.training.keeper import Keeper
 from autolrs_plugin.training.lost import SHOWN, check_same
 from autolrs_plugin.training.lr import GroupRates
 from autolrs_plugin.training.ports import OnStep, Steps
-from autolrs_plugin.training.resuming import ADVICE, shown
+from autolrs_plugin.training.resuming import ADVICE, shown, warn_of_buckets
 from autolrs_plugin.training.rng import seed_all
 from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.snapshot import JobState
@@ -263,6 +263,10 @@ class TorchLoop:
             "frozen_weights": weights_digest(self._job.frozen())[:16],
             "initial": weights_digest(self._job.trainable())[:16],
         }
+
+    def warn_of_buckets(self) -> None:
+        """Warn of what a process that resumes the run will make otherwise."""
+        warn_of_buckets(self._job.model)
 
     def kind(self) -> dict[str, Any]:
         """Return the part of `identity` that no weight is read for."""

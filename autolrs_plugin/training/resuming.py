@@ -4,9 +4,12 @@ Nothing of a user's class can be made anew from a file without running code that
 at construction is named in a state, and whoever goes to that state in a process without it is refused.
 """
 
+import logging
 from collections import deque
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
+
+import torch
 
 from autolrs_plugin.training.checking import named
 from autolrs_plugin.training.holdings import plain_in
@@ -16,6 +19,8 @@ from autolrs_plugin.training.libraries import WALKED_ONLY, is_users
 from autolrs_plugin.training.lost import SHOWN
 from autolrs_plugin.training.plain import joined
 from autolrs_plugin.training.slots import ClassSlots, FunctionSlots, Slots, VariableSlots
+
+logger = logging.getLogger("autolrs_plugin")
 
 ADVICE = "make it before AutoLRS is made"
 
@@ -143,3 +148,21 @@ def check_made(made: Mapping[str, str], places: Places) -> None:
             else f"{ADVICE}, and a resume puts its values back."
         )
     )
+
+
+def warn_of_buckets(model: torch.nn.Module) -> None:
+    """Warn if what a communication hook of DistributedDataParallel keeps goes by DDP's buckets of gradients.
+
+    A new process makes its buckets in another order until its first step, so that what was kept of one would be
+    applied to another.
+    """
+    for module in model.modules():
+        for _, state in vars(module).get("_comm_hooks", ()):
+            if any(isinstance(value, dict) for value in getattr(state, "__dict__", {}).values()):
+                logger.warning(
+                    "run_dir: the communication hook of %s keeps state by DDP's buckets (%s), which a new process "
+                    "makes in another order; a run that is resumed is near the one that was not stopped, not the same "
+                    "to the bit.",
+                    named(module),
+                    type(state).__name__,
+                )

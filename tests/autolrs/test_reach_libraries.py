@@ -127,3 +127,14 @@ def test_what_a_library_keeps_is_in_the_folder_of_a_run(kind: type[Kind], tmp_pa
         job = kind()
         tuner_of(job, run_dir=tmp_path).run()
     assert everything(job) == without
+
+
+def test_state_by_buckets_is_warned_of_where_a_run_can_be_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with script(PLAN):
+        tuner_of(CompressedGradients())
+        tuner_of(AveragedNowAndThen(), run_dir=tmp_path / "counted").close()
+        assert "buckets" not in caplog.text
+        tuner_of(CompressedGradients(), run_dir=tmp_path / "compressed").close()
+    assert "keeps state by DDP's buckets (PowerSGDState)" in caplog.text
