@@ -32,7 +32,7 @@ from tests.autolrs.jobs import Job, batch_step, loader
 
 STEPS = 400
 TOO_HIGH = 0.1
-"""A prior with which the staged plan takes a chunk back beside its planned stages, as the arithmetic of most CPUs goes."""
+"""A prior with which the staged plan takes a chunk back, beside its planned stages, in the arithmetic of most CPUs."""
 
 WRITES = ((Journal, "_append"), (os, "fsync"), (os, "replace"), (Path, "unlink"))
 """What the tuner writes its files with: a kill before or after any of these must not matter."""
