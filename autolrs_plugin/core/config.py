@@ -17,7 +17,8 @@ class ConfigError(ValueError):
     """A setting that a user gave and that cannot be used; the message names it, the value and what is valid."""
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Tell whether a setting is a finite number."""
     # bool is an int to Python, but `search_budget=True` is a mistake.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -31,7 +32,7 @@ def check_int(key: str, value: object, minimum: int) -> None:
 def check_lr_range(value: object) -> tuple[float, float]:
     """Return `value` as (low, high); raise ConfigError if it is no range of positive learning rates."""
     rule = f"must be (low, high) with 0 < low < high <= {MAX_LR:g}"
-    if not isinstance(value, tuple | list) or len(value) != 2 or not all(_is_number(v) for v in value):
+    if not isinstance(value, tuple | list) or len(value) != 2 or not all(is_number(v) for v in value):
         raise ConfigError(f"lr_range={value!r}: {rule}, two finite numbers.")
     low, high = float(value[0]), float(value[1])
     if low > high:
@@ -52,7 +53,7 @@ def check_warm_start(value: object) -> tuple[tuple[float, float], ...] | None:
         raise ConfigError(f"warm_start={value!r}: {rule}.")
     points = []
     for point in value:
-        if not isinstance(point, tuple | list) or len(point) != 2 or not all(map(_is_number, point)):
+        if not isinstance(point, tuple | list) or len(point) != 2 or not all(map(is_number, point)):
             raise ConfigError(f"warm_start={value!r}: {rule}.")
         points.append((float(point[0]), float(point[1])))
     progress = [at for at, _ in points]
@@ -118,23 +119,23 @@ class AutoLRSConfig:
         check_int("max_steps", self.max_steps, minimum=1)
         # The one place where a frozen field is set: a list out of JSON becomes the tuple that it was.
         object.__setattr__(self, "lr_range", check_lr_range(self.lr_range))
-        if not _is_number(self.search_budget) or not 0 < self.search_budget <= 1:
+        if not is_number(self.search_budget) or not 0 < self.search_budget <= 1:
             raise ConfigError(
                 f"search_budget={self.search_budget!r}: must be a fraction of max_steps, above 0 and at most 1."
             )
         if self.mode not in MODES:
             raise ConfigError(f"mode={self.mode!r}: unknown; valid: {', '.join(MODES)}.")
         check_int("seed", self.seed, minimum=0)
-        if not _is_number(self.warmup) or not 0 <= self.warmup <= 0.5:
+        if not is_number(self.warmup) or not 0 <= self.warmup <= 0.5:
             raise ConfigError(f"warmup={self.warmup!r}: must be a fraction of max_steps from 0 to 0.5.")
         for key in ("final_decay", "validation", "rewind", "greater_is_better"):
             if not isinstance(getattr(self, key), bool):
                 raise ConfigError(f"{key}={getattr(self, key)!r}: must be True or False.")
-        if not _is_number(self.eval_cost_steps) or self.eval_cost_steps < 0:
+        if not is_number(self.eval_cost_steps) or self.eval_cost_steps < 0:
             raise ConfigError(f"eval_cost_steps={self.eval_cost_steps!r}: must be a number of at least 0.")
         check_int("evaluations", self.evaluations, minimum=1)
         check_int("parallel_probes", self.parallel_probes, minimum=1)
-        if self.prior_lr is not None and not (_is_number(self.prior_lr) and self.prior_lr >= 0):
+        if self.prior_lr is not None and not (is_number(self.prior_lr) and self.prior_lr >= 0):
             raise ConfigError(f"prior_lr={self.prior_lr!r}: must be a learning rate, or None.")
         object.__setattr__(self, "warm_start", check_warm_start(self.warm_start))
 

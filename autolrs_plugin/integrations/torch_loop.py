@@ -1,6 +1,5 @@
 """AutoLRS on a plain PyTorch loop."""
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from autolrs_plugin.core.actions import Action, Result
-from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
+from autolrs_plugin.core.config import AutoLRSConfig, ConfigError, is_number
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.finding import Finding, finding
 from autolrs_plugin.core.ledger import Ledger
@@ -211,7 +210,7 @@ class AutoLRS:
         if self._controller.state.kept_step is not None:
             raise RuntimeError("find(): the run has begun; find a learning rate before its first step.")
         share = plain_numbers({"share": share})["share"]
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        if not is_number(share) or not 0 < share <= 1:
             raise ConfigError(f"share={share!r}: must be a fraction of max_steps, above 0 and at most 1.")
         config = replace(self._controller.config, mode="find", search_budget=share, warm_start=None)
         session = _session(config, self._loop, self._ranks, None, "auto", [], None)
@@ -248,8 +247,7 @@ class AutoLRS:
             ValueError: `lr` is no finite number of at least 0.
         """
         plain = plain_numbers({"lr": lr})["lr"]
-        number = isinstance(plain, int | float) and not isinstance(plain, bool)
-        if not number or not (math.isfinite(plain) and plain >= 0):
+        if not is_number(plain) or plain < 0:
             raise ValueError(f"set_lr({lr!r}): must be a finite learning rate of at least 0.")
         self._loop.rates.set(plain)
 

@@ -103,14 +103,11 @@ class TorchLoop:
 
         Both began at the kept state and with the same batches; and one that has changed no weight says nothing.
         """
+        if self._warned_of_lr:
+            return steps
         rates, end = tuple(lrs[: len(steps.losses)]), weights_fingerprint(self._job.trainable(), {})
         other = self._ends.setdefault((seed, end), rates)
-        if (
-            len(other) == len(rates)
-            and other != rates
-            and end != self._kept_weights
-            and not self._warned_of_lr
-        ):
+        if len(other) == len(rates) and other != rates and end != self._kept_weights:
             self._warned_of_lr = True
             logger.warning(
                 "optimizer: probes at learning rates up to %.3g and %.3g have come to the same weights, so %s trains "
@@ -352,7 +349,8 @@ class TorchLoop:
                 break
             self.rates.set(lr)
             batch = draw() if draw is not None else None
-            with self.rates.meeting(), nullcontext() if losses else self.rates.watched():
+            # The first step is watched more closely, which meets optimizers as well.
+            with self.rates.meeting() if losses else self.rates.watched():
                 losses.append(self._take(batch, with_batch=draw is not None))
                 self._warn_of_schedulers(lr)
             self.rates.check_met()

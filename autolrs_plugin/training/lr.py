@@ -135,10 +135,7 @@ class GroupRates:
     def are(self, lr: float) -> bool:
         """Tell whether the groups still have the rates that `set` gave them."""
         groups = [(group, self._known.get(id(group))) for group in self._optimizer.param_groups]
-        return all(
-            known is None or math.isclose(float(group["lr"]), lr * known[1], rel_tol=1e-6)
-            for group, known in groups
-        )
+        return all(known is None or _same_rate(group["lr"], lr * known[1]) for group, known in groups)
 
     def _ratio_of_added(self, group: dict[str, Any]) -> float:
         rate, built = group["lr"], self._optimizer.defaults.get("lr")

@@ -17,8 +17,8 @@ from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.items import BarSlots, ItemSlots, MemberSlots
 from autolrs_plugin.training.libraries import WALKED_ONLY, is_users
 from autolrs_plugin.training.lost import SHOWN
-from autolrs_plugin.training.plain import attributes_of, joined
-from autolrs_plugin.training.slots import ClassSlots, FunctionSlots, Slots, VariableSlots
+from autolrs_plugin.training.plain import joined
+from autolrs_plugin.training.slots import ClassSlots, FunctionSlots, Slots, VariableSlots, held
 
 logger = logging.getLogger("autolrs_plugin")
 
@@ -158,8 +158,7 @@ def warn_of_buckets(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         for _, state in vars(module).get("_comm_hooks", ()):
-            names = [*attributes_of(state), *getattr(type(state), "__slots__", ())]
-            if any(isinstance(getattr(state, name, None), dict) for name in names):
+            if any(isinstance(value, dict) for value in held(state).values()):
                 logger.warning(
                     "run_dir: the communication hook of %s keeps state by DDP's buckets (%s), which a new process "
                     "makes in another order; a run that is resumed is near the one that was not stopped, not the same "

@@ -33,7 +33,7 @@ from autolrs_plugin.core.actions import Action, Probe, Restore, Snapshot, Train
 from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.watched import position
 from tests.autolrs.scripted import script
-from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
+from tests.autolrs.test_inventory import PLAN, Kind, check_as_without_probes, everything, plainly, tuner_of
 
 
 class Held(Kind):
@@ -654,13 +654,7 @@ class Changed(Kind):
     "kind", [Scheduled, ScheduledByALambda, Hooked, OfAClass], ids=lambda kind: kind.__name__
 )
 def test_what_schedulers_hooks_and_classes_hold_is_as_without_probes(kind: type[Kind]) -> None:
-    whole = plainly(kind())
-    job = kind()
-    with script(PLAN):
-        tuner = tuner_of(job)
-        tuner.run()
-    assert tuner.ledger.search.steps == 11
-    assert everything(job) == whole
+    check_as_without_probes(kind)
 
 
 def test_an_optimizer_that_a_hook_steps_keeps_its_own_rate() -> None:

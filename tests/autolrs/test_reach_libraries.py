@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from tests.autolrs.scripted import script
-from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
+from tests.autolrs.test_inventory import PLAN, Kind, check_as_without_probes, everything, plainly, tuner_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,15 +102,7 @@ KINDS = [CompressedGradients, AveragedNowAndThen, LocalSteps, ALoaderOfFabric]
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_what_a_library_keeps_is_as_without_probes(kind: type[Kind]) -> None:
-    torch.manual_seed(0)
-    without = plainly(kind())
-    torch.manual_seed(0)
-    job = kind()
-    with script(PLAN):
-        tuner = tuner_of(job)
-        tuner.run()
-    assert tuner.ledger.search.steps == 11
-    assert everything(job) == without
+    check_as_without_probes(kind)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:], ids=lambda kind: kind.__name__)

@@ -33,7 +33,7 @@ from autolrs_plugin.training.fingerprint import digest_of
 from autolrs_plugin.training.tree import Copier
 from autolrs_plugin.training.watched import data_seen
 from tests.autolrs.scripted import script
-from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
+from tests.autolrs.test_inventory import PLAN, Kind, check_as_without_probes, everything, plainly, tuner_of
 from tests.autolrs.test_reach import drawing, held_by
 
 # Each of these makes what is held, and returns the function that uses it.
@@ -454,13 +454,7 @@ class OfAnOptimizer(Kind):
 
 
 def test_the_defaults_and_the_hooks_of_all_optimizers_are_as_without_probes() -> None:
-    whole = plainly(OfAnOptimizer())
-    job = OfAnOptimizer()
-    with script(PLAN):
-        tuner = tuner_of(job)
-        tuner.run()
-    assert tuner.ledger.search.steps == 11
-    assert everything(job) == whole
+    check_as_without_probes(OfAnOptimizer)
 
 
 class Accumulated(Kind):

@@ -12,7 +12,7 @@ import torch
 
 from autolrs_plugin.training.watched import position
 from tests.autolrs.scripted import script
-from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
+from tests.autolrs.test_inventory import PLAN, Kind, check_as_without_probes, tuner_of
 
 
 class OneAhead(Kind):
@@ -36,12 +36,7 @@ class OneAhead(Kind):
 
 
 def test_a_batch_that_a_pool_prepares_is_as_without_probes() -> None:
-    whole, job = plainly(OneAhead()), OneAhead()
-    with script(PLAN):
-        tuner = tuner_of(job)
-        tuner.run()
-    assert tuner.ledger.search.steps == 11
-    assert everything(job) == whole
+    check_as_without_probes(OneAhead)
 
 
 class FromAQueue(Kind):

@@ -120,8 +120,8 @@ class Gate:
             return None
         newcomer = _Standing(bond, arrival_s, done, tokens)
         idle = idle and not self._standing
-        queue = self.queue(now_s, tokens if idle else None)
-        if bond.slo_class.when_late == "refuse" and queue is not None:
+        refuses = bond.slo_class.when_late == "refuse"  # else nothing has to be predicted
+        if refuses and (queue := self.queue(now_s, tokens if idle else None)) is not None:
             refusal = _refusal(queue, newcomer, now_s)
             if refusal is not None and (not idle or refusal.predicted_s > HOPELESS * refusal.ttft_slo_s):
                 return refusal

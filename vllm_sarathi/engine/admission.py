@@ -98,7 +98,7 @@ class Admissions:
             request = requests.get(name)
             if request is None or request.is_finished():
                 continue
-            admitted = [requests[each] for each in gate.standing if each in requests]
+            admitted = (requests[each] for each in gate.standing if each in requests)
             done = max(self._cached_tokens(request), shared_tokens(self._scheduler, request, admitted))
             left = max(1, request.num_tokens - done)
             refusal = gate.ask(name, self._bond(request), request.arrival_time, wall_s, left, done, idle)
