@@ -192,7 +192,7 @@ def in_plain_loop(steps: int, clock: Clock) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return loss
+        return loss.detach()  # its graph is freed in here, a part of the step as in every loop
 
     tuner = AutoLRS(
         model,

@@ -44,6 +44,9 @@ class Signals:
         self._depth = 0
         self._came: list[tuple[int, Handler]] = []
         self._told: set[str] = set()
+        self._replaced: set[int] = (
+            set()
+        )  # whose handlers are stood before: to ask for all takes as long as the rest
         names = [name for name in (*HELD, *TIMERS) if hasattr(signal, name)]  # not all are on each system
         self._numbers: dict[int, str] = {getattr(signal, name): name for name in names}
 
@@ -71,7 +74,7 @@ class Signals:
 
         That raises KeyboardInterrupt at the end; a second one, of somebody who does not want to wait, at once.
         """
-        watched = any(isinstance(signal.getsignal(number), _Watched) for number in self._numbers)
+        watched = any(isinstance(signal.getsignal(number), _Watched) for number in self._replaced)
         with self.held(watched_after=watched):
             main = threading.current_thread() is threading.main_thread()
             if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -105,6 +108,7 @@ class Signals:
                 continue
             if main:
                 signal.signal(number, _Watched(self, handler))
+                self._replaced.add(number)
             elif is_users(_function_of(handler)):
                 self._tell(
                     name,
@@ -116,9 +120,10 @@ class Signals:
         """Put the handlers back."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in self._numbers:
+        for number in self._replaced:
             if isinstance(watched := signal.getsignal(number), _Watched):
                 signal.signal(number, watched.handler)
+        self._replaced.clear()
 
     def forget(self) -> None:
         """Take note that the state is about to be kept: what has been asked for before it is in it."""

@@ -1,7 +1,7 @@
-"""An SLO kept on the real engine with a real model, and broken as soon as the budget is a constant."""
+"""An SLO that sizes the steps of the real engine with a real model, and a constant budget that does not."""
 
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from tests.engine.real.engines import RealEngine, buildable_after_numba
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.live.reference_model import build_reference_model
 from vllm_sarathi.core.fixed_budget import FixedBudget
-from vllm_sarathi.core.types import ONE_STAGE
+from vllm_sarathi.core.types import ONE_STAGE, Reason, StepRecord, chunk_work
 
 vllm = pytest.importorskip("vllm")
 
@@ -41,32 +41,55 @@ def engine() -> Iterator[RealEngine]:
     engine.close()
 
 
-def longest_gaps_s(engine: RealEngine) -> list[float]:
-    """Return the gaps of a stream into which two long prompts fall one after the other, longest first."""
-    gaps_s: list[float] = []
+def long_prompt_steps(engine: RealEngine) -> list[StepRecord]:
+    """Return the steps that read two long prompts, one after the other, beside a stream."""
+    records: list[StepRecord] = []
+    observe = engine.scheduler.controller.observe
+
+    def noting(record: StepRecord) -> None:
+        records.append(record)
+        observe(record)
 
     def scene(engine: RealEngine) -> None:
         engine.add("stream", list(range(100, 120)), max_tokens=400)
         engine.step(10)
-        last_s = time.monotonic()
+        engine.scheduler.controller.observe = noting
         for name in ("first", "second"):
             engine.add(name, [(7 * i) % 4000 + 100 for i in range(LONG_TOKENS)], max_tokens=1)
             while name not in engine.run.finished:
                 engine.step()
-                now_s = time.monotonic()
-                gaps_s.append(now_s - last_s)
-                last_s = now_s
         engine.abort("stream")
 
-    engine.play(scene)
-    return sorted(gaps_s, reverse=True)
+    try:
+        engine.play(scene)
+    finally:
+        engine.scheduler.controller.observe = observe
+    return [record for record in records if prefill_tokens(record)]
 
 
-def test_the_slo_is_kept_and_a_constant_budget_breaks_it(
+def prefill_tokens(record: StepRecord) -> int:
+    """Return how many prompt tokens a step read."""
+    return record.shape.tokens - record.shape.decodes
+
+
+def test_the_slo_sizes_the_steps_of_the_real_engine_and_a_constant_budget_does_not(
     engine: RealEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # From a cold start; twice the SLO, and one hiccup of the machine, are allowed for.
-    assert longest_gaps_s(engine)[1] < 2 * SLO_S
-    constant = FixedBudget(SarathiConfig(token_budget=2048), engine.scheduler.controller.model, ONE_STAGE)
-    monkeypatch.setattr(engine.scheduler.controller, "policy", constant)
-    assert longest_gaps_s(engine)[1] > 2 * SLO_S
+    """Judged by what is decided from real step times: the times themselves depend on who else is at work.
+
+    `vllm-sarathi bench live` judges the times.
+    """
+    records = long_prompt_steps(engine)
+    assert sum(map(prefill_tokens, records)) == 2 * LONG_TOKENS
+    sized = [record for record in records if record.reason is Reason.SLO]
+    # Where decodes alone take longer than the SLO, on a machine that others keep busy, prompts get the least there is.
+    assert sized or any(record.reason in (Reason.FLOOR, Reason.DOUBT) for record in records)
+    for record in sized:
+        assert record.predicted_s is not None
+        assert record.predicted_s <= SLO_S
+    controller = engine.scheduler.controller
+    whole = replace(records[-1].shape, tokens=LONG_TOKENS + 1, prefill_work=chunk_work(0, LONG_TOKENS))
+    assert controller.predict(whole) > SLO_S  # what a step with all of it would take on this machine
+    constant = FixedBudget(SarathiConfig(token_budget=2048), controller.model, ONE_STAGE)
+    monkeypatch.setattr(controller, "policy", constant)
+    assert list(map(prefill_tokens, long_prompt_steps(engine))) == 2 * [LONG_TOKENS]
