@@ -20,7 +20,7 @@ from vllm_sarathi.benchmark.plan.load import Load, LoadAsked, load_of
 from vllm_sarathi.benchmark.plan.prices import read_prices
 from vllm_sarathi.benchmark.plan.search import Board, Candidate, Verdict, candidates_of, fewest, search
 from vllm_sarathi.cli import app
-from vllm_sarathi.core.config import CONFIG_KEY, config_from_additional
+from vllm_sarathi.core.config import CONFIG_KEY, ConfigError, config_from_additional
 from vllm_sarathi.engine.vllm.internals import engine_args_class
 from vllm_sarathi.simulation.fleet.group import Here
 
@@ -118,6 +118,22 @@ def test_the_pick_is_that_of_an_exhaustive_search(
     if all_of_them[1].cost <= room.MOST_TIMES * ours[0].cost:
         assert ours[1].cost == all_of_them[1].cost
     assert sum(v.runs for v in board.verdicts) < 0.7 * sum(v.runs for v in every.verdicts)
+
+
+def test_a_skew_is_that_of_each_candidate_and_of_experts_alone() -> None:
+    made = candidates_of("m", PRICES, ("sarathi",), most_devices=2, experts=True, skew=1.2)
+    assert {each.deployment.partition(":")[2] for each in made} >= {"tp1skew1.2", "tp2epskew1.2"}
+    with pytest.raises(ConfigError, match=r"--skew 1.2: is of the loads of experts, and m has none"):
+        candidates_of("m", PRICES, ("sarathi",), skew=1.2)
+    with pytest.raises(ConfigError, match="--skew 10: must be from 0"):
+        candidates_of("m", PRICES, ("sarathi",), experts=True, skew=10)
+
+
+@pytest.mark.parametrize("command", [("bench", "devices"), ("bench", "classes")])
+def test_more_requests_than_fit_into_memory_are_refused(command: tuple[str, ...]) -> None:
+    refused = CliRunner().invoke(app, [*command, "--requests", "100000000000"])
+    assert refused.exit_code != 0
+    assert "--requests 100000000000: at most 10,000,000." in str(refused.output) + str(refused.exception)
 
 
 @pytest.mark.slow

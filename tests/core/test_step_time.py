@@ -14,7 +14,7 @@ from scipy.optimize import lsq_linear
 
 from tests.core.devices import roofline
 from vllm_sarathi.core.steptime.drift import SLOWER_STEPS
-from vllm_sarathi.core.steptime.features import SCALES, SIZE, features
+from vllm_sarathi.core.steptime.features import SCALES, SIZE, features, numbers
 from vllm_sarathi.core.steptime.margin import MISSES_PLANNED
 from vllm_sarathi.core.steptime.model import FORGETTING, KEPT_STEPS, PRIOR_STEPS, StepTimeModel
 from vllm_sarathi.core.steptime.nonnegative import nonnegative_least_squares
@@ -71,17 +71,17 @@ def test_the_online_fit_follows_its_slow_twin() -> None:
         shape = random_shape(rng)
         unit = max(model.predict(shape), 0.5 * device(shape))
         model.observe(shape, device(shape))
-        rows.append(np.array(features(shape)) * SCALES / unit)
+        rows.append(features([numbers(shape)])[0] * SCALES / unit)
         targets.append(device(shape) / unit)
         if step in (20, 60, 119):
             weights = np.sqrt(FORGETTING ** np.arange(step, -1, -1.0))
             twin = lsq_linear(np.array(rows) * weights[:, None], np.array(targets) * weights, (0, np.inf)).x
-            predicted = [float(features(s) @ (twin * SCALES)) for s in (random_shape(rng) for _ in range(50))]
+            predicted = features([numbers(random_shape(rng)) for _ in range(50)]) @ (twin * SCALES)
             rng_again = random.Random(3)
             assert all(math.isfinite(x) for x in predicted)
             shapes = [random_shape(rng_again) for _ in range(step)]
             ours = np.array([model.predict(s) for s in shapes])
-            theirs = np.array([features(s) @ (twin * SCALES) for s in shapes])
+            theirs = features([numbers(s) for s in shapes]) @ (twin * SCALES)
             # The online fit weighs a surprise in a familiar kind of step less, so the two agree, not coincide.
             assert np.median(np.abs(ours / theirs - 1)) < 0.02
 

@@ -22,10 +22,11 @@ def classes(
 ) -> None:
     """Judge SLO classes on a device with measured kernel times: goodput, batch work, tenants, refusals."""
     from vllm_sarathi.benchmark.capacity import classes as room
+    from vllm_sarathi.benchmark.capacity.search import check_requests
     from vllm_sarathi.benchmark.common import farm, results
-    from vllm_sarathi.core.config import check_int, check_positive
+    from vllm_sarathi.core.config import check_positive
 
-    check_int("requests", requests, minimum=20)
+    check_requests(requests, least=20)
     numbers = seeds_of(seed_set, seeds)
     check_positive("tolerance", tolerance, 1.0)
     asked = read_names(questions) or tuple(room.QUESTIONS)

@@ -55,11 +55,10 @@ def devices(
     """Compare `sarathi` with the best of seven fixed budgets on devices with measured kernel times."""
     from vllm_sarathi.benchmark.capacity import devices as room
     from vllm_sarathi.benchmark.capacity.cells import run_cells
-    from vllm_sarathi.benchmark.capacity.search import TOLERANCE
+    from vllm_sarathi.benchmark.capacity.search import TOLERANCE, check_requests
     from vllm_sarathi.benchmark.common import farm, results
-    from vllm_sarathi.core.config import check_int
 
-    check_int("requests", requests, minimum=2)
+    check_requests(requests, least=2)
     numbers = seeds_of(seed_set, seeds)
     cells = room.cells_of(
         read_names(deployments) or tuple(room.TIGHT_MS),

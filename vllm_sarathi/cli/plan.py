@@ -32,6 +32,10 @@ MostOption = Annotated[int, typer.Option(help="Devices of a replica, at the most
 PrecisionsOption = Annotated[
     str, typer.Option(help="checkpoint, fp8 and nvfp4, with commas between: of the weights.")
 ]
+SkewOption = Annotated[
+    float | None,
+    typer.Option(help="Exponent of the power law that the experts' loads follow; 0 for even ones."),
+]
 ReplicaRequestsOption = Annotated[
     int, typer.Option(help="Requests in a run; more where that is shorter than 30 s.")
 ]
@@ -54,6 +58,7 @@ def plan(
     most_devices: MostOption = 8,
     schedulers: SchedulersOption = "sarathi,default@512,default@2048",
     precisions: PrecisionsOption = "checkpoint",
+    skew: SkewOption = None,
     requests: ReplicaRequestsOption = 300,
     arrivals: ArrivalsOption = "poisson",
     trace: TraceOption = None,
@@ -82,7 +87,7 @@ def plan(
     cost = listed.of(read_names(devices))
     weights = room.read_precisions(read_names(precisions))
     experts = room.has_experts(model, weights)
-    candidates = room.candidates_of(model, cost, names, most_devices, weights, experts)
+    candidates = room.candidates_of(model, cost, names, most_devices, weights, experts, skew)
     console = Console()
     console.print(f"{len(candidates)} candidates, at the prices of {prices}", soft_wrap=True)
     with farm.open_workers(len(candidates), ray) as workers:

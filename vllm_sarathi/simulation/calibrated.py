@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 from typing import Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.step_trace import TracedStep
-from vllm_sarathi.core.steptime.features import SCALES, features
+from vllm_sarathi.core.steptime.features import SCALES, Curve, features, numbers
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.steptime.nonnegative import nonnegative_least_squares
 from vllm_sarathi.core.steptime.store import CalibrationError, calibration_folder, load_latest
@@ -44,14 +45,25 @@ class StepFit:
     """A step model that has learnt all that it will.
 
     Attributes:
-        coefficients: seconds per unit of each feature, in the order of `cost_model.features`.
+        coefficients: seconds per unit of each feature, in the order of `steptime.features`.
     """
 
     coefficients: tuple[float, ...]
 
+    @cached_property
+    def _curve(self) -> Curve:
+        return Curve(self.coefficients)
+
     def predict(self, shape: StepShape) -> float:
         """Return the expected seconds of a step."""
-        return math.fsum(c * x for c, x in zip(self.coefficients, features(shape), strict=True))
+        return self._curve.seconds(
+            shape.tokens,
+            shape.decodes,
+            shape.decode_context_tokens,
+            shape.prefill_work,
+            shape.sequences,
+            shape.encoder_tokens,
+        )
 
 
 class CalibratedTimes:
@@ -103,7 +115,7 @@ def fit_steps(steps: Sequence[TracedStep]) -> tuple[StepFit, Ratios]:
     groups = {work: [s for s in steps if (s.shape.prefill_work > 0) == work] for work in (True, False)}
     if len(steps) < LEAST_STEPS or not all(groups.values()):
         raise RuntimeError(f"{len(steps)} steps are too few to learn a device's step times from.")
-    x = np.array([features(step.shape) for step in steps]) * SCALES
+    x = features([numbers(step.shape) for step in steps]) * SCALES
     measured = np.array([step.measured_s for step in steps])
     octaves = np.array([step.shape.tokens.bit_length() for step in steps])
     weights = 1 / np.sqrt(np.bincount(octaves)[octaves])

@@ -14,9 +14,10 @@ from vllm_sarathi.simulation.layers import LayerKind
 
 PARTS = {
     "attention": ("self_attn", "mixer", "attention", "self_attention", "attn"),
-    "state": ("linear_attn", "mixer"),
-    "mlp": ("mlp", "mixer", "feed_forward"),
+    "state": ("linear_attn", "mixer", "mamba", "conv", "self_attn"),
+    "mlp": ("mlp", "mixer", "feed_forward", "shared_mlp"),
     "shared": (
+        "shared_mlp",
         "mlp.shared_experts",
         "mlp.shared_expert",
         "block_sparse_moe.shared_experts",
@@ -43,9 +44,9 @@ ALSO = {
     "kv_a_proj_with_mqa": ("fused_qkv_a_proj",),
     "in_proj_qkvz": ("in_proj_qkv", "in_proj"),
     "in_proj_ba": ("in_proj_a", "in_proj_b", "in_proj"),
-    "gate_proj": ("gate_up_proj", "w1"),
-    "up_proj": ("gate_up_proj", "w3", "c_fc", "dense_h_to_4h", "fc1", "fc_in"),
-    "down_proj": ("w2", "c_proj", "dense_4h_to_h", "fc2", "fc_out"),
+    "gate_proj": ("gate_up_proj", "w1", "input_linear"),
+    "up_proj": ("gate_up_proj", "w3", "input_linear", "c_fc", "dense_h_to_4h", "fc1", "fc_in"),
+    "down_proj": ("w2", "output_linear", "c_proj", "dense_4h_to_h", "fc2", "fc_out"),
 }
 """What else projections are called, some of them together."""
 

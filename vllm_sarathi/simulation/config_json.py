@@ -12,15 +12,15 @@ from typing import Any
 
 from vllm_sarathi.core.config import nearest_hint
 from vllm_sarathi.simulation.config_reader import Reader
+from vllm_sarathi.simulation.config_searched import rounded_up, searched_layer
+from vllm_sarathi.simulation.config_states import read_state
 from vllm_sarathi.simulation.layers import (
     Attention,
     Experts,
     LayerKind,
     State,
-    gated_delta,
     grouped_attention,
     latent_attention,
-    mamba2,
 )
 
 DTYPE_BYTES = {"float32": 2, "float16": 2, "bfloat16": 2}
@@ -52,6 +52,11 @@ def read_layers(read: Reader) -> list[LayerKind]:
     if blocks is not None:
         read.get("num_hidden_layers")
         return [LayerKind(1, *_block(read, name)) for name in blocks]
+    if read.family.state_in == "alone":
+        read.get("intermediate_size")  # that of the states, which `mamba_expand` says as well
+        return layers * [LayerKind(1, None, read_state(read, element_bytes(read)))]
+    if read.get("block_configs") is not None:
+        return [searched_layer(read, number, _gates(read)) for number in range(layers)]
     mixers, sparse = _mixers(read, layers), _sparse_layers(read, layers)
     experts = _experts(read) if any(sparse) else None
     beside = read.flag("enable_moe_block")
@@ -150,12 +155,14 @@ def _mixers(read: Reader, layers: int) -> list[Mixer]:
     kinds = read.names("layer_types", layers) or _implied_kinds(read, layers)
     made: dict[str, Mixer] = {}
     for kind in set(kinds):
-        if kind in ("full_attention", "deepseek_sparse_attention"):
+        if kind in ("full_attention", "attention", "deepseek_sparse_attention"):
             made[kind] = (_attention(read), None)
         elif kind in ("sliding_attention", "chunked_attention"):
             made[kind] = (_attention(read, local=True), None)
-        elif kind == "linear_attention":
-            made[kind] = (None, _linear(read))
+        elif kind in ("linear_attention", "mamba", "conv"):
+            made[kind] = (None, read_state(read, element_bytes(read)))
+        elif kind == "hybrid":
+            made[kind] = (_attention(read), read_state(read, element_bytes(read)))
         else:
             raise read.error(f"'layer_types' has {kind!r}, which is not understood.")
     return [made[kind] for kind in kinds]
@@ -175,12 +182,11 @@ LAYOUT = (
 
 
 def _implied_kinds(read: Reader, layers: int) -> list[str]:
+    if read.family.state:
+        return _kinds_with_states(read, layers)
     pattern = read.names("hybrid_layer_pattern", layers)
     if pattern is not None:
         return ["sliding_attention" if entry == "1" else "full_attention" for entry in pattern]
-    every = read.number("full_attention_interval", default=0)
-    if every:
-        return ["linear_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
     if read.number("attention_chunk_size", default=0) and read.number("interleave_moe_layer_step", default=0):
         # Llama 4: every fourth layer has no positions, and looks at all.
         return ["chunked_attention" if (i + 1) % 4 else "full_attention" for i in range(layers)]
@@ -189,6 +195,26 @@ def _implied_kinds(read: Reader, layers: int) -> list[str]:
     windowed = _windowed(read, layers, seen)
     longest = read.number("max_position_embeddings")
     return ["sliding_attention" if 0 < window < longest and yes else "full_attention" for yes in windowed]
+
+
+def _kinds_with_states(read: Reader, layers: int) -> list[str]:
+    """Return which layers have attention, in a family in which others keep a state."""
+    if read.family.state_in == "all":
+        return ["hybrid"] * layers
+    first = 0
+    attending = read.names("full_attn_idxs")  # LFM2
+    if attending is None:
+        first, attending = 1, read.names("full_attn_layers")  # Kimi Linear, which counts them from 1
+        read.get("kda_layers")
+    if attending is not None:
+        return [
+            "full_attention" if str(i + first) in attending else "linear_attention" for i in range(layers)
+        ]
+    every = read.number("full_attention_interval", "attn_layer_period", default=0)
+    if not every:
+        raise read.error("does not say which of its layers have attention: 'layer_types' would.")
+    offset = read.number("attn_layer_offset", default=every - 1, least=0)
+    return ["full_attention" if i % every == offset else "linear_attention" for i in range(layers)]
 
 
 def _windowed(read: Reader, layers: int, before: int) -> list[bool]:
@@ -212,18 +238,6 @@ def _windowed(read: Reader, layers: int, before: int) -> list[bool]:
     return [not before] * layers
 
 
-def _linear(read: Reader) -> State:
-    return gated_delta(
-        read.number("hidden_size"),
-        read.number("linear_num_key_heads"),
-        read.number("linear_num_value_heads"),
-        read.number("linear_key_head_dim"),
-        read.number("linear_value_head_dim"),
-        read.number("linear_conv_kernel_dim"),
-        element_bytes(read),
-    )
-
-
 def _sparse_layers(read: Reader, layers: int) -> list[bool]:
     """Return which layers have experts."""
     named = read.names("mlp_layer_types", layers)
@@ -238,6 +252,9 @@ def _sparse_layers(read: Reader, layers: int) -> list[bool]:
         return [name == "sparse" for name in named]
     if frequency is not None:
         return [entry == "1" for entry in frequency]
+    if read.number("expert_layer_period", default=0):
+        period, offset = read.number("expert_layer_period"), read.number("expert_layer_offset", least=0)
+        return [i % period == offset for i in range(layers)]
     every = read.number(
         "decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_freq", "moe_layer_interval", default=1
     )
@@ -296,8 +313,13 @@ def _dense_mlp(read: Reader) -> int:
 def dense_width(read: Reader) -> int:
     """Return the width of a dense MLP: four times the model's where an MLP without a gate states none."""
     widest = None if read.family.gated else 4 * read.number("hidden_size")
-    own = read.number("intermediate_size_mlp", default=0)
-    return own or read.number("intermediate_size", "ffn_hidden_size", default=widest)
+    own = read.number("intermediate_size_mlp", "shared_intermediate_size", default=0)
+    read.get("intermediate_size")  # where a key of its own says the width, this one is that of the experts
+    width = own or read.number("intermediate_size", "ffn_hidden_size", default=widest)
+    multiple, factor = read.number("block_multiple_of", default=1), read.get("block_ffn_dim_multiplier")
+    if read.flag("block_auto_adjust_ff_dim"):  # LFM2
+        width = rounded_up(int((1.0 if factor is None else factor) * int(2 * width / 3)), multiple)
+    return width
 
 
 def _experts(read: Reader) -> Experts:
@@ -352,7 +374,7 @@ def _block_names(read: Reader) -> list[str] | None:
 
 def _block(read: Reader, name: str) -> tuple[Any, ...]:
     makers: dict[str, Callable[[], tuple[Any, ...]]] = {
-        "mamba": lambda: (None, _mamba(read), None, 0),
+        "mamba": lambda: (None, read_state(read, element_bytes(read)), None, 0),
         "attention": lambda: (_attention(read), None, None, 0),
         "mlp": lambda: (None, None, None, _dense_mlp(read)),
         "moe": lambda: (None, None, _experts(read), 0),
@@ -360,18 +382,6 @@ def _block(read: Reader, name: str) -> tuple[Any, ...]:
     if name not in makers:
         raise read.error(f"'layers_block_type' has {name!r}, which is not understood.")
     return makers[name]()
-
-
-def _mamba(read: Reader) -> State:
-    return mamba2(
-        read.number("hidden_size"),
-        read.number("mamba_num_heads"),
-        read.number("mamba_head_dim"),
-        read.number("n_groups"),
-        read.number("ssm_state_size"),
-        read.number("conv_kernel"),
-        element_bytes(read),
-    )
 
 
 def element_bytes(read: Reader) -> int:

@@ -36,7 +36,8 @@ HARMLESS = re.compile(
     r"|n_group$|routed_scaling|attention_multiplier|scale_attn|reorder|no_rope_layer|attn_scale|attn_temperature"
     r"|floor_scale|kv_cache|parallel_attn|attn_pdrop|softcap|query_pre_attn|encoder_no_repeat|decoder_start"
     r"|tie_encoder|rotary_dim|_fusion|dropless|decoder_attention_heads_fused|head_dtype|layer_sep|use_flash"
-    r"|apply_query_key|softmax_in|residual_connection_post"
+    r"|apply_query_key|softmax_in|residual_connection_post|^clip_|mamba_chunk|(?<!_dim)_multipliers?$|_expert_group"
+    r"|mlp_init_scale|block_use|conv_use|nope$"
 )
 """Names of keys that look as if they did and change nothing of weights or cache."""
 
@@ -188,12 +189,29 @@ def read_config(config: Mapping[str, Any], origin: str) -> Reader:
         )
     decoder, outside = _decoder_of(config, origin)
     family = family_of(decoder, origin)
-    translated = dict(decoder)
+    translated = _flat(decoder, family, origin)
     for name, own in family.keys.items():
         if translated.get(name) is None and own in translated:
             translated[name] = translated.pop(own)
     made = {**family.defaults, **translated}
     return Reader(made, origin, family, outside, asked={"model_type", "is_encoder_decoder", *OF_ALL})
+
+
+def _flat(decoder: Mapping[str, Any], family: Family, origin: str) -> dict[str, Any]:
+    """Return a decoder's keys with those of its nested objects among them."""
+    flat = dict(decoder)
+    for name, keys in family.nested.items():
+        inner = flat.pop(name, None)
+        if inner is None:
+            continue
+        if not isinstance(inner, Mapping):
+            raise ConfigError(f"{origin}: {name!r} must be an object, not {short(inner)}.")
+        called = {own: key for key, own in keys.items()}
+        for own, value in inner.items():
+            key: str = called.get(own, own)
+            if key not in ("model_type", *decoder):
+                flat[key] = value
+    return flat
 
 
 def _decoder_of(config: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,7 +7,7 @@ embedding. So a family that is not in this table is refused: it could be anythin
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vllm_sarathi.core.config import ConfigError
 
@@ -24,6 +24,11 @@ class Family:
         own_heads: whether each head has its own keys and values where their number is left out; else it has to be
             stated.
         keys: names of keys in its config.json, by what others call the same.
+        nested: objects in its config.json whose keys are the decoder's; with the names of such keys, as in `keys`.
+        state: what layers without attention have in its place: one of `config_states.MAKERS`, or "".
+        state_type: the key that says the type of the state; None where it is that of the model.
+        state_in: where layers have it: in the place of attention in some of them; beside it in all; or alone, so that
+            there is neither attention nor an MLP.
         defaults: what its configuration class takes for keys that are left out, where that is no harmless value.
     """
 
@@ -31,6 +36,10 @@ class Family:
     tied: bool | None = False
     own_heads: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
+    nested: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    state: str = ""
+    state_type: str | None = None
+    state_in: Literal["some", "all", "alone"] = "some"
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -47,6 +56,18 @@ GPT_KEYS = {
     "max_position_embeddings": "n_positions",
 }
 """What GPT-2 and those after it call the keys of all others."""
+
+MAMBA2_KEYS = {
+    "mamba_num_heads": "mamba_n_heads",
+    "mamba_head_dim": "mamba_d_head",
+    "n_groups": "mamba_n_groups",
+    "ssm_state_size": "mamba_d_state",
+    "conv_kernel": "mamba_d_conv",
+}
+"""What models with Mamba-2 beside attention call the keys of Nemotron-H."""
+
+UNBOUNDED = {"max_position_embeddings": 2048}
+"""A model without positions says no longest sequence; vLLM then takes one, unless it is told another."""
 
 LATENT = Family(own_heads=True)
 """Families with latent attention: their number of key heads says nothing."""
@@ -133,9 +154,91 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite"), LATENT),
     "kimi_k2": Family(tied=None, own_heads=True),
     "minicpm3": Family(tied=True, own_heads=True),
-    # Linear attention and Mamba.
-    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), STATED),
-    "nemotron_h": Family(gated=False),
+    # Linear attention, Mamba and convolutions.
+    "qwen3_next": Family(state="gated_delta"),
+    **dict.fromkeys(
+        ("qwen3_5_text", "qwen3_5_moe_text"), Family(state="gated_delta", state_type="mamba_ssm_dtype")
+    ),
+    "kimi_linear": Family(
+        own_heads=True,
+        keys={
+            "max_position_embeddings": "model_max_length",
+            "num_experts_per_tok": "num_experts_per_token",
+            "n_shared_experts": "num_shared_experts",
+        },
+        nested={
+            "linear_attn_config": {
+                "linear_num_heads": "num_heads",
+                "linear_head_dim": "head_dim",
+                "linear_conv_kernel_dim": "short_conv_kernel_size",
+            }
+        },
+        state="kimi_delta",
+    ),
+    "nemotron_h": Family(
+        gated=False,
+        state="mamba2",
+        state_type="mamba_ssm_cache_dtype",
+        defaults={"mamba_ssm_cache_dtype": "float32"},
+    ),
+    "granitemoehybrid": Family(own_heads=True, keys=MAMBA2_KEYS, state="mamba2"),
+    "falcon_h1": Family(own_heads=True, keys=MAMBA2_KEYS, state="mamba2", state_in="all"),
+    "jamba": Family(
+        keys={
+            "ssm_state_size": "mamba_d_state",
+            "conv_kernel": "mamba_d_conv",
+            "time_step_rank": "mamba_dt_rank",
+        },
+        state="mamba1",
+        defaults={
+            "attn_layer_period": 8,
+            "attn_layer_offset": 4,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+        },
+    ),
+    **dict.fromkeys(
+        ("mamba", "falcon_mamba"),
+        Family(
+            tied=True,
+            keys={"ssm_state_size": "state_size", "mamba_expand": "expand"},
+            state="mamba1",
+            state_in="alone",
+            defaults=UNBOUNDED,
+        ),
+    ),
+    "mamba2": Family(
+        keys={
+            "mamba_num_heads": "num_heads",
+            "mamba_head_dim": "head_dim",
+            "ssm_state_size": "state_size",
+            "mamba_expand": "expand",
+        },
+        state="mamba2",
+        state_in="alone",
+        defaults=UNBOUNDED,
+    ),
+    "lfm2": Family(
+        tied=True,
+        keys={"intermediate_size": "block_ff_dim", "tie_word_embeddings": "tie_embedding"},
+        state="short_convolution",
+        defaults={"block_auto_adjust_ff_dim": True, "block_multiple_of": 256},
+    ),
+    "lfm2_moe": Family(tied=True, keys={"tie_word_embeddings": "tie_embedding"}, state="short_convolution"),
+    # Others.
+    "dbrx": Family(
+        keys={
+            "hidden_size": "d_model",
+            "num_hidden_layers": "n_layers",
+            "num_attention_heads": "n_heads",
+            "max_position_embeddings": "max_seq_len",
+        },
+        nested={
+            "attn_config": {"num_key_value_heads": "kv_n_heads"},
+            "ffn_config": {"intermediate_size": "ffn_hidden_size", "num_experts_per_tok": "moe_top_k"},
+        },
+    ),
+    "nemotron-nas": Family(),
 }
 """Families by `model_type`: of models that vLLM serves. Defaults are those of the configuration classes of
 transformers 5; a test compares them."""

@@ -194,8 +194,16 @@ def gated_delta(
     value_dim: int,
     taps: int,
     element_bytes: int,
+    state_bytes: int,
 ) -> State:
-    """Return linear attention by the gated delta rule (arXiv 2412.06464), as Qwen3-Next has it."""
+    """Return linear attention by the gated delta rule (arXiv 2412.06464), as Qwen3-Next has it.
+
+    Args:
+        hidden, key_heads, value_heads, key_dim, value_dim: of the layer.
+        taps: of the convolution before it.
+        element_bytes: of an element of the last inputs of that convolution.
+        state_bytes: of an element of the state.
+    """
     keys, values = key_heads * key_dim, value_heads * value_dim
     projections = (
         ("in_proj_qkvz", hidden * (2 * keys + values)),
@@ -204,16 +212,72 @@ def gated_delta(
         ("out_proj", values * hidden),
     )
     parameters = sum(weights for _, weights in projections)
-    # The state is in 32 bits, the last inputs of the convolution in the model's own.
-    state = 4 * value_heads * key_dim * value_dim + element_bytes * (taps - 1) * (2 * keys + values)
+    state = state_bytes * value_heads * key_dim * value_dim + element_bytes * (taps - 1) * (2 * keys + values)
     return State(parameters + taps * (2 * keys + values), state, projections)
 
 
+def kimi_delta(hidden: int, heads: int, head_dim: int, taps: int, element_bytes: int) -> State:
+    """Return Kimi's delta attention (arXiv 2510.26692): a gate for each channel, of low rank; its state has 32 bits.
+
+    Args:
+        hidden, heads, head_dim: of the layer.
+        taps, element_bytes: as in `gated_delta`.
+    """
+    inner = heads * head_dim
+    low_rank = hidden * head_dim + head_dim * inner
+    projections = (
+        ("q_proj", hidden * inner),
+        ("k_proj", hidden * inner),
+        ("v_proj", hidden * inner),
+        ("f_proj", low_rank),
+        ("g_proj", low_rank),
+        ("b_proj", hidden * heads),
+        ("o_proj", inner * hidden),
+    )
+    parameters = sum(weights for _, weights in projections) + 3 * taps * inner
+    return State(parameters, 4 * inner * head_dim + element_bytes * (taps - 1) * 3 * inner, projections)
+
+
+def mamba1(hidden: int, inner: int, state: int, taps: int, rank: int, element_bytes: int) -> State:
+    """Return a Mamba layer (arXiv 2312.00752).
+
+    Args:
+        hidden: width of the residual stream.
+        inner: its own width.
+        state: numbers kept for each channel.
+        taps, element_bytes: as in `gated_delta`; the state has elements of the same size.
+        rank: of the step sizes.
+    """
+    projections = (
+        ("in_proj", 2 * hidden * inner),
+        ("x_proj", inner * (rank + 2 * state)),
+        ("dt_proj", rank * inner),
+        ("out_proj", inner * hidden),
+    )
+    parameters = sum(weights for _, weights in projections) + inner * (taps + state)
+    return State(parameters, element_bytes * inner * (state + taps - 1), projections)
+
+
 def mamba2(
-    hidden: int, heads: int, head_dim: int, groups: int, state: int, taps: int, element_bytes: int
+    hidden: int,
+    heads: int,
+    head_dim: int,
+    groups: int,
+    state: int,
+    taps: int,
+    element_bytes: int,
+    state_bytes: int,
 ) -> State:
-    """Return a Mamba-2 layer (arXiv 2405.21060)."""
+    """Return a Mamba-2 layer (arXiv 2405.21060); `taps` and the sizes are as in `gated_delta`."""
     inner, mixed = heads * head_dim, heads * head_dim + 2 * groups * state
     projections = (("in_proj", hidden * (inner + mixed + heads)), ("out_proj", inner * hidden))
     parameters = sum(weights for _, weights in projections) + taps * mixed
-    return State(parameters, 4 * heads * head_dim * state + element_bytes * (taps - 1) * mixed, projections)
+    kept = state_bytes * heads * head_dim * state + element_bytes * (taps - 1) * mixed
+    return State(parameters, kept, projections)
+
+
+def short_convolution(hidden: int, taps: int, element_bytes: int) -> State:
+    """Return a gated convolution over the last `taps` tokens, as LFM2 has it."""
+    projections = (("in_proj", 3 * hidden * hidden), ("out_proj", hidden * hidden))
+    parameters = sum(weights for _, weights in projections) + taps * hidden
+    return State(parameters, element_bytes * (taps - 1) * hidden, projections)

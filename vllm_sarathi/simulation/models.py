@@ -229,14 +229,19 @@ def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
     """
     read = read_config(config, origin)
     layers = read_layers(read)
-    hidden, heads = read.number("hidden_size"), read.number("num_attention_heads")
+    alone = read.family.state_in == "alone"
+    hidden = read.number("hidden_size")
+    heads = read.number("num_attention_heads", "mamba_num_heads", default=hidden if alone else None)
     attention = next((layer.attention for layer in layers if layer.attention), None)
     embedded = read.number("word_embed_proj_dim", default=hidden)
     if embedded != hidden:
         raise read.error(
             f"'word_embed_proj_dim' is {embedded}, which is not understood beside a width of {hidden}."
         )
-    width = read.number("moe_intermediate_size", default=0) or dense_width(read)
+    widest = max(layer.mlp_parameters for layer in layers) // (hidden * (3 if read.family.gated else 2))
+    width = (
+        read.number("moe_intermediate_size", default=0) or widest or (hidden if alone else dense_width(read))
+    )
     return ModelShape(
         layers=len(layers),
         hidden=hidden,

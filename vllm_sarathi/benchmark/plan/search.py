@@ -40,6 +40,7 @@ class Candidate:
         tensor_parallel, stages, expert_parallel: how the model is spread.
         precision: of the weights; None for the checkpoint's own.
         scheduler: by name.
+        skew: exponent of the power law that the experts' loads follow; None for what is usual where it runs.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Candidate:
     expert_parallel: bool = False
     precision: str | None = None
     scheduler: str = "sarathi"
+    skew: float | None = None
 
     @property
     def devices(self) -> int:
@@ -60,6 +62,7 @@ class Candidate:
         """The deployment's name."""
         pipeline = f"pp{self.stages}" if self.stages > 1 else ""
         spread = f"tp{self.tensor_parallel}{pipeline}{'ep' if self.expert_parallel else ''}"
+        spread += "" if self.skew is None else f"skew{self.skew:g}"
         return f"{self.model}/{self.device}:{self.precision or ''}{spread}"
 
 
@@ -70,6 +73,7 @@ def candidates_of(
     most_devices: int = 8,
     precisions: Sequence[str | None] = (None,),
     experts: bool = False,
+    skew: float | None = None,
 ) -> list[Candidate]:
     """Return all candidates.
 
@@ -80,9 +84,18 @@ def candidates_of(
         most_devices: of a replica.
         precisions: of the weights.
         experts: whether the model has any, which can be distributed whole.
+        skew: as in Candidate.
+
+    Raises:
+        ConfigError: a skew of what a model without experts has none of, or one out of range.
     """
+    if skew is not None and not experts:
+        raise ConfigError(f"--skew {skew:g}: is of the loads of experts, and {model} has none.")
+    if skew is not None and not 0 <= skew < 10:
+        raise ConfigError(f"--skew {skew:g}: must be from 0, even loads, to below 10.")
+    skew = None if skew is None else round(skew, 3)  # as a deployment's name can say it
     return [
-        Candidate(model, device, ways, stages, whole, precision, scheduler)
+        Candidate(model, device, ways, stages, whole, precision, scheduler, skew)
         for device in devices
         for stages in STAGES
         for ways in TENSOR_PARALLEL

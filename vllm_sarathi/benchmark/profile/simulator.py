@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vllm_sarathi.benchmark.capacity.search import RequestSource
+from vllm_sarathi.benchmark.capacity.search import RequestSource, check_requests
 from vllm_sarathi.benchmark.common.progress import Stages
 from vllm_sarathi.benchmark.live.arrivals import Arrival, draw_arrivals
 from vllm_sarathi.benchmark.live.load import Load, read_result, send, write_load
@@ -144,7 +144,7 @@ def parse_comparison(
     model_shape(model)
     check_int("seeds", seeds, minimum=1)
     if requests is not None:
-        check_int("requests", requests, minimum=2)
+        check_requests(requests, least=2)
     if rate_qps is not None:
         check_positive("rate", rate_qps, 1e6)
     check_some(schedulers)

@@ -6,10 +6,9 @@ the change was seen as one. Never are prompts held to be quicker than they were 
 """
 
 from collections import deque
-from collections.abc import Sequence
 from statistics import median
 
-from vllm_sarathi.core.steptime.features import seconds
+from vllm_sarathi.core.steptime.features import Curve
 from vllm_sarathi.core.types import StepShape
 
 STEPS = 3
@@ -20,7 +19,7 @@ class Borrowed:
     """Compares steps of decodes alone with what they took when the last prompts were read."""
 
     def __init__(self) -> None:
-        self._reference: list[float] | None = None
+        self._reference: Curve | None = None
         self._ratios: deque[float] = deque(maxlen=STEPS)
         self._factor = 1.0
 
@@ -30,12 +29,12 @@ class Borrowed:
         self._factor = 1.0
         self._ratios.clear()
 
-    def saw_decodes(self, coefficients: Sequence[float], shape: StepShape, measured_s: float) -> None:
-        """Note a step of decodes alone; `coefficients` are the model's at present."""
+    def saw_decodes(self, curve: Curve, shape: StepShape, measured_s: float) -> None:
+        """Note a step of decodes alone; `curve` is the model's at present."""
         if self._reference is None:
-            self._reference = list(coefficients)
-        tokens, context, sequences = shape.tokens, shape.decode_context_tokens, shape.sequences
-        expected_s = seconds(self._reference, tokens, shape.decodes, context, 0.0, sequences, 0)
+            self._reference = curve
+        context, sequences = shape.decode_context_tokens, shape.sequences
+        expected_s = self._reference.seconds(shape.tokens, shape.decodes, context, 0.0, sequences)
         if expected_s > 0:
             self._ratios.append(measured_s / expected_s)
 

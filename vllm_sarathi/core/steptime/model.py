@@ -26,8 +26,10 @@ from vllm_sarathi.core.steptime.features import (
     SEGMENTS,
     SIZE,
     WORK,
+    Curve,
+    Numbers,
     features,
-    seconds,
+    numbers,
 )
 from vllm_sarathi.core.steptime.margin import Margin
 from vllm_sarathi.core.steptime.nonnegative import nonnegative_least_squares
@@ -111,9 +113,9 @@ class StepTimeModel:
         self._drift = (DriftDetector(), DriftDetector())
         self._tiles = TileFinder()
         self._sums: dict[Kind, Sums] = {}
-        self._unabsorbed: dict[Kind, list[tuple[list[float], float, float, float]]] = {}
+        self._unabsorbed: dict[Kind, list[tuple[Numbers, tuple[float, float, float]]]] = {}
         self._u: NDArray[np.float64] = np.zeros(SIZE)
-        self._coefficients = [0.0] * SIZE
+        self._curve = Curve([0.0] * SIZE)
         self._spread = 0.1
         self._seen: dict[tuple[int, int], int] = {}
         self._kinds_seen: dict[Kind, int] = {}
@@ -151,12 +153,12 @@ class StepTimeModel:
     @property
     def work_s(self) -> float:
         """Seconds of attention per token pair of a prompt."""
-        return self._coefficients[WORK]
+        return self._curve.coefficients[WORK]
 
     @property
     def coefficients(self) -> tuple[float, ...]:
         """Seconds per unit of each feature, in the order of `features`."""
-        return tuple(self._coefficients)
+        return tuple(self._curve.coefficients)
 
     def predict(self, shape: StepShape) -> float:
         """Return the expected seconds of a step; 0 before anything has been learnt."""
@@ -174,7 +176,7 @@ class StepTimeModel:
     ) -> float:
         """`predict` for bare numbers: the budget search calls it a dozen times in every step."""
         tokens = padded(tokens, self._tiles.tile_tokens)
-        return seconds(self._coefficients, tokens, decodes, context, work, sequences, encoder)
+        return self._curve.seconds(tokens, decodes, context, work, sequences, encoder)
 
     def observe(self, shape: StepShape, measured_s: float) -> None:
         """Learn from a step; a time that is not finite and above zero (a broken clock) is passed over."""
@@ -188,7 +190,7 @@ class StepTimeModel:
             self._fade(0.2)  # what was learnt by the old count of tokens is worth less now
         # Relative to what was predicted: relative to the measured time, noise would pull the fit down.
         weight_a = weight / max(predicted_s, 0.5 * measured_s) ** 2
-        row = (features(shape, self._tiles.tile_tokens), weight_a, weight_a * measured_s, weight)
+        row = numbers(shape, self._tiles.tile_tokens), (weight_a, weight_a * measured_s, weight)
         self._unabsorbed.setdefault(_kind(shape), []).append(row)
         self._unchecked_steps -= 1
         self.steps += 1
@@ -203,7 +205,7 @@ class StepTimeModel:
             self._borrowed.saw_prefill()
         elif self._kinds_seen.get(_kind(shape), 0) >= FAMILIAR_STEPS:
             # Before, nothing is known that they could have become slower than.
-            self._borrowed.saw_decodes(self._coefficients, shape, measured_s)
+            self._borrowed.saw_decodes(self._curve, shape, measured_s)
             if self.steps % COMPARE_EVERY_STEPS == 0:
                 self._absorb()
                 self._scale(True, self._borrowed.follow())
@@ -216,8 +218,8 @@ class StepTimeModel:
         for kind, rows in self._unabsorbed.items():
             a, b, weight = self._sums.get(kind, (np.zeros((SIZE, SIZE)), np.zeros(SIZE), 0.0))
             count = len(rows)
-            vectors, weights_a, weights_b, weights = zip(*rows, strict=True)
-            x = np.array(vectors) * _SCALES
+            x = features([of for of, _ in rows]) * _SCALES
+            weights_a, weights_b, weights = np.array([weights for _, weights in rows]).T
             fading = FORGETTING ** np.arange(count - 1, -1, -1)
             kept = FORGETTING**count
             self._sums[kind] = (
@@ -297,7 +299,7 @@ class StepTimeModel:
         b = np.add.reduce([sums[1] for sums in self._sums.values()])
         a = a + _REGULAR * (1e-12 + float(np.trace(a)))
         self._u = nonnegative_least_squares(a, b, self._u > 0)
-        self._coefficients = (self._u * _SCALES).tolist()
+        self._curve = Curve((self._u * _SCALES).tolist())
 
     def to_mapping(self) -> dict[str, Any]:
         """Return what was learnt as plain values; `load` takes them back."""
