@@ -207,8 +207,8 @@ def _flat(decoder: Mapping[str, Any], family: Family, origin: str) -> dict[str, 
         if not isinstance(inner, Mapping):
             raise ConfigError(f"{origin}: {name!r} must be an object, not {short(inner)}.")
         called = {own: key for key, own in keys.items()}
-        for own, value in inner.items():
-            key: str = called.get(own, own)
+        for own, value in dict[str, Any](inner).items():
+            key = called.get(own, own)
             if key not in ("model_type", *decoder):
                 flat[key] = value
     return flat
