@@ -14,7 +14,7 @@ from vllm_sarathi.core.limits.base import Candidate
 from vllm_sarathi.core.limits.cold import COLD_TOKENS, IDLE_TOKENS, Cold
 from vllm_sarathi.core.limits.even import EvenParts
 from vllm_sarathi.core.limits.fit import Fit
-from vllm_sarathi.core.limits.floor import LATE_TIMES, Floor
+from vllm_sarathi.core.limits.floor import KNOWN_HYBRID_STEPS, LATE_TIMES, Floor
 from vllm_sarathi.core.limits.growth import LEAST_ANSWERS, Answers, Growth
 from vllm_sarathi.core.limits.shape import TAIL_SHARE, Tail, Tile, Uncut
 from vllm_sarathi.core.limits.stop_early import StopEarly
@@ -35,7 +35,7 @@ class Known:
     pipeline: Pipeline = ONE_STAGE
     tile_tokens: int = 1
     ready: bool = True
-    hybrid_steps: int = 0
+    hybrid_steps: int = KNOWN_HYBRID_STEPS
     most_tokens: int = 1000
     most_idle_tokens: int = 1000
     last_prefill_tokens: int = 0
@@ -244,6 +244,19 @@ def test_without_room_prompts_wait_until_a_step_may_be_late() -> None:
         < known.seconds(step(), tokens + 1, 0.0, 1)
     )
     assert known.late_credit == 0.5
+
+
+def test_what_steps_without_decodes_say_is_no_reason_to_be_late_on_purpose() -> None:
+    """Two of them can make a step look as if it had a large constant part, in which nothing fits beside decodes."""
+    known = Known(late_credit=4.0, hybrid_steps=0)
+    near = candidate(prompt("a", 500), tokens=3, available_s=0.016, decode_s=0.0148)
+    tokens, reason = floor(known)(step(), near)
+    assert reason is Reason.DOUBT
+    assert 3 <= tokens <= COLD_TOKENS
+    assert known.attempts.came_to(0.0161)
+    assert floor(known)(step(), near) == (3, Reason.SLO)
+    known.hybrid_steps = KNOWN_HYBRID_STEPS
+    assert floor(known)(step(), near)[1] is Reason.FLOOR
 
 
 def late_step(*prompts: RequestView, **fields: Any) -> int:

@@ -257,6 +257,18 @@ def test_of_a_crowd_at_a_cold_start_one_prompt_is_read_first() -> None:
     assert controller.plan(waiting_for([9000, 300], decodes=0)).token_budget == 8192
 
 
+def test_two_long_prompts_read_alone_do_not_make_the_first_step_beside_decodes_a_long_one() -> None:
+    """Measured on a CPU that prefills 400 tokens a second: beside a decode, 1,236 tokens were read, for two seconds."""
+    controller, now_s = StepController(SarathiConfig(tbt_slo_ms=250)), 0.0
+    for tokens, work, measured_s in ((2048, 2_097_152.0, 4.646), (716, 1_722_696.0, 2.315)):
+        now_s += measured_s
+        shape = StepShape(tokens, 0, 0, work, 1)
+        controller.observe(StepRecord(shape, tokens, Reason.IDLE, None, measured_s, now_s))
+    waiting = tuple(RequestView(str(i), (0, float(i)), 1.0, 0, n) for i, n in enumerate((94, 2049, 150)))
+    plan = controller.plan(StepView(now_s, 1, 1, 2764, (), waiting, 2048))
+    assert 1 < plan.token_budget <= 110  # which takes a quarter of a second there
+
+
 def test_in_a_pipeline_a_step_does_not_end_early() -> None:
     loop = Loop(StepController(SarathiConfig(tbt_slo_ms=10_000), Pipeline(2)), roofline(), max_tokens=8192)
     loop.run(100)

@@ -4,7 +4,8 @@ Five cases, each stated by what gives way:
 
 - decodes alone are late already: they cannot be kept, so the prompts get PREFILL_SHARE of the time;
 - a chunk is in time by the prediction, and not by its margin: as where little has been seen, or nothing for long, a
-  margin is mostly caution, it is tried. Each attempt that turns out late counts as a step that is late on purpose;
+  margin is mostly caution, it is tried. An attempt that turns out late counts as a step that is late on purpose. Until
+  a few steps of both kinds have been seen, small attempts are all there is;
 - decodes alone are in time, and any prefill beside them is not: a step may be late on purpose, by at most LATE_TIMES,
   less often than the share of gaps that the SLO allows may be late (`Experience.late_credit`). As it is late anyway,
   it takes as many tokens as that time holds, of several prompts where they wait, so that few such steps do;
@@ -32,6 +33,9 @@ LATE_TIMES = 12.0
 
 LATE_GROWTH = 4
 """It grows faster beyond what was seen than a step that is to be in time."""
+
+KNOWN_HYBRID_STEPS = 3
+"""Before, that nothing fits is what steps without decodes say of one with them, and no reason to be late on purpose."""
 
 UNCUT_TIMES = 1.5
 """Something that cannot be cut goes into any step that then takes at most this multiple of what it may."""
@@ -66,11 +70,13 @@ class Floor:
         if not candidate.late and not overdue:
             if reason is Reason.GROWTH or self._experience.late_credit < 1.0:
                 return tokens, reason if tokens or reason is Reason.GROWTH else Reason.FULL
-            attempts = self._experience.attempts
-            if not tokens and attempts.allowed and (chunk := self._attempt(view, candidate)) > 0:
+            attempts, known = self._experience.attempts, self._experience.hybrid_steps >= KNOWN_HYBRID_STEPS
+            if not (tokens and known) and attempts.allowed and (chunk := self._attempt(view, candidate)) > 0:
                 attempts.tries(candidate.available_s)
-                return chunk, Reason.DOUBT
+                return max(tokens, chunk), Reason.DOUBT
             attempts.gave_way()
+            if not known:
+                return tokens, reason if tokens else Reason.FULL
             self._experience.late_credit -= 1.0
             return self._chunk(view, candidate, LATE_TIMES * candidate.available_s), Reason.FLOOR
         decode_s = candidate.decode_s
