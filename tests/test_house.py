@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "autolrs_plugin.integrations": {"core", "report", "training", "integrations"},
     "autolrs_plugin.testing": {"core", "training"},
     "autolrs_plugin.benchmark": {"core", "training", "integrations", "benchmark", FRONT_DOOR},
-    "autolrs_plugin.cli": {"core", "report", "integrations", "benchmark", FRONT_DOOR},
+    "autolrs_plugin.cli": {"core", "report", "integrations", "benchmark", "cli", FRONT_DOOR},
     "autolrs_plugin": {"integrations"},
 }
 """What each top-level module of a package may import of its own package, in an import statement or by a string."""
