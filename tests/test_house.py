@@ -25,7 +25,17 @@ DOCUMENTS = {
     "docs",
     "mkdocs.yml",
 }
-TOP_LEVEL = {"pyproject.toml", "LICENSE", "Makefile", *PACKAGES, "tests", "examples", "bench", *DOCUMENTS}
+TOP_LEVEL = {
+    "pyproject.toml",
+    "MANIFEST.in",
+    "LICENSE",
+    "Makefile",
+    *PACKAGES,
+    "tests",
+    "examples",
+    "bench",
+    *DOCUMENTS,
+}
 
 FRONT_DOOR = ""
 """The package itself: its version, and the public names that it imports lazily."""
@@ -311,12 +321,24 @@ def test_the_engine_without_vllm_names_the_extra() -> None:
     assert "pip install 'vllm-sarathi[vllm]'" in done.stderr.splitlines()[-1]
 
 
-def test_the_top_level_holds_what_it_may() -> None:
+def top_level() -> set[str]:
+    """Return what is at the top of the repository."""
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False)
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
-    tops = {line.partition("/")[0] for line in listed.stdout.splitlines()}
-    assert {top for top in tops if not top.startswith(".")} <= TOP_LEVEL
+    return {line.partition("/")[0] for line in listed.stdout.splitlines()}
+
+
+def test_the_top_level_holds_what_it_may() -> None:
+    assert {top for top in top_level() if not top.startswith(".")} <= TOP_LEVEL
+
+
+def test_the_source_distribution_holds_it_all() -> None:
+    """Its tests run from it; setuptools adds the packages and four files by itself."""
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    named = {name for line in lines if line.startswith(("graft ", "include ")) for name in line.split()[1:]}
+    by_itself = {*PACKAGES, "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"}
+    assert named | by_itself == top_level()
 
 
 def test_the_table_of_versions_is_of_the_tested_ones() -> None:
