@@ -31,15 +31,15 @@ def capacity(
     json: JsonOption = None,
 ) -> None:
     """Find the highest rate at which each scheduler keeps the SLO."""
-    from vllm_sarathi.benchmark.capacity import simulated as room
+    from vllm_sarathi.benchmark.capacity import simulated as benchmark
     from vllm_sarathi.benchmark.common import farm, results
 
     asked = load.asked(read_names(schedulers), seeds, max_delay_s=max_delay_s)
-    room.check_asked(asked)
+    benchmark.check_asked(asked)
     console = Console()
-    tasks = room.tasks_of(asked, announced_workload(asked, console))
-    rows = room.capacity_rows(tasks, functools.partial(farm.run_all, console=console, ray=ray))
-    console.print(room.capacity_table(rows))
+    tasks = benchmark.tasks_of(asked, announced_workload(asked, console))
+    rows = benchmark.capacity_rows(tasks, functools.partial(farm.run_all, console=console, ray=ray))
+    console.print(benchmark.capacity_table(rows))
     if plot is not None:
-        room.capacity_plot(rows, plot)
+        benchmark.capacity_plot(rows, plot)
     results.write_rows(rows, json)

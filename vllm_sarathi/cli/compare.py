@@ -16,22 +16,22 @@ def compare(
     json: FiguresOption = None,
 ) -> None:
     """Compare two sets of results: the ratio of each figure, and its noise where there are repeats."""
-    from vllm_sarathi.benchmark.common import compare as room
+    from vllm_sarathi.benchmark.common import compare as benchmark
     from vllm_sarathi.benchmark.common.results import write_rows
 
     skipped: list[Path] = []
-    before, after = (room.read_figures(path, skipped) for path in (old, new))
-    rows = room.compare_figures(before, after)
-    only_old, only_new = room.alone(before, after), room.alone(after, before)
+    before, after = (benchmark.read_figures(path, skipped) for path in (old, new))
+    rows = benchmark.compare_figures(before, after)
+    only_old, only_new = benchmark.alone(before, after), benchmark.alone(after, before)
     console = Console()
-    console.print(room.compare_table(rows))
-    lines = [*room.alone_lines("OLD", only_old), *room.alone_lines("NEW", only_new)]
+    console.print(benchmark.compare_table(rows))
+    lines = [*benchmark.alone_lines("OLD", only_old), *benchmark.alone_lines("NEW", only_new)]
     if skipped:
-        lines.append(f"no results, passed over: {room.listed([*map(str, skipped)])}")
+        lines.append(f"no results, passed over: {benchmark.listed([*map(str, skipped)])}")
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     write_rows(
-        room.to_rows(rows),
+        benchmark.to_rows(rows),
         json,
         only_old=[asdict(row) for row in only_old],
         only_new=[asdict(row) for row in only_new],

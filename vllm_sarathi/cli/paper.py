@@ -33,12 +33,12 @@ def paper(
 
     from vllm_sarathi.benchmark.common import farm, results
     from vllm_sarathi.benchmark.paper import report as paper_report
-    from vllm_sarathi.benchmark.paper import runs as room
+    from vllm_sarathi.benchmark.paper import runs as benchmark
 
-    scale = replace(room.QUICK, sweep=sweep) if quick else room.FULL
+    scale = replace(benchmark.QUICK, sweep=sweep) if quick else benchmark.FULL
     console = Console()
     run_all = functools.partial(farm.run_all, console=console, ray=ray)
-    rows = room.rows_of(room.cells_of(scale), out / "cells", run_all)
+    rows = benchmark.rows_of(benchmark.cells_of(scale), out / "cells", run_all)
     tables = paper_report.tables_of(rows)
     for path in paper_report.write_report(tables, out, scale.requests, scale.seeds):
         console.print(f"wrote {path}", soft_wrap=True)

@@ -36,18 +36,18 @@ def simulate(
     json: JsonOption = None,
 ) -> None:
     """Simulate one load on a deployment, and print the latencies of each scheduler."""
-    from vllm_sarathi.benchmark.capacity import simulated as room
+    from vllm_sarathi.benchmark.capacity import simulated as benchmark
     from vllm_sarathi.benchmark.common import farm, results
     from vllm_sarathi.simulation.traces import write_trace
 
     check_rate(rate, load.trace)
     asked = load.asked(read_names(schedulers), seeds)
-    room.check_asked(asked)
+    benchmark.check_asked(asked)
     console = Console()
     carried = announced_workload(asked, console)
     if save_trace is not None:
         write_trace(carried.at(rate, 0) if rate else carried.window(0), save_trace)
     run_all = functools.partial(farm.run_all, console=console, ray=ray)
-    rows = room.simulate_rows(asked, carried, rate, run_all)
-    console.print(room.simulate_table(rows))
+    rows = benchmark.simulate_rows(asked, carried, rate, run_all)
+    console.print(benchmark.simulate_table(rows))
     results.write_rows(rows, json)

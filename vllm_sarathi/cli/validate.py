@@ -56,7 +56,7 @@ def validate(
     with even ids; the table is of odd ones: four of each group, or --all.
     """
     from vllm_sarathi.benchmark.common import results
-    from vllm_sarathi.benchmark.profile import simulator as room
+    from vllm_sarathi.benchmark.profile import simulator as benchmark
     from vllm_sarathi.core.config import ConfigError
 
     if silicon:
@@ -67,7 +67,7 @@ def validate(
     for option, given in (("--ids", ids is not None), ("--all", every)):
         if given:
             raise ConfigError(f"{option}: has no effect without --silicon.")
-    asked = room.parse_comparison(
+    asked = benchmark.parse_comparison(
         model=model,
         workload=workload,
         schedulers=read_names(schedulers),
@@ -82,23 +82,23 @@ def validate(
         out=out,
     )
     console = Console()
-    rows = room.validate(asked.choices, asked.loads, out, console)
-    console.print(room.validate_table(rows))
+    rows = benchmark.validate(asked.choices, asked.loads, out, console)
+    console.print(benchmark.validate_table(rows))
     results.write_rows(rows, json)
 
 
 def _validate_silicon(ids: Path | None, every: bool, json: Path | None) -> None:
     from vllm_sarathi.benchmark.common import farm, results
-    from vllm_sarathi.benchmark.profile import silicon as room
+    from vllm_sarathi.benchmark.profile import silicon as benchmark
     from vllm_sarathi.benchmark.profile import silicon_sample
 
     console = Console()
     sample = silicon_sample.read_sample()
-    rows = room.asked_rows(sample, ids, every)
-    judged = room.judge(
+    rows = benchmark.asked_rows(sample, ids, every)
+    judged = benchmark.judge(
         rows, silicon_sample.left_out(sample), functools.partial(farm.run_all, console=console)
     )
-    results.write_rows(room.written(judged), json)
-    console.print(room.silicon_table(judged))
-    for line in room.summary_lines(judged):
+    results.write_rows(benchmark.written(judged), json)
+    console.print(benchmark.silicon_table(judged))
+    for line in benchmark.summary_lines(judged):
         console.print(line, soft_wrap=True)
