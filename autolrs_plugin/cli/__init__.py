@@ -4,6 +4,8 @@ A module imports what its command needs where the command runs: looking at a run
 at all.
 """
 
+from collections.abc import Callable
+
 import typer
 
 from autolrs_plugin import __version__
@@ -28,6 +30,7 @@ def version() -> None:
     typer.echo(__version__)
 
 
+_command: Callable[..., None]
 # In the order in which `--help` lists them.
 for _command in (show, plot, export, find, preview):
     app.command()(clear_errors()(_command))

@@ -4,6 +4,8 @@ A module imports what its command needs where the command runs, so that `vllm-sa
 command that needs an extra fails only when called.
 """
 
+from collections.abc import Callable
+
 import typer
 
 from vllm_sarathi import __version__
@@ -43,6 +45,7 @@ def version() -> None:
     typer.echo(__version__)
 
 
+_command: Callable[..., None]
 # In the order in which `--help` lists them.
 for _command in (demo, reference_model, trace):
     app.command()(clear_errors()(_command))
