@@ -1,4 +1,4 @@
-"""The rules of the house, read off the code: who may import whom, how large a room may be."""
+"""The rules of the house, read off the code: who may import whom, how large a module may be."""
 
 import ast
 import re
@@ -25,7 +25,17 @@ DOCUMENTS = {
     "docs",
     "mkdocs.yml",
 }
-TOP_LEVEL = {"pyproject.toml", "LICENSE", "Makefile", *PACKAGES, "tests", "examples", "bench", *DOCUMENTS}
+TOP_LEVEL = {
+    "pyproject.toml",
+    "MANIFEST.in",
+    "LICENSE",
+    "Makefile",
+    *PACKAGES,
+    "tests",
+    "examples",
+    "bench",
+    *DOCUMENTS,
+}
 
 FRONT_DOOR = ""
 """The package itself: its version, and the public names that it imports lazily."""
@@ -45,7 +55,7 @@ MAY_IMPORT = {
     "autolrs_plugin.integrations": {"core", "report", "training", "integrations"},
     "autolrs_plugin.testing": {"core", "training"},
     "autolrs_plugin.benchmark": {"core", "training", "integrations", "benchmark", FRONT_DOOR},
-    "autolrs_plugin.cli": {"core", "report", "integrations", "benchmark", FRONT_DOOR},
+    "autolrs_plugin.cli": {"core", "report", "integrations", "benchmark", "cli", FRONT_DOOR},
     "autolrs_plugin": {"integrations"},
 }
 """What each top-level module of a package may import of its own package, in an import statement or by a string."""
@@ -62,7 +72,7 @@ COMPUTED_IMPORTS = {
 
 IMPORTERS = {"import_module", "import_internal", "__import__"}
 
-BENCHMARK_ROOMS = {
+BENCHMARK_PACKAGES = {
     "common": {"common"},
     "capacity": {"common", "capacity"},
     "plan": {"common", "capacity", "plan"},
@@ -70,7 +80,7 @@ BENCHMARK_ROOMS = {
     "live": {"common", "capacity", "live"},
     "profile": {"common", "capacity", "live", "profile"},
 }
-"""What each room of `vllm_sarathi.benchmark` may import of the others."""
+"""What each package of `vllm_sarathi.benchmark` may import of the others."""
 
 
 def name_of(path: Path) -> str:
@@ -144,26 +154,26 @@ def named_by(path: Path) -> Iterator[str]:
     yield from (name for name in strings_of(path) if (name_of(path), name) != NAMED_FOR_VLLM)
 
 
-def room_of(target: str) -> str:
+def section_of(target: str) -> str:
     """Return the top-level module of its package that a name is in."""
     package, _, rest = target.partition(".")
-    room = rest.partition(".")[0]
-    here = ROOT / package / room
-    return room if here.is_dir() or here.with_suffix(".py").is_file() else FRONT_DOOR
+    section = rest.partition(".")[0]
+    here = ROOT / package / section
+    return section if here.is_dir() or here.with_suffix(".py").is_file() else FRONT_DOOR
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_one_way(path: Path) -> None:
     package = name_of(path).partition(".")[0]
-    room = room_of(name_of(path))
+    section = section_of(name_of(path))
     other = next(p for p in PACKAGES if p != package)
     for target in named_by(path):
         assert not (target + ".").startswith(other + "."), (
             f"{name_of(path)} names the other package: {target}"
         )
         if (target + ".").startswith(package + "."):
-            allowed = MAY_IMPORT[f"{package}.{room}".rstrip(".")]
-            assert room_of(target) in allowed, f"{name_of(path)} imports {target}"
+            allowed = MAY_IMPORT[f"{package}.{section}".rstrip(".")]
+            assert section_of(target) in allowed, f"{name_of(path)} imports {target}"
 
 
 def test_a_computed_import_stands_only_where_it_is_listed() -> None:
@@ -198,16 +208,16 @@ def test_what_a_call_imports_is_known(call: str, name: str | None) -> None:
     assert list(called_imports(ast.parse(call), "vllm_sarathi.core")) == [name]
 
 
-@pytest.mark.parametrize("room", BENCHMARK_ROOMS)
-def test_the_rooms_of_the_benchmark_build_on_each_other(room: str) -> None:
+@pytest.mark.parametrize("name", BENCHMARK_PACKAGES)
+def test_the_packages_of_the_benchmark_build_on_each_other(name: str) -> None:
     benchmark = ROOT / "vllm_sarathi" / "benchmark"
     assert {path.name for path in benchmark.iterdir() if (path / "__init__.py").exists()} == {
-        *BENCHMARK_ROOMS
+        *BENCHMARK_PACKAGES
     }
-    for path in (benchmark / room).rglob("*.py"):
+    for path in (benchmark / name).rglob("*.py"):
         for target in named_by(path):
             if target.startswith("vllm_sarathi.benchmark."):
-                assert target.split(".")[2] in BENCHMARK_ROOMS[room], f"{name_of(path)} imports {target}"
+                assert target.split(".")[2] in BENCHMARK_PACKAGES[name], f"{name_of(path)} imports {target}"
 
 
 def test_imports_have_no_cycle() -> None:
@@ -252,7 +262,7 @@ def test_texts_are_in_the_words_of_the_field(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_rooms_are_small(path: Path) -> None:
+def test_modules_are_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 420
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -311,12 +321,24 @@ def test_the_engine_without_vllm_names_the_extra() -> None:
     assert "pip install 'vllm-sarathi[vllm]'" in done.stderr.splitlines()[-1]
 
 
-def test_the_top_level_holds_what_it_may() -> None:
+def top_level() -> set[str]:
+    """Return what is at the top of the repository."""
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False)
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
-    tops = {line.partition("/")[0] for line in listed.stdout.splitlines()}
-    assert {top for top in tops if not top.startswith(".")} <= TOP_LEVEL
+    return {line.partition("/")[0] for line in listed.stdout.splitlines()}
+
+
+def test_the_top_level_holds_what_it_may() -> None:
+    assert {top for top in top_level() if not top.startswith(".")} <= TOP_LEVEL
+
+
+def test_the_source_distribution_holds_it_all() -> None:
+    """Its tests run from it; setuptools adds the packages and four files by itself."""
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    named = {name for line in lines if line.startswith(("graft ", "include ")) for name in line.split()[1:]}
+    by_itself = {*PACKAGES, "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"}
+    assert named | by_itself == top_level()
 
 
 def test_the_table_of_versions_is_of_the_tested_ones() -> None:

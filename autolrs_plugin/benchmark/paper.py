@@ -23,6 +23,7 @@ from rich.console import Console
 from autolrs_plugin.benchmark.methods import Assignment, simple
 from autolrs_plugin.benchmark.ours import tuned
 from autolrs_plugin.benchmark.tasks import TASKS
+from autolrs_plugin.core.files import written_whole
 
 RUNS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 QUICK_SHARE = 0.25
@@ -101,12 +102,13 @@ def run_paper(out: Path, seeds: int, quick: bool, console: Console) -> list[Row]
             console.print(f"{rows[-1].model}, seed {seed}: {_speedup(rows[-1].uncounted)} uncounted, "
                           f"{_speedup(rows[-1].counted)} counted")  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    (out / "paper.md").write_text(markdown(rows), encoding="utf-8")
     text = io.StringIO()
     writer = csv.DictWriter(text, list(asdict(rows[0])), lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    (out / "paper.csv").write_text(text.getvalue(), encoding="utf-8")
+    for name, content in (("paper.md", markdown(rows)), ("paper.csv", text.getvalue())):
+        with written_whole(out / name) as scratch:
+            scratch.write_text(content, encoding="utf-8")
     draw(rows, out / "paper.png")
     console.print(markdown(rows), soft_wrap=True)
     console.print(f"paper.md, paper.csv and paper.png are in {out}")

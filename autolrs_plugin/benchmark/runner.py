@@ -25,6 +25,7 @@ from autolrs_plugin.benchmark.ours import (
 from autolrs_plugin.benchmark.results import write_rows
 from autolrs_plugin.benchmark.table import Run, draw_task, rows, summary_table, task_table
 from autolrs_plugin.benchmark.tasks import Job, Task
+from autolrs_plugin.core.files import written_whole
 
 METHODS: dict[str, Callable[[Assignment], Outcome]] = {
     "autolrs": autolrs,
@@ -149,7 +150,8 @@ def _eval_cost_steps(out: Path, task: Task) -> float:
     path = out / f"{task.name}-eval-cost.json"
     if not path.exists():
         cost = measure_eval_cost(task, task.build(0))
-        path.write_text(json.dumps({"eval_cost_steps": round(cost, 2)}), encoding="utf-8")
+        with written_whole(path) as scratch:
+            scratch.write_text(json.dumps({"eval_cost_steps": round(cost, 2)}), encoding="utf-8")
     return float(json.loads(path.read_text(encoding="utf-8"))["eval_cost_steps"])
 
 

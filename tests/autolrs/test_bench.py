@@ -168,6 +168,21 @@ def test_what_is_done_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monke
     assert ran[-1] == (1, 50)
 
 
+def test_a_cost_that_was_half_written_is_not_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, text: str, **_: Any) -> None:
+        path.write_bytes(text.encode()[:5])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "measure_eval_cost", lambda task, job: EVAL_COST)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            runner._eval_cost_steps(tmp_path, TOY)
+    assert runner._eval_cost_steps(tmp_path, TOY) == EVAL_COST
+
+
 def test_the_cost_of_an_evaluation_is_measured() -> None:
     job = build(0)
     step_like = replace(job, validation=[(torch.zeros(8, 8), torch.zeros(8, dtype=torch.long))])

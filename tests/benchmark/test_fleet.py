@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vllm_sarathi.benchmark.capacity import fleet as room
+from vllm_sarathi.benchmark.capacity import fleet as benchmark
 from vllm_sarathi.benchmark.common.lines import open_lines
 from vllm_sarathi.cli import app
 from vllm_sarathi.simulation.fleet.fleet import Fleet, FleetSpec
@@ -26,7 +26,7 @@ def invoke(*arguments: object) -> Any:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything run in this process."""
-    monkeypatch.setattr(room, "open_lines", lambda *_: nullcontext([Here()]))
+    monkeypatch.setattr(benchmark, "open_lines", lambda *_: nullcontext([Here()]))
 
 
 def test_a_row_for_the_fleet_and_for_each_replica(here: None, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_ray_answers_as_one_process_does(monkeypatch: pytest.MonkeyPatch) -> Non
     spec = FleetSpec(("serve",) * 3, {"serve": serving}, "first-token", 100_000)
     requests = [replace(r, ttft_slo_ms=2000.0) for r in synthetic("chat", 4.0, 16, seed=0)]
     alone = Fleet(spec, [Here()]).run(requests)
-    apart = room.run_fleet(spec, requests, ray="local")
+    apart = benchmark.run_fleet(spec, requests, ray="local")
     for one, other in zip(alone.ended, apart.ended, strict=True):
         assert {k: t.to_mapping() for k, t in one.by_kind.items()} == {
             k: t.to_mapping() for k, t in other.by_kind.items()

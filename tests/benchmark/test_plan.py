@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from vllm_sarathi.benchmark.common import farm
 from vllm_sarathi.benchmark.plan import load as plan_load
 from vllm_sarathi.benchmark.plan import report as plan_report
-from vllm_sarathi.benchmark.plan import search as room
+from vllm_sarathi.benchmark.plan import search as benchmark
 from vllm_sarathi.benchmark.plan.bounds import Bound, bound
 from vllm_sarathi.benchmark.plan.load import Load, LoadAsked, load_of
 from vllm_sarathi.benchmark.plan.prices import read_prices
@@ -57,7 +57,7 @@ def load() -> Load:
 
 
 @pytest.mark.parametrize("answer", [1, 2, 7, 8, 31])
-@pytest.mark.parametrize(("least", "most"), [(1, room.MOST_REPLICAS), (1, 40), (2, 31)])
+@pytest.mark.parametrize(("least", "most"), [(1, benchmark.MOST_REPLICAS), (1, 40), (2, 31)])
 def test_the_fewest_are_found(answer: int, least: int, most: int) -> None:
     asked: list[int] = []
 
@@ -77,7 +77,7 @@ def verdict(device: str, cost: float, scheduler: str = "sarathi") -> Verdict:
 
 def test_who_cannot_be_first_or_second_is_left() -> None:
     board = Board({"a": 2.0, "b": 3.0, "c": 1.0})
-    assert board.most_replicas(Candidate("m", "c")) == room.MOST_REPLICAS
+    assert board.most_replicas(Candidate("m", "c")) == benchmark.MOST_REPLICAS
     board.verdicts = [verdict("a", 10.0), verdict("a", 12.0, "default")]
     assert board.most_replicas(Candidate("m", "a")) == 4  # five cost the same
     assert board.most_replicas(Candidate("m", "c")) == 39  # no runner-up yet: within four times the first
@@ -85,7 +85,7 @@ def test_who_cannot_be_first_or_second_is_left() -> None:
     assert board.most_replicas(Candidate("m", "c")) == 14
     assert board.most_replicas(Candidate("m", "b")) == 4
     board.prune = False
-    assert board.most_replicas(Candidate("m", "c")) == room.MOST_REPLICAS
+    assert board.most_replicas(Candidate("m", "c")) == benchmark.MOST_REPLICAS
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -107,15 +107,15 @@ def test_the_pick_is_that_of_an_exhaustive_search(
     def carries(candidate: Candidate, load: Load, replicas: int) -> bool:
         return load.rate_qps / replicas <= speed[candidate]
 
-    monkeypatch.setattr(room, "carries", carries)
-    monkeypatch.setattr(room, "bound", lambda name, load: best[name])
+    monkeypatch.setattr(benchmark, "carries", carries)
+    monkeypatch.setattr(benchmark, "bound", lambda name, load: best[name])
     busy = replace(load, rate_qps=chance.uniform(1.0, 200.0))
     board = search(candidates, busy, PRICES, Inline())
     every = search(candidates, busy, PRICES, Inline(), prune=False)
     assert len(every.verdicts) == len(board.verdicts) == len(candidates)
     ours, all_of_them = board.ranked(), every.ranked()
     assert ours[0].cost == all_of_them[0].cost
-    if all_of_them[1].cost <= room.MOST_TIMES * ours[0].cost:
+    if all_of_them[1].cost <= benchmark.MOST_TIMES * ours[0].cost:
         assert ours[1].cost == all_of_them[1].cost
     assert sum(v.runs for v in board.verdicts) < 0.7 * sum(v.runs for v in every.verdicts)
 
@@ -141,8 +141,8 @@ def test_a_bound_is_above_what_runs_show(load: Load, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(plan_load, "LEAST_SPAN_S", 12.0)
     candidate = Candidate("mistral-7b", "a100")
     known = bound(candidate.deployment, load)
-    assert not room.carries(candidate, replace(load, rate_qps=1.3 * known.most_qps), 1)
-    assert room.carries(candidate, replace(load, rate_qps=0.2 * known.most_qps), 1)
+    assert not benchmark.carries(candidate, replace(load, rate_qps=1.3 * known.most_qps), 1)
+    assert benchmark.carries(candidate, replace(load, rate_qps=0.2 * known.most_qps), 1)
 
 
 def test_a_bound_refuses_only_what_cannot_be(load: Load) -> None:

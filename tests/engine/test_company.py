@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from vllm_sarathi.core.classes import Bond, SloClass
 from vllm_sarathi.core.figures import ClassGaps
@@ -45,8 +46,8 @@ def gaps(bonds: Iterable[Bond], server_s: float) -> set[ClassGaps]:
 def test_it_is_always_what_a_count_of_all_would_say() -> None:
     chance, company = random.Random(4), Company()
     bonds: dict[str, Bond] = {}
-    running: list[Runner] = []
-    preempted: list[Runner] = []
+    running: list[Any] = []
+    preempted: list[Any] = []
     for step in range(600):
         event = chance.randrange(6)
         if event == 0 or not running:

@@ -17,8 +17,9 @@ from vllm_sarathi.core.config import SCHEDULERS
 from vllm_sarathi.core.policies.orca import Orca
 from vllm_sarathi.core.policy import decodes_only
 from vllm_sarathi.testing import check_policy
-from vllm_sarathi.testing.conformance import BLOCKS_FOR_ONE, LIMIT_TOKENS, Event, Play, compare_with_stock
-from vllm_sarathi.testing.modelled import Step
+from vllm_sarathi.testing.conformance import BLOCKS_FOR_ONE, LIMIT_TOKENS, compare_with_stock
+from vllm_sarathi.testing.modelled import ModelledEngine, Step
+from vllm_sarathi.testing.play import Event, RequestPlay
 
 POLICIES: dict[str, SarathiConfig] = {
     **{name: SarathiConfig(scheduler=name) for name in SCHEDULERS if name != "sarathi"},
@@ -55,10 +56,22 @@ def test_every_policy_moves_and_finishes_with_the_tokens_of_stock(
 # --- What makes each policy what it is ---
 
 
+class SeenPlay(RequestPlay):
+    """Keeps its steps, of a policy that has room for everybody."""
+
+    def __init__(self, make_config: Any, policy: str) -> None:
+        config = POLICIES[policy]
+        engine = ModelledEngine(make_config(config, "sync"), num_blocks=400)
+        super().__init__(engine, config.token_budget or LIMIT_TOKENS)
+        self.seen: list[Step] = []
+
+    def check(self, step: Step) -> None:
+        self.seen.append(step)
+
+
 def steps_of(make_config: Any, policy: str) -> list[Step]:
     """Return the steps of a scene with room for everybody: streams, among which long prompts come."""
-    config = POLICIES[policy]
-    play = Play(make_config(config, "sync"), 400, 1, config.token_budget or LIMIT_TOKENS)
+    play = SeenPlay(make_config, policy)
     for i in range(4):
         play.add(f"stream{i}", 5 + i, 60)
     for _ in range(3):
@@ -68,7 +81,7 @@ def steps_of(make_config: Any, policy: str) -> list[Step]:
         for _ in range(2):
             play.step()
     play.finish()
-    return play.steps
+    return play.seen
 
 
 def prompt_tokens(step: Step) -> int:
@@ -128,17 +141,16 @@ def test_pressure_has_two_levels(make_config: Any, monkeypatch: pytest.MonkeyPat
     from vllm_sarathi.core.policies.pressure import Pressure
 
     monkeypatch.setattr(Pressure, "prefill_tokens", 50)  # 2,048 is beyond this small engine's limit
-    config = POLICIES["pressure"]
-    play = Play(make_config(config, "sync"), 400, 1, LIMIT_TOKENS)
+    play = SeenPlay(make_config, "pressure")
     play.add("stream", 5, 60)
     play.step()
     play.add("one", 200, 4)  # alone: as much as the engine takes
     play.step()
-    assert prompt_tokens(play.steps[-1]) == 200
+    assert prompt_tokens(play.seen[-1]) == 200
     play.add("two", 200, 4)
     play.add("three", 200, 4)  # two press: 50 at a time
     play.step()
-    assert prompt_tokens(play.steps[-1]) == 50
+    assert prompt_tokens(play.seen[-1]) == 50
     play.finish()
 
 

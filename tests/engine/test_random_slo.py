@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.engine.properties import REPEATABLE
 from tests.engine.step_order import check_stall_free
-from tests.engine.test_step_order import BLOCKS_FOR_ONE, MAX_MODEL_LEN, PROGRAM, Play
+from tests.engine.test_step_order import BLOCKS_FOR_ONE, MAX_MODEL_LEN, PROGRAM, DuplicatePlay
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.testing.modelled import ModelledEngine, Step
 
@@ -41,13 +41,10 @@ class BrokenClock:
         return self.now_s - (100.0 if kind > 0.98 else 0.0)
 
 
-class SloPlay(Play):
+class SloPlay(DuplicatePlay):
     """Checks what holds whatever the budget is: bounds, no decode left out, nothing raised."""
 
-    def step(self) -> None:
-        self.check_decodes(self.take())
-
-    def check_decodes(self, step: Step) -> None:
+    def check(self, step: Step) -> None:
         if not step.preempted:
             check_stall_free(self.engine, step, self.budget)
 
@@ -67,6 +64,7 @@ def test_no_clock_and_no_history_breaks_a_step(make_config: Any, mode: str, name
         nonlocal steps
         config = make_config(SarathiConfig(**SETTINGS[name]), mode)
         engine = ModelledEngine(config, num_blocks=blocks, in_flight=1 if mode == "sync" else 2)
+        play = SloPlay(engine, MAX_MODEL_LEN)
         engine.scheduler.clock = engine.scheduler.wall_clock = BrokenClock(seed)
         rng = random.Random(seed)
         add = engine.add
@@ -76,9 +74,8 @@ def test_no_clock_and_no_history_breaks_a_step(make_config: Any, mode: str, name
             return add(*args, sampling={"extra_args": rng.choice((odd, None, {}))}, **fields)
 
         engine.add = add_with_odd_slos  # type: ignore[method-assign]
-        player = SloPlay(engine, MAX_MODEL_LEN)
-        player.run(program)
-        steps += player.steps
+        play.play(program)
+        steps += play.steps
 
     run()
     assert steps >= 500

@@ -12,7 +12,7 @@ from tests.engine.properties import REPEATABLE
 from tests.engine.step_order import check_step
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.testing.modelled import NGRAM, ModelledEngine, Step
-from vllm_sarathi.testing.rules import StepRules
+from vllm_sarathi.testing.play import RequestPlay
 
 MAX_MODEL_LEN = 256
 BLOCKS_FOR_ONE = MAX_MODEL_LEN // 16 + 2
@@ -29,61 +29,45 @@ DUPLICATE = st.tuples(st.just("duplicate"), st.integers(0, 30), st.integers(1, 5
 PROGRAM = st.lists(st.one_of(ADD, ADD, STEP, STEP, ABORT, DUPLICATE), min_size=8, max_size=40)
 
 
-class Play:
-    """Runs a random program against an engine and checks each step."""
+class DuplicatePlay(RequestPlay):
+    """Sends some names again, and allows as many steps to the end as the work that is left may take.
+
+    Args:
+        engine: as RequestPlay's.
+        budget: the most tokens of a step.
+    """
 
     def __init__(self, engine: ModelledEngine, budget: int) -> None:
-        self.engine = engine
+        super().__init__(engine, budget)
         self.budget = budget
-        self.steps = 0
-        self.names: list[str] = []
-        self.aborted: set[str] = set()
+
+    def happen(self, event: Any) -> None:
+        kind, a, b, _ = event
+        if kind != "duplicate":
+            super().happen(event)
+        elif (name := self.name_of(a)) in self.scheduler.requests:
+            assert name is not None
+            self.engine.add(name, b, 4)
+
+    def most_steps_to_end(self) -> int:
+        work = sum(r.num_prompt_tokens + r.max_tokens for r in self.scheduler.requests.values())
+        return 40 * work + 100
+
+
+class FixedPlay(DuplicatePlay):
+    """Checks the order of each step of a fixed budget, and that no decode starves."""
+
+    def __init__(self, engine: ModelledEngine, budget: int) -> None:
+        super().__init__(engine, budget)
         self.unserved: Counter[str] = Counter()
-        self.rules = StepRules(engine.scheduler, budget)
 
-    def run(self, program: list[tuple[str, int, int, int]]) -> None:
-        for kind, a, b, c in program:
-            if kind == "step":
-                for _ in range(a):
-                    self.step()
-            elif kind == "add":
-                self.names.append(f"r{len(self.names)}")
-                self.engine.add(self.names[-1], a, min(b, MAX_MODEL_LEN - a), priority=c)
-            elif self.names:
-                name = self.names[a % len(self.names)]
-                if kind == "abort" and name not in self.engine.finished:
-                    self.engine.abort(name)
-                    self.aborted.add(name)
-                elif kind == "duplicate" and name in self.engine.scheduler.requests:
-                    self.engine.add(name, b, 4)
-        self.drain()
-
-    def step(self) -> None:
-        step = self.take()
+    def check(self, step: Step) -> None:
         check_step(self.engine, step, self.budget)
         for name in step.decodes_allowed:
             self.unserved[name] = 0 if name in step.scheduled else self.unserved[name] + 1
             turns = math.ceil(len(step.decodes_allowed) / self.budget)
             # A preemption or a batch in flight may cost a turn or two.
             assert self.unserved[name] <= 2 * turns + 4, f"{name} starves"
-
-    def take(self) -> Step:
-        """Take a step, and check what holds of any."""
-        step = self.engine.step()
-        self.steps += 1
-        self.rules.check_step(step)
-        return step
-
-    def drain(self) -> None:
-        engine = self.engine
-        work = sum(r.num_prompt_tokens + r.max_tokens for r in engine.scheduler.requests.values())
-        for _ in range(40 * work + 100):
-            if engine.idle():
-                break
-            self.step()
-        done = set(engine.finished) | self.aborted
-        assert done >= set(self.names), f"starved: {set(self.names) - done}"
-        self.rules.check_end()
 
 
 SETUPS: dict[str, dict[str, Any]] = {
@@ -125,9 +109,9 @@ def test_every_random_step_is_in_order(make_config: Any, mode: str, setup: str) 
             in_flight=1 if mode == "sync" else 2,
             draft=drafts if "speculative" in setup else None,
         )
-        player = Play(engine, budget)
-        player.run(program)
-        steps += player.steps
+        play = FixedPlay(engine, budget)
+        play.play(program)
+        steps += play.steps
 
     run()
     assert steps >= 2_000  # so the eleven setups make more than 20,000 steps

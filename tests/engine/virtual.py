@@ -12,9 +12,8 @@ from typing import Any
 
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 
-from vllm_sarathi.engine.offline import block_hasher, build_output, build_request, build_scheduler
+from vllm_sarathi.testing.modelled import VOCABULARY, ModelledEngine, Step
 
-VOCABULARY = 512
 IDLE_S = 0.001
 """The clock goes on so far in a step that takes nothing."""
 
@@ -72,7 +71,7 @@ class TimedStep:
     work: Work
 
 
-class VirtualEngine:
+class VirtualEngine(ModelledEngine):
     """A scheduler, driven one batch at a time on a device.
 
     Args:
@@ -89,7 +88,8 @@ class VirtualEngine:
         num_blocks: int = 4000,
         kv_groups: list[KVCacheGroupSpec] | None = None,
     ) -> None:
-        self.scheduler = build_scheduler(config, num_blocks, _with_groups(config, kv_groups))
+        groups = None if kv_groups is None else KVCacheConfig(num_blocks, [], kv_groups)
+        super().__init__(config, num_blocks, kv_cache_config=groups)
         self.device = device or LinearDevice()
         self.now_s = 1000.0
         if hasattr(self.scheduler, "wall_clock"):
@@ -100,35 +100,31 @@ class VirtualEngine:
         self.first_scheduled_s: dict[str, float] = {}
         self.steps: list[TimedStep] = []
         self.keep_steps = True
-        self._hasher = block_hasher(config)
 
     def add(self, name: str, prompt: int | list[int], max_tokens: int = 8, **fields: Any) -> Any:
         """Queue a request; `prompt` is its tokens or how many."""
         tokens = prompt if isinstance(prompt, list) else random_tokens(name, prompt)
         fields.setdefault("arrival_s", self.now_s)
-        request = build_request(name, tokens, max_tokens, block_hasher=self._hasher, **fields)
         self.arrived_s[name] = self.now_s
-        self.scheduler.add_request(request)
-        return request
+        return super().add(name, tokens, max_tokens, **fields)
 
-    def step(self) -> dict[str, int]:
-        """Schedule a batch, run it and deliver its tokens; return the tokens that each request computed."""
-        scheduler = self.scheduler
-        output = scheduler.schedule()
-        scheduled = dict(output.num_scheduled_tokens)
-        work, sampled = self._work(scheduled)
+    def _execute(self, step: Step) -> Any:
+        """Let the time of a step pass, and return its tokens."""
+        scheduled = dict(step.scheduled)
+        work = self._work(step)
         seconds = self.device(work) if scheduled else IDLE_S
         for name in scheduled:
             self.first_scheduled_s.setdefault(name, self.now_s)
         if self.keep_steps:
             self.steps.append(TimedStep(self.now_s, seconds, scheduled, work))
         self.now_s += seconds
-        for outputs in scheduler.update_from_output(output, build_output(sampled)).values():
-            for told in outputs.outputs:
-                self.token_s[told.request_id] += [self.now_s] * len(told.new_token_ids)
-                if told.finish_reason is not None:
-                    self.finished_s[told.request_id] = self.now_s
-        return scheduled
+        return super()._execute(step)
+
+    def _deliver(self, output: Any) -> None:
+        super()._deliver(output)
+        self.token_s[output.request_id] += [self.now_s] * len(output.new_token_ids)
+        if output.finish_reason is not None:
+            self.finished_s[output.request_id] = self.now_s
 
     def run(self, steps: int) -> None:
         """Take a number of steps."""
@@ -169,11 +165,10 @@ class VirtualEngine:
             if end > since_s
         ]
 
-    def _work(self, scheduled: dict[str, int]) -> tuple[Work, dict[str, list[int]]]:
+    def _work(self, step: Step) -> Work:
         decodes = context = prefill = 0
         pairs = 0.0
-        sampled: dict[str, list[int]] = {}
-        for name, tokens in scheduled.items():
+        for name, tokens in step.scheduled.items():
             request = self.scheduler.requests[name]
             done = request.num_computed_tokens - tokens
             if tokens == 1 and done >= request.num_prompt_tokens:
@@ -182,27 +177,13 @@ class VirtualEngine:
             else:
                 prefill += tokens
                 pairs += tokens * (done + tokens / 2)
-            sampled[name] = [] if request.is_prefill_chunk else [7]
-        return Work(sum(scheduled.values()), decodes, context, pairs, prefill), sampled
+        return Work(sum(step.scheduled.values()), decodes, context, pairs, prefill)
 
 
 def random_tokens(name: str, count: int) -> list[int]:
     """Return tokens that follow from a name."""
     rng = random.Random(name)
     return [rng.randrange(2, VOCABULARY) for _ in range(count)]
-
-
-def _with_groups(config: Any, kv_groups: list[KVCacheGroupSpec] | None) -> Any:
-    """Return what builds the scheduler; None for the configuration's own class."""
-    if kv_groups is None:
-        return None
-    scheduler_cls = config.scheduler_config.get_scheduler_cls()
-
-    def build(*, kv_cache_config: Any, **arguments: Any) -> Any:
-        groups = KVCacheConfig(kv_cache_config.num_blocks, [], kv_groups)
-        return scheduler_cls(kv_cache_config=groups, **arguments)
-
-    return build
 
 
 def share_kept(gaps_s: list[float], slo_s: float) -> float:

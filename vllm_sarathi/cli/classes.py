@@ -21,7 +21,7 @@ def classes(
     json: JsonOption = None,
 ) -> None:
     """Judge SLO classes on a device with measured kernel times: goodput, batch work, tenants, refusals."""
-    from vllm_sarathi.benchmark.capacity import classes as room
+    from vllm_sarathi.benchmark.capacity import classes as benchmark
     from vllm_sarathi.benchmark.capacity.search import check_requests
     from vllm_sarathi.benchmark.common import farm, results
     from vllm_sarathi.core.config import check_positive
@@ -29,17 +29,17 @@ def classes(
     check_requests(requests, least=20)
     numbers = seeds_of(seed_set, seeds)
     check_positive("tolerance", tolerance, 1.0)
-    asked = read_names(questions) or tuple(room.QUESTIONS)
-    cells = room.cells_of(asked, deployment or room.DEPLOYMENT, numbers, requests, tolerance)
+    asked = read_names(questions) or tuple(benchmark.QUESTIONS)
+    cells = benchmark.cells_of(asked, deployment or benchmark.DEPLOYMENT, numbers, requests, tolerance)
     console = Console()
-    rows: list[room.Row] = []
+    rows: list[benchmark.Row] = []
 
-    def done(index: int, row: room.Row) -> None:
+    def done(index: int, row: benchmark.Row) -> None:
         rows.append(row)
         results.write_rows(rows, json)
 
     run_all = functools.partial(farm.run_all, console=console, ray=ray, done=done)
-    answers = run_all(room.ask, cells)
+    answers = run_all(benchmark.ask, cells)
     results.write_rows(answers, json)
     for question in asked:
-        console.print(room.question_table(question, answers))
+        console.print(benchmark.question_table(question, answers))

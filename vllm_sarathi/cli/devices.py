@@ -22,12 +22,12 @@ def seeds_of(seed_set: str, seeds: int) -> tuple[int, ...]:
     Raises:
         ConfigError: an unknown set, or a number of seeds below 1.
     """
-    from vllm_sarathi.benchmark.capacity import devices as room
+    from vllm_sarathi.benchmark.capacity import devices as benchmark
     from vllm_sarathi.core.config import check_choice, check_int
 
     check_int("seeds", seeds, minimum=1)
     check_choice("seed_set", seed_set, SEED_SETS)
-    return tuple(room.JUDGING_SEEDS if seed_set == "judging" else room.DESIGN_SEEDS)[:seeds]
+    return tuple(benchmark.JUDGING_SEEDS if seed_set == "judging" else benchmark.DESIGN_SEEDS)[:seeds]
 
 
 def devices(
@@ -53,17 +53,17 @@ def devices(
     json: JsonOption = None,
 ) -> None:
     """Compare `sarathi` with the best of seven fixed budgets on devices with measured kernel times."""
-    from vllm_sarathi.benchmark.capacity import devices as room
+    from vllm_sarathi.benchmark.capacity import devices as benchmark
     from vllm_sarathi.benchmark.capacity.cells import run_cells
     from vllm_sarathi.benchmark.capacity.search import TOLERANCE, check_requests
     from vllm_sarathi.benchmark.common import farm, results
 
     check_requests(requests, least=2)
     numbers = seeds_of(seed_set, seeds)
-    cells = room.cells_of(
-        read_names(deployments) or tuple(room.TIGHT_MS),
-        read_names(workloads) or room.WORKLOADS,
-        read_names(slos) or (("tight",) if quick else room.SLOS),
+    cells = benchmark.cells_of(
+        read_names(deployments) or tuple(benchmark.TIGHT_MS),
+        read_names(workloads) or benchmark.WORKLOADS,
+        read_names(slos) or (("tight",) if quick else benchmark.SLOS),
         numbers,
         100 if quick else requests,
         0.05 if quick else TOLERANCE,
@@ -74,17 +74,17 @@ def devices(
     console.print(f"{len(cells)} rows, {seed_set} seeds {numbers[0]} to {numbers[-1]}")
 
     def finished(rows: list[dict[str, Any]]) -> None:
-        results.write_rows(room.worst_first(rows), json)
+        results.write_rows(benchmark.worst_first(rows), json)
 
     run_all = functools.partial(farm.run_all, console=console, ray=ray)
-    rows = run_cells(cells, room.measure, out, run_all, finished=finished)
+    rows = run_cells(cells, benchmark.measure, out, run_all, finished=finished)
     finished(rows)
     for table in ("capacity", "goodput"):
         mine = [row for row in rows if row["table"] == table]
         if mine:
-            console.print(room.gain_table(rows, table))
-            console.print(room.summary_line(mine))
+            console.print(benchmark.gain_table(rows, table))
+            console.print(benchmark.summary_line(mine))
     if disturbances:
-        console.print(room.disturbed_table(rows))
+        console.print(benchmark.disturbed_table(rows))
     for text in sorted({text for row in rows for text in row["warnings"]}):
         console.print(f"warning: {text}", soft_wrap=True)

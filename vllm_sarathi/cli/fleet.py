@@ -83,7 +83,7 @@ def fleet(
 
 
 def _run(asked: Any, wanted: Any, rate: float | None, ray: str | None, json: Path | None) -> None:
-    from vllm_sarathi.benchmark.capacity import fleet as room
+    from vllm_sarathi.benchmark.capacity import fleet as benchmark
     from vllm_sarathi.benchmark.capacity import simulated
     from vllm_sarathi.benchmark.common import results
     from vllm_sarathi.core.config import check_positive
@@ -92,13 +92,13 @@ def _run(asked: Any, wanted: Any, rate: float | None, ray: str | None, json: Pat
     if wanted.ttft_slo_ms is not None:
         check_positive("ttft_slo_ms", wanted.ttft_slo_ms, 3.6e6)
     simulated.check_asked(asked)
-    room.check_fleet(wanted, asked.schedulers[0])
-    room.changes_of(wanted)
+    benchmark.check_fleet(wanted, asked.schedulers[0])
+    benchmark.changes_of(wanted)
     console = Console()
-    sent = room.requests_of(asked, wanted, announced_workload(asked, console), rate)
-    spec = room.spec_of(asked, wanted, share_prefixes=any(request.prefix for request in sent))
+    sent = benchmark.requests_of(asked, wanted, announced_workload(asked, console), rate)
+    spec = benchmark.spec_of(asked, wanted, share_prefixes=any(request.prefix for request in sent))
     with console.status(f"simulating {len(sent):,} requests on {len(spec.roles)} replicas"):
-        result = room.run_fleet(spec, sent, ray)
-    rows = room.rows_of(asked, wanted, (rate, simulated.rate_of(sent)), spec, result)
-    console.print(room.fleet_table(rows))
+        result = benchmark.run_fleet(spec, sent, ray)
+    rows = benchmark.rows_of(asked, wanted, (rate, simulated.rate_of(sent)), spec, result)
+    console.print(benchmark.fleet_table(rows))
     results.write_rows(rows, json)

@@ -83,6 +83,7 @@ NeighbourOption = Annotated[
     float, typer.Option(help="The factor by which a neighbour slows steps, for 5 s of every 10.")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the rows to this file, too.")]
+FiguresOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")]
 DEFAULT_SCHEDULERS = "sarathi,default,prefill-first,orca"
 
 ELSEWHERE = {

@@ -72,7 +72,7 @@ def plan(
     """Find the cheapest deployment that meets the SLOs at a rate, and how to start it."""
     from vllm_sarathi.benchmark.common import farm, results
     from vllm_sarathi.benchmark.plan import report
-    from vllm_sarathi.benchmark.plan import search as room
+    from vllm_sarathi.benchmark.plan import search as benchmark
     from vllm_sarathi.benchmark.plan.load import LoadAsked, load_of
     from vllm_sarathi.benchmark.plan.prices import read_prices
     from vllm_sarathi.core.config import check_int
@@ -83,11 +83,11 @@ def plan(
         attainment,
     )  # fmt: skip
     load, listed, names = load_of(asked), read_prices(prices), read_names(schedulers)
-    room.check_candidates(names, load)
+    benchmark.check_candidates(names, load)
     cost = listed.of(read_names(devices))
-    weights = room.read_precisions(read_names(precisions))
-    experts = room.has_experts(model, weights)
-    candidates = room.candidates_of(model, cost, names, most_devices, weights, experts, skew)
+    weights = benchmark.read_precisions(read_names(precisions))
+    experts = benchmark.has_experts(model, weights)
+    candidates = benchmark.candidates_of(model, cost, names, most_devices, weights, experts, skew)
     console = Console()
     console.print(f"{len(candidates)} candidates, at the prices of {prices}", soft_wrap=True)
     with farm.open_workers(len(candidates), ray) as workers:
@@ -107,10 +107,10 @@ def plan(
 def _search(candidates: Any, load: Any, cost: Any, workers: Any, exhaustive: bool, console: Console) -> Any:
     from rich.progress import Progress
 
-    from vllm_sarathi.benchmark.plan import search as room
+    from vllm_sarathi.benchmark.plan import search as benchmark
 
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("searching", total=len(candidates))
-        return room.search(
+        return benchmark.search(
             candidates, load, cost, workers, not exhaustive, lambda verdict: progress.advance(bar)
         )

@@ -17,6 +17,7 @@ from vllm_sarathi.engine.vllm.internals import (
     request_status,
 )
 from vllm_sarathi.engine.vllm.prefix_cache import shared_tokens
+from vllm_sarathi.engine.vllm.protocols import Request
 
 REFUSED = "vllm_sarathi refused: "
 """What the `stop_reason` of a refused request begins with; what follows is JSON."""
@@ -66,8 +67,8 @@ class Admissions:
         self,
         scheduler: Any,
         gate: Gate,
-        bond: Callable[[Any], Bond],
-        cached_tokens: Callable[[Any], int],
+        bond: Callable[[Request], Bond],
+        cached_tokens: Callable[[Request], int],
     ) -> None:
         self.refused = 0
         self._scheduler = scheduler
@@ -76,14 +77,14 @@ class Admissions:
         self._cached_tokens = cached_tokens
         self._new: list[str] = []
         self._next_look_s = float("inf")
-        self._answers: list[tuple[Any, Refusal]] = []
+        self._answers: list[tuple[Request, Refusal]] = []
 
-    def added(self, request: Any) -> None:
+    def added(self, request: Request) -> None:
         """Note a new request; it is judged when the next step is scheduled."""
         if self._bond(request).ttft_slo_s is not None:
             self._new.append(request.request_id)
 
-    def ended(self, request: Any) -> None:
+    def ended(self, request: Request) -> None:
         """Forget a request that has ended."""
         self._gate.left(request.request_id)
 

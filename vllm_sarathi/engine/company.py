@@ -5,12 +5,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakValueDictionary
 
 from vllm_sarathi.core.classes import Bond
 from vllm_sarathi.core.figures import DEFAULT_CLASS, ClassGaps
 from vllm_sarathi.core.types import Pipeline
+from vllm_sarathi.engine.vllm.protocols import Request
 
 FREE = Bond()
 """What a request without an SLO of its own is bound to."""
@@ -38,23 +38,23 @@ class Company:
     def __init__(self) -> None:
         self.tbt_slos_s: tuple[float | None, ...] = ()
         self.tenants: Mapping[str, int] = {}
-        self.batch: dict[str, Any] = {}
+        self.batch: dict[str, Request] = {}
         self._bonds: dict[str, Bond] = {}
         self._kinds: dict[str, _Kind] = {}
         self._known: WeakValueDictionary[tuple[str, float | None, str, bool], _Kind] = WeakValueDictionary()
         self._free = self._kind(FREE)
-        self._counted: dict[Any, _Kind] = {}
+        self._counted: dict[Request, _Kind] = {}
         self._names: set[str] = set()
         self._inside: Counter[_Kind] = Counter()
-        self._batch: set[Any] = set()
+        self._batch: set[Request] = set()
         self._bound_anew = False
-        self._running: list[Any] = []
-        self._partial: list[Any] = []
+        self._running: list[Request] = []
+        self._partial: list[Request] = []
         self._decodes = 0
         self._decoding: Counter[_Kind] = Counter()
         self._gaps: tuple[ClassGaps, ...] | None = None
         self._gaps_slo_s: float | None = None
-        self._batch_last: list[Any] = []
+        self._batch_last: list[Request] = []
 
     def bind(self, request_id: str, bond: Bond) -> None:
         """Note what a request is bound to, for as long as it is there."""
@@ -67,11 +67,11 @@ class Company:
         self._bonds.pop(request_id, None)
         self._kinds.pop(request_id, None)
 
-    def bond(self, request: Any) -> Bond:
+    def bond(self, request: Request) -> Bond:
         """Return what a request is bound to."""
         return self._bonds.get(request.request_id, FREE)
 
-    def look(self, running: list[Any], partial: list[Any]) -> None:
+    def look(self, running: list[Request], partial: list[Request]) -> None:
         """Note who runs, and who of them is still reading; mostly they are as a step before."""
         if running == self._running and partial == self._partial and not self._bound_anew:
             return
@@ -88,7 +88,7 @@ class Company:
             tenants[kind.tenant] += count
         self.tenants = tenants
 
-    def _recount(self, present: set[Any]) -> None:
+    def _recount(self, present: set[Request]) -> None:
         """Count those that have come since the last look, and no more those that have gone."""
         counted, inside = self._counted, self._inside
         gone = counted.keys() - present
@@ -134,7 +134,7 @@ class Company:
         """Return a gap for each of these requests; arguments as of `gaps`."""
         return _gaps(self._count(names), tbt_slo_s, pipeline)
 
-    def batch_last(self, decodes: list[Any]) -> list[Any]:
+    def batch_last(self, decodes: list[Request]) -> list[Request]:
         """Return decodes with batch work at the end: the parent takes blocks from the tail."""
         if self.batch and decodes != self._batch_last:
             is_batch = self._batch.__contains__

@@ -29,6 +29,7 @@ from vllm_sarathi.core.gate import Gate
 from vllm_sarathi.engine.telemetry import Telemetry
 from vllm_sarathi.engine.trace_file import StepTraceFile, check_step_trace
 from vllm_sarathi.engine.vllm.internals import engine_rank, logger
+from vllm_sarathi.engine.vllm.protocols import Request
 from vllm_sarathi.engine.vllm.queues import waiting_requests
 from vllm_sarathi.engine.vllm.support import check_engine
 
@@ -235,7 +236,7 @@ class Control:
         )
         return replace(queue, rest_s=queue.rest_s + rest * queue.token_s)
 
-    def _unread(self) -> Iterator[Any]:
+    def _unread(self) -> Iterator[Request]:
         """Iterate over the requests with tokens to read: those in flight, and the first of those that wait."""
         scheduler = self._scheduler
         yield from (request for request in scheduler.running if request.is_prefill_chunk)
@@ -268,6 +269,6 @@ def _bond(classes: SloClasses, name: str | None, ttft_slo_s: float | None) -> Bo
     return AskedSlo(ttft_slo_s=ttft_slo_s, class_name=name).bind(classes)
 
 
-def _left(request: Any) -> int:
+def _left(request: Request) -> int:
     """Return the prompt tokens of a request that are not read yet."""
     return int(request.num_tokens - request.num_computed_tokens)

@@ -15,6 +15,7 @@ from vllm_sarathi.core.steptime.store import (
     save_calibration,
 )
 from vllm_sarathi.engine.vllm.internals import current_platform, installed_version, logger
+from vllm_sarathi.engine.vllm.protocols import VllmConfig
 
 LEAST_STEPS = 32
 """What so few steps taught is not worth keeping."""
@@ -64,7 +65,9 @@ class CalibrationMemory:
         self._complained = True
 
 
-def open_memory(vllm_config: Any, config: SarathiConfig, model: StepTimeModel) -> CalibrationMemory | None:
+def open_memory(
+    vllm_config: VllmConfig, config: SarathiConfig, model: StepTimeModel
+) -> CalibrationMemory | None:
     """Return an engine's memory, already loaded into the model; None where there is none, or nothing learns."""
     if config.token_budget is not None or config.scheduler in BASELINES:  # nothing learns
         return None
@@ -80,7 +83,7 @@ def open_memory(vllm_config: Any, config: SarathiConfig, model: StepTimeModel) -
     return memory
 
 
-def calibration_key(vllm_config: Any) -> dict[str, str | int | bool | None]:
+def calibration_key(vllm_config: VllmConfig) -> dict[str, str | int | bool | None]:
     """Return what decides how long a step takes: a calibration is used where all of it is the same."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     speculative = vllm_config.speculative_config

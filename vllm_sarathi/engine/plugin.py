@@ -31,6 +31,7 @@ from vllm_sarathi.engine.metrics import serve_figures
 from vllm_sarathi.engine.trace_file import check_step_trace
 from vllm_sarathi.engine.vllm.contract import scheduler_classes
 from vllm_sarathi.engine.vllm.internals import loaded_engine_args, logger
+from vllm_sarathi.engine.vllm.protocols import VllmConfig
 from vllm_sarathi.engine.vllm.support import check_engine, stock_scheduler_path, uses_stock_only
 
 GROUP_TITLE = "Sarathi"
@@ -226,7 +227,7 @@ def names_our_scheduler(scheduler_cls: object) -> bool:
     return isinstance(scheduler_cls, str) and scheduler_cls.startswith(CONFIG_KEY + ".")
 
 
-def check_before_load(vllm_config: Any) -> None:
+def check_before_load(vllm_config: VllmConfig) -> None:
     """Check our settings against the engine's before it loads a model, if ours is the scheduler.
 
     A model that cannot be scheduled in chunks is handed to vLLM's own scheduler, with a warning.

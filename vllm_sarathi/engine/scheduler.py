@@ -45,6 +45,7 @@ from vllm_sarathi.engine.vllm.limits import (
     set_limits,
 )
 from vllm_sarathi.engine.vllm.preemption import preempt
+from vllm_sarathi.engine.vllm.protocols import Request, SchedulerOutput, VllmConfig
 from vllm_sarathi.engine.vllm.queues import reorder_waiting
 from vllm_sarathi.engine.vllm.support import check_engine
 from vllm_sarathi.engine.vllm.utility import offer_control
@@ -74,9 +75,9 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
     """
 
     max_num_scheduled_tokens: int
-    running: list[Any]
+    running: list[Request]
 
-    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
         raise_violations(missing_attributes("scheduler", self))
         config = config_from_additional(vllm_config.additional_config)
@@ -108,7 +109,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         self.admissions: Admissions | None = None
         if gate is not None:
             self.admissions = Admissions(self, gate, self.views.bond, self.views.cached_tokens)
-        self._left_out: list[Any] = []
+        self._left_out: list[Request] = []
         self._engine_limit = self.max_num_scheduled_tokens
         self._in_flight: deque[Step | StockStep | None] = deque()
         self._completed_s: float | None = None
@@ -131,7 +132,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         if step is None:  # the plan failed half-way, perhaps: nothing of it stays
             restore_limits(self, limits)
             self.running = running
-        admitted: list[Any] = []
+        admitted: list[Request] = []
         self._left_out = [] if step is None else [*step.hidden, *step.stalled]
         try:
             output = super().schedule(*args, **kwargs)
@@ -151,7 +152,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             self._in_flight.append(step)
         return output
 
-    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
         """Take in a finished step; arguments and result are the parent's."""
         if scheduler_output.total_num_scheduled_tokens and self._in_flight:
             self.guarded(self._observe, self._in_flight.popleft())
@@ -162,7 +163,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             self._completed_s = None  # idle: the next step's time counts from its own start
         return result
 
-    def add_request(self, request: Any) -> None:
+    def add_request(self, request: Request) -> None:
         """Queue a request; one whose id is already in use is refused in the log, as an error here ends the engine."""
         existing = self.requests.get(request.request_id)
         if existing is not None and existing.streaming_queue is None:
@@ -190,7 +191,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         outside = [r for r in list(self.requests.values()) if r.request_id not in inside]
         return Queues(running, Counter(self.views.slo_class(request) for request in outside))
 
-    def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Free a request that has ended; arguments and result are the parent's."""
         self.guarded(self.views.ended, request)
         if self.admissions is not None:
@@ -198,7 +199,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         return super()._free_request(request, *args, **kwargs)
 
     def _try_schedule_encoder_inputs(
-        self, request: Any, num_computed_tokens: int, num_new_tokens: int, *args: Any, **kwargs: Any
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int, *args: Any, **kwargs: Any
     ) -> Any:
         """Size a chunk with images in it, as the parent does, and cut none that must stay whole.
 
@@ -210,7 +211,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             request, num_computed_tokens, num_new_tokens, *args, **kwargs
         )
 
-    def _uncut(self, request: Any, done_tokens: int, chunk: int) -> int:
+    def _uncut(self, request: Request, done_tokens: int, chunk: int) -> int:
         """Return how much of a chunk cuts nothing that must stay whole."""
         rules = self._chunking.rules(request, done_tokens)
         if not self.chunks or not rules.whole:
@@ -222,7 +223,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             else chunk
         )
 
-    def _handle_blocked_waiting_request(self, request: Any) -> bool:
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Tell whether a waiting request may go on, as the parent does, and its adapter fits beside all that run.
 
         The parent counts the adapters of those that the step serves; those that it leaves out are in the next one, and
@@ -232,7 +233,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             return False
         return self.guarded(self._has_adapter_slot, request) is not False
 
-    def _has_adapter_slot(self, request: Any) -> bool:
+    def _has_adapter_slot(self, request: Request) -> bool:
         if not self.lora_config or not request.lora_request:
             return True
         taken = adapters_of((*self.running, *self._left_out))
@@ -264,7 +265,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         if hidden and not self._may_yield(view, plan, waiting):
             ordered, hidden, let_in = ordered + hidden, [], None if let_in else let_in
         decodes = [r for r in self.running if not r.is_prefill_chunk] if partial else list(self.running)
-        stalled: list[Any] = []
+        stalled: list[Request] = []
         take_turns = view.decode_tokens > plan.token_budget
         if not plan.decodes and self._can_stall(ordered, waiting):
             stalled, decodes = decodes, []
@@ -296,13 +297,13 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             first=first if hidden or stalled else None,
         )
 
-    def _may_yield(self, view: StepView, plan: StepPlan, waiting: list[Any]) -> bool:
+    def _may_yield(self, view: StepView, plan: StepPlan, waiting: list[Request]) -> bool:
         """True where prompts in flight may be hidden: nothing has to be preempted, and somebody can use the turn."""
         if plan.token_budget <= view.decode_tokens or plan.prefill_order:  # those that are not hidden use it
             return runnable.can_hide(self, view.decodes, None)
         return bool(waiting) and runnable.can_hide(self, view.decodes, waiting[0])
 
-    def _can_stall(self, partial: list[Any], waiting: list[Any]) -> bool:
+    def _can_stall(self, partial: list[Request], waiting: list[Request]) -> bool:
         """True where prompts can be prefilled while the decodes stand: else nothing would move."""
         if partial:
             return runnable.can_hide(self, 0, partial[0])
@@ -319,7 +320,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         """
         return self._empty_steps >= EMPTY_STEPS_BEFORE_FULL_BUDGET
 
-    def _note_shape(self, step: Step, output: Any, admitted: list[Any]) -> None:
+    def _note_shape(self, step: Step, output: SchedulerOutput, admitted: list[Request]) -> None:
         """Work out what the step computes, and how long it should take."""
         scheduled = output.num_scheduled_tokens
         work, prefills = 0.0, 0
@@ -351,12 +352,12 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         if step.first is not None:
             self.views.note_turn(step.first, step.first.request_id in scheduled)
 
-    def _note_first_token(self, step: Step, request: Any) -> None:
+    def _note_first_token(self, step: Step, request: Request) -> None:
         slo_s = self.views.ttft_slo_s(request)
         if slo_s is not None:
             step.first_tokens.append((self.views.slo_class(request), request.arrival_time, slo_s))
 
-    def _note(self, step: Step | None, output: Any) -> None:
+    def _note(self, step: Step | None, output: SchedulerOutput) -> None:
         """Keep the books that the next steps need."""
         self._step += 1
         if step is not None and step.decodes_take_turns:

@@ -6,6 +6,7 @@ from typing import Any
 from vllm_sarathi.core.figures import ClassGaps, FirstToken
 from vllm_sarathi.core.types import Reason, StepPlan, StepShape, StepView, chunk_work
 from vllm_sarathi.engine.vllm.images import encoder_tokens
+from vllm_sarathi.engine.vllm.protocols import Request, SchedulerOutput
 
 
 @dataclass(slots=True)
@@ -27,12 +28,12 @@ class Step:
     started_s: float
     view: StepView
     plan: StepPlan
-    partial: list[Any]
-    hidden: list[Any]
-    stalled: list[Any]
+    partial: list[Request]
+    hidden: list[Request]
+    stalled: list[Request]
     visible: int
     decodes_take_turns: bool
-    first: Any | None
+    first: Request | None
     shape: StepShape | None = None
     predicted_s: float | None = None
     first_tokens: list[tuple[str, float, float]] = field(default_factory=list)
@@ -60,7 +61,7 @@ class StockStep:
         return ()
 
 
-def stock_step(scheduler: Any, output: Any, started_s: float, reason: Reason) -> StockStep:
+def stock_step(scheduler: Any, output: SchedulerOutput, started_s: float, reason: Reason) -> StockStep:
     """Work out what a step of stock scheduling computes: its gaps count, and it can be learnt from."""
     decoding: list[str] = []
     context, work = 0, 0.0

@@ -36,6 +36,7 @@ from vllm_sarathi.engine.memory import CalibrationMemory, open_memory
 from vllm_sarathi.engine.metrics import FiguresFiles, figures_folder
 from vllm_sarathi.engine.trace_file import StepTraceFile
 from vllm_sarathi.engine.vllm.internals import engine_rank, logger
+from vllm_sarathi.engine.vllm.protocols import VllmConfig
 
 TICK_S = 1.0
 WINDOW_S = 10.0
@@ -316,7 +317,7 @@ def log_line(
 
 
 def open_telemetry(
-    vllm_config: Any,
+    vllm_config: VllmConfig,
     config: SarathiConfig,
     controller: StepController,
     log: bool,

@@ -21,6 +21,7 @@ from vllm_sarathi.engine.vllm.images import encoder_inputs
 from vllm_sarathi.engine.vllm.internals import is_priority_policy
 from vllm_sarathi.engine.vllm.preemption import can_preempt, freed_blocks
 from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes
+from vllm_sarathi.engine.vllm.protocols import Request
 from vllm_sarathi.engine.vllm.runnable import Admission, Blocker
 from vllm_sarathi.engine.vllm.turn_queue import install_turn_queue
 
@@ -40,9 +41,9 @@ class Sight:
     """
 
     view: StepView
-    partial: list[Any]
-    waiting: list[Any]
-    yielding: list[Any]
+    partial: list[Request]
+    waiting: list[Request]
+    yielding: list[Request]
 
 
 class ViewBuilder:
@@ -78,7 +79,7 @@ class ViewBuilder:
         self._chunking = chunking
         self._refused = RefusedTurns()
         self._room_made = RefusedTurns()
-        self._made_room_for: list[Any] = []
+        self._made_room_for: list[Request] = []
         self.company = Company()
         self._relegated: set[str] = set()
         self._batch_classes = config.slo_classes is not None and config.slo_classes.has_batch
@@ -101,7 +102,7 @@ class ViewBuilder:
         if looked_far or self._looks_far:  # the keys of those who wait are others now
             self._install_queue()
 
-    def added(self, request: Any) -> None:
+    def added(self, request: Request) -> None:
         """Note a new request, and the SLOs that it asks for; called before it is queued."""
         self._controller.arrived(request.request_id, request.max_tokens)
         extra_args = getattr(request.sampling_params, "extra_args", None)
@@ -113,7 +114,7 @@ class ViewBuilder:
             if asked is not NOTHING:
                 self.company.bind(request.request_id, Bond(asked.tbt_slo_s, asked.ttft_slo_s))
 
-    def ended(self, request: Any) -> None:
+    def ended(self, request: Request) -> None:
         """Learn from a request that has ended, and forget it."""
         self._controller.ended(request.request_id, request.num_prompt_tokens, request.num_output_tokens)
         self.company.ended(request.request_id)
@@ -123,12 +124,12 @@ class ViewBuilder:
         self._refused.forget(request.request_id)
         self._room_made.forget(request.request_id)
 
-    def slo_class(self, request: Any) -> str:
+    def slo_class(self, request: Request) -> str:
         """Return the class of a request."""
         slo_class = self.bond(request).slo_class
         return DEFAULT_CLASS if slo_class is None else slo_class.name
 
-    def ttft_slo_s(self, request: Any) -> float | None:
+    def ttft_slo_s(self, request: Request) -> float | None:
         """Return a request's SLO for its time to first token, seconds; None without one."""
         own_s = self.bond(request).ttft_slo_s
         if own_s is None and self._config.ttft_slo_ms is not None:
@@ -141,7 +142,7 @@ class ViewBuilder:
         self._relegated |= new
         return [self.slo_class(self._scheduler.requests[name]) for name in new]
 
-    def note_turn(self, request: Any, taken: bool) -> None:
+    def note_turn(self, request: Request, taken: bool) -> None:
         """Note whether a request that others yielded to has used its turn."""
         self._refused.note(request.request_id, taken, self._step)
 
@@ -206,8 +207,8 @@ class ViewBuilder:
         return Sight(view, partial, waiting, self._yielding(short, admission) if short and yields else [])
 
     def _waiting(
-        self, count: int, admission: Admission, partial: list[Any], wall_s: float
-    ) -> tuple[list[Any], int, list[Any]]:
+        self, count: int, admission: Admission, partial: list[Request], wall_s: float
+    ) -> tuple[list[Request], int, list[Request]]:
         """Return the waiting requests that the order wants to see.
 
         Those that could be scheduled, how many others there are, and those that would be, if batch work gave way.
@@ -245,13 +246,13 @@ class ViewBuilder:
             waiting = [request for request in waiting if self._may_pass(self.bond(request), claimed)]
         return waiting, max(0, count - len(seen)) if admission.free_slots else count, short
 
-    def _may_ask_for_room(self, request: Any, admission: Admission) -> bool:
+    def _may_ask_for_room(self, request: Request, admission: Admission) -> bool:
         """True for a waiting request that batch work gives way to."""
         if self.bond(request).batch or self._room_made.is_passed_over(request.request_id, self._step):
             return False
         return admission.waits_for_room(request, self._prefixes.tokens(request))
 
-    def _yielding(self, short: list[Any], admission: Admission) -> list[Any]:
+    def _yielding(self, short: list[Request], admission: Admission) -> list[Request]:
         """Return the batch work to preempt for the requests that wait for room, the last to run first."""
         scheduler = self._scheduler
         holding = [
@@ -293,14 +294,14 @@ class ViewBuilder:
         fitting = admission.fitting(head)
         return count - fitting if fitting < len(head) else 0
 
-    def _stops(self, request: Any, wall_s: float) -> bool:
+    def _stops(self, request: Request, wall_s: float) -> bool:
         """True where nobody may pass a request that waits for KV blocks: others would go on taking them."""
         age_s, bond = wall_s - request.arrival_time, self.bond(request)
         if bond.slo_class is not None:
             return self._controller.presses(bond, age_s)
         return not self._looks_far or age_s >= self._config.prefill_max_wait_s
 
-    def _within_one_step(self, partial: list[Any], waiting: Iterable[Any]) -> list[Any]:
+    def _within_one_step(self, partial: list[Request], waiting: Iterable[Request]) -> list[Request]:
         """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`.
 
         By priority, whoever waits may go before those.
@@ -316,11 +317,11 @@ class ViewBuilder:
             reached.append(request)
         return reached
 
-    def bond(self, request: Any) -> Bond:
+    def bond(self, request: Request) -> Bond:
         """Return what a request is bound to."""
         return self.company.bond(request)
 
-    def cached_tokens(self, request: Any) -> int:
+    def cached_tokens(self, request: Request) -> int:
         """Return how much of a waiting request is in the prefix cache."""
         return self._prefixes.tokens(request)
 
@@ -329,7 +330,7 @@ class ViewBuilder:
         held = sum([request.num_computed_tokens for request in batch.values()])
         return Occupancy(len(batch), held, admission.free_tokens(), self.company.tenants)
 
-    def _request_view(self, request: Any, wall_s: float, done: int, cached: int) -> RequestView:
+    def _request_view(self, request: Request, wall_s: float, done: int, cached: int) -> RequestView:
         bond = self.bond(request)
         return RequestView(
             request_id=request.request_id,
@@ -347,24 +348,24 @@ class ViewBuilder:
             answering=request.num_output_tokens > 0,
         )
 
-    def _partial_view(self, request: Any, wall_s: float) -> RequestView:
+    def _partial_view(self, request: Request, wall_s: float) -> RequestView:
         # A preemption or a reset of the prefix cache may have taken the prefix away.
         cached = min(self._cached_at_start.get(request.request_id, 0), request.num_computed_tokens)
         return self._request_view(request, wall_s, request.num_computed_tokens, cached)
 
-    def _waiting_view(self, request: Any, wall_s: float) -> RequestView:
+    def _waiting_view(self, request: Request, wall_s: float) -> RequestView:
         done = self._prefixes.tokens(request)
         self._cached_at_start[request.request_id] = done
         return self._request_view(request, wall_s, done, done)
 
-    def _left(self, request: Any) -> int:
+    def _left(self, request: Request) -> int:
         return max(1, int(request.num_tokens) - self._prefixes.tokens(request))
 
-    def _decode_view(self, request: Any) -> DecodeView:
+    def _decode_view(self, request: Request) -> DecodeView:
         tokens = request.num_output_tokens + request.num_output_placeholders
         return DecodeView(request.request_id, tokens, self.bond(request).tbt_slo_s)
 
-    def _keys(self, request: Any) -> Any:
+    def _keys(self, request: Request) -> Any:
         left = self._keyed_tokens[request.request_id] = self._left(request)
         bond = self.bond(request)
         facts = Facts(request.arrival_time, left, bond.ttft_slo_s, bond.slo_class, bond.tag, bond.tenant)

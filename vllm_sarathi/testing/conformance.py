@@ -12,13 +12,12 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.engine.offline import config_folder
-from vllm_sarathi.engine.scheduler import EMPTY_STEPS_BEFORE_FULL_BUDGET
-from vllm_sarathi.testing.modelled import ModelledEngine, Step, config_maker
-from vllm_sarathi.testing.rules import StepRules
+from vllm_sarathi.testing.modelled import ModelledEngine, config_maker
+from vllm_sarathi.testing.play import Event, RequestPlay
 
 MAX_MODEL_LEN = 256
 LIMIT_TOKENS = 256
@@ -27,9 +26,6 @@ BLOCKS_FOR_ONE = MAX_MODEL_LEN // 16 + 2
 BLOCKS_FOR_ALL = 400
 
 MODES = ("sync", "async", "pipeline")
-
-Event = tuple[Literal["add", "step", "abort"], int, int]
-"""What happens: `add` a request (prompt and answer tokens), `step` a number of times, or `abort` a request."""
 
 
 def check_policy(config: SarathiConfig, *, lives: int = 20, seed: int = 0) -> None:
@@ -86,83 +82,16 @@ def compare_with_stock(
     Raises:
         AssertionError: a rule is broken, or an answer is not stock's.
     """
-    in_flight = 1 if mode == "sync" else 2
-    ours = Play(make_config(config, mode), blocks, in_flight, config.token_budget or LIMIT_TOKENS)
-    ours.run(events)
-    stock = Play(make_config(None, mode), blocks, in_flight, LIMIT_TOKENS)
-    stock.run(events)
+    ours, stock = (
+        RequestPlay(
+            ModelledEngine(make_config(each, mode), num_blocks=blocks, in_flight=1 if mode == "sync" else 2),
+            (each and each.token_budget) or LIMIT_TOKENS,
+        )
+        for each in (config, None)
+    )
+    ours.play(events)
+    stock.play(events)
     for name in ours.lengths.keys() - ours.aborted - stock.aborted:
         answer = ours.engine.outputs[name]
         assert answer == stock.engine.outputs[name], f"the answer of {name} is not stock's"
         assert len(answer) == ours.lengths[name], f"the answer of {name} has {len(answer)} tokens"
-
-
-class Play:
-    """Plays events on an engine, and checks each step.
-
-    Args:
-        config: a VllmConfig.
-        blocks: KV-cache blocks.
-        in_flight: batches in flight.
-        budget_tokens: the most tokens of a step.
-
-    Attributes:
-        engine: the engine.
-        lengths: of each request, the tokens of its answer.
-        aborted: the requests that were aborted.
-        steps: all steps so far.
-    """
-
-    def __init__(self, config: Any, blocks: int, in_flight: int, budget_tokens: int) -> None:
-        self.engine = ModelledEngine(config, num_blocks=blocks, in_flight=in_flight)
-        self.lengths: dict[str, int] = {}
-        self.aborted: set[str] = set()
-        self.steps: list[Step] = []
-        self._idle_steps = 0
-        self._now_s = 0.0
-        scheduler = self.engine.scheduler
-        self._rules = StepRules(scheduler, budget_tokens)
-        if hasattr(scheduler, "wall_clock"):
-            scheduler.clock = scheduler.wall_clock = lambda: self._now_s
-
-    def run(self, events: Sequence[Event]) -> None:
-        """Play all events, then on until nobody is left."""
-        for kind, a, b in events:
-            if kind == "add":
-                self.add(f"r{len(self.lengths)}", a, min(b, MAX_MODEL_LEN - a))
-            elif kind == "step":
-                for _ in range(a):
-                    self.step()
-            elif self.lengths:
-                name = f"r{a % len(self.lengths)}"
-                if name not in self.engine.finished:
-                    self.engine.abort(name)
-                    self.aborted.add(name)
-        self.finish()
-
-    def add(self, name: str, prompt_tokens: int, answer_tokens: int) -> None:
-        """Queue a request."""
-        self.lengths[name] = answer_tokens
-        self.engine.add(name, prompt_tokens, answer_tokens, arrival_s=self._now_s)
-
-    def step(self) -> None:
-        """Take a step, and check it."""
-        busy = bool(self.engine.queue)
-        step = self.engine.step()
-        self._now_s += 0.001 * (1 + sum(step.scheduled.values()))
-        self.steps.append(step)
-        self._rules.check_step(step)
-        waits = self.engine.scheduler.has_unfinished_requests() and not busy
-        self._idle_steps = self._idle_steps + 1 if waits and not step.scheduled else 0
-        assert self._idle_steps < EMPTY_STEPS_BEFORE_FULL_BUDGET, "no progress while requests wait"
-
-    def finish(self) -> None:
-        """Step until nobody is left, and check the end."""
-        for _ in range(20_000):
-            if self.engine.idle():
-                break
-            self.step()
-        engine = self.engine
-        missing = set(self.lengths) - set(engine.finished) - self.aborted
-        assert not missing, f"never finished: {', '.join(sorted(missing))}"
-        self._rules.check_end()

@@ -144,11 +144,15 @@ class ModelledEngine:
         result = self._execute(step)
         for outputs in self.scheduler.update_from_output(step.output, result).values():
             for output in outputs.outputs:
-                self.outputs[output.request_id] += output.new_token_ids
-                if output.finish_reason is not None:
-                    self.finished[output.request_id] = str(output.finish_reason)
+                self._deliver(output)
         if self._draft is not None:
             self._propose(step)
+
+    def _deliver(self, output: Any) -> None:
+        """Take what the scheduler tells a request's client, an EngineCoreOutput."""
+        self.outputs[output.request_id] += output.new_token_ids
+        if output.finish_reason is not None:
+            self.finished[output.request_id] = str(output.finish_reason)
 
     def drain(self, most_steps: int = 10_000) -> int:
         """Step until every request has finished; return the number of steps."""

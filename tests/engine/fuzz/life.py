@@ -5,7 +5,6 @@ cut is cut; and once all that blocks has ended, everybody finishes and no block 
 """
 
 import zlib
-from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -43,7 +42,7 @@ from tests.engine.fuzz.setups import (
 )
 from vllm_sarathi.engine.offline import build_request
 from vllm_sarathi.testing.modelled import VOCABULARY, ModelledEngine, Step
-from vllm_sarathi.testing.rules import StepRules
+from vllm_sarathi.testing.play import Play
 
 MOST_EMPTY_STEPS = 16
 """Steps in a row that may take nothing while somebody could be served."""
@@ -125,40 +124,32 @@ class FuzzedEngine(ModelledEngine):
         return [self.token(name, step.sampling[name] + i) for i in range(kept + 1)]
 
 
-class Life:
+class Life(Play):
     """Plays events on an engine and checks what must hold.
 
     Raises AssertionError, or whatever vLLM raises, where it does not.
     """
 
+    engine: FuzzedEngine
+    most_empty_steps = MOST_EMPTY_STEPS
+
     def __init__(self, setup: Setup) -> None:
+        super().__init__(FuzzedEngine(setup), setup.limit)
         self.setup = setup
-        self.engine = FuzzedEngine(setup)
-        self.scheduler = self.engine.scheduler
         self.ours = setup.policy != STOCK
         self.now_s = 1000.0
         self.wall_shift_s = 1e6
         self.step_s = 0.01
-        self.steps = 0
         self.added: dict[str, Add] = {}
         self.grammars: dict[str, Future[Any]] = {}
         self.streams: dict[str, bool] = {}
-        self.empty_steps = 0
         if self.ours:
-            self.scheduler.clock = lambda: self.now_s
             self.scheduler.wall_clock = lambda: self.wall_s
-        self.rules = StepRules(self.scheduler, setup.limit)
         self.lora_limit = self._lora_limit()
-
-    def play(self, events: Iterable[Event]) -> None:
-        """Let everything happen, then let everything end."""
-        for event in events:
-            self._happen(event)
-        self._end()
 
     # --- What happens ---
 
-    def _happen(self, event: Event) -> None:
+    def happen(self, event: Event) -> None:
         scheduler = self.scheduler
         match event:
             case Add():
@@ -167,7 +158,7 @@ class Life:
             case Steps(count, seconds):
                 self.step_s = seconds
                 for _ in range(count):
-                    self._step()
+                    self.step()
             case Abort(index, inside):
                 if name := _one_of(list(scheduler.requests), index):
                     self.engine.aborts_inside.append(name) if inside else self.engine.abort(name)
@@ -279,20 +270,10 @@ class Life:
 
     # --- A step, and what must hold in it ---
 
-    def _step(self) -> None:
-        scheduler = self.scheduler
-        before = {r.request_id: r.num_computed_tokens for r in scheduler.running}
-        busy = bool(self.engine.queue)
-        step = self.engine.step()
-        self.steps += 1
-        self.now_s += self.step_s + TOKEN_S * sum(step.scheduled.values())
-        self._check_step(step, before)
-        could = not busy and not step.scheduled and not step.preempted and self._somebody_could_run()
-        self.empty_steps = self.empty_steps + 1 if could else 0
-        assert self.empty_steps <= MOST_EMPTY_STEPS, "nothing is taken while somebody could be served"
+    def seconds_of(self, step: Step) -> float:
+        return self.step_s + TOKEN_S * sum(step.scheduled.values())
 
-    def _check_step(self, step: Step, before: dict[str, int]) -> None:
-        self.rules.check_step(step)
+    def check(self, step: Step) -> None:
         assert self._lora_limit() == self.lora_limit, "limits are not restored"
         adapters = {self.added[name].adapter for name in step.scheduled} - {0}
         assert not self.setup.adapters or len(adapters) <= self.setup.adapters, "too many adapters"
@@ -309,10 +290,10 @@ class Life:
             for at in self.added[name].images:
                 assert not at < end < at + IMAGE_TOKENS, f"an image of {name} at {at} is cut at {end}"
 
-    def _somebody_could_run(self) -> bool:
+    def could_serve(self, step: Step) -> bool:
         """True where stock vLLM would take something in a step of its own limit: seen by what it holds back."""
         scheduler = self.scheduler
-        if scheduler.pause_state == PauseState.PAUSED_ALL:
+        if step.preempted or scheduler.pause_state == PauseState.PAUSED_ALL:
             return False
         if scheduler.running:
             return True
@@ -326,7 +307,7 @@ class Life:
 
     # --- The end ---
 
-    def _end(self) -> None:
+    def finish(self) -> None:
         """Let all that blocks end, and everybody finish."""
         scheduler, engine = self.scheduler, self.engine
         scheduler.set_pause_state(PauseState.UNPAUSED)
@@ -341,7 +322,7 @@ class Life:
                 engine.connector.end_send()
             if not scheduler.requests:
                 break
-            self._step()
+            self.step()
         assert not scheduler.requests, f"never finished\n{self._left()}"
         while engine.queue:
             engine.finish_oldest()

@@ -4,6 +4,7 @@ A scene is a function that adds requests to an engine and steps it. `Pair.compar
 lets both finish, checks what holds for every scene, and hands back the two runs.
 """
 
+import json
 import random
 import sys
 from collections import defaultdict
@@ -20,6 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from vllm_sarathi import SarathiConfig, SarathiScheduler
 from vllm_sarathi.benchmark.live.reference_model import TINY_VOCABULARY
+from vllm_sarathi.engine.control import AT_START_ONLY
 
 BUDGET = 32
 LONG = 3 * BUDGET + 7
@@ -191,6 +193,16 @@ class RealEngine:
         if self.budget is not None:
             self._check(self.budget)
         return self.run
+
+    def change(self, config: SarathiConfig) -> None:
+        """Go by other settings, as a server does that is told so while it serves."""
+        settings = {key: value for key, value in config.to_mapping().items() if key not in AT_START_ONLY}
+        answer = json.loads(
+            self.scheduler.control.answer(json.dumps({"command": "change", "settings": settings}))
+        )
+        assert answer["status"] == 200, answer
+        assert self.scheduler.config.to_mapping() | settings == self.scheduler.config.to_mapping()
+        self.budget = config.token_budget or SETTINGS["max_num_batched_tokens"]
 
     def close(self) -> None:
         """Free the engine's memory and end its workers, if it has any."""

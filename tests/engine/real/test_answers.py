@@ -8,6 +8,7 @@ import pytest
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.engine.real.engines import BUDGET, LONG, Pair, RealEngine, Run, prompt
+from vllm_sarathi import SarathiConfig
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +104,20 @@ def test_tokens_stream_one_by_one_and_in_order(pair: Pair) -> None:
     assert first_of_long > 10
     tokenizer = pair.ours.engine.get_tokenizer()
     assert ours.texts["stream", 0] == tokenizer.decode(ours.of("stream"))
+
+
+def test_a_budget_below_the_number_of_requests(pair: Pair) -> None:
+    def scene(engine: RealEngine) -> None:
+        for i in range(8):
+            engine.add(f"r{i}", prompt(i, 1 + i), max_tokens=20)
+
+    pair.ours.change(SarathiConfig(token_budget=3))
+    try:
+        _, ours = pair.compare(scene)
+    finally:
+        pair.ours.change(SarathiConfig(token_budget=BUDGET))
+    assert ours.distinct == 8
+    assert max(len(step.decodes_before) for step in ours.steps) == 3
 
 
 def streams(engine: RealEngine) -> None:

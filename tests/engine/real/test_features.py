@@ -70,17 +70,6 @@ def test_ngram_speculative_decoding(tiny: Path) -> None:
     assert any(step.decodes_before - step.scheduled.keys() for step in crowded.steps)
 
 
-def test_a_budget_below_the_number_of_requests(tiny: Path) -> None:
-    def scene(engine: RealEngine) -> None:
-        for i in range(8):
-            engine.add(f"r{i}", prompt(i, 1 + i), max_tokens=20)
-
-    with open_pair(tiny, budget=3) as pair:
-        _, ours = pair.compare(scene)
-    assert ours.distinct == 8
-    assert max(len(step.decodes_before) for step in ours.steps) == 3
-
-
 def test_priorities(tiny: Path) -> None:
     def scene(engine: RealEngine) -> None:
         for i, priority in enumerate((2, 2, 2, 1, 0)):

@@ -48,7 +48,7 @@ class _ParentTimes:
 
 def _timed_class(times: _ParentTimes) -> type[Any]:
     """Return SarathiScheduler with a stopwatch around it and another between it and its parent."""
-    # Imported here: it needs vLLM, and the rest of this room does not.
+    # Imported here: it needs vLLM, and the rest of this module does not.
     from vllm_sarathi.engine.scheduler import SarathiScheduler
     from vllm_sarathi.engine.vllm.contract import scheduler_classes
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from vllm_sarathi.core.files import write_whole
 from vllm_sarathi.core.step_trace import StepTraceError, TracedStep, parse_line, quantile
 
 REASON_COLOURS = {"slo": "#1f5fa8", "all": "#2ca02c", "none": "#909090", "idle": "#c8b4e0"}
@@ -163,4 +164,4 @@ def write_perfetto(steps: Sequence[TracedStep], out: Path) -> None:
         OSError: the file cannot be written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(to_perfetto(steps)), encoding="utf-8")
+    write_whole(out, json.dumps(to_perfetto(steps)), lasting=False)

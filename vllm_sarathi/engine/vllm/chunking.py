@@ -3,6 +3,7 @@
 from typing import Any
 
 from vllm_sarathi.core.chunk_rules import ANYWHERE, ChunkRules
+from vllm_sarathi.engine.vllm.protocols import Request
 
 
 class Chunking:
@@ -24,7 +25,7 @@ class Chunking:
         tail = int(scheduler.num_prefill_lookahead)
         self._plain = ANYWHERE if multiple == 1 and tail <= 1 else ChunkRules((), multiple, tail)
 
-    def rules(self, request: Any, start: int) -> ChunkRules:
+    def rules(self, request: Request, start: int) -> ChunkRules:
         """Return where the chunks of a request from `start` on may end.
 
         An item that `start` is inside of is whole from there on: what is cut already cannot be mended.

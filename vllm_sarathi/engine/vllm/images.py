@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from vllm_sarathi.engine.vllm.protocols import Request, SchedulerOutput
 
-def encoder_inputs(request: Any, done_tokens: int) -> tuple[tuple[int, int], ...]:
+
+def encoder_inputs(request: Request, done_tokens: int) -> tuple[tuple[int, int], ...]:
     """Return a request's items that reach beyond its done tokens, as (start in the prompt, embeddings)."""
     return tuple(
         (feature.mm_position.offset, request.get_num_encoder_embeds(index))
@@ -12,7 +14,7 @@ def encoder_inputs(request: Any, done_tokens: int) -> tuple[tuple[int, int], ...
     )
 
 
-def encoder_tokens(scheduler: Any, output: Any) -> int:
+def encoder_tokens(scheduler: Any, output: SchedulerOutput) -> int:
     """Return the embeddings that an encoder computes in a step."""
     if not output.scheduled_encoder_inputs:
         return 0

@@ -10,6 +10,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from vllm_sarathi.engine.vllm.protocols import VllmConfig
+
 logger = logging.getLogger("vllm.vllm_sarathi")  # below "vllm", so that vLLM's own handlers print it
 
 
@@ -147,7 +149,7 @@ def kv_cache_config_class() -> Any:
     return resolve("vllm.v1.kv_cache_interface:KVCacheConfig")
 
 
-def request_block_hasher(config: Any) -> Any:
+def request_block_hasher(config: VllmConfig) -> Any:
     """Return what hashes a request's blocks as the engine core of this configuration does."""
     hash_block = resolve("vllm.utils.hashing:get_hash_fn_by_name")(
         config.cache_config.prefix_caching_hash_algo
@@ -174,7 +176,7 @@ def is_priority_policy(scheduler: Any) -> bool:
     return bool(scheduler.policy == resolve("vllm.v1.core.sched.request_queue:SchedulingPolicy.PRIORITY"))
 
 
-def engine_rank(vllm_config: Any) -> int:
+def engine_rank(vllm_config: VllmConfig) -> int:
     """Return which of the engines of a data-parallel deployment this is.
 
     The engines of a dense model work by themselves, and vLLM has each think that it is the only one; where it keeps

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from vllm_sarathi.engine.vllm.protocols import Request
 from vllm_sarathi.engine.vllm.queues import waiting_requests
 
 SLOT_LIMITS = ("max_num_running_reqs", "max_num_active_reqs")
@@ -46,7 +47,7 @@ def sees_all_waiting(scheduler: Any) -> bool:
     return not hasattr(scheduler, "_try_promote_blocked_waiting_request")
 
 
-def look_at_waiting(scheduler: Any, request: Any) -> None:
+def look_at_waiting(scheduler: Any, request: Request) -> None:
     """Have vLLM look at a request whose status keeps it waiting, as it would at the head of the queue."""
     if sees_all_waiting(scheduler):
         scheduler._handle_blocked_waiting_request(request)
@@ -66,7 +67,7 @@ def adapters_contend(scheduler: Any) -> bool:
     return len(wanted) > int(scheduler.lora_config.max_loras)
 
 
-def adapters_of(requests: Iterable[Any]) -> set[int]:
+def adapters_of(requests: Iterable[Request]) -> set[int]:
     """Return the adapters of the requests, by vLLM's numbers."""
     return {
         request.lora_request.lora_int_id

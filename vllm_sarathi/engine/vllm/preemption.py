@@ -4,8 +4,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from vllm_sarathi.engine.vllm.protocols import Request
 
-def preempt(scheduler: Any, requests: Iterable[Any]) -> None:
+
+def preempt(scheduler: Any, requests: Iterable[Request]) -> None:
     """Put running requests back into the queue; the next step's output tells the workers.
 
     Args:
@@ -19,12 +21,12 @@ def preempt(scheduler: Any, requests: Iterable[Any]) -> None:
         scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
 
 
-def can_preempt(scheduler: Any, request: Any) -> bool:
+def can_preempt(scheduler: Any, request: Request) -> bool:
     """True where the blocks of a running request come free at once, and no connector is to send them elsewhere."""
     return scheduler.connector is None and bool(scheduler._request_blocks_can_be_freed(request))
 
 
-def freed_blocks(scheduler: Any, request: Any) -> int:
+def freed_blocks(scheduler: Any, request: Request) -> int:
     """Return the KV blocks that come free with a request: those that nobody shares."""
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     held = [block for single in managers for block in single.req_to_blocks.get(request.request_id, ())]

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_sarathi.engine.vllm.internals import full_attention_spec_class
+from vllm_sarathi.engine.vllm.protocols import Request
 
 
-def cached_tokens(scheduler: Any, request: Any) -> int:
+def cached_tokens(scheduler: Any, request: Request) -> int:
     """Return how many leading tokens of a waiting request need not be computed, as vLLM would count them now.
 
     What a KV connector may bring from elsewhere is not counted before it has come: asking it is not free of effects.
@@ -26,7 +27,7 @@ def cached_tokens(scheduler: Any, request: Any) -> int:
     return max(0, int(hit) - replayed)
 
 
-def shared_tokens(scheduler: Any, request: Any, others: Iterable[Any]) -> int:
+def shared_tokens(scheduler: Any, request: Request, others: Iterable[Request]) -> int:
     """Return how many leading tokens of a waiting request one of `others` reads before it, and leaves in the cache."""
     hashes = request.block_hashes
     if not hashes or not scheduler.kv_cache_manager.enable_caching or request.skip_reading_prefix_cache:
@@ -73,7 +74,7 @@ class CachedPrefixes:
         self._entries: dict[str, _Entry] = {}
         self._turn = 0
 
-    def tokens(self, request: Any) -> int:
+    def tokens(self, request: Request) -> int:
         """Return how many leading tokens are cached, as far as is known; a request that is new is looked up."""
         if not self._caching:
             return int(request.num_computed_tokens)
@@ -82,7 +83,7 @@ class CachedPrefixes:
             return self._look(request)
         return entry.tokens
 
-    def refresh(self, requests: Sequence[Any], most_lookups: int = 32) -> None:
+    def refresh(self, requests: Sequence[Request], most_lookups: int = 32) -> None:
         """Look again at some of the requests, in turn.
 
         Args:
@@ -105,12 +106,12 @@ class CachedPrefixes:
             if most_lookups <= 0:
                 break
 
-    def _look(self, request: Any) -> int:
+    def _look(self, request: Request) -> int:
         found = cached_tokens(self._scheduler, request)
         self._entries[request.request_id] = _Entry(found, request.num_tokens)
         return found
 
-    def _stands(self, request: Any) -> bool:
+    def _stands(self, request: Request) -> bool:
         """True where what is known of a request needs no second look."""
         entry = self._entries.get(request.request_id)
         if entry is None or not self._chained or entry.of_tokens != request.num_tokens:

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from vllm_sarathi.engine.vllm.protocols import Request
 
-def waiting_requests(scheduler: Any) -> Iterator[Any]:
+
+def waiting_requests(scheduler: Any) -> Iterator[Request]:
     """Iterate over all waiting requests in the order in which vLLM looks at them (with priorities: roughly).
 
     vLLM looks first at those that it has passed over (0.30), or that hold KV blocks (from 0.31 on).
@@ -13,7 +15,7 @@ def waiting_requests(scheduler: Any) -> Iterator[Any]:
         yield from getattr(scheduler, name, ())
 
 
-def reorder_waiting(scheduler: Any, requests: list[Any]) -> None:
+def reorder_waiting(scheduler: Any, requests: list[Request]) -> None:
     """Bring waiting requests, in their order, to the head of a queue that `install_turn_queue` has made."""
     if requests and hasattr(scheduler.waiting, "bring_to_front"):
         scheduler.waiting.bring_to_front(requests)

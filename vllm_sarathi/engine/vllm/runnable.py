@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm_sarathi.engine.vllm.internals import pause_state, request_status
 from vllm_sarathi.engine.vllm.limits import adapters_of, look_at_waiting, slot_limits
+from vllm_sarathi.engine.vllm.protocols import Request
 from vllm_sarathi.engine.vllm.queues import waiting_requests
 from vllm_sarathi.engine.vllm.transfers import REMOTE_PREFILL
 
@@ -71,7 +72,7 @@ class Admission:
         self._adapters: set[int] | None = None
         self._blocks_left: int | None = None
 
-    def blocker(self, request: Any, cached_tokens: int = 0) -> Blocker | None:
+    def blocker(self, request: Request, cached_tokens: int = 0) -> Blocker | None:
         """Return what keeps a waiting request from running; None for nothing.
 
         Args:
@@ -86,20 +87,20 @@ class Admission:
             None if self.has_blocks(request) else Blocker.BLOCKS
         )
 
-    def waits_for_room(self, request: Any, cached_tokens: int = 0) -> bool:
+    def waits_for_room(self, request: Request, cached_tokens: int = 0) -> bool:
         """True where a waiting request that cannot run lacks a slot or KV blocks, and nothing else."""
         return not self.paused and self._by_itself(request, cached_tokens) is None
 
-    def _by_itself(self, request: Any, cached_tokens: int) -> Blocker | None:
+    def _by_itself(self, request: Request, cached_tokens: int) -> Blocker | None:
         start = request.num_computed_tokens or cached_tokens
         return (
             self._by_status(request)
-            or (self._by_adapter(request) if request.lora_request else None)
+            or self._by_adapter(request)
             or (self._by_transfer(request) if self._connected else None)
             or (self._by_encoder(request, start) if request.mm_features else None)
         )
 
-    def _by_status(self, request: Any) -> Blocker | None:
+    def _by_status(self, request: Request) -> Blocker | None:
         status = request_status()
         if request.status is status.WAITING and not request.num_stale_output_tokens:
             return None
@@ -121,9 +122,9 @@ class Admission:
             return Blocker.STALE_OUTPUT
         return None
 
-    def _by_adapter(self, request: Any) -> Blocker | None:
+    def _by_adapter(self, request: Request) -> Blocker | None:
         scheduler = self._scheduler
-        if not scheduler.lora_config:
+        if not scheduler.lora_config or not request.lora_request:
             return None
         if self._adapters is None:
             # All that run count, also those that this step leaves out: the next step runs them together.
@@ -131,7 +132,7 @@ class Admission:
         full = len(self._adapters) >= scheduler.lora_config.max_loras
         return Blocker.ADAPTER if full and request.lora_request.lora_int_id not in self._adapters else None
 
-    def _by_transfer(self, request: Any) -> Blocker | None:
+    def _by_transfer(self, request: Request) -> Blocker | None:
         scheduler = self._scheduler
         if request.num_computed_tokens == 0 and scheduler.connector is not None:
             transfer = request.kv_transfer_params
@@ -141,7 +142,7 @@ class Admission:
             return Blocker.TRANSFER
         return None
 
-    def _by_encoder(self, request: Any, start: int) -> Blocker | None:
+    def _by_encoder(self, request: Request, start: int) -> Blocker | None:
         """Tell whether the item that the next token is inside of can be encoded; those behind it end a chunk early."""
         scheduler = self._scheduler
         ahead = start + scheduler.num_prefill_lookahead
@@ -158,7 +159,7 @@ class Admission:
                 return Blocker.ENCODER
         return None
 
-    def has_blocks(self, request: Any) -> bool:
+    def has_blocks(self, request: Request) -> bool:
         """True where enough KV-cache blocks are free for the whole request, and for a step of the decodes.
 
         Its cached blocks are counted as needed, too, unless another request holds them: taking one out of the
@@ -167,7 +168,7 @@ class Admission:
         free = self.unclaimed_blocks()
         return self._needed_blocks(request) <= free or self.wanted_blocks(request) <= free
 
-    def wanted_blocks(self, request: Any) -> int:
+    def wanted_blocks(self, request: Request) -> int:
         """Return how many more KV-cache blocks a waiting request takes: those that it, or one that runs, has aside."""
         manager, needed = self._scheduler.kv_cache_manager, self._needed_blocks(request)
         if request.num_computed_tokens:
@@ -187,7 +188,7 @@ class Admission:
         managers = manager.coordinator.single_type_managers
         return max(0, int(free * managers[0].block_size // len(managers)))
 
-    def fitting(self, requests: Sequence[Any]) -> int:
+    def fitting(self, requests: Sequence[Request]) -> int:
         """Return how many of the requests, one after the other, find slots and blocks together, shared ones aside."""
         free = self.unclaimed_blocks()
         managers = self._scheduler.kv_cache_manager.coordinator.single_type_managers
@@ -211,7 +212,7 @@ class Admission:
                 self._blocks_left -= manager.watermark_blocks
         return self._blocks_left
 
-    def _needed_blocks(self, request: Any) -> int:
+    def _needed_blocks(self, request: Request) -> int:
         tokens = min(request.num_tokens, self._scheduler.max_model_len)
         managers = self._scheduler.kv_cache_manager.coordinator.single_type_managers
         return sum(_most_blocks(single, tokens) for single in managers)
@@ -249,7 +250,7 @@ def has_runnable_prefill(scheduler: Any) -> bool:
     return False
 
 
-def can_hide(scheduler: Any, decodes: int, first: Any | None) -> bool:
+def can_hide(scheduler: Any, decodes: int, first: Request | None) -> bool:
     """True where a step can do without preempting: a hidden request's KV blocks are out of the parent's reach.
 
     Args:

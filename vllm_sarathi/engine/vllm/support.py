@@ -1,12 +1,11 @@
 """What of an engine's configuration we can keep: checked before a model loads, refused by a sentence."""
 
-from typing import Any
-
 from vllm_sarathi.core.config import ConfigError, SarathiConfig
 from vllm_sarathi.engine.vllm.internals import resolve
+from vllm_sarathi.engine.vllm.protocols import VllmConfig
 
 
-def uses_stock_only(vllm_config: Any) -> str | None:
+def uses_stock_only(vllm_config: VllmConfig) -> str | None:
     """Return why the model cannot be scheduled in chunks, or None where it can."""
     model = vllm_config.model_config
     if model.is_encoder_decoder:
@@ -20,7 +19,7 @@ def uses_stock_only(vllm_config: Any) -> str | None:
     return None
 
 
-def stock_scheduler_path(vllm_config: Any) -> str | None:
+def stock_scheduler_path(vllm_config: VllmConfig) -> str | None:
     """Return what `scheduler_cls` would be without us, None being vLLM's default.
 
     vLLM names a diffusion model's scheduler only while the field is empty, so we name it; vLLM 0.30 has none, and 0.31
@@ -38,7 +37,7 @@ def stock_scheduler_path(vllm_config: Any) -> str | None:
     return f"vllm.v1.core.sched.diffusion_scheduler.{kind}"
 
 
-def check_engine(vllm_config: Any, config: SarathiConfig) -> None:
+def check_engine(vllm_config: VllmConfig, config: SarathiConfig) -> None:
     """Check our settings against the engine's, as soon as both are known and before a model loads.
 
     Raises:
@@ -50,7 +49,7 @@ def check_engine(vllm_config: Any, config: SarathiConfig) -> None:
         _check_budget(vllm_config, config.token_budget)
 
 
-def _check_combination(vllm_config: Any, config: SarathiConfig) -> None:
+def _check_combination(vllm_config: VllmConfig, config: SarathiConfig) -> None:
     scheduler_config, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
     if not scheduler_config.enable_chunked_prefill:
         raise ConfigError(
@@ -75,7 +74,7 @@ def _check_combination(vllm_config: Any, config: SarathiConfig) -> None:
         )
 
 
-def _check_budget(vllm_config: Any, token_budget: int) -> None:
+def _check_budget(vllm_config: VllmConfig, token_budget: int) -> None:
     scheduler_config = vllm_config.scheduler_config
     limit = scheduler_config.max_num_scheduled_tokens or scheduler_config.max_num_batched_tokens
     if token_budget > limit:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vllm_sarathi.engine.vllm.internals import kv_connector_class, kv_connector_output_class
+from vllm_sarathi.engine.vllm.protocols import Request
 
 REMOTE_PREFILL = "do_remote_prefill"
 
@@ -34,17 +35,18 @@ class Transfers:
         # The parent's wants a configuration of workers, which there are none of.
         self.loading: dict[str, None] = {}
 
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         """Return how many tokens beyond those in the local cache come from elsewhere, and that they come later."""
         wanted = request.kv_transfer_params
         count = request.num_prompt_tokens - num_computed_tokens
         return (count, True) if wanted and wanted.get(REMOTE_PREFILL) and count > 0 else (0, False)
 
-    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+    def update_state_after_alloc(self, request: Request, blocks: Any, num_external_tokens: int) -> None:
         """Begin to load; one that is preempted later is read anew here, as its sender has forgotten it."""
-        if num_external_tokens > 0:
+        wanted = request.kv_transfer_params
+        if wanted and num_external_tokens > 0:
             self.loading[request.request_id] = None
-            request.kv_transfer_params[REMOTE_PREFILL] = False
+            wanted[REMOTE_PREFILL] = False
 
     def take(self, names: Iterable[str]) -> None:
         """Note that the KV of these has come."""

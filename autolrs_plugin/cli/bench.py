@@ -1,4 +1,4 @@
-"""`autolrs bench`: the options, checked, and the benchmark behind them."""
+"""The benchmarks: `autolrs bench`, `bench-find`, `bench-parallel`, `bench-overhead` and `paper`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

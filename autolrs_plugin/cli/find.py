@@ -1,0 +1,51 @@
+"""`autolrs find`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autolrs_plugin.core.config import ConfigError
+
+if TYPE_CHECKING:
+    from autolrs_plugin.core.finding import Finding
+
+
+def find(
+    target: Annotated[Path, typer.Argument(help="A script that trains with AutoLRS, or a run's folder.")],
+    share: Annotated[float, typer.Option(help="Steps that it may take, as a fraction of the run's.")] = 0.03,
+) -> None:
+    """Print a learning rate with its interval. A script is run up to its training, and nothing is trained.
+
+    Exit code 0 with a rate to rely on, 1 where nothing can be said.
+    """
+    found = _found_by_run(target) if target.is_dir() else _found_by_script(target, share)
+    typer.echo(str(found))
+    raise typer.Exit(0 if found.confident else 1)
+
+
+def _found_by_run(run: Path) -> "Finding":
+    from autolrs_plugin.core.finding import finding
+    from autolrs_plugin.report import load_run
+
+    return finding(load_run(run).state)
+
+
+def _found_by_script(script: Path, share: float) -> "Finding":
+    import runpy
+    import sys
+
+    from autolrs_plugin.integrations.torch_loop import FoundError, finding_only
+
+    if not script.is_file():
+        raise ConfigError(f"{str(script)!r}: is neither a script nor the folder of a run.")
+    # As `python SCRIPT` does: its neighbours can be imported.
+    sys.path.insert(0, str(script.parent))
+    try:
+        with finding_only(share):
+            runpy.run_path(str(script), run_name="__main__")
+    except FoundError as found:
+        return found.finding
+    finally:
+        sys.path.remove(str(script.parent))
+    raise ConfigError(f"{str(script)!r}: has come to its end without AutoLRS.run() or next_action().")

@@ -1,0 +1,30 @@
+"""`vllm-sarathi bench overhead`."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vllm_sarathi.cli.options import FiguresOption
+from vllm_sarathi.core.config import SarathiConfig
+
+
+def overhead(
+    running: Annotated[int, typer.Option(help="Requests that run.")] = 256,
+    waiting: Annotated[int, typer.Option(help="Requests that wait.")] = 64,
+    prefill_order: Annotated[str, typer.Option(help="As in `vllm serve`.")] = "fcfs",
+    slo_classes: Annotated[str | None, typer.Option(help="As in `vllm serve`.")] = None,
+    json: FiguresOption = None,
+) -> None:
+    """Measure what our scheduler adds to vLLM's own schedule()."""
+    from vllm_sarathi.benchmark.common.results import write_rows
+    from vllm_sarathi.benchmark.profile.overhead import measure_overhead, overhead_table
+    from vllm_sarathi.core.config import check_int
+
+    check_int("running", running, minimum=2)
+    check_int("waiting", waiting, minimum=0)
+    settings = {"prefill_order": prefill_order, "slo_classes": slo_classes}
+    result = measure_overhead(SarathiConfig.from_mapping(settings), running, waiting)
+    Console().print(overhead_table(result))
+    write_rows([asdict(result)], json)
