@@ -29,6 +29,7 @@ CONTRACT = (
     ),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.add_request", ("request",)),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler._free_request", ("request",)),
+    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler._preempt_request", ("request",)),
     Touchpoint(
         "vllm.v1.core.sched.scheduler:Scheduler._try_schedule_encoder_inputs",
         ("request", "num_computed_tokens", "num_new_tokens"),
