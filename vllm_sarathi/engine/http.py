@@ -3,7 +3,10 @@
 `vllm serve --middleware` is the door: an ASGI middleware that is there only where requests may ask for SLOs. It puts
 what routers send in headers into the body's `vllm_xargs`, which vLLM hands on to the engine core as `extra_args`; it
 answers 400 to who asks for what is no SLO; and it holds back the first line of an answer until there is something to
-send, as a stream would be 200 before anybody knows of its refusal."""
+send, as a stream would be 200 before anybody knows of its refusal.
+
+A refused request ends with an error of vLLM's kind. So whatever else belongs to it ends, too (the other prompts of a
+list, the others of `n`), at once and not when those have been answered; and vLLM's own figures count no answer."""
 
 import asyncio
 import contextlib
@@ -11,8 +14,9 @@ import functools
 import json
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
+from http import HTTPStatus
 from typing import Any
 
 from vllm_sarathi.core.classes import MOST_NAME_CHARACTERS, NO_TIER, slo_ms
@@ -20,7 +24,8 @@ from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.errors import ConfigError, short
 from vllm_sarathi.engine.admission import REFUSED, is_refusal, sentence
 from vllm_sarathi.engine.request_slo import CLASS_KEY, TBT_KEY, TENANT_KEY, TTFT_KEY
-from vllm_sarathi.engine.vllm.internals import async_engine_class
+from vllm_sarathi.engine.vllm.internals import async_engine_class, generation_error_class
+from vllm_sarathi.engine.vllm.outputs import divert_outputs
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -100,7 +105,7 @@ class ClassMiddleware:
         asking = _Asking(scope, receive, self._fairness_header, self._classes, refused)
         try:
             await self._app(scope, asking, holding)
-        except Exception:  # a refused request has no logprobs, and vLLM looks for those of its prompt
+        except Exception:
             if not await holding.refuse():
                 raise
         await holding.end()
@@ -292,6 +297,7 @@ def serve_classes(config: SarathiConfig, middleware: list[str]) -> None:
 
 def note_refusals() -> None:
     """Have the engine of this API server tell the middleware of refusals; calling it again does nothing."""
+    divert_outputs(refusal_error)
     engine = async_engine_class()
     if getattr(engine.generate, "notes_refusals", False):
         return
@@ -299,27 +305,47 @@ def note_refusals() -> None:
     engine.generate.notes_refusals = True
 
 
+@functools.cache
+def _refused_error_class() -> Any:
+    """Return what a refused request ends with in its API server."""
+
+    class RefusedError(generation_error_class()):  # type: ignore[misc]  # vLLM's, and known when this is called
+        def __init__(self, why: Mapping[str, Any]) -> None:
+            super().__init__(sentence(why))
+            self.status_code = HTTPStatus.TOO_MANY_REQUESTS
+            self.why = why
+
+    return RefusedError
+
+
+def refusal_error(output: Any) -> Exception | None:
+    """Return what a request ends with by the engine core's word; None where that is no refusal."""
+    if not is_refusal(output.stop_reason):
+        return None
+    error: Exception = _refused_error_class()(json.loads(output.stop_reason.removeprefix(REFUSED)))
+    return error
+
+
 def _noting(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
     @functools.wraps(generate)
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async with contextlib.aclosing(generate(*args, **kwargs)) as outputs:  # type: ignore[type-var]
-            async for output in outputs:
-                if (refused := _refusal.get()) is not None:
-                    refused.answered = True
-                    if output.finished:
-                        refused.why = refused.why or _why(output)
-                    if refused.why is not None and refused.stored:  # this alone makes vLLM store it as failed
-                        raise asyncio.CancelledError(sentence(refused.why))
-                yield output
+        refused = _refusal.get()
+        try:
+            async with contextlib.aclosing(generate(*args, **kwargs)) as outputs:  # type: ignore[type-var]
+                async for output in outputs:
+                    if refused is not None:
+                        refused.answered = True
+                    yield output
+        except Exception as error:
+            refusal = next(
+                (e for e in (error, error.__cause__) if isinstance(e, _refused_error_class())), None
+            )
+            if refusal is None:
+                raise
+            if refused is not None:
+                refused.answered, refused.why = True, refused.why or refusal.why
+                if refused.stored:  # this alone makes vLLM store it as failed
+                    raise asyncio.CancelledError(str(refusal)) from None
+            raise refusal from None
 
     return wrapper
-
-
-def _why(output: Any) -> dict[str, Any] | None:
-    """Return why a request was refused; None where it was not."""
-    for completion in output.outputs:
-        said = completion.stop_reason
-        if is_refusal(said):
-            why: dict[str, Any] = json.loads(said.removeprefix(REFUSED))
-            return why
-    return None

@@ -127,6 +127,16 @@ def async_engine_class() -> Any:
     return resolve("vllm.v1.engine.async_llm:AsyncLLM")
 
 
+def output_processor_class() -> Any:
+    """Return what an API server hands the news from the engine core to."""
+    return resolve("vllm.v1.engine.output_processor:OutputProcessor")
+
+
+def generation_error_class() -> Any:
+    """Return the errors that vLLM answers with their status, and without a traceback in the log."""
+    return resolve("vllm.exceptions:GenerationError")
+
+
 def grammar_manager_class() -> Any:
     """Return what compiles grammars for structured output."""
     return resolve("vllm.v1.structured_output:StructuredOutputManager")

@@ -77,6 +77,8 @@ CONTRACT = (
     ),
     Touchpoint("vllm.v1.engine:EngineCoreOutputs"),
     Touchpoint("vllm.v1.engine.async_llm:AsyncLLM.generate"),
+    Touchpoint("vllm.v1.engine.output_processor:OutputProcessor.process_outputs", ("engine_core_outputs",)),
+    Touchpoint("vllm.exceptions:GenerationError", ("message",)),
     # An engine in this process (engine/inprocess.py).
     Touchpoint("vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args", ("parser",)),
     Touchpoint("vllm.usage.usage_lib:UsageContext.OPENAI_API_SERVER"),
