@@ -50,7 +50,9 @@ class SarathiServer(LLMServer):  # type: ignore[misc]  # Ray has no types
             for sample in metric.samples:
                 figures[sample.name] += sample.value
         # Batch work gives way, and calls for no replica.
-        read = figures["vllm_sarathi_prefill_tokens_total"] - figures["vllm_sarathi_batch_prefill_tokens_total"]
+        read = (
+            figures["vllm_sarathi_prefill_tokens_total"] - figures["vllm_sarathi_batch_prefill_tokens_total"]
+        )
         waiting = figures["vllm_sarathi_waiting_requests"] - figures["vllm_sarathi_batch_waiting_requests"]
         now_s = time.monotonic()
         (before, before_s), self._seen = self._seen, (read, now_s)

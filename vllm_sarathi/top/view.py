@@ -214,7 +214,9 @@ def _engine_text(rank: str, engine: EngineView) -> Text:
     slo = f"  SLO {_number(engine.tbt_slo_s, 1e3)} ms, decodes alone {_number(engine.decode_step_s, 1e3)} ms"
     text.append(slo)
     if engine.unattainable:
-        broken = [name for name, each in engine.classes.items() if each.unattainable and name != DEFAULT_CLASS]
+        broken = [
+            name for name, each in engine.classes.items() if each.unattainable and name != DEFAULT_CLASS
+        ]
         whose = f" ({printable(', '.join(broken))})" if broken else ""
         text.append(f": cannot be kept{whose}", style="bold red")
     text.append(f"\n  budget {_number(engine.token_budget)}, error {_percent(engine.prediction_error)}, ")
