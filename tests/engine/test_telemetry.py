@@ -434,7 +434,8 @@ def test_batch_work_takes_no_headroom(
             waiting if slo_class == "batch" else 0
         )
         engine.scheduler.shutdown()
-    assert rooms["batch"] > 1.5 * rooms["slow"]
+    assert rooms["slow"] < 5_000
+    assert rooms["batch"] == pytest.approx(25_600, rel=0.1)  # as of an engine without any
 
 
 # The file.
