@@ -247,6 +247,30 @@ def test_nothing_is_read_before_the_server_reads_it() -> None:
     assert [message.get("status") for message in call.sent] == [401, None]
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_where_vllm_serves_errors_badly_a_refused_request_ends_with_an_empty_answer(path: str) -> None:
+    """Of an error it makes no event, and the client of a stream in the background would wait for ever."""
+    told: list[Any] = []
+
+    async def generate() -> Any:
+        raise refusal()
+        yield
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async for output in http._noting(generate)():
+            told.append(output)
+        for message in (START, BODY, END):
+            await send(message)
+
+    call = Call([], path=path)
+    call._app = app  # type: ignore[method-assign]
+    assert call.run().sent[0]["status"] == 429
+    (output,) = told
+    assert output.finished
+    assert output.outputs[0].finish_reason == "abort"
+    assert not output.outputs[0].token_ids
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_of_a_list_the_first_refusal_ends_all(stream: bool) -> None:
     """At once, and nothing is left running; where the answer has begun, the stream says so."""

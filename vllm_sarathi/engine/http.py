@@ -6,7 +6,8 @@ answers 400 to who asks for what is no SLO; and it holds back the first line of 
 send, as a stream would be 200 before anybody knows of its refusal.
 
 A refused request ends with an error of vLLM's kind. So whatever else belongs to it ends, too (the other prompts of a
-list, the others of `n`), at once and not when those have been answered; and vLLM's own figures count no answer."""
+list, the others of `n`), at once and not when those have been answered; and vLLM's own figures count no answer. Where
+an error would be badly served, and there are no lists, it ends with an empty answer, which is not sent."""
 
 import asyncio
 import contextlib
@@ -25,7 +26,7 @@ from vllm_sarathi.core.errors import ConfigError, short
 from vllm_sarathi.engine.admission import REFUSED, is_refusal, sentence
 from vllm_sarathi.engine.request_slo import CLASS_KEY, TBT_KEY, TENANT_KEY, TTFT_KEY
 from vllm_sarathi.engine.vllm.internals import async_engine_class, generation_error_class
-from vllm_sarathi.engine.vllm.outputs import divert_outputs
+from vllm_sarathi.engine.vllm.outputs import aborted_output, divert_outputs
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -50,6 +51,9 @@ PATHS = (
 
 RESPONSES = "/v1/responses"
 
+FAIL_BADLY = (RESPONSES, "/v1/messages")
+"""Where vLLM makes no answer of an error: it takes it for one of its events, and a stream waits for ever."""
+
 CLASS_HEADER, TTFT_HEADER = b"x-slo-class", b"x-llm-d-slo-ttft-ms"
 TIER = "service_tier"
 
@@ -63,17 +67,20 @@ class _Refused:
     """What became of one HTTP request.
 
     Args:
-        tells_first: whether its stream tells of the request itself before the engine has answered.
+        path: where it came in.
 
     Attributes:
+        tells_first: whether its stream tells of the request itself before the engine has answered.
+        fails_badly: whether an error of the engine makes no answer there.
         why: why it was refused.
         wrong: what is wrong with it.
         answered: whether the engine has said anything to it.
         stored: whether the answer has been sent, and the client asks for the rest of it later.
     """
 
-    def __init__(self, tells_first: bool) -> None:
-        self.tells_first = tells_first
+    def __init__(self, path: str) -> None:
+        self.tells_first = path.endswith(RESPONSES)
+        self.fails_badly = path.endswith(FAIL_BADLY)
         self.why: dict[str, Any] | None = None
         self.wrong: str | None = None
         self.answered = False
@@ -99,7 +106,7 @@ class ClassMiddleware:
         if scope["type"] != "http" or scope.get("method") != "POST" or not path.endswith(PATHS):
             await self._app(scope, receive, send)
             return
-        refused = _Refused(tells_first=path.endswith(RESPONSES))
+        refused = _Refused(path)
         _refusal.set(refused)  # for this task, which serves nothing else
         holding = _Holding(send, refused)
         asking = _Asking(scope, receive, self._fairness_header, self._classes, refused)
@@ -346,6 +353,9 @@ def _noting(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncI
                 refused.answered, refused.why = True, refused.why or refusal.why
                 if refused.stored:  # this alone makes vLLM store it as failed
                     raise asyncio.CancelledError(str(refusal)) from None
+                if refused.fails_badly:
+                    yield aborted_output()
+                    return
             raise refusal from None
 
     return wrapper

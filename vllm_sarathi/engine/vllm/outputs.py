@@ -4,7 +4,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_sarathi.engine.vllm.internals import output_processor_class
+from vllm_sarathi.engine.vllm.internals import (
+    completion_output_class,
+    output_processor_class,
+    request_output_class,
+)
 
 ErrorOf = Callable[[Any], Exception | None]
 
@@ -30,6 +34,21 @@ def divert_outputs(error_of: ErrorOf) -> None:
 
     wrapper.diverts = True  # type: ignore[attr-defined]
     processor.process_outputs = wrapper
+
+
+def aborted_output() -> Any:
+    """Return the answer to a request that was ended before it had any."""
+    completion = completion_output_class()(
+        index=0, text="", token_ids=[], cumulative_logprob=None, logprobs=None, finish_reason="abort"
+    )
+    return request_output_class()(
+        request_id="",
+        prompt=None,
+        prompt_token_ids=[],
+        prompt_logprobs=None,
+        outputs=[completion],
+        finished=True,
+    )
 
 
 def _diverted(processor: Any, output: Any, error_of: ErrorOf) -> bool:
