@@ -332,6 +332,8 @@ def test_a_stream_that_is_closed_early_closes_what_it_wraps() -> None:
     [
         ({"vllm_xargs": {"ttft_slo_ms": 5e-324}}, {}, "vllm_xargs.ttft_slo_ms 5e-324: must be a number of"),
         ({"vllm_xargs": {"tbt_slo_ms": "soon"}}, {}, "vllm_xargs.tbt_slo_ms 'soon': must be a number of"),
+        ({"vllm_xargs": {"slo_class": "\ud800"}}, {}, "slo_class '\\ud800': must be text that"),
+        ({"service_tier": "\ud800"}, {}, "slo_class '\\ud800': must be text that"),
         ({"vllm_xargs": {"tbt_slo_ms": math.inf}}, {}, "vllm_xargs.tbt_slo_ms inf: must be a number of"),
         ({}, {"x-llm-d-slo-ttft-ms": "soon"}, "x-llm-d-slo-ttft-ms 'soon': must be a number of milliseconds"),
         (

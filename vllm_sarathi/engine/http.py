@@ -57,7 +57,11 @@ FAIL_BADLY = (RESPONSES, "/v1/messages")
 CLASS_HEADER, TTFT_HEADER = b"x-slo-class", b"x-llm-d-slo-ttft-ms"
 TIER = "service_tier"
 
-TELLING = (TIER.encode(), TENANT_KEY.encode(), TBT_KEY.encode(), TTFT_KEY.encode(), b"\\u", b"\0")
+TELLING = (
+    *(word.encode() for word in (TIER, CLASS_KEY, TENANT_KEY, TBT_KEY, TTFT_KEY)),
+    b"\\u",
+    b"\0",
+)
 """A body without any of these says nothing of tier, tenant or SLO, nor does it by escapes or in UTF-16 or UTF-32."""
 
 _refusal: ContextVar["_Refused | None"] = ContextVar("vllm_sarathi_refusal", default=None)
@@ -192,7 +196,7 @@ def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> 
     Whose a request is, only the header says: a client could take another's share, or everybody's in turn.
 
     Raises:
-        ConfigError: it asks for what is no SLO.
+        ConfigError: it asks for what is no SLO, or by a class's name that is no text.
     """
     if not wishes and not any(word in body for word in TELLING):
         return None
@@ -213,11 +217,23 @@ def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> 
             asked.setdefault(CLASS_KEY, tier)
         if tier in classes:  # vLLM would refuse it
             del values[TIER]
+    if not _is_text(asked.get(CLASS_KEY)):  # the engine core cannot be told of it
+        raise ConfigError(f"{CLASS_KEY} {short(asked[CLASS_KEY])}: must be text that UTF-8 can hold.")
     values["vllm_xargs"] = asked or None
     try:
         return json.dumps(values).encode()
     except (ValueError, RecursionError):
         return None
+
+
+def _is_text(value: object) -> bool:
+    """False for a string with half of a pair of surrogates in it."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+    return True
 
 
 class _Holding:
