@@ -49,9 +49,14 @@ class SarathiServer(LLMServer):  # type: ignore[misc]  # Ray has no types
         for metric in REGISTRY.collect():
             for sample in metric.samples:
                 figures[sample.name] += sample.value
-        read, now_s = figures["vllm_sarathi_prefill_tokens_total"], time.monotonic()
+        # Batch work gives way, and calls for no replica.
+        read = (
+            figures["vllm_sarathi_prefill_tokens_total"] - figures["vllm_sarathi_batch_prefill_tokens_total"]
+        )
+        waiting = figures["vllm_sarathi_waiting_requests"] - figures["vllm_sarathi_batch_waiting_requests"]
+        now_s = time.monotonic()
         (before, before_s), self._seen = self._seen, (read, now_s)
-        told = {"waiting": figures["vllm_sarathi_waiting_requests"]}
+        told = {"waiting": waiting}
         if HEADROOM in figures:  # it is missing until the first steps have been seen
             told["headroom"], told["read"] = figures[HEADROOM], (read - before) / max(1e-3, now_s - before_s)
         return told

@@ -1,6 +1,7 @@
 """Figures: what is counted, by class, against which SLO; and how much more would fit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,26 +12,31 @@ from vllm_sarathi.core.figures import (
     ClassGaps,
     Figures,
     FinishedStep,
-    FirstToken,
+    KeptGaps,
     Kind,
     Queues,
+    TokenWait,
+    kept_gaps,
 )
 from vllm_sarathi.core.forecast import FirstTokenForecast, forecast_first_token
 from vllm_sarathi.core.headroom import (
+    Claim,
+    claim,
     headroom_tokens_per_s,
     largest_chunk,
+    mean_claim,
     read_tokens_per_s,
     replicas_wanted,
 )
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.core.steptime.model import StepTimeModel
-from vllm_sarathi.core.types import StepShape, chunk_work
+from vllm_sarathi.core.types import Pipeline, StepShape, chunk_work
 
 
 def step(
     measured_s: float = 0.1,
     gaps: Sequence[ClassGaps] = (ClassGaps("default", 8, 0.1),),
-    first_tokens: Sequence[FirstToken] = (),
+    first_tokens: Sequence[TokenWait] = (),
     chunk: int = 32,
     predicted_s: float | None = 0.08,
 ) -> FinishedStep:
@@ -74,9 +80,25 @@ def test_what_the_buckets_up_to_the_slo_hold_is_what_was_kept() -> None:
 
 def test_first_tokens_without_an_slo_are_not_judged() -> None:
     figures = Figures()
-    figures.take([step(first_tokens=[FirstToken("a", 2.0, 1.0), FirstToken("a", 2.0, None)])])
+    figures.take([step(first_tokens=[TokenWait("a", 2.0, 1.0), TokenWait("a", 2.0, None)])])
     assert figures.counters["first_tokens", "a"] == 1
     assert figures.counters["first_tokens_kept", "a"] == 0
+
+
+def test_a_wait_across_a_preemption_is_a_gap_of_its_class() -> None:
+    figures, pipeline = Figures(), Pipeline(3)
+    of_step = (ClassGaps("a", 8, pipeline.step_s(0.1)),)
+    resumed = (TokenWait("a", 2.0, 0.1), TokenWait("b", 0.2, 0.3), TokenWait("c", 9.0, None))
+    both = FinishedStep(step(0.03).traced, of_step, resumed=resumed)
+    figures.take([both])
+    assert (figures.counters["gaps", "a"], figures.counters["gaps_kept", "a"]) == (9, 8)
+    assert (figures.counters["gaps", "b"], figures.counters["gaps_kept", "b"]) == (1, 1)
+    assert ("gaps", "c") not in figures.counters
+    assert buckets(figures, "time_between_tokens_slo_ratio", "a")["+Inf"] == 1
+    assert [replace(each, slo_s=round(each.slo_s or 0.0, 9)) for each in kept_gaps([both], pipeline)] == [
+        KeptGaps("a", 0.1, 9, 8),
+        KeptGaps("b", 0.3, 1, 1),
+    ]
 
 
 def test_predictions_are_of_steps_that_hold_both() -> None:
@@ -86,6 +108,17 @@ def test_predictions_are_of_steps_that_hold_both() -> None:
     assert figures.counters["step_predicted_seconds", ""] == pytest.approx(0.08)
     assert figures.counters["steps", ""] == 3
     assert figures.counters["prefill_tokens", ""] == 64
+
+
+def test_batch_work_is_counted_apart() -> None:
+    figures = Figures(("a", "night"), {"night"})
+    assert figures.counters["batch_prefill_tokens", ""] == 0
+    figures.take([FinishedStep(step(chunk=32).traced, (), batch_tokens=20), step(chunk=32)])
+    assert figures.counters["prefill_tokens", ""] == 64
+    assert figures.counters["batch_prefill_tokens", ""] == 20
+    for waiting, of_batch in (({"a": 2, "night": 3}, 3), ({"a": 1}, 0)):
+        figures.look(Queues(5, waiting))
+        assert figures.gauges["batch_waiting_requests", ""] == of_batch
 
 
 def test_a_class_that_waits_no_longer_is_shown_at_nought() -> None:
@@ -152,6 +185,18 @@ def test_headroom_falls_with_decodes_and_with_what_is_read(model: StepTimeModel)
     assert headroom_tokens_per_s(model, 10, 0, 0.1, 4096, 1000.0) == pytest.approx(able - 1000.0)
     assert headroom_tokens_per_s(model, 10, 0, 0.1, 4096, able + 1) == 0
     assert headroom_tokens_per_s(model, 30, 0, 0.02, 4096, 0.0) == 0
+
+
+def test_what_batch_work_takes_of_a_step_is_no_claim() -> None:
+    mixed = FinishedStep(
+        step(chunk=32).traced, (ClassGaps("a", 6, 0.1), ClassGaps("night", 2, None)), batch_tokens=20
+    )
+    assert claim(mixed, {"night"}) == Claim(6, 3000, 12)
+    assert claim(mixed, ()) == Claim(8, 4000, 12)
+    night = FinishedStep(step(chunk=0).traced, (ClassGaps("night", 8, None),))
+    assert claim(night, {"night"}) == Claim(0, 0, 0)
+    assert mean_claim([claim(mixed, {"night"}), claim(night, {"night"}), Claim(2, 1000, 5)]) == (4, 2000, 17)
+    assert mean_claim([]) == Claim(0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,10 @@ def test_the_order_goes_by_the_new_bounds(engine: ModelledEngine, server: Server
         ({"classes": {}, "default": "work"}, "must be {'classes': {NAME: {...}}}"),
         ({"classes": {"chatt": {}}}, "slo_classes: classes 'chatt': did you mean 'chat'?"),
         ({"classes": {"chat": 5}}, "classes.chat 5: must be a mapping of its SLOs."),
-        ({"classes": {"chat": {"batch": True}}}, "classes.chat: unknown key 'batch'"),
+        (
+            {"classes": {"chat": {"batch": True}}},
+            "classes.chat.batch: can only be given when the server starts",
+        ),
         (
             {"classes": {"chat": {"tbt_slo_ms": -1}}},
             "classes.chat.tbt_slo_ms -1: must be a number of milliseconds",

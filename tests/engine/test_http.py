@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.exceptions import GenerationError
+from vllm.utils.async_utils import merge_async_iterators
 
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.gate import Refusal
@@ -22,8 +24,17 @@ START = {
 WHY = stop_reason(Refusal("chat", 3.2, 0.5))
 
 
+def refusal() -> Exception:
+    """Return what the stream of a refused request ends with."""
+    error = http.refusal_error(SimpleNamespace(stop_reason=WHY))
+    assert error is not None
+    return error
+
+
 class Call:
-    """One HTTP request through the middleware, to an app that reads the body and sends what it is given."""
+    """One HTTP request through the middleware, to an app that reads the body and sends what it is given.
+
+    Where the engine fails, it sends that all the same, as vLLM sends an error."""
 
     def __init__(
         self, sends: list[dict[str, Any]], refuses: bool = False, path: str = "/v1/completions"
@@ -35,15 +46,22 @@ class Call:
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         self.seen = (await receive())["body"]
-        completion = SimpleNamespace(stop_reason=WHY if self.refuses else None)
-        output = SimpleNamespace(finished=True, outputs=[completion])
 
         async def generate() -> Any:
-            yield output
+            if self.refuses:
+                try:
+                    raise refusal()
+                except Exception as error:
+                    raise RuntimeError("as AsyncLLM.generate does") from error
+            yield None
 
-        async for _ in http._noting(generate)():
-            for message in self.sends:
-                await send(message)
+        try:
+            async for _ in http._noting(generate)():
+                break
+        except type(refusal()):
+            pass
+        for message in self.sends:
+            await send(message)
 
     def run(self, body: Any = b"{}", headers: dict[str, str] | None = None) -> "Call":
         parts = [body[:3], body[3:]] if isinstance(body, bytes) else [json.dumps(body).encode()]
@@ -166,7 +184,6 @@ def test_a_refusal_takes_the_place_of_the_whole_answer(first: list[Any]) -> None
 
 
 def test_a_refusal_is_told_where_vllm_fails_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it does where logprobs of the prompt are asked for: a refused request has none."""
     call = Call([], refuses=True)
     app = call._app
 
@@ -230,6 +247,67 @@ def test_nothing_is_read_before_the_server_reads_it() -> None:
     assert [message.get("status") for message in call.sent] == [401, None]
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_where_vllm_serves_errors_badly_a_refused_request_ends_with_an_empty_answer(path: str) -> None:
+    """Of an error it makes no event, and the client of a stream in the background would wait for ever."""
+    told: list[Any] = []
+
+    async def generate() -> Any:
+        raise refusal()
+        yield
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async for output in http._noting(generate)():
+            told.append(output)
+        for message in (START, BODY, END):
+            await send(message)
+
+    call = Call([], path=path)
+    call._app = app  # type: ignore[method-assign]
+    assert call.run().sent[0]["status"] == 429
+    (output,) = told
+    assert output.finished
+    assert output.outputs[0].finish_reason == "abort"
+    assert not output.outputs[0].token_ids
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_a_list_the_first_refusal_ends_all(stream: bool) -> None:
+    """At once, and nothing is left running; where the answer has begun, the stream says so."""
+    closed, told = [], []
+
+    async def generate(name: str) -> Any:
+        try:
+            for _ in range(1000):
+                if name == "late":
+                    await asyncio.sleep(0.01 if stream else 0)
+                    raise refusal()
+                yield name
+                await asyncio.sleep(0)
+        finally:
+            closed.append(name)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        prompts = [http._noting(generate)(name) for name in ("a", "b", "late")]
+        await send(START)
+        try:
+            async for _, output in merge_async_iterators(*prompts):
+                told.append(output)
+                if stream:
+                    await send(BODY)
+        except GenerationError as error:
+            await send({**BODY, "body": f"data: {error}".encode()})
+        await send(END)
+
+    call = Call([])
+    call._app = app  # type: ignore[method-assign]
+    call.run()
+    assert sorted(closed) == ["a", "b", "late"]
+    assert len(told) < 1000
+    assert call.sent[0]["status"] == (200 if stream else 429)
+    assert b"cannot be met now" in b"".join(message.get("body", b"") for message in call.sent)
+
+
 def test_a_stream_that_is_closed_early_closes_what_it_wraps() -> None:
     closed = []
 
@@ -254,6 +332,8 @@ def test_a_stream_that_is_closed_early_closes_what_it_wraps() -> None:
     [
         ({"vllm_xargs": {"ttft_slo_ms": 5e-324}}, {}, "vllm_xargs.ttft_slo_ms 5e-324: must be a number of"),
         ({"vllm_xargs": {"tbt_slo_ms": "soon"}}, {}, "vllm_xargs.tbt_slo_ms 'soon': must be a number of"),
+        ({"vllm_xargs": {"slo_class": "\ud800"}}, {}, "slo_class '\\ud800': must be text that"),
+        ({"service_tier": "\ud800"}, {}, "slo_class '\\ud800': must be text that"),
         ({"vllm_xargs": {"tbt_slo_ms": math.inf}}, {}, "vllm_xargs.tbt_slo_ms inf: must be a number of"),
         ({}, {"x-llm-d-slo-ttft-ms": "soon"}, "x-llm-d-slo-ttft-ms 'soon': must be a number of milliseconds"),
         (

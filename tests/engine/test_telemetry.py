@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vllm_sarathi import SarathiConfig
 from vllm_sarathi.benchmark.profile.trace import read_step_trace
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.controller import StepController
-from vllm_sarathi.core.figures import ClassGaps, Queues
+from vllm_sarathi.core.figures import ClassGaps, Queues, TokenWait
 from vllm_sarathi.core.steptime.margin import CAUTION, STALE_CAUTION
 from vllm_sarathi.core.types import Reason, StepRecord, StepShape
 from vllm_sarathi.engine import metrics, plugin, telemetry
@@ -126,6 +127,28 @@ def test_the_log_line(logged: list[str]) -> None:
         "Sarathi: 9 running, 3 waiting, 2 steps, budget P50 48 tokens, 50.0% of 16 gaps within 150 ms, "
         "prediction error P50 32.5%, P90 50.5%"
     ]
+
+
+def test_a_gap_with_a_preemption_in_it_is_in_every_figure(
+    logged: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    watched = Telemetry(StepController(SarathiConfig(tbt_slo_ms=150)))
+    watched.note(
+        record(0.1), 8, 0, (), (), (TokenWait("default", 0.7, 0.15), TokenWait("default", 9.0, None))
+    )
+    watched.close()
+    assert "88.9% of 9 gaps within 150 ms" in logged[0]
+    page = shown(tmp_path)
+    name = 'vllm_sarathi_time_between_tokens_slo_ratio_bucket{engine="0",le='
+    for line in (
+        'vllm_sarathi_gaps_total{engine="0",slo_class="default"} 9.0',
+        'vllm_sarathi_gaps_kept_total{engine="0",slo_class="default"} 8.0',
+        f'{name}"3.0",slo_class="default"}} 8.0',
+        f'{name}"5.0",slo_class="default"}} 9.0',
+        f'{name}"+Inf",slo_class="default"}} 9.0',
+    ):
+        assert line in page
 
 
 def test_nothing_is_said_while_there_is_no_work(logged: list[str]) -> None:
@@ -374,6 +397,45 @@ def test_the_headroom_of_an_idle_engine_is_that_of_an_empty_one(
     # A step takes 10 ms whatever is in it: 100 steps a second, each as full as the engine lets it be.
     assert telemetry.figures.gauges["headroom_tokens_per_second", ""] == pytest.approx(25_600, rel=0.2)
     engine.scheduler.shutdown()
+
+
+def test_batch_work_takes_no_headroom(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Night work that fills the device calls for no more replicas: it gives way to whoever has an SLO."""
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    rooms = {}
+    for slo_class in ("slow", "batch"):
+        config = SarathiConfig.from_mapping({"slo_classes": CLASSES, "calibration_dir": "none"})
+        engine = ModelledEngine(make_config(config), log_stats=True, num_blocks=400)
+        engine.scheduler.clock = iter(x / 100 for x in range(10**6)).__next__
+        watched = engine.scheduler.telemetry
+        for i in range(60):
+            engine.add(
+                f"{i}",
+                200,
+                max_tokens=5,
+                sampling={"extra_args": {"slo_class": slo_class, "slo_tenant": "a"}},
+            )
+        for _ in range(30):
+            engine.step()
+        watched.flush()
+        monkeypatch.setattr(
+            watched, "_window_since_s", time.monotonic() - 0.6
+        )  # 30 steps, 3 times 10 ms each
+        watched.tell()
+        rooms[slo_class] = watched.figures.gauges["headroom_tokens_per_second", ""]
+        counted = watched.figures.counters
+        share = counted["batch_prefill_tokens", ""] / counted["prefill_tokens", ""]
+        assert share == (slo_class == "batch")
+        waiting = watched.figures.gauges["waiting_requests", slo_class]
+        assert waiting > 0
+        assert watched.figures.gauges["batch_waiting_requests", ""] == (
+            waiting if slo_class == "batch" else 0
+        )
+        engine.scheduler.shutdown()
+    assert rooms["slow"] < 5_000
+    assert rooms["batch"] == pytest.approx(25_600, rel=0.1)  # as of an engine without any
 
 
 # The file.

@@ -43,13 +43,19 @@ def test_every_query_asks_for_figures_that_there_are() -> None:
 
 def test_every_figure_is_on_the_dashboards() -> None:
     asked = {SHOWN[name].name for qs in grafana_queries().values() for q in qs for name in metric_names(q)}
-    # The SLO for the time to first token is in the ratio to it.
-    assert {*FIGURES} - asked == {"ttft_slo_seconds"}
+    # The SLO for the time to first token is in the ratio to it, and what waits of batch work in what waits by class.
+    assert {*FIGURES} - asked == {"ttft_slo_seconds", "batch_waiting_requests"}
 
 
 def test_both_dashboards_ask_the_same() -> None:
     assert grafana_queries() == perses_queries()
     assert len(grafana_queries()) >= 12
+
+
+def test_what_is_told_of_an_slo_that_cannot_be_kept_is_told_by_class() -> None:
+    asking = [query for query in all_queries() if "vllm_sarathi_slo_unattainable" in query]
+    assert len(asking) == 3
+    assert all("slo_class)" in query for query in asking)
 
 
 def test_what_a_rule_records_is_what_the_alerts_use() -> None:

@@ -138,6 +138,23 @@ def test_the_table_tells_what_is_wrong(page: Page) -> None:
     assert "http://x/metrics" in text
 
 
+def test_an_slo_that_cannot_be_kept_is_told_with_its_class(page: Page) -> None:
+    for name, value in {"default": 1, "interactive": 1, "slow": 0, "standard": 1}.items():
+        page.figures.set("slo_unattainable", value, name)
+    scrape = parse(page.text(), "url", 0.0)
+    view = compare("url", scrape, scrape)
+    assert "decodes alone - ms: cannot be kept (standard, interactive)" in printed(view, width=80)
+    classes = view.to_mapping()["engines"]["0"]["classes"]
+    assert {name: each["unattainable"] for name, each in classes.items()} == {
+        "default": True,
+        "interactive": True,
+        "slow": False,
+        "standard": True,
+    }
+    older = parse('vllm_sarathi_slo_unattainable{engine="0"} 1\n', "url", 0.0)
+    assert "- ms: cannot be kept\n" in printed(compare("url", older, older), width=80)
+
+
 def printed(view: View, width: int) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(render(view))

@@ -84,6 +84,10 @@ class SloClass:
         return None if self.tbt_slo_ms is None else self.tbt_slo_ms / 1e3
 
 
+_KEYS = tuple(each.name for each in fields(SloClass) if each.name != "name")
+"""What a file may say of a class."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bond:
     """What one request is bound to.
@@ -195,6 +199,11 @@ class SloClasses:
                 raise ConfigError(
                     f"{origin}: classes.{name} {short(of_class)}: must be a mapping of its SLOs."
                 )
+            for key in of_class:
+                if key in _KEYS and key not in WHILE_SERVING:
+                    raise ConfigError(
+                        f"{origin}: classes.{name}.{key}: can only be given when the server starts."
+                    )
             _check_names(of_class, WHILE_SERVING, f"{origin}: classes.{name}")
             merged = {**mine["classes"][name], **of_class}
             mine["classes"][name] = {key: value for key, value in merged.items() if value is not None}
@@ -342,8 +351,7 @@ def _class(name: object, values: object, origin: str) -> SloClass:
     values = {} if values is None else values
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} {short(values)}: must be a mapping of its SLOs.")
-    known = tuple(each.name for each in fields(SloClass) if each.name != "name")
-    _check_names(values, known, where)
+    _check_names(values, _KEYS, where)
     for key in ("ttft_slo_ms", "tbt_slo_ms"):
         if key in values:
             slo_ms(values[key], f"{where}.{key}")

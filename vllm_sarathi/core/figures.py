@@ -7,10 +7,12 @@ was kept.
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from vllm_sarathi.core.types import ONE_STAGE, Pipeline
 
 if TYPE_CHECKING:  # it brings numpy, and the plugin reads the names here in processes that must start quickly
     from vllm_sarathi.core.step_trace import TracedStep
@@ -59,6 +61,7 @@ FIGURES = {
     for figure in (
         Figure("steps", Kind.COUNTER, "Steps that the scheduler saw end."),
         Figure("prefill_tokens", Kind.COUNTER, "Prompt tokens that were prefilled."),
+        Figure("batch_prefill_tokens", Kind.COUNTER, "Those of them that were batch work, which gives way."),
         Figure("gaps", Kind.COUNTER, "Gaps between tokens of requests with an SLO.", True),
         Figure("gaps_kept", Kind.COUNTER, "Those of them that met the SLO.", True),
         Figure("first_tokens", Kind.COUNTER, "First tokens of requests with an SLO.", True),
@@ -78,10 +81,12 @@ FIGURES = {
         ),
         Figure("running_requests", Kind.GAUGE, "Requests that run."),
         Figure("waiting_requests", Kind.GAUGE, "Requests that wait to be admitted.", True),
+        Figure("batch_waiting_requests", Kind.GAUGE, "Those of them that are batch work, which gives way."),
         Figure(
             "headroom_tokens_per_second",
             Kind.GAUGE,
-            "Prompt tokens a second that could be prefilled within the SLOs, on top of those that are now.",
+            "Prompt tokens a second that could be prefilled within the SLOs, on top of those that are now; batch work "
+            "gives way to them.",
         ),
         Figure(
             "time_between_tokens_slo_ratio",
@@ -123,12 +128,12 @@ class ClassGaps:
 
 
 @dataclass(frozen=True, slots=True)
-class FirstToken:
-    """A first token that a step brought.
+class TokenWait:
+    """How long a client waited for a token that its stream did not bring from one step to the next.
 
     Attributes:
         slo_class: its request's class.
-        taken_s: how long it took since the request arrived, seconds.
+        taken_s: for a first token since the request arrived; after a preemption since the token before it; seconds.
         slo_s: how long it was allowed to take, seconds; None where there is no SLO.
     """
 
@@ -143,13 +148,17 @@ class FinishedStep:
 
     Attributes:
         traced: the step.
-        gaps: the gaps that it ended, by class.
+        gaps: the gaps of its own length that it ended, by class.
         first_tokens: the first tokens that it brought.
+        resumed: the gaps that it ended of streams that were preempted, and have their prompt read again.
+        batch_tokens: its prompt tokens of batch work.
     """
 
     traced: "TracedStep"
     gaps: tuple[ClassGaps, ...]
-    first_tokens: tuple[FirstToken, ...] = ()
+    first_tokens: tuple[TokenWait, ...] = ()
+    resumed: tuple[TokenWait, ...] = ()
+    batch_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +167,7 @@ class KeptGaps:
 
     Attributes:
         slo_class: the class.
-        slo_s: how long the steps were allowed to take for them, seconds; None where its requests had several SLOs.
+        slo_s: the SLO for the time between tokens, seconds; None where its requests had several.
         gaps, kept: all of them, and those within the SLO.
     """
 
@@ -168,14 +177,19 @@ class KeptGaps:
     kept: int
 
 
-def kept_gaps(steps: Sequence[FinishedStep]) -> list[KeptGaps]:
-    """Return how the SLOs of each class were kept, by the name of the class."""
+def kept_gaps(steps: Sequence[FinishedStep], pipeline: Pipeline = ONE_STAGE) -> list[KeptGaps]:
+    """Return how the SLOs of each class were kept, by the name of the class, on a device of so many stages."""
     found: dict[str, list[tuple[float, int, bool]]] = {}
     for step in steps:
         for each in step.gaps:
             if each.slo_s is not None and each.decodes:
-                kept = step.traced.measured_s <= each.slo_s
-                found.setdefault(each.slo_class, []).append((each.slo_s, each.decodes, kept))
+                kept, slo_s = step.traced.measured_s <= each.slo_s, pipeline.token_s(each.slo_s)
+                found.setdefault(each.slo_class, []).append((slo_s, each.decodes, kept))
+        for wait in step.resumed:
+            if wait.slo_s is not None:
+                # The way of the others, so that one SLO is one number here.
+                slo_s = pipeline.token_s(pipeline.step_s(wait.slo_s))
+                found.setdefault(wait.slo_class, []).append((slo_s, 1, wait.taken_s <= wait.slo_s))
     return [
         KeptGaps(
             name,
@@ -236,12 +250,14 @@ class Figures:
 
     Args:
         classes: the names of the classes that the server has.
+        batch: those of them that are batch work.
 
     Attributes:
         counters, gauges: by the figure's name and the class; the class is empty where there is none.
     """
 
     classes: InitVar[Sequence[str]] = (DEFAULT_CLASS,)
+    batch: Collection[str] = ()
 
     counters: dict[tuple[str, str], float] = field(default_factory=dict)
     gauges: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -274,18 +290,13 @@ class Figures:
         self.count("steps", amount=len(steps))
         shapes = [step.traced.shape for step in steps]
         self.count("prefill_tokens", amount=sum(s.tokens - s.decodes for s in shapes if s.prefill_work > 0))
+        self.count("batch_prefill_tokens", amount=sum(step.batch_tokens for step in steps))
         gaps = [(g, step.traced.measured_s) for step in steps for g in step.gaps if g.decodes]
-        self._take_ratios(
-            "time_between_tokens_slo_ratio",
-            "gaps",
-            [(g.slo_class, s / g.slo_s, g.decodes) for g, s in gaps if g.slo_s is not None],
-        )
-        firsts = [first for step in steps for first in step.first_tokens]
-        self._take_ratios(
-            "time_to_first_token_slo_ratio",
-            "first_tokens",
-            [(f.slo_class, f.taken_s / f.slo_s, 1) for f in firsts if f.slo_s is not None],
-        )
+        ratios = [(g.slo_class, s / g.slo_s, g.decodes) for g, s in gaps if g.slo_s is not None]
+        ratios += _wait_ratios(wait for step in steps for wait in step.resumed)
+        self._take_ratios("time_between_tokens_slo_ratio", "gaps", ratios)
+        firsts = _wait_ratios(wait for step in steps for wait in step.first_tokens)
+        self._take_ratios("time_to_first_token_slo_ratio", "first_tokens", firsts)
         self._take_predictions([step.traced for step in steps])
 
     def look(self, queues: Queues) -> None:
@@ -296,6 +307,8 @@ class Figures:
                 self.gauges[name, slo_class] = 0.0
         for slo_class, waiting in queues.waiting.items():
             self.set("waiting_requests", waiting, slo_class)
+        waiting_batch = sum(waiting for name, waiting in queues.waiting.items() if name in self.batch)
+        self.set("batch_waiting_requests", waiting_batch)
 
     def _take_ratios(self, histogram: str, counter: str, ratios: list[tuple[str, float, int]]) -> None:
         for slo_class in {each for each, _, _ in ratios}:
@@ -332,6 +345,10 @@ class Figures:
                 le = "+Inf" if bound == math.inf else repr(float(bound))
                 yield Sample(figure, "_bucket", (*labels, ("le", le)), count)
             yield Sample(figure, "_sum", labels, buckets.total)
+
+
+def _wait_ratios(waits: Iterable[TokenWait]) -> list[tuple[str, float, int]]:
+    return [(wait.slo_class, wait.taken_s / wait.slo_s, 1) for wait in waits if wait.slo_s is not None]
 
 
 def _labels(slo_class: str) -> tuple[tuple[str, str], ...]:

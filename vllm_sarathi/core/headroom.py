@@ -1,16 +1,56 @@
 """Headroom: the prompt tokens a second that could still be prefilled within the SLO.
 
-It is what fits beside the decodes, less what is used.
+It is what fits beside the decodes, less what is used. Batch work gives way to those that have an SLO, and counts as
+neither: work for the night calls for no more replicas.
 
 An autoscaler's signal: at 0 the next prompt waits, or an SLO breaks.
 """
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
+from vllm_sarathi.core.figures import FinishedStep
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import chunk_work
+
+
+class Claim(NamedTuple):
+    """What a step, or steps on average, computed for requests that do not give way.
+
+    Attributes:
+        decodes, context_tokens: as in StepShape.
+        read_tokens: of their prompts.
+    """
+
+    decodes: int
+    context_tokens: int
+    read_tokens: int
+
+
+def claim(step: FinishedStep, batch: Collection[str]) -> Claim:
+    """Return what of a step was no batch work; its share of the decodes' context is taken to be that of the decodes.
+
+    Args:
+        step: the step.
+        batch: the classes that are batch work.
+    """
+    shape = step.traced.shape
+    decodes = shape.decodes - sum(gaps.decodes for gaps in step.gaps if gaps.slo_class in batch)
+    context = shape.decode_context_tokens * decodes // shape.decodes if shape.decodes else 0
+    read = shape.tokens - shape.decodes - step.batch_tokens if shape.prefill_work > 0 else 0
+    return Claim(decodes, context, read)
+
+
+def mean_claim(claims: Sequence[Claim]) -> Claim:
+    """Return the decodes of those steps that had any, on average, and all that was read."""
+    decoding = [each for each in claims if each.decodes]
+    return Claim(
+        round(sum(each.decodes for each in decoding) / len(decoding)) if decoding else 0,
+        sum(each.context_tokens for each in decoding) // len(decoding) if decoding else 0,
+        sum(each.read_tokens for each in claims),
+    )
 
 
 def largest_chunk(

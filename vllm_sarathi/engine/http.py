@@ -3,7 +3,11 @@
 `vllm serve --middleware` is the door: an ASGI middleware that is there only where requests may ask for SLOs. It puts
 what routers send in headers into the body's `vllm_xargs`, which vLLM hands on to the engine core as `extra_args`; it
 answers 400 to who asks for what is no SLO; and it holds back the first line of an answer until there is something to
-send, as a stream would be 200 before anybody knows of its refusal."""
+send, as a stream would be 200 before anybody knows of its refusal.
+
+A refused request ends with an error of vLLM's kind. So whatever else belongs to it ends, too (the other prompts of a
+list, the others of `n`), at once and not when those have been answered; and vLLM's own figures count no answer. Where
+an error would be badly served, and there are no lists, it ends with an empty answer, which is not sent."""
 
 import asyncio
 import contextlib
@@ -11,8 +15,9 @@ import functools
 import json
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
+from http import HTTPStatus
 from typing import Any
 
 from vllm_sarathi.core.classes import MOST_NAME_CHARACTERS, NO_TIER, slo_ms
@@ -20,7 +25,8 @@ from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.errors import ConfigError, short
 from vllm_sarathi.engine.admission import REFUSED, is_refusal, sentence
 from vllm_sarathi.engine.request_slo import CLASS_KEY, TBT_KEY, TENANT_KEY, TTFT_KEY
-from vllm_sarathi.engine.vllm.internals import async_engine_class
+from vllm_sarathi.engine.vllm.internals import async_engine_class, generation_error_class
+from vllm_sarathi.engine.vllm.outputs import aborted_output, divert_outputs
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -45,10 +51,17 @@ PATHS = (
 
 RESPONSES = "/v1/responses"
 
+FAIL_BADLY = (RESPONSES, "/v1/messages")
+"""Where vLLM makes no answer of an error: it takes it for one of its events, and a stream waits for ever."""
+
 CLASS_HEADER, TTFT_HEADER = b"x-slo-class", b"x-llm-d-slo-ttft-ms"
 TIER = "service_tier"
 
-TELLING = (TIER.encode(), TENANT_KEY.encode(), TBT_KEY.encode(), TTFT_KEY.encode(), b"\\u", b"\0")
+TELLING = (
+    *(word.encode() for word in (TIER, CLASS_KEY, TENANT_KEY, TBT_KEY, TTFT_KEY)),
+    b"\\u",
+    b"\0",
+)
 """A body without any of these says nothing of tier, tenant or SLO, nor does it by escapes or in UTF-16 or UTF-32."""
 
 _refusal: ContextVar["_Refused | None"] = ContextVar("vllm_sarathi_refusal", default=None)
@@ -58,17 +71,20 @@ class _Refused:
     """What became of one HTTP request.
 
     Args:
-        tells_first: whether its stream tells of the request itself before the engine has answered.
+        path: where it came in.
 
     Attributes:
+        tells_first: whether its stream tells of the request itself before the engine has answered.
+        fails_badly: whether an error of the engine makes no answer there.
         why: why it was refused.
         wrong: what is wrong with it.
         answered: whether the engine has said anything to it.
         stored: whether the answer has been sent, and the client asks for the rest of it later.
     """
 
-    def __init__(self, tells_first: bool) -> None:
-        self.tells_first = tells_first
+    def __init__(self, path: str) -> None:
+        self.tells_first = path.endswith(RESPONSES)
+        self.fails_badly = path.endswith(FAIL_BADLY)
         self.why: dict[str, Any] | None = None
         self.wrong: str | None = None
         self.answered = False
@@ -94,13 +110,13 @@ class ClassMiddleware:
         if scope["type"] != "http" or scope.get("method") != "POST" or not path.endswith(PATHS):
             await self._app(scope, receive, send)
             return
-        refused = _Refused(tells_first=path.endswith(RESPONSES))
+        refused = _Refused(path)
         _refusal.set(refused)  # for this task, which serves nothing else
         holding = _Holding(send, refused)
         asking = _Asking(scope, receive, self._fairness_header, self._classes, refused)
         try:
             await self._app(scope, asking, holding)
-        except Exception:  # a refused request has no logprobs, and vLLM looks for those of its prompt
+        except Exception:
             if not await holding.refuse():
                 raise
         await holding.end()
@@ -180,7 +196,7 @@ def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> 
     Whose a request is, only the header says: a client could take another's share, or everybody's in turn.
 
     Raises:
-        ConfigError: it asks for what is no SLO.
+        ConfigError: it asks for what is no SLO, or by a class's name that is no text.
     """
     if not wishes and not any(word in body for word in TELLING):
         return None
@@ -201,11 +217,23 @@ def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> 
             asked.setdefault(CLASS_KEY, tier)
         if tier in classes:  # vLLM would refuse it
             del values[TIER]
+    if not _is_text(asked.get(CLASS_KEY)):  # the engine core cannot be told of it
+        raise ConfigError(f"{CLASS_KEY} {short(asked[CLASS_KEY])}: must be text that UTF-8 can hold.")
     values["vllm_xargs"] = asked or None
     try:
         return json.dumps(values).encode()
     except (ValueError, RecursionError):
         return None
+
+
+def _is_text(value: object) -> bool:
+    """False for a string with half of a pair of surrogates in it."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+    return True
 
 
 class _Holding:
@@ -292,6 +320,7 @@ def serve_classes(config: SarathiConfig, middleware: list[str]) -> None:
 
 def note_refusals() -> None:
     """Have the engine of this API server tell the middleware of refusals; calling it again does nothing."""
+    divert_outputs(refusal_error)
     engine = async_engine_class()
     if getattr(engine.generate, "notes_refusals", False):
         return
@@ -299,27 +328,50 @@ def note_refusals() -> None:
     engine.generate.notes_refusals = True
 
 
+@functools.cache
+def _refused_error_class() -> Any:
+    """Return what a refused request ends with in its API server."""
+
+    class RefusedError(generation_error_class()):  # type: ignore[misc]  # vLLM's, and known when this is called
+        def __init__(self, why: Mapping[str, Any]) -> None:
+            super().__init__(sentence(why))
+            self.status_code = HTTPStatus.TOO_MANY_REQUESTS
+            self.why = why
+
+    return RefusedError
+
+
+def refusal_error(output: Any) -> Exception | None:
+    """Return what a request ends with by the engine core's word; None where that is no refusal."""
+    if not is_refusal(output.stop_reason):
+        return None
+    error: Exception = _refused_error_class()(json.loads(output.stop_reason.removeprefix(REFUSED)))
+    return error
+
+
 def _noting(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
     @functools.wraps(generate)
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async with contextlib.aclosing(generate(*args, **kwargs)) as outputs:  # type: ignore[type-var]
-            async for output in outputs:
-                if (refused := _refusal.get()) is not None:
-                    refused.answered = True
-                    if output.finished:
-                        refused.why = refused.why or _why(output)
-                    if refused.why is not None and refused.stored:  # this alone makes vLLM store it as failed
-                        raise asyncio.CancelledError(sentence(refused.why))
-                yield output
+        refused = _refusal.get()
+        try:
+            async with contextlib.aclosing(generate(*args, **kwargs)) as outputs:  # type: ignore[type-var]
+                async for output in outputs:
+                    if refused is not None:
+                        refused.answered = True
+                    yield output
+        except Exception as error:
+            refusal = next(
+                (e for e in (error, error.__cause__) if isinstance(e, _refused_error_class())), None
+            )
+            if refusal is None:
+                raise
+            if refused is not None:
+                refused.answered, refused.why = True, refused.why or refusal.why
+                if refused.stored:  # this alone makes vLLM store it as failed
+                    raise asyncio.CancelledError(str(refusal)) from None
+                if refused.fails_badly:
+                    yield aborted_output()
+                    return
+            raise refusal from None
 
     return wrapper
-
-
-def _why(output: Any) -> dict[str, Any] | None:
-    """Return why a request was refused; None where it was not."""
-    for completion in output.outputs:
-        said = completion.stop_reason
-        if is_refusal(said):
-            why: dict[str, Any] = json.loads(said.removeprefix(REFUSED))
-            return why
-    return None

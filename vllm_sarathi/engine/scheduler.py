@@ -5,7 +5,6 @@ plan, set what the plan says (the token budget, the order of `running` and of th
 restore.
 """
 
-import itertools
 import operator
 import time
 from collections import Counter, deque
@@ -20,22 +19,18 @@ from vllm_sarathi.core.types import (
     Pipeline,
     Reason,
     StepPlan,
-    StepRecord,
-    StepShape,
     StepView,
-    chunk_work,
 )
 from vllm_sarathi.engine.admission import Admissions
 from vllm_sarathi.engine.composition import composed, scheduler_base
 from vllm_sarathi.engine.control import Control
 from vllm_sarathi.engine.faults import Faults
-from vllm_sarathi.engine.steps import Step, StockStep, stock_step
+from vllm_sarathi.engine.steps import Interrupted, Step, StockStep, complete_step, record_of, stock_step
 from vllm_sarathi.engine.telemetry import open_telemetry
 from vllm_sarathi.engine.views import ViewBuilder
 from vllm_sarathi.engine.vllm import runnable
 from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.contract import missing_attributes, raise_violations, scheduler_classes
-from vllm_sarathi.engine.vllm.images import encoder_tokens
 from vllm_sarathi.engine.vllm.internals import logger
 from vllm_sarathi.engine.vllm.limits import (
     adapters_contend,
@@ -109,6 +104,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         self.admissions: Admissions | None = None
         if gate is not None:
             self.admissions = Admissions(self, gate, self.views.bond, self.views.cached_tokens)
+        self.interrupted = Interrupted()
         self._left_out: list[Request] = []
         self._engine_limit = self.max_num_scheduled_tokens
         self._in_flight: deque[Step | StockStep | None] = deque()
@@ -144,7 +140,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
                 if step.stalled or step.hidden:
                     self.running = step.stalled + self.running + step.hidden
         if step is not None:
-            self.guarded(self._note_shape, step, output, admitted)
+            self.guarded(self._note_scheduled, step, output, admitted)
         self._note(step, output)
         if output.total_num_scheduled_tokens:
             if step is None or step.shape is None:
@@ -194,9 +190,20 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Free a request that has ended; arguments and result are the parent's."""
         self.guarded(self.views.ended, request)
+        self.interrupted.ended(request.request_id)
         if self.admissions is not None:
             self.guarded(self.admissions.ended, request)
         return super()._free_request(request, *args, **kwargs)
+
+    def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Preempt a request, and note since when its client waits; arguments and result are the parent's."""
+        if self.telemetry is not None:
+            self.guarded(self._note_interruption, request)
+        return super()._preempt_request(request, *args, **kwargs)
+
+    def _note_interruption(self, request: Any) -> None:
+        bond, last = self.views.bond(request), self._in_flight[-1] if self._in_flight else None
+        self.interrupted.preempted(request, self.views.slo_class(request), bond, self._completed_s, last)
 
     def _try_schedule_encoder_inputs(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int, *args: Any, **kwargs: Any
@@ -320,42 +327,12 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         """
         return self._empty_steps >= EMPTY_STEPS_BEFORE_FULL_BUDGET
 
-    def _note_shape(self, step: Step, output: SchedulerOutput, admitted: list[Request]) -> None:
-        """Work out what the step computes, and how long it should take."""
-        scheduled = output.num_scheduled_tokens
-        work, prefills = 0.0, 0
-        for request in itertools.chain(step.partial, admitted):
-            chunk = scheduled.get(request.request_id)
-            if chunk:
-                work += chunk_work(request.num_computed_tokens - chunk, chunk)
-                prefills += 1
-                if not (request.is_prefill_chunk or request.num_output_tokens):
-                    self._note_first_token(step, request)
-        step.shape = StepShape(
-            tokens=output.total_num_scheduled_tokens,
-            decodes=len(scheduled) - prefills,
-            decode_context_tokens=0 if step.stalled else step.view.decode_context_tokens,
-            prefill_work=work,
-            sequences=len(scheduled),
-            encoder_tokens=encoder_tokens(self, output),
-        )
-        step.predicted_s = self.controller.predict(step.shape)
-        if self.telemetry is not None and self.config.slo_classes is not None:
-            read = {request.request_id for request in itertools.chain(step.partial, admitted)}
-            own_s, pipeline = self.controller.tbt_slo_s, self.controller.pipeline
-            step.gaps = self.views.company.gaps(
-                step.shape.decodes, lambda: scheduled.keys() - read, own_s, pipeline
-            )
-            for name in self.views.newly_relegated():
-                self.telemetry.count("relegated_requests", name)
-        self.views.note_room(scheduled)
+    def _note_scheduled(self, step: Step, output: SchedulerOutput, admitted: list[Request]) -> None:
+        """Note what a step by our plan turned out to be."""
+        complete_step(self, step, output, admitted)
+        self.views.note_room(output.num_scheduled_tokens)
         if step.first is not None:
-            self.views.note_turn(step.first, step.first.request_id in scheduled)
-
-    def _note_first_token(self, step: Step, request: Request) -> None:
-        slo_s = self.views.ttft_slo_s(request)
-        if slo_s is not None:
-            step.first_tokens.append((self.views.slo_class(request), request.arrival_time, slo_s))
+            self.views.note_turn(step.first, step.first.request_id in output.num_scheduled_tokens)
 
     def _note(self, step: Step | None, output: SchedulerOutput) -> None:
         """Keep the books that the next steps need."""
@@ -373,27 +350,16 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         """Measure a finished step as a client feels it: from the last completion, if work went on since."""
         now_s = self.clock()
         before_s, self._completed_s = self._completed_s, now_s
-        if step is None or step.shape is None:
+        if step is None:
             return
-        record = StepRecord(
-            shape=step.shape,
-            token_budget=step.plan.token_budget,
-            reason=step.plan.reason,
-            predicted_s=step.predicted_s,
-            measured_s=now_s - (step.started_s if before_s is None else before_s),
-            completed_s=now_s,
-            started_s=step.started_s,
-        )
+        step.completed_s = now_s
+        if step.shape is None:
+            return
+        record = record_of(step, step.shape, now_s, before_s)
         if self.telemetry is not None:  # first: what cannot be learnt from counts all the same
             running, waiting = len(self.running), self.get_request_counts()[1]
-            self.guarded(
-                self.telemetry.note,
-                record,
-                running,
-                waiting,
-                step.gaps,
-                step.first_tokens_at(self.wall_clock()),
-            )
+            told = step.brought.told(now_s, self.wall_clock(), self.controller.tbt_slo_s)
+            self.guarded(self.telemetry.note, record, running, waiting, *told)
         self.controller.observe(record)
 
 

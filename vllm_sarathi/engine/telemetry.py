@@ -23,12 +23,12 @@ from vllm_sarathi.core.figures import (
     ClassGaps,
     Figures,
     FinishedStep,
-    FirstToken,
     KeptGaps,
     Queues,
+    TokenWait,
     kept_gaps,
 )
-from vllm_sarathi.core.headroom import headroom_tokens_per_s
+from vllm_sarathi.core.headroom import claim, headroom_tokens_per_s, mean_claim
 from vllm_sarathi.core.slo_watch import SloWatches
 from vllm_sarathi.core.step_trace import StepSummary, TracedStep, summarise_steps
 from vllm_sarathi.core.types import ONE_STAGE, Pipeline, StepRecord
@@ -63,7 +63,9 @@ class _Noted:
     running: int
     waiting: int
     gaps: tuple[ClassGaps, ...]
-    first_tokens: tuple[FirstToken, ...]
+    first_tokens: tuple[TokenWait, ...]
+    resumed: tuple[TokenWait, ...]
+    batch_tokens: int
 
     def finished(self) -> FinishedStep:
         record, slo_s = self.record, self.slo_s
@@ -84,6 +86,8 @@ class _Noted:
             traced,
             self.gaps or (ClassGaps(DEFAULT_CLASS, record.shape.decodes, self.slo_s),),
             self.first_tokens,
+            self.resumed,
+            self.batch_tokens,
         )
 
 
@@ -122,7 +126,10 @@ class Telemetry:
     ) -> None:
         self.watches = SloWatches(controller.model, pipeline, controller.config.slo_classes)
         classes = controller.config.slo_classes
-        self.figures = Figures((DEFAULT_CLASS,) if classes is None else [c.name for c in classes.classes])
+        listed = () if classes is None else classes.classes
+        self.figures = Figures(
+            [each.name for each in listed] or (DEFAULT_CLASS,), {each.name for each in listed if each.batch}
+        )
         self._controller = controller
         self._pipeline = pipeline
         self._log = log
@@ -151,7 +158,9 @@ class Telemetry:
         running: int,
         waiting: int,
         gaps: tuple[ClassGaps, ...] = (),
-        first_tokens: tuple[FirstToken, ...] = (),
+        first_tokens: tuple[TokenWait, ...] = (),
+        resumed: tuple[TokenWait, ...] = (),
+        batch_tokens: int = 0,
     ) -> None:
         """Take in a finished step; called from the engine's loop.
 
@@ -159,12 +168,14 @@ class Telemetry:
             record: what came of it.
             running, waiting: as in TracedStep.
             gaps: the gaps that it ended, where there are classes; else all are of one class, under the one SLO.
-            first_tokens: the first tokens that it brought.
+            first_tokens, resumed, batch_tokens: as in FinishedStep.
         """
         slo_s = self._controller.tbt_slo_s
         if slo_s is not None:
             slo_s = self._pipeline.step_s(slo_s)
-        self._pending.append(_Noted(self._wall_clock(), record, slo_s, running, waiting, gaps, first_tokens))
+        at_s = self._wall_clock()
+        noted = _Noted(at_s, record, slo_s, running, waiting, gaps, first_tokens, resumed, batch_tokens)
+        self._pending.append(noted)
         if self._memory is not None and time.monotonic() >= self._next_save_s:
             self._next_save_s = time.monotonic() + SAVE_EVERY_S
             # Taken here, in the thread that changes it, and written by the other.
@@ -232,8 +243,8 @@ class Telemetry:
         """Log what steps came to, and renew the figures that are medians: of no steps there are none."""
         summary = summarise_steps([step.traced for step in steps]) if steps else None
         if summary is not None:
-            classes = None if self._controller.config.slo_classes is None else kept_gaps(steps)
-            logger.info("%s", log_line(summary, self._pipeline, classes))
+            kept, by_class = kept_gaps(steps, self._pipeline), self._controller.config.slo_classes is not None
+            logger.info("%s", log_line(summary, kept, self._pipeline, by_class))
         for advice in self.watches.look(steps):
             logger.warning("%s", advice)
         if summary is not None or "slo_unattainable" in {name for name, _ in self.figures.gauges}:
@@ -248,11 +259,7 @@ class Telemetry:
         slo_s, model = self._step_slo_s(steps), self._controller.model
         if slo_s is None or not model.ready or not self._most_tokens:
             return None
-        shapes = [step.traced.shape for step in steps]
-        decoding = [shape for shape in shapes if shape.decodes]
-        decodes = round(sum(s.decodes for s in decoding) / len(decoding)) if decoding else 0
-        context = sum(s.decode_context_tokens for s in decoding) // len(decoding) if decoding else 0
-        read = sum(s.tokens - s.decodes for s in shapes if s.prefill_work > 0)
+        decodes, context, read = mean_claim([claim(step, self.figures.batch) for step in steps])
         return headroom_tokens_per_s(model, decodes, context, slo_s, self._most_tokens, read / taken_s)
 
     def _step_slo_s(self, steps: list[FinishedStep]) -> float | None:
@@ -299,18 +306,20 @@ def _tick(telemetry_ref: "weakref.ref[Telemetry]", stop: threading.Event) -> Non
 
 
 def log_line(
-    summary: StepSummary, pipeline: Pipeline = ONE_STAGE, classes: Sequence[KeptGaps] | None = None
+    summary: StepSummary, kept: Sequence[KeptGaps], pipeline: Pipeline = ONE_STAGE, by_class: bool = False
 ) -> str:
-    """Return a summary as a line of the log; with classes, how each of their SLOs was kept."""
+    """Return a summary as a line of the log, and how the SLOs of each class were kept.
+
+    Where there are no classes, one SLO is named: the last one in force.
+    """
     parts = [f"Sarathi: {summary.running} running, {summary.waiting} waiting, {summary.steps} steps"]
     if summary.budget_tokens is not None:
         parts.append(f"budget P50 {summary.budget_tokens} tokens")
-    for own in classes or ():
-        slo = "their SLOs" if own.slo_s is None else f"{pipeline.token_s(own.slo_s) * 1e3:.4g} ms"
-        parts.append(f"{own.slo_class} {own.kept / own.gaps:.1%} of {own.gaps} gaps within {slo}")
-    if classes is None and summary.slo_s is not None and summary.attainment is not None:
-        slo_ms = pipeline.token_s(summary.slo_s) * 1e3
-        parts.append(f"{summary.attainment:.1%} of {summary.gaps} gaps within {slo_ms:.4g} ms")
+    last_s = None if summary.slo_s is None else pipeline.token_s(summary.slo_s)
+    for own in kept if by_class or last_s is not None else ():
+        slo_s, whose = (own.slo_s, f"{own.slo_class} ") if by_class else (last_s, "")
+        slo = "their SLOs" if slo_s is None else f"{slo_s * 1e3:.4g} ms"
+        parts.append(f"{whose}{own.kept / own.gaps:.1%} of {own.gaps} gaps within {slo}")
     if summary.error_p50 is not None and summary.error_p90 is not None:
         parts.append(f"prediction error P50 {summary.error_p50:.1%}, P90 {summary.error_p90:.1%}")
     return ", ".join(parts)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vllm_sarathi.core.figures import PREFIX
+from vllm_sarathi.core.figures import DEFAULT_CLASS, PREFIX
 from vllm_sarathi.top.scrape import Scrape, finite, printable
 
 Number = float | None
@@ -37,6 +37,7 @@ class SloFigures:
 class ClassView:
     """One class of requests of one engine; counts are since the server started."""
 
+    unattainable: bool | None
     waiting: Number
     relegated: Number
     refused: Number
@@ -136,7 +137,6 @@ def _engine(between: _Between, rank: str) -> EngineView:
     def now(name: str) -> Number:
         return between.after.total(PREFIX + name, engine=rank)
 
-    unattainable = now("slo_unattainable")
     predicted = between.gained(f"{PREFIX}step_predicted_seconds_total", engine=rank)
     measured = between.gained(f"{PREFIX}step_measured_seconds_total", engine=rank)
     return EngineView(
@@ -144,7 +144,7 @@ def _engine(between: _Between, rank: str) -> EngineView:
         waiting=now("waiting_requests"),
         tbt_slo_s=now("tbt_slo_seconds"),
         ttft_slo_s=now("ttft_slo_seconds"),
-        unattainable=None if unattainable is None else unattainable > 0,
+        unattainable=_true(now("slo_unattainable")),
         decode_step_s=now("decode_step_seconds"),
         token_budget=now("token_budget"),
         prediction_error=now("prediction_error_ratio"),
@@ -166,6 +166,7 @@ def _class(between: _Between, rank: str, name: str) -> ClassView:
         return between.after.total(PREFIX + figure, engine=rank, slo_class=name)
 
     return ClassView(
+        unattainable=_true(now("slo_unattainable")),
         waiting=now("waiting_requests"),
         relegated=now("relegated_requests_total"),
         refused=now("refused_requests_total"),
@@ -186,6 +187,10 @@ def _slo_figures(between: _Between, rank: str, name: str, counter: str, histogra
         ratio_p50=between.quantile(PREFIX + histogram, 0.5, **labels),
         ratio_p99=between.quantile(PREFIX + histogram, 0.99, **labels),
     )
+
+
+def _true(value: Number) -> bool | None:
+    return None if value is None else value > 0
 
 
 def _share(part: Number, whole: Number) -> Number:
@@ -209,7 +214,11 @@ def _engine_text(rank: str, engine: EngineView) -> Text:
     slo = f"  SLO {_number(engine.tbt_slo_s, 1e3)} ms, decodes alone {_number(engine.decode_step_s, 1e3)} ms"
     text.append(slo)
     if engine.unattainable:
-        text.append(": cannot be kept", style="bold red")
+        broken = [
+            name for name, each in engine.classes.items() if each.unattainable and name != DEFAULT_CLASS
+        ]
+        whose = f" ({printable(', '.join(broken))})" if broken else ""
+        text.append(f": cannot be kept{whose}", style="bold red")
     text.append(f"\n  budget {_number(engine.token_budget)}, error {_percent(engine.prediction_error)}, ")
     text.append(f"measured/predicted {_times(engine.prediction_bias)}\n")
     text.append(f"  prompts {_number(engine.prefill_tokens_per_s)} tokens/s, ")

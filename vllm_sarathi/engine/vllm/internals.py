@@ -129,6 +129,26 @@ def async_engine_class() -> Any:
     return resolve("vllm.v1.engine.async_llm:AsyncLLM")
 
 
+def output_processor_class() -> Any:
+    """Return what an API server hands the news from the engine core to."""
+    return resolve("vllm.v1.engine.output_processor:OutputProcessor")
+
+
+def request_output_class() -> Any:
+    """Return what a request's answer is an object of."""
+    return resolve("vllm.outputs:RequestOutput")
+
+
+def completion_output_class() -> Any:
+    """Return what one of the answers to a prompt is an object of."""
+    return resolve("vllm.outputs:CompletionOutput")
+
+
+def generation_error_class() -> Any:
+    """Return the errors that vLLM answers with their status, and without a traceback in the log."""
+    return resolve("vllm.exceptions:GenerationError")
+
+
 def grammar_manager_class() -> Any:
     """Return what compiles grammars for structured output."""
     return resolve("vllm.v1.structured_output:StructuredOutputManager")

@@ -275,7 +275,20 @@ SURFACES = (
         "vllm.v1.engine:EngineCoreOutput",
         ("finish_reason", "request_id", "stop_reason"),
     ),
-    Surface("CompletionOutput", "class", "vllm.outputs:CompletionOutput", ("stop_reason",)),
+    Surface(
+        "OutputProcessor",
+        "class",
+        "vllm.v1.engine.output_processor:OutputProcessor",
+        ("process_outputs",),
+        some=("request_states",),
+    ),
+    Surface("RequestState", "class", "vllm.v1.engine.output_processor:RequestState", (), some=("queue",)),
+    Surface(
+        "RequestOutputCollector",
+        "class",
+        "vllm.v1.engine.output_processor:RequestOutputCollector",
+        ("put",),
+    ),
     Surface(
         "EngineArgs",
         "class",

@@ -29,6 +29,7 @@ CONTRACT = (
     ),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.add_request", ("request",)),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler._free_request", ("request",)),
+    Touchpoint("vllm.v1.core.sched.scheduler:Scheduler._preempt_request", ("request",)),
     Touchpoint(
         "vllm.v1.core.sched.scheduler:Scheduler._try_schedule_encoder_inputs",
         ("request", "num_computed_tokens", "num_new_tokens"),
@@ -76,6 +77,16 @@ CONTRACT = (
     ),
     Touchpoint("vllm.v1.engine:EngineCoreOutputs"),
     Touchpoint("vllm.v1.engine.async_llm:AsyncLLM.generate"),
+    Touchpoint("vllm.v1.engine.output_processor:OutputProcessor.process_outputs", ("engine_core_outputs",)),
+    Touchpoint("vllm.exceptions:GenerationError", ("message",)),
+    Touchpoint(
+        "vllm.outputs:RequestOutput",
+        ("request_id", "prompt", "prompt_token_ids", "prompt_logprobs", "outputs", "finished"),
+    ),
+    Touchpoint(
+        "vllm.outputs:CompletionOutput",
+        ("index", "text", "token_ids", "cumulative_logprob", "logprobs", "finish_reason"),
+    ),
     # An engine in this process (engine/inprocess.py).
     Touchpoint("vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args", ("parser",)),
     Touchpoint("vllm.usage.usage_lib:UsageContext.OPENAI_API_SERVER"),
