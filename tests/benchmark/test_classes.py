@@ -21,11 +21,14 @@ from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 pytest.importorskip("vllm")
 
+REQUESTS = {"mixed": 40, "beside": 24, "tenants": 24, "refusal": 24}
+"""Requests in a run, with which each search is short: with too few, rate after rate is tried before one is too high."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_each_question_has_an_answer(question: str) -> None:
-    row = ask(Cell(question, "mistral-7b/a100", 60, 0, 0.5))
+    row = ask(Cell(question, "mistral-7b/a100", REQUESTS[question], 0, 0.5))
     assert row["seeds"] == "design"
     assert row["question"] == question
     assert question_table(question, [row]).row_count == 1
