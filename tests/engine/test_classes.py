@@ -418,7 +418,7 @@ class Heard:
     def count(self, name: str, slo_class: str) -> None:
         self.counted[name, slo_class] += 1
 
-    def note(self, _record: Any, _running: int, _waiting: int, gaps: Any, firsts: Any) -> None:
+    def note(self, _record: Any, _running: int, _waiting: int, gaps: Any, firsts: Any, *_others: Any) -> None:
         self.gaps.update({(each.slo_class, each.slo_s): each.decodes for each in gaps})
         self.first_tokens.update(each.slo_class for each in firsts)
 

@@ -74,7 +74,7 @@ def test_gaps_are_judged_by_the_slo_of_the_moment_though_nobody_comes_or_goes(
     engine = ModelledEngine(make_config(config, mode), in_flight=stages, log_stats=True)
     noted: list[dict[str, tuple[int, float | None]]] = []
 
-    def note(record: Any, running: int, waiting: int, gaps: Any, first_tokens: Any) -> None:
+    def note(record: Any, running: int, waiting: int, gaps: Any, first_tokens: Any, *others: Any) -> None:
         noted.append({each.slo_class: (each.decodes, each.slo_s) for each in gaps})
 
     monkeypatch.setattr(engine.scheduler.telemetry, "note", note)

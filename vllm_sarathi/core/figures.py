@@ -178,7 +178,7 @@ class KeptGaps:
 
 
 def kept_gaps(steps: Sequence[FinishedStep], pipeline: Pipeline = ONE_STAGE) -> list[KeptGaps]:
-    """Return how the SLOs of each class were kept, by the name of the class, on a device of so many stages."""
+    """Return how the SLOs of each class were kept, by the name of the class; `pipeline` is the stages of the device."""
     found: dict[str, list[tuple[float, int, bool]]] = {}
     for step in steps:
         for each in step.gaps:

@@ -64,10 +64,13 @@ def largest_chunk(
         step_slo_s: how long the step may take, seconds.
         most_tokens: the most tokens in a step.
     """
+    limit_s, most = step_slo_s / model.margin, most_tokens - decodes
+    if (
+        most > 0 and _step_s(model, decodes, context_tokens, most) <= limit_s
+    ):  # often: one look instead of a dozen
+        return most
     return bisect_right(
-        range(1, most_tokens - decodes + 1),
-        step_slo_s / model.margin,
-        key=lambda chunk: _step_s(model, decodes, context_tokens, chunk),
+        range(1, most), limit_s, key=lambda chunk: _step_s(model, decodes, context_tokens, chunk)
     )
 
 

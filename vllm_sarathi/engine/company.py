@@ -44,6 +44,7 @@ class Company:
         self._known: WeakValueDictionary[tuple[str, float | None, str, bool], _Kind] = WeakValueDictionary()
         self._free = self._kind(FREE)
         self._counted: dict[Request, _Kind] = {}
+        self._present: set[Request] = set()
         self._names: set[str] = set()
         self._inside: Counter[_Kind] = Counter()
         self._batch: set[Request] = set()
@@ -91,9 +92,12 @@ class Company:
     def _recount(self, present: set[Request]) -> None:
         """Count those that have come since the last look, and no more those that have gone."""
         counted, inside = self._counted, self._inside
-        gone = counted.keys() - present
+        changed = present ^ self._present  # one pass over all that run; what follows is of these few
+        come = changed & present
+        gone = changed - come
         if self._bound_anew:
-            gone, self._bound_anew, self._batch_last = set(counted), False, []
+            come, gone, self._bound_anew, self._batch_last = present, self._present, False, []
+        self._present = present
         for request in gone:
             kind = counted.pop(request)
             self._names.discard(request.request_id)
@@ -103,7 +107,7 @@ class Company:
             if kind.batch:
                 self._batch.discard(request)
                 self.batch.pop(request.request_id, None)
-        for request in present - counted.keys():
+        for request in come:
             kind = counted[request] = self._kinds.get(request.request_id, self._free)
             inside[kind] += 1
             self._names.add(request.request_id)

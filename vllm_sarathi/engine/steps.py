@@ -238,7 +238,7 @@ def stock_step(scheduler: Any, output: SchedulerOutput, started_s: float, reason
 
 
 def _note_chunk(scheduler: Any, brought: Brought, request: Any, tokens: int) -> None:
-    """Note what reading so many tokens of a prompt brings: nothing yet, a first token, or one after a preemption."""
+    """Note what reading a chunk of a prompt brings: nothing yet, a first token, or one after a preemption."""
     if scheduler.telemetry is None:
         return
     views = scheduler.views
