@@ -71,11 +71,12 @@ class Floor:
             if reason is Reason.GROWTH or self._experience.late_credit < 1.0:
                 return tokens, reason if tokens or reason is Reason.GROWTH else Reason.FULL
             attempts, known = self._experience.attempts, self._experience.hybrid_steps >= KNOWN_HYBRID_STEPS
-            if not (tokens and known) and attempts.allowed and (chunk := self._attempt(view, candidate)) > 0:
+            chunk = 0 if tokens and known else self._attempt(view, candidate)
+            if chunk and attempts.allowed:
                 attempts.tries(candidate.available_s)
                 return max(tokens, chunk), Reason.DOUBT
             attempts.gave_way()
-            if not known:
+            if chunk and not known:
                 return tokens, reason if tokens else Reason.FULL
             self._experience.late_credit -= 1.0
             return self._chunk(view, candidate, LATE_TIMES * candidate.available_s), Reason.FLOOR
