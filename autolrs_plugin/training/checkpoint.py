@@ -5,16 +5,18 @@ import json
 import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date, time, timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 
 from autolrs_plugin.core.files import written_whole
-from autolrs_plugin.training.plain import Count, is_plain
+from autolrs_plugin.training.plain import FIXED, Count, class_at, is_fixed, is_plain
 from autolrs_plugin.training.tree import Composite, Sharding, TensorCopy
 
 VERSION = 2
@@ -36,13 +38,20 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> str:
     """Write `state` (as `JobState.capture` gives it) to `path`, whole or not at all; return the file's SHA-256.
 
     Raises:
-        CheckpointError: the state holds something that is neither a tensor nor plain data; the message says where.
+        CheckpointError: the state holds something that is neither a tensor nor plain data; the message says where. Or
+            the file cannot be written, for the disk is full, say; what was there before stays.
     """
     tensors, metadata = _packed(state)
-    with written_whole(path) as scratch:
-        save_file(tensors, scratch, metadata=metadata)
-        with open(scratch, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with written_whole(path) as scratch:
+            save_file(tensors, scratch, metadata=metadata)
+            with open(scratch, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{path}: the state cannot be written ({reason}), and the one before it is whole; make room on that disk."
+        ) from error
 
 
 def read_checkpoint(path: Path, sha256: str) -> dict[str, Any]:
@@ -152,6 +161,8 @@ class _Tensors:
 
 def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
     """Return `value` as JSON in which every object is a tagged type; its tensors go into `tensors`."""
+    if is_fixed(value):
+        return _encode_fixed(value)
     if value is None or isinstance(value, bool | str) or type(value) is int:
         return value
     if type(value) is float:
@@ -190,6 +201,31 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
         f"{where}: a {type(value).__module__}.{type(value).__qualname__} cannot be written as safetensors and JSON, "
         "so this run cannot be resumed from disk; leave run_dir out, or keep plain data there."
     )
+
+
+def _encode_fixed(value: Any) -> dict[str, Any]:
+    kind = type(value)
+    if isinstance(value, Enum):
+        by_name = value.name in kind.__members__  # what of flags is put together has no name of its own
+        return {"member": [kind.__module__, kind.__qualname__, value.name if by_name else value.value]}
+    if kind is timedelta:
+        return {"timedelta": [value.days, value.seconds, value.microseconds]}
+    return {
+        "fixed": kind.__name__,
+        "text": value.isoformat() if isinstance(value, date | time) else str(value),
+    }
+
+
+def _decode_member(module: str, name: str, member: Any) -> Any:
+    kind = class_at(module, name)
+    if kind is None or not issubclass(kind, Enum):
+        raise CheckpointError(f"{module}.{name}: is in the checkpoint, and no enumeration in this process.")
+    return kind[member] if isinstance(member, str) and member in kind.__members__ else kind(member)
+
+
+def _decode_fixed(name: str, text: str) -> Any:
+    kind = next(kind for kind in FIXED if kind.__name__ == name)
+    return kind.fromisoformat(text) if issubclass(kind, date | time) else kind(text)
 
 
 def _is_default_dict(value: Any) -> bool:
@@ -282,6 +318,9 @@ def _decode(value: Any, read: _Read) -> Any:
     if tag in _COLLECTIONS:
         return _COLLECTIONS[tag](_decode(v, read) for v in body)
     plain: dict[str, Callable[[], Any]] = {
+        "member": lambda: _decode_member(*body),
+        "timedelta": lambda: timedelta(*body),
+        "fixed": lambda: _decode_fixed(body, extra["text"]),
         "float": lambda: float(body),
         "bytes": lambda: bytes.fromhex(body),
         "bytearray": lambda: bytearray.fromhex(body),

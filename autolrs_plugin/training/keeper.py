@@ -12,7 +12,7 @@ from autolrs_plugin.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from autolrs_plugin.training.snapshot import JobState
+from autolrs_plugin.training.snapshot import OBJECTS, JobState
 from autolrs_plugin.training.tree import Copier
 
 PLACES = ("host", "device", "disk")
@@ -36,6 +36,7 @@ class Keeper:
         self._place = place
         self._kept: dict[str, Any] | None = None
         self._file: tuple[Path, str] | None = None
+        self._objects: dict[str, dict[str, Any]] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def save(self) -> None:
@@ -44,6 +45,7 @@ class Keeper:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="autolrs-")
             path = Path(self._folder.name) / "kept.safetensors"
             self._file = path, self.write(path)
+            self._objects = self._job.objects()
             return
         device = torch.device("cpu") if self._place == "host" else None
         self._kept = self._job.capture(Copier(device), old=self._kept)
@@ -56,7 +58,11 @@ class Keeper:
         """
         if self._kept is None and self._file is None:
             raise RuntimeError("restore(): no state is kept yet; perform a Snapshot first.")
-        self._job.restore(read_checkpoint(*self._file) if self._file is not None else self._kept)  # type: ignore[arg-type]
+        if self._file is None:
+            self._job.restore(self._kept)  # type: ignore[arg-type]
+            return
+        state = read_checkpoint(*self._file)
+        self._job.restore(state if self._objects is None else {**state, OBJECTS: self._objects})
 
     def kept(self) -> bytes:
         """Return the kept state as the content of a file."""
@@ -67,11 +73,11 @@ class Keeper:
 
     def keep(self, data: bytes) -> None:
         """Make the state that `kept` gave, in this or another process, the kept one."""
-        self._kept, self._file = checkpoint_from_bytes(data), None
+        self._kept, self._file, self._objects = checkpoint_from_bytes(data), None, None
 
     def drop(self) -> None:
         """Let go of the kept state."""
-        self._kept = self._file = None
+        self._kept = self._file = self._objects = None
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -87,6 +93,6 @@ class Keeper:
     def keep_file(self, path: Path, sha256: str) -> None:
         """Make the state that a file holds the kept one; the file must stay until the next `save` if kept on disk."""
         if self._place == "disk":
-            self._file = path, sha256
+            self._file, self._objects = (path, sha256), None
         else:
             self._kept = read_checkpoint(path, sha256)

@@ -286,8 +286,10 @@ class TorchLoop:
         with SIGNALS.held():
             keeper.save()
             for _ in range(2):
-                losses.append(self._take(None))
-                keeper.restore()
+                try:
+                    losses.append(self._take(None))
+                finally:
+                    keeper.restore()
         # Kernels of some accelerators round differently each time; another batch differs by far more.
         if not math.isclose(*losses, rel_tol=1e-5) and all(map(math.isfinite, losses)):
             raise ValueError(
@@ -349,11 +351,9 @@ class TorchLoop:
                 break
             self.rates.set(lr)
             batch = draw() if draw is not None else None
-            # The first step is watched more closely, which meets optimizers as well.
-            with self.rates.meeting() if losses else self.rates.watched():
+            with self.rates.watched(closely=not losses):
                 losses.append(self._take(batch, with_batch=draw is not None))
                 self._warn_of_schedulers(lr)
-            self.rates.check_met()
             if self._count_tokens is not None and draw is not None:
                 tokens += whole_number(self._count_tokens(batch), "count_tokens")
             on_step(lr, losses[-1])

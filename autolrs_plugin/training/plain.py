@@ -2,21 +2,26 @@
 
 import ast
 import itertools
+import sys
+import zlib
 from array import array
 from collections import deque
 from collections.abc import Container
 from dataclasses import dataclass
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from pathlib import PurePath
+from fractions import Fraction
+from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import torch
 
 ATOMS = (
-    *(bool, int, float, complex, str, bytes, type(None), range, slice, np.generic),
+    *(bool, int, float, complex, str, bytes, type(None), range, slice),
+    *(np.number, np.bool_, np.character, np.datetime64),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
 )
 """Values that never change by themselves: what holds them is rebound."""
@@ -26,6 +31,15 @@ ALWAYS = frozenset((bool, int, float, complex, str, bytes, type(None)))
 
 RECORDED = (*ATOMS, PurePath, date, time, timedelta, Decimal, Enum)
 """What the entries of a log are: values that never change by themselves, though not all of them go into a file."""
+
+OF_MEMBERS = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
+"""What every member of an enumeration has."""
+
+FIXED = {
+    *(date, datetime, time, timedelta, Decimal, Fraction, UUID),
+    *(PurePosixPath, PureWindowsPath, PosixPath, WindowsPath),
+}
+"""Types whose objects never change by themselves, and are made again from a text."""
 
 BUFFERS = (bytearray, array)
 """Bytes and numbers that change in place."""
@@ -62,6 +76,22 @@ def count_at(value: Any) -> Count | None:
     except ValueError:
         return None
     return Count(start, *step or [1])
+
+
+def class_at(module: str, name: str) -> Any:
+    """Return the class of a name in a module that is there already; None where there is none."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) else None
+
+
+def is_fixed(value: Any) -> bool:
+    """Tell whether a value is of the FIXED types, or a member of an enumeration to which nobody gives attributes."""
+    if not isinstance(value, Enum):
+        return type(value) in FIXED
+    kind = type(value)
+    return attributes_of(value).keys() <= OF_MEMBERS and class_at(kind.__module__, kind.__qualname__) is kind
 
 
 def bears(value: Any) -> bool:
@@ -111,7 +141,7 @@ def is_plain(
     inside = left is not None
     left = [MANY, most_bytes] if left is None else left
     left[0] -= 1
-    if isinstance(value, ATOMS) or count_at(value) is not None:
+    if isinstance(value, ATOMS) or count_at(value) is not None or is_fixed(value):
         return True
     if isinstance(value, BUFFERS):
         left[1] -= memoryview(value).nbytes
@@ -128,7 +158,7 @@ def is_plain(
         return False
     if isinstance(value, dict) and not all(is_plain(k, foreign, most_bytes, left) for k in value):
         return False
-    if isinstance(value, set | frozenset) and any(map(count_at, value)):
+    if isinstance(value, set | frozenset) and any(isinstance(v, torch.Tensor) or count_at(v) for v in value):
         return False  # one cannot be put in the place of another there
     return all(
         is_plain(v, foreign, most_bytes, left) for v in (value.values() if isinstance(value, dict) else value)
@@ -176,3 +206,12 @@ def _is_record(value: Any, left: list[int]) -> bool:
 def joined(path: str, name: str) -> str:
     """Return the path to an attribute."""
     return f"{path}.{name}" if path and name else path or name
+
+
+def shortened(path: str) -> str:
+    """Return a path, or where it is long what stands for it: as long a chain of objects has longer ones each time."""
+    return path if len(path) < LONG else f"{path[: LONG // 4]}...{zlib.crc32(path.encode())}"
+
+
+LONG = 400
+"""Characters of a path from which on a number stands for its end."""

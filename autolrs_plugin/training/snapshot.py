@@ -15,6 +15,8 @@ from autolrs_plugin.training.fingerprint import (
     tensor_digest,
     weights_fingerprint,
 )
+from autolrs_plugin.training.flags import flags_seen
+from autolrs_plugin.training.forms import forms, hold_forms, put_objects, restore_forms, restore_orders
 from autolrs_plugin.training.holdings import (
     Origins,
     held_in,
@@ -24,8 +26,8 @@ from autolrs_plugin.training.holdings import (
     restore_dicts,
     restore_slots,
 )
+from autolrs_plugin.training.initial import ORDERS, Initial
 from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful
-from autolrs_plugin.training.items import MemberSlots
 from autolrs_plugin.training.lost import FROZEN, LOG, check_replaced
 from autolrs_plugin.training.optimizers import (
     GROUP_PARAMS,
@@ -35,7 +37,7 @@ from autolrs_plugin.training.optimizers import (
     swaps_weights,
 )
 from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain, joined
-from autolrs_plugin.training.resuming import Places, check_made, refill
+from autolrs_plugin.training.resuming import refill
 from autolrs_plugin.training.rng import (
     Generator,
     check_generator,
@@ -56,8 +58,8 @@ logger = logging.getLogger("autolrs_plugin")
 ORIGINS = "origins"
 """The part of a captured state that holds the job's own objects, and is not written to files."""
 
-MADE = "made"
-"""The part that names what steps have made, which another process has not."""
+OBJECTS = "objects"
+"""The part of a state that was read from a file and holds the job's own objects all the same, by path and name."""
 
 
 class JobState:
@@ -118,14 +120,7 @@ class JobState:
                 "neither rolled back nor seen: keep data in arrays, tensors or a data set.",
                 REACH,
             )
-        self._initial = {
-            (path, name): digest_of(Copier(share=True).copy(value, note=True))
-            for path, slots in self.found.slots.items()
-            if slots.kind in ("user", "data")
-            for name, value in plain_in(slots, self._names).items()
-        }
-        self._initial_places = Places(self.found, self.parameters)
-        self._initial_members = {path: data_seen(slots.owner) for path, slots in self._members().items()}
+        self._initial = Initial(self.found, self.parameters, self._names)
 
     def trainable(self) -> dict[str, torch.Tensor]:
         """Return the parameters that a step may change, by name."""
@@ -151,15 +146,19 @@ class JobState:
         olds = old or {}
         state = {key: copier.copy(part(), olds.get(key)) for key, part in self._parts().items()}
         if copier.shares:
-            state["attributes"] = copier.copy(self._changed_attributes(), olds.get("attributes"), note=True)
+            changed = self._initial.changed(self.found, self._names)
+            state["attributes"] = copier.copy(changed, olds.get("attributes"), note=True)
         else:
             self._hold(state, copier, olds.get("attributes"), MOST_BYTES)
-        state[MADE] = self.made()
-        return state
+        return state | self._initial.parts(self.found, self.parameters, self._names)
 
     def made(self) -> dict[str, str]:
-        """Return what steps have made, as of the last look: what it is, by the path to it."""
-        return self._initial_places.missing(self.found, self.parameters, self._names)
+        """Return what steps have made, as of the last look, or put elsewhere: what it is, by the path to it."""
+        return self._initial.made(self.found, self.parameters, self._names)
+
+    def objects(self) -> dict[str, dict[str, Any]]:
+        """Return, by path and name, what is held that is no plain value, as of the last look."""
+        return held_in(self.found, self._names, ())[1]
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
@@ -189,9 +188,13 @@ class JobState:
         if origins is None or self.found.shared:
             self.settle()
         if origins is None:
-            check_made(state.get(MADE, {}), Places(self.found, self.parameters))
+            if OBJECTS in state:
+                put_objects(state[OBJECTS], self.found)
+            else:
+                self._initial.put_back(state, self.found, self.parameters)
+            self.look()
             refill(self.found, state["attributes"])
-            origins = Origins(self.found, self.parameters, self._names)
+            origins = Origins(self.found, self.parameters, self._names, orders=state.get(ORDERS, {}))
         restorer = Restorer(origins.notes)
         with torch.no_grad():
             self._restore(restorer, state, origins)
@@ -222,7 +225,7 @@ class JobState:
             found |= {f"{module}.{k} (a variable)": short(repr(v)) for k, v in atoms.items()}
         for name, parameter in self.frozen().items():
             found[name + FROZEN] = str(tensor_digest(parameter))
-        return found | self.unheld()
+        return found | forms(self.found.lasting()) | self.unheld()
 
     def unheld(self) -> dict[str, str]:
         """Return the part of `digests` that nobody can set back, but for frozen weights; as of the last look."""
@@ -254,7 +257,7 @@ class JobState:
             found[f"{path} (a cache)"] = str(cache.cache_info().currsize)
         for path, generator in self.found.generators.items():
             found[f"{path} (its spawned generators)"] = str(spawned_by(generator))
-        return found
+        return found | flags_seen(self.found.flags)
 
     # What there is.
 
@@ -307,23 +310,6 @@ class JobState:
             if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
                 yield name, module
 
-    def _changed_attributes(self) -> dict[str, Any]:
-        """Return plain attributes by path and name; the user's variables only as far as the script did not set them."""
-        places = self.found.lasting()
-        found = {path: plain_in(slots, self._names) for path, slots in places.items()}
-        for path, values in found.items():
-            known = [] if places[path].whole else [n for n in values if (path, n) in self._initial]
-            for name in known:
-                if digest_of(Copier(share=True).copy(values[name], note=True)) == self._initial[path, name]:
-                    del values[name]
-        for path, slots in self._members().items():
-            if data_seen(slots.owner) != self._initial_members.get(path):
-                found[path] = slots.stored(self._names)
-        return found
-
-    def _members(self) -> dict[str, MemberSlots]:
-        return {path: slots for path, slots in self.found.slots.items() if isinstance(slots, MemberSlots)}
-
     def _hold(self, state: dict[str, Any], copier: Copier, old: Any, kinds: Container[str]) -> None:
         """Add to a state what is held by name: plain values in slots of some kinds, and the objects themselves."""
         plain, objects = held_in(self.found, self._names, kinds)
@@ -340,6 +326,7 @@ class JobState:
         for path, held in objects.items():
             origins.lengths[path] = {k: len(v) for k, v in held.items() if type(v) is list}
         hold_dicts(origins)
+        hold_forms(origins)
         for path, optimizer in self.found.optimizers.items():
             origins.params[path] = [list(group[GROUP_PARAMS]) for group in optimizer.param_groups]
         state[ORIGINS] = origins
@@ -379,6 +366,7 @@ class JobState:
     def _restore(self, restorer: Restorer, state: Mapping[str, Any], origins: Origins) -> None:
         found = origins.found
         restore_dicts(origins)
+        restore_forms(origins)
         for name, kept in state.get("parameters", {}).items():
             restorer.into(origins.parameters[name], kept)
         for name, trains in state.get("trains", {}).items():
@@ -406,6 +394,7 @@ class JobState:
         if last is not None and kept_last is not None and last.load_state_dict(kept_last):
             # What it has drawn from may have changed.
             restore_slots(Restorer(origins.notes), state["attributes"], origins)
+        restore_orders(origins)
         # Last, because restoring the data may draw from the generators.
         for path, kept in state["generators"].items():
             value = Restorer().restored(None, kept)

@@ -7,6 +7,7 @@ import numpy as np
 
 from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.training.ports import OnStep, Port
+from autolrs_plugin.training.signals import SIGNALS
 
 
 def evaluated(port: Port) -> float:
@@ -69,11 +70,12 @@ def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep, clean: bool 
 
 def _go_back(port: Port) -> None:
     """Go back to the kept state, wholly: an interrupt in its midst is let out afterwards."""
-    try:
-        port.restore()
-    except KeyboardInterrupt:
-        port.restore()
-        raise
+    with SIGNALS.setting_back():
+        try:
+            port.restore()
+        except KeyboardInterrupt:
+            port.restore()
+            raise
 
 
 def probe_seed(seed: int, probe: Probe) -> int:

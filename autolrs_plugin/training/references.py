@@ -1,0 +1,198 @@
+"""Which objects are where: what steps have put in another place cannot go into a file, but where it was at first can.
+
+In memory the objects themselves are put back. A file says of each that is elsewhere now where it was when the job was
+made, and another process, which has made it there, puts it in its place. Of an object that is new, its content goes by
+where it is, into a copy of what is there in the other process, for that may be somebody else's as well.
+"""
+
+import copy
+import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+from weakref import ref
+
+import numpy as np
+import torch
+
+from autolrs_plugin.training.checking import named
+from autolrs_plugin.training.inventory import Inventory
+from autolrs_plugin.training.items import ItemSlots
+from autolrs_plugin.training.libraries import is_users
+from autolrs_plugin.training.plain import (
+    ATOMS,
+    BUFFERS,
+    CONTAINERS,
+    MANY,
+    RECORDED,
+    is_dense,
+    is_plain,
+    joined,
+)
+from autolrs_plugin.training.resuming import shown
+from autolrs_plugin.training.slots import ClassSlots, ContextSlots, FunctionSlots, Slots, VariableSlots
+
+HELD, METHOD, NEW, OTHER = "held", "method", "new", "other"
+"""What a file says of an object: where it was, of which object it is a method, that it is new, that nobody has it."""
+
+_CALLED = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
+
+_HOLDING = {Slots, ItemSlots, VariableSlots, FunctionSlots, ClassSlots, ContextSlots}
+"""Slots that hold the very objects, and no copies of what is in them."""
+
+Told = dict[str, dict[str, list[Any]]]
+"""By path and name, one of the above and what belongs to it."""
+
+
+class References:
+    """What a job held when it was made, to say of what it holds later.
+
+    Args:
+        found: the inventory then.
+    """
+
+    def __init__(self, found: Inventory) -> None:
+        self._first: dict[tuple[str, str], Any] = {}
+        self._places: dict[int, tuple[Any, list[Any]]] = {}
+        self._owners: dict[int, tuple[Any, str]] = {}
+        self._orders = orders_of(found)
+        self._counts: Counter[int] = Counter()
+        for path, slots in _referring(found):
+            if type(slots) is Slots:
+                self._owners[id(slots.owner)] = _held_weakly(slots.owner), path
+            for name, value in slots.get().items():
+                self._first[path, name] = _held_weakly(value)
+                for thing, keys in _within(value):
+                    self._counts[id(thing)] += 1
+                    self._places.setdefault(id(thing), (_held_weakly(thing), [path, name, *keys]))
+
+    def told(self, found: Inventory) -> Told:
+        """Return what a file has to say of what is elsewhere now, or new."""
+        told: Told = {}
+        views, stay = [], set()
+        for path, slots in _referring(found):
+            for name, value in slots.get().items():
+                before = self._first.get((path, name), lambda: None)()
+                if value is not before and (said := self._said(value, before)) is not None:
+                    told.setdefault(path, {})[name] = said
+                elif isinstance(value, torch.Tensor) and is_dense(value):
+                    memory = value.untyped_storage().data_ptr()
+                    stay.add(memory) if value is before else views.append((path, name, memory))
+        for path, name, memory in views:
+            if memory in stay:
+                told.setdefault(path, {})[name] = [OTHER, "a tensor in the memory of another one"]
+        return told
+
+    def orders(self, found: Inventory) -> dict[str, list[str]]:
+        """Return the order of the items of each dictionary in which it is another now."""
+        now = orders_of(found)
+        return {p: names for p, names in now.items() if p in self._orders and names != self._orders[p]}
+
+    def put_back(self, told: Mapping[str, Mapping[str, list[Any]]], found: Inventory) -> None:
+        """Put the objects of this process where `told` says that they were in another.
+
+        Raises:
+            ValueError: there was one that nobody has here; the message names it.
+        """
+        if lost := lost_in(told):
+            raise ValueError(
+                f"run_dir: holds a state in which steps had put {shown(lost)}, which is not in this process, and a "
+                "resume cannot make it anew: begin a new run, and hold all that a step chooses among before AutoLRS "
+                "is made there."
+            )
+        for path, names in told.items():
+            slots = found.slots.get(path)
+            held = {} if slots is None else slots.get()
+            for name, (kind, *place) in names.items():
+                if slots is None or (kind == NEW and name not in held):
+                    continue
+                slots.set(name, _copied(held[name]) if kind == NEW else self._at(kind, place))
+
+    def _said(self, value: Any, before: Any) -> list[Any] | None:
+        if isinstance(value, ATOMS) or is_fixed(value):
+            return None
+        place = self._known(self._places, value)
+        if place is not None:
+            return [HELD, *place]
+        if isinstance(value, MethodType) and isinstance(value.__func__, FunctionType):
+            owner = self._known(self._owners, value.__self__)
+            return [OTHER, named(value)] if owner is None else [METHOD, owner, value.__name__]
+        if before is None or isinstance(before, ATOMS) or is_fixed(before):
+            return None  # what was not there has no content here, and steps make it anew; see `resuming`
+        if type(value) is type(before) and not isinstance(value, (*_CALLED, type)):
+            shared = is_users(type(value)) or self._counts[id(before)] > 1
+            return [NEW] if shared and not isinstance(value, torch.nn.Module) else None
+        code = getattr(value, "__code__", None)
+        if code is not None and code is getattr(before, "__code__", None):
+            return None
+        if is_plain(value):
+            return None
+        return [OTHER, f"{named(value)} in the place of {named(before)}"]
+
+    def _at(self, kind: str, place: list[Any]) -> Any:
+        if kind == METHOD:
+            path, name = place
+            owner = next((held() for held, at in self._owners.values() if at == path), None)
+            return getattr(owner, name)
+        path, name, *keys = place
+        thing = self._first[path, name]()
+        for key in keys:
+            thing = thing[key]
+        return thing
+
+    def _known(self, places: Mapping[int, tuple[Any, Any]], value: Any) -> Any:
+        held, place = places.get(id(value), (None, None))
+        return place if held is not None and held() is value else None
+
+
+def lost_in(told: Told) -> dict[str, str]:
+    """Return what no other process has: what it is, by the path to it."""
+    return {
+        joined(p, n): said[1] for p, names in told.items() for n, said in names.items() if said[0] == OTHER
+    }
+
+
+def orders_of(found: Inventory) -> dict[str, list[str]]:
+    """Return the names of the items of each dictionary that is walked to, in their order; of such with plain keys."""
+    names = {
+        path: list(slots.get())
+        for path, slots in found.lasting().items()
+        if isinstance(slots, ItemSlots) and isinstance(slots.owner, dict)
+    }
+    return {path: order for path, order in names.items() if not any(n.startswith("[#") for n in order)}
+
+
+def _referring(found: Inventory) -> Iterator[tuple[str, Slots]]:
+    for path, slots in found.lasting().items():
+        if slots.kind in ("user", "data", "module") and type(slots) in _HOLDING:
+            yield path, slots
+
+
+def _within(value: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield a value that is no atom, and those inside of a plain one, with the keys to them."""
+    if isinstance(value, ATOMS) or is_fixed(value):
+        return
+    yield value, []
+    if isinstance(value, list | tuple | dict) and len(value) <= MANY and is_plain(value):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            if isinstance(item, (*CONTAINERS, *BUFFERS, torch.Tensor, np.ndarray)) and isinstance(
+                key, int | str
+            ):
+                yield item, [key]
+
+
+def _held_weakly(value: Any) -> Any:
+    """Return what gives a value as long as it lives; a container, which cannot be held so, lives on."""
+    try:
+        return ref(value)
+    except TypeError:
+        return lambda: value
+
+
+def _copied(value: Any) -> Any:
+    """Return another object with the same content."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    return copy.copy(value)
