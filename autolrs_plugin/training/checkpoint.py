@@ -163,7 +163,7 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
     """Return `value` as JSON in which every object is a tagged type; its tensors go into `tensors`."""
     if is_fixed(value):
         return _encode_fixed(value)
-    if value is None or isinstance(value, bool | str) or type(value) is int:
+    if value is None or (isinstance(value, bool | str) and not isinstance(value, Enum)) or type(value) is int:
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}

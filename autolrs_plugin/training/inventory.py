@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from autolrs_plugin.training.databases import DatabaseSlots, is_cursor, is_database
 from autolrs_plugin.training.fingerprint import PARTS_OF
 from autolrs_plugin.training.flags import FLAGS, is_shared_flag
+from autolrs_plugin.training.handed import ELSEWHERE, is_channel
 from autolrs_plugin.training.hooks import HOOKS_OF_ALL, hooks_of
 from autolrs_plugin.training.items import (
     SHARED,
@@ -127,6 +128,7 @@ class Inventory:
         caches: what functools.cache and lru_cache have made: what is added can be taken away, and no more.
         shared: queues, semaphores, futures and executors: other threads may have a hand in them.
         flags: locks, events and the like, of which nobody can tell who has set them.
+        channels: what brings what other processes send.
         data: containers of plain values, which nothing that can be set back holds; and tensors that are not dense.
         bearers: tensors, arrays and containers that somebody has given attributes to, by their ids.
     """
@@ -144,6 +146,7 @@ class Inventory:
         self.caches: dict[str, Any] = {}
         self.shared: dict[str, Any] = {}
         self.flags: dict[str, Any] = {}
+        self.channels: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
         self.bearers: dict[int, Any] = {}
         # Some of what is found is made while looking: it must outlive its id.
@@ -376,10 +379,9 @@ class Inventory:
         if skipped and kind is not SimpleNamespace and not keeps:
             if kind.__module__.startswith(COUNTING):
                 self._held(path, NumberSlots(value, "data" if data else "user"), data, depth)
-            if is_shared_flag(value):
-                self.flags[path] = value
-            elif kind.__module__ == "multiprocessing.managers":
-                self.iterators[path] = value
+            if kind.__module__.startswith(ELSEWHERE):
+                kept = self.flags if is_shared_flag(value) else self.iterators
+                (self.channels if is_channel(value) else kept)[path] = value
             return
         data = data or isinstance(value, Dataset | Sampler) or kind.__module__.startswith(STREAMS)
         own = "data" if data else "user"

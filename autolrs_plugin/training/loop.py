@@ -122,7 +122,7 @@ class TorchLoop:
         if self._before is None:  # only now: most states are kept before a piece of the run, which needs none
             self._before = self._job.digests(), self._job.watched()
             warn_of_threads(self._job.found.slots.values())
-            check_threads(self._job.found.shared)
+            check_threads(self._job.found)
         if not self._probed:
             self._kept_weights, self._ends = weights_fingerprint(self._job.trainable(), {}), {}
         self._probed = self._in_probe = True
@@ -280,7 +280,7 @@ class TorchLoop:
         Raises:
             ValueError: the losses differ.
         """
-        check_threads(self._job.found.shared)
+        check_threads(self._job.found)
         keeper = Keeper(self._job)
         losses = []
         with SIGNALS.held():

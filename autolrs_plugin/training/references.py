@@ -25,8 +25,8 @@ from autolrs_plugin.training.plain import (
     BUFFERS,
     CONTAINERS,
     MANY,
-    RECORDED,
     is_dense,
+    is_fixed,
     is_plain,
     joined,
 )

@@ -9,8 +9,10 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakSet
 
+from autolrs_plugin.training.handed import check_channels, containers_in, filled_names, last_name
 from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.libraries import is_users
+from autolrs_plugin.training.plain import CONTAINERS
 from autolrs_plugin.training.slots import Slots, VariableSlots, names_in
 
 logger = logging.getLogger("autolrs_plugin")
@@ -22,6 +24,15 @@ PATIENCE_S = 60.0
 """How long is waited for what a thread of a pool prepares: one batch, mostly."""
 
 _told: WeakSet[Any] = WeakSet()
+_told_of: set[str] = set()
+
+_TAKEN_BACK = (
+    "the thread %r sets %s: what it sets while a probe runs is taken back with it; let it set a threading.Event, which "
+    "is not, and look at that after each step."
+)
+
+_OF_STEPS = ("train_step", "train_step.func", "train_step.function")
+"""The paths of the function that takes a step, one in a partial(), and one that the mean over processes is taken of."""
 
 
 def warn_of_threads(slots: Iterable[Slots]) -> None:
@@ -37,40 +48,54 @@ def warn_of_threads(slots: Iterable[Slots]) -> None:
         if sets := sets & held:
             _told.add(thread)
             logger.warning(
-                "the thread %r sets %s: what it sets while a probe runs is taken back with it; let it set a "
-                "threading.Event, which is not, and look at that after each step.",
+                _TAKEN_BACK,
                 thread.name,
                 ", ".join(sorted(sets)),
             )
 
 
-def filled_by_threads(shared: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the path to each queue and semaphore that a running thread of the user's changes, with the thread's name.
+def filled_by_threads(job: Inventory) -> Iterator[tuple[str, Any, str]]:
+    """Yield what a running thread of the user's puts something into: the path to it, itself, and the thread's name.
 
     Args:
-        shared: those of the job, by path.
+        job: what the job reaches: its queues, semaphores and containers are looked at.
     """
-    paths = {id(thing): path for path, thing in shared.items() if not isinstance(thing, Future | Executor)}
-    for thread in threading.enumerate() if paths else ():
+    shared = {id(t): (path, t) for path, t in job.shared.items() if not isinstance(t, Future | Executor)}
+    held: dict[int, tuple[str, Any]] | None = None
+    for thread in threading.enumerate():
         code = _code_of(thread)
         if code is None:
             continue
+        held = containers_in(job.slots) if held is None else held
         found = Inventory({"": thread, "run": type(thread).run, **_given_to(thread)}, {})
-        functions = [s.function.__code__ for s in found.slots.values() if isinstance(s, VariableSlots)]
-        for thing in found.shared.values() if FILLS & _used_by(code, functions) else ():
-            if id(thing) in paths:
-                yield paths[id(thing)], thread.name
+        used, called = _used_by([code], found)
+        for thing in found.shared.values() if FILLS & used else ():
+            if id(thing) in shared:
+                yield *shared[id(thing)], thread.name
+        filled = filled_names([code, *called])
+        for key, (path, _) in containers_in(found.slots).items():
+            if key in held and last_name(path) in filled:
+                yield *held[key], thread.name
 
 
-def check_threads(shared: Mapping[str, Any]) -> None:
-    """See that no other thread prepares what a step takes: nobody can make it prepare that again.
+def check_threads(job: Inventory) -> None:
+    """See that no other thread or process prepares what a step takes: nobody can make it prepare that again.
 
     Raises:
         RuntimeError: one does; the message names it, and where its work is taken from.
     """
-    for path, thread in filled_by_threads(shared):
+    functions = _functions_in(job)
+    steps = [code for path, code in functions if path in _OF_STEPS] or [code for _, code in functions]
+    used, called = _used_by(steps, job)
+    check_channels(job.channels, [*steps, *called])
+    for path, thing, thread in filled_by_threads(job):
+        if isinstance(thing, CONTAINERS) and last_name(path) not in used:
+            if thread not in _told_of:  # no step looks at it
+                _told_of.add(thread)
+                logger.warning(_TAKEN_BACK, thread, path)
+            continue
         raise RuntimeError(
-            f"{path} (a {type(shared[path]).__name__}): is filled by the thread {thread!r}, and what that adds while a "
+            f"{path} (a {type(thing).__name__}): is filled by the thread {thread!r}, and what that adds while a "
             "probe runs would be lost, so the run would differ from one without probes. Give what batches are drawn "
             "from as train_data= (a DataLoader with num_workers reads ahead as well)."
         )
@@ -98,15 +123,24 @@ def wait_for_pools(shared: Mapping[str, Any]) -> bool:
     return bool(pending)
 
 
-def _used_by(code: CodeType, functions: Iterable[CodeType]) -> set[str]:
-    """Return the names that code uses, and that those of the functions use which it calls."""
+def _functions_in(found: Inventory) -> list[tuple[str, CodeType]]:
+    """Return the code of the user's functions that are reached, with the path to each."""
+    functions = [(p.rstrip("'"), s) for p, s in found.slots.items() if isinstance(s, VariableSlots)]
+    return [(path, slots.function.__code__) for path, slots in functions]
+
+
+def _used_by(codes: Iterable[CodeType], found: Inventory) -> tuple[set[str], list[CodeType]]:
+    """Return the names that code uses, with those that the functions use which it calls; and the code of these."""
+    functions = _functions_in(found)
     used: set[str] = set()
-    fresh = set(names_in(code)[0])
+    called: list[CodeType] = []
+    fresh = {name for code in codes for name in (*names_in(code)[0], *code.co_freevars)}
     while fresh:
         used |= fresh
-        called = {name for f in functions if f.co_name in fresh for name in names_in(f)[0]}
-        fresh = called - used
-    return used
+        now = [code for path, code in functions if fresh & {code.co_name, last_name(path)}]
+        called += now
+        fresh = {name for code in now for name in (*names_in(code)[0], *code.co_freevars)} - used
+    return used, called
 
 
 def _given_to(thread: threading.Thread) -> dict[str, Any]:

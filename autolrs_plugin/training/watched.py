@@ -23,6 +23,7 @@ import torch
 
 from autolrs_plugin.training.databases import database_seen, is_cursor, is_database, rows_left
 from autolrs_plugin.training.fingerprint import tensor_digest
+from autolrs_plugin.training.handed import ELSEWHERE
 from autolrs_plugin.training.items import buffer_of
 from autolrs_plugin.training.libraries import is_users
 from autolrs_plugin.training.plain import ATOMS, CONTAINERS, attributes_of, count_at, is_plain
@@ -69,7 +70,7 @@ def position(iterator: Any, depth: int = 0) -> Any:
         return database_seen(iterator)
     if is_cursor(iterator):
         return object() if rows_left(iterator) else None
-    if type(iterator).__module__ == "multiprocessing.managers":
+    if type(iterator).__module__.startswith(ELSEWHERE):
         return _in_another_process(iterator)
     if isinstance(iterator, np.random.SeedSequence):
         return iterator.n_children_spawned
@@ -96,9 +97,11 @@ def position(iterator: Any, depth: int = 0) -> Any:
 
 def _in_another_process(proxy: Any) -> Any:
     """Return what a manager's process holds for a proxy, where it gives that out."""
+    if not hasattr(proxy, "_getvalue"):
+        return None
     try:
         value = proxy._getvalue()
-    except Exception:  # whatever the other process says: a queue, say, cannot be sent
+    except Exception:  # whatever the other process says
         return None
     return value if is_plain(value) else attributes_of(value)
 
