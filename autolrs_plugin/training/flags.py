@@ -14,8 +14,8 @@ FLAGS: tuple[Any, ...] = (threading.Event, *LOCKS)
 
 _OF_PROCESSES = ("Event", "Semaphore", "BoundedSemaphore", "Barrier")
 
-FLAG, AMONG = ", a flag)", ", a flag among processes)"
-"""End the names of flags."""
+FLAG = ", a flag)"
+"""Ends the names of flags."""
 
 PATIENCE_S = 0.05
 """A lock that another thread holds for longer is held."""
@@ -60,10 +60,7 @@ def times_held(lock: Any) -> int:
 
 def flags_seen(flags: Mapping[str, Any]) -> dict[str, str]:
     """Return how flags stand, by the path and kind of each."""
-    return {
-        f"{path} ({type(flag).__name__}{AMONG if is_shared_flag(flag) else FLAG}": str(_stands(flag))
-        for path, flag in flags.items()
-    }
+    return {f"{path} ({type(flag).__name__}{FLAG}": str(_stands(flag)) for path, flag in flags.items()}
 
 
 def _stands(flag: Any) -> Any:

@@ -3,12 +3,10 @@
 import itertools
 import logging
 import sys
-import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from autolrs_plugin.training.flags import AMONG, FLAG
-from autolrs_plugin.training.signals import SIGNALS
+from autolrs_plugin.training.flags import FLAG
 
 logger = logging.getLogger("autolrs_plugin")
 
@@ -45,11 +43,6 @@ INSTEAD = {
 }
 """What works instead, by what the name of a thing ends with."""
 
-_FLAGS = (
-    "{0}: was set or let go in {1}, and stays so, for another thread or process may have done that; where train_step "
-    "or validate does it, what follows differs from a run without AutoLRS: use a plain attribute there."
-)
-
 _LEFT = {
     (
         LOG,
@@ -58,8 +51,8 @@ _LEFT = {
     (
         ORDER,
     ): "{0}: is another one after {1}, with the same members; iterate over sorted(...) where the order matters.",
-    (FLAG,): _FLAGS,
-    (AMONG,): _FLAGS,
+    FLAG: "{0}: was set or let go in {1}, and stays so, for another thread or process may have done that; where "
+    "train_step or validate goes by what it has set itself, keep a plain attribute there, which is set back.",
 }
 """What stays changed, by what its names end with, and the warning: of what, by what, and how that comes."""
 
@@ -104,10 +97,8 @@ def check_same(
     """
     changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
     left: set[str] = set()
-    for endings, warning in _LEFT.items():
-        found = {path for path in changed if path.endswith(endings)}
-        if endings == (FLAG,) and threading.active_count() == 1 and not SIGNALS.timed:
-            continue  # nobody else can have set it
+    for ending, warning in _LEFT.items():
+        found = {path for path in changed if path.endswith(ending)}
         left |= found
         if fresh := sorted(found.difference(named)):
             calls = "probes call train_step" if by == "a probe" else "AutoLRS calls validate"

@@ -37,11 +37,10 @@ class Signals:
     Attributes:
         asked: whether one has come since the state was kept, so that the search is to be left.
         called: whether a handler was called since, which may have changed the job.
-        timed: whether that of a timer ever was, amid what is taken back.
     """
 
     def __init__(self) -> None:
-        self.asked = self.called = self.timed = False
+        self.asked = self.called = False
         self._depth, self._setting_back = 0, False
         self._came: list[tuple[int, Handler]] = []
         self._told: set[str] = set()
@@ -138,7 +137,6 @@ class Signals:
         """Take a signal that has come."""
         name = self._numbers[number]
         if name in TIMERS and not self._setting_back:
-            self.timed = True
             handler(number, frame)
             if self._depth:  # it has not ended what went on
                 self._tell(

@@ -16,8 +16,10 @@ from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import JournalError
 from autolrs_plugin.core.plans import PLANS
 from autolrs_plugin.core.state import Plan, RunState
+from autolrs_plugin.training import holdings
 from autolrs_plugin.training.session import Session
 from autolrs_plugin.training.signals import SIGNALS
+from tests.autolrs.jobs import Job
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, Kind, everything, tuner_of
 
@@ -232,3 +234,54 @@ def test_what_was_broken_off_is_pending_no_more() -> None:
         with pytest.raises(KeyboardInterrupt):
             tuner.run()
         assert tuner._session.idle
+
+
+def test_an_error_in_the_steps_that_are_tried_at_construction_has_changed_nothing() -> None:
+    torch.manual_seed(0)
+    job = Job("momentum")
+    before, state = job.bits(), torch.get_rng_state()
+
+    def step() -> torch.Tensor:
+        job.step()
+        raise MineError("out of memory")
+
+    with pytest.raises(MineError):
+        AutoLRS(job.model, job.optimizer, train_step=step, max_steps=4, lr_range=(1e-3, 1.0), progress=False)
+    assert job.bits() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_timer_whose_handler_raises_while_the_job_is_set_back_is_let_out_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def late(number: int, frame: Any) -> None:
+        raise MineError("a step took too long")
+
+    job = Kind()
+    monkeypatch.setattr(holdings, "has_grown", fired := Fired(holdings.has_grown))
+    handler = signal.signal(signal.SIGALRM, late)
+    try:
+        with script(PLAN):
+            tuner = tuner_of(job)
+        for _ in range(2):
+            tuner.tell(tuner.perform(tuner.next_action()))
+        before, fired.armed = everything(job), True
+        with pytest.raises(MineError):
+            tuner.perform(tuner.next_action())
+        assert everything(job) == before
+        assert not fired.armed
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+
+
+class Fired:
+    """A function amid which an alarm goes off."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.armed = function, False
+
+    def __call__(self, *args: Any) -> Any:
+        if self.armed:
+            self.armed = False
+            signal.raise_signal(signal.SIGALRM)
+        return self.function(*args)
