@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import torch
 
 from autolrs_plugin.training.holdings import Origins
-from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.items import ItemSlots
 from autolrs_plugin.training.libraries import is_users
 from autolrs_plugin.training.lost import ORDER, POPPED
@@ -62,18 +61,6 @@ def restore_orders(origins: Origins) -> None:
         slots = origins.found.slots.get(path)
         if slots is not None and isinstance(slots, ItemSlots) and list(slots.get()) != order:
             slots.arrange(order)
-
-
-def put_objects(objects: Mapping[str, Mapping[str, Any]], found: Inventory) -> None:
-    """Put objects of this process back where they were held, by path and name."""
-    for path, held in objects.items():
-        if path not in found.slots:
-            continue
-        slots = found.slots[path]
-        now = slots.get()
-        for name, thing in held.items():
-            if now.get(name) is not thing:
-                slots.set(name, thing)
 
 
 _ORDERED = (dict, WeakKeyDictionary, WeakValueDictionary)

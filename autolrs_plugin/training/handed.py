@@ -14,34 +14,17 @@ from autolrs_plugin.training.slots import Slots
 
 FILLING = frozenset(
     (
-        "append",
-        "appendleft",
-        "extend",
-        "extendleft",
-        "insert",
-        "add",
-        "update",
-        "setdefault",
-        "put",
-        "put_nowait",
+        *("append", "appendleft", "extend", "extendleft", "insert", "add", "update", "setdefault"),
+        *("put", "put_nowait"),
     )
 )
 TAKING = frozenset(
     (
-        *(
-            "get",
-            "get_nowait",
-            "recv",
-            "recv_bytes",
-            "recv_into",
-            "read",
-            "readline",
-            "readlines",
-            "communicate",
-        ),
-        "readinto",
+        *("get", "get_nowait", "recv", "recv_bytes", "recv_into"),
+        *("read", "readline", "readlines", "readinto", "communicate"),
     )
 )
+"""Methods that put something into a container, and that take from what another process sends."""
 
 _CHANNELS = {
     "multiprocessing.queues": ("Queue", "JoinableQueue", "SimpleQueue"),

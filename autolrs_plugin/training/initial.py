@@ -7,8 +7,8 @@ from autolrs_plugin.training.fingerprint import digest_of
 from autolrs_plugin.training.holdings import plain_in
 from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.items import MemberSlots
-from autolrs_plugin.training.references import References, lost_in
-from autolrs_plugin.training.resuming import Places, check_made
+from autolrs_plugin.training.references import References, lost_in, orders_of
+from autolrs_plugin.training.resuming import Places
 from autolrs_plugin.training.tree import Copier
 from autolrs_plugin.training.watched import data_seen
 
@@ -38,23 +38,29 @@ class Initial:
 
     def made(self, found: Inventory, parameters: Mapping[str, Any], names: Container[int]) -> dict[str, str]:
         """Return what steps have made, or put where something else was: what it is, by the path to it."""
-        return self._places.missing(found, parameters, names) | lost_in(self._references.told(found))
+        return self._missing(found, parameters, names) | lost_in(self._references.told(found))
 
     def parts(self, found: Inventory, parameters: Mapping[str, Any], names: Container[int]) -> dict[str, Any]:
         """Return the parts of a state for a file that say what is another thing now than then."""
         return {
-            MADE: self._places.missing(found, parameters, names),
+            MADE: self._missing(found, parameters, names),
             REFERENCES: self._references.told(found),
-            ORDERS: self._references.orders(found),
+            ORDERS: orders_of(found),
         }
 
-    def put_back(self, state: Mapping[str, Any], found: Inventory, parameters: Mapping[str, Any]) -> None:
+    def _missing(
+        self, found: Inventory, parameters: Mapping[str, Any], names: Container[int]
+    ) -> dict[str, str]:
+        """Return what has no place, and was nowhere else."""
+        missing = self._places.missing(found, parameters, names)
+        return {p: kind for p, kind in missing.items() if not self._references.know(found, p)}
+
+    def put_back(self, state: Mapping[str, Any], found: Inventory) -> None:
         """Put the objects of this process where a state from a file says.
 
         Raises:
             ValueError: there is something in it that this process has not.
         """
-        check_made(state.get(MADE, {}), Places(found, parameters))
         self._references.put_back(state.get(REFERENCES, {}), found)
 
     def changed(self, found: Inventory, names: Container[int]) -> dict[str, Any]:
@@ -62,7 +68,9 @@ class Initial:
         places = found.lasting()
         attributes = {path: plain_in(slots, names) for path, slots in places.items()}
         for path, values in attributes.items():
-            known = [] if places[path].whole else [n for n in values if (path, n) in self._values]
+            slots = places[path]
+            fresh = slots.whole or self._references.moved(path, slots)
+            known = [] if fresh else [n for n in values if (path, n) in self._values]
             for name in known:
                 if _digest(values[name]) == self._values[path, name]:
                     del values[name]

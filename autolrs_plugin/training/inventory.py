@@ -43,18 +43,8 @@ from autolrs_plugin.training.items import (
     special_slots,
 )
 from autolrs_plugin.training.kinds import FUNCTIONS, PASSED, REFERRED
-from autolrs_plugin.training.libraries import (
-    COUNTING,
-    INSIDE,
-    PLAINLY,
-    SKIPPED,
-    STATEFUL,
-    STREAMS,
-    TORCHS_OWN,
-    WALKED_ONLY,
-    is_opaque,
-    is_users,
-)
+from autolrs_plugin.training.libraries import INSIDE, PLAINLY, SKIPPED, STATEFUL, STREAMS, TORCHS_OWN
+from autolrs_plugin.training.libraries import COUNTING, WALKED_ONLY, is_opaque, is_users
 from autolrs_plugin.training.plain import (
     ALWAYS,
     CONTAINERS,
@@ -116,7 +106,7 @@ class Inventory:
             of which only some attributes are its own is given as slots.
         skip: objects that somebody else takes care of; what those with a state of their own refer to is walked to.
         data: whether the parts are data.
-        code: whether to walk to what functions, hooks and classes use, and not only to what objects hold.
+        code: whether to walk to what functions, hooks and classes use.
 
     Attributes:
         modules: every module.
@@ -145,8 +135,7 @@ class Inventory:
         self.iterators: dict[str, Any] = {}
         self.caches: dict[str, Any] = {}
         self.shared: dict[str, Any] = {}
-        self.flags: dict[str, Any] = {}
-        self.channels: dict[str, Any] = {}
+        self.flags, self.channels = dict[str, Any](), dict[str, Any]()
         self.data: dict[str, Any] = {}
         self.bearers: dict[int, Any] = {}
         # Some of what is found is made while looking: it must outlive its id.
@@ -185,6 +174,9 @@ class Inventory:
             return
         if isinstance(value, (torch.Tensor, np.ndarray)):
             self._array(path, value, data, depth)
+            return
+        if isinstance(value, enum.Enum):  # its members are looked at with their class
+            self._class(type(value), depth)
             return
         self._seen[id(value)] = value
         if isinstance(value, SHARED):

@@ -122,7 +122,7 @@ class TorchLoop:
         if self._before is None:  # only now: most states are kept before a piece of the run, which needs none
             self._before = self._job.digests(), self._job.watched()
             warn_of_threads(self._job.found.slots.values())
-            check_threads(self._job.found)
+            check_threads(self._job.found, self._train_step)
         if not self._probed:
             self._kept_weights, self._ends = weights_fingerprint(self._job.trainable(), {}), {}
         self._probed = self._in_probe = True
@@ -214,8 +214,7 @@ class TorchLoop:
 
     def fingerprint(self) -> str:
         """Return a value that changes when a weight does."""
-        if self._in_probe:
-            self._job.look()
+        self._job.look()  # a step may have made weights, or given them other names
         return self._job.fingerprint()
 
     def write_state(self, path: Path) -> str:
@@ -280,7 +279,7 @@ class TorchLoop:
         Raises:
             ValueError: the losses differ.
         """
-        check_threads(self._job.found)
+        check_threads(self._job.found, self._train_step)
         keeper = Keeper(self._job)
         losses = []
         with SIGNALS.held():

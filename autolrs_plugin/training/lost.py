@@ -44,13 +44,9 @@ INSTEAD = {
 """What works instead, by what the name of a thing ends with."""
 
 _LEFT = {
-    (
-        LOG,
-    ): "{0}: grew in {1}, and was not set back, as {2}, too; keep what training depends on in the model or in an "
+    LOG: "{0}: grew in {1}, and was not set back, as {2}, too; keep what training depends on in the model or in an "
     "object with state_dict(), given as stateful=.",
-    (
-        ORDER,
-    ): "{0}: is another one after {1}, with the same members; iterate over sorted(...) where the order matters.",
+    ORDER: "{0}: is another one after {1}, with the same members; iterate over sorted(...) where the order matters.",
     FLAG: "{0}: was set or let go in {1}, and stays so, for another thread or process may have done that; where "
     "train_step or validate goes by what it has set itself, keep a plain attribute there, which is set back.",
 }

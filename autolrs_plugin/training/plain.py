@@ -87,11 +87,11 @@ def class_at(module: str, name: str) -> Any:
 
 
 def is_fixed(value: Any) -> bool:
-    """Tell whether a value is of the FIXED types, or a member of an enumeration to which nobody gives attributes."""
+    """Tell whether a value is of the FIXED types, or a member of an enumeration that can be found by its name."""
     if not isinstance(value, Enum):
         return type(value) in FIXED
     kind = type(value)
-    return attributes_of(value).keys() <= OF_MEMBERS and class_at(kind.__module__, kind.__qualname__) is kind
+    return class_at(kind.__module__, kind.__qualname__) is kind
 
 
 def bears(value: Any) -> bool:
@@ -141,8 +141,10 @@ def is_plain(
     inside = left is not None
     left = [MANY, most_bytes] if left is None else left
     left[0] -= 1
-    if isinstance(value, ATOMS) or count_at(value) is not None or is_fixed(value):
+    if isinstance(value, ATOMS) or count_at(value) is not None:
         return True
+    if is_fixed(value):  # in a container, a member with attributes needs to be walked to
+        return not (inside and isinstance(value, Enum) and attributes_of(value).keys() - OF_MEMBERS)
     if isinstance(value, BUFFERS):
         left[1] -= memoryview(value).nbytes
         return left[1] >= 0

@@ -33,8 +33,8 @@ from autolrs_plugin.training.plain import (
 from autolrs_plugin.training.resuming import shown
 from autolrs_plugin.training.slots import ClassSlots, ContextSlots, FunctionSlots, Slots, VariableSlots
 
-HELD, METHOD, NEW, OTHER = "held", "method", "new", "other"
-"""What a file says of an object: where it was, of which object it is a method, that it is new, that nobody has it."""
+HELD, OWNER, METHOD, NEW, OTHER = "held", "owner", "method", "new", "other"
+"""What a file says of an object: where it was held or reached, of which it is a method, that it is new, or nowhere."""
 
 _CALLED = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
 
@@ -56,8 +56,8 @@ class References:
         self._first: dict[tuple[str, str], Any] = {}
         self._places: dict[int, tuple[Any, list[Any]]] = {}
         self._owners: dict[int, tuple[Any, str]] = {}
-        self._orders = orders_of(found)
         self._counts: Counter[int] = Counter()
+        self._there = {path: _held_weakly(slots.owner) for path, slots in _referring(found)}
         for path, slots in _referring(found):
             if type(slots) is Slots:
                 self._owners[id(slots.owner)] = _held_weakly(slots.owner), path
@@ -84,10 +84,16 @@ class References:
                 told.setdefault(path, {})[name] = [OTHER, "a tensor in the memory of another one"]
         return told
 
-    def orders(self, found: Inventory) -> dict[str, list[str]]:
-        """Return the order of the items of each dictionary in which it is another now."""
-        now = orders_of(found)
-        return {p: names for p, names in now.items() if p in self._orders and names != self._orders[p]}
+    def moved(self, path: str, slots: Slots) -> bool:
+        """Tell whether what is at a path now is another object than then, with what it holds."""
+        if type(slots) not in (Slots, ItemSlots) or path not in self._there:
+            return False
+        return self._there[path]() is not slots.owner
+
+    def know(self, found: Inventory, path: str) -> bool:
+        """Tell whether what is at a path now was somewhere else then."""
+        slots = found.slots.get(path)
+        return slots is not None and self._known(self._places, slots.owner) is not None
 
     def put_back(self, told: Mapping[str, Mapping[str, list[Any]]], found: Inventory) -> None:
         """Put the objects of this process where `told` says that they were in another.
@@ -101,13 +107,16 @@ class References:
                 "resume cannot make it anew: begin a new run, and hold all that a step chooses among before AutoLRS "
                 "is made there."
             )
-        for path, names in told.items():
-            slots = found.slots.get(path)
-            held = {} if slots is None else slots.get()
-            for name, (kind, *place) in names.items():
-                if slots is None or (kind == NEW and name not in held):
-                    continue
-                slots.set(name, _copied(held[name]) if kind == NEW else self._at(kind, place))
+        first = {(path, name) for path, name in self._first if path in found.slots}
+        held = {path: found.slots[path].get() for path in dict.fromkeys(path for path, _ in first)}
+        for path, name in dict.fromkeys([*first, *((p, n) for p, names in told.items() for n in names)]):
+            kind, *place = told.get(path, {}).get(name, [HELD, path, name])
+            slots, now = found.slots.get(path), held.get(path, {}).get(name)
+            if slots is None or (kind == NEW and now is None):
+                continue
+            thing = _copied(now) if kind == NEW else self._at(kind, place)
+            if thing is not None and thing is not now:
+                slots.set(name, thing)
 
     def _said(self, value: Any, before: Any) -> list[Any] | None:
         if isinstance(value, ATOMS) or is_fixed(value):
@@ -115,6 +124,8 @@ class References:
         place = self._known(self._places, value)
         if place is not None:
             return [HELD, *place]
+        if (owner := self._known(self._owners, value)) is not None:
+            return [OWNER, owner]
         if isinstance(value, MethodType) and isinstance(value.__func__, FunctionType):
             owner = self._known(self._owners, value.__self__)
             return [OTHER, named(value)] if owner is None else [METHOD, owner, value.__name__]
@@ -131,10 +142,10 @@ class References:
         return [OTHER, f"{named(value)} in the place of {named(before)}"]
 
     def _at(self, kind: str, place: list[Any]) -> Any:
-        if kind == METHOD:
-            path, name = place
+        if kind in (OWNER, METHOD):
+            path, *names = place
             owner = next((held() for held, at in self._owners.values() if at == path), None)
-            return getattr(owner, name)
+            return getattr(owner, names[0]) if names else owner
         path, name, *keys = place
         thing = self._first[path, name]()
         for key in keys:

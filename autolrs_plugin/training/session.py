@@ -394,9 +394,11 @@ class Session:
             self._follow(entry.action, entry.checkpoint)
             if entry.result.val_loss is not None and math.isfinite(entry.result.val_loss):
                 self._is_validation_known = True
-        if self._kept is not None:
+        if self._kept is not None and self._kept != self._current:
             self._port.keep_state(run_dir / self._kept.file, self._kept.sha256)
         self._port.read_state(run_dir / self._current.file, self._current.sha256)
+        if self._kept is not None and self._kept == self._current:
+            self._port.snapshot()
 
     def _written(self, run_dir: Path, number: int) -> Checkpoint:
         name = f"state-{number:05d}.safetensors"

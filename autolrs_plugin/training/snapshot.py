@@ -16,7 +16,7 @@ from autolrs_plugin.training.fingerprint import (
     weights_fingerprint,
 )
 from autolrs_plugin.training.flags import flags_seen
-from autolrs_plugin.training.forms import forms, hold_forms, put_objects, restore_forms, restore_orders
+from autolrs_plugin.training.forms import forms, hold_forms, restore_forms, restore_orders
 from autolrs_plugin.training.holdings import (
     Origins,
     held_in,
@@ -26,7 +26,7 @@ from autolrs_plugin.training.holdings import (
     restore_dicts,
     restore_slots,
 )
-from autolrs_plugin.training.initial import ORDERS, Initial
+from autolrs_plugin.training.initial import MADE, ORDERS, Initial
 from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful
 from autolrs_plugin.training.lost import FROZEN, LOG, check_replaced
 from autolrs_plugin.training.optimizers import (
@@ -37,7 +37,7 @@ from autolrs_plugin.training.optimizers import (
     swaps_weights,
 )
 from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain, joined
-from autolrs_plugin.training.resuming import refill
+from autolrs_plugin.training.resuming import Places, check_made, refill
 from autolrs_plugin.training.rng import (
     Generator,
     check_generator,
@@ -57,9 +57,6 @@ logger = logging.getLogger("autolrs_plugin")
 
 ORIGINS = "origins"
 """The part of a captured state that holds the job's own objects, and is not written to files."""
-
-OBJECTS = "objects"
-"""The part of a state that was read from a file and holds the job's own objects all the same, by path and name."""
 
 
 class JobState:
@@ -156,9 +153,11 @@ class JobState:
         """Return what steps have made, as of the last look, or put elsewhere: what it is, by the path to it."""
         return self._initial.made(self.found, self.parameters, self._names)
 
-    def objects(self) -> dict[str, dict[str, Any]]:
-        """Return, by path and name, what is held that is no plain value, as of the last look."""
-        return held_in(self.found, self._names, ())[1]
+    def held(self) -> dict[str, Any]:
+        """Return the part of a state that is held by name, as of the last look: it goes beside one from a file."""
+        state: dict[str, Any] = {}
+        self._hold(state, Copier(), None, MOST_BYTES)
+        return state
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
@@ -169,7 +168,7 @@ class JobState:
         """
         self.settle()
         swaps = any(swaps_weights(optimizer) for optimizer in self.found.optimizers.values())
-        kept = self._glance(("gradients",) if swaps else ("gradients", "parameters", "optimizers"))
+        kept = self.glance(("gradients",)) if swaps else self.glance()
         gradients = [(p, p.grad) for p in self.parameters.values()]
         for parameter, _ in gradients:
             parameter.grad = None
@@ -188,11 +187,9 @@ class JobState:
         if origins is None or self.found.shared:
             self.settle()
         if origins is None:
-            if OBJECTS in state:
-                put_objects(state[OBJECTS], self.found)
-            else:
-                self._initial.put_back(state, self.found, self.parameters)
+            self._initial.put_back(state, self.found)
             self.look()
+            check_made(state.get(MADE, {}), Places(self.found, self.parameters))
             refill(self.found, state["attributes"])
             origins = Origins(self.found, self.parameters, self._names, orders=state.get(ORDERS, {}))
         restorer = Restorer(origins.notes)
@@ -285,6 +282,9 @@ class JobState:
                 optimized.add(id(parameter))
                 if id(parameter) not in self._names:
                     self._add(f"{path}.{index}", parameter)
+            for index, key in enumerate(optimizer.state):  # of one that no group has any more
+                if isinstance(key, torch.Tensor) and id(key) not in self._names:
+                    self._add(f"{path}.state.{index}", key)
         modules = [thing for thing in self._given.values() if isinstance(thing, torch.nn.Module)]
         given = {id(p) for module in modules for p in module.parameters()}
         moving = {n: p for n, p in self.parameters.items() if p.requires_grad or id(p) in optimized}
@@ -348,7 +348,7 @@ class JobState:
             "rng": lambda: rng_state(self.generators),
         }
 
-    def _glance(self, without: Collection[str]) -> dict[str, Any]:
+    def glance(self, without: Collection[str] = ("gradients", "parameters", "optimizers")) -> dict[str, Any]:
         """Return a state as `capture` does, without some parts."""
         copier, kinds = Copier(), [k for k in MOST_BYTES if k != "optimizer" or "optimizers" not in without]
         state = {key: copier.copy(part()) for key, part in self._parts().items() if key not in without}

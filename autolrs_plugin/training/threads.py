@@ -1,5 +1,6 @@
 """Other threads of the user's: what they do in a probe is rolled back with it, which is told before it happens."""
 
+import inspect
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,9 +31,6 @@ _TAKEN_BACK = (
     "the thread %r sets %s: what it sets while a probe runs is taken back with it; let it set a threading.Event, which "
     "is not, and look at that after each step."
 )
-
-_OF_STEPS = ("train_step", "train_step.func", "train_step.function")
-"""The paths of the function that takes a step, one in a partial(), and one that the mean over processes is taken of."""
 
 
 def warn_of_threads(slots: Iterable[Slots]) -> None:
@@ -78,14 +76,18 @@ def filled_by_threads(job: Inventory) -> Iterator[tuple[str, Any, str]]:
                 yield *held[key], thread.name
 
 
-def check_threads(job: Inventory) -> None:
+def check_threads(job: Inventory, step: Any) -> None:
     """See that no other thread or process prepares what a step takes: nobody can make it prepare that again.
+
+    Args:
+        job: what the job reaches.
+        step: the function that takes a step; None where it is a framework's.
 
     Raises:
         RuntimeError: one does; the message names it, and where its work is taken from.
     """
-    functions = _functions_in(job)
-    steps = [code for path, code in functions if path in _OF_STEPS] or [code for _, code in functions]
+    code = _code_in(step)
+    steps = [code for _, code in _functions_in(job)] if code is None else [code]
     used, called = _used_by(steps, job)
     check_channels(job.channels, [*steps, *called])
     for path, thing, thread in filled_by_threads(job):
@@ -155,9 +157,16 @@ def _code_of(thread: threading.Thread) -> CodeType | None:
     function: Any = getattr(thread, "function", None) or getattr(thread, "_target", None)
     if type(thread).run not in (threading.Thread.run, threading.Timer.run):
         function = type(thread).run
+    return _code_in(function)
+
+
+def _code_in(function: Any) -> CodeType | None:
+    """Return the user's code that is called with a function, a method or an object; None where it is a library's."""
     if isinstance(function, partial):
         function = function.func
+    if not isinstance(function, FunctionType | MethodType):
+        function = getattr(type(function), "__call__", None)  # noqa: B004  # the function itself is wanted
     if isinstance(function, MethodType):
         function = function.__func__
-    code = function.__code__ if isinstance(function, FunctionType) else None
+    code = inspect.unwrap(function).__code__ if isinstance(function, FunctionType) else None
     return code if code is not None and is_users(code) else None

@@ -252,7 +252,7 @@ def _leaves(value: Any, left: list[int], depth: int = 0) -> Iterator[Any]:
         yield memory.cast("B")
     elif isinstance(value, GENERATORS):
         yield repr(state_of(value)).encode()
-    elif is_users(type(value)) and depth < DEEP:
+    elif depth < DEEP and (is_users(type(value)) or attributes_of(value)):
         for item in held(value).items():
             yield from _leaves(item, left, depth + 1)
     else:
