@@ -43,8 +43,18 @@ from autolrs_plugin.training.items import (
     special_slots,
 )
 from autolrs_plugin.training.kinds import FUNCTIONS, PASSED, REFERRED
-from autolrs_plugin.training.libraries import INSIDE, PLAINLY, SKIPPED, STATEFUL, STREAMS, TORCHS_OWN
-from autolrs_plugin.training.libraries import COUNTING, WALKED_ONLY, is_opaque, is_users
+from autolrs_plugin.training.libraries import (
+    COUNTING,
+    INSIDE,
+    PLAINLY,
+    SKIPPED,
+    STATEFUL,
+    STREAMS,
+    TORCHS_OWN,
+    WALKED_ONLY,
+    is_opaque,
+    is_users,
+)
 from autolrs_plugin.training.plain import (
     ALWAYS,
     CONTAINERS,
@@ -117,8 +127,7 @@ class Inventory:
         iterators: what is drawn from and cannot be set back, such as a SeedSequence; and databases, which may be such.
         caches: what functools.cache and lru_cache have made: what is added can be taken away, and no more.
         shared: queues, semaphores, futures and executors: other threads may have a hand in them.
-        flags: locks, events and the like, of which nobody can tell who has set them.
-        channels: what brings what other processes send.
+        flags, channels: locks and events, that others may have set; and what brings what other processes send.
         data: containers of plain values, which nothing that can be set back holds; and tensors that are not dense.
         bearers: tensors, arrays and containers that somebody has given attributes to, by their ids.
     """
