@@ -24,7 +24,7 @@ from autolrs_plugin.training.resuming import ADVICE, shown, warn_of_buckets
 from autolrs_plugin.training.rng import seed_all
 from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.snapshot import JobState
-from autolrs_plugin.training.threads import check_threads, warn_of_threads
+from autolrs_plugin.training.threads import check_threads, owned_by_threads, warn_of_threads
 from autolrs_plugin.training.tree import Copier
 
 logger = logging.getLogger("autolrs_plugin")
@@ -177,6 +177,7 @@ class TorchLoop:
 
     def snapshot(self) -> None:
         """Keep the whole state, in place of the one kept before."""
+        self._job.leave(owned_by_threads(self._job.found, self._train_step))
         self._keeper.save()
         self._before, self._probed, self._verified = None, False, False
         if self.driven:

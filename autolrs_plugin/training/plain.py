@@ -130,7 +130,7 @@ def is_plain(
 
     Args:
         value: the value.
-        foreign: ids of tensors that belong to somebody else, such as the parameters of the model.
+        foreign: ids of what belongs to somebody else, such as the parameters of the model.
         most_bytes: how large its tensors may be in all.
         left: how many items, and how many bytes, may still be looked at.
     """
@@ -156,7 +156,7 @@ def is_plain(
         # Without the names of the model's parameters, any parameter may be one of them.
         other = not isinstance(value, torch.nn.Parameter) or foreign != ()
         return left[1] >= 0 and other and id(value) not in foreign
-    if not isinstance(value, CONTAINERS) or len(value) > left[0] or bears(value):
+    if not isinstance(value, CONTAINERS) or len(value) > left[0] or bears(value) or id(value) in foreign:
         return False
     if isinstance(value, dict) and not all(is_plain(k, foreign, most_bytes, left) for k in value):
         return False

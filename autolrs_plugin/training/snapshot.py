@@ -110,6 +110,7 @@ class JobState:
         self._roots = dict(roots or {})
         self._last = last
         self._lengths: dict[str, int] = {}
+        self._left: dict[str, Any] = {}
         self.look()
         if not self.found.whole:
             logger.warning(
@@ -264,14 +265,21 @@ class JobState:
         while wait_for_pools(self.found.shared):
             self.look()
 
+    def leave(self, things: Sequence[Any]) -> None:
+        """Leave what other threads hold in some containers alone from now on."""
+        if things:
+            self._left |= {f"left {id(thing)}": thing for thing in things}
+            self.look()
+
     def look(self) -> None:
         """Find what there is now: a step may have let more weights train, or made some."""
-        skip = {**self.stateful, **{str(i): generator for i, generator in enumerate(self.generators)}}
+        generators = {str(i): generator for i, generator in enumerate(self.generators)}
+        skip = {**self.stateful, **generators, **self._left}
         self.found = Inventory(
             {"": self.model, "optimizer": self.optimizer, **self._given, **self._roots}, skip
         )
         self.parameters: dict[str, torch.Tensor] = {}
-        self._names: dict[int, str] = {}
+        self._names = {id(thing): name for name, thing in self._left.items()}
         for path, module in self.found.modules.items():
             for name, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) not in self._names:
@@ -324,7 +332,8 @@ class JobState:
         }
         origins = Origins(self.found, self.parameters, self._names, copier.origins, objects)
         for path, held in objects.items():
-            origins.lengths[path] = {k: len(v) for k, v in held.items() if type(v) is list}
+            lists = {k: v for k, v in held.items() if type(v) is list and id(v) not in self._names}
+            origins.lengths[path] = {k: len(v) for k, v in lists.items()}
         hold_dicts(origins)
         hold_forms(origins)
         for path, optimizer in self.found.optimizers.items():

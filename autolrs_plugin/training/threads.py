@@ -25,12 +25,6 @@ PATIENCE_S = 60.0
 """How long is waited for what a thread of a pool prepares: one batch, mostly."""
 
 _told: WeakSet[Any] = WeakSet()
-_told_of: set[str] = set()
-
-_TAKEN_BACK = (
-    "the thread %r sets %s: what it sets while a probe runs is taken back with it; let it set a threading.Event, which "
-    "is not, and look at that after each step."
-)
 
 
 def warn_of_threads(slots: Iterable[Slots]) -> None:
@@ -46,7 +40,8 @@ def warn_of_threads(slots: Iterable[Slots]) -> None:
         if sets := sets & held:
             _told.add(thread)
             logger.warning(
-                _TAKEN_BACK,
+                "the thread %r sets %s: what it sets while a probe runs is taken back with it; let it set a "
+                "threading.Event, which is not, and look at that after each step.",
                 thread.name,
                 ", ".join(sorted(sets)),
             )
@@ -86,21 +81,27 @@ def check_threads(job: Inventory, step: Any) -> None:
     Raises:
         RuntimeError: one does; the message names it, and where its work is taken from.
     """
-    code = _code_in(step)
-    steps = [code for _, code in _functions_in(job)] if code is None else [code]
-    used, called = _used_by(steps, job)
-    check_channels(job.channels, [*steps, *called])
+    used, codes = _used_in_steps(job, step)
+    check_channels(job.channels, codes)
     for path, thing, thread in filled_by_threads(job):
         if isinstance(thing, CONTAINERS) and last_name(path) not in used:
-            if thread not in _told_of:  # no step looks at it
-                _told_of.add(thread)
-                logger.warning(_TAKEN_BACK, thread, path)
             continue
         raise RuntimeError(
             f"{path} (a {type(thing).__name__}): is filled by the thread {thread!r}, and what that adds while a "
             "probe runs would be lost, so the run would differ from one without probes. Give what batches are drawn "
             "from as train_data= (a DataLoader with num_workers reads ahead as well)."
         )
+
+
+def owned_by_threads(job: Inventory, step: Any) -> list[Any]:
+    """Return the containers that other threads fill and no step looks at: they are none of the job's state."""
+    used: set[str] | None = None
+    owned = []
+    for path, thing, _ in filled_by_threads(job):
+        used = _used_in_steps(job, step)[0] if used is None else used
+        if isinstance(thing, CONTAINERS) and last_name(path) not in used:
+            owned.append(thing)
+    return owned
 
 
 def wait_for_pools(shared: Mapping[str, Any]) -> bool:
@@ -129,6 +130,14 @@ def _functions_in(found: Inventory) -> list[tuple[str, CodeType]]:
     """Return the code of the user's functions that are reached, with the path to each."""
     functions = [(p.rstrip("'"), s) for p, s in found.slots.items() if isinstance(s, VariableSlots)]
     return [(path, slots.function.__code__) for path, slots in functions]
+
+
+def _used_in_steps(job: Inventory, step: Any) -> tuple[set[str], list[CodeType]]:
+    """Return the names that a step uses, and the code that it calls; of a framework's, all of the user's."""
+    code = _code_in(step)
+    steps = [code for _, code in _functions_in(job)] if code is None else [code]
+    used, called = _used_by(steps, job)
+    return used, [*steps, *called]
 
 
 def _used_by(codes: Iterable[CodeType], found: Inventory) -> tuple[set[str], list[CodeType]]:

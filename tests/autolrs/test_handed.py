@@ -80,6 +80,16 @@ def test_a_container_that_a_thread_fills_is_named_before_the_first_probe(kind: A
 class Watched(Filled):
     """The thread notes what no step looks at."""
 
+    def prepare(self) -> None:
+        self.noted: list[float] = []
+        super().prepare()
+
+    def fill(self) -> None:
+        while not self.stop.wait(0.0005):
+            self.noted.append(1.0)
+            if len(self.noted) > 100:
+                self.noted.clear()
+
     def after(self, loss: torch.Tensor, index: torch.Tensor) -> None:
         return
 

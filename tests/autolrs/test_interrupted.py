@@ -16,12 +16,12 @@ from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import JournalError
 from autolrs_plugin.core.plans import PLANS
 from autolrs_plugin.core.state import Plan, RunState
-from autolrs_plugin.training import holdings
+from autolrs_plugin.training import snapshot
 from autolrs_plugin.training.session import Session
 from autolrs_plugin.training.signals import SIGNALS
 from tests.autolrs.jobs import Job
 from tests.autolrs.scripted import script
-from tests.autolrs.test_inventory import PLAN, Kind, everything, tuner_of
+from tests.autolrs.test_inventory import PLAN, Kind, ModuleAttributes, everything, tuner_of
 
 
 class Stopping:
@@ -257,8 +257,8 @@ def test_a_timer_whose_handler_raises_while_the_job_is_set_back_is_let_out_after
     def late(number: int, frame: Any) -> None:
         raise MineError("a step took too long")
 
-    job = Kind()
-    monkeypatch.setattr(holdings, "has_grown", fired := Fired(holdings.has_grown))
+    job = ModuleAttributes()
+    monkeypatch.setattr(snapshot, "restore_slots", fired := Fired(snapshot.restore_slots))
     handler = signal.signal(signal.SIGALRM, late)
     try:
         with script(PLAN):
