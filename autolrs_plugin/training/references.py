@@ -137,7 +137,8 @@ class References:
         code = getattr(value, "__code__", None)
         if code is not None and code is getattr(before, "__code__", None):
             return None
-        if is_plain(value):
+        ours = str(getattr(before, "__module__", "")).startswith("autolrs_plugin.")  # no state of the job
+        if ours or is_plain(value):
             return None
         return [OTHER, f"{named(value)} in the place of {named(before)}"]
 
@@ -195,11 +196,12 @@ def _within(value: Any) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def _held_weakly(value: Any) -> Any:
-    """Return what gives a value as long as it lives; a container, which cannot be held so, lives on."""
+    """Return what gives a value as long as it lives: a container, which cannot be held so, lives on, others do not."""
     try:
         return ref(value)
     except TypeError:
-        return lambda: value
+        kept = value if isinstance(value, CONTAINERS) else None
+        return lambda: kept
 
 
 def _copied(value: Any) -> Any:
