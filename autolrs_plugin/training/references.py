@@ -137,8 +137,8 @@ class References:
         code = getattr(value, "__code__", None)
         if code is not None and code is getattr(before, "__code__", None):
             return None
-        ours = str(getattr(before, "__module__", "")).startswith("autolrs_plugin.")  # no state of the job
-        if ours or is_plain(value):
+        modules = [str(getattr(thing, "__module__", "")) for thing in (before, value)]
+        if is_plain(value) or any(module.startswith("autolrs_plugin.") for module in modules):
             return None
         return [OTHER, f"{named(value)} in the place of {named(before)}"]
 
