@@ -224,7 +224,7 @@ def _decode_member(module: str, name: str, member: Any) -> Any:
 
 
 def _decode_fixed(name: str, text: str) -> Any:
-    kind = next(kind for kind in FIXED if kind.__name__ == name)
+    kind: Any = next(kind for kind in FIXED if kind.__name__ == name)
     return kind.fromisoformat(text) if issubclass(kind, date | time) else kind(text)
 
 

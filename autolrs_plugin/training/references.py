@@ -158,7 +158,7 @@ class References:
         return place if held is not None and held() is value else None
 
 
-def lost_in(told: Told) -> dict[str, str]:
+def lost_in(told: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, str]:
     """Return what no other process has: what it is, by the path to it."""
     return {
         joined(p, n): said[1] for p, names in told.items() for n, said in names.items() if said[0] == OTHER

@@ -215,7 +215,7 @@ def a_long_chain() -> Any:
     return use
 
 
-class Augmented(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class Augmented(torch.utils.data.Dataset):
     """A generator for each of its many items."""
 
     def __init__(self) -> None:
@@ -242,7 +242,7 @@ USES: list[Callable[[], Any]] = [
 def test_the_forms_of_what_a_step_holds_are_as_without_probes(make: Callable[[], Any]) -> None:
     def trained(run: Callable[[Kind], Any]) -> dict[str, Any]:
         torch.manual_seed(0)
-        return run(held_by("Job", make())())  # type: ignore[no-any-return]
+        return run(held_by("Job", make())())
 
     def searched(job: Kind) -> Any:
         with script(PLAN):

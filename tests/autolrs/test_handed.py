@@ -35,7 +35,7 @@ class Filled(Kind):
         self.ready.append(noise)
 
     def take(self) -> torch.Tensor:
-        return self.ready.popleft()  # type: ignore[no-any-return]
+        return self.ready.popleft()
 
     def after(self, loss: torch.Tensor, index: torch.Tensor) -> None:
         while not self.ready:
@@ -47,7 +47,7 @@ class FilledList(Filled):
     made = staticmethod(list)
 
     def take(self) -> torch.Tensor:
-        return self.ready.pop(0)  # type: ignore[no-any-return]
+        return self.ready.pop(0)
 
 
 class FilledDict(Filled):
@@ -60,7 +60,7 @@ class FilledDict(Filled):
 
     def take(self) -> torch.Tensor:
         self.taken += 1
-        return self.ready.pop(self.taken - 1)  # type: ignore[no-any-return]
+        return self.ready.pop(self.taken - 1)
 
 
 @pytest.mark.parametrize("kind", [Filled, FilledList, FilledDict])

@@ -16,7 +16,7 @@ from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import JournalError
 from autolrs_plugin.core.plans import PLANS
 from autolrs_plugin.core.state import Plan, RunState
-from autolrs_plugin.training import snapshot
+from autolrs_plugin.training.holdings import restore_slots
 from autolrs_plugin.training.session import Session
 from autolrs_plugin.training.signals import SIGNALS
 from tests.autolrs.jobs import Job
@@ -258,7 +258,8 @@ def test_a_timer_whose_handler_raises_while_the_job_is_set_back_is_let_out_after
         raise MineError("a step took too long")
 
     job = ModuleAttributes()
-    monkeypatch.setattr(snapshot, "restore_slots", fired := Fired(snapshot.restore_slots))
+    fired = Fired(restore_slots)
+    monkeypatch.setattr("autolrs_plugin.training.snapshot.restore_slots", fired)
     handler = signal.signal(signal.SIGALRM, late)
     try:
         with script(PLAN):

@@ -17,7 +17,7 @@ PROBED: tuple[Action, ...] = (Snapshot(), Probe(0, 0, (0.5,) * 2, float("inf"), 
 PLAN: tuple[Action, ...] = (Train(0, (0.05,) * 2), *PROBED, Train(2, (0.02,) * 2))
 
 
-def train(step: Callable[[], Any], job: Job, plan: tuple[Action, ...], **options: Any) -> None:
+def train(step: Callable[..., Any], job: Job, plan: tuple[Action, ...], **options: Any) -> None:
     with script(plan):
         AutoLRS(
             job.model,
@@ -232,13 +232,13 @@ def test_groups_that_are_made_anew_keep_their_ratios() -> None:
     job.optimizer.param_groups[1]["lr"] = 0.2
     rates = []
 
-    def step() -> Any:
+    def step(_: int) -> Any:
         loss = job.step()
         rates.append([group["lr"] for group in job.optimizer.param_groups])
         job.optimizer.load_state_dict(job.optimizer.state_dict())
         return loss
 
-    train(lambda batch: step(), job, (Train(0, (0.05,) * 2), Train(2, (0.02, 0.04))), train_data=[0])
+    train(step, job, (Train(0, (0.05,) * 2), Train(2, (0.02, 0.04))), train_data=[0])
     assert rates == [[0.05, 0.1], [0.05, 0.1], [0.02, 0.04], [0.04, 0.08]]
 
 
