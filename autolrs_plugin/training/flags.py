@@ -39,6 +39,8 @@ class LockSlots(Slots):
 
     def set(self, name: str, value: Any) -> None:
         """Take or release the lock until the count is that."""
+        if threading.active_count() > 1:
+            return
         now = times_held(self._owner)
         for _ in range(value - now):
             self._owner.acquire(blocking=False)
@@ -65,10 +67,12 @@ def flags_seen(flags: Mapping[str, Any]) -> dict[str, str]:
 
 def _stands(flag: Any) -> Any:
     if isinstance(flag, _LOCK):
-        held = flag.locked() and not (threading.active_count() > 1 and flag.acquire(timeout=PATIENCE_S))
-        if flag.locked() and not held:
-            flag.release()
-        return held
+        if not flag.locked() or threading.active_count() == 1:
+            return flag.locked()
+        if held := not flag.acquire(timeout=PATIENCE_S):
+            return held
+        flag.release()  # it was somebody's for a moment
+        return False
     if isinstance(flag, _RLOCK):
         return times_held(flag)
     if hasattr(flag, "is_set"):

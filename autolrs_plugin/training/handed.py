@@ -104,3 +104,15 @@ def calls_in(code: CodeType) -> tuple[tuple[str, str], ...]:
 
 
 _SILENT = ("CACHE", "PRECALL", "RESUME", "NOP", "COPY", "EXTENDED_ARG")
+
+
+@lru_cache(maxsize=4096)
+def loads_in(code: CodeType) -> frozenset[str]:
+    """Return the names of what code looks at: not of what it only sets."""
+    found = {
+        i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD_") and type(i.argval) is str
+    }
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= loads_in(constant)
+    return frozenset(found)

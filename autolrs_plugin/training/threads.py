@@ -10,7 +10,13 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakSet
 
-from autolrs_plugin.training.handed import check_channels, containers_in, filled_names, last_name
+from autolrs_plugin.training.handed import (
+    check_channels,
+    containers_in,
+    filled_names,
+    last_name,
+    loads_in,
+)
 from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.libraries import is_users
 from autolrs_plugin.training.plain import CONTAINERS
@@ -133,11 +139,17 @@ def _functions_in(found: Inventory) -> list[tuple[str, CodeType]]:
 
 
 def _used_in_steps(job: Inventory, step: Any) -> tuple[set[str], list[CodeType]]:
-    """Return the names that a step uses, and the code that it calls; of a framework's, all of the user's."""
+    """Return the names that a step uses, and the code that it calls; of a framework's, that of the user's functions.
+
+    A thread's own functions are none of a framework's steps, and what is only set is not used.
+    """
     code = _code_in(step)
-    steps = [code for _, code in _functions_in(job)] if code is None else [code]
-    used, called = _used_by(steps, job)
-    return used, [*steps, *called]
+    if code is not None:
+        used, called = _used_by([code], job)
+        return used, [code, *called]
+    threads = {own for thread in threading.enumerate() if (own := _code_of(thread)) is not None}
+    codes = [code for _, code in _functions_in(job) if code not in threads]
+    return {name for code in codes for name in loads_in(code)}, codes
 
 
 def _used_by(codes: Iterable[CodeType], found: Inventory) -> tuple[set[str], list[CodeType]]:
