@@ -251,6 +251,31 @@ def test_an_error_in_the_steps_that_are_tried_at_construction_has_changed_nothin
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("where", ["step", "validate"])
+def test_an_error_amid_the_switching_of_gradients_leaves_them_on(where: str) -> None:
+    job, armed = Kind(), [False]
+    function = getattr(job, where)
+
+    def switching(*args: Any) -> Any:
+        if armed[0]:
+            torch.set_grad_enabled(False)  # as a `with torch.no_grad()` that Ctrl-C ends in its own code
+            raise KeyboardInterrupt
+        return function(*args)
+
+    setattr(job, where, switching)
+    with script(PLAN):
+        tuner = tuner_of(job)
+    for _ in range(2):
+        tuner.tell(tuner.perform(tuner.next_action()))
+    armed[0] = True
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tuner.perform(tuner.next_action())
+        assert torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)
+
+
 def test_a_timer_whose_handler_raises_while_the_job_is_set_back_is_let_out_afterwards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
