@@ -148,14 +148,14 @@ class TorchLoop:
 
     def _looked(self) -> float:
         with self._job.looked_at():
-            return as_number(_called(self._validate), "validate")  # type: ignore[misc]  # `evaluate` has seen to it
+            return as_number(self._validate(), "validate")  # type: ignore[misc]  # `evaluate` has seen to it
 
     def _looked_first(self) -> float:
         """Evaluate, and see that all that was changed could be set back; warn of records."""
         before = self._job.digests()
         with self._job.looked_at():
             records = self._job.records() if self._is_users else {}
-            loss = as_number(_called(self._validate), "validate")  # type: ignore[misc]
+            loss = as_number(self._validate(), "validate")  # type: ignore[misc]
             if self._is_users:
                 self._warn_of_records(records)
         self._check_evaluation(before, self._job.digests())
@@ -166,7 +166,7 @@ class TorchLoop:
         """Evaluate, and see to what nobody can set back."""
         with self._job.looked_at():
             before = self._job.unheld()
-            loss = as_number(_called(self._validate), "validate")  # type: ignore[misc]
+            loss = as_number(self._validate(), "validate")  # type: ignore[misc]
         self._check_evaluation(before, self._job.unheld())
         return loss
 
@@ -369,17 +369,7 @@ class TorchLoop:
             raise ValueError(
                 "train_step: is missing; give it, or carry out the action yourself and tell() the result."
             )
-        return as_number(_called(self._train_step, *[batch] * with_batch), "train_step")
-
-
-def _called(function: Any, *args: Any) -> Any:
-    """Call a user's function; Ctrl-C amid torch's own switching of gradients must not leave them off."""
-    enabled = torch.is_grad_enabled()
-    try:
-        return function(*args)
-    except BaseException:
-        torch.set_grad_enabled(enabled)
-        raise
+        return as_number(self._train_step(batch) if with_batch else self._train_step(), "train_step")
 
 
 def as_number(value: Any, source: str) -> float:

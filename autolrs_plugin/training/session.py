@@ -22,7 +22,7 @@ from autolrs_plugin.training.checkpoint import CheckpointError
 from autolrs_plugin.training.metering import as_waited_for, owner_of, owning
 from autolrs_plugin.training.ports import Observer, Port, Prober, Steps
 from autolrs_plugin.training.signals import SIGNALS
-from autolrs_plugin.training.transaction import carry_out, evaluated
+from autolrs_plugin.training.transaction import carry_out, evaluated, gradients_kept
 
 logger = logging.getLogger("autolrs_plugin")
 
@@ -182,6 +182,7 @@ class Session:
             self._broken_off(action, error)
             raise
 
+    @gradients_kept()
     def _undisturbed(self, action: Action) -> Result:
         """Carry out an action so that no handler of a signal sees another job than that of the real step."""
         if isinstance(action, Train):
