@@ -31,7 +31,6 @@ class LockSlots(Slots):
     """How often a lock is held, as long as there is one thread alone: otherwise nobody can tell who holds it."""
 
     NAME = "held"
-    lasts = False
 
     def get(self) -> dict[str, Any]:
         """Return the count."""

@@ -123,7 +123,7 @@ def restore_slots(restorer: Restorer, attributes: Mapping[str, Any], origins: Or
             if slots.leaves_logs and has_grown(value, now.get(name)):
                 continue
             restored = restorer.restored(now.get(name), value)
-            if name not in now or now[name] is not restored:
+            if slots.copies or name not in now or now[name] is not restored:
                 slots.set(name, restored)
 
 

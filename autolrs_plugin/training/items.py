@@ -236,6 +236,8 @@ def _fields(kind: type) -> dict[str, Any]:
 class BufferSlots(Slots):
     """The bytes of what shares its memory: a number of ctypes, a mapped file."""
 
+    copies = True
+
     def get(self) -> dict[str, Any]:
         """Return the bytes."""
         return {"bytes": bytearray(self._memory())}
@@ -315,6 +317,8 @@ class BarSlots(Slots):
 
 class RecordSlots(Slots):
     """A record of numpy's, which may share the memory of the array that it is of."""
+
+    copies = True
 
     def get(self) -> dict[str, Any]:
         """Return the record, as an array of its own."""

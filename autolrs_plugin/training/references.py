@@ -57,6 +57,7 @@ class References:
         self._places: dict[int, tuple[Any, list[Any]]] = {}
         self._owners: dict[int, tuple[Any, str]] = {}
         self._counts: Counter[int] = Counter()
+        self._classes = {path: type(slots.owner) for path, slots in _referring(found)}
         self._there = {path: _held_weakly(slots.owner) for path, slots in _referring(found)}
         for path, slots in _referring(found):
             if type(slots) is Slots:
@@ -72,6 +73,10 @@ class References:
         told: Told = {}
         views, stay = [], set()
         for path, slots in _referring(found):
+            if (kind := self._classes.get(path)) not in (None, type(slots.owner)) and not self.moved(
+                path, slots
+            ):
+                told[path] = {"class": [OTHER, f"{named(slots.owner)}, and was one of {kind.__name__}"]}
             for name, value in slots.get().items():
                 before = self._first.get((path, name), lambda: None)()
                 if value is not before and (said := self._said(value, before)) is not None:

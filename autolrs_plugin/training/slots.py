@@ -53,9 +53,10 @@ class Slots:
         leaves_logs: whether a list of numbers is the user's own log of what happened, which stays.
         lasts: whether a name means the same at another time, and in another process.
         whole: whether all of it goes into files, and not only what the script has not set itself.
+        copies: whether what is got is a copy, so that nothing written into it is held.
     """
 
-    leaves_logs = whole = False
+    leaves_logs = whole = copies = False
     lasts = True
 
     def __init__(self, owner: Any, kind: str, leave: Container[str] = ()) -> None:

@@ -1,7 +1,10 @@
 """A run that is resumed has each object where the run had it: what steps have chosen, moved, or made anew."""
 
+import ctypes
 import enum
 import logging
+import multiprocessing
+import threading
 import types
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -72,6 +76,21 @@ def values_of_every_kind() -> Any:
         at.span, at.number, at.part = at.span + timedelta(seconds=3), at.number * 2, at.part * 2 + 1
         numbers = (len(at.path.parts), at.day.day, at.time.hour, at.span.seconds, at.number, at.part % 5)
         return sum(map(float, numbers)), ONES
+
+    return use
+
+
+def memory_and_locks() -> Any:
+    """Numbers of C, a record, and a lock that this thread holds."""
+    number, shared = ctypes.c_int(0), multiprocessing.Value("i", 0)
+    record, lock = np.zeros(3, dtype=[("n", "i8")])[1], threading.Lock()
+
+    def use() -> Any:
+        number.value += 1
+        shared.value += 2
+        record["n"] += 3
+        first = lock.acquire(blocking=False)
+        return float(number.value + 3 * shared.value + 7 * record["n"] + 5 * first), ONES
 
     return use
 
@@ -192,7 +211,7 @@ def new_at_each_step() -> Any:
 
 USES: list[Callable[[], Any]] = [
     *(members_of_enumerations, values_of_every_kind, a_chosen_function, a_chosen_method, chosen_objects),
-    *(chosen_containers, chosen_modules, turned, new_at_each_step),
+    *(chosen_containers, chosen_modules, turned, new_at_each_step, memory_and_locks),
 ]
 
 
@@ -251,7 +270,24 @@ def a_moving_view() -> Any:
     return use
 
 
+class Warm:
+    def value(self) -> float:
+        self.__class__ = Cold  # type: ignore[assignment]
+        return 5.0
+
+
+class Cold:
+    def value(self) -> float:
+        return 1.0
+
+
+def another_class() -> Any:
+    at = of(state=Warm())
+    return lambda: (at.state.value(), ONES)
+
+
 NOWHERE = {
+    another_class: r"at\.state\.class \(a Cold, and was one of Warm\)",
     another_function: r"at\.use \(a function in the place of a function\)",
     a_moving_view: r"at\.view \(a tensor in the memory of another one\)",
 }
