@@ -38,22 +38,17 @@ class Initial:
 
     def made(self, found: Inventory, parameters: Mapping[str, Any], names: Container[int]) -> dict[str, str]:
         """Return what steps have made, or put where something else was: what it is, by the path to it."""
-        return self._missing(found, parameters, names) | lost_in(self._references.told(found))
+        missing = self._places.missing(found, parameters, names)
+        moved = [path for path in missing if self._references.know(found, path)]
+        return {p: k for p, k in missing.items() if p not in moved} | lost_in(self._references.told(found))
 
     def parts(self, found: Inventory, parameters: Mapping[str, Any], names: Container[int]) -> dict[str, Any]:
         """Return the parts of a state for a file that say what is another thing now than then."""
         return {
-            MADE: self._missing(found, parameters, names),
+            MADE: self._places.missing(found, parameters, names),
             REFERENCES: self._references.told(found),
             ORDERS: orders_of(found),
         }
-
-    def _missing(
-        self, found: Inventory, parameters: Mapping[str, Any], names: Container[int]
-    ) -> dict[str, str]:
-        """Return what has no place, and was nowhere else."""
-        missing = self._places.missing(found, parameters, names)
-        return {p: kind for p, kind in missing.items() if not self._references.know(found, p)}
 
     def put_back(self, state: Mapping[str, Any], found: Inventory) -> None:
         """Put the objects of this process where a state from a file says.

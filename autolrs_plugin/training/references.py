@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
-from weakref import ref
+from weakref import WeakValueDictionary, ref
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class References:
         self._owners: dict[int, tuple[Any, str]] = {}
         self._counts: Counter[int] = Counter()
         self._classes = {path: type(slots.owner) for path, slots in _referring(found)}
+        self._walked = {id(s.owner): (_held_weakly(s.owner), path) for path, s in _referring(found)}
+        self._sets = {path: [_held_weakly(m) for m in owner] for path, owner in _sets_in(found)}
         self._there = {path: _held_weakly(slots.owner) for path, slots in _referring(found)}
         for path, slots in _referring(found):
             if type(slots) is Slots:
@@ -84,6 +86,10 @@ class References:
                 elif isinstance(value, torch.Tensor) and is_dense(value):
                     memory = value.untyped_storage().data_ptr()
                     stay.add(memory) if value is before else views.append((path, name, memory))
+        for path, owner in _sets_in(found):
+            before = {id(member) for held in self._sets.get(path, ()) if (member := held()) is not None}
+            if path in self._sets and before != set(map(id, owner)):
+                told.setdefault(path, {})["members"] = [OTHER, "a set of other objects than at first"]
         for path, name, memory in views:
             if memory in stay:
                 told.setdefault(path, {})[name] = [OTHER, "a tensor in the memory of another one"]
@@ -98,7 +104,7 @@ class References:
     def know(self, found: Inventory, path: str) -> bool:
         """Tell whether what is at a path now was somewhere else then."""
         slots = found.slots.get(path)
-        return slots is not None and self._known(self._places, slots.owner) is not None
+        return slots is not None and self._known(self._walked, slots.owner) is not None
 
     def put_back(self, told: Mapping[str, Mapping[str, list[Any]]], found: Inventory) -> None:
         """Put the objects of this process where `told` says that they were in another.
@@ -175,7 +181,7 @@ def orders_of(found: Inventory) -> dict[str, list[str]]:
     names = {
         path: list(slots.get())
         for path, slots in found.lasting().items()
-        if isinstance(slots, ItemSlots) and isinstance(slots.owner, dict)
+        if isinstance(slots, ItemSlots) and isinstance(slots.owner, dict | WeakValueDictionary)
     }
     return {path: order for path, order in names.items() if not any(n.startswith("[#") for n in order)}
 
@@ -184,6 +190,13 @@ def _referring(found: Inventory) -> Iterator[tuple[str, Slots]]:
     for path, slots in found.lasting().items():
         if slots.kind in ("user", "data", "module") and type(slots) in _HOLDING:
             yield path, slots
+
+
+def _sets_in(found: Inventory) -> Iterator[tuple[str, Any]]:
+    """Yield the sets of objects that are walked to."""
+    for path, slots in found.slots.items():
+        if type(slots) is ItemSlots and isinstance(slots.owner, set):
+            yield path, slots.owner
 
 
 def _within(value: Any) -> Iterator[tuple[Any, list[Any]]]:

@@ -247,6 +247,21 @@ def test_a_state_that_is_kept_on_disk_has_each_object_where_it_was(make: Callabl
     assert everything(job) == whole
 
 
+def test_a_dictionary_to_which_a_step_gives_attributes_is_named(tmp_path: Path) -> None:
+    def make() -> Any:
+        items = Tracked()
+
+        def use() -> Any:
+            items["n"] = items.get("n", 0) + 1
+            return float(items["n"] + 10 * items.writes), ONES
+
+        return use
+
+    stopped(fresh(make), tmp_path, 1)
+    with script(PLAN), pytest.raises(ValueError, match=r"run_dir: .*items.* \(a Tracked\)"):
+        tuner_of(fresh(make), run_dir=tmp_path)
+
+
 def another_function() -> Any:
     at = of(use=_high)
 
@@ -286,7 +301,27 @@ def another_class() -> Any:
     return lambda: (at.state.value(), ONES)
 
 
+def another_member_of_a_set() -> Any:
+    one, other = Thing(1.0), Thing(2.0)
+    members = {one}
+
+    def use() -> Any:
+        members.add(other)
+        return float(len(members)), ONES
+
+    return use
+
+
+class Tracked(dict):  # type: ignore[type-arg]
+    writes = 0
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.writes += 1
+        super().__setitem__(key, value)
+
+
 NOWHERE = {
+    another_member_of_a_set: r"members\.members \(a set of other objects than at first\)",
     another_class: r"at\.state\.class \(a Cold, and was one of Warm\)",
     another_function: r"at\.use \(a function in the place of a function\)",
     a_moving_view: r"at\.view \(a tensor in the memory of another one\)",
