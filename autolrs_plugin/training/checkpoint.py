@@ -182,19 +182,21 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
     if type(value) in (list, tuple, set, frozenset, torch.Size):
         items = [_encode(v, tensors, f"{where}[{i}]") for i, v in enumerate(value)]
         return items if type(value) is list else {type(value).__name__: items}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and np.isfinite(value).all():
         return {"ndarray": value.tolist(), "dtype": str(value.dtype)}
     if isinstance(value, np.ndarray) and is_plain(value):
         dtype = np.lib.format.dtype_to_descr(value.dtype)  # type: ignore[no-untyped-call]
         return {"memory": value.tobytes().hex(), "dtype": dtype, "shape": list(value.shape)}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
-        return {"scalar": value.item(), "dtype": str(value.dtype)}
+        return {"scalar": _encode(value.item(), tensors, where), "dtype": str(value.dtype)}
     if type(value) in (bytes, bytearray):
         return {type(value).__name__: value.hex()}
     if type(value) is complex:
-        return {"complex": [value.real, value.imag]}
+        return {"complex": [_encode(part, tensors, where) for part in (value.real, value.imag)]}
     if type(value) in (range, slice):
         return {type(value).__name__: [value.start, value.stop, value.step]}
+    if isinstance(value, np.dtype) and not value.hasobject and value.names is None:
+        return {"dtype of numpy": value.str}
     if isinstance(value, torch.dtype | torch.device):
         return {type(value).__name__: str(value).removeprefix("torch.")}
     raise CheckpointError(
@@ -324,12 +326,13 @@ def _decode(value: Any, read: _Read) -> Any:
         "float": lambda: float(body),
         "bytes": lambda: bytes.fromhex(body),
         "bytearray": lambda: bytearray.fromhex(body),
-        "complex": lambda: complex(*body),
+        "complex": lambda: complex(*(_decode(part, read) for part in body)),
         "range": lambda: range(*body),
         "slice": lambda: slice(*body),
         "ndarray": lambda: np.array(body, dtype=extra["dtype"]),
         "memory": lambda: _array(bytearray.fromhex(body), extra),
-        "scalar": lambda: np.dtype(extra["dtype"]).type(body),
+        "scalar": lambda: np.dtype(extra["dtype"]).type(_decode(body, read)),
+        "dtype of numpy": lambda: np.dtype(body),
         "dtype": lambda: getattr(torch, body),
         "device": lambda: torch.device(body),
     }

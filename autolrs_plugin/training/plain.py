@@ -21,7 +21,7 @@ import torch
 
 ATOMS = (
     *(bool, int, float, complex, str, bytes, type(None), range, slice),
-    *(np.number, np.bool_, np.character, np.datetime64),
+    *(np.number, np.bool_, np.character, np.datetime64, np.dtype),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
 )
 """Values that never change by themselves: what holds them is rebound."""

@@ -53,6 +53,21 @@ def of(**held: Any) -> Any:
 # Each of these makes what is held, and returns the function that uses it.
 
 
+def numbers_that_are_not_finite() -> Any:
+    at = of(
+        best=np.full(3, np.inf), last=np.float32("nan"), both=complex("nan+infj"), single=torch.tensor(np.inf),
+        kind=np.dtype("f8"),
+    )  # fmt: skip
+
+    def use() -> Any:
+        at.count += 1
+        at.best[at.count % 3], at.last, at.both = at.count, np.float32("inf"), at.both.conjugate()
+        at.kind = np.dtype("f4" if at.count > 1 else "f8")
+        return float(np.isfinite(at.best).sum() + np.isinf(at.last) + at.kind.itemsize), ONES
+
+    return use
+
+
 def members_of_enumerations() -> Any:
     at = of(phase=Phase.WARM, name=Name.WARM, sides=Sides.LEFT)
 
@@ -212,6 +227,7 @@ def new_at_each_step() -> Any:
 USES: list[Callable[[], Any]] = [
     *(members_of_enumerations, values_of_every_kind, a_chosen_function, a_chosen_method, chosen_objects),
     *(chosen_containers, chosen_modules, turned, new_at_each_step, memory_and_locks),
+    numbers_that_are_not_finite,
 ]
 
 
