@@ -11,10 +11,20 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from autolrs_plugin.core.actions import Evaluate, Train
 from tests.autolrs.scripted import script
-from tests.autolrs.test_inventory import PLAN, Boom, Kind, everything, plainly, tuner_of
+from tests.autolrs.test_inventory import (
+    PLAN,
+    Boom,
+    Kind,
+    check_as_without_probes,
+    everything,
+    plainly,
+    tuner_of,
+)
 from tests.autolrs.test_reach import drawing, held_by
 
 ONES = torch.ones(2)
@@ -366,3 +376,41 @@ def test_weights_that_were_swapped_when_an_error_came_are_in_their_own_memory_ag
     tuner.run()
     assert everything(job) == whole
     assert all(torch.equal(a, b) for a, b in zip(average, kept, strict=True))
+
+
+class Pruned(Kind):
+    """Weights become others, of other names, amid the run."""
+
+    count = 0
+
+    def change(self) -> None:
+        prune.l1_unstructured(self.model.head, "weight", amount=0.5)
+
+    def loss(self, index: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        if self.count == 3:  # in the first probe, and again in the run
+            self.change()
+        return super().loss(index)
+
+
+class Parametrized(Pruned):
+    """The module is of another class from then on."""
+
+    def change(self) -> None:
+        weight_norm(self.model.head)
+
+
+class Replaced(Pruned):
+    """The optimizer keeps a state of a weight that is in no group any more."""
+
+    def change(self) -> None:
+        old, self.model.head = self.model.head, nn.Linear(8, 4)
+        with torch.no_grad():
+            self.model.head.weight.copy_(old.weight / 2)
+            self.model.head.bias.zero_()
+        self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
+
+
+@pytest.mark.parametrize("kind", [Pruned, Parametrized, Replaced], ids=lambda kind: kind.__name__)
+def test_weights_that_become_others_are_as_without_probes(kind: type[Kind]) -> None:
+    check_as_without_probes(kind)
