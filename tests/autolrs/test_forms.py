@@ -79,9 +79,17 @@ def a_dictionary_that_counts() -> Any:
     return use
 
 
+LATER = 3
+"""The step in which some change: the first of the first probe."""
+
+
 class Warm:
+    count = 0
+
     def value(self) -> float:
-        self.__class__ = Cold  # type: ignore[assignment]
+        self.count += 1
+        if self.count == LATER:
+            self.__class__ = Cold  # type: ignore[assignment]
         return 5.0
 
 
@@ -105,11 +113,13 @@ _value = Patched.value
 
 def a_method_of_a_class() -> Any:
     Patched.value = _value  # type: ignore[method-assign]
-    patched = Patched()
+    patched, calls = Patched(), [0]
 
     def use() -> Any:
         value = patched.value()
-        Patched.value = lambda self: 1.0  # type: ignore[method-assign]
+        calls[0] += 1
+        if calls[0] == LATER:
+            Patched.value = lambda self: 1.0  # type: ignore[method-assign]
         return value, ONES
 
     return use
@@ -121,10 +131,13 @@ helpers = types.ModuleType("json.helpers_of_a_library")
 def a_function_of_a_library() -> Any:
     helpers.__file__ = logging.__file__
     helpers.mean = _first  # type: ignore[attr-defined]
+    calls = [0]
 
     def use() -> Any:
         value = helpers.mean()
-        helpers.mean = _second  # type: ignore[attr-defined]
+        calls[0] += 1
+        if calls[0] == LATER:
+            helpers.mean = _second  # type: ignore[attr-defined]
         return value, ONES
 
     return use
@@ -143,6 +156,7 @@ left = 5.0
 
 def a_variable_that_is_deleted() -> Any:
     globals()["left"] = 5.0
+    calls = [0]
 
     def use() -> Any:
         global left
@@ -150,7 +164,9 @@ def a_variable_that_is_deleted() -> Any:
             value = left
         except NameError:
             return 1.0, ONES
-        del left
+        calls[0] += 1
+        if calls[0] == LATER:
+            del left
         return value, ONES
 
     return use
