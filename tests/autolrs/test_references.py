@@ -104,7 +104,8 @@ def memory_and_locks() -> Any:
         number.value += 1
         shared.value += 2
         record["n"] += 3
-        first = lock.acquire(blocking=False)
+        # Beside other threads, which a test before may have left, locks are let be.
+        first = threading.active_count() == 1 and lock.acquire(blocking=False)
         return float(number.value + 3 * shared.value + 7 * record["n"] + 5 * first), ONES
 
     return use
