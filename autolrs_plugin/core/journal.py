@@ -19,6 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -90,6 +91,7 @@ class Journal:
         self.header = header
         self.entries = entries
         self._chain = chain
+        self._length = 0
         self._file: IO[bytes] | None = None
 
     @classmethod
@@ -104,13 +106,16 @@ class Journal:
             checkpoint: the state before the first action.
 
         Raises:
-            JournalError: `path` is there already.
+            JournalError: `path` is there already, or cannot be written.
         """
         if path.exists():
             raise JournalError(f"{path}: is there already.")
         line, chain = _sealed(_header(config, run, checkpoint), "")
-        with written_whole(path) as scratch:
-            scratch.write_bytes(line)
+        try:
+            with written_whole(path) as scratch:
+                scratch.write_bytes(line)
+        except OSError as error:
+            raise _unwritten(path, error) from error
         # Through JSON once, so that a header is the same whether written or read.
         journal = cls(path, json.loads(line), [], chain)
         journal._hold(len(line))
@@ -183,7 +188,8 @@ class Journal:
         _HELD.discard(self)
 
     def _hold(self, length: int) -> None:
-        self._file = open(self.path, "rb+")  # noqa: SIM115  # held until close()
+        # Without a buffer: what of a line a full disk did not take must not come after all later.
+        self._file = open(self.path, "rb+", buffering=0)  # noqa: SIM115  # held until close()
         if sys.platform != "win32":
             import fcntl  # not on Windows, where the file is not locked
 
@@ -201,16 +207,29 @@ class Journal:
                     else f"{self.path}: another process is writing this run."
                 ) from error
         _HELD.add(self)
+        self._cut(length)
+
+    def _cut(self, length: int) -> None:
+        assert self._file is not None, "the journal is closed"
         self._file.truncate(length)
         self._file.seek(length)
+        self._length = length
 
     def _append(self, body: dict[str, Any], sync: bool) -> None:
         assert self._file is not None, "the journal is closed"
-        line, self._chain = _sealed(body, self._chain)
-        self._file.write(line)
-        self._file.flush()
-        if sync:
-            os.fsync(self._file.fileno())
+        line, chain = _sealed(body, self._chain)
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+            if sync:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                self._cut(self._length)
+            raise _unwritten(self.path, error) from error
+        self._chain = chain
+        self._length += len(line)
 
 
 def journal_text(config: Mapping[str, Any], run: Mapping[str, Any], entries: Iterable[Entry]) -> str:
@@ -247,6 +266,12 @@ def action_from_mapping(values: Mapping[str, Any]) -> Action:
     """Return the action that `action_to_mapping` gave as plain values."""
     action: Action = _built(_ACTIONS[values["kind"]], {k: v for k, v in values.items() if k != "kind"})
     return action
+
+
+def _unwritten(path: Path, error: OSError) -> JournalError:
+    return JournalError(
+        f"{path}: cannot be written ({error.strerror}), and what it holds is whole; make room on that disk."
+    )
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -5,16 +5,18 @@ import json
 import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date, time, timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 
 from autolrs_plugin.core.files import written_whole
-from autolrs_plugin.training.plain import Count, is_plain
+from autolrs_plugin.training.plain import FIXED, Count, class_at, is_fixed, is_plain
 from autolrs_plugin.training.tree import Composite, Sharding, TensorCopy
 
 VERSION = 2
@@ -36,13 +38,20 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> str:
     """Write `state` (as `JobState.capture` gives it) to `path`, whole or not at all; return the file's SHA-256.
 
     Raises:
-        CheckpointError: the state holds something that is neither a tensor nor plain data; the message says where.
+        CheckpointError: the state holds something that is neither a tensor nor plain data; the message says where. Or
+            the file cannot be written, for the disk is full, say; what was there before stays.
     """
     tensors, metadata = _packed(state)
-    with written_whole(path) as scratch:
-        save_file(tensors, scratch, metadata=metadata)
-        with open(scratch, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with written_whole(path) as scratch:
+            save_file(tensors, scratch, metadata=metadata)
+            with open(scratch, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{path}: the state cannot be written ({reason}), and the one before it is whole; make room on that disk."
+        ) from error
 
 
 def read_checkpoint(path: Path, sha256: str) -> dict[str, Any]:
@@ -152,7 +161,9 @@ class _Tensors:
 
 def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
     """Return `value` as JSON in which every object is a tagged type; its tensors go into `tensors`."""
-    if value is None or isinstance(value, bool | str) or type(value) is int:
+    if is_fixed(value):
+        return _encode_fixed(value)
+    if value is None or (isinstance(value, bool | str) and not isinstance(value, Enum)) or type(value) is int:
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}
@@ -171,25 +182,52 @@ def _encode(value: Any, tensors: _Tensors, where: str) -> Any:
     if type(value) in (list, tuple, set, frozenset, torch.Size):
         items = [_encode(v, tensors, f"{where}[{i}]") for i, v in enumerate(value)]
         return items if type(value) is list else {type(value).__name__: items}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and np.isfinite(value).all():
         return {"ndarray": value.tolist(), "dtype": str(value.dtype)}
     if isinstance(value, np.ndarray) and is_plain(value):
         dtype = np.lib.format.dtype_to_descr(value.dtype)  # type: ignore[no-untyped-call]
         return {"memory": value.tobytes().hex(), "dtype": dtype, "shape": list(value.shape)}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
-        return {"scalar": value.item(), "dtype": str(value.dtype)}
+        return {"scalar": _encode(value.item(), tensors, where), "dtype": str(value.dtype)}
     if type(value) in (bytes, bytearray):
         return {type(value).__name__: value.hex()}
     if type(value) is complex:
-        return {"complex": [value.real, value.imag]}
+        return {"complex": [_encode(part, tensors, where) for part in (value.real, value.imag)]}
     if type(value) in (range, slice):
         return {type(value).__name__: [value.start, value.stop, value.step]}
+    if isinstance(value, np.dtype) and not value.hasobject and value.names is None:
+        return {"dtype of numpy": value.str}
     if isinstance(value, torch.dtype | torch.device):
         return {type(value).__name__: str(value).removeprefix("torch.")}
     raise CheckpointError(
         f"{where}: a {type(value).__module__}.{type(value).__qualname__} cannot be written as safetensors and JSON, "
         "so this run cannot be resumed from disk; leave run_dir out, or keep plain data there."
     )
+
+
+def _encode_fixed(value: Any) -> dict[str, Any]:
+    kind = type(value)
+    if isinstance(value, Enum):
+        by_name = value.name in kind.__members__  # what of flags is put together has no name of its own
+        return {"member": [kind.__module__, kind.__qualname__, value.name if by_name else value.value]}
+    if kind is timedelta:
+        return {"timedelta": [value.days, value.seconds, value.microseconds]}
+    return {
+        "fixed": kind.__name__,
+        "text": value.isoformat() if isinstance(value, date | time) else str(value),
+    }
+
+
+def _decode_member(module: str, name: str, member: Any) -> Any:
+    kind = class_at(module, name)
+    if kind is None or not issubclass(kind, Enum):
+        raise CheckpointError(f"{module}.{name}: is in the checkpoint, and no enumeration in this process.")
+    return kind[member] if isinstance(member, str) and member in kind.__members__ else kind(member)
+
+
+def _decode_fixed(name: str, text: str) -> Any:
+    kind: Any = next(kind for kind in FIXED if kind.__name__ == name)
+    return kind.fromisoformat(text) if issubclass(kind, date | time) else kind(text)
 
 
 def _is_default_dict(value: Any) -> bool:
@@ -282,15 +320,19 @@ def _decode(value: Any, read: _Read) -> Any:
     if tag in _COLLECTIONS:
         return _COLLECTIONS[tag](_decode(v, read) for v in body)
     plain: dict[str, Callable[[], Any]] = {
+        "member": lambda: _decode_member(*body),
+        "timedelta": lambda: timedelta(*body),
+        "fixed": lambda: _decode_fixed(body, extra["text"]),
         "float": lambda: float(body),
         "bytes": lambda: bytes.fromhex(body),
         "bytearray": lambda: bytearray.fromhex(body),
-        "complex": lambda: complex(*body),
+        "complex": lambda: complex(*(_decode(part, read) for part in body)),
         "range": lambda: range(*body),
         "slice": lambda: slice(*body),
         "ndarray": lambda: np.array(body, dtype=extra["dtype"]),
         "memory": lambda: _array(bytearray.fromhex(body), extra),
-        "scalar": lambda: np.dtype(extra["dtype"]).type(body),
+        "scalar": lambda: np.dtype(extra["dtype"]).type(_decode(body, read)),
+        "dtype of numpy": lambda: np.dtype(body),
         "dtype": lambda: getattr(torch, body),
         "device": lambda: torch.device(body),
     }

@@ -4,7 +4,7 @@ import copy
 import itertools
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -216,6 +216,11 @@ def check_batches(source: object, name: str) -> None:
     if isinstance(source, str | bytes):
         raise TypeError(
             f"{name}: {source[:40]!r} is a text, and no batches; give a DataLoader or a list of batches."
+        )
+    if isinstance(source, Mapping):
+        raise TypeError(
+            f"{name}: a {type(source).__name__} gives its keys, and no batches; give what is in it, or a function that "
+            "returns the batches of an epoch, such as lambda: zip(loaders['a'], loaders['b'])."
         )
     iterable = isinstance(source, Iterable) or hasattr(source, "__getitem__")
     if isinstance(source, type) or not (iterable or callable(source)):

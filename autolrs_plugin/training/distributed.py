@@ -229,7 +229,7 @@ class RankedPort:
     def __init__(self, port: Port, ranks: Ranks) -> None:
         self._port = port
         self._ranks = ranks
-        self.fingerprint, self.snapshot, self.restore = port.fingerprint, port.snapshot, port.restore
+        self.fingerprint, self.restore = port.fingerprint, port.restore
         self.asked = port.asked
 
     def train(self, lrs: Sequence[float], on_step: OnStep) -> Steps:
@@ -247,9 +247,16 @@ class RankedPort:
         with self._ranks.together():
             return self._port.evaluate()
 
+    def snapshot(self) -> None:
+        """Keep this rank's part of the state."""
+        with self._ranks.together():
+            self._port.snapshot()
+
     def write_state(self, path: Path) -> str:
         """Write this rank's part of the state beside `path`; return the SHA-256 of all parts, in their order."""
-        return " ".join(self._ranks.gather(self._port.write_state(self._own(path))))
+        with self._ranks.together():
+            written = self._port.write_state(self._own(path))
+        return " ".join(self._ranks.gather(written))
 
     def read_state(self, path: Path, sha256: str) -> None:
         """Go to the state whose part for this rank lies beside `path`."""

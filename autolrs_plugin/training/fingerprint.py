@@ -1,9 +1,11 @@
 """Fingerprints: of the weights, for every action; and of everything that is reached, to see that nothing was missed."""
 
+import ctypes
 import hashlib
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,8 @@ def weights_digest(parameters: Mapping[str, torch.Tensor]) -> str:
     for name, parameter in parameters.items():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
         for part in plain_tensors(parameter):
-            digest.update(_bytes_of(part).data)
+            with _bytes_of(part) as data:
+                digest.update(data)
     return digest.hexdigest()
 
 
@@ -93,7 +96,8 @@ def tensor_digest(tensor: torch.Tensor) -> int:
         return int(tensor._version)
     if tensor.device.type != "cpu":
         return int(_bit_sum(tensor))
-    return int(zlib.crc32(_bytes_of(tensor).data))
+    with _bytes_of(tensor) as data:
+        return zlib.crc32(data)
 
 
 PARTS_OF = {
@@ -106,9 +110,12 @@ PARTS_OF = {
 """The methods that give the tensors which a sparse one consists of, by its layout."""
 
 
-def _bytes_of(tensor: torch.Tensor) -> Any:
-    data = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return data.view(torch.uint8).numpy()
+@contextmanager
+def _bytes_of(tensor: torch.Tensor) -> Iterator[Any]:
+    """Give the bytes of a tensor, which are there inside only."""
+    data = tensor.resolve_conj().resolve_neg().cpu().contiguous()
+    # Not numpy(), after which nobody can resize the tensor any more.
+    yield (ctypes.c_ubyte * data.nbytes).from_address(data.data_ptr()) if data.nbytes else b""
 
 
 def _bit_sum(tensor: torch.Tensor) -> torch.Tensor:

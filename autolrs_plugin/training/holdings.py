@@ -28,6 +28,9 @@ class Origins:
         lengths: by path and name, how long a list is that is too long to be copied.
         params: by the path of an optimizer, the parameters of each group.
         dicts: owners of dictionaries (children, parameters and hooks) with what is in them, by name.
+        classes: of each object of which there are attributes, its class.
+        orders: the names of the items of dictionaries, in their order, by path.
+        memory: tensors, each with another one on its memory.
     """
 
     found: Inventory
@@ -38,6 +41,9 @@ class Origins:
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
     params: dict[str, list[list[torch.Tensor]]] = field(default_factory=dict)
     dicts: list[tuple[Any, dict[str, dict[Any, Any]]]] = field(default_factory=list)
+    classes: list[tuple[Any, type]] = field(default_factory=list)
+    orders: dict[str, list[str]] = field(default_factory=dict)
+    memory: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
 
 def plain_in(slots: Slots, names: Container[int]) -> dict[str, Any]:
@@ -65,7 +71,7 @@ def held_in(
 
 
 def hold_dicts(origins: Origins) -> None:
-    """Note the children, parameters and hooks of modules, and the hooks of optimizers and parameters."""
+    """Note the children, parameters, buffers and hooks of modules, and the hooks of optimizers and parameters."""
     owners = [
         *origins.found.modules.values(),
         *origins.found.optimizers.values(),
@@ -75,7 +81,7 @@ def hold_dicts(origins: Origins) -> None:
     for owner in owners:
         dicts = hooks_of(owner)
         if isinstance(owner, torch.nn.Module):
-            dicts |= {"_parameters": owner._parameters, "_modules": owner._modules}
+            dicts |= {name: getattr(owner, name) for name in ("_parameters", "_modules", "_buffers")}
         origins.dicts.append((owner, {name: dict(held) for name, held in dicts.items()}))
 
 
@@ -117,7 +123,7 @@ def restore_slots(restorer: Restorer, attributes: Mapping[str, Any], origins: Or
             if slots.leaves_logs and has_grown(value, now.get(name)):
                 continue
             restored = restorer.restored(now.get(name), value)
-            if name not in now or now[name] is not restored:
+            if slots.copies or name not in now or now[name] is not restored:
                 slots.set(name, restored)
 
 

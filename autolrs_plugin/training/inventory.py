@@ -12,19 +12,11 @@ iterators and caches are watched.
 
 import enum
 import functools
-import random
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from types import (
-    BuiltinMethodType,
-    FunctionType,
-    MethodType,
-    MethodWrapperType,
-    ModuleType,
-    SimpleNamespace,
-)
+from types import BuiltinMethodType, FunctionType, MethodType, MethodWrapperType, ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +25,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autolrs_plugin.training.databases import DatabaseSlots, is_cursor, is_database
 from autolrs_plugin.training.fingerprint import PARTS_OF
+from autolrs_plugin.training.flags import FLAGS, is_shared_flag
+from autolrs_plugin.training.handed import ELSEWHERE, is_channel
 from autolrs_plugin.training.hooks import HOOKS_OF_ALL, hooks_of
 from autolrs_plugin.training.items import (
     SHARED,
@@ -48,9 +42,11 @@ from autolrs_plugin.training.items import (
     buffer_of,
     special_slots,
 )
+from autolrs_plugin.training.kinds import FUNCTIONS, PASSED, REFERRED
 from autolrs_plugin.training.libraries import (
     COUNTING,
     INSIDE,
+    PLAINLY,
     SKIPPED,
     STATEFUL,
     STREAMS,
@@ -61,12 +57,11 @@ from autolrs_plugin.training.libraries import (
 )
 from autolrs_plugin.training.plain import (
     ALWAYS,
-    ATOMS,
-    BUFFERS,
     CONTAINERS,
     MANY,
     MOST_BYTES,
     MOST_MEMBERS,
+    OF_MEMBERS,
     bears,
     count_at,
     is_data,
@@ -74,6 +69,7 @@ from autolrs_plugin.training.plain import (
     is_log,
     is_plain,
     joined,
+    shortened,
 )
 from autolrs_plugin.training.rng import GENERATORS, Generator
 from autolrs_plugin.training.slots import (
@@ -92,7 +88,7 @@ from autolrs_plugin.training.slots import (
 from autolrs_plugin.training.watched import RUNNING, called_by
 
 DEEP, REACH = 40, 100_000
-"""How far the walk goes: attributes in a row, and objects in all."""
+"""How far the walk goes: attributes in a row before it goes on afterwards, and objects in all."""
 
 FEW = 100
 """A container of data with more items than this holds no state."""
@@ -120,7 +116,7 @@ class Inventory:
             of which only some attributes are its own is given as slots.
         skip: objects that somebody else takes care of; what those with a state of their own refer to is walked to.
         data: whether the parts are data.
-        code: whether to walk to what functions, hooks and classes use, and not only to what objects hold.
+        code: whether to walk to what functions, hooks and classes use.
 
     Attributes:
         modules: every module.
@@ -131,6 +127,7 @@ class Inventory:
         iterators: what is drawn from and cannot be set back, such as a SeedSequence; and databases, which may be such.
         caches: what functools.cache and lru_cache have made: what is added can be taken away, and no more.
         shared: queues, semaphores, futures and executors: other threads may have a hand in them.
+        flags, channels: locks and events, that others may have set; and what brings what other processes send.
         data: containers of plain values, which nothing that can be set back holds; and tensors that are not dense.
         bearers: tensors, arrays and containers that somebody has given attributes to, by their ids.
     """
@@ -147,12 +144,14 @@ class Inventory:
         self.iterators: dict[str, Any] = {}
         self.caches: dict[str, Any] = {}
         self.shared: dict[str, Any] = {}
+        self.flags, self.channels = dict[str, Any](), dict[str, Any]()
         self.data: dict[str, Any] = {}
         self.bearers: dict[int, Any] = {}
         # Some of what is found is made while looking: it must outlive its id.
         self._seen: dict[int, Any] = {id(thing): thing for thing in skip.values()}
         self._states: set[int] = set()
         self._classes: set[type] = set()
+        self._later: deque[tuple[str, Any, bool]] = deque()
         for name, root in roots.items():
             self._visit(name, root, data)
         for owner in HOOKS_OF_ALL if code and not data else ():
@@ -160,6 +159,8 @@ class Inventory:
         for name, thing in skip.items():
             if is_stateful(thing):
                 self._stateful(name, thing, 0)
+        while self._later:
+            self._visit(*self._later.popleft())
 
     @property
     def whole(self) -> bool:
@@ -175,14 +176,22 @@ class Inventory:
         if type(value) in ALWAYS:
             return
         passed = isinstance(value, PASSED) or count_at(value) is not None
-        if passed or id(value) in self._seen or depth > DEEP or len(self._seen) > REACH:
+        if passed or id(value) in self._seen or len(self._seen) > REACH:
+            return
+        if depth > DEEP:
+            self._later.append((shortened(path), value, data))
             return
         if isinstance(value, (torch.Tensor, np.ndarray)):
             self._array(path, value, data, depth)
             return
+        if isinstance(value, enum.Enum):  # its members are looked at with their class
+            self._class(type(value), depth)
+            return
         self._seen[id(value)] = value
         if isinstance(value, SHARED):
             self.shared[path] = value
+        if isinstance(value, FLAGS):
+            self.flags[path] = value
         if isinstance(value, GENERATORS):
             self.generators[path] = value
         elif isinstance(value, torch.nn.Module):
@@ -297,7 +306,7 @@ class Inventory:
             self.bearers[id(value)] = value
             self._held(path, Slots(value, "data" if data else "user"), data, depth)
             self._items(path, value, data, depth)
-        elif isinstance(value, CONTAINERS) and (len(value) > (FEW if data else MANY) or is_data(value)):
+        elif isinstance(value, CONTAINERS) and (len(value) > self._most(value, data) or is_data(value)):
             self.data[path] = value
             self._members(path, value, data, depth)
         elif data:
@@ -305,6 +314,10 @@ class Inventory:
                 self._visit(f"{path}[{key!r}]"[:200], item, data, depth + 1)
         else:
             self._items(path, value, data, depth)
+
+    def _most(self, value: Any, data: bool) -> int:
+        """Return how many items a container may have that is no data: generators are no data, however many."""
+        return FEW if data and not isinstance(next(iter(value), None), GENERATORS) else MANY
 
     def _members(self, path: str, value: Any, data: bool, depth: int, grows: bool = False) -> None:
         """Take along which objects are in a long container of the user's."""
@@ -363,9 +376,13 @@ class Inventory:
             self._items(path, (getattr(value, INSIDE[kind.__module__], None),), data, depth)
             return
         keeps = kind.__module__.startswith(STATEFUL)
-        if kind.__module__.partition(".")[0] in SKIPPED and kind is not SimpleNamespace and not keeps:
+        skipped = kind.__module__.partition(".")[0] in SKIPPED and kind.__module__ not in PLAINLY
+        if skipped and kind is not SimpleNamespace and not keeps:
             if kind.__module__.startswith(COUNTING):
                 self._held(path, NumberSlots(value, "data" if data else "user"), data, depth)
+            if kind.__module__.startswith(ELSEWHERE):
+                kept = self.flags if is_shared_flag(value) else self.iterators
+                (self.channels if is_channel(value) else kept)[path] = value
             return
         data = data or isinstance(value, Dataset | Sampler) or kind.__module__.startswith(STREAMS)
         own = "data" if data else "user"
@@ -401,20 +418,3 @@ class Inventory:
                 self._members(joined(path, name), item, data, depth, grows=True)
             else:
                 self._visit(joined(path, name), item, data, depth + 1)
-
-
-OF_MEMBERS = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
-"""What every member of an enumeration has."""
-
-PASSED = (*ATOMS, *BUFFERS, ModuleType, random.SystemRandom)
-
-FUNCTIONS = (
-    *(FunctionType, MethodType, functools.partial, functools._lru_cache_wrapper),
-    *(BuiltinMethodType, MethodWrapperType),
-)
-
-REFERRED = (
-    *(torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler),
-    *(FunctionType, MethodType, functools.partial),
-)
-"""What a state_dict() leaves out where it is only referred to."""

@@ -9,7 +9,7 @@ import queue
 import re
 import threading
 import warnings
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from types import (
@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 import numpy as np
 import torch
 
+from autolrs_plugin.training.flags import LOCKS, LockSlots
 from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, MOST_MEMBERS, attributes_of, is_plain
 from autolrs_plugin.training.slots import NumberSlots, Slots, held
 
@@ -62,6 +63,9 @@ class ItemSlots(Slots):
             self._owner[index] = value
         elif isinstance(self._owner, np.ndarray):
             self._owner.flat[int(name[1:-1])] = value
+        elif isinstance(self._owner, dict):
+            kind = OrderedDict if isinstance(self._owner, OrderedDict) else dict
+            kind.__setitem__(self._owner, self._key(name), value)  # a class of the user's may do more
         elif isinstance(self._owner, Mapping):
             self._owner[self._key(name)] = value  # type: ignore[index]
         elif not isinstance(self._owner, tuple | frozenset):
@@ -75,6 +79,18 @@ class ItemSlots(Slots):
             del self._owner[self._key(name)]  # type: ignore[attr-defined]
         else:
             self._owner.discard(self._key(name))
+
+    def arrange(self, names: Sequence[str]) -> None:
+        """Put the items of a dictionary into the order of their names; those without one come first."""
+        owner: Any = self._owner
+        for key in [key for name in names if (key := self._key(name)) in owner]:
+            # Not methods of a class of the user's, which may do more.
+            if isinstance(owner, OrderedDict):
+                OrderedDict.move_to_end(owner, key)
+            elif isinstance(owner, dict):
+                dict.__setitem__(owner, key, dict.pop(owner, key))
+            else:
+                owner[key] = owner.pop(key)
 
     def _key(self, name: str) -> Any:
         if name not in self._keys and name.startswith("[#"):
@@ -220,6 +236,8 @@ def _fields(kind: type) -> dict[str, Any]:
 class BufferSlots(Slots):
     """The bytes of what shares its memory: a number of ctypes, a mapped file."""
 
+    copies = True
+
     def get(self) -> dict[str, Any]:
         """Return the bytes."""
         return {"bytes": bytearray(self._memory())}
@@ -297,6 +315,24 @@ class BarSlots(Slots):
         return found | dict.fromkeys(own, self._owner)
 
 
+class RecordSlots(Slots):
+    """A record of numpy's, which may share the memory of the array that it is of."""
+
+    copies = True
+
+    def get(self) -> dict[str, Any]:
+        """Return the record, as an array of its own."""
+        return {"record": np.array(self._owner)}
+
+    def set(self, name: str, value: Any) -> None:
+        """Write the fields."""
+        for field in self._owner.dtype.names or ():
+            self._owner[field] = value[field]
+
+    def delete(self, name: str) -> None:
+        """Leave it: a record is always there."""
+
+
 _BARS = ("tqdm", "rich.progress")
 
 
@@ -306,7 +342,11 @@ def special_slots(value: Any, kind: str) -> Slots | None:
         return MemoryFileSlots(value, kind)
     if isinstance(value, torch.UntypedStorage):
         return StorageSlots(value, kind)
-    if isinstance(value, threading.Semaphore):
+    if isinstance(value, np.void) and not value.dtype.hasobject:
+        return RecordSlots(value, kind)
+    if isinstance(value, LOCKS):
+        return LockSlots(value, kind)
+    if isinstance(value, threading.Semaphore | threading.Barrier):
         return NumberSlots(value, kind)
     return BarSlots(value, kind) if type(value).__module__.startswith(_BARS) else None
 

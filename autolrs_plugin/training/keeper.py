@@ -36,6 +36,8 @@ class Keeper:
         self._place = place
         self._kept: dict[str, Any] | None = None
         self._file: tuple[Path, str] | None = None
+        # Beside a file of this process: its own objects, and what they hold.
+        self._held: dict[str, Any] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def save(self) -> None:
@@ -44,6 +46,7 @@ class Keeper:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="autolrs-")
             path = Path(self._folder.name) / "kept.safetensors"
             self._file = path, self.write(path)
+            self._held = self._job.held()
             return
         device = torch.device("cpu") if self._place == "host" else None
         self._kept = self._job.capture(Copier(device), old=self._kept)
@@ -56,7 +59,10 @@ class Keeper:
         """
         if self._kept is None and self._file is None:
             raise RuntimeError("restore(): no state is kept yet; perform a Snapshot first.")
-        self._job.restore(read_checkpoint(*self._file) if self._file is not None else self._kept)  # type: ignore[arg-type]
+        if self._file is None:
+            self._job.restore(self._kept)  # type: ignore[arg-type]
+            return
+        self._job.restore(read_checkpoint(*self._file) | self._held)
 
     def kept(self) -> bytes:
         """Return the kept state as the content of a file."""
@@ -67,11 +73,11 @@ class Keeper:
 
     def keep(self, data: bytes) -> None:
         """Make the state that `kept` gave, in this or another process, the kept one."""
-        self._kept, self._file = checkpoint_from_bytes(data), None
+        self._kept, self._file, self._held = checkpoint_from_bytes(data), None, {}
 
     def drop(self) -> None:
         """Let go of the kept state."""
-        self._kept = self._file = None
+        self._kept, self._file, self._held = None, None, {}
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -85,8 +91,9 @@ class Keeper:
         self._job.restore(read_checkpoint(path, sha256))
 
     def keep_file(self, path: Path, sha256: str) -> None:
-        """Make the state that a file holds the kept one; the file must stay until the next `save` if kept on disk."""
-        if self._place == "disk":
-            self._file = path, sha256
-        else:
-            self._kept = read_checkpoint(path, sha256)
+        """Make the state that a file holds the kept one, and leave what the job holds as it is."""
+        before = self._job.glance()
+        self.read(path, sha256)
+        # A file says only what is not as it was at first: what changes from now on it does not know.
+        self.save()
+        self._job.restore(before)

@@ -61,6 +61,9 @@ STATEFUL = (
 """Modules among those skipped or only walked whose objects have a state of their own: hooks of DistributedDataParallel
 with their memory of gradients, averagers of weights, loaders that count their epochs."""
 
+PLAINLY = ("asyncio.queues", "asyncio.locks")
+"""Modules among those skipped whose objects hold their state in their attributes."""
+
 COUNTING = ("accelerate.", "lightning.fabric.", "lightning_fabric.")
 """Modules among those skipped whose objects count steps and batches, and hold in their numbers all that counts."""
 

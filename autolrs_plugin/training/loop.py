@@ -24,7 +24,7 @@ from autolrs_plugin.training.resuming import ADVICE, shown, warn_of_buckets
 from autolrs_plugin.training.rng import seed_all
 from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.snapshot import JobState
-from autolrs_plugin.training.threads import check_threads, warn_of_threads
+from autolrs_plugin.training.threads import check_threads, owned_by_threads, warn_of_threads
 from autolrs_plugin.training.tree import Copier
 
 logger = logging.getLogger("autolrs_plugin")
@@ -122,7 +122,7 @@ class TorchLoop:
         if self._before is None:  # only now: most states are kept before a piece of the run, which needs none
             self._before = self._job.digests(), self._job.watched()
             warn_of_threads(self._job.found.slots.values())
-            check_threads(self._job.found.shared)
+            check_threads(self._job.found, self._train_step)
         if not self._probed:
             self._kept_weights, self._ends = weights_fingerprint(self._job.trainable(), {}), {}
         self._probed = self._in_probe = True
@@ -177,6 +177,7 @@ class TorchLoop:
 
     def snapshot(self) -> None:
         """Keep the whole state, in place of the one kept before."""
+        self._job.leave(owned_by_threads(self._job.found, self._train_step))
         self._keeper.save()
         self._before, self._probed, self._verified = None, False, False
         if self.driven:
@@ -214,8 +215,7 @@ class TorchLoop:
 
     def fingerprint(self) -> str:
         """Return a value that changes when a weight does."""
-        if self._in_probe:
-            self._job.look()
+        self._job.look()  # a step may have made weights, or given them other names
         return self._job.fingerprint()
 
     def write_state(self, path: Path) -> str:
@@ -280,14 +280,16 @@ class TorchLoop:
         Raises:
             ValueError: the losses differ.
         """
-        check_threads(self._job.found.shared)
+        check_threads(self._job.found, self._train_step)
         keeper = Keeper(self._job)
         losses = []
         with SIGNALS.held():
             keeper.save()
             for _ in range(2):
-                losses.append(self._take(None))
-                keeper.restore()
+                try:
+                    losses.append(self._take(None))
+                finally:
+                    keeper.restore()
         # Kernels of some accelerators round differently each time; another batch differs by far more.
         if not math.isclose(*losses, rel_tol=1e-5) and all(map(math.isfinite, losses)):
             raise ValueError(
@@ -349,11 +351,9 @@ class TorchLoop:
                 break
             self.rates.set(lr)
             batch = draw() if draw is not None else None
-            # The first step is watched more closely, which meets optimizers as well.
-            with self.rates.meeting() if losses else self.rates.watched():
+            with self.rates.watched(closely=not losses):
                 losses.append(self._take(batch, with_batch=draw is not None))
                 self._warn_of_schedulers(lr)
-            self.rates.check_met()
             if self._count_tokens is not None and draw is not None:
                 tokens += whole_number(self._count_tokens(batch), "count_tokens")
             on_step(lr, losses[-1])

@@ -94,7 +94,8 @@ class GroupRates:
     """Sets the learning rates of all groups of an optimizer at once, and of the optimizers that it holds.
 
     A group that is added later keeps the ratio to the first group's rate that it is added with; without a rate of its
-    own, it has the rate that the optimizer was built with, and the ratio of that to the first group's then.
+    own, it has the rate that the optimizer was built with, and the ratio of that to the first group's then. One that
+    takes the place of another with the same parameters, as load_state_dict() makes them, has that one's.
 
     Attributes:
         ratios: each group's rate divided by the first group's, as found at the start; 0 stays 0.
@@ -111,10 +112,12 @@ class GroupRates:
         self._first = _rate_of(groups[0])
         # With the groups themselves, for one that a rollback has removed must outlive its id.
         self._known = {id(group): (group, ratio) for group, ratio in zip(groups, self.ratios, strict=True)}
-        for group in self._inner():
-            self._known[id(group)] = group, _rate_of(group) / self._first
+        self._places: dict[tuple[int, int], dict[str, Any]] = {}
+        for place, group in self._groups():
+            self._known.setdefault(id(group), (group, _rate_of(group) / self._first))
+            self._places[place] = group
         self._hooks: list[Any] = []
-        self._expected: dict[int, float] = {}
+        self._expected: dict[tuple[int, int], float] = {}
         self._other: str | None = None
         self._met: dict[int, Any] = {}
         self._stranger: str | None = None
@@ -125,37 +128,33 @@ class GroupRates:
 
     def set(self, lr: float) -> None:
         """Give the first group the rate `lr` and the others theirs."""
-        groups = [*self._optimizer.param_groups, *self._inner()]
-        for group in groups:
-            if id(group) not in self._known:
-                self._known[id(group)] = group, self._ratio_of_added(group)
-        for group in groups:
+        groups = list(self._groups())
+        for place, group in groups:
+            if (ratio := self._ratio_at(place, group)) is None:
+                ratio = self._ratio_of_added(group)
+            self._known[id(group)] = group, ratio
+            self._places[place] = group
+        for _, group in groups:
             _set_rate(group, lr * self._known[id(group)][1])
 
     def are(self, lr: float) -> bool:
         """Tell whether the groups still have the rates that `set` gave them."""
-        groups = [(group, self._known.get(id(group))) for group in self._optimizer.param_groups]
-        return all(known is None or _same_rate(group["lr"], lr * known[1]) for group, known in groups)
+        own = id(self._optimizer)
+        groups = [(g, self._ratio_at((own, i), g)) for i, g in enumerate(self._optimizer.param_groups)]
+        return all(ratio is None or _same_rate(group["lr"], lr * ratio) for group, ratio in groups)
+
+    def _ratio_at(self, place: tuple[int, int], group: dict[str, Any]) -> float | None:
+        """Return the ratio of a group, or of the one in whose place it is; None of one that was added."""
+        before = group if id(group) in self._known else self._places.get(place)
+        if before is None or [id(p) for p in before["params"]] != [id(p) for p in group["params"]]:
+            before = None
+        return None if before is None else self._known[id(before)][1]
 
     def _ratio_of_added(self, group: dict[str, Any]) -> float:
         rate, built = group["lr"], self._optimizer.defaults.get("lr")
         if isinstance(rate, float) and rate == built:
             return rate / self._first
         return float(rate) / (float(self._optimizer.param_groups[0]["lr"]) or self._first)
-
-    @contextmanager
-    def meeting(self) -> Iterator[None]:
-        """Inside, an optimizer that the given one holds only now has its rates before its step, and others are seen."""
-        hook = register_optimizer_step_pre_hook(self._meet)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def check_met(self) -> None:
-        """Raise RuntimeError if an optimizer that was not given has trained weights of the given one otherwise."""
-        if self._stranger is not None:
-            raise RuntimeError(self._stranger)
 
     def _meet(self, optimizer: Any, *_: Any) -> None:
         """Look at an optimizer that is about to take a step; nearly always it is known."""
@@ -211,27 +210,34 @@ class GroupRates:
         _set_rate(group, float(self._optimizer.param_groups[0]["lr"]) * ratio)
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self, closely: bool = True) -> Iterator[None]:
         """Inside, a step is taken at the rates that are set.
+
+        Args:
+            closely: whether to look at rates in tensors of an accelerator, too, which waits for it.
 
         Raises:
             RuntimeError: it was taken at another one, which something in the step has set; the message names it.
         """
-        self.watch()
+        self.watch(closely)
         try:
             yield
         finally:
             self.unwatch()
         self.check()
 
-    def watch(self) -> None:
-        """From now on, see at which rates the optimizers take their steps."""
+    def watch(self, closely: bool = True) -> None:
+        """From now on, see at which rates the optimizers take their steps: `closely` as in `watched`."""
         self.unwatch()
-        self._other, self._met = None, {}
+        self._other = None
+        if closely:
+            self._met = {}
         self._hooks.append(register_optimizer_step_pre_hook(self._meet))
         optimizers = {id(optimizer): optimizer for optimizer in (self._optimizer, *self._held)}.values()
         for optimizer in optimizers:
-            self._expected |= {id(group): float(group["lr"]) for group in _with_rates(optimizer)}
+            for index, group in enumerate(optimizer.param_groups):
+                if group.get("lr") is not None and (closely or _is_at_hand(group["lr"])):
+                    self._expected[id(optimizer), index] = float(group["lr"])
             # A container of others that is no whole Optimizer has none; those inside have.
             if hasattr(optimizer, "_optimizer_step_pre_hooks"):
                 self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
@@ -243,11 +249,13 @@ class GroupRates:
         self._hooks, self._expected = [], {}
 
     def check(self) -> None:
-        """Raise RuntimeError if a step since `watch` was taken at another rate than the one set; see no more."""
+        """Raise RuntimeError if a step since `watch` was taken at another rate than the one set; see no more.
+
+        That of an optimizer that was not given, and trains weights of the one given, counts as well.
+        """
         self.unwatch()
-        self.check_met()
-        if self._other is not None:
-            raise RuntimeError(self._other)
+        if (wrong := self._stranger or self._other) is not None:
+            raise RuntimeError(wrong)
 
     def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look at the rates as they are used: before the step, or after its closure, which Lightning trains in."""
@@ -272,7 +280,7 @@ class GroupRates:
         ):
             return  # its rates cannot be read now
         for index, group in enumerate(optimizer.param_groups):
-            expected = self._expected.get(id(group))
+            expected = self._expected.get((id(optimizer), index))
             if self._other is None and expected is not None and float(group["lr"]) != expected:
                 self._other = (
                     f"optimizer: the lr of param_groups[{index}] ({type(optimizer).__name__}) was set to "
@@ -280,13 +288,20 @@ class GroupRates:
                     "set; leave the rate to AutoLRS: remove the scheduler or the assignment from the step."
                 )
 
-    def _inner(self) -> list[dict[str, Any]]:
-        """Return the groups of optimizers inside that are not the groups of the one around them."""
-        own = {id(group) for group in self._optimizer.param_groups}
-        groups = {
-            id(group): group for inner in self._held for group in inner.param_groups if id(group) not in own
-        }
-        return [group for group in groups.values() if group.get("lr") is not None]
+    def _groups(self) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+        """Yield the groups of the optimizer and of those inside, each once, with their places."""
+        seen: set[int] = set()
+        for optimizer in (self._optimizer, *self._held):
+            for index, group in enumerate(optimizer.param_groups):
+                own = optimizer is self._optimizer
+                if id(group) not in seen and (own or group.get("lr") is not None):
+                    seen.add(id(group))
+                    yield (id(optimizer), index), group
+
+
+def _is_at_hand(rate: Any) -> bool:
+    """Tell whether a rate can be read without waiting for an accelerator."""
+    return not isinstance(rate, torch.Tensor) or rate.device.type == "cpu"
 
 
 def _same_rate(one: Any, other: Any) -> bool:

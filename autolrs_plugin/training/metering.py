@@ -4,7 +4,10 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import ParamSpec, Protocol, TypeVar
+
+from autolrs_plugin.core.actions import Action, Result, Train
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,3 +51,19 @@ def metered(owner: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return measured
 
     return decorated
+
+
+def owner_of(action: Action) -> str:
+    """Return whose the time for an action, and for deciding after it, is."""
+    return "adapter" if isinstance(action, Train) else "action"
+
+
+def as_waited_for(result: Result, seconds: float) -> Result:
+    """Return a result with the wall time that it was waited for, which is what a parallel probe costs."""
+    share = min(1.0, seconds / result.seconds) if result.seconds else 1.0
+    return replace(
+        result,
+        seconds=seconds,
+        eval_seconds=result.eval_seconds * share,
+        restore_seconds=result.restore_seconds * share,
+    )

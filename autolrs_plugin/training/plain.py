@@ -2,21 +2,26 @@
 
 import ast
 import itertools
+import sys
+import zlib
 from array import array
 from collections import deque
 from collections.abc import Container
 from dataclasses import dataclass
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from pathlib import PurePath
+from fractions import Fraction
+from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import torch
 
 ATOMS = (
-    *(bool, int, float, complex, str, bytes, type(None), range, slice, np.generic),
+    *(bool, int, float, complex, str, bytes, type(None), range, slice),
+    *(np.number, np.bool_, np.character, np.datetime64, np.dtype),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
 )
 """Values that never change by themselves: what holds them is rebound."""
@@ -26,6 +31,15 @@ ALWAYS = frozenset((bool, int, float, complex, str, bytes, type(None)))
 
 RECORDED = (*ATOMS, PurePath, date, time, timedelta, Decimal, Enum)
 """What the entries of a log are: values that never change by themselves, though not all of them go into a file."""
+
+OF_MEMBERS = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
+"""What every member of an enumeration has."""
+
+FIXED = {
+    *(date, datetime, time, timedelta, Decimal, Fraction, UUID),
+    *(PurePosixPath, PureWindowsPath, PosixPath, WindowsPath),
+}
+"""Types whose objects never change by themselves, and are made again from a text."""
 
 BUFFERS = (bytearray, array)
 """Bytes and numbers that change in place."""
@@ -64,6 +78,22 @@ def count_at(value: Any) -> Count | None:
     return Count(start, *step or [1])
 
 
+def class_at(module: str, name: str) -> Any:
+    """Return the class of a name in a module that is there already; None where there is none."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) else None
+
+
+def is_fixed(value: Any) -> bool:
+    """Tell whether a value is of the FIXED types, or a member of an enumeration that can be found by its name."""
+    if not isinstance(value, Enum):
+        return type(value) in FIXED
+    kind = type(value)
+    return class_at(kind.__module__, kind.__qualname__) is kind
+
+
 def bears(value: Any) -> bool:
     """Tell whether a tensor, an array or a container has attributes that somebody has given it, beside its content."""
     if type(value) in _BARE or isinstance(value, np.memmap):
@@ -100,7 +130,7 @@ def is_plain(
 
     Args:
         value: the value.
-        foreign: ids of tensors that belong to somebody else, such as the parameters of the model.
+        foreign: ids of what belongs to somebody else, such as the parameters of the model.
         most_bytes: how large its tensors may be in all.
         left: how many items, and how many bytes, may still be looked at.
     """
@@ -113,6 +143,8 @@ def is_plain(
     left[0] -= 1
     if isinstance(value, ATOMS) or count_at(value) is not None:
         return True
+    if is_fixed(value):  # in a container, a member with attributes needs to be walked to
+        return not (inside and isinstance(value, Enum) and attributes_of(value).keys() - OF_MEMBERS)
     if isinstance(value, BUFFERS):
         left[1] -= memoryview(value).nbytes
         return left[1] >= 0
@@ -124,11 +156,11 @@ def is_plain(
         # Without the names of the model's parameters, any parameter may be one of them.
         other = not isinstance(value, torch.nn.Parameter) or foreign != ()
         return left[1] >= 0 and other and id(value) not in foreign
-    if not isinstance(value, CONTAINERS) or len(value) > left[0] or bears(value):
+    if not isinstance(value, CONTAINERS) or len(value) > left[0] or bears(value) or id(value) in foreign:
         return False
     if isinstance(value, dict) and not all(is_plain(k, foreign, most_bytes, left) for k in value):
         return False
-    if isinstance(value, set | frozenset) and any(map(count_at, value)):
+    if isinstance(value, set | frozenset) and any(isinstance(v, torch.Tensor) or count_at(v) for v in value):
         return False  # one cannot be put in the place of another there
     return all(
         is_plain(v, foreign, most_bytes, left) for v in (value.values() if isinstance(value, dict) else value)
@@ -176,3 +208,12 @@ def _is_record(value: Any, left: list[int]) -> bool:
 def joined(path: str, name: str) -> str:
     """Return the path to an attribute."""
     return f"{path}.{name}" if path and name else path or name
+
+
+def shortened(path: str) -> str:
+    """Return a path, or where it is long what stands for it: as long a chain of objects has longer ones each time."""
+    return path if len(path) < LONG else f"{path[: LONG // 4]}...{zlib.crc32(path.encode())}"
+
+
+LONG = 400
+"""Characters of a path from which on a number stands for its end."""

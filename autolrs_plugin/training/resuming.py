@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from autolrs_plugin.training.checking import named
+from autolrs_plugin.training.flags import LockSlots
 from autolrs_plugin.training.holdings import plain_in
 from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.items import BarSlots, ItemSlots, MemberSlots
@@ -108,7 +109,7 @@ def _held_at(found: Inventory, path: str) -> Any:
 
 def _is_state(slots: Slots) -> bool:
     """Tell whether what slots hold may be a state: the texts of classes and functions are there in each process."""
-    if isinstance(slots, ClassSlots | FunctionSlots | BarSlots | MemberSlots):
+    if isinstance(slots, ClassSlots | FunctionSlots | BarSlots | MemberSlots | LockSlots):
         return False
     if isinstance(slots, VariableSlots):
         return slots.encloses

@@ -8,7 +8,8 @@ current and the kept one are there at any time: that is all a killed job needs t
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +18,11 @@ from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, 
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalError
 from autolrs_plugin.core.replay import check_same_run, replay
-from autolrs_plugin.training.metering import owning
+from autolrs_plugin.training.checkpoint import CheckpointError
+from autolrs_plugin.training.metering import as_waited_for, owner_of, owning
 from autolrs_plugin.training.ports import Observer, Port, Prober, Steps
 from autolrs_plugin.training.signals import SIGNALS
-from autolrs_plugin.training.transaction import carry_out, evaluated
+from autolrs_plugin.training.transaction import carry_out, evaluated, gradients_kept
 
 logger = logging.getLogger("autolrs_plugin")
 
@@ -147,7 +149,8 @@ class Session:
             action = self.controller.next()
             if self._journal is not None:
                 action = self._journal.unfinished or action
-                self._journal.intend(action, self.controller.ledger.overhead)
+                with self._writing(self.controller.step):
+                    self._journal.intend(action, self.controller.ledger.overhead)
             for observer in self._observers:
                 observer.on_action(action, self.controller)
             self._pending, self._pending_since = action, time.perf_counter()
@@ -172,13 +175,14 @@ class Session:
             )
         self._performed = True
         try:
-            with owning(_owner(action)):
+            with owning(owner_of(action)):
                 self._untold = self._undisturbed(action)
             return self._untold
         except BaseException as error:
             self._broken_off(action, error)
             raise
 
+    @gradients_kept()
     def _undisturbed(self, action: Action) -> Result:
         """Carry out an action so that no handler of a signal sees another job than that of the real step."""
         if isinstance(action, Train):
@@ -248,13 +252,10 @@ class Session:
             result = replace(result, seconds=started - self._pending_since)
         self._look_at_val_loss(action, result)
         decided_s = ledger.deciding_s
-        with owning(_owner(action)):
+        with owning(owner_of(action)):
             self.controller.tell(result)
-        checkpoint = self._checkpoint(action)
-        if self._journal is not None:
-            self._journal.complete(result, checkpoint)
-            self._follow(action, checkpoint)
-            self._journal.keep_only({c.file for c in (self._current, self._kept) if c is not None})
+        with self._writing(action.first_step if isinstance(action, Train) else self.controller.step):
+            self._write_down(action, result)
         self._pending = self._untold = None
         in_kept = isinstance(action, Snapshot | Restore | Probe) or (
             self._clean and isinstance(action, Evaluate)
@@ -264,6 +265,31 @@ class Session:
         for observer in self._observers:
             observer.on_result(action, result, self.controller)
         ledger.bookkeeping_s += time.perf_counter() - started - (ledger.deciding_s - decided_s)
+
+    def _write_down(self, action: Action, result: Result) -> None:
+        if self._journal is None:
+            return
+        checkpoint = self._checkpoint(action)
+        self._journal.complete(result, checkpoint)
+        self._follow(action, checkpoint)
+        self._journal.keep_only({c.file for c in (self._current, self._kept) if c is not None})
+
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Inside, the run's folder is written to; where that is not possible, the run ends, as if it were killed.
+
+        Args:
+            step: at which it goes on, then.
+        """
+        try:
+            yield
+        except (CheckpointError, JournalError, OSError) as error:
+            self._over = (
+                f"AutoLRS: this run has ended, for it could not be written down: {error} Start the script again, and "
+                f"it goes on at step {step}."
+            )
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let go of the run's folder, and of whoever carries out probes; nothing can be carried out any more."""
@@ -303,7 +329,7 @@ class Session:
         if result is None:
             return None
         result = replace(result, stopped=result.stopped or self._port.asked())
-        return _as_waited_for(result, time.perf_counter() - started)
+        return as_waited_for(result, time.perf_counter() - started)
 
     def _broken_off(self, action: Action, error: BaseException) -> None:
         """Take note of an action that an exception has ended: all but training may be asked for again.
@@ -369,9 +395,11 @@ class Session:
             self._follow(entry.action, entry.checkpoint)
             if entry.result.val_loss is not None and math.isfinite(entry.result.val_loss):
                 self._is_validation_known = True
-        if self._kept is not None:
+        if self._kept is not None and self._kept != self._current:
             self._port.keep_state(run_dir / self._kept.file, self._kept.sha256)
         self._port.read_state(run_dir / self._current.file, self._current.sha256)
+        if self._kept is not None and self._kept == self._current:
+            self._port.snapshot()
 
     def _written(self, run_dir: Path, number: int) -> Checkpoint:
         name = f"state-{number:05d}.safetensors"
@@ -389,19 +417,3 @@ class Session:
             self._current = self._kept
         elif isinstance(action, Train):
             self._current = checkpoint
-
-
-def _owner(action: Action) -> str:
-    """Return whose the time for an action, and for deciding after it, is: see `metering`."""
-    return "adapter" if isinstance(action, Train) else "action"
-
-
-def _as_waited_for(result: Result, seconds: float) -> Result:
-    """Return a result with the wall time that it was waited for, which is what a parallel probe costs."""
-    share = min(1.0, seconds / result.seconds) if result.seconds else 1.0
-    return replace(
-        result,
-        seconds=seconds,
-        eval_seconds=result.eval_seconds * share,
-        restore_seconds=result.restore_seconds * share,
-    )

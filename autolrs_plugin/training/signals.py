@@ -41,7 +41,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.asked = self.called = False
-        self._depth = 0
+        self._depth, self._setting_back = 0, False
         self._came: list[tuple[int, Handler]] = []
         self._told: set[str] = set()
         self._replaced: set[int] = (
@@ -95,6 +95,15 @@ class Signals:
                 if len(came) == 1:
                     raise KeyboardInterrupt
 
+    @contextmanager
+    def setting_back(self) -> Iterator[None]:
+        """Inside `held`, where a job is set back, a timer's handler, too, is called at the end: it may raise."""
+        before, self._setting_back = self._setting_back, True
+        try:
+            yield
+        finally:
+            self._setting_back = before
+
     def watch(self) -> None:
         """From now on, stand before all handlers that there are now."""
         main = threading.current_thread() is threading.main_thread()
@@ -132,14 +141,14 @@ class Signals:
     def take(self, number: int, handler: Handler, frame: FrameType | None) -> None:
         """Take a signal that has come."""
         name = self._numbers[number]
-        if name in TIMERS:
+        if name in TIMERS and not self._setting_back:
             handler(number, frame)
             if self._depth:  # it has not ended what went on
                 self._tell(
                     name, "its handler is called at once, and what it sets in a probe is taken back with it"
                 )
             return
-        self.asked = True
+        self.asked = self.asked or name not in TIMERS
         if self._depth:
             self._came.append((number, handler))
         else:

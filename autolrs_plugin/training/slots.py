@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable
 from contextvars import ContextVar
 from enum import Enum
 from functools import lru_cache
-from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,9 +21,13 @@ _TORCHS = frozenset(vars(torch.nn.Module()))
 _OPTIMIZERS = frozenset({"param_groups", "state"})
 _LOADERS = frozenset(vars(torch.utils.data.DataLoader([])))
 _TORCHS_KINDS = (torch.nn.Module, torch.optim.Optimizer, torch.utils.data.DataLoader)
-_OF_CLASSES = (FunctionType, classmethod, staticmethod, property, MemberDescriptorType)
+DESCRIPTORS = (classmethod, staticmethod, property, MemberDescriptorType)
+"""What is in a class for its objects; what functions are in it is looked at by itself."""
 
-STORES = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR")
+STORES = (
+    *("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR"),
+    *("DELETE_GLOBAL", "DELETE_DEREF", "DELETE_ATTR"),
+)
 
 BY_STRING = {
     *("globals", "vars", "__dict__", "setattr", "delattr"),
@@ -49,9 +53,10 @@ class Slots:
         leaves_logs: whether a list of numbers is the user's own log of what happened, which stays.
         lasts: whether a name means the same at another time, and in another process.
         whole: whether all of it goes into files, and not only what the script has not set itself.
+        copies: whether what is got is a copy, so that nothing written into it is held.
     """
 
-    leaves_logs = whole = False
+    leaves_logs = whole = copies = False
     lasts = True
 
     def __init__(self, owner: Any, kind: str, leave: Container[str] = ()) -> None:
@@ -139,7 +144,7 @@ class ParameterSlots(Slots):
 
 
 class ClassSlots(Slots):
-    """The attributes of a class of the user's own, without its functions."""
+    """The attributes of a class of the user's own, its functions included, which a step may replace."""
 
     def __init__(self, owner: type) -> None:
         super().__init__(owner, "user")
@@ -149,7 +154,9 @@ class ClassSlots(Slots):
         return {
             k: v
             for k, v in vars(self._owner).items()
-            if not (k.startswith(("__", "_abc_")) or isinstance(v, _OF_CLASSES) or self._is_enums(k, v))
+            if not (
+                k.startswith(("__", "_abc_")) or isinstance(v, MemberDescriptorType) or self._is_enums(k, v)
+            )
         }
 
     def set(self, name: str, value: Any) -> None:
@@ -170,7 +177,7 @@ def _variables_of(
 ) -> dict[str, tuple[dict[str, Any], str]]:
     """Return where the variables of a module that bear one of the names are, those of modules in it included.
 
-    Of a library's module, only numbers and the like that the function sets.
+    Of a library's module, only numbers and the like, and functions, that the function sets.
     """
     places, variables, own = {}, vars(module), is_users(module)
     for name in names:
@@ -178,7 +185,7 @@ def _variables_of(
             continue
         inner = variables[name]
         if not isinstance(inner, ModuleType):
-            if own or (name in stored and isinstance(inner, ATOMS)):
+            if own or (name in stored and isinstance(inner, (*ATOMS, FunctionType, BuiltinFunctionType))):
                 places[f"{path}.{name}"] = (variables, name)
         elif own and inner.__name__.startswith(f"{module.__name__}.") and is_users(inner):
             places |= _variables_of(inner, f"{path}.{name}", names, stored, is_users)

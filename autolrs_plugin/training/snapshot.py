@@ -15,6 +15,8 @@ from autolrs_plugin.training.fingerprint import (
     tensor_digest,
     weights_fingerprint,
 )
+from autolrs_plugin.training.flags import flags_seen
+from autolrs_plugin.training.forms import forms, hold_forms, restore_forms, restore_orders
 from autolrs_plugin.training.holdings import (
     Origins,
     held_in,
@@ -24,8 +26,8 @@ from autolrs_plugin.training.holdings import (
     restore_dicts,
     restore_slots,
 )
+from autolrs_plugin.training.initial import MADE, ORDERS, Initial
 from autolrs_plugin.training.inventory import REACH, Inventory, Stateful, is_stateful
-from autolrs_plugin.training.items import MemberSlots
 from autolrs_plugin.training.lost import FROZEN, LOG, check_replaced
 from autolrs_plugin.training.optimizers import (
     GROUP_PARAMS,
@@ -55,9 +57,6 @@ logger = logging.getLogger("autolrs_plugin")
 
 ORIGINS = "origins"
 """The part of a captured state that holds the job's own objects, and is not written to files."""
-
-MADE = "made"
-"""The part that names what steps have made, which another process has not."""
 
 
 class JobState:
@@ -111,6 +110,7 @@ class JobState:
         self._roots = dict(roots or {})
         self._last = last
         self._lengths: dict[str, int] = {}
+        self._left: dict[str, Any] = {}
         self.look()
         if not self.found.whole:
             logger.warning(
@@ -118,14 +118,7 @@ class JobState:
                 "neither rolled back nor seen: keep data in arrays, tensors or a data set.",
                 REACH,
             )
-        self._initial = {
-            (path, name): digest_of(Copier(share=True).copy(value, note=True))
-            for path, slots in self.found.slots.items()
-            if slots.kind in ("user", "data")
-            for name, value in plain_in(slots, self._names).items()
-        }
-        self._initial_places = Places(self.found, self.parameters)
-        self._initial_members = {path: data_seen(slots.owner) for path, slots in self._members().items()}
+        self._initial = Initial(self.found, self.parameters, self._names)
 
     def trainable(self) -> dict[str, torch.Tensor]:
         """Return the parameters that a step may change, by name."""
@@ -151,15 +144,21 @@ class JobState:
         olds = old or {}
         state = {key: copier.copy(part(), olds.get(key)) for key, part in self._parts().items()}
         if copier.shares:
-            state["attributes"] = copier.copy(self._changed_attributes(), olds.get("attributes"), note=True)
+            changed = self._initial.changed(self.found, self._names)
+            state["attributes"] = copier.copy(changed, olds.get("attributes"), note=True)
         else:
             self._hold(state, copier, olds.get("attributes"), MOST_BYTES)
-        state[MADE] = self.made()
-        return state
+        return state | self._initial.parts(self.found, self.parameters, self._names)
 
     def made(self) -> dict[str, str]:
-        """Return what steps have made, as of the last look: what it is, by the path to it."""
-        return self._initial_places.missing(self.found, self.parameters, self._names)
+        """Return what steps have made, as of the last look, or put elsewhere: what it is, by the path to it."""
+        return self._initial.made(self.found, self.parameters, self._names)
+
+    def held(self) -> dict[str, Any]:
+        """Return the part of a state that is held by name, as of the last look: it goes beside one from a file."""
+        state: dict[str, Any] = {}
+        self._hold(state, Copier(), None, MOST_BYTES)
+        return state
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
@@ -170,7 +169,7 @@ class JobState:
         """
         self.settle()
         swaps = any(swaps_weights(optimizer) for optimizer in self.found.optimizers.values())
-        kept = self._glance(("gradients",) if swaps else ("gradients", "parameters", "optimizers"))
+        kept = self.glance(("gradients",)) if swaps else self.glance()
         gradients = [(p, p.grad) for p in self.parameters.values()]
         for parameter, _ in gradients:
             parameter.grad = None
@@ -189,9 +188,11 @@ class JobState:
         if origins is None or self.found.shared:
             self.settle()
         if origins is None:
+            self._initial.put_back(state, self.found)
+            self.look()
             check_made(state.get(MADE, {}), Places(self.found, self.parameters))
             refill(self.found, state["attributes"])
-            origins = Origins(self.found, self.parameters, self._names)
+            origins = Origins(self.found, self.parameters, self._names, orders=state.get(ORDERS, {}))
         restorer = Restorer(origins.notes)
         with torch.no_grad():
             self._restore(restorer, state, origins)
@@ -222,7 +223,7 @@ class JobState:
             found |= {f"{module}.{k} (a variable)": short(repr(v)) for k, v in atoms.items()}
         for name, parameter in self.frozen().items():
             found[name + FROZEN] = str(tensor_digest(parameter))
-        return found | self.unheld()
+        return found | forms(self.found.lasting()) | self.unheld()
 
     def unheld(self) -> dict[str, str]:
         """Return the part of `digests` that nobody can set back, but for frozen weights; as of the last look."""
@@ -254,7 +255,7 @@ class JobState:
             found[f"{path} (a cache)"] = str(cache.cache_info().currsize)
         for path, generator in self.found.generators.items():
             found[f"{path} (its spawned generators)"] = str(spawned_by(generator))
-        return found
+        return found | flags_seen(self.found.flags)
 
     # What there is.
 
@@ -264,14 +265,21 @@ class JobState:
         while wait_for_pools(self.found.shared):
             self.look()
 
+    def leave(self, things: Sequence[Any]) -> None:
+        """Leave what other threads hold in some containers alone from now on."""
+        if things:
+            self._left |= {f"left {id(thing)}": thing for thing in things}
+            self.look()
+
     def look(self) -> None:
         """Find what there is now: a step may have let more weights train, or made some."""
-        skip = {**self.stateful, **{str(i): generator for i, generator in enumerate(self.generators)}}
+        generators = {str(i): generator for i, generator in enumerate(self.generators)}
+        skip = {**self.stateful, **generators, **self._left}
         self.found = Inventory(
             {"": self.model, "optimizer": self.optimizer, **self._given, **self._roots}, skip
         )
         self.parameters: dict[str, torch.Tensor] = {}
-        self._names: dict[int, str] = {}
+        self._names = {id(thing): name for name, thing in self._left.items()}
         for path, module in self.found.modules.items():
             for name, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) not in self._names:
@@ -282,6 +290,9 @@ class JobState:
                 optimized.add(id(parameter))
                 if id(parameter) not in self._names:
                     self._add(f"{path}.{index}", parameter)
+            for index, key in enumerate(optimizer.state):  # of one that no group has any more
+                if isinstance(key, torch.Tensor) and id(key) not in self._names:
+                    self._add(f"{path}.state.{index}", key)
         modules = [thing for thing in self._given.values() if isinstance(thing, torch.nn.Module)]
         given = {id(p) for module in modules for p in module.parameters()}
         moving = {n: p for n, p in self.parameters.items() if p.requires_grad or id(p) in optimized}
@@ -307,23 +318,6 @@ class JobState:
             if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
                 yield name, module
 
-    def _changed_attributes(self) -> dict[str, Any]:
-        """Return plain attributes by path and name; the user's variables only as far as the script did not set them."""
-        places = self.found.lasting()
-        found = {path: plain_in(slots, self._names) for path, slots in places.items()}
-        for path, values in found.items():
-            known = [] if places[path].whole else [n for n in values if (path, n) in self._initial]
-            for name in known:
-                if digest_of(Copier(share=True).copy(values[name], note=True)) == self._initial[path, name]:
-                    del values[name]
-        for path, slots in self._members().items():
-            if data_seen(slots.owner) != self._initial_members.get(path):
-                found[path] = slots.stored(self._names)
-        return found
-
-    def _members(self) -> dict[str, MemberSlots]:
-        return {path: slots for path, slots in self.found.slots.items() if isinstance(slots, MemberSlots)}
-
     def _hold(self, state: dict[str, Any], copier: Copier, old: Any, kinds: Container[str]) -> None:
         """Add to a state what is held by name: plain values in slots of some kinds, and the objects themselves."""
         plain, objects = held_in(self.found, self._names, kinds)
@@ -338,8 +332,10 @@ class JobState:
         }
         origins = Origins(self.found, self.parameters, self._names, copier.origins, objects)
         for path, held in objects.items():
-            origins.lengths[path] = {k: len(v) for k, v in held.items() if type(v) is list}
+            lists = {k: v for k, v in held.items() if type(v) is list and id(v) not in self._names}
+            origins.lengths[path] = {k: len(v) for k, v in lists.items()}
         hold_dicts(origins)
+        hold_forms(origins)
         for path, optimizer in self.found.optimizers.items():
             origins.params[path] = [list(group[GROUP_PARAMS]) for group in optimizer.param_groups]
         state[ORIGINS] = origins
@@ -361,7 +357,7 @@ class JobState:
             "rng": lambda: rng_state(self.generators),
         }
 
-    def _glance(self, without: Collection[str]) -> dict[str, Any]:
+    def glance(self, without: Collection[str] = ("gradients", "parameters", "optimizers")) -> dict[str, Any]:
         """Return a state as `capture` does, without some parts."""
         copier, kinds = Copier(), [k for k in MOST_BYTES if k != "optimizer" or "optimizers" not in without]
         state = {key: copier.copy(part()) for key, part in self._parts().items() if key not in without}
@@ -379,6 +375,7 @@ class JobState:
     def _restore(self, restorer: Restorer, state: Mapping[str, Any], origins: Origins) -> None:
         found = origins.found
         restore_dicts(origins)
+        restore_forms(origins)
         for name, kept in state.get("parameters", {}).items():
             restorer.into(origins.parameters[name], kept)
         for name, trains in state.get("trains", {}).items():
@@ -406,6 +403,7 @@ class JobState:
         if last is not None and kept_last is not None and last.load_state_dict(kept_last):
             # What it has drawn from may have changed.
             restore_slots(Restorer(origins.notes), state["attributes"], origins)
+        restore_orders(origins)
         # Last, because restoring the data may draw from the generators.
         for path, kept in state["generators"].items():
             value = Restorer().restored(None, kept)

@@ -1,5 +1,6 @@
 """Other threads of the user's: what they do in a probe is rolled back with it, which is told before it happens."""
 
+import inspect
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,8 +10,16 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakSet
 
+from autolrs_plugin.training.handed import (
+    check_channels,
+    containers_in,
+    filled_names,
+    last_name,
+    loads_in,
+)
 from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.libraries import is_users
+from autolrs_plugin.training.plain import CONTAINERS
 from autolrs_plugin.training.slots import Slots, VariableSlots, names_in
 
 logger = logging.getLogger("autolrs_plugin")
@@ -44,36 +53,61 @@ def warn_of_threads(slots: Iterable[Slots]) -> None:
             )
 
 
-def filled_by_threads(shared: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the path to each queue and semaphore that a running thread of the user's changes, with the thread's name.
+def filled_by_threads(job: Inventory) -> Iterator[tuple[str, Any, str]]:
+    """Yield what a running thread of the user's puts something into: the path to it, itself, and the thread's name.
 
     Args:
-        shared: those of the job, by path.
+        job: what the job reaches: its queues, semaphores and containers are looked at.
     """
-    paths = {id(thing): path for path, thing in shared.items() if not isinstance(thing, Future | Executor)}
-    for thread in threading.enumerate() if paths else ():
+    shared = {id(t): (path, t) for path, t in job.shared.items() if not isinstance(t, Future | Executor)}
+    held: dict[int, tuple[str, Any]] | None = None
+    for thread in threading.enumerate():
         code = _code_of(thread)
         if code is None:
             continue
+        held = containers_in(job.slots) if held is None else held
         found = Inventory({"": thread, "run": type(thread).run, **_given_to(thread)}, {})
-        functions = [s.function.__code__ for s in found.slots.values() if isinstance(s, VariableSlots)]
-        for thing in found.shared.values() if FILLS & _used_by(code, functions) else ():
-            if id(thing) in paths:
-                yield paths[id(thing)], thread.name
+        used, called = _used_by([code], found)
+        for thing in found.shared.values() if FILLS & used else ():
+            if id(thing) in shared:
+                yield *shared[id(thing)], thread.name
+        filled = filled_names([code, *called])
+        for key, (path, _) in containers_in(found.slots).items():
+            if key in held and last_name(path) in filled:
+                yield *held[key], thread.name
 
 
-def check_threads(shared: Mapping[str, Any]) -> None:
-    """See that no other thread prepares what a step takes: nobody can make it prepare that again.
+def check_threads(job: Inventory, step: Any) -> None:
+    """See that no other thread or process prepares what a step takes: nobody can make it prepare that again.
+
+    Args:
+        job: what the job reaches.
+        step: the function that takes a step; None where it is a framework's.
 
     Raises:
         RuntimeError: one does; the message names it, and where its work is taken from.
     """
-    for path, thread in filled_by_threads(shared):
+    used, codes = _used_in_steps(job, step)
+    check_channels(job.channels, codes)
+    for path, thing, thread in filled_by_threads(job):
+        if isinstance(thing, CONTAINERS) and last_name(path) not in used:
+            continue
         raise RuntimeError(
-            f"{path} (a {type(shared[path]).__name__}): is filled by the thread {thread!r}, and what that adds while a "
+            f"{path} (a {type(thing).__name__}): is filled by the thread {thread!r}, and what that adds while a "
             "probe runs would be lost, so the run would differ from one without probes. Give what batches are drawn "
             "from as train_data= (a DataLoader with num_workers reads ahead as well)."
         )
+
+
+def owned_by_threads(job: Inventory, step: Any) -> list[Any]:
+    """Return the containers that other threads fill and no step looks at: they are none of the job's state."""
+    used: set[str] | None = None
+    owned = []
+    for path, thing, _ in filled_by_threads(job):
+        used = _used_in_steps(job, step)[0] if used is None else used
+        if isinstance(thing, CONTAINERS) and last_name(path) not in used:
+            owned.append(thing)
+    return owned
 
 
 def wait_for_pools(shared: Mapping[str, Any]) -> bool:
@@ -98,15 +132,38 @@ def wait_for_pools(shared: Mapping[str, Any]) -> bool:
     return bool(pending)
 
 
-def _used_by(code: CodeType, functions: Iterable[CodeType]) -> set[str]:
-    """Return the names that code uses, and that those of the functions use which it calls."""
+def _functions_in(found: Inventory) -> list[tuple[str, CodeType]]:
+    """Return the code of the user's functions that are reached, with the path to each."""
+    functions = [(p.rstrip("'"), s) for p, s in found.slots.items() if isinstance(s, VariableSlots)]
+    return [(path, slots.function.__code__) for path, slots in functions]
+
+
+def _used_in_steps(job: Inventory, step: Any) -> tuple[set[str], list[CodeType]]:
+    """Return the names that a step uses, and the code that it calls; of a framework's, that of the user's functions.
+
+    A thread's own functions are none of a framework's steps, and what is only set is not used.
+    """
+    code = _code_in(step)
+    if code is not None:
+        used, called = _used_by([code], job)
+        return used, [code, *called]
+    threads = {own for thread in threading.enumerate() if (own := _code_of(thread)) is not None}
+    codes = [code for _, code in _functions_in(job) if code not in threads]
+    return {name for code in codes for name in loads_in(code)}, codes
+
+
+def _used_by(codes: Iterable[CodeType], found: Inventory) -> tuple[set[str], list[CodeType]]:
+    """Return the names that code uses, with those that the functions use which it calls; and the code of these."""
+    functions = _functions_in(found)
     used: set[str] = set()
-    fresh = set(names_in(code)[0])
+    called: list[CodeType] = []
+    fresh = {name for code in codes for name in (*names_in(code)[0], *code.co_freevars)}
     while fresh:
         used |= fresh
-        called = {name for f in functions if f.co_name in fresh for name in names_in(f)[0]}
-        fresh = called - used
-    return used
+        now = [code for path, code in functions if fresh & {code.co_name, last_name(path)}]
+        called += now
+        fresh = {name for code in now for name in (*names_in(code)[0], *code.co_freevars)} - used
+    return used, called
 
 
 def _given_to(thread: threading.Thread) -> dict[str, Any]:
@@ -121,9 +178,16 @@ def _code_of(thread: threading.Thread) -> CodeType | None:
     function: Any = getattr(thread, "function", None) or getattr(thread, "_target", None)
     if type(thread).run not in (threading.Thread.run, threading.Timer.run):
         function = type(thread).run
+    return _code_in(function)
+
+
+def _code_in(function: Any) -> CodeType | None:
+    """Return the user's code that is called with a function, a method or an object; None where it is a library's."""
     if isinstance(function, partial):
         function = function.func
+    if not isinstance(function, FunctionType | MethodType):
+        function = getattr(type(function), "__call__", None)  # noqa: B004  # the function itself is wanted
     if isinstance(function, MethodType):
         function = function.__func__
-    code = function.__code__ if isinstance(function, FunctionType) else None
+    code = inspect.unwrap(function).__code__ if isinstance(function, FunctionType) else None
     return code if code is not None and is_users(code) else None

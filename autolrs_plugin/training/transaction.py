@@ -2,11 +2,26 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.training.ports import OnStep, Port
+from autolrs_plugin.training.signals import SIGNALS
+
+
+@contextmanager
+def gradients_kept() -> Iterator[None]:
+    """Whatever ends what is inside, be it Ctrl-C amid torch's own switching of gradients, they are on as before."""
+    enabled = torch.is_grad_enabled()
+    try:
+        yield
+    except BaseException:
+        torch.set_grad_enabled(enabled)
+        raise
 
 
 def evaluated(port: Port) -> float:
@@ -69,11 +84,12 @@ def carry_out(probe: Probe, port: Port, seed: int, on_step: OnStep, clean: bool 
 
 def _go_back(port: Port) -> None:
     """Go back to the kept state, wholly: an interrupt in its midst is let out afterwards."""
-    try:
-        port.restore()
-    except KeyboardInterrupt:
-        port.restore()
-        raise
+    with SIGNALS.setting_back():
+        try:
+            port.restore()
+        except KeyboardInterrupt:
+            port.restore()
+            raise
 
 
 def probe_seed(seed: int, probe: Probe) -> int:

@@ -9,13 +9,14 @@ import copy
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from autolrs_plugin.training.plain import ALWAYS, BUFFERS, Count, count_at
+from autolrs_plugin.training.plain import ALWAYS, BUFFERS, Count, count_at, is_fixed
 
 _NOTED = (*BUFFERS, torch.Tensor, np.ndarray, dict, list, deque, set)
 _CONSTANTS = (bool, int, float, str, type(None))
@@ -142,7 +143,10 @@ class Copier:
             note: whether to note what each copy is a copy of, so that going back gives the very same objects.
         """
         if (
-            type(value) in ALWAYS or is_constant(value) or isinstance(value, TensorCopy | Composite | Count)
+            type(value) in ALWAYS
+            or is_constant(value)
+            or isinstance(value, TensorCopy | Composite | Count)
+            or is_fixed(value)
         ):  # nobody writes to a copy
             return value
         if isinstance(value, torch.Tensor):
@@ -232,13 +236,14 @@ class Restorer:
             for name, part in kept.parts.items():
                 self.into(getattr(tensor, name), part)
         else:
-            local(tensor).copy_(kept.data)
+            with torch.inference_mode() if tensor.is_inference() else nullcontext():
+                local(tensor).copy_(kept.data)
         self._restored[id(kept)] = tensor
         self._written.add(id(tensor))
 
     def restored(self, live: Any, kept: Any) -> Any:
         """Return `kept` as live state: `live` itself, written in place, wherever its type and form allow it."""
-        if type(kept) in ALWAYS or is_constant(kept):
+        if type(kept) in ALWAYS or is_constant(kept) or is_fixed(kept):
             return kept
         live = self._origins.get(id(kept), live)
         if isinstance(kept, TensorCopy):

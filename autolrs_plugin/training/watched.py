@@ -23,9 +23,11 @@ import torch
 
 from autolrs_plugin.training.databases import database_seen, is_cursor, is_database, rows_left
 from autolrs_plugin.training.fingerprint import tensor_digest
+from autolrs_plugin.training.handed import ELSEWHERE
 from autolrs_plugin.training.items import buffer_of
 from autolrs_plugin.training.libraries import is_users
 from autolrs_plugin.training.plain import ATOMS, CONTAINERS, attributes_of, count_at, is_plain
+from autolrs_plugin.training.rng import GENERATORS, state_of
 from autolrs_plugin.training.slots import held
 
 DEEP = 8
@@ -68,6 +70,8 @@ def position(iterator: Any, depth: int = 0) -> Any:
         return database_seen(iterator)
     if is_cursor(iterator):
         return object() if rows_left(iterator) else None
+    if type(iterator).__module__.startswith(ELSEWHERE):
+        return _in_another_process(iterator)
     if isinstance(iterator, np.random.SeedSequence):
         return iterator.n_children_spawned
     if isinstance(iterator, GeneratorType | CoroutineType | AsyncGeneratorType):
@@ -89,6 +93,17 @@ def position(iterator: Any, depth: int = 0) -> Any:
     if not seen or type(iterator).__module__ == "itertools":
         seen.append(_reduced(iterator))
     return seen
+
+
+def _in_another_process(proxy: Any) -> Any:
+    """Return what a manager's process holds for a proxy, where it gives that out."""
+    if not hasattr(proxy, "_getvalue"):
+        return None
+    try:
+        value = proxy._getvalue()
+    except Exception:  # whatever the other process says
+        return None
+    return value if is_plain(value) else attributes_of(value)
 
 
 def _memory_of(thing: Any) -> bytes:
@@ -235,7 +250,9 @@ def _leaves(value: Any, left: list[int], depth: int = 0) -> Iterator[Any]:
                     yield from _leaves(item, left, depth + 1)
     elif (memory := buffer_of(value)) is not None:
         yield memory.cast("B")
-    elif is_users(type(value)) and depth < DEEP:
+    elif isinstance(value, GENERATORS):
+        yield repr(state_of(value)).encode()
+    elif depth < DEEP and (is_users(type(value)) or attributes_of(value)):
         for item in held(value).items():
             yield from _leaves(item, left, depth + 1)
     else:
@@ -260,20 +277,40 @@ def _of_array(array: np.ndarray, left: list[int]) -> Iterator[Any]:
         yield flat.reshape(-1).view(np.uint8) if flat.size else b""
 
 
+_DENORMAL = torch.tensor(1e-310, dtype=torch.float64)
+"""A number that is 0 where such are flushed, which nothing else tells."""
+
+
+def _of_products(matmul: Any) -> tuple[Any, ...]:
+    return matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
+
+
 def switches() -> dict[str, str]:
     """Return the settings of the process or the thread that a step may turn on or off."""
     backends, context = torch.backends, decimal.getcontext()
-    attention = backends.cuda.flash_sdp_enabled(), backends.cuda.mem_efficient_sdp_enabled()
+    kinds = ("flash_sdp", "mem_efficient_sdp", "math_sdp", "cudnn_sdp")
+    attention = [getattr(backends.cuda, f"{kind}_enabled")() for kind in kinds]
     return {
         "torch.get_default_dtype()": str(torch.get_default_dtype()),
         "torch.is_grad_enabled()": str(torch.is_grad_enabled()),
         "torch.is_inference_mode_enabled()": str(torch.is_inference_mode_enabled()),
         "torch.is_autocast_enabled()": str([torch.is_autocast_enabled(d) for d in ("cpu", "cuda")]),
+        "torch.get_autocast_dtype()": str([torch.get_autocast_dtype(d) for d in ("cpu", "cuda")]),
+        "torch.get_flush_denormal": str((_DENORMAL * 1).item() == 0),
+        "torch.backends.opt_einsum": str((backends.opt_einsum.enabled, backends.opt_einsum.strategy)),
+        "torch.backends.mha.get_fastpath_enabled()": str(backends.mha.get_fastpath_enabled()),
+        "torch.backends.mkldnn, nnpack": str(
+            (torch._C._get_mkldnn_enabled(), torch._C._get_nnpack_enabled())
+        ),
+        "torch.backends.cuda.matmul": str(_of_products(backends.cuda.matmul)),
+        "torch.is_deterministic_algorithms_warn_only_enabled()": str(
+            torch.is_deterministic_algorithms_warn_only_enabled()
+        ),
         "torch.are_deterministic_algorithms_enabled()": str(torch.are_deterministic_algorithms_enabled()),
         "torch.is_anomaly_enabled()": str(torch.is_anomaly_enabled()),
         "torch.get_num_threads()": str(torch.get_num_threads()),
         "torch.get_default_device()": str(torch.get_default_device()),
-        "torch.backends.cuda.flash_sdp_enabled(), mem_efficient_sdp_enabled()": str(attention),
+        "torch.backends.cuda.flash_sdp_enabled(), mem_efficient_sdp_enabled(), ...": str(attention),
         "numpy.geterr()": str(np.geterr()),
         "decimal.getcontext()": repr(context).partition(", flags")[0],
         "os.getcwd()": os.getcwd(),

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest.mock import patch
 
+from autolrs_plugin.core import plans
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Snapshot, Train
-from autolrs_plugin.core.plans import PLANS
 from autolrs_plugin.core.state import Plan, RunState
 
 HIGH, LOW = 0.5, 0.01
@@ -39,5 +39,6 @@ def script(actions: Sequence[Action] = PROBING) -> Iterator[None]:
         yield from (action for action in actions)  # a generator takes the results that are sent
         yield Done()
 
-    with patch.dict(PLANS, {"staged": plan}):
+    # By the module's name: what tests hold is the job's, and a rollback puts it back.
+    with patch.dict(plans.PLANS, {"staged": plan}):
         yield

@@ -16,10 +16,12 @@ from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.journal import JournalError
 from autolrs_plugin.core.plans import PLANS
 from autolrs_plugin.core.state import Plan, RunState
+from autolrs_plugin.training.holdings import restore_slots
 from autolrs_plugin.training.session import Session
 from autolrs_plugin.training.signals import SIGNALS
+from tests.autolrs.jobs import Job
 from tests.autolrs.scripted import script
-from tests.autolrs.test_inventory import PLAN, Kind, everything, tuner_of
+from tests.autolrs.test_inventory import PLAN, Kind, ModuleAttributes, everything, tuner_of
 
 
 class Stopping:
@@ -232,3 +234,81 @@ def test_what_was_broken_off_is_pending_no_more() -> None:
         with pytest.raises(KeyboardInterrupt):
             tuner.run()
         assert tuner._session.idle
+
+
+def test_an_error_in_the_steps_that_are_tried_at_construction_has_changed_nothing() -> None:
+    torch.manual_seed(0)
+    job = Job("momentum")
+    before, state = job.bits(), torch.get_rng_state()
+
+    def step() -> torch.Tensor:
+        job.step()
+        raise MineError("out of memory")
+
+    with pytest.raises(MineError):
+        AutoLRS(job.model, job.optimizer, train_step=step, max_steps=4, lr_range=(1e-3, 1.0), progress=False)
+    assert job.bits() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("where", ["step", "validate"])
+def test_an_error_amid_the_switching_of_gradients_leaves_them_on(where: str) -> None:
+    job, armed = Kind(), [False]
+    function = getattr(job, where)
+
+    def switching(*args: Any) -> Any:
+        if armed[0]:
+            torch.set_grad_enabled(False)  # as a `with torch.no_grad()` that Ctrl-C ends in its own code
+            raise KeyboardInterrupt
+        return function(*args)
+
+    setattr(job, where, switching)
+    with script(PLAN):
+        tuner = tuner_of(job)
+    for _ in range(2):
+        tuner.tell(tuner.perform(tuner.next_action()))
+    armed[0] = True
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tuner.perform(tuner.next_action())
+        assert torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)
+
+
+def test_a_timer_whose_handler_raises_while_the_job_is_set_back_is_let_out_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def late(number: int, frame: Any) -> None:
+        raise MineError("a step took too long")
+
+    job = ModuleAttributes()
+    fired = Fired(restore_slots)
+    monkeypatch.setattr("autolrs_plugin.training.snapshot.restore_slots", fired)
+    handler = signal.signal(signal.SIGALRM, late)
+    try:
+        with script(PLAN):
+            tuner = tuner_of(job)
+        for _ in range(2):
+            tuner.tell(tuner.perform(tuner.next_action()))
+        before, fired.left = everything(job), 2  # after the evaluation, and after the probe
+        with pytest.raises(MineError):
+            tuner.perform(tuner.next_action())
+        assert everything(job) == before
+        assert not fired.left
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+
+
+class Fired:
+    """A function amid which an alarm goes off, when it has been called so often."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.left = function, 0
+
+    def __call__(self, *args: Any) -> Any:
+        if self.left:
+            self.left -= 1
+            if not self.left:
+                signal.raise_signal(signal.SIGALRM)
+        return self.function(*args)

@@ -1,5 +1,6 @@
 """A step is taken at the rate that AutoLRS has set, or the run ends and says so."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ PROBED: tuple[Action, ...] = (Snapshot(), Probe(0, 0, (0.5,) * 2, float("inf"), 
 PLAN: tuple[Action, ...] = (Train(0, (0.05,) * 2), *PROBED, Train(2, (0.02,) * 2))
 
 
-def train(step: Callable[[], Any], job: Job, plan: tuple[Action, ...], **options: Any) -> None:
+def train(step: Callable[..., Any], job: Job, plan: tuple[Action, ...], **options: Any) -> None:
     with script(plan):
         AutoLRS(
             job.model,
@@ -201,6 +202,44 @@ def test_optimizers_of_other_weights_and_those_around_the_given_one_are_left_alo
     assert second.param_groups[0]["lr"] == 0.3
     assert around.param_groups[0]["lr"] == 7.0
     assert other.tolist() == pytest.approx([1 - 4 * 0.3] * 2)
+
+
+@pytest.mark.parametrize("when", [1, 2, 4])
+def test_a_rate_that_a_loaded_state_brings_along_is_named(when: int) -> None:
+    """load_state_dict() makes the groups anew, at its own rates; in whichever step it comes."""
+    job = Job("momentum")
+    first, taken = copy.deepcopy(job.optimizer.state_dict()), [0]
+
+    def step() -> Any:
+        taken[0] += 1
+        if taken[0] == when:
+            job.optimizer.load_state_dict(first)
+        return job.step()
+
+    plan = (Train(0, (0.05,) * 3), Train(3, (0.02,) * 3))
+    with script(plan):
+        tuner = AutoLRS(
+            job.model, job.optimizer, train_step=lambda batch: step(), train_data=[0], max_steps=6,
+            lr_range=(1e-3, 1.0), progress=False,
+        )  # fmt: skip
+    rate = 0.05 if when < 4 else 0.02
+    with pytest.raises(RuntimeError, match=rf"lr of param_groups\[0\].* set to {rate}, .* taken at 0\.1,"):
+        tuner.run()
+
+
+def test_groups_that_are_made_anew_keep_their_ratios() -> None:
+    job = Job("momentum")
+    job.optimizer.param_groups[1]["lr"] = 0.2
+    rates = []
+
+    def step(_: int) -> Any:
+        loss = job.step()
+        rates.append([group["lr"] for group in job.optimizer.param_groups])
+        job.optimizer.load_state_dict(job.optimizer.state_dict())
+        return loss
+
+    train(step, job, (Train(0, (0.05,) * 2), Train(2, (0.02, 0.04))), train_data=[0])
+    assert rates == [[0.05, 0.1], [0.05, 0.1], [0.02, 0.04], [0.04, 0.08]]
 
 
 class OfItsOwn(torch.optim.Optimizer):
