@@ -145,10 +145,12 @@ class GroupRates:
 
     def _ratio_at(self, place: tuple[int, int], group: dict[str, Any]) -> float | None:
         """Return the ratio of a group, or of the one in whose place it is; None of one that was added."""
-        before = group if id(group) in self._known else self._places.get(place)
+        if id(group) in self._known:
+            return self._known[id(group)][1]
+        before = self._places.get(place)
         if before is None or [id(p) for p in before["params"]] != [id(p) for p in group["params"]]:
-            before = None
-        return None if before is None else self._known[id(before)][1]
+            return None
+        return self._known[id(before)][1]
 
     def _ratio_of_added(self, group: dict[str, Any]) -> float:
         rate, built = group["lr"], self._optimizer.defaults.get("lr")
