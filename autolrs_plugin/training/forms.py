@@ -1,6 +1,7 @@
 """What of objects is no value that they hold: their class, the order of their items, the memory of a tensor."""
 
 import ctypes
+import sys
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -107,6 +108,8 @@ def _finger_of(members: set[Any]) -> int:
 
 
 def _tells() -> bool:
+    if sys.implementation.name != "cpython":  # elsewhere an id is no address
+        return False
     members = set(range(6))
     before = ctypes.c_ssize_t.from_address(id(members) + _FINGER).value
     for _ in range(3):
