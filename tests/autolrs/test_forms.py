@@ -25,7 +25,7 @@ from tests.autolrs.test_inventory import (
     plainly,
     tuner_of,
 )
-from tests.autolrs.test_reach import drawing, held_by
+from tests.autolrs.test_reach import check_held_as_without_probes, drawing
 
 ONES = torch.ones(2)
 
@@ -266,18 +266,7 @@ USES: list[Callable[[], Any]] = [
 
 @pytest.mark.parametrize("make", USES, ids=lambda make: make.__name__)
 def test_the_forms_of_what_a_step_holds_are_as_without_probes(make: Callable[[], Any]) -> None:
-    def trained(run: Callable[[Kind], Any]) -> dict[str, Any]:
-        torch.manual_seed(0)
-        return run(held_by("Job", make())())
-
-    def searched(job: Kind) -> Any:
-        with script(PLAN):
-            tuner = tuner_of(job)
-            tuner.run()
-        assert tuner.ledger.search.steps == 11
-        return everything(job)
-
-    assert trained(searched) == trained(plainly)
+    check_held_as_without_probes(make)
 
 
 def pop_of_a_set() -> Any:

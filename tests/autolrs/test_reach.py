@@ -67,6 +67,23 @@ def held_by(name: str, use: Callable[[], tuple[float, torch.Tensor]]) -> type[He
 # Each of these makes what is held, and returns the function that uses it.
 
 
+def check_held_as_without_probes(make: Callable[[], Any]) -> None:
+    """See that a job that holds something ends as it does without a search."""
+
+    def trained(run: Callable[[Kind], Any]) -> dict[str, Any]:
+        torch.manual_seed(0)
+        return run(held_by("Job", make())())
+
+    def searched(job: Kind) -> Any:
+        with script(PLAN):
+            tuner = tuner_of(job)
+            tuner.run()
+        assert tuner.ledger.search.steps == 11
+        return everything(job)
+
+    assert trained(searched) == trained(plainly)
+
+
 def default_arguments() -> Any:
     def use(
         memory: torch.Tensor = torch.zeros(2),  # noqa: B008

@@ -34,7 +34,7 @@ from autolrs_plugin.training.tree import Copier
 from autolrs_plugin.training.watched import data_seen
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, Kind, check_as_without_probes, everything, plainly, tuner_of
-from tests.autolrs.test_reach import drawing, held_by
+from tests.autolrs.test_reach import check_held_as_without_probes, drawing
 
 # Each of these makes what is held, and returns the function that uses it.
 
@@ -413,18 +413,7 @@ USES: list[Callable[[], Any]] = [
 
 @pytest.mark.parametrize("make", USES, ids=lambda make: make.__name__)
 def test_what_a_step_holds_there_is_as_without_probes(make: Callable[[], Any]) -> None:
-    def trained(run: Callable[[Kind], Any]) -> dict[str, Any]:
-        torch.manual_seed(0)
-        return run(held_by("Job", make())())
-
-    def searched(job: Kind) -> Any:
-        with script(PLAN):
-            tuner = tuner_of(job)
-            tuner.run()
-        assert tuner.ledger.search.steps == 11
-        return everything(job)
-
-    assert trained(searched) == trained(plainly)
+    check_held_as_without_probes(make)
 
 
 class OfAnOptimizer(Kind):

@@ -56,14 +56,7 @@ class StepFit:
 
     def predict(self, shape: StepShape) -> float:
         """Return the expected seconds of a step."""
-        return self._curve.seconds(
-            shape.tokens,
-            shape.decodes,
-            shape.decode_context_tokens,
-            shape.prefill_work,
-            shape.sequences,
-            shape.encoder_tokens,
-        )
+        return self._curve.predict(shape)
 
 
 class CalibratedTimes:

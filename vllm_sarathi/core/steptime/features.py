@@ -101,3 +101,14 @@ class Curve:
         if encoder:
             total += c[ENCODER] * encoder
         return total
+
+    def predict(self, shape: StepShape, tile_tokens: int = 1) -> float:
+        """Return the same for a step, its tokens rounded up to whole tiles."""
+        return self.seconds(
+            padded(shape.tokens, tile_tokens),
+            shape.decodes,
+            shape.decode_context_tokens,
+            shape.prefill_work,
+            shape.sequences,
+            shape.encoder_tokens,
+        )

@@ -162,14 +162,7 @@ class StepTimeModel:
 
     def predict(self, shape: StepShape) -> float:
         """Return the expected seconds of a step; 0 before anything has been learnt."""
-        return self.seconds(
-            shape.tokens,
-            shape.decodes,
-            shape.decode_context_tokens,
-            shape.prefill_work,
-            shape.sequences,
-            shape.encoder_tokens,
-        )
+        return self._curve.predict(shape, self._tiles.tile_tokens)
 
     def seconds(
         self, tokens: float, decodes: int, context: int, work: float, sequences: int, encoder: int = 0
