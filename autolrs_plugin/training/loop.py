@@ -346,19 +346,23 @@ class TorchLoop:
         tokens, stopped = 0, False
         untrained = None if self._untrained is None else self._job.fingerprint()
         self.rates.look()
-        for lr in lrs:
-            if abort_above is not None and (stopped := self.asked()):
-                break
-            self.rates.set(lr)
-            batch = draw() if draw is not None else None
-            with self.rates.watched(closely=not losses):
+        try:
+            for lr in lrs:
+                if abort_above is not None and (stopped := self.asked()):
+                    break
+                self.rates.set(lr)
+                batch = draw() if draw is not None else None
+                self.rates.watch(closely=not losses)
                 losses.append(self._take(batch, with_batch=draw is not None))
                 self._warn_of_schedulers(lr)
-            if self._count_tokens is not None and draw is not None:
-                tokens += whole_number(self._count_tokens(batch), "count_tokens")
-            on_step(lr, losses[-1])
-            if abort_above is not None and not (losses[-1] <= abort_above and math.isfinite(losses[-1])):
-                break
+                self.rates.check(going_on=True)
+                if self._count_tokens is not None and draw is not None:
+                    tokens += whole_number(self._count_tokens(batch), "count_tokens")
+                on_step(lr, losses[-1])
+                if abort_above is not None and not (losses[-1] <= abort_above and math.isfinite(losses[-1])):
+                    break
+        finally:
+            self.rates.unwatch()
         if untrained is not None and self._untrained is not None:
             changed = untrained != self._job.fingerprint()
             self._untrained = None if changed else self._warn_untrained([*self._untrained, *losses], max(lrs))

@@ -5,8 +5,7 @@ A rate of the search is that of the first parameter group; every other group kee
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -117,6 +116,8 @@ class GroupRates:
             self._known.setdefault(id(group), (group, _rate_of(group) / self._first))
             self._places[place] = group
         self._hooks: list[Any] = []
+        self._hooked: Any = None
+        self._looking = False
         self._expected: dict[tuple[int, int], float] = {}
         self._other: str | None = None
         self._met: dict[int, Any] = {}
@@ -160,7 +161,7 @@ class GroupRates:
 
     def _meet(self, optimizer: Any, *_: Any) -> None:
         """Look at an optimizer that is about to take a step; nearly always it is known."""
-        if torch.compiler.is_compiling() or id(optimizer) in self._met:
+        if not self._looking or torch.compiler.is_compiling() or id(optimizer) in self._met:
             return
         groups = [group for group in _with_rates(optimizer) if id(group) not in self._known]
         if not groups or self._is_around(optimizer):
@@ -211,53 +212,57 @@ class GroupRates:
         self._known[id(group)] = group, ratio
         _set_rate(group, float(self._optimizer.param_groups[0]["lr"]) * ratio)
 
-    @contextmanager
-    def watched(self, closely: bool = True) -> Iterator[None]:
-        """Inside, a step is taken at the rates that are set.
+    def watch(self, closely: bool = True) -> None:
+        """From now on, see at which rates the optimizers take their steps.
 
         Args:
             closely: whether to look at rates in tensors of an accelerator, too, which waits for it.
-
-        Raises:
-            RuntimeError: it was taken at another one, which something in the step has set; the message names it.
         """
-        self.watch(closely)
-        try:
-            yield
-        finally:
-            self.unwatch()
-        self.check()
-
-    def watch(self, closely: bool = True) -> None:
-        """From now on, see at which rates the optimizers take their steps: `closely` as in `watched`."""
-        self.unwatch()
-        self._other = None
+        if self._hooked is not self._held:
+            self._hook()
+        self._other, self._looking = None, True
         if closely:
             self._met = {}
+        self._expected = {
+            (id(optimizer), index): float(group["lr"])
+            for optimizer in self._all()
+            for index, group in enumerate(optimizer.param_groups)
+            if group.get("lr") is not None and (closely or _is_at_hand(group["lr"]))
+        }
+
+    def unwatch(self) -> None:
+        """See no more."""
+        self._looking = False
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._hooked = [], None
+
+    def check(self, going_on: bool = False) -> None:
+        """Raise RuntimeError if a step since `watch` was taken at another rate than the one set; see no more.
+
+        That of an optimizer that was not given, and trains weights of the one given, counts as well.
+
+        Args:
+            going_on: whether `watch` is to follow soon: hooks made anew cost more than what they see.
+        """
+        self._looking = False
+        if not going_on:
+            self.unwatch()
+        if (wrong := self._stranger or self._other) is not None:
+            raise RuntimeError(wrong)
+
+    def _hook(self) -> None:
+        self.unwatch()
+        self._hooked = self._held
         self._hooks.append(register_optimizer_step_pre_hook(self._meet))
-        optimizers = {id(optimizer): optimizer for optimizer in (self._optimizer, *self._held)}.values()
-        for optimizer in optimizers:
-            for index, group in enumerate(optimizer.param_groups):
-                if group.get("lr") is not None and (closely or _is_at_hand(group["lr"])):
-                    self._expected[id(optimizer), index] = float(group["lr"])
+        for optimizer in self._all():
             # A container of others that is no whole Optimizer has none; those inside have.
             if hasattr(optimizer, "_optimizer_step_pre_hooks"):
                 self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
 
-    def unwatch(self) -> None:
-        """See no more."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._expected = [], {}
-
-    def check(self) -> None:
-        """Raise RuntimeError if a step since `watch` was taken at another rate than the one set; see no more.
-
-        That of an optimizer that was not given, and trains weights of the one given, counts as well.
-        """
-        self.unwatch()
-        if (wrong := self._stranger or self._other) is not None:
-            raise RuntimeError(wrong)
+    def _all(self) -> Iterable[Any]:
+        """Return the optimizer and those inside, each once."""
+        return {id(optimizer): optimizer for optimizer in (self._optimizer, *self._held)}.values()
 
     def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look at the rates as they are used: before the step, or after its closure, which Lightning trains in."""
@@ -277,6 +282,8 @@ class GroupRates:
 
     def _look(self, optimizer: Any) -> None:
         """Note the first rate that is another one than was set."""
+        if not self._looking:
+            return
         if torch.compiler.is_compiling() or (
             torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         ):
