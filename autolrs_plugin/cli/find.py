@@ -48,4 +48,6 @@ def _found_by_script(script: Path, share: float) -> "Finding":
         return found.finding
     finally:
         sys.path.remove(str(script.parent))
-    raise ConfigError(f"{str(script)!r}: has come to its end without AutoLRS.run() or next_action().")
+    raise ConfigError(
+        f"{str(script)!r}: has come to its end without AutoLRS.run(), next_action() or a step of a framework with a tuner in it."
+    )

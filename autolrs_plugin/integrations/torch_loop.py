@@ -1,10 +1,8 @@
 """AutoLRS on a plain PyTorch loop."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,9 @@ from autolrs_plugin.training.arguments import (
 from autolrs_plugin.training.checking import check_accumulation, check_job, plain_numbers
 from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
+from autolrs_plugin.training.finding_only import FoundError as FoundError
+from autolrs_plugin.training.finding_only import finding_only as finding_only
+from autolrs_plugin.training.finding_only import share_to_find, to_find
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.job import Job, TrainStep
 from autolrs_plugin.training.loop import TorchLoop
@@ -38,9 +39,6 @@ from autolrs_plugin.training.session import Session
 
 FIND_SHARE = 0.03
 """Share of the run's steps that `find` takes."""
-
-_only_find: ContextVar[float | None] = ContextVar("autolrs_only_find", default=None)
-"""Where it is set, a new AutoLRS only finds a learning rate, with this share of the run's steps: see `finding_only`."""
 
 
 class AutoLRS:
@@ -176,7 +174,7 @@ class AutoLRS:
         self._loop.driven = bool(observers)
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
-        self._ranks, self._only_find = ranks, _only_find.get()
+        self._ranks, self._only_find = ranks, share_to_find()
         leads = ranks is None or ranks.leads
         shown = observers_for(config, progress, tensorboard) if leads else []
         self._session = _session(config, self._loop, ranks, folder, resume, [*shown, *observers], probes)
@@ -212,7 +210,7 @@ class AutoLRS:
         share = plain_numbers({"share": share})["share"]
         if not is_number(share) or not 0 < share <= 1:
             raise ConfigError(f"share={share!r}: must be a fraction of max_steps, above 0 and at most 1.")
-        config = replace(self._controller.config, mode="find", search_budget=share, warm_start=None)
+        config = to_find(self._controller.config, share)
         session = _session(config, self._loop, self._ranks, None, "auto", [], None)
         session.run()
         return finding(session.controller.state)
@@ -299,28 +297,6 @@ class AutoLRS:
     def _end_if_only_finding(self) -> None:
         if self._only_find is not None:
             raise FoundError(self.find(self._only_find))
-
-
-class FoundError(Exception):
-    """Ends a script that was started only to find a learning rate.
-
-    Attributes:
-        finding: what was found out.
-    """
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(str(finding))
-        self.finding = finding
-
-
-@contextmanager
-def finding_only(share: float) -> Iterator[None]:
-    """Inside, every AutoLRS that is made finds a learning rate in place of training, and raises FoundError with it."""
-    token = _only_find.set(share)
-    try:
-        yield
-    finally:
-        _only_find.reset(token)
 
 
 def _ranks(probes: Prober | None) -> Ranks | None:

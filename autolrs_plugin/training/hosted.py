@@ -18,6 +18,7 @@ from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, S
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.files import written_whole
+from autolrs_plugin.core.finding import finding
 from autolrs_plugin.core.journal import FILE_NAME, Entry, Journal, JournalError, journal_text, read_text
 from autolrs_plugin.core.ledger import Ledger
 from autolrs_plugin.core.replay import check_same_run, replay
@@ -27,6 +28,7 @@ from autolrs_plugin.report import draw_run
 from autolrs_plugin.training.arguments import checked_folder
 from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.distributed import RankedPort, ranks_of_job
+from autolrs_plugin.training.finding_only import FoundError, share_to_find, to_find
 from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.loop import TorchLoop
 from autolrs_plugin.training.metering import metered
@@ -149,6 +151,9 @@ class HostedRun:
         observers: Sequence[Observer] = (),
     ) -> None:
         assert not config.rewind, "a hosted run cannot take back its own steps"
+        self._only_finds = (share := share_to_find()) is not None
+        if share is not None:
+            config = to_find(config, share)
         self._ranks = loop.ranks
         self.controller = Controller(config) if self._ranks is None else self._ranks.controller(config)
         self._loop = loop
@@ -181,9 +186,15 @@ class HostedRun:
 
     @metered("adapter")
     def before_step(self) -> float:
-        """Carry out what is due before the framework's next step; set that step's learning rate and return it."""
+        """Carry out what is due before the framework's next step; set that step's learning rate and return it.
+
+        Raises:
+            FoundError: it was made inside of `finding_only`.
+        """
         while not isinstance(self._action, Train | Done):
             self._act()
+        if isinstance(self._action, Done) and self._only_finds:
+            raise FoundError(finding(self.controller.state))
         if isinstance(self._action, Done):
             logger.warning(
                 "the framework takes more steps than the %d that AutoLRS was told of; they keep the last learning "

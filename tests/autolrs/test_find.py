@@ -19,7 +19,7 @@ from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.finding import Finding, finding
 from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.core.state import Candidate, RunState, Stage
-from autolrs_plugin.integrations.torch_loop import FoundError, finding_only
+from autolrs_plugin.training.finding_only import FoundError, finding_only
 from tests.autolrs.jobs import Job, batch_step, loader
 from tests.autolrs.test_torch_loop import seed_everything
 

@@ -325,6 +325,23 @@ def log_line(
     return ", ".join(parts)
 
 
+def aim_of(config: SarathiConfig) -> str:
+    """Return what the scheduler goes by, for the log of a server that starts."""
+    order = f", prompts by {config.prefill_order}"
+    if config.slo_classes is not None:
+        return f"SLOs of {len(config.slo_classes.classes)} classes" + order
+    if config.token_budget is not None:
+        return f"a budget of {config.token_budget} tokens" + order
+    if config.scheduler != "sarathi":
+        return f"the policy {config.scheduler}" + order
+    slo = (
+        f"{config.tbt_slo_ms:g} ms"
+        if config.tbt_slo_ms is not None
+        else f"{config.tbt_slo_factor:g} decode steps"
+    )
+    return f"at most {slo} between two tokens" + order
+
+
 def open_telemetry(
     vllm_config: VllmConfig,
     config: SarathiConfig,
@@ -343,6 +360,8 @@ def open_telemetry(
             path = path.with_stem(f"{path.stem}.{rank}")
         trace = StepTraceFile(path)
     memory = open_memory(vllm_config, config, controller.model)
+    if log:
+        logger.info("Sarathi is on: %s.", aim_of(config))
     if not log and trace is None and memory is None:
         return None
     return Telemetry(

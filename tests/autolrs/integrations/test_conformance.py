@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from autolrs_plugin import AutoLRS
+from autolrs_plugin.training.finding_only import FoundError, finding_only
 from autolrs_plugin.training.lr import GroupRates
 from tests.autolrs.integrations import task, with_accelerate, with_lightning, with_trainer
 from tests.autolrs.scripted import script
@@ -50,6 +51,12 @@ def test_a_run_with_probes_is_the_run_without(run: Run, options: dict[str, Any],
     assert tuned.logs == without.logs
     assert tuned.random == without.random
     assert tuned.bits == without.bits
+
+
+def test_only_a_rate_is_found_where_that_is_asked_for(run: Run, tmp_path: Path) -> None:
+    with finding_only(1.0), pytest.raises(FoundError) as ended:
+        run(tmp_path, {})
+    assert task.RANGE[0] <= ended.value.finding.lr <= task.RANGE[1]
 
 
 def test_every_group_has_its_ratio_and_the_logs_have_the_rate_in_use(run: Run, tmp_path: Path) -> None:
