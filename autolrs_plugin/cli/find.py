@@ -49,5 +49,6 @@ def _found_by_script(script: Path, share: float) -> "Finding":
     finally:
         sys.path.remove(str(script.parent))
     raise ConfigError(
-        f"{str(script)!r}: has come to its end without AutoLRS.run(), next_action() or a step of a framework with a tuner in it."
+        f"{str(script)!r}: has come to its end without AutoLRS.run() or next_action(), or a step of a framework with a "
+        "tuner in it."
     )
