@@ -152,7 +152,7 @@ def test_a_config_json_that_is_none_says_why(tmp_path: Path, text: str, said: st
         ("num_local_experts", 8, "has no whole number 'num_experts_per_tok'"),
         ("kv_lora_rank", 512, "has no whole number 'qk_nope_head_dim'"),
         ("quantization_config", {"quant_method": "x"}, "quantization_config.quant_method is 'x'"),
-        ("layer_types", ["full_attention", "linear_attention"], "has no whole number 'linear_num_key_heads'"),
+        ("layer_types", ["full_attention", "linear_attention"], "layers without attention"),
         ("mamba_d_state", 128, "'mamba_d_state' is not understood"),
         ("torch_dtype", "float8_e4m3fn", "'torch_dtype' is 'float8_e4m3fn'"),
     ],

@@ -324,7 +324,7 @@ def test_a_device_without_tables_is_a_roofline_and_says_why() -> None:
         ("Qwen/Qwen3-32B/h100:tp3", "64 attention heads cannot be shared by 3"),
         ("Qwen/Qwen3-33B/h100", "did you mean 'Qwen/Qwen3-32B'?"),
         ("mistral-7b/a100:tp2ep", "'ep' distributes experts, and mistral-7b has none"),
-        ("moonshotai/Kimi-K3/l4:tp8", "'model_type' is 'kimi_linear', which is not understood"),
+        ("moonshotai/Kimi-K3/l4:tp8", "'attn_res_block_size' is not understood"),
         ("Qwen/Qwen3-32B/h100:", "must be MODEL/DEVICE"),
         ("Qwen/Qwen3-32B/h100:tp0", "tp and pp are at least 1"),
         ("Qwen/Qwen3-32B/h100:tp2pp0", "tp and pp are at least 1"),
