@@ -24,7 +24,7 @@ def python_in(text: str) -> list[str]:
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_code_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs/how-to/frameworks.md").read_text()
-    in_trainer, in_lightning, in_accelerate, in_check = python_in(page)
+    in_trainer, again, in_lightning, in_accelerate, in_check = python_in(page)
     (in_readme,) = python_in(section_of((ROOT / "README.md").read_text(), "## Fine-tune"))
     # The README's is the page's without its comments, and so is run here, too.
     assert ast.dump(ast.parse(in_readme)) == ast.dump(ast.parse(in_trainer))
@@ -44,6 +44,11 @@ def test_the_code_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ):
         done = CliRunner().invoke(app, command.split())
         assert done.exit_code == 0, done.output
+    names["model"] = task.Net()
+    exec(again, names)
+    names["trainer"].train()
+    assert names["trainer"].state.global_step == 60
+    assert names["replay"].last_epoch == 60
 
     module = with_lightning.Module(0.0, False, task.loader(task.Pictures()))
     module.training_step = lambda batch, batch_idx: module.net(**batch)["loss"]  # type: ignore[method-assign]
