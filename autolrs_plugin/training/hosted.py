@@ -193,9 +193,9 @@ class HostedRun:
         """
         while not isinstance(self._action, Train | Done):
             self._act()
-        if isinstance(self._action, Done) and self._only_finds:
-            raise FoundError(finding(self.controller.state))
         if isinstance(self._action, Done):
+            if self._only_finds:
+                raise FoundError(finding(self.controller.state))
             logger.warning(
                 "the framework takes more steps than the %d that AutoLRS was told of; they keep the last learning "
                 "rate.",

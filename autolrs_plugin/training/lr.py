@@ -300,7 +300,7 @@ class GroupRates:
     def _groups(self) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
         """Yield the groups of the optimizer and of those inside, each once, with their places."""
         seen: set[int] = set()
-        for optimizer in (self._optimizer, *self._held):
+        for optimizer in self._all():
             for index, group in enumerate(optimizer.param_groups):
                 own = optimizer is self._optimizer
                 if id(group) not in seen and (own or group.get("lr") is not None):

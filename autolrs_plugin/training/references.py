@@ -57,13 +57,15 @@ class References:
         self._places: dict[int, tuple[Any, list[Any]]] = {}
         self._owners: dict[int, tuple[Any, str]] = {}
         self._counts: Counter[int] = Counter()
-        self._classes = {path: type(slots.owner) for path, slots in _referring(found)}
-        self._walked = {id(s.owner): (_held_weakly(s.owner), path) for path, s in _referring(found)}
+        self._classes: dict[str, type] = {}
+        self._walked: dict[int, tuple[Any, str]] = {}
+        self._there: dict[str, Any] = {}
         self._sets = {path: [_held_weakly(m) for m in owner] for path, owner in _sets_in(found)}
-        self._there = {path: _held_weakly(slots.owner) for path, slots in _referring(found)}
         for path, slots in _referring(found):
+            owner, held = slots.owner, _held_weakly(slots.owner)
+            self._classes[path], self._there[path], self._walked[id(owner)] = type(owner), held, (held, path)
             if type(slots) is Slots:
-                self._owners[id(slots.owner)] = _held_weakly(slots.owner), path
+                self._owners[id(owner)] = held, path
             for name, value in slots.get().items():
                 self._first[path, name] = _held_weakly(value)
                 for thing, keys in _within(value):

@@ -44,9 +44,8 @@ class Signals:
         self._depth, self._setting_back = 0, False
         self._came: list[tuple[int, Handler]] = []
         self._told: set[str] = set()
-        self._replaced: set[int] = (
-            set()
-        )  # whose handlers are stood before: to ask for all takes as long as the rest
+        # Whose handlers are stood before: to ask for all of them takes as long as the rest.
+        self._replaced: set[int] = set()
         names = [name for name in (*HELD, *TIMERS) if hasattr(signal, name)]  # not all are on each system
         self._numbers: dict[int, str] = {getattr(signal, name): name for name in names}
 

@@ -65,9 +65,8 @@ def largest_chunk(
         most_tokens: the most tokens in a step.
     """
     limit_s, most = step_slo_s / model.margin, most_tokens - decodes
-    if (
-        most > 0 and _step_s(model, decodes, context_tokens, most) <= limit_s
-    ):  # often: one look instead of a dozen
+    # Often all of it fits: then one look is enough, instead of a dozen.
+    if most > 0 and _step_s(model, decodes, context_tokens, most) <= limit_s:
         return most
     return bisect_right(
         range(1, most), limit_s, key=lambda chunk: _step_s(model, decodes, context_tokens, chunk)

@@ -195,13 +195,13 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             self.guarded(self.admissions.ended, request)
         return super()._free_request(request, *args, **kwargs)
 
-    def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Preempt a request, and note since when its client waits; arguments and result are the parent's."""
         if self.telemetry is not None:
             self.guarded(self._note_interruption, request)
         return super()._preempt_request(request, *args, **kwargs)
 
-    def _note_interruption(self, request: Any) -> None:
+    def _note_interruption(self, request: Request) -> None:
         bond, last = self.views.bond(request), self._in_flight[-1] if self._in_flight else None
         self.interrupted.preempted(request, self.views.slo_class(request), bond, self._completed_s, last)
 

@@ -147,7 +147,12 @@ class Interrupted:
         return request_id in self._streams
 
     def preempted(
-        self, request: Any, slo_class: str, bond: Bond, before_s: float | None, last: Step | StockStep | None
+        self,
+        request: Request,
+        slo_class: str,
+        bond: Bond,
+        before_s: float | None,
+        last: Step | StockStep | None,
     ) -> None:
         """Note a request that is about to be preempted.
 
@@ -173,7 +178,7 @@ class Interrupted:
         return self._streams.pop(request_id, None)
 
 
-def complete_step(scheduler: Any, step: Step, output: Any, admitted: list[Any]) -> None:
+def complete_step(scheduler: Any, step: Step, output: SchedulerOutput, admitted: list[Request]) -> None:
     """Work out what a step by our plan computes, how long it should take, and what it brings.
 
     Args:
@@ -237,7 +242,7 @@ def stock_step(scheduler: Any, output: SchedulerOutput, started_s: float, reason
     return StockStep(started_s, plan, shape, brought=brought)
 
 
-def _note_chunk(scheduler: Any, brought: Brought, request: Any, tokens: int) -> None:
+def _note_chunk(scheduler: Any, brought: Brought, request: Request, tokens: int) -> None:
     """Note what reading a chunk of a prompt brings: nothing yet, a first token, or one after a preemption."""
     if scheduler.telemetry is None:
         return

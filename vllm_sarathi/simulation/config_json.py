@@ -56,7 +56,7 @@ def read_layers(read: Reader) -> list[LayerKind]:
         read.get("intermediate_size")  # that of the states, which `mamba_expand` says as well
         return layers * [LayerKind(1, None, read_state(read, element_bytes(read)))]
     if read.get("block_configs") is not None:
-        return [searched_layer(read, number, _gates(read)) for number in range(layers)]
+        return [searched_layer(read, number) for number in range(layers)]
     mixers, sparse = _mixers(read, layers), _sparse_layers(read, layers)
     experts = _experts(read) if any(sparse) else None
     beside = read.flag("enable_moe_block")
@@ -252,8 +252,8 @@ def _sparse_layers(read: Reader, layers: int) -> list[bool]:
         return [name == "sparse" for name in named]
     if frequency is not None:
         return [entry == "1" for entry in frequency]
-    if read.number("expert_layer_period", default=0):
-        period, offset = read.number("expert_layer_period"), read.number("expert_layer_offset", least=0)
+    if period := read.number("expert_layer_period", default=0):
+        offset = read.number("expert_layer_offset", least=0)
         return [i % period == offset for i in range(layers)]
     every = read.number(
         "decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_freq", "moe_layer_interval", default=1
@@ -300,14 +300,9 @@ def _check_activation(read: Reader) -> None:
             )
 
 
-def _gates(read: Reader) -> int:
-    """Return the matrices of an MLP."""
-    return 3 if read.family.gated else 2
-
-
 def _dense_mlp(read: Reader) -> int:
     hidden = read.number("hidden_size")
-    return _gates(read) * hidden * dense_width(read)
+    return read.family.matrices * hidden * dense_width(read)
 
 
 def dense_width(read: Reader) -> int:
@@ -323,7 +318,7 @@ def dense_width(read: Reader) -> int:
 
 
 def _experts(read: Reader) -> Experts:
-    hidden, gates = read.number("hidden_size"), _gates(read)
+    hidden, matrices = read.number("hidden_size"), read.family.matrices
     width = read.number("moe_intermediate_size", "intermediate_size")
     inner = read.number("moe_latent_size", default=hidden)
     count = _expert_count(read)
@@ -353,8 +348,8 @@ def _experts(read: Reader) -> Experts:
     return Experts(
         count=count,
         active=active,
-        parameters=gates * inner * width,
-        shared_parameters=hidden * count + gates * hidden * shared_width + projections,
+        parameters=matrices * inner * width,
+        shared_parameters=hidden * count + matrices * hidden * shared_width + projections,
     )
 
 

@@ -13,13 +13,12 @@ def rounded_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def searched_layer(read: Reader, number: int, gates: int) -> LayerKind:
+def searched_layer(read: Reader, number: int) -> LayerKind:
     """Return one layer.
 
     Args:
         read: the config.json.
         number: of the layer, from 0.
-        gates: matrices of an MLP.
 
     Raises:
         ConfigError: something of it is not understood.
@@ -51,4 +50,4 @@ def searched_layer(read: Reader, number: int, gates: int) -> LayerKind:
             width = rounded_up(int(2 * factor * hidden / 3), 256)
         if not isinstance(width, int) or width < 1:
             raise read.error(f"'block_configs' has an 'ffn' without a width: {short(mlp)}.")
-    return LayerKind(1, made, None, None, gates * hidden * width)
+    return LayerKind(1, made, None, None, read.family.matrices * hidden * width)

@@ -42,6 +42,11 @@ class Family:
     state_in: Literal["some", "all", "alone"] = "some"
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def matrices(self) -> int:
+        """Matrices of an MLP."""
+        return 3 if self.gated else 2
+
 
 STATED = Family()
 MANY_HEADS = Family(own_heads=True)

@@ -238,7 +238,7 @@ def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
         raise read.error(
             f"'word_embed_proj_dim' is {embedded}, which is not understood beside a width of {hidden}."
         )
-    widest = max(layer.mlp_parameters for layer in layers) // (hidden * (3 if read.family.gated else 2))
+    widest = max(layer.mlp_parameters for layer in layers) // (hidden * read.family.matrices)
     width = (
         read.number("moe_intermediate_size", default=0) or widest or (hidden if alone else dense_width(read))
     )
