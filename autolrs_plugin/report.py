@@ -26,6 +26,11 @@ CHOSEN_COLOUR = "#d62728"
 DIVERGED_COLOUR = "#e08a1e"
 VALIDATION_COLOUR = "#2c8a3d"
 
+LEGEND = (
+    "> the rate that was chosen (steps: none if no probe had it); losses: at the end of the probe; forecast: the loss "
+    "that the search went by, with its standard deviation (±)"
+)
+
 
 def load_run(run_dir: Path) -> Controller:
     """Return the controller of a run as its journal has it, also while the run is going on.
@@ -42,9 +47,8 @@ def load_run(run_dir: Path) -> Controller:
 
 def run_tables(controller: Controller) -> Group:
     """Return the tables that `autolrs show` prints: the state, each stage's candidates, and the costs."""
-    return Group(
-        _summary(controller), *(stage_table(stage) for stage in controller.stages), _costs(controller)
-    )
+    tables = [stage_table(stage) for stage in controller.stages]
+    return Group(_summary(controller), *tables, *([LEGEND] if tables else []), _costs(controller))
 
 
 def _summary(controller: Controller) -> str:
@@ -53,12 +57,21 @@ def _summary(controller: Controller) -> str:
     lines = [
         f"{controller.step} of {config.max_steps} steps, {state}; lr_range {config.lr_range[0]:g} to "
         f"{config.lr_range[1]:g}, mode {config.mode}",
-        f"search: {ledger.search.steps} steps on top, {ledger.search_share:.1%} of all",
+        f"search: {ledger.search.steps} steps on top, {ledger.search_share:.1%} of all{_budget_left(controller)}",
     ]
     if controller.val_losses:
         step, loss = controller.val_losses[-1]
         lines.append(f"validation loss at step {step}: {loss:.5g}")
     return "\n".join(lines)
+
+
+def _budget_left(controller: Controller) -> str:
+    """Return how much of the search's budget is left, where the mode has one."""
+    state = controller.state
+    if state.config.mode == "paper":
+        return ""
+    budget = state.config.search_budget * state.config.max_steps
+    return f"; {max(0.0, state.budget_left_steps):.0f} of its budget of {budget:.0f} steps are left"
 
 
 def stage_table(stage: Stage) -> Table:

@@ -42,4 +42,4 @@ def export(
         closest = to_fields(state.lrs)
         with written_whole(fields, lasting=False) as scratch:
             scratch.write_text(json.dumps(closest.settings()) + "\n", encoding="utf-8")
-        typer.echo(f"{closest.deviation()}; they are in {fields}")
+        typer.echo(f"the four fields are in {fields}\n{closest.deviation()}")

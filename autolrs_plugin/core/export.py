@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 from autolrs_plugin.core.config import ConfigError
 
+FAR = 0.05
+"""Fields whose mean deviation is above this are no good stand-in for the schedule: a twentieth of the mean rate."""
+
 KINDS = ("constant", "linear", "cosine")
 WARMUP_RATIOS = tuple(i / 200 for i in range(41))
 MIN_LR_RATIOS = tuple(i / 100 for i in range(100))
@@ -49,10 +52,11 @@ class Fields:
         return {name: values[name] for name in names}
 
     def deviation(self) -> str:
-        """Return a sentence on how far the fields are from the schedule."""
+        """Return how far the fields are from the schedule, and what to do where that is far."""
+        advice = "; use the exported list of rates where you can" if self.mean_deviation > FAR else ""
         return (
             f"the four fields differ from the schedule by {self.mean_deviation:.1%} of the mean rate on average, and "
-            f"by up to {self.max_deviation:.1%} of the greatest (at step {self.max_deviation_step})"
+            f"by up to {self.max_deviation:.1%} of the greatest (at step {self.max_deviation_step}){advice}"
         )
 
 

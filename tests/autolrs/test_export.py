@@ -50,10 +50,11 @@ def test_the_deviation_is_that_of_the_rates_that_are_exported() -> None:
     assert fields.mean_deviation == pytest.approx(off.mean() / np.mean(plateau))
     assert off[fields.max_deviation_step] == off.max()
     assert fields.max_deviation > 0.05  # four fields cannot say a plateau with a decay
-    assert (
-        f"{fields.max_deviation:.1%} of the greatest (at step {fields.max_deviation_step})"
-        in fields.deviation()
-    )
+    far = f"{fields.max_deviation:.1%} of the greatest (at step {fields.max_deviation_step}); use the exported list"
+    assert far in fields.deviation()
+    near = to_fields([1e-3] * 95 + [1e-3 * (5 - t) / 5 for t in range(5)])
+    assert near.mean_deviation < 0.05
+    assert "use the exported list" not in near.deviation()
 
 
 def test_no_schedule_is_told() -> None:
