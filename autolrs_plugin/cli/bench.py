@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: see the commands
 
 BENCH_OUT = Path("build/autolrs-bench")
 
-TaskOption = Annotated[str, typer.Option(help="A task, several with commas, 'all', 'design' or 'judging'.")]
-SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds, from 0 on.")]
+TaskOption = Annotated[str, typer.Option(help="Comma-separated tasks, 'all', 'design' or 'judging'.")]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="One seed, and a quarter of the steps.")]
 
 
@@ -31,14 +31,14 @@ def _missing_parts_said() -> Iterator[Console]:
 def bench(
     task: TaskOption,
     json: Annotated[Path, typer.Option(help="Where the rows go.")],
-    methods: Annotated[str, typer.Option(help="Methods with commas; all of them by default.")] = "",
+    methods: Annotated[str, typer.Option(help="Comma-separated methods; default: all.")] = "",
     seeds: SeedsOption = 1,
     quick: QuickOption = False,
     out: Annotated[
-        Path, typer.Option(help="Where results are kept: a run that was cut off goes on there.")
+        Path, typer.Option(help="Folder for results, from which an interrupted benchmark resumes.")
     ] = BENCH_OUT,
 ) -> None:
-    """Compare AutoLRS with other ways to a learning rate, each given the same compute."""
+    """Compare AutoLRS with other ways to find a learning rate, each given the same compute."""
     # torch and the peers take seconds to import, and the other commands need none of them.
     from autolrs_plugin.benchmark.runner import METHODS, run_bench
 
@@ -67,15 +67,13 @@ def bench_find(
     json: Annotated[Path, typer.Option(help="Where the findings go.")],
     task: TaskOption = "all",
     shares: Annotated[
-        str, typer.Option(help="What it may take, as fractions of the steps, with commas.")
+        str, typer.Option(help="Steps that find() may take, as comma-separated fractions of the run's.")
     ] = "0.03,0.1",
     seeds: SeedsOption = 5,
     quick: QuickOption = False,
-    out: Annotated[
-        Path, typer.Option(help="Where the oracle's results are kept, as of `bench`.")
-    ] = BENCH_OUT,
+    out: Annotated[Path, typer.Option(help="Folder for the oracle's results, as in `bench`.")] = BENCH_OUT,
 ) -> None:
-    """Compare the rate that `find()` gives with the oracle's: how often it is within a factor of 3, and says so."""
+    """Compare the rate that `find()` gives with the oracle's: how often the two are within a factor of 3."""
     # torch takes seconds to import, and the other commands do not need it.
     from autolrs_plugin.benchmark.finding import run_finding
 
@@ -95,9 +93,11 @@ def bench_find(
 def bench_parallel(
     task: Annotated[str, typer.Option(help="A reference task.")] = "stdlib-gpt",
     steps: Annotated[int, typer.Option(min=100, help="Training steps of the run.")] = 1600,
-    actors: Annotated[int, typer.Option(min=1, help="Ray actors of the measured part.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Searches of each kind, by turns.")] = 3,
-    workers: Annotated[str, typer.Option(help="Workers of the simulated part, with commas.")] = "1,2,10",
+    actors: Annotated[int, typer.Option(min=1, help="Ray actors in the measured part.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Searches of each kind, alternating.")] = 3,
+    workers: Annotated[
+        str, typer.Option(help="Numbers of workers in the simulated part, comma-separated.")
+    ] = "1,2,10",
     json: Annotated[Path | None, typer.Option(help="Where the figures go.")] = None,
 ) -> None:
     """Measure what probing in parallel saves with Ray actors here, and simulate a cluster."""
@@ -114,9 +114,9 @@ def bench_parallel(
 
 
 def bench_overhead(
-    adapters: Annotated[str, typer.Option(help="Adapters with commas; all of them by default.")] = "",
+    adapters: Annotated[str, typer.Option(help="Comma-separated adapters; default: all.")] = "",
     steps: Annotated[int, typer.Option(min=20, help="Steps of a run.")] = 300,
-    runs: Annotated[int, typer.Option(min=1, help="Runs in each, of which the median counts.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each adapter, whose median is reported.")] = 3,
 ) -> None:
     """Measure what an adapter adds to a framework's steps outside of searches."""
     # torch and the frameworks take seconds to import.

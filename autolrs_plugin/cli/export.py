@@ -17,7 +17,7 @@ def export(
     fields: Annotated[
         Path | None,
         typer.Option(
-            help="A JSON file for learning_rate, lr_scheduler_type, warmup_ratio and min_lr_ratio, too."
+            help="Also write learning_rate, lr_scheduler_type, warmup_ratio and min_lr_ratio to this JSON file."
         ),
     ] = None,
 ) -> None:

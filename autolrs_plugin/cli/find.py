@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 def find(
     target: Annotated[Path, typer.Argument(help="A script that trains with AutoLRS, or a run's folder.")],
-    share: Annotated[float, typer.Option(help="Steps that it may take, as a fraction of the run's.")] = 0.03,
+    share: Annotated[
+        float, typer.Option(help="Steps that the search may take, as a fraction of the run's.")
+    ] = 0.03,
 ) -> None:
     """Print a learning rate with its interval. A script is run up to its training, and nothing is trained.
 
-    Exit code 0 with a rate to rely on, 1 where nothing can be said.
+    Exit code 0 with a rate to rely on, 1 without one.
     """
     found = _found_by_run(target) if target.is_dir() else _found_by_script(target, share)
     typer.echo(str(found))

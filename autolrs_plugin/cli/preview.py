@@ -12,7 +12,9 @@ from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 
 def preview(
     max_steps: Annotated[int, typer.Option(help="Training steps of the run itself.")],
-    lr_range: Annotated[str, typer.Option(help="The least and the greatest learning rate to try: 1e-5,1.")],
+    lr_range: Annotated[
+        str, typer.Option(help="The lowest and the highest learning rate to try, such as 1e-5,1.")
+    ],
     search_budget: Annotated[
         float, typer.Option(help="Steps that the search may take, as a fraction of --max-steps.")
     ] = 0.2,
@@ -20,13 +22,13 @@ def preview(
     warmup: Annotated[float, typer.Option(help="The warm-up, as a fraction of --max-steps.")] = 0.05,
     final_decay: Annotated[bool, typer.Option(help="Whether the run ends with a decay to zero.")] = True,
     validation: Annotated[bool, typer.Option(help="Whether the run has a validation loss.")] = True,
-    seed: Annotated[int, typer.Option(help="Of everything that the search draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     best_lr: Annotated[
         float | None,
-        typer.Option(help="The stand-in's best learning rate; the middle of the range, if not given."),
+        typer.Option(help="The stand-in's best learning rate; default: the middle of the range."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Draw it, too: a picture as that of `autolrs plot`.")
+        Path | None, typer.Option("-o", "--out", help="Also draw a picture like that of `autolrs plot`.")
     ] = None,
 ) -> None:
     """Show what a run with these settings would do, without training: probes, steps of each phase, their share.

@@ -1,5 +1,6 @@
 """Figures: what is counted, by class, against which SLO; and how much more would fit."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -136,6 +137,11 @@ def test_a_gauge_of_what_is_not_known_is_not_there() -> None:
         figures.set("tbt_slo_seconds", 1.0)
         figures.set("tbt_slo_seconds", value)
         assert ("tbt_slo_seconds", "") not in figures.gauges
+
+
+def test_each_help_text_stands_alone() -> None:
+    """Prometheus and dashboards show it without the one before it."""
+    assert not [f.name for f in FIGURES.values() if re.search(r"\b(those|them|such)\b", f.help, re.I)]
 
 
 def test_every_counter_is_there_from_the_start_and_in_base_units() -> None:

@@ -24,10 +24,12 @@ from vllm_sarathi.cli.options import (
 def capacity(
     load: LoadOptions,
     schedulers: SchedulersOption = DEFAULT_SCHEDULERS,
-    max_delay_s: Annotated[float, typer.Option(help="The longest median queueing delay, seconds.")] = 2.0,
+    max_delay_s: Annotated[
+        float, typer.Option(help="The longest acceptable median queueing delay, seconds.")
+    ] = 2.0,
     seeds: SeedsOption = 3,
     ray: RayOption = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the answer in this file (PNG).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a chart into this file (PNG).")] = None,
     json: JsonOption = None,
 ) -> None:
     """Find the highest rate at which each scheduler keeps the SLO."""

@@ -11,12 +11,14 @@ from vllm_sarathi.cli.options import JsonOption, RayOption, read_names
 
 
 def classes(
-    questions: Annotated[str, typer.Option(help="mixed, beside, tenants and refusal; all by default.")] = "",
-    deployment: Annotated[str, typer.Option(help="MODEL/DEVICE, as those of `bench devices`.")] = "",
+    questions: Annotated[str, typer.Option(help="mixed, beside, tenants, refusal; default: all.")] = "",
+    deployment: Annotated[str, typer.Option(help="MODEL/DEVICE, as in `bench devices`.")] = "",
     requests: Annotated[int, typer.Option(help="Requests in a run.")] = 400,
-    seeds: Annotated[int, typer.Option(help="Answers with different requests.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Runs with different requests.")] = 1,
     seed_set: SeedSetOption = "judging",
-    tolerance: Annotated[float, typer.Option(help="How close searches come, as a share.")] = 0.05,
+    tolerance: Annotated[
+        float, typer.Option(help="Accuracy of the searches, as a fraction of the rate.")
+    ] = 0.05,
     ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:

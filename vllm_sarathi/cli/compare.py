@@ -12,7 +12,7 @@ from vllm_sarathi.cli.options import FiguresOption
 
 def compare(
     old: Annotated[Path, typer.Argument(help="A result file, or a folder of them.")],
-    new: Annotated[Path, typer.Argument(help="The same, of another day or release.")],
+    new: Annotated[Path, typer.Argument(help="Another one, of a later day or release.")],
     json: FiguresOption = None,
 ) -> None:
     """Compare two sets of results: the ratio of each figure, and its noise where there are repeats."""

@@ -14,10 +14,10 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the picture and the figures go.")] = Path("build/demo"),
     token_budget: Annotated[
         int,
-        typer.Option(help="Sarathi's tokens per step, decodes included. The default suits two CPU cores."),
+        typer.Option(help="Sarathi's token budget, decodes included. The default suits two CPU cores."),
     ] = 80,
 ) -> None:
-    """Serve a model twice, stock and Sarathi, play the same scenario against both, and compare."""
+    """Serve a model with vLLM's scheduler and with Sarathi, play the same scenario against both, and compare."""
     from vllm_sarathi.benchmark.live.demo import run_demo
 
     SarathiConfig(token_budget=token_budget)  # said now rather than by the second server, a minute later

@@ -12,7 +12,7 @@ from vllm_sarathi.cli.options import JsonOption, RayOption, read_names
 SEED_SETS = ("judging", "design")
 
 SeedSetOption = Annotated[
-    str, typer.Option(help="judging, for reports; design, to choose a constant of the scheduler on.")
+    str, typer.Option(help="judging, for reports; design, for choosing a constant of the scheduler.")
 ]
 
 
@@ -31,23 +31,23 @@ def seeds_of(seed_set: str, seeds: int) -> tuple[int, ...]:
 
 
 def devices(
-    deployments: Annotated[str, typer.Option(help="Some of the ten; all by default.")] = "",
-    workloads: Annotated[str, typer.Option(help="chat, arxiv and mooncake; all by default.")] = "",
+    deployments: Annotated[str, typer.Option(help="Comma-separated names; default: all ten.")] = "",
+    workloads: Annotated[str, typer.Option(help="chat, arxiv, mooncake; default: all.")] = "",
     slos: Annotated[
-        str, typer.Option(help="tight (an operator's), strict and relaxed (the paper's); all by default.")
+        str, typer.Option(help="tight (an operator's), strict and relaxed (the paper's); default: all.")
     ] = "",
     disturbances: Annotated[
         str, typer.Option(help="noise-2, noise-5, noise-10, pauses, neighbour.")
     ] = "noise-5",
     contenders: Annotated[
-        str, typer.Option(help="Other schedulers beside the two: prefill-first, pressure.")
+        str, typer.Option(help="Schedulers to compare with beside the two: prefill-first, pressure.")
     ] = "prefill-first,pressure",
     requests: Annotated[int, typer.Option(help="Requests in a run.")] = 300,
-    seeds: Annotated[int, typer.Option(help="Rows with different requests.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Runs with different requests, a row each.")] = 1,
     seed_set: SeedSetOption = "judging",
     quick: Annotated[bool, typer.Option(help="100 requests, the tight SLO, coarser searches.")] = False,
     out: Annotated[
-        Path, typer.Option(help="Where each finished row goes: a later run of the same code goes on there.")
+        Path, typer.Option(help="Folder for finished rows, from which a later run of the same code resumes.")
     ] = Path("build/devices"),
     ray: RayOption = None,
     json: JsonOption = None,

@@ -19,7 +19,9 @@ from vllm_sarathi.cli.options import (
 
 TtftOption = Annotated[
     float | None,
-    typer.Option("--ttft-slo-ms", help="The SLO of requests without their own: time to first token, ms."),
+    typer.Option(
+        "--ttft-slo-ms", help="SLO for the time to first token of requests without one of their own, ms."
+    ),
 ]
 
 
@@ -31,19 +33,22 @@ SchedulerOption = Annotated[
     str, typer.Option(help="Scheduler of every replica; NAME@N has a fixed budget of N.")
 ]
 PrefillOption = Annotated[
-    int, typer.Option(help="Replicas that prefill for the others; 0: each prefills its own prompts.")
+    int, typer.Option(help="Replicas that only prefill, for the others; 0: each prefills its own prompts.")
 ]
 PrefillDeploymentOption = Annotated[
     str | None,
-    typer.Option(help="Deployment of the prefill replicas, MODEL/DEVICE; that of the others by default."),
+    typer.Option(help="Deployment of the prefill replicas, MODEL/DEVICE; default: that of the others."),
 ]
 LinkOption = Annotated[
     float | None,
-    typer.Option(help="Bandwidth at which each of them sends its KV cache, Gbit/s; 400 by default."),
+    typer.Option(help="Bandwidth at which each prefill replica sends KV cache, Gbit/s; default: 400."),
 ]
-FailOption = Annotated[list[str] | None, typer.Option(help="REPLICA@SECONDS: one fails; may be repeated.")]
+FailOption = Annotated[
+    list[str] | None, typer.Option(help="REPLICA@SECONDS at which a replica fails; may be repeated.")
+]
 AddOption = Annotated[
-    list[str] | None, typer.Option(help="SECONDS, or prefill@SECONDS: one is added; may be repeated.")
+    list[str] | None,
+    typer.Option(help="SECONDS, or prefill@SECONDS, at which a replica is added; may be repeated."),
 ]
 FailureOption = Annotated[
     str, typer.Option(help="reroute: other replicas prefill its requests again; lose: its requests are lost.")

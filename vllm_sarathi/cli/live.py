@@ -12,9 +12,7 @@ from vllm_sarathi.core.config import ConfigError
 
 WorkloadOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--workload", help="short, long, mix, rush, burst or idle; may be given again. All, if not given."
-    ),
+    typer.Option("--workload", help="short, long, mix, rush, burst or idle; may be repeated. Default: all."),
 ]
 SloOption = Annotated[
     list[float] | None,
@@ -26,7 +24,7 @@ SloOption = Annotated[
 SchedulersOption = Annotated[
     str | None,
     typer.Option(
-        help="Names with commas: sarathi, sarathi-sjf, sarathi-deadline, default (vLLM's own); default@80 and "
+        help="Comma-separated names: sarathi, sarathi-sjf, sarathi-deadline, default (vLLM's own); default@80 and "
         "sarathi@256 have a fixed budget. Ours, stock and a sweep of five stock budgets, if not given."
     ),
 ]
@@ -41,13 +39,13 @@ ScaleOption = Annotated[
 ReportOption = Annotated[
     Path | None,
     typer.Option(
-        help="Write a report to send in: versions, device, measured speeds, rows; no names and no paths."
+        help="Write a report that can be shared: versions, device, measured speeds, rows; no names and no paths."
     ),
 ]
 QuickOption = Annotated[
     bool,
     typer.Option(
-        "--quick", help="Less of everything: under 12 minutes (--scale auto: longer on slower CPUs)."
+        "--quick", help="A shorter benchmark: under 12 minutes (longer with --scale auto on slow CPUs)."
     ),
 ]
 TtftOption = Annotated[float, typer.Option(help="The SLO for the time to first token of sarathi-deadline.")]
@@ -56,7 +54,7 @@ OutOption = Annotated[Path, typer.Option(help="Where data sets, raw results and 
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Use the finished runs in --out; keep the rows in --json.")
 ]
-SeedOption = Annotated[int, typer.Option(help="What the requests and their times are drawn from.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the requests and their times.")]
 NeighbourOption = Annotated[
     bool, typer.Option("--neighbour", help="Keep one core busy meanwhile, five seconds on and five off.")
 ]
@@ -64,14 +62,16 @@ CapacityOption = Annotated[
     bool,
     typer.Option("--capacity", help="Search the highest rate at which the server at --url keeps its SLO."),
 ]
-UrlOption = Annotated[str | None, typer.Option(help="With --capacity: the server, as http://127.0.0.1:8000.")]
+UrlOption = Annotated[
+    str | None, typer.Option(help="With --capacity: the server's address, such as http://127.0.0.1:8000.")
+]
 RateOption = Annotated[
     float | None, typer.Option(help="With --capacity: the first rate, requests per second.")
 ]
 RequestsOption = Annotated[int | None, typer.Option(help="With --capacity: requests in a run.")]
 SeedsOption = Annotated[int, typer.Option(help="With --capacity: searches, each with other requests.")]
 DelayOption = Annotated[
-    float, typer.Option(help="With --capacity: the longest median queueing delay, seconds.")
+    float, typer.Option(help="With --capacity: the longest acceptable median queueing delay, seconds.")
 ]
 
 

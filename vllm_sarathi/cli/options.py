@@ -35,7 +35,7 @@ class RayCommand(TyperCommand):
 DeploymentOption = Annotated[
     str,
     typer.Option(
-        help="MODEL/DEVICE, as mistral-7b/a100, Qwen/Qwen3-32B/h100:tp4 (measured kernels, with the extra devices) or "
+        help="MODEL/DEVICE, such as mistral-7b/a100, Qwen/Qwen3-32B/h100:tp4 (measured kernels: extra `devices`) or "
         "meta-llama/Llama-3.1-70B/h100:fp8tp4; MODEL may be a folder."
     ),
 ]
@@ -46,15 +46,15 @@ WorkloadOption = Annotated[
         "`bench live`: short, long, mix, rush, burst."
     ),
 ]
-SchedulersOption = Annotated[
-    str, typer.Option(help="Names with commas between; NAME@N has a fixed budget of N.")
-]
+SchedulersOption = Annotated[str, typer.Option(help="Comma-separated names; NAME@N has a fixed budget of N.")]
 SloOption = Annotated[float | None, typer.Option("--tbt-slo-ms", help="SLO for the time between tokens, ms.")]
 RequestsOption = Annotated[int, typer.Option(help="Requests in a run.")]
-SeedsOption = Annotated[int, typer.Option(help="Runs with different requests, for the range of the answer.")]
+SeedsOption = Annotated[
+    int, typer.Option(help="Runs with different requests, which give the range of the answer.")
+]
 ArrivalsOption = Annotated[str, typer.Option(help="poisson, gamma (bursty) or fixed.")]
 TraceOption = Annotated[
-    Path | None, typer.Option(help="A file of arrivals and lengths instead of --workload.")
+    Path | None, typer.Option(help="A file of arrivals and lengths, in place of --workload.")
 ]
 FormatOption = Annotated[
     str,
@@ -62,28 +62,26 @@ FormatOption = Annotated[
 ]
 TooLongOption = Annotated[str, typer.Option(help="Requests beyond the model's context: refuse, or skip.")]
 ScaleOption = Annotated[
-    float, typer.Option(help="Play a trace faster by this factor, where no other rate is asked for.")
+    float, typer.Option(help="Play a trace this many times as fast, unless a rate is asked for.")
 ]
 SettingOption = Annotated[
     list[str] | None, typer.Option("--set", help="KEY=VALUE of SarathiConfig, for sarathi; may be repeated.")
 ]
 RayOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="[ADDRESS]", help="Run on a Ray cluster; without an address, on one that is started here."
-    ),
+    typer.Option(metavar="[ADDRESS]", help="Run on a Ray cluster; without an address, start one here."),
 ]
 CalibrationOption = Annotated[
     str | None, typer.Option(help="For MODEL/cpu: the folder that `vllm-sarathi profile` filled.")
 ]
 RateOption = Annotated[float | None, typer.Option(help="Requests per second; by default that of the trace.")]
-NoiseOption = Annotated[float, typer.Option(help="Noise of every step's time, as a share: 0.05 is 5%.")]
+NoiseOption = Annotated[float, typer.Option(help="Noise of each step's time, as a fraction: 0.05 is 5%.")]
 PausesOption = Annotated[float, typer.Option(help="Pauses per minute, of 20 to 200 ms each.")]
 NeighbourOption = Annotated[
-    float, typer.Option(help="The factor by which a neighbour slows steps, for 5 s of every 10.")
+    float, typer.Option(help="The factor by which a neighbour slows steps, for 5 of every 10 s.")
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the rows to this file, too.")]
-FiguresOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
+FiguresOption = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 DEFAULT_SCHEDULERS = "sarathi,default,prefill-first,orca"
 
 ELSEWHERE = {

@@ -11,8 +11,8 @@ from vllm_sarathi.core.config import SarathiConfig
 
 
 def overhead(
-    running: Annotated[int, typer.Option(help="Requests that run.")] = 256,
-    waiting: Annotated[int, typer.Option(help="Requests that wait.")] = 64,
+    running: Annotated[int, typer.Option(help="Running requests.")] = 256,
+    waiting: Annotated[int, typer.Option(help="Waiting requests.")] = 64,
     prefill_order: Annotated[str, typer.Option(help="As in `vllm serve`.")] = "fcfs",
     slo_classes: Annotated[str | None, typer.Option(help="As in `vllm serve`.")] = None,
     json: FiguresOption = None,

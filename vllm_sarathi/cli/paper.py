@@ -18,17 +18,17 @@ def paper(
     sweep: Annotated[
         bool,
         typer.Option(
-            help="With --quick, too: seven fixed budgets of stock vLLM, and pressure, for each row."
+            help="Add seven fixed budgets of stock vLLM, and pressure, to each row; without --quick they are in anyway."
         ),
     ] = False,
     out: Annotated[
         Path,
-        typer.Option(help="Where tables and plots go, and each finished search: a later run goes on there."),
+        typer.Option(help="Folder for tables, plots and finished searches, from which a later run resumes."),
     ] = Path("build/paper"),
     ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Run the evaluation of Sarathi-Serve's paper again, in simulation, beside the published figures."""
+    """Repeat the evaluation of the Sarathi-Serve paper in simulation, beside the published figures."""
     from rich.table import Table
 
     from vllm_sarathi.benchmark.common import farm, results

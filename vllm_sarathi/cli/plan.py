@@ -23,21 +23,21 @@ from vllm_sarathi.cli.options import (
 
 ModelOption = Annotated[str, typer.Option(help="OWNER/MODEL, a short name, or a folder with a config.json.")]
 PricesOption = Annotated[Path, typer.Option(help="What each device costs per hour: a YAML file.")]
-ClassesOption = Annotated[Path | None, typer.Option(help="As in `vllm serve`: SLOs by class instead.")]
+ClassesOption = Annotated[Path | None, typer.Option(help="SLOs by class instead, as in `vllm serve`.")]
 AttainmentOption = Annotated[
-    float, typer.Option(help="The share of each class's requests that have to meet their SLOs.")
+    float, typer.Option(help="The share of each class's requests that must meet their SLOs.")
 ]
-DevicesOption = Annotated[str, typer.Option(help="Names with commas between; all that have a price.")]
-MostOption = Annotated[int, typer.Option(help="Devices of a replica, at the most.")]
+DevicesOption = Annotated[str, typer.Option(help="Comma-separated names; default: all that have a price.")]
+MostOption = Annotated[int, typer.Option(help="The most devices of one replica.")]
 PrecisionsOption = Annotated[
-    str, typer.Option(help="checkpoint, fp8 and nvfp4, with commas between: of the weights.")
+    str, typer.Option(help="Precisions of the weights, comma-separated: checkpoint, fp8, nvfp4.")
 ]
 SkewOption = Annotated[
     float | None,
     typer.Option(help="Exponent of the power law that the experts' loads follow; 0 for even ones."),
 ]
 ReplicaRequestsOption = Annotated[
-    int, typer.Option(help="Requests in a run; more where that is shorter than 30 s.")
+    int, typer.Option(help="Requests in a run; more if they last less than 30 s.")
 ]
 ExhaustiveOption = Annotated[bool, typer.Option("--exhaustive", help="Search every candidate to its end.")]
 RayServeOption = Annotated[

@@ -15,7 +15,7 @@ def profile(
         str | None, typer.Option(help="As in `vllm serve`; 'none' keeps nothing.")
     ] = None,
 ) -> None:
-    """Learn how long steps take ahead of time, and keep it for `vllm serve` with the same options.
+    """Measure ahead of time how long steps take, and keep it for `vllm serve` with the same options.
 
     Any other option is one of `vllm serve`: --dtype, --max-model-len, --tensor-parallel-size and so on.
     """

@@ -4,8 +4,10 @@ from typing import Annotated
 
 import typer
 
-UrlArgument = Annotated[str, typer.Argument(help="The server, as http://127.0.0.1:8000.")]
-IntervalOption = Annotated[float, typer.Option(help="Seconds between two scrapes; rates are over that time.")]
+UrlArgument = Annotated[str, typer.Argument(help="The server's address, such as http://127.0.0.1:8000.")]
+IntervalOption = Annotated[
+    float, typer.Option(help="Seconds between two scrapes, over which rates are taken.")
+]
 OnceOption = Annotated[bool, typer.Option("--once", help="Scrape twice, print, and end.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="With --once: print JSON.")]
 

@@ -14,7 +14,7 @@ def trace(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the step times against the SLO.")] = None,
 ) -> None:
-    """Sum up a step trace, and turn it into a timeline or a picture."""
+    """Summarise a step trace, and turn it into a timeline or a picture."""
     from vllm_sarathi.benchmark.profile.trace import (
         draw_steps,
         read_step_trace,

@@ -27,10 +27,12 @@ def validate(
     schedulers: SchedulersOption = "default,sarathi",
     tbt_slo_ms: SloOption = 250.0,
     requests: Annotated[
-        int | None, typer.Option(help="Requests in a run; the workload's own number.")
+        int | None, typer.Option(help="Requests in a run; default: the workload's own number.")
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests per second; the workload's own rate.")] = None,
-    seeds: Annotated[int, typer.Option(help="Runs with different requests; figures are their means.")] = 1,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests per second; default: the workload's own rate.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs with different requests, whose means are reported.")] = 1,
     trace: TraceOption = None,
     trace_format: FormatOption = "csv",
     too_long: TooLongOption = "refuse",
@@ -39,11 +41,12 @@ def validate(
     silicon: Annotated[
         bool,
         typer.Option(
-            "--silicon", help="Against measured accelerators instead: the sample of aiconfigurator-core."
+            "--silicon", help="Compare with measured accelerators instead: the sample of aiconfigurator-core."
         ),
     ] = False,
     ids: Annotated[
-        Path | None, typer.Option(help="With --silicon: a file with the ids of the rows to simulate.")
+        Path | None,
+        typer.Option(help="With --silicon: a file with the ids of the rows to simulate, one per line."),
     ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="With --silicon: all odd rows, not a few of each group.")

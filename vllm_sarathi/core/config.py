@@ -213,7 +213,7 @@ class SarathiConfig:
         ConfigError: a value of a wrong type or out of range.
     """
 
-    scheduler: str = _setting("sarathi", "Who plans each step")
+    scheduler: str = _setting("sarathi", "The policy that plans each step.")
     token_budget: int | None = _setting(
         None, "Tokens per step, decodes included (the paper's tau), instead of an SLO.", "N"
     )

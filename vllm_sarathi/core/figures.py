@@ -61,32 +61,39 @@ FIGURES = {
     for figure in (
         Figure("steps", Kind.COUNTER, "Steps that the scheduler saw end."),
         Figure("prefill_tokens", Kind.COUNTER, "Prompt tokens that were prefilled."),
-        Figure("batch_prefill_tokens", Kind.COUNTER, "Those of them that were batch work, which gives way."),
+        Figure("batch_prefill_tokens", Kind.COUNTER, "Prompt tokens of batch work that were prefilled."),
         Figure("gaps", Kind.COUNTER, "Gaps between tokens of requests with an SLO.", True),
-        Figure("gaps_kept", Kind.COUNTER, "Those of them that met the SLO.", True),
+        Figure("gaps_kept", Kind.COUNTER, "Gaps between tokens that met their SLO.", True),
         Figure("first_tokens", Kind.COUNTER, "First tokens of requests with an SLO.", True),
-        Figure("first_tokens_kept", Kind.COUNTER, "Those of them that met the SLO.", True),
-        Figure("relegated_requests", Kind.COUNTER, "Requests put behind those that can be kept.", True),
+        Figure("first_tokens_kept", Kind.COUNTER, "First tokens that met their SLO.", True),
+        Figure(
+            "relegated_requests",
+            Kind.COUNTER,
+            "Requests put behind others: their SLO could not be met.",
+            True,
+        ),
         Figure("refused_requests", Kind.COUNTER, "Requests refused: their SLO could not be met.", True),
         Figure("step_predicted_seconds", Kind.COUNTER, "Predicted time of the steps with a prediction."),
         Figure("step_measured_seconds", Kind.COUNTER, "Measured time of the steps with a prediction."),
-        Figure("faults", Kind.COUNTER, "Errors of the plugin; stock scheduling served those steps."),
+        Figure("faults", Kind.COUNTER, "Errors of the plugin; each leaves one step to stock scheduling."),
         Figure("tbt_slo_seconds", Kind.GAUGE, "SLO for the time between tokens."),
         Figure("ttft_slo_seconds", Kind.GAUGE, "SLO for the time to first token."),
-        Figure("slo_unattainable", Kind.GAUGE, "1 where decodes alone take longer than the SLO.", True),
-        Figure("decode_step_seconds", Kind.GAUGE, "Median time of steps of decodes alone, in ten seconds."),
-        Figure("token_budget", Kind.GAUGE, "Median budget of steps that prefill beside decodes."),
+        Figure("slo_unattainable", Kind.GAUGE, "1 if decodes alone take longer than the SLO.", True),
+        Figure("decode_step_seconds", Kind.GAUGE, "Median time of a step of decodes alone."),
+        Figure("token_budget", Kind.GAUGE, "Median token budget of hybrid steps."),
         Figure(
-            "prediction_error_ratio", Kind.GAUGE, "Median relative error of the predictions of such steps."
+            "prediction_error_ratio",
+            Kind.GAUGE,
+            "Median relative error of the predicted times of hybrid steps.",
         ),
-        Figure("running_requests", Kind.GAUGE, "Requests that run."),
-        Figure("waiting_requests", Kind.GAUGE, "Requests that wait to be admitted.", True),
-        Figure("batch_waiting_requests", Kind.GAUGE, "Those of them that are batch work, which gives way."),
+        Figure("running_requests", Kind.GAUGE, "Running requests."),
+        Figure("waiting_requests", Kind.GAUGE, "Requests waiting to be admitted.", True),
+        Figure("batch_waiting_requests", Kind.GAUGE, "Waiting requests that are batch work."),
         Figure(
             "headroom_tokens_per_second",
             Kind.GAUGE,
-            "Prompt tokens a second that could be prefilled within the SLOs, on top of those that are now; batch work "
-            "gives way to them.",
+            "Prompt tokens per second that could be prefilled within the SLOs on top of the present load; batch work "
+            "counts as free capacity.",
         ),
         Figure(
             "time_between_tokens_slo_ratio",
@@ -105,7 +112,7 @@ FIGURES = {
         Figure(
             "step_prediction_ratio",
             Kind.HISTOGRAM,
-            "Measured over predicted time of steps that prefill beside decodes.",
+            "Measured over predicted time of hybrid steps.",
             bounds=PREDICTION_RATIOS,
         ),
     )
