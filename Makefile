@@ -68,7 +68,8 @@ compat:
 bench: setup
 	@mkdir -p "$(BENCH)"
 	@.venv/bin/vllm-sarathi bench overhead --json "$(BENCH)/overhead.json"
-	@.venv/bin/vllm-sarathi bench live --quick --model "$(MODEL)" --json "$(BENCH)/live.json"
+	@.venv/bin/vllm-sarathi bench live --workload short --workload mix --tbt-slo-ms 250 \
+	  --schedulers sarathi,default,default@256 --model "$(MODEL)" --json "$(BENCH)/live.json"
 	@.venv/bin/vllm-sarathi bench simulator --json "$(BENCH)/simulator.json"
 	@.venv/bin/vllm-sarathi validate --json "$(BENCH)/validate.json"
 	@.venv/bin/vllm-sarathi paper --quick --out build/bench-paper --json "$(BENCH)/paper.json"

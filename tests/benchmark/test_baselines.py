@@ -35,7 +35,6 @@ Rows = list[dict[str, Any]]
 COMMANDS = {"vllm-sarathi": vllm_sarathi, "autolrs": autolrs}
 
 CANNOT_MATCH = {
-    "live": "the baseline is of the full benchmark, and --quick sends half as many requests",
     "autolrs": "the baseline is of the judging tasks, and make bench runs three of the design tasks",
 }
 """Baselines that have nothing in common with what `make bench` writes, and why."""
@@ -46,7 +45,7 @@ def bench_commands() -> dict[str, list[str]]:
     recipe = re.search(r"^bench:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
     assert recipe is not None
     commands = {}
-    for line in recipe[1].replace("$(MODEL)", "owner/name").splitlines():
+    for line in recipe[1].replace("\\\n", " ").replace("$(MODEL)", "owner/name").splitlines():
         if written := re.search(r"\.venv/bin/(.*)--json \"\$\(BENCH\)/(.+)\.json\"", line):
             commands[written[2]] = [*shlex.split(written[1]), "--json", "rows.json"]
     return commands
