@@ -45,7 +45,7 @@ class Finding:
 
     def __str__(self) -> str:
         if not self.confident:
-            return f"nothing to be said after {self.steps} steps: {self.reason}"
+            return f"no learning rate to rely on after {self.steps} steps: {self.reason}"
         return f"{self.lr:.3g}, within {self.low:.3g} to {self.high:.3g} ({self.steps} steps: {self.reason})"
 
 
@@ -73,15 +73,15 @@ def _doubt(stage: Stage) -> str:
     """Return why a stage's decision is not to be relied on; empty where it is."""
     held = [c for c in stage.candidates if not c.diverged]
     if len(stage.candidates) < LEAST_PROBES or not held:
-        return f"{len(held)} of {len(stage.candidates)} probes held, too few to compare; {MORE}"
+        return f"{len(held)} of {len(stage.candidates)} probes did not diverge, too few to compare; {MORE}"
     steps = max(len(c.losses) for c in held)
     if steps < LEAST_STEPS:
-        return f"probes of {steps} steps are too short to tell of a long run; {MORE}"
+        return f"probes of {steps} steps are too short to predict a long run; {MORE}"
     first, best = float(np.median([c.losses[0] for c in held])), min(held, key=lambda c: c.forecast)
     if first - best.forecast <= PLATEAU_Z * _scatter(best.losses):
-        return f"no learning rate has brought the loss down beyond its noise yet; {MORE}"
+        return f"no learning rate has lowered the loss by more than its noise yet; {MORE}"
     if math.log10(stage.high / stage.low) > WIDEST_DECADES:
-        return f"anything from {stage.low:.3g} to {stage.high:.3g} is about as good; {MORE}"
+        return f"all rates from {stage.low:.3g} to {stage.high:.3g} are about equally good; {MORE}"
     return ""
 
 

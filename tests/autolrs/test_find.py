@@ -80,7 +80,7 @@ def test_find_says_when_it_knows_nothing() -> None:
     seed_everything()
     noise = tuner_of(job, train_step=step).find(0.1)
     assert not noise.confident
-    assert "nothing to be said" in str(noise)
+    assert "no learning rate to rely on" in str(noise)
 
 
 def test_find_comes_before_the_run() -> None:
@@ -193,5 +193,5 @@ def test_find_looks_at_a_run(earlier: Earlier) -> None:
     assert printed.exit_code in (0, 1)
     assert (
         f"{earlier.tuner.stages[-1].chosen_lr:.3g}" in printed.output
-        or "nothing to be said" in printed.output
+        or "no learning rate to rely on" in printed.output
     )

@@ -324,7 +324,7 @@ def test_an_unknown_class_is_the_default_and_is_said_once(make_config: Any, warn
     engine.ask("odd", 20, 7)  # type: ignore[arg-type]
     engine.finish()
     assert [line for line in warned if "'nobody'" in line] == [
-        "Requests ask for the class 'nobody', which is unknown: they are of class 'standard'."
+        "Requests ask for the class 'nobody', which is unknown: they get the default class, 'standard'."
     ]
 
 

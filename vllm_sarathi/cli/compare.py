@@ -27,7 +27,7 @@ def compare(
     console.print(benchmark.compare_table(rows))
     lines = [*benchmark.alone_lines("OLD", only_old), *benchmark.alone_lines("NEW", only_new)]
     if skipped:
-        lines.append(f"no results, passed over: {benchmark.listed([*map(str, skipped)])}")
+        lines.append(f"skipped, as they hold no results: {benchmark.listed([*map(str, skipped)])}")
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     write_rows(

@@ -110,14 +110,14 @@ class SloWatch:
     def _crowded_advice(self, step: TracedStep, slo_s: float) -> str:
         return (
             f"{self._slo(slo_s)} leaves prompts no room: {self._decodes_alone(step)}, and any chunk beside them is "
-            f"too long. Prompts give way: they are read in the few steps that may be late, until one has waited for "
-            f"--prefill-max-wait-s; then the gaps give way. A higher {self._setting} would help."
+            f"too long. Prompts give way: they are prefilled in the few steps that may be late, until one has waited "
+            f"for --prefill-max-wait-s; then the gaps give way. A higher {self._setting} would help."
         )
 
     def _growing_advice(self, step: TracedStep, slo_s: float) -> str:
         return (
-            f"{self._slo(slo_s)} lets no more requests in: {self._decodes_alone(step)}, and with one more they "
-            f"would outgrow it before their answers end. Prompts give way, and wait for answers to end, for at most "
+            f"{self._slo(slo_s)} leaves no room for more requests: {self._decodes_alone(step)}, and with one more "
+            f"they would exceed it before their answers end. New requests wait for answers to end, for at most "
             f"--prefill-max-wait-s. A higher {self._setting} would help."
         )
 

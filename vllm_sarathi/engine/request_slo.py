@@ -43,7 +43,9 @@ def read_asked_slo(extra_args: object, config: SarathiConfig) -> AskedSlo:
 @functools.lru_cache(maxsize=64)
 def _say_unknown(name: str, default: str) -> None:
     """Say once that a class is not known; names come from outside, so not for all of any number."""
-    logger.warning("Requests ask for the class %r, which is unknown: they are of class %r.", name, default)
+    logger.warning(
+        "Requests ask for the class %r, which is unknown: they get the default class, %r.", name, default
+    )
 
 
 def _seconds(extra_args: Mapping[Any, Any], key: str, least_ms: float) -> float | None:

@@ -37,7 +37,9 @@ class StepRules:
         assert taken == output.total_num_scheduled_tokens, "the tokens of a step do not add up"
         assert taken <= self._most_tokens, f"over budget: {taken} tokens in a step of {self._most_tokens}"
         assert save_limits(scheduler) == self._limits, "limits are not restored"
-        assert len(scheduler.running) <= scheduler.max_num_running_reqs, "more requests run than may"
+        assert len(scheduler.running) <= scheduler.max_num_running_reqs, (
+            "more requests run than max_num_seqs allows"
+        )
         places = [*scheduler.running, *waiting_requests(scheduler)]
         assert len(places) == len({id(request) for request in places}), "a request is in two places"
         alive = {name for name, request in scheduler.requests.items() if not request.is_finished()}
@@ -47,7 +49,7 @@ class StepRules:
             "a request in `running` does not run"
         )
         told = [data.req_id for data in output.scheduled_new_reqs] + output.scheduled_cached_reqs.req_ids
-        assert sorted(told) == sorted(step.scheduled), "what is told of a step is not what is in it"
+        assert sorted(told) == sorted(step.scheduled), "the output names other requests than were scheduled"
         if hasattr(scheduler, "faults"):
             assert scheduler.faults.total == 0, (
                 f"the policy has raised an error: {dict(scheduler.faults.counts)}"

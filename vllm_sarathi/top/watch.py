@@ -53,7 +53,7 @@ def watch(address: str, interval_s: float) -> None:
         TopError: it does not answer to begin with, or has no figures of ours.
     """
     before = _look(address)
-    with Live(Text(f"looking at {address} ..."), screen=sys.stdout.isatty(), auto_refresh=False) as live:
+    with Live(Text(f"connecting to {address} ..."), screen=sys.stdout.isatty(), auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(interval_s)

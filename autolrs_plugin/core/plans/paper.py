@@ -8,10 +8,11 @@ FIRST_STAGE of the run here. Stages of the full tau are judged by the validation
 loss. The paper's warm-up is hand-made and needs to know the peak; here the first stage starts at step 0.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
-from autolrs_plugin.core.actions import Done, Probe, Restore, Snapshot
+from autolrs_plugin.core.actions import Action, Done, Probe, Restore, Result, Snapshot
 from autolrs_plugin.core.forecast import forecast
 from autolrs_plugin.core.plans.training import diverged_above, train
 from autolrs_plugin.core.search import LRSearch
@@ -58,11 +59,15 @@ def paper_plan(state: RunState) -> Plan:
         yield Restore()
         if not math.isfinite(above):
             above = diverged_above(next((c.losses[0] for c in stage.candidates if c.losses), math.inf))
-        yield from train(state, lambda _, lr=stage.chosen_lr: lr, stop)  # type: ignore[misc]
+        yield from train(state, functools.partial(_constant, stage.chosen_lr), stop)
     yield Done()
 
 
-def _search(state: RunState, tau: int, full: bool, above: float):  # type: ignore[no-untyped-def]
+def _constant(lr: float, step: int) -> float:
+    return lr
+
+
+def _search(state: RunState, tau: int, full: bool, above: float) -> Generator[Action, Result, Stage]:
     """Probe k candidates for a stage of `tau` steps and return the Stage."""
     config = state.config
     search = LRSearch(*config.lr_range, kappa=KAPPA)

@@ -206,14 +206,14 @@ class StageSearch:
         if not self.held:
             lr = self._posterior().grid[-1] if not self.done[0].held else math.log10(present)
             lr = min(present, 10 ** float(lr))
-            return Verdict(lr, lr != present, 0.0, 0.0, lr, lr), "no probe held"
+            return Verdict(lr, lr != present, 0.0, 0.0, lr, lr), "every probe diverged"
         held = [math.log10(p.lr) for p in self.held]
         free = self._free and len(held) > 1
         verdict = self._posterior().decide(
             held, must_move=free or not self.done[0].held, even=self._asked.even
         )
         if not self.done[0].held:
-            return verdict, f"the present rate of {present:.3g} did not hold"
+            return verdict, f"the present rate of {present:.3g} diverged"
         if verdict.moved:
             return (
                 verdict,

@@ -332,7 +332,7 @@ def summary_line(rows: Sequence[Row]) -> str:
     """Return the least and the median gain of the rows of a table, and how many lose, in a sentence."""
     ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
     if not ratios:
-        return f"{len(rows)} rows, and in none of them was any load carried"
+        return f"no load was carried in any of the {len(rows)} rows"
     below = sum(ratio < 1 for ratio in ratios)
     said = f"{len(rows)} rows: at least {min(ratios):.3f}, median {statistics.median(ratios):.3f}, {below} below 1"
     kept = [run["sarathi"]["attainment"] for row in rows for run in row.get("disturbed", ())]

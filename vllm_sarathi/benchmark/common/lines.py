@@ -53,7 +53,9 @@ class ProcessLine:
         try:
             worked, answer = self._connection.recv()
         except EOFError as error:
-            raise RuntimeError("a process of the fleet's replicas has ended; was memory short?") from error
+            raise RuntimeError(
+                "a worker process of the fleet has ended, perhaps for lack of memory"
+            ) from error
         if not worked:
             raise answer
         return answer

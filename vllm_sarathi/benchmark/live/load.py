@@ -129,7 +129,7 @@ def send(
             started_s = now_s = time.monotonic()
             while not has_ended(process.pid):
                 if now_s - started_s > load.duration_s + PATIENCE_S:
-                    raise RuntimeError(f"the load was not done in time\n{log_tail(log_path)}")
+                    raise RuntimeError(f"the load did not finish in time\n{log_tail(log_path)}")
                 time.sleep(_POLL_S)
                 before_s, now_s = now_s, time.monotonic()
                 if while_running is not None:

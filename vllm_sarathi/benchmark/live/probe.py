@@ -1,4 +1,4 @@
-"""How fast a device reads and decodes: single requests to the stock server, one after the other, within a minute."""
+"""How fast a device prefills and decodes: single requests to the stock server, one after the other, within a minute."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def find_scale(model: str, out: Path, resume: bool, stages: Stages) -> Scale:
     flags = [*SERVER_FLAGS, "--max-model-len=auto", "--scheduler", STOCK_SCHEDULER]
     log_path = out / "scale.server.log"
     with serve(model, flags, log_path=log_path, env=server_env(model)) as server:
-        stages.begin("--scale auto: measuring how fast it reads and decodes")
+        stages.begin("--scale auto: measuring how fast it prefills and decodes")
         try:
             speeds = measure(server.base_url)
         except (httpx.HTTPError, KeyError, ValueError) as error:

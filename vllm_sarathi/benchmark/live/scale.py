@@ -1,4 +1,4 @@
-"""The live workloads, fitted to a device: lengths, rates and SLOs, from how fast it reads and decodes.
+"""The live workloads, fitted to a device: lengths, rates and SLOs, from how fast it prefills and decodes.
 
 Notation: R tokens/s read, D seconds a decode step, each with a 0 for the reference device. A step that reads c prompt
 tokens beside decodes takes about D + c/R. With prompts x L and times (SLOs, gaps between arrivals) x T = L R0/R,
@@ -182,15 +182,15 @@ class Scale:
         if self.speeds is None:
             return ""
         said = (
-            f"scaled to this device: it reads {self.speeds.reading_tokens_per_s:,.0f} tokens/s (reference: "
+            f"scaled to this device: it prefills {self.speeds.reading_tokens_per_s:,.0f} tokens/s (reference: "
             f"{REFERENCE_READING_TOKENS_PER_S:,.0f}), a decode step takes {self.speeds.decode_step_s * 1e3:.3g} ms "
             f"({REFERENCE_DECODE_STEP_S * 1e3:g}); times x {self.times:g}, prompts x {self.prompts:.3g}, "
             f"requests x {self.requests:g}"
         )
         if self.load < 1:
             said += (
-                f"; its load is {self.load:.0%} of the reference's, for decode steps need the time: a larger model "
-                "or one with a longer context says more"
+                f"; its load is {self.load:.0%} of the reference's, since decode steps take most of the time: "
+                "measure with a larger model, or one with a longer context"
             )
         return said
 

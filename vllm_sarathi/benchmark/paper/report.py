@@ -48,7 +48,7 @@ TITLES = {
     "tradeoff": "Capacity by SLO and token budget (figure 12)",
     "parallel": "Falcon-180B: tensor- against pipeline-parallel (figure 13)",
     "ablation": "Ablation, Yi-34B on two A100 (table 4)",
-    "overhead": "Reading in chunks over reading whole (figure 14)",
+    "overhead": "Prefill in chunks over prefill at once (figure 14)",
     "published": "The published figures beside ours",
 }
 

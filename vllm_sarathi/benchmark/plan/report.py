@@ -111,7 +111,7 @@ def nothing_said(board: Board, load: Load) -> str:
         nearest = min(broken, key=lambda v: v.bound.fastest_ms)
         return f"plan: no deployment can meet the SLOs; the nearest is {nearest.bound.refused} ms."
     roomiest = max(refused, key=lambda v: v.candidate.devices)
-    return f"plan: nothing holds the model; {roomiest.bound.refused.removeprefix('--deployment ')}"
+    return f"plan: the model fits on no device; {roomiest.bound.refused.removeprefix('--deployment ')}"
 
 
 def served_model(candidate: Candidate) -> str:
@@ -128,8 +128,8 @@ def checkpoint_lines(candidate: Candidate) -> list[str]:
     if candidate.precision is None or candidate.precision in ONLINE:
         return []
     return [
-        f"{candidate.model} has to be a checkpoint in {candidate.precision.upper()}, here {served_model(candidate)}: "
-        "vLLM does not quantize all of a model to that while it loads it"
+        f"{candidate.model} needs a checkpoint in {candidate.precision.upper()}, here {served_model(candidate)}: "
+        "vLLM cannot quantize a whole model to that while loading it"
     ]
 
 

@@ -212,7 +212,7 @@ def left_out(rows: Sequence[SiliconRow]) -> dict[str, str]:
 
 def _unsaid(row: SiliconRow) -> str | None:
     if not row.aggregated:
-        return "prompts were read on other devices than those that decode, by a router that is not stated"
+        return "prompts were prefilled on other devices than those that decode, behind a router that is not stated"
     if not row.concurrency:
         return "states no concurrency"
     if row.engines > 1:
@@ -283,6 +283,6 @@ def queued(row: SiliconRow, prompt_s: float) -> str | None:
     if row.ttft_ms / 1e3 <= all_s:
         return None
     return (
-        f"{row.ttft_ms / 1e3:.1f} s to the first token is longer than reading all {row.concurrency} prompts one after "
+        f"{row.ttft_ms / 1e3:.1f} s to the first token is more than prefilling all {row.concurrency} prompts one after "
         f"another takes ({row.concurrency * prompt_s:.1f} s): fewer were in the engine than stated"
     )
