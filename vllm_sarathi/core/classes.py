@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from vllm_sarathi.core.errors import ConfigError, nearest_hint, short
 from vllm_sarathi.core.plain import parse_plain
@@ -302,11 +302,14 @@ def _check_names(values: Mapping[Any, Any], known: tuple[str, ...], where: str) 
             raise ConfigError(f"{where}: unknown key {short(key)}; {nearest_hint(str(key), known)}")
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_number(value: object, what: str, most: float, least: float = 0.0) -> None:
     """Raise ConfigError naming `what` if `value` is no finite number above 0, from `least` to `most`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     # NaN is below nothing; an int may be too large for a float, and is compared as it is.
-    if not number or not 0 < value <= most or value < least:  # type: ignore[operator]
+    if not _is_number(value) or not 0 < value <= most or value < least:
         bound = f"of at least {least:g}" if least else "above 0"
         raise ConfigError(f"{what} {short(value)}: must be a number {bound} and at most {most:g}.")
 
@@ -317,13 +320,12 @@ def slo_ms(value: object, what: str) -> float:
     Raises:
         ConfigError: it is no number, or one that no clock measures or nobody means.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     # NaN is above nothing; an int may be too large for a float, and is compared as it is.
-    if not number or not LEAST_SLO_MS <= value <= MAX_SLO_MS:  # type: ignore[operator]
+    if not _is_number(value) or not LEAST_SLO_MS <= value <= MAX_SLO_MS:
         raise ConfigError(
             f"{what} {short(value)}: must be a number of milliseconds from {LEAST_SLO_MS:g} to {MAX_SLO_MS:,.0f}."
         )
-    return float(value)  # type: ignore[arg-type]  # it is a number
+    return float(value)
 
 
 def _check_class_name(name: object, origin: str) -> str:
