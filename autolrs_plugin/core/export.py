@@ -1,4 +1,4 @@
-"""A schedule as the four fields that training services take, with what is lost by that.
+"""A schedule as the four fields that training services take, and what is lost by that.
 
 Notation: T steps, W = round(warmup_ratio T) of them warm-up, r = min_lr_ratio, p = (t - W) / (T - W). With the peak as
 `learning_rate`, step t has the rate peak t / W in the warm-up, as in transformers, and then peak (r + (1 - r) f(p)),

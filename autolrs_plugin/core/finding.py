@@ -1,4 +1,4 @@
-"""Finding: what a search without a training says: a learning rate, its interval, and whether to believe it."""
+"""Finding: the result of a search without a training: a learning rate, its interval, and whether to rely on it."""
 
 import math
 from collections.abc import Sequence

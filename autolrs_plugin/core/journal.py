@@ -2,10 +2,10 @@
 
 A file of lines, each a JSON object with a checksum over itself and all lines before it:
 
-    {"config": ..., "kind": "header", "run": ..., "version": 1, "sha256": ...}
+    {"config": ..., "kind": "header", "run": ..., "version": 2, "sha256": ...}
     {"action": {"kind": "Train", ...}, "books": {...}, "kind": "intent", "sha256": ...}   before an action takes effect
     {"kind": "result", "result": {...}, "checkpoint": {...}, "sha256": ...}       after it
-    {"kind": "progress", "losses": [...], "sha256": ...}                          or, in its midst, the steps so far
+    {"kind": "progress", "losses": [...], "sha256": ...}                          or, during it, the steps so far
 
 A line is written before anything else happens, and is safe from a kill from then on; one that took work is on the
 disk by then, safe from a loss of power. A last line without its end is one that was cut off: it is dropped, and its

@@ -6,8 +6,8 @@ expectation:
 
     m_i <- (1 - a h_i)^2 m_i + a^2 h_i      L = (sum_i h_i m_i) / 2 + FLOOR
 
-It has what a plan has to deal with: a rate above which it diverges, slow directions that want large rates, and a
-noise that only a decay takes away.
+It has what a plan has to cope with: a rate above which it diverges, slow directions that need large rates, and a noise
+that only a decay removes.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""A journal told to a controller: how a run is resumed, and looked at afterwards."""
+"""A journal played back to a controller: how a run is resumed, and how it is looked at afterwards."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -1,11 +1,11 @@
 """When the next token of a request is due, and so when a step must have ended.
 
-Two meanings of an SLO for the time between tokens (TBT):
+An SLO for the time between tokens (TBT) has one of two meanings:
 
-- *gap*: every gap keeps it. The next token is due at the last one's time + SLO. Strict, and what the paper's
+- *gap*: every gap keeps it. The next token is due at the last one's time + SLO. This is strict, and what the paper's
   P99 of TBT measures (Sarathi-Serve, section 5).
-- *pace*: token n is due at the first token's time + n x SLO (as in QoServe, arXiv 2503.22562). A stream that has
-  come faster than its SLO has slack to lend: what a reader feels, who never waits for a word.
+- *pace*: token n is due at the first token's time + n x SLO (as in QoServe, arXiv 2503.22562). A stream that is ahead
+  of its pace has slack to lend. This is what a reader notices, who only has to wait if the stream falls behind.
 """
 
 import math

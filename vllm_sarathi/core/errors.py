@@ -1,4 +1,4 @@
-"""What a user can cause, said in a sentence."""
+"""Errors that a user can cause: one sentence each."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
-"""What a server's operator sees: counters, gauges and histograms of the SLOs, by class, from finished steps.
+"""The metrics of a server: counters, gauges and histograms of the SLOs, by class, from finished steps.
 
-Prometheus convention: base units (seconds, tokens), counters end in `_total`, and what is compared with an SLO is a
-ratio: 1 is the SLO itself, so one dashboard and one alert serve every SLO, and the bucket up to 1 counts what
-was kept.
+They follow Prometheus' conventions: base units (seconds, tokens), and counters end in `_total`. Latencies are ratios to
+their SLO: 1 is the SLO itself, so one dashboard and one alert serve every SLO, and the buckets up to 1 count what was
+kept.
 """
 
 import math

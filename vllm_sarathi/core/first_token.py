@@ -1,12 +1,12 @@
-"""When a request would have its first token, told from what is to be read before it: one pure function.
+"""When a request would have its first token, from what has to be prefilled before it: one pure function.
 
-The gate of the engine asks it for each request that arrives, a control endpoint for a router, and a simulated router
-for its replicas.
+The engine's gate asks it for each request that arrives, the control endpoint for a router, and a simulated router for
+its replicas.
 
-Times are seconds from now. Requests with an SLO are read by deadline. A newcomer takes the place that its own deadline
-gives it, or, where it would make one that stands behind it late, the first place at which it does not:
+Times are seconds from now. Requests with an SLO are prefilled by deadline. A newcomer takes the place that its own
+deadline gives it, or, if that would make one behind it late, the first place at which it does not:
 
-    end_i   = lead + sum of the reading times up to i      when i has its first token
+    end_i   = lead + sum of the prefill times up to i      when i has its first token
     slack_i = least of (due_j - end_j) over protected j >= i
 """
 

@@ -1,9 +1,9 @@
-"""What a prompt that came now could expect: how long it would wait for its first token, and whether an SLO is kept.
+"""What a prompt that came now could expect: the time to its first token, and whether an SLO would be kept.
 
-    wait = when_first_token(those ahead of it, at the pace of reading beside the present decodes)
+    wait = when_first_token(those ahead of it, at the prefill speed beside the present decodes)
 
-`first_token.when_first_token` is the one place that works it out; the gate asks it for each request that arrives, and
-what is here asks it for whoever has not sent one yet. Cheap enough for a router to ask each replica.
+`first_token.when_first_token` is the one place that computes it. The gate asks it for each request that arrives; this
+module asks it for a request that has not been sent yet. It is cheap enough for a router to ask every replica.
 """
 
 import math

@@ -1,11 +1,11 @@
-"""The gate: whether a request's SLO can be met, asked once when it arrives and again while nothing of it is read.
+"""The gate: whether a request's SLO can be met, asked when it arrives and again as long as its prefill has not begun.
 
-It knows every prompt with an SLO that has no first token yet. A newcomer is refused, where its class says so, when
-`when_first_token` comes to more than its SLO: by its own deadline, or because it would make one late that was
-let in before. Where prompts are then read more slowly than was expected, and not all that were let in would be in time
-any more, some are refused after all: as few as can be, the longest, and only such of which nothing has been read
-(`first_token.keep`). These are asked about as a newcomer is: what a client is told is what decided, and is above the
-SLO."""
+It knows every prompt with an SLO that has no first token yet. A newcomer is refused, if its class says so, when
+`when_first_token` exceeds its SLO: by its own deadline, or because it would make one late that was admitted before. If
+prefill then is slower than expected, and not all admitted requests would be in time, some of them are refused after
+all: as few as possible, the longest, and only those whose prefill has not begun (`first_token.keep`). They are judged
+as a newcomer is, so the time that a client is told is the one that decided, and is above the SLO.
+"""
 
 import math
 from collections.abc import Callable

@@ -1,9 +1,9 @@
-"""Headroom: the prompt tokens a second that could still be prefilled within the SLO.
+"""Headroom: the prompt tokens per second that could still be prefilled within the SLO.
 
-It is what fits beside the decodes, less what is used. Batch work gives way to those that have an SLO, and counts as
-neither: work for the night calls for no more replicas.
+It is what fits beside the decodes, less what is used. Batch work gives way to requests with an SLO, so it counts as
+neither, and never calls for more replicas.
 
-An autoscaler's signal: at 0 the next prompt waits, or an SLO breaks.
+It is meant for autoscalers: at 0 the next prompt waits, or an SLO is missed.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Plans: courses of a run, by name. A new one is a file and a line here."""
+"""Plans: the ways in which a run searches and trains, by name. A new one is a file and a line here."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
 """Extent: how many probes a stage takes, and how long they are.
 
-Shorter probes than PROBE_SHARES order rates by chance (docs/explanation/what-lost.md).
+Probes that are shorter than PROBE_SHARES rank rates by chance (docs/explanation/what-lost.md).
 """
 
 from autolrs_plugin.core.config import AutoLRSConfig

@@ -1,6 +1,6 @@
-"""Horizon: short probes favour rates that are too high for the long run; what to make of the best one of them.
+"""Horizon: the correction for short probes, which favour rates that are too high for the long run.
 
-The best short probe lies about half a decade above the best rate of a whole run: docs/explanation/what-lost.md.
+The best rate of short probes lies about half a decade above that of a whole run: docs/explanation/what-lost.md.
 """
 
 import math

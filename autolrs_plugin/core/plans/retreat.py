@@ -1,11 +1,11 @@
 """Retreat: whether a chunk of the run that went wrong is taken back and repeated at a lower rate.
 
-Where the rate is to blame, the next try lies lower, and is followed by another one as long as that is so; otherwise
-the run has changed, and goes on at the rate that it had. A chunk that was lost altogether compares with nothing: one
-that only rises is lower than it in any case, and its rate is not taken up again.
+If the rate is to blame, the next try is lower, and is followed by another one as long as that helps. Otherwise the run
+itself has changed, and goes on at the rate that it had. A chunk that was lost altogether has no level to compare with:
+one that merely rises is better than it in any case, and the rate at which it was lost is not used again.
 
-A lost chunk has to be repeated however little is known of it, and other data are better met at a lower rate, even where
-the repeated chunk lies no lower (docs/explanation/what-lost.md).
+A lost chunk has to be repeated however little is known of it, and new data are better met at a lower rate, even if the
+repeated chunk is no better (docs/explanation/what-lost.md).
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""What bounds the prefill of a step: one small object each, (view, candidate) -> (tokens, reason)."""
+"""The limits on a step's prefill: one small object each, (view, candidate) -> (tokens, reason)."""

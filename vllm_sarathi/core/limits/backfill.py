@@ -1,9 +1,10 @@
-"""Batch work is let in only beside what SLOs may need before its answers end.
+"""Batch work is admitted only beside what requests with SLOs may need before its answers end.
 
-What they may need is what they have needed at the most lately: a number of requests at once (slots, and decodes in each
-step), and of tokens in the KV cache. Batch work in flight gives all else its turn in every step, as it is last in the
-order, and slots and blocks where others wait for them (`order.yielding`). What it had read is read again then: so what
-SLOs need from time to time is kept free beforehand, and only a new peak makes batch work give way."""
+What they may need is the most that they have needed lately: a number of requests at once (slots, and decodes in each
+step), and of tokens in the KV cache. Running batch work gives way in every step, as it is last in the order, and gives
+back slots and blocks if others wait for them (`order.yielding`). It is then prefilled again, which costs time. So what
+the SLOs need from time to time is kept free beforehand, and only a new peak makes batch work give way.
+"""
 
 import math
 

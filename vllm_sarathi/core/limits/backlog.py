@@ -1,8 +1,8 @@
 """Delayed requests: those that wait for a step, and those that will come before the queue is empty again.
 
-Time that a step spends on anything but reading is not only paid by the prompts that wait now. While there is a queue,
-all that join it are put off, too, up to the moment when there is nothing left to read (in queueing theory, the end of
-the busy period). Near saturation those are many more than can be seen.
+Time that a step spends on anything but prefill delays not only the prompts that wait now. While there is a queue, it
+delays all that join it, until there is nothing left to prefill (in queueing theory, until the busy period ends). Near
+saturation those are many more than can be seen.
 """
 
 FORGOTTEN = 0.95

@@ -1,4 +1,4 @@
-"""Before anything is known of the device: a small chunk, or what was prefilled alone speaks for."""
+"""Before anything is known of the device: a small chunk, or what steps that only prefilled have shown to be safe."""
 
 from vllm_sarathi.core.experience import Experience
 from vllm_sarathi.core.limits.base import Candidate

@@ -1,10 +1,11 @@
-"""Batches of a pipeline get even parts of what is to be prefilled.
+"""The batches of a pipeline get even parts of what is to be prefilled.
 
-A batch comes back when the longest beside it does (Sarathi-Serve, arXiv 2403.02310, section 3.3: pipeline bubbles), so
-what fits beside the one before it costs nothing, and a prompt in parts goes through the stages side by side: m parts of
-what takes a stage T in all, each with d for the decodes, are out of p stages after (m + p - 1) (T / m + d). What is
-gained at the ends of a pipeline is gained by the n prompts that are there; the d of each part puts off all who come
-while there is a queue, too (see `Backlog`). With P of those, the least wait is at m = sqrt((p - 1) T n / (d P)).
+A batch comes back when the longest one beside it does (Sarathi-Serve, arXiv 2403.02310, section 3.3: pipeline bubbles),
+so what fits beside the one before it costs nothing, and the parts of a prompt go through the stages side by side. A
+prefill that takes a stage T in all, split into m parts, each with d for the decodes, has left p stages after
+(m + p - 1) (T / m + d). What this saves is saved by the n prompts that are there; the d of each part delays all that
+come while there is a queue, too (see `Backlog`). With P of those, the total delay is least at
+m = sqrt((p - 1) T n / (d P)).
 """
 
 import math

@@ -1,16 +1,16 @@
-"""Where no prefill fits beside the decodes, or next to none, neither the prompts nor the gaps starve.
+"""If no prefill fits beside the decodes, or almost none, neither the prompts nor the gaps starve.
 
-Five cases, each stated by what gives way:
+There are five cases:
 
-- decodes alone are late already: they cannot be kept, so the prompts get PREFILL_SHARE of the time;
-- a chunk is in time by the prediction, and not by its margin: as where little has been seen, or nothing for long, a
-  margin is mostly caution, it is tried. An attempt that turns out late counts as a step that is late on purpose. Until
-  a few steps of both kinds have been seen, small attempts are all there is;
-- decodes alone are in time, and any prefill beside them is not: a step may be late on purpose, by at most LATE_TIMES,
-  less often than the share of gaps that the SLO allows may be late (`Experience.late_credit`). As it is late anyway,
-  it takes as many tokens as that time holds, of several prompts where they wait, so that few such steps do;
-- what comes next cannot be cut (an image, a block of a hybrid model's state) and is only a little too long: it goes;
-- a prompt has waited for `max_wait_s`: as in the first case, the gaps give way.
+- Decodes alone are late already: they cannot be kept, so the prompts get PREFILL_SHARE of the time.
+- A chunk is in time by the prediction, and not with the margin. It is tried, because where little has been seen, or
+  nothing for long, a margin is mostly caution. An attempt that turns out late counts as a deliberately late step. Until
+  a few steps of both kinds have been seen, only small attempts are made.
+- Decodes alone are in time, and any prefill beside them is not: a step may be late deliberately, by at most LATE_TIMES,
+  and less often than the share of gaps that may be late by the SLO (`Experience.late_credit`). Since it is late anyway,
+  it takes as many tokens as that time holds, of several prompts if they wait, so that few such steps are needed.
+- What comes next cannot be cut (an image, a block of a hybrid model's state) and is only a little too long: it goes.
+- A prompt has waited for `max_wait_s`: the gaps give way, as in the first case.
 """
 
 from bisect import bisect_right

@@ -1,15 +1,15 @@
-"""Admission is judged by what the batch will cost until its answers end.
+"""A request is admitted by what the batch will cost until its answers end, and not by what it costs now.
 
-Contexts grow by a token in every step, and shrink by a whole request where an answer ends. With n requests that read C
-tokens of context, and answers of m tokens on average whose ends nobody knows (a memoryless length), after t steps
-n exp(-t/m) of them are left, and they read (C + n t) exp(-t/m). The costliest moment of that is held within the SLO,
-with room for what chance adds: while nobody is let in, the contexts are a random walk that falls, since answers end
-together with their prompts, and it climbs by more than a few (p + m)^2 / p only rarely (Lundberg's inequality; p is the
-length of a prompt). Where prompts are short and answers long that walk hardly falls: but n requests stray by no more
-than a few (p + m) sqrt(n) from what is expected of them, however long one looks.
+Contexts grow by a token in every step, and shrink by a whole request when an answer ends. Take n requests that read C
+tokens of context, whose answers have m tokens on average and unknown ends (a memoryless length). After t steps
+n exp(-t/m) of them are left, and they read (C + n t) exp(-t/m). The costliest moment is held within the SLO, with room
+for chance: while no request is admitted, the contexts are a random walk that falls, since answers end together with
+their prompts, and it rises by more than a few (p + m)^2 / p only rarely (Lundberg's inequality; p is the length of a
+prompt). If prompts are short and answers long, that walk hardly falls; but then n requests deviate from their
+expectation by no more than a few (p + m) sqrt(n), however far ahead one looks.
 
-Decodes alone so stay within the SLO. Where prompts cannot be let in for that reason, they wait for answers to end; one
-that has waited for `max_wait_s` is let in all the same, and then the gaps give way.
+So decodes alone stay within the SLO. Prompts that cannot be admitted for that reason wait for answers to end. One that
+has waited for `max_wait_s` is admitted all the same, and then the gaps give way.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How the last chunk of a step ends: at the end of its prompt, at a tile's, or where nothing is cut."""
+"""Where the last chunk of a step ends: at the end of its prompt, at the end of a tile, or before something uncut."""
 
 from vllm_sarathi.core.chunk_rules import ANYWHERE
 from vllm_sarathi.core.experience import Experience

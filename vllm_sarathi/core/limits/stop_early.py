@@ -1,7 +1,7 @@
-"""Whether to end a step where a prompt ends: does that spare more waiting than it costs?
+"""Whether to end a step with a finished prompt: does that save more waiting than it costs?
 
-The prompts that are complete by now wait for all that is prefilled after them in the same step; what one more step
-costs is waited for by those that are left, and by whoever comes while there is a queue.
+The prompts that are finished by now wait for all that is prefilled after them in the same step. The cost of one more
+step delays the prompts that are left, and those that will come while there is a queue.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
-"""Where whoever waits has to wait for others to end, a step is no longer than suits those that are to end.
+"""If requests wait for slots or KV blocks, a step is no longer than suits the running requests that are to end.
 
-With all slots or KV blocks taken, nobody is let in before an answer ends, and answers grow by a token in every step,
-however long that is. To read a chunk in two steps of half the size takes a little longer, and gives each stream two
-tokens. The first is paid by the prompts that are read; the second spares those that wait a step of decodes alone, which
-has to come anyway. With a decode step of d, a step of c tokens of T(c), p prompts in it and w requests that wait for
-slots or blocks, it is worth it where
+With all slots or KV blocks taken, no request is admitted before an answer ends, and answers grow by one token per step,
+however long the step is. Prefilling a chunk in two steps of half the size takes a little longer, and gives each stream
+two tokens. The former delays the prompts that are prefilled; the latter saves the waiting requests a step of decodes
+alone, which has to come anyway. With a decode step of d, a step of c tokens of T(c), p prompts in it and w requests
+that wait for slots or blocks, it is worth it if
 
     w (d - a) > p a,    a = 2 T(c / 2) - T(c).
 """

@@ -1,15 +1,15 @@
-"""The order of `--slo-classes`: deadlines as in `deadline`, with classes, shares of tenants, and batch work behind all.
+"""The order of `--slo-classes`: deadlines as in `deadline`, with classes, shares of tenants, and batch work last.
 
     0. *overdue*, in every second step: waited longer than the bound, within the share of its tenant; or batch work that
-       has stood still for its own.
-    1. *with an SLO*: a time to first token that can be met; or that cannot, where the class is served late.
+       has made no progress for its own bound.
+    1. *with an SLO*: a time to first token that can be met, or that cannot if the class is served late.
     2. *relegated*: cannot be kept any more.
     3. *the rest*: without an SLO.
     4. *batch*.
-    5. *left out*: its tenant has more running than its part, and slots or KV blocks are short.
+    5. *left out*: its tenant has more running than its share, and slots or KV blocks are short.
 
-Which SLOs are given up follows from the classes' weights (`first_token.keep`). Where a class has work of several
-tenants, its places go to them by their shares: the earliest to whoever has had the least (`shares`).
+Which SLOs are given up follows from the classes' weights (`first_token.keep`). If a class has work of several tenants,
+its places go to them by their shares: the earliest to the tenant that has had the least (`shares`).
 """
 
 import math

@@ -1,28 +1,28 @@
 """`deadline`: the earliest deadline first.
 
-`deadline` is, in four ranks:
+There are four ranks:
 
 1. *overdue*, in every second step: it has waited longer than the bound; by arrival.
 2. *with an SLO*: it has a time to first token that can still be kept; earliest deadline first, shortest remaining as
    tie-break.
-3. *given up*: its time to first token cannot be kept any more, so it stops harming those that can be; but it is owed
+3. *given up*: its time to first token cannot be kept any more, so it no longer delays those that can be; but it goes
    before what has no SLO.
 4. *the rest*: no SLO.
 
-In the last two the deadline is implied by the length (arrival + STRETCH x the time to read it), so that a short prompt
-does not wait behind a 100k one, and a long one gains on later arrivals as it ages.
+In the last two the deadline follows from the length (arrival + STRETCH x the time to prefill it), so that a short
+prompt does not wait behind a 100k one, and a long one gains on later arrivals as it ages.
 
 Before all of them go those that were preempted in the middle of an answer: their next token is late already.
 
-Which SLOs are given up is not left to each prompt alone: those that can be kept together are as many as possible.
-Where one would be late, the longest so far is given up (`first_token.keep`).
+Which SLOs are given up is decided for all prompts together, so that as many as possible are kept: if one would be late,
+the longest so far is given up (`first_token.keep`).
 
-Any number may wait: what the order has to see of them are the oldest, those whose deadline is next, and the oldest of
-each octave of lengths (see `Order.lists`).
+Any number may wait: the order only has to see the oldest, those whose deadline is next, and the oldest of each octave
+of lengths (see `Order.lists`).
 
 The bound: a prompt that has waited `max_wait_s` goes before every later arrival in at least every second step, so it
-has its first token no later than `max_wait_s` + twice the time to read it and those that arrived before it. The steps
-between go on keeping SLOs, or one long prompt that is overdue would break those of all that come meanwhile.
+has its first token no later than `max_wait_s` + twice the time to prefill it and those that arrived before it. The
+steps between go on keeping SLOs; otherwise one long overdue prompt would break those of all that come meanwhile.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Finds, among any number of waiting requests, the few that an order could want next.
 
-What that costs in a step does not depend on how many wait: each request is sorted into the order's lists once, when it
-begins to wait, and a step looks at the heads of the lists.
+The cost of a step does not depend on how many wait: each request is sorted into the order's lists once, when it begins
+to wait, and a step looks at the heads of the lists.
 """
 
 from bisect import bisect_left, insort

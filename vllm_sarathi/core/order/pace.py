@@ -1,7 +1,8 @@
-"""How fast prompts are read: as a queue of them has been, or, where none waits, as the step-time model has it.
+"""How fast prompts are prefilled: as those of a queue were, or, if none waits, as the step-time model says.
 
-A queue is read beside as many decodes as there are at the time. When they have ended, what was learnt of it says
-little: who would be refused by it would never be read, and nothing else be learnt."""
+What was learnt of a queue holds for the decodes that ran beside it. When they have ended it says little: requests that
+it refused would never be prefilled, and nothing new would be learnt.
+"""
 
 import math
 

@@ -1,17 +1,18 @@
-"""Shares of the tenants of a class, by start-time fair queueing (Goyal, Vin and Cheng, 1996) of the time to read.
+"""Shares of the tenants of a class, by start-time fair queueing (Goyal, Vin and Cheng, 1996) of the prefill time.
 
-A request gets a tag when it arrives, and those of a class are read by their tags:
+A request gets a tag when it arrives, and those of a class are prefilled by their tags:
 
     tag    = max(V - CREDIT_S, end of the tenant's last request)
-    end    = tag + seconds to read the request
+    end    = tag + seconds to prefill the request
     V      = the least tag of those that are there; it never falls
 
-Of two tenants with work all the while, neither is read for more than CREDIT_S plus the time of one prompt of each
-longer than the other. CREDIT_S is what a tenant that has asked for less than its share may have at once when it comes
-back: it goes before the tenant that floods, and not only beside it.
+If two tenants always have work, neither gets more than CREDIT_S plus the time of one prompt of each ahead of the other.
+CREDIT_S is what a tenant that has asked for less than its share may have at once when it comes back: it then goes
+before the tenant that floods, and not only beside it.
 
-A tenant that is kept from the device, as more of its requests run than are its part, pays for that time as if it were
-read for: V would stand still meanwhile, and all others would soon have had more than it."""
+A tenant that is held back because more of its requests run than its share is charged for that time as if it had been
+prefilled. Otherwise V would stand still meanwhile, and all others would soon have had more than it.
+"""
 
 CREDIT_S = 2.0
 """Seconds of reading; a tenant that is owed more is not owed more."""

@@ -1,8 +1,9 @@
-"""Batch work that runs gives its room back where a request that goes before it waits for a slot or for KV blocks.
+"""Running batch work gives its room back if a request that goes before it waits for a slot or for KV blocks.
 
-It is preempted, as vLLM preempts where blocks run out: what it has answered stays, and is read again when it comes
-back. That is when there is room beside what SLOs have needed lately (`limits.backfill`), so that nobody is preempted
-for the same peak twice. Who was begun because its class had stood still for its bound stays until its answer ends.
+It is preempted as vLLM preempts when blocks run out: its answer so far is kept, and prefilled again when it comes back.
+It comes back when there is room beside what the SLOs have needed lately (`limits.backfill`), so that no request is
+preempted twice for the same peak. Batch work that was admitted because its class had waited for its bound stays until
+its answer ends.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Who plans each step: each file here is a policy, and its name is the file's, with dashes.
+"""The policies, which plan each step: a file each, whose name with dashes is the policy's.
 
 A file offers `make`, a `PolicyMaker`. `--scheduler`, the simulator and the tables take the names from here.
 """

@@ -1,8 +1,8 @@
-"""The SLO-driven policy: the largest prefill that still ends in time, found anew in every step.
+"""The SLO-driven policy: the largest prefill that still ends in time, computed before every step.
 
     1. Serve every decode.
     2. The step must end when the earliest of their next tokens is due (`deadlines`).
-    3. Prompts have their turns in the order that was chosen (`order`).
+    3. Take the waiting prompts in the order that was chosen (`order`).
     4. In that order, take prompt tokens while predicted time x margin ends by then (`limits.fit`).
     5. Each further limit in the list may take less, or give the least that keeps prompts moving (`limits`).
 

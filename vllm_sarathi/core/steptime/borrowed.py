@@ -1,8 +1,8 @@
-"""How much slower steps with prefill are held to be because steps of decodes alone have become slower.
+"""How much slower prefill is assumed to be because steps of decodes alone have become slower.
 
-While no prompt is read, decodes are all that tells of the device. If they become slower, prompts are taken to take
-longer, too; if they are again what they were, so are the prompts, however often that comes and goes, and whether or not
-the change was seen as one. Never are prompts held to be quicker than they were when the last of them was read.
+While no prompt is prefilled, decodes are all that shows the speed of the device. If they become slower, prefill is
+assumed to be slower, too; if they are as fast as before, so is prefill, however often that changes, and whether or not
+the change was recognised as one. Prefill is never assumed to be faster than when the last prompt was prefilled.
 """
 
 from collections import deque

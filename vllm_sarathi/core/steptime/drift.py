@@ -1,8 +1,9 @@
 """When a device has become slower or faster than it was: several steps in a row agree on it.
 
 Slower is believed quickly, since SLOs are being missed. Faster is believed after more steps, and after twice as many
-each time that it turned out wrong soon: a neighbour that comes and goes leaves a device as slow as it is with him, and
-the budget is what the device can give at the quantile that the SLO is about, not in its best seconds.
+each time that it soon turned out wrong. With a neighbour that comes and goes, the device therefore counts as slow as it
+is beside the neighbour: the budget is what the device can give at the quantile that the SLO is about, not in its best
+seconds.
 """
 
 from collections import deque
