@@ -1,6 +1,7 @@
 """AutoLRS in TRL's SFTTrainer with LoRA: answers to questions, learnt by a small Llama, or by a model of yours.
 
-pip install 'vllm-sarathi[autolrs,transformers,trl]' chatterbot-corpus --no-deps   # the corpus: only its data
+pip install 'vllm-sarathi[autolrs,transformers,trl]' pyyaml
+pip install --no-deps chatterbot-corpus   # only its data are read
 python examples/trl_lora.py --model build/models/SmolLM2-135M-Instruct --steps 60
 """
 

@@ -74,6 +74,12 @@ def commands_in_text(text: str) -> Iterator[list[str]]:
             yield from _words([line for line in lines if re.match(OURS, line)])
 
 
+def commands_in_docstring(text: str) -> Iterator[list[str]]:
+    """Yield the lines of an example's docstring that are commands, as words."""
+    lines = [line.strip() for line in text.splitlines()]
+    yield from _words([line for line in lines if re.match(rf"{OURS}|python \S+\.py", line)])
+
+
 def mentioned_in(text: str) -> Iterator[list[str]]:
     """Yield what is mentioned of our commands in the text of a page, as words; it need not be a whole command line."""
     spans = INLINE.findall(FENCE.sub("", text))

@@ -26,6 +26,7 @@ from tests.pages import (
     PROJECT,
     anchors_of,
     blocks_of,
+    commands_in_docstring,
     commands_in_text,
     commands_of,
     links_of,
@@ -111,6 +112,9 @@ def check_command(words: list[str], parser: Any) -> None:
     elif words[:2] == ["pip", "install"]:
         for extras in re.findall(r"vllm-sarathi\[([\w,-]+)\]", " ".join(words)):
             assert set(extras.split(",")) <= set(PYPROJECT["optional-dependencies"]), extras
+            assert "vllm-sarathi" not in " ".join(words) or "--no-deps" not in words, (
+                "it would leave out what vllm-sarathi needs, too"
+            )
     elif words[0] == "python":
         assert words[1] in USERS_SCRIPTS or (ROOT / words[1]).is_file(), words[1]
     elif words[0] == "pytest":
@@ -131,6 +135,17 @@ def test_commands_parse(page: Path, serve_parser: Any, capsys: pytest.CaptureFix
         except (Exception, SystemExit) as error:
             if whole or not is_incomplete(error):
                 pytest.fail(f"{' '.join(words)}: {error!r} {capsys.readouterr().err}")
+
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_commands_of_an_example_parse(path: Path, serve_parser: Any) -> None:
+    found = list(commands_in_docstring(ast.get_docstring(ast.parse(path.read_text())) or ""))
+    assert found, "the example does not say how to run it"
+    for words in found:
+        check_command(words, serve_parser)
 
 
 def test_a_command_in_a_block_of_text_is_found() -> None:
