@@ -71,13 +71,13 @@ class AutoLRSConfig:
 
     Attributes:
         max_steps: training steps of the run itself; what the search takes comes on top.
-        lr_range: the least and the greatest learning rate that may be tried, of the first parameter group.
+        lr_range: the lowest and the highest learning rate that may be tried, of the first parameter group.
         search_budget: steps that the search may take, as a fraction of max_steps, in (0, 1]; evaluations that
             serve the search count as `eval_cost_steps` each. The search's share of all steps is below it.
         mode: `staged`; `once` for its search before the first step alone; `paper` for AutoLRS as published (its
             search always takes as many steps as the training: `search_budget` is not read); `find` to search and
             train nothing.
-        seed: of everything drawn by the search.
+        seed: the seed of the search.
         warmup: fraction of max_steps over which the learning rate rises to its peak, in [0, 0.5].
         final_decay: whether the run ends with a decay to zero.
         validation: whether the run can evaluate a validation loss; without one the training loss decides.

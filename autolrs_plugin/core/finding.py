@@ -25,13 +25,13 @@ WIDEST_DECADES = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found out.
+    """The result of a search for a learning rate.
 
     Attributes:
         lr: the learning rate to train with, of the first parameter group; the optimizer's own where nothing is known.
-        low: the least learning rate that is not clearly worse than the best.
-        high: the greatest such rate.
-        confident: whether the probes tell anything at all.
+        low: the lowest learning rate that is not clearly worse than the best.
+        high: the highest such rate.
+        confident: whether the rate can be relied on.
         reason: one sentence on why.
         steps: training steps that it took; all of them were taken back.
     """

@@ -26,7 +26,7 @@ except ImportError as error:
 
 
 class AccelerateOptions(HostedOptions, total=False):
-    """What AutoLRS on an Accelerator takes beside that: whether a greater value of `validate` is better."""
+    """The options of AutoLRS on an Accelerator: HostedOptions, and whether a greater value of `validate` is better."""
 
     greater_is_better: bool
 
@@ -51,7 +51,7 @@ class AutoLRS(HostedResults):
             `accelerator.accumulate(model)` where gradients are accumulated; returns the loss. It must leave counters
             of the loop alone, for probes call it, too.
         max_steps: optimizer steps of the whole run; the search comes on top.
-        lr_range: the least and the greatest learning rate to try, of the first parameter group.
+        lr_range: the lowest and the highest learning rate to try, of the first parameter group.
         validate: returns the validation loss; without it the training loss decides. What it changes is set back, where
             it is the tuner that evaluates.
         options: what every adapter takes, see HostedOptions; and `greater_is_better`, of what `validate` returns.

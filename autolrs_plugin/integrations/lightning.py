@@ -22,7 +22,7 @@ except ImportError as error:
 class AutoLRSCallback(Callback, HostedResults):
     """Finds the learning rate while a Trainer trains: `Trainer(..., callbacks=[AutoLRSCallback((1e-6, 1e-2))])`.
 
-    A search takes place before a step, on batches that the train dataloader gives anew, and is rolled back bit for bit:
+    A search takes place before a step, on batches of its own from the train dataloader, and is rolled back bit for bit:
     `global_step`, the order of the training batches, metrics and logs are what they would be without. Its state is in
     Lightning's checkpoints. `configure_optimizers` returns one optimizer and no scheduler.
 
@@ -30,15 +30,15 @@ class AutoLRSCallback(Callback, HostedResults):
     training. Manual optimisation: one `training_step` takes one optimizer step, and returns the loss.
 
     Args:
-        lr_range: the least and the greatest learning rate to try, of the first parameter group.
+        lr_range: the lowest and the highest learning rate to try, of the first parameter group.
         metric: what to decide by, as the module logs it in validation. None for `val_loss`, or for the training loss
             where there is no validation.
-        greater_is_better: whether the metric grows with progress; None for: unless its name ends in `loss`.
+        greater_is_better: whether the metric grows with progress; None: true unless its name ends in `loss`.
         options: what every adapter takes, see HostedOptions.
 
     Raises:
         ConfigError: a setting that cannot be used. What cannot be tuned in the Trainer is refused before its first
-            step, by a sentence that names it.
+            step, with a message that names it.
     """
 
     def __init__(

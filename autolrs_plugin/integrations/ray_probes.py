@@ -30,17 +30,17 @@ class RayProbes:
     """Carries out probes in parallel on Ray actors: `AutoLRS(..., probes=RayProbes(build), parallel_probes=2)`.
 
     What a probe gives does not depend on where it runs, given equal processors and threads, so neither does the search:
-    the number of actors changes how long it takes, `parallel_probes` what it asks for. An actor that dies costs the
-    work of its probe, which another one repeats. Where no actor can be had or none is left, probes run in this process.
+    the number of actors changes how long it takes, `parallel_probes` what it asks for. If an actor dies, another one
+    repeats its probe. Without any actor, probes run in this process.
 
     Args:
         build: returns what AutoLRS takes of a job, as keyword arguments: `model`, `optimizer`, `train_step`, and
             whichever of `validate`, `train_data`, `probe_data`, `data`, `scaler`, `scheduler`, `stateful`, `generators`
             and `count_tokens` the run has. Called once on each actor; use it for the run itself as well.
         actors: how many replicas to hold.
-        cpus: of each; also the number of threads that it computes with.
-        gpus: of each.
-        ready_timeout_s: actors that have not been given room and built their job after so long are given up.
+        cpus: CPUs of each actor; also the number of its threads.
+        gpus: GPUs of each actor.
+        ready_timeout_s: actors that are not ready after this time are given up, seconds.
 
     Raises:
         TypeError: `build` cannot be called.
@@ -108,7 +108,8 @@ class RayProbes:
     def probe(self, ahead: Sequence[Probe], seed: int) -> Result | None:
         """Return the result of the first of `ahead`, and begin as many of the others as there are actors for.
 
-        After a signal that somebody handles, one that was stopped is returned, and what was begun goes on unheeded.
+        After a signal that somebody handles, one that was stopped is returned, and the results of those that were begun are
+        ignored.
 
         Raises:
             Exception: whatever the job's own functions raised.

@@ -47,8 +47,8 @@ class AutoLRS:
     `run()` does everything. Or drive it yourself: `next_action()` gives an action; carry it out (`set_lr` before each
     step), or have it carried out by `perform(action)`; `tell(result)`; until the action is `Done`.
 
-    Every probe is undone bit for bit, so the run is the one that a plain loop with the found schedule gives; whatever
-    ends a probe, Ctrl-C included, the job is then what it was before it. What is undone is all that `train_step` and
+    Every probe is undone bit for bit, so the run is the one that a plain loop with the found schedule gives. However a
+    probe ends, even by Ctrl-C, the job is then what it was before it. What is undone is all that `train_step` and
     the other arguments reach: modules with their buffers and attributes (a teacher, a metric), optimizers wherever they
     are held, LR schedulers, scalers, random number generators, tensors and objects of your own. Each search is checked:
     what it changed for good is named in an error before the run goes on. Files and other processes are out of reach.
@@ -77,32 +77,33 @@ class AutoLRS:
         model: the model; its frozen parameters are not copied.
         optimizer: any optimizer; its groups keep the ratios of their learning rates.
         max_steps: training steps of the run; the search comes on top.
-        lr_range: the least and the greatest learning rate to try, of the first parameter group.
+        lr_range: the lowest and the highest learning rate to try, of the first parameter group.
         train_step: takes one optimizer step and returns the training loss (a number or a tensor of one element).
-            All of gradient accumulation, clipping and scaling belong into it. May be left out if you drive.
+            Gradient accumulation, clipping and scaling belong into it. May be left out if you carry out
+            actions yourself.
         validate: returns the validation loss; without it the training loss decides.
         train_data: the batches for `train_step(batch)`.
         probe_data: other batches for probes; for a stream that cannot be iterated twice at a time.
         data: what `train_step()` draws from.
         scaler: an AMP GradScaler.
-        scheduler: an LR scheduler that the step calls; the rate of each step is AutoLRS's all the same.
+        scheduler: an LR scheduler that the step calls, to roll it back; AutoLRS still sets the rate of each step.
         stateful: more objects to roll back, by name: averages of weights, metrics, counters.
         generators: random number generators that the step draws from, beside the global ones.
         count_tokens: returns the tokens (or samples) of a batch, for the books.
         search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
-        seed: of everything that the search draws.
+        seed: the seed of the search.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
             optimizer was built with, a number in `lr_range`, or None to know none.
         warm_start: the `run_dir` of an earlier run, whose learning rates are followed and hardly searched for.
-        run_dir: a folder for the journal and the states of the run: with it, a killed job goes on where it was, to
-            bitwise the same weights, if the same script is started again.
-        resume: `auto` goes on with the run in `run_dir`, or begins one; True insists on a run, and takes over its
-            initial weights even if the script's are others; False insists on there being none.
+        run_dir: a folder for the journal and the states of the run: with it, start the same script again to resume a
+            killed job, which then comes to bitwise the same weights.
+        resume: `auto` resumes the run in `run_dir`, or starts one; True requires a run, and uses its initial weights
+            even if the script's differ; False requires that there is none.
         keep: where the state to go back to is kept: `host` memory, `device` or `disk`.
         progress: whether to show a bar and a line per stage; the lines are logged (`autolrs_plugin`) without it.
         tensorboard: a folder or a SummaryWriter for scalars.
-        observers: more who are told of every action, step and result; on every rank.
-        probes: who carries out probes elsewhere, in parallel, such as `integrations.ray.RayProbes`.
+        observers: objects that are told of every action, step and result; on every rank.
+        probes: what carries out probes elsewhere, in parallel, such as `integrations.ray.RayProbes`.
         settings: the other settings of AutoLRSConfig.
 
     Raises:
@@ -195,7 +196,7 @@ class AutoLRS:
         return self.schedule
 
     def find(self, share: float = FIND_SHARE) -> Finding:
-        """Return a learning rate with its interval, after a search that is taken back: for those who want only that.
+        """Return a learning rate with its interval, after a search that is rolled back; nothing is trained.
 
         Args:
             share: the steps that it may take, as a fraction of max_steps.

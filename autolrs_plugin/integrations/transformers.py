@@ -35,17 +35,17 @@ LEARN_FROM_REWARDS = {
 class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
     """Finds the learning rate while a Trainer trains: `Trainer(..., callbacks=[AutoLRSCallback((1e-6, 1e-2))])`.
 
-    A search takes place before a step, on batches that the Trainer's own dataloader gives anew, and is rolled back bit
+    A search takes place before a step, on batches of its own from the Trainer's dataloader, and is rolled back bit
     for bit: `global_step`, the order of the training batches and the logs are what they would be without. Works with
     PEFT, gradient accumulation and checkpointing, mixed precision, evaluation, early stopping and
     `resume_from_checkpoint` (its state is in each checkpoint's trainer_state.json). Give it to the Trainer's
     constructor.
 
     Args:
-        lr_range: the least and the greatest learning rate to try, of the first parameter group.
+        lr_range: the lowest and the highest learning rate to try, of the first parameter group.
         metric: what to decide by, as `trainer.evaluate()` names it; needs an eval_dataset. None for `eval_loss`, or
             for the training loss where there is no eval_dataset.
-        greater_is_better: whether the metric grows with progress; None for: unless its name ends in `loss`.
+        greater_is_better: whether the metric grows with progress; None: true unless its name ends in `loss`.
         loss_is_progress: whether the training loss measures progress; without, a metric is needed. None for: except
             in TRL's trainers that learn from rewards.
         options: what every adapter takes, see HostedOptions.

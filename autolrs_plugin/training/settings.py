@@ -23,7 +23,7 @@ class HostedOptions(TypedDict, total=False):
 
     Attributes:
         search_budget: the steps that the search may take, as a fraction of the run's, in (0, 1]; 0.2 by default.
-        seed: of everything that the search draws; 0 by default.
+        seed: the seed of the search; 0 by default.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` (the default) for the one that
             the optimizer was built with, a number in `lr_range`, or None to know none.
         warm_start: the folder of an earlier run (what `save` wrote, or a `run_dir`), whose learning rates are
