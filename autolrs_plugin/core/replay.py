@@ -15,7 +15,7 @@ from autolrs_plugin.core.state import RunState
 
 HINTS = {
     "initial": " (resume=True takes over the run's own)",
-    "prior_lr": " (prior='optimizer' reads the optimizer's rate, which training changes: make it anew)",
+    "prior_lr": " (prior='optimizer' reads the optimizer's rate, which training changes: create it again)",
 }
 """What may be the reason for a difference."""
 

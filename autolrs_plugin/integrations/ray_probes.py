@@ -108,8 +108,8 @@ class RayProbes:
     def probe(self, ahead: Sequence[Probe], seed: int) -> Result | None:
         """Return the result of the first of `ahead`, and begin as many of the others as there are actors for.
 
-        After a signal that somebody handles, one that was stopped is returned, and the results of those that were begun are
-        ignored.
+        After a signal that somebody handles, one that was stopped is returned, and the results of those that
+        were begun are ignored.
 
         Raises:
             Exception: whatever the job's own functions raised.

@@ -101,7 +101,9 @@ class AutoLRSCallback(TrainerCallback, ExportableState, HostedResults):
         # At step 0 it is not a checkpoint's, but this callback's own of a run before.
         saved = self._in_checkpoint(state) if state.global_step > 0 else None
         if again and saved is None and state.global_step == 0:
-            logger.warning("AutoLRSCallback: the Trainer begins anew after an error, and so does the search.")
+            logger.warning(
+                "AutoLRSCallback: the Trainer starts again after an error, and so does the search."
+            )
             self.run = None
         check_begin("AutoLRSCallback", state.global_step, saved, self.run)
         if not isinstance(trainer.lr_scheduler, TunedLR):

@@ -210,7 +210,7 @@ def check_batches(source: object, name: str) -> None:
     if isinstance(source, DataLoader) and isinstance(source.dataset, IterDataPipe) and not source.num_workers:
         raise TypeError(
             f"{name}: is a DataLoader over a datapipe, which has one iterator at a time, so a probe would take the "
-            "run's away; give a function that makes both anew for each epoch, such as "
+            "run's away; give a function that creates both for each epoch, such as "
             "lambda: DataLoader(IterableWrapper(items).shuffle(), batch_size=16), or num_workers=1."
         )
     if isinstance(source, str | bytes):

@@ -224,7 +224,7 @@ class TorchLoop:
         if not self._warned_of_made and (made := self._job.made()):
             self._warned_of_made = True
             logger.warning(
-                "run_dir: steps have made %s, which a resume cannot make anew, so this run cannot be resumed as it is; "
+                "run_dir: steps have made %s, which a resume cannot create, so this run cannot be resumed as it is; "
                 "%s, or keep its values in what there is then (stateful= takes a module, or an object with "
                 "state_dict() and load_state_dict()).",
                 *(shown(made), ADVICE),

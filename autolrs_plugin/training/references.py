@@ -117,7 +117,7 @@ class References:
         if lost := lost_in(told):
             raise ValueError(
                 f"run_dir: holds a state in which steps had put {shown(lost)}, which is not in this process, and a "
-                "resume cannot make it anew: begin a new run, and hold all that a step chooses among before AutoLRS "
+                "resume cannot create it: begin a new run, and hold all that a step chooses among before AutoLRS "
                 "is made there."
             )
         first = {(path, name) for path, name in self._first if path in found.slots}

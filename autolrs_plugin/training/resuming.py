@@ -141,7 +141,7 @@ def check_made(made: Mapping[str, str], places: Places) -> None:
     trains = any(kind.endswith(TRAINS) for kind in lost.values())
     raise ValueError(
         f"run_dir: holds a state of what steps had made: {shown(lost)}; it is not in this process, and a resume cannot "
-        "make it anew: "
+        "create it: "
         + (
             f"begin a new run, and {ADVICE} there (an optimizer takes all groups from the beginning, for what needs no "
             "gradient yet it leaves alone)."

@@ -342,14 +342,14 @@ class Session:
         if not isinstance(action, Train):
             self._pending = None
             return
-        again = "make the model, the optimizer and AutoLRS anew, as the script does"
+        again = "create the model, the optimizer and AutoLRS again, as the script does"
         if self._run_dir is not None:
             again += f", with run_dir={str(self._run_dir)!r}: it goes on at step {action.first_step}"
         else:
             again += "; with a run_dir, a run goes on where it was"
         name = type(error).__name__
         self._over = (
-            f"AutoLRS: a {name} has ended this run amid its own steps, which cannot be undone; {again}."
+            f"AutoLRS: a {name} has ended this run in one of its own steps, which cannot be undone; {again}."
         )
         self.close()
 
