@@ -16,12 +16,10 @@ from autolrs_plugin.cli.find import find
 from autolrs_plugin.cli.preview import preview
 from autolrs_plugin.cli.show import plot, show
 
-app = typer.Typer(help="Finds the learning rate while training.", no_args_is_help=True)
-
-
-@app.callback()
-def autolrs() -> None:
-    """Finds the learning rate while training."""
+app = typer.Typer(
+    help="Look at, export and preview runs of AutoLRS, which finds the learning rate while training.",
+    no_args_is_help=True,
+)
 
 
 @app.command()

@@ -29,14 +29,15 @@ from vllm_sarathi.cli.top import top
 from vllm_sarathi.cli.trace import trace
 from vllm_sarathi.cli.validate import validate
 
-app = typer.Typer(help="An SLO-aware scheduler for vLLM.", no_args_is_help=True)
-bench = typer.Typer(help="Measure: each command prints a table, and takes --json FILE.", no_args_is_help=True)
+app = typer.Typer(
+    help="Watch, simulate and measure an SLO-aware scheduler for vLLM. To serve with it, run "
+    "`vllm serve MODEL --scheduler sarathi`.",
+    no_args_is_help=True,
+)
+bench = typer.Typer(
+    help="Benchmarks: each prints a table, and writes its rows to --json FILE.", no_args_is_help=True
+)
 app.add_typer(bench, name="bench")
-
-
-@app.callback()
-def vllm_sarathi() -> None:
-    """An SLO-aware scheduler for vLLM."""
 
 
 @app.command()
