@@ -24,7 +24,7 @@ class ChunkRules:
         return max(0, self._allowed(start + tokens, end) - start)
 
     def least(self, start: int, end: int) -> int:
-        """Return the smallest chunk from `start` that is allowed: a smaller budget reads nothing."""
+        """Return the smallest chunk from `start` that is allowed: a smaller budget prefills nothing."""
         cut = start + 1
         while cut < end:
             allowed = self._next(cut, end)

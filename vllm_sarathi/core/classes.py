@@ -23,7 +23,7 @@ LEAST_SLO_MS, MAX_SLO_MS = 0.1, 3_600_000.0
 
 WHEN_LATE = ("serve", "relegate", "refuse")
 """What becomes of a request whose time to first token cannot be kept: it keeps its place and is late; it goes behind
-those that can be kept; it is refused before any of it is read."""
+those that can be kept; it is refused before any of it is prefilled."""
 
 SERVICE_TIERS = ("default", "flex", "scale", "priority")
 """What OpenAI's `service_tier` may be, and vLLM lets through; beside these NO_TIER."""

@@ -93,7 +93,7 @@ class StepController:
         self.order.observe(record)
 
     def bind(self, slo: AskedSlo, tokens: int) -> Bond:
-        """Return what a new request is bound to, and charge its tenant for the tokens that are to be read.
+        """Return what a new request is bound to, and charge its tenant for the tokens that are to be prefilled.
 
         Args:
             slo: what it asks for.

@@ -157,7 +157,7 @@ class FinishedStep:
         traced: the step.
         gaps: the gaps of its own length that it ended, by class.
         first_tokens: the first tokens that it brought.
-        resumed: the gaps that it ended of streams that were preempted, and have their prompt read again.
+        resumed: the gaps that it ended of streams that were preempted, and have their prompt prefilled again.
         batch_tokens: its prompt tokens of batch work.
     """
 

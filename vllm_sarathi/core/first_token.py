@@ -23,13 +23,13 @@ ROUNDING_S = 1e-9
 
 
 class Job(NamedTuple):
-    """A prompt that is to be read.
+    """A prompt that is to be prefilled.
 
     Attributes:
         due_s: when its first token is due, seconds from now.
-        read_s: how long reading what is left of it takes, seconds.
+        read_s: how long prefilling what is left of it takes, seconds.
         protected: whether it must not be made late for others: it was let in under an SLO that is kept or refused.
-        stays: whether it is read in its place even where it is late.
+        stays: whether it is prefilled in its place even where it is late.
         loss: what giving it up costs; of those before one that would be late, that with the least goes.
     """
 
@@ -42,14 +42,14 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """What is to be read, and how fast.
+    """What is to be prefilled, and how fast.
 
     Attributes:
         jobs: the prompts with an SLO that is being kept, in any order.
-        token_s: seconds of reading per prompt token.
+        token_s: seconds of prefill per prompt token.
         work_s: seconds of attention per token pair, on top of that.
-        lead_s: seconds before the first of them can be read, and between reading and answering.
-        rest_s: seconds to read those without an SLO that is being kept; they are read after all others.
+        lead_s: seconds before the first of them can be prefilled, and between prefill and answering.
+        rest_s: seconds to prefill those without an SLO that is being kept; they are prefilled after all others.
     """
 
     jobs: tuple[Job, ...]
@@ -69,7 +69,7 @@ def when_first_token(
     """Return in how many seconds a prompt that arrives now would have its first token.
 
     Args:
-        queue: what is to be read.
+        queue: what is to be prefilled.
         tokens: of the prompt that are not in the prefix cache.
         due_s: its SLO for the time to first token, seconds; infinite for none.
         done_tokens: of the prompt that are in the prefix cache.
@@ -91,7 +91,7 @@ def when_first_token(
 
 
 def keep(jobs: Sequence[Job], lead_s: float) -> list[int]:
-    """Return those of the jobs, by index and by deadline, that are read in their place.
+    """Return those of the jobs, by index and by deadline, that are prefilled in their place.
 
     Earliest deadline first keeps all where all can be kept; where one would be late, giving up the longest so far saves
     the most (Moore, 1968: it minimises the number of late jobs on one machine); with weights, that which takes the most
@@ -118,7 +118,7 @@ def keep(jobs: Sequence[Job], lead_s: float) -> list[int]:
 
 
 def _pop_long(losable: list[tuple[float, int, int]], jobs: Sequence[Job], needed_s: float) -> int | None:
-    """Take out the job of the least loss whose reading takes at least `needed_s`; None where none does."""
+    """Take out the job of the least loss whose prefill takes at least `needed_s`; None where none does."""
     passed = []
     found = None
     while losable and found is None:

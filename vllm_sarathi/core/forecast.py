@@ -22,7 +22,7 @@ class FirstTokenForecast:
 
     Attributes:
         wait_s: seconds until its first token; None where nothing is known of the device yet.
-        ahead_tokens: prompt tokens that are read before it.
+        ahead_tokens: prompt tokens that are prefilled before it.
         kept: whether it would come within the SLO; None without an SLO or a forecast.
     """
 
@@ -40,11 +40,11 @@ def read_token_s(
     step_slo_s: float | None,
     most_tokens: int,
 ) -> float | None:
-    """Return the seconds of reading per prompt token beside the decodes; None where the device is not known yet.
+    """Return the seconds of prefill per prompt token beside the decodes; None where the device is not known yet.
 
     Args:
         model: the step-time model.
-        to_read: prompt tokens that are to be read.
+        to_read: prompt tokens that are to be prefilled.
         decodes, context_tokens: as in StepShape, of the requests that generate now.
         step_slo_s: how long a step may take for them, seconds; None where there is no SLO.
         most_tokens: the most tokens in a step.
@@ -53,7 +53,7 @@ def read_token_s(
         return None
     if decodes and step_slo_s is not None:
         speed = read_tokens_per_s(model, decodes, context_tokens, step_slo_s, most_tokens)
-        # Where no chunk fits, prompts are read all the same, in a part of the time.
+        # Where no chunk fits, prompts are prefilled all the same, in a part of the time.
         speed = speed or PREFILL_SHARE * _alone_tokens_per_s(model, to_read, most_tokens)
     else:
         speed = _alone_tokens_per_s(model, to_read, most_tokens)
@@ -63,10 +63,10 @@ def read_token_s(
 def forecast_in_line(
     queue: QueueView, tokens: int, ttft_slo_s: float | None, last: bool = False
 ) -> FirstTokenForecast:
-    """Return what a prompt that came now can expect where prompts are read by deadline.
+    """Return what a prompt that came now can expect where prompts are prefilled by deadline.
 
     Args:
-        queue: what is to be read, and how fast.
+        queue: what is to be prefilled, and how fast.
         tokens: the prompt's length, at least 1.
         ttft_slo_s: its time to first token, seconds, by which it has its place, too; None for none.
         last: whether it goes behind those without an SLO that is being met.
@@ -89,7 +89,7 @@ def forecast_first_token(
     most_tokens: int,
     ttft_slo_s: float | None,
 ) -> FirstTokenForecast:
-    """Return what a prompt that came now can expect where `ahead_tokens` are read before it, whatever its SLO.
+    """Return what a prompt that came now can expect where `ahead_tokens` are prefilled before it, whatever its SLO.
 
     Args:
         model, decodes, context_tokens, step_slo_s, most_tokens: as in `read_token_s`.
@@ -116,7 +116,7 @@ def forecast_first_token(
 
 
 def _alone_tokens_per_s(model: StepTimeModel, to_read: int, most_tokens: int) -> float:
-    """Return how fast prompts are read where nothing decodes."""
+    """Return how fast prompts are prefilled where nothing decodes."""
     chunk = max(1, min(to_read, most_tokens))
     step_s = model.seconds(chunk, 0, 0, chunk_work(0, chunk), 1)
     return chunk / step_s if step_s > 0 else 0.0

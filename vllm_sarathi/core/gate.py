@@ -17,20 +17,20 @@ from vllm_sarathi.core.first_token import Job, QueueView, by_deadline, keep, whe
 LEAST_RETRY_S = 1.0
 
 CAUTION = 1.15
-"""For those that have been let in, reading is taken to be slower than it has been by this factor. A newcomer is judged
-without: where it was let in and cannot be kept, it is refused while it waits, and more requests meet their SLO."""
+"""For admitted requests, prefill is assumed to be slower than it has been by this factor. A newcomer is judged without
+it: if it is admitted and cannot be kept, it is refused while it waits, and more requests meet their SLO."""
 
 LEAD_STEPS = 1.5
-"""A prompt waits for the end of the step in which the last of it is read, a part of which may be another's; what it has
-waited of the step at hand is in its age. With 3, as many as half of the refused could have been kept where the SLO is a
-few steps (300 ms, steps of 20; seeds 0 to 2), and no more of those that were let in were."""
+"""A prompt waits for the end of the step in which the last of it is prefilled, a part of which may be another's; its age
+includes what it has waited of the present step. With 3, as many as half of the refused could have been kept if the SLO
+is a few steps (300 ms, steps of 20; seeds 0 to 2), and no more of the admitted ones were."""
 
 HOPELESS = 1.5
-"""On an idle device a prompt is refused where reading it would take this multiple of the SLO. Below that it is let in:
-it harms nobody, and what a prompt takes is learnt from those alone that are read."""
+"""On an idle device a prompt is refused if prefilling it would take this multiple of the SLO. Below that it is admitted:
+it delays no other, and only prompts that are prefilled show what a prompt takes."""
 
 Pace = tuple[float, float, float]
-"""Seconds of reading per token, those of attention per token pair, and the lead, as QueueView has them."""
+"""Seconds of prefill per token, those of attention per token pair, and the lead, as QueueView has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class Gate:
     """Keeps the list of the prompts with an SLO.
 
     Args:
-        pace: returns how fast prompts are read; None while nothing is known: then nobody is refused.
-        pace_alone: returns how fast a prompt of a length is read on an idle device.
+        pace: returns how fast prompts are prefilled; None while nothing is known: then nobody is refused.
+        pace_alone: returns how fast a prompt of a length is prefilled on an idle device.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Gate:
         Args:
             request_id, bond: whose it is, and what it is bound to.
             arrival_s, now_s: when it arrived and now, on one clock.
-            tokens: of its prompt that are to be read.
+            tokens: of its prompt that are to be prefilled.
             done: of its prompt that are in the prefix cache.
             idle: whether nobody runs but batch work.
         """
@@ -129,7 +129,7 @@ class Gate:
         return None
 
     def read(self, request_id: str, done: int, left: int) -> None:
-        """Note how far a prompt has been read."""
+        """Note how far a prompt has been prefilled."""
         if (standing := self._standing.get(request_id)) is not None:
             standing.begun = standing.begun or done > standing.done
             standing.done, standing.left = done, left
@@ -168,13 +168,13 @@ class Gate:
         for index in by_deadline(queue.jobs):
             end_s += queue.jobs[index].read_s
             slack_s = min(slack_s, queue.jobs[index].due_s - end_s)
-        return now_s + max(slack_s, queue.lead_s)  # nobody is read meanwhile, at the worst
+        return now_s + max(slack_s, queue.lead_s)  # nobody is prefilled meanwhile, at the worst
 
     def _may_refuse(self) -> bool:
         return any(each.refusable for each in self._standing.values())
 
     def queue(self, now_s: float, idle_tokens: int | None = None) -> QueueView | None:
-        """Return what a newcomer finds: what is to be read, and how fast; None while nothing is known of that.
+        """Return what a newcomer finds: what is to be prefilled, and how fast; None while nothing is known of that.
 
         Args:
             now_s: now, on the clock of arrivals.
@@ -189,7 +189,7 @@ class Gate:
     def _line(
         self, now_s: float, caution: float = 1.0
     ) -> tuple[QueueView, list[tuple[str, _Standing]]] | None:
-        """Return what is to be read, and whose each of its jobs is."""
+        """Return what is to be prefilled, and whose each of its jobs is."""
         if (pace := self._pace()) is None:
             return None
         token_s, work_s, lead_s = pace

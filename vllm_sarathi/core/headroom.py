@@ -44,7 +44,7 @@ def claim(step: FinishedStep, batch: Collection[str]) -> Claim:
 
 
 def mean_claim(claims: Sequence[Claim]) -> Claim:
-    """Return the decodes of those steps that had any, on average, and all that was read."""
+    """Return the decodes of those steps that had any, on average, and all that was prefilled."""
     decoding = [each for each in claims if each.decodes]
     return Claim(
         round(sum(each.decodes for each in decoding) / len(decoding)) if decoding else 0,
@@ -80,7 +80,7 @@ def _step_s(model: StepTimeModel, decodes: int, context_tokens: int, chunk: int)
 def read_tokens_per_s(
     model: StepTimeModel, decodes: int, context_tokens: int, step_slo_s: float, most_tokens: int
 ) -> float:
-    """Return the prompt tokens that can be read in a second beside the decodes within the SLO.
+    """Return the prompt tokens that can be prefilled in a second beside the decodes within the SLO.
 
     Args: as in `largest_chunk`.
     """
@@ -101,21 +101,21 @@ def headroom_tokens_per_s(
 
     Args:
         model, decodes, context_tokens, step_slo_s, most_tokens: as in `largest_chunk`.
-        used_tokens_per_s: prompt tokens that are read in a second now.
+        used_tokens_per_s: prompt tokens that are prefilled in a second now.
     """
     able = read_tokens_per_s(model, decodes, context_tokens, step_slo_s, most_tokens)
     return max(0.0, able - used_tokens_per_s)
 
 
 def replicas_wanted(read: Sequence[float], headroom: Sequence[float], full: float) -> int | None:
-    """Return how many replicas the load is worth; None where no replica reads or could, which says nothing.
+    """Return how many replicas the load needs; None where no replica prefills or could, which says nothing.
 
-    What all of them read, over what one of them could on average and should.
+    It is what all of them prefill, over what one of them could prefill on average when it counts as full.
 
     Args:
-        read: prompt tokens that each replica reads in a second.
-        headroom: what each could read beyond that within the SLO; 0 where it is not known.
-        full: the share of what a replica can read that it should, above 0 and at most 1.
+        read: prompt tokens that each replica prefills in a second.
+        headroom: what each could prefill beyond that within the SLO; 0 where it is not known.
+        full: the share of what a replica could prefill at which it counts as full, above 0 and at most 1.
     """
     assert 0 < full <= 1
     able = [used + spare for used, spare in zip(read, headroom, strict=True) if used + spare > 0]

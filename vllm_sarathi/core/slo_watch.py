@@ -19,14 +19,14 @@ STEPS_SEEN = 64
 
 CROWDED = (Reason.FULL, Reason.FLOOR)
 CROWDED_SHARE = 0.5
-"""Where more of the steps than that had prompts to read and no room for them, prompts wait for the gaps' sake."""
+"""Where more of the steps than that had prompts to prefill and no room for them, prompts wait for the gaps' sake."""
 
 
 class SloWatch:
     """Compares the time that decodes alone take with the SLO.
 
     Args:
-        model: tells the decodes' part of a step that also read prompts.
+        model: tells the decodes' part of a step that also prefilled prompts.
         pipeline: the stages of the device.
         whose: the class whose SLO it is, as a sentence names it; empty where there are no classes.
         setting: what states the SLO.

@@ -131,7 +131,7 @@ class StepSummary:
     Attributes:
         steps: how many there were.
         running, waiting: requests, at the last of them.
-        budget_tokens: the median budget of the steps in which prompts were read beside decodes; None without any.
+        budget_tokens: the median budget of the steps in which prompts were prefilled beside decodes; None without any.
         slo_s: as in TracedStep, at the last of them.
         gaps: tokens delivered to decodes: each ended a gap as long as its step.
         gaps_kept: those of them within the SLO.

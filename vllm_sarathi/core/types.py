@@ -160,7 +160,7 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """Who occupies the engine, and how much is left; seen only where there are classes, and something to read.
+    """Who occupies the engine, and how much is left; seen only where there are classes, and something to prefill.
 
     Attributes:
         batch: requests of batch work that run.
@@ -197,7 +197,7 @@ class StepView:
         closed: whether requests that arrive now are kept out.
         tbt_slos_s: the different SLOs that the generating requests have, as `DecodeView.tbt_slo_s`; empty where all
             have the server's.
-        occupancy: who occupies the engine, where there are classes and the step could read something.
+        occupancy: who occupies the engine, where there are classes and the step could prefill something.
         blocked: how many requests wait for slots or KV blocks that only others free.
     """
 

@@ -24,8 +24,8 @@ class Backlog:
         """Note a step.
 
         Args:
-            read: prompts whose last token it reads.
-            left: prompts that are to be read after it, as far as they are there.
+            read: prompts whose last token it prefills.
+            left: prompts that are to be prefilled after it, as far as they are there.
         """
         if read or left:
             self._read += read
@@ -36,7 +36,7 @@ class Backlog:
             self._read = 0
 
     def delayed(self, left: int) -> float:
-        """Return how many prompts are put off by one more step now, where `left` are there that it does not read.
+        """Return how many prompts are put off by one more step now, where `left` are there that it does not prefill.
 
         A step is more likely to be one of a long period than of a short one: the mean length is weighted by itself. One
         that has lasted longer than that, or before any are known, is taken to be at its half.

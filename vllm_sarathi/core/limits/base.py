@@ -57,7 +57,7 @@ class LastChunk:
         tokens: of it in the step.
         before: prefill tokens of the prompts before it.
         work: the attention work of those.
-        prompts: how many prompts the step reads, this one included.
+        prompts: how many prompts the step prefills, this one included.
     """
 
     request: RequestView

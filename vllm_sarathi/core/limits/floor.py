@@ -26,7 +26,7 @@ PREFILL_SHARE = 0.2
 """Of the time, where decodes alone are late or a prompt has waited for too long."""
 
 OVERHEAD_TIMES = 4.0
-"""Then a step prefills for at least this multiple of its overhead, and the next ones read nothing."""
+"""Then a step prefills for at least this multiple of its overhead, and the next ones prefill nothing."""
 
 LATE_TIMES = 12.0
 """A step that is late on purpose takes at most this multiple of what it may: one late gap is one, however long."""

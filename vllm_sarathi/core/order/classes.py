@@ -177,7 +177,7 @@ class ClassOrder(DeadlineOrder):
             if request.batch and request.request_id in self._overdue:
                 self._begun_overdue.add(request.request_id)
             prefill_tokens -= request.remaining_tokens
-            # What has begun because it stood still goes on until it is read: one chunk is no progress to anybody.
+            # What has begun because it stood still goes on until it is prefilled: one chunk is no progress to anybody.
             if prefill_tokens >= 0 and request.slo_class is not None and request.slo_class.batch:
                 self._batch_read_s[request.slo_class.name] = self._now_s
         self._prompts = []
@@ -254,12 +254,12 @@ class ClassOrder(DeadlineOrder):
         return left_out
 
     def starves(self, slo_class: SloClass, age_s: float) -> bool:
-        """True for batch work that has waited for its bound, while no prompt of its class was read to its end."""
+        """True for batch work that has waited for its bound, while no prompt of its class was prefilled to its end."""
         still_s = self._now_s - self._batch_read_s.get(slo_class.name, -math.inf)
         return slo_class.batch and min(age_s, still_s) >= slo_class.max_wait_s
 
     def pace(self) -> tuple[float, float, float] | None:
-        """Return the seconds of reading per token and per token pair, and the lead; None while nothing is known."""
+        """Return the seconds of prefill per token and per token pair, and the lead; None while nothing is known."""
         if self._token_s is None:
             return None
         token_s = self._pace.token_s(self._token_s)

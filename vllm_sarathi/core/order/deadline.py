@@ -53,7 +53,7 @@ STRETCH = 10.0
 
 ARRIVAL_STEPS = 4
 """Steps that fit into the shortest SLO for the time to first token, whatever decodes: a new request finds up to two
-steps in flight, and has to be read in the third."""
+steps in flight, and has to be prefilled in the third."""
 
 ARRIVAL_DECODE_STEPS = 4
 """But a step may take this multiple of a decode step: else what it costs beside the prompts would be most of it."""
@@ -82,10 +82,10 @@ def kept_slos(
     """Return the keys of those requests, by index, whose time to first token can be kept together.
 
     Args:
-        requests: all that are to be read.
+        requests: all that are to be prefilled.
         ttft_slo_s: the SLO of requests without one of their own; None for none.
-        lead_s: seconds before the first of them can be read, and between reading and answering.
-        read_s: how long reading takes.
+        lead_s: seconds before the first of them can be prefilled, and between prefill and answering.
+        read_s: how long prefill takes.
     """
     jobs, indices = [], []
     for index, request in enumerate(requests):
@@ -215,7 +215,7 @@ class DeadlineOrder:
         self._step_s = 0.9 * self._step_s + 0.1 * record.measured_s
 
     def _prefill_s(self, done_tokens: int, remaining_tokens: int) -> float:
-        """Return the seconds that a prompt is to be read for: its attention grows with what was read of it before."""
+        """Return the seconds of prefill of a prompt: its attention grows with what was prefilled of it before."""
         work = chunk_work(done_tokens, remaining_tokens)
         if self._token_s is None:
             return self._model.predict(StepShape(remaining_tokens, 0, 0, work, 1))

@@ -14,7 +14,7 @@ NOBODY_WAITS = (Reason.ALL, Reason.IDLE, Reason.BACKFILL, Reason.PROBE)
 """What ends a step that nobody with an SLO waits for the end of."""
 
 QUEUE_MEMORY_S = 5.0
-"""The seconds of queueing that tell how fast prompts are read while others wait; and how long that counts after it."""
+"""The seconds of queueing that tell how fast prompts are prefilled in a queue; and how long that counts after it."""
 
 MODEL_CAUTION = 1.15
 """What the model says of a pace that was not seen is taken to be slower: its steps are full, and nobody else comes."""
@@ -24,7 +24,7 @@ UNKNOWN_MOST_TOKENS = 2048
 
 
 class ReadingPace:
-    """Learns from finished steps how fast a queue is read, and knows what to make of that now.
+    """Learns from finished steps how fast a queue is prefilled, and knows what to make of that now.
 
     Args:
         model: predicts steps.
@@ -70,7 +70,7 @@ class ReadingPace:
         self._queue_tokens = kept * self._queue_tokens + record.shape.tokens - record.shape.decodes
 
     def token_s(self, known_s: float) -> float:
-        """Return the seconds of reading per token.
+        """Return the seconds of prefill per token.
 
         The longer nobody has waited, the more it is what the model says of the decodes that there are now, where that
         is less than what was learnt.

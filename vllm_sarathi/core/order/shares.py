@@ -15,7 +15,7 @@ prefilled. Otherwise V would stand still meanwhile, and all others would soon ha
 """
 
 CREDIT_S = 2.0
-"""Seconds of reading; a tenant that is owed more is not owed more."""
+"""Seconds of prefill; a tenant that is owed more is not owed more."""
 
 REMEMBERED_S = 120.0
 """A tenant that has asked for nothing for this time counts no more among those that a class is shared by."""
@@ -34,7 +34,7 @@ class Shares:
         self._asked_s: dict[str, float] = {}
 
     def tag(self, tenant: str, read_s: float, wall_s: float = 0.0) -> float:
-        """Return the tag of a request that takes `read_s` seconds to read, and charge the tenant for it at a time."""
+        """Return the tag of a request whose prefill takes `read_s` seconds, and charge the tenant for it at a time."""
         self._asked_s.pop(tenant, None)
         self._asked_s[tenant] = wall_s  # the last to ask stands last
         earliest_s = self.now_s - CREDIT_S - self._paid_s.get(tenant, 0.0)

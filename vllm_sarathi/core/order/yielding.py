@@ -54,7 +54,7 @@ def giving_way(
         holding: the batch work that may be preempted, the first to go first.
         free_slots: how many more requests may run.
         free_blocks: KV blocks that nobody holds; negative where fewer are left than the decodes may need.
-        most_tokens: of a step; room is made for no more than one could read.
+        most_tokens: of a step; room is made for no more than one could prefill.
     """
     served: list[Item] = []
     given_up: list[Item] = []

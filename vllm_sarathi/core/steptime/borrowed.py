@@ -16,7 +16,7 @@ STEPS = 3
 
 
 class Borrowed:
-    """Compares steps of decodes alone with what they took when the last prompts were read."""
+    """Compares steps of decodes alone with what they took when the last prompts were prefilled."""
 
     def __init__(self) -> None:
         self._reference: Curve | None = None

@@ -193,7 +193,7 @@ class StepTimeModel:
             self._solve()
 
     def _compare(self, shape: StepShape, measured_s: float) -> None:
-        """Let decodes alone tell how slow the device is while no prompt is read; see `borrowed`."""
+        """Let decodes alone tell how slow the device is while no prompt is prefilled; see `borrowed`."""
         if shape.sequences > shape.decodes:
             self._borrowed.saw_prefill()
         elif self._kinds_seen.get(_kind(shape), 0) >= FAMILIAR_STEPS:
