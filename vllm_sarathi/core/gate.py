@@ -22,8 +22,8 @@ it: if it is admitted and cannot be kept, it is refused while it waits, and more
 
 LEAD_STEPS = 1.5
 """A prompt waits for the end of the step in which the last of it is prefilled, a part of which may be another's; its
-age includes what it has waited of the present step. With 3, as many as half of the refused could have been kept if the SLO
-is a few steps (300 ms, steps of 20; seeds 0 to 2), and no more of the admitted ones were."""
+age includes what it has waited of the present step. With 3, as many as half of the refused could have been kept if the
+SLO is a few steps (300 ms, steps of 20; seeds 0 to 2), and no more of the admitted ones were."""
 
 HOPELESS = 1.5
 """On an idle device a prompt is refused if prefilling it would take this multiple of the SLO. Below that it is

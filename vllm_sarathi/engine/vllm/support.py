@@ -9,13 +9,13 @@ def uses_stock_only(vllm_config: VllmConfig) -> str | None:
     """Return why the model cannot be scheduled in chunks, or None where it can."""
     model = vllm_config.model_config
     if model.is_encoder_decoder:
-        return "an encoder-decoder model, which reads its prompt in one piece"
+        return "an encoder-decoder model, which prefills its prompt in one piece"
     if model.runner_type == "pooling":
         return "a pooling model, which generates no tokens"
     if model.is_diffusion:
         return "a diffusion model, which vLLM drives by a scheduler of its own"
     if vllm_config.is_mm_encoder_only:
-        return "an instance that only encodes images or sound, and reads no prompts"
+        return "an instance that only encodes images or sound, and prefills no prompts"
     return None
 
 
