@@ -41,7 +41,7 @@ def test_an_instance_that_only_encodes_is_left_to_vllm(
 ) -> None:
     config = make_config()
     monkeypatch.setattr(type(config), "is_mm_encoder_only", True)
-    assert uses_stock_only(config) == "an instance that only encodes images or sound, and reads no prompts"
+    assert uses_stock_only(config) == "an instance that only encodes images or sound, and prefills no prompts"
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
