@@ -214,10 +214,7 @@ class StageSearch:
         )
         if not self.done[0].held:
             return verdict, f"the present rate of {present:.3g} diverged"
+        more = f"{verdict.gain:.2f} ± {verdict.doubt:.2f} of the best probe's gain"
         if verdict.moved:
-            return (
-                verdict,
-                f"it lowers the loss further than {present:.3g}, by {verdict.gain:.2f} ± {verdict.doubt:.2f} of what "
-                "the best probe does",
-            )
-        return verdict, f"no evidence against {present:.3g}: {verdict.gain:.2f} ± {verdict.doubt:.2f}"
+            return verdict, f"it lowers the loss further than {present:.3g}, by {more}"
+        return verdict, f"no evidence for leaving {present:.3g}: the best rate is ahead by {more}"
