@@ -121,7 +121,7 @@ def test_plot_draws_a_picture(run: Path, tmp_path: Path) -> None:
     assert str(picture) in output("plot", run, "-o", picture)
     assert picture.read_bytes()[1:4] == b"PNG"
     for name in ("out", "out.xyz"):
-        assert f"{name}': must end on a kind of picture; valid: " in output(
+        assert f"{name}': must have the extension of a picture; valid: " in output(
             "plot", run, "-o", tmp_path / name, code=2
         )
 
