@@ -187,7 +187,9 @@ def draw_run(controller: Controller, path: Path) -> None:
     figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
     kinds = figure.canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
-        raise ConfigError(f"{str(path)!r}: must have the extension of a picture; valid: {', '.join(sorted(kinds))}.")
+        raise ConfigError(
+            f"{str(path)!r}: must have the extension of a picture; valid: {', '.join(sorted(kinds))}."
+        )
     searches = [s for s in controller.stages if sum(not c.diverged for c in s.candidates) > 1]
     beside = max(searches, key=lambda s: s.search_steps, default=None)
     axes = figure.subplots(2, 2 if beside else 1, squeeze=False, width_ratios=(2.4, 1) if beside else (1,))

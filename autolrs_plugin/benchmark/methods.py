@@ -17,6 +17,7 @@ training steps. Evaluations for the learning curve are the judge's, and are on n
     autolrs-paper           AutoLRS as published
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -178,7 +179,7 @@ def cosines(a: Assignment, total: float) -> Outcome:
     each = int(total / len(a.task.grid) - a.eval_cost_steps)
     cost, curve, judge_s, best = 0.0, [], 0.0, (math.inf, a.task.grid[0])
     for lr in a.task.grid:
-        training = Training(a, lambda job, lr=lr: a.task.optimizer(job, lr))  # type: ignore[misc]
+        training = Training(a, functools.partial(a.task.optimizer, lr=lr))
         best = min(best, (training.run(each, cosine(lr, each)), lr))
         curve += [(cost + step, loss) for step, loss in training.curve]
         cost += each + a.eval_cost_steps
@@ -202,7 +203,7 @@ def asha(a: Assignment) -> Outcome:
     while cost + most + len(rungs) * a.eval_cost_steps <= a.steps:
         trial = study.ask()
         lr = trial.suggest_float("lr", a.task.grid[0], a.task.grid[-1], log=True)
-        training = Training(a, lambda job, lr=lr: a.task.optimizer(job, lr))  # type: ignore[misc]
+        training = Training(a, functools.partial(a.task.optimizer, lr=lr))
         loss, pruned = math.inf, False
         for rung, stop in enumerate(rungs):
             loss = training.run(most, cosine(lr, most), stop)
@@ -262,7 +263,10 @@ def prodigy(a: Assignment) -> Outcome:
     from prodigyopt import Prodigy  # only this method needs it
 
     training = Training(a, lambda job: Prodigy(job.parameters(), lr=1.0))
-    lr_at = lambda step: 0.5 * (1 + math.cos(math.pi * step / a.steps))  # noqa: E731
+
+    def lr_at(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * step / a.steps))
+
     return _outcome(1.0, training.run(a.steps, lr_at), training, a.steps)
 
 

@@ -78,7 +78,7 @@ class AutoLRSCallback(Callback, HostedResults):
         _check_trainer(trainer, pl_module)
         for group in trainer.optimizers[0].param_groups:
             group.setdefault("initial_lr", group["lr"])  # a checkpoint brings back the rate of its step
-        trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]  # type: ignore[attr-defined]  # Lightning gives it none
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the run, or go on with the one in the checkpoint."""

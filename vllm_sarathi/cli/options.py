@@ -203,7 +203,7 @@ def with_options(group: type[Any], **defaults: Any) -> Callable[[Callable[..., N
 
         keyword = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
         # typer reads a command's options off its signature and its annotations.
-        wrapper.__signature__ = inspect.Signature([*options, *keyword])  # type: ignore[attr-defined]
+        wrapper.__signature__ = inspect.Signature([*options, *keyword])  # type: ignore[attr-defined]  # any function may have one
         wrapper.__annotations__ = {each.name: each.annotation for each in (*options, *own)}
         return wrapper
 

@@ -93,7 +93,7 @@ def _silence_count(silences: int, silence_s: float) -> str:
 
 def _legend(silence_s: float) -> list[Line2D]:
     def mark(label: str, **style: object) -> Line2D:
-        return Line2D([], [], label=label, **style)  # type: ignore[arg-type]
+        return Line2D([], [], label=label, **style)  # type: ignore[arg-type]  # of many types
 
     return [
         mark("a token of a running chat", color=STREAM_COLOUR, marker="|", linestyle="none", markersize=10),

@@ -54,7 +54,7 @@ def _timed_class(times: _ParentTimes) -> type[Any]:
 
     parent = scheduler_classes()[0]
 
-    class TimedParent(parent):  # type: ignore[misc, valid-type]
+    class TimedParent(parent):  # type: ignore[misc, valid-type]  # known at run time alone
         """vLLM's scheduler with a stopwatch."""
 
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
