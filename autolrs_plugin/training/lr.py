@@ -115,6 +115,7 @@ class GroupRates:
         for place, group in self._groups():
             self._known.setdefault(id(group), (group, _rate_of(group) / self._first))
             self._places[place] = group
+        self._given: list[tuple[dict[str, Any], Any]] = []
         self._hooks: list[Any] = []
         self._hooked: Any = None
         self._looking = False
@@ -135,14 +136,26 @@ class GroupRates:
                 ratio = self._ratio_of_added(group)
             self._known[id(group)] = group, ratio
             self._places[place] = group
+        self._given = []
         for _, group in groups:
             _set_rate(group, lr * self._known[id(group)][1])
+            self._given.append((group, group["lr"]))
 
     def are(self, lr: float) -> bool:
         """Tell whether the groups still have the rates that `set` gave them."""
+        if self._are_the_very_same():
+            return True
         own = id(self._optimizer)
         groups = [(g, self._ratio_at((own, i), g)) for i, g in enumerate(self._optimizer.param_groups)]
         return all(ratio is None or _same_rate(group["lr"], lr * ratio) for group, ratio in groups)
+
+    def _are_the_very_same(self) -> bool:
+        """Tell whether there are the groups of the last `set` with the objects that it gave them: nearly always."""
+        own, given = self._optimizer.param_groups, self._given
+        return len(own) <= len(given) and all(
+            group is before and group["lr"] is rate and isinstance(rate, float)
+            for group, (before, rate) in zip(own, given, strict=False)
+        )
 
     def _ratio_at(self, place: tuple[int, int], group: dict[str, Any]) -> float | None:
         """Return the ratio of a group, or of the one in whose place it is; None of one that was added."""

@@ -1,12 +1,13 @@
-"""The seams of a session: what a training framework implements, who shows a run, who carries out probes elsewhere."""
+"""The seams of a session: what a framework implements, who shows a run or carries out probes, where its journal is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from autolrs_plugin.core.actions import Action, Probe, Result
 from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.journal import Checkpoint, Journal
 
 OnStep = Callable[[float, float], None]
 """Called after each step with its learning rate and its loss."""
@@ -90,3 +91,29 @@ class Prober(Protocol):
 
     def close(self) -> None:
         """No probe will follow."""
+
+
+class Journals(Protocol):
+    """Where the journal of a run is found."""
+
+    def exists(self, path: Path) -> bool:
+        """Tell whether there is a run already."""
+
+    def create(
+        self, path: Path, config: Mapping[str, Any], run: Mapping[str, Any], checkpoint: Checkpoint
+    ) -> Journal:
+        """Begin a journal."""
+
+    def open(self, path: Path) -> Journal:
+        """Read a journal and hold it for writing."""
+
+
+class JournalFiles:
+    """The journal of a run with one process: its file."""
+
+    exists = staticmethod(Path.exists)
+    create = staticmethod(Journal.create)
+    open = staticmethod(Journal.open)
+
+
+JOURNAL_FILES = JournalFiles()

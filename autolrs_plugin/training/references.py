@@ -9,7 +9,7 @@ import copy
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 from weakref import WeakValueDictionary, ref
 
@@ -33,8 +33,9 @@ from autolrs_plugin.training.plain import (
 from autolrs_plugin.training.resuming import shown
 from autolrs_plugin.training.slots import ClassSlots, ContextSlots, FunctionSlots, Slots, VariableSlots
 
-HELD, OWNER, METHOD, NEW, OTHER = "held", "owner", "method", "new", "other"
-"""What a file says of an object: where it was held or reached, of which it is a method, that it is new, or nowhere."""
+HELD, OWNER, METHOD, NEW, OTHER, GONE = "held", "owner", "method", "new", "other", "gone"
+"""What a file says of an object: where it was held or reached, of which it is a method, that it is new, or nowhere; and
+of a name at which nothing is held any more."""
 
 _CALLED = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
 
@@ -88,6 +89,8 @@ class References:
                 elif isinstance(value, torch.Tensor) and is_dense(value):
                     memory = value.untyped_storage().data_ptr()
                     stay.add(memory) if value is before else views.append((path, name, memory))
+        for path, names in self._gone(found).items():
+            told.setdefault(path, {}).update({name: [GONE] for name in names})
         for path, owner in _sets_in(found):
             before = {id(member) for held in self._sets.get(path, ()) if (member := held()) is not None}
             if path in self._sets and before != set(map(id, owner)):
@@ -102,6 +105,15 @@ class References:
         if type(slots) not in (Slots, ItemSlots) or path not in self._there:
             return False
         return self._there[path]() is not slots.owner
+
+    def _gone(self, found: Inventory) -> dict[str, list[str]]:
+        """Return the names at which something was held then, and nothing is now."""
+        held = {path: slots.get() for path, slots in _referring(found) if not self.moved(path, slots)}
+        gone: dict[str, list[str]] = {}
+        for path, name in self._first:
+            if path in held and name not in held[path]:
+                gone.setdefault(path, []).append(name)
+        return gone
 
     def know(self, found: Inventory, path: str) -> bool:
         """Tell whether what is at a path now was somewhere else then."""
@@ -125,11 +137,16 @@ class References:
         for path, name in dict.fromkeys([*first, *((p, n) for p, names in told.items() for n in names)]):
             kind, *place = told.get(path, {}).get(name, [HELD, path, name])
             slots, now = found.slots.get(path), held.get(path, {}).get(name)
-            if slots is None or (kind == NEW and now is None):
+            if slots is None or kind == GONE or (kind == NEW and now is None):
                 continue
             thing = _copied(now) if kind == NEW else self._at(kind, place)
             if thing is not None and thing is not now:
                 slots.set(name, thing)
+        for path, names in told.items():
+            # From the end of a list on.
+            for name in reversed([name for name, (kind, *_) in names.items() if kind == GONE]):
+                if path in found.slots and name in found.slots[path].get():
+                    found.slots[path].delete(name)
 
     def _said(self, value: Any, before: Any) -> list[Any] | None:
         if isinstance(value, ATOMS) or is_fixed(value):
@@ -216,11 +233,15 @@ def _within(value: Any) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def _held_weakly(value: Any) -> Any:
-    """Return what gives a value as long as it lives: a container, which cannot be held so, lives on, others do not."""
+    """Return what gives a value as long as it lives.
+
+    What cannot be held so lives on, if it is a container, or has attributes; others, such as iterators, do not.
+    """
     try:
         return ref(value)
     except TypeError:
-        kept = value if isinstance(value, CONTAINERS) else None
+        lives = isinstance(value, (*CONTAINERS, SimpleNamespace)) or is_users(type(value))
+        kept = value if lives else None
         return lambda: kept
 
 

@@ -151,6 +151,20 @@ def check_made(made: Mapping[str, str], places: Places) -> None:
     )
 
 
+def check_switches(then: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """See that settings which steps had changed when a state was taken are the same here.
+
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    if other := [name for name, value in then.items() if now.get(name) != value]:
+        values = ", ".join(f"{name} is {then[name]} there and {now.get(name)} here" for name in other)
+        raise ValueError(
+            f"run_dir: holds a state in which train_step had changed settings of the process, which a resume cannot "
+            f"change: {values}; set them so before AutoLRS is made."
+        )
+
+
 def warn_of_buckets(model: torch.nn.Module) -> None:
     """Warn if what a communication hook of DistributedDataParallel keeps goes by DDP's buckets of gradients.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.controller import Controller
@@ -20,37 +20,11 @@ from autolrs_plugin.core.journal import FILE_NAME, Checkpoint, Journal, JournalE
 from autolrs_plugin.core.replay import check_same_run, replay
 from autolrs_plugin.training.checkpoint import CheckpointError
 from autolrs_plugin.training.metering import as_waited_for, owner_of, owning
-from autolrs_plugin.training.ports import Observer, Port, Prober, Steps
+from autolrs_plugin.training.ports import JOURNAL_FILES, Journals, Observer, Port, Prober, Steps
 from autolrs_plugin.training.signals import SIGNALS
 from autolrs_plugin.training.transaction import carry_out, evaluated, gradients_kept
 
 logger = logging.getLogger("autolrs_plugin")
-
-
-class Journals(Protocol):
-    """Where the journal of a run is found."""
-
-    def exists(self, path: Path) -> bool:
-        """Tell whether there is a run already."""
-
-    def create(
-        self, path: Path, config: Mapping[str, Any], run: Mapping[str, Any], checkpoint: Checkpoint
-    ) -> Journal:
-        """Begin a journal."""
-
-    def open(self, path: Path) -> Journal:
-        """Read a journal and hold it for writing."""
-
-
-class JournalFiles:
-    """The journal of a run with one process: its file."""
-
-    exists = staticmethod(Path.exists)
-    create = staticmethod(Journal.create)
-    open = staticmethod(Journal.open)
-
-
-JOURNAL_FILES = JournalFiles()
 
 
 class Session:
@@ -116,16 +90,33 @@ class Session:
             action = self.next_action()
             self._watched = False  # from here on nobody else has a turn between two actions
             while not isinstance(action, Done):
-                self.tell(self.perform(action))
-                action = self.next_action()
+                action = self._told(self.perform(action))
         finally:
             self._watched = watched
-            self._fingerprint = self._seen()
+            if not self._is_over:  # nothing can be trained any more, so nobody compares it
+                self._fingerprint = self._seen()
             SIGNALS.unwatch()
             for observer in self._observers:
                 observer.close()
             if self._prober is not None:
                 self._prober.close()
+
+    def _told(self, result: Result) -> Action:
+        """Tell a result and return the next action, with one pause for signals.
+
+        What ends it when the next action has been asked for leaves that to be asked for again.
+        """
+        asked = False
+        try:
+            with SIGNALS.whole():
+                self.tell(result)
+                action = self.next_action()
+                asked = True
+        except BaseException:
+            if asked:
+                self._pending = None
+            raise
+        return action
 
     def next_action(self) -> Action:
         """Return the action to carry out now; it is in the journal from here on.
@@ -135,12 +126,12 @@ class Session:
                 session was closed.
         """
         self.check_open()
-        if self._pending is not None and not isinstance(self._pending, Done):
+        if self._pending is not None and not self._is_over:
             raise RuntimeError(
                 f"tell() the result of {type(self._pending).__name__} before asking for another action."
             )
         started = time.perf_counter()
-        if self._seen() != self._fingerprint:
+        if not self._is_over and self._seen() != self._fingerprint:
             raise RuntimeError(
                 "model: its weights were changed between two actions by something other than the tuner, so its losses "
                 "would not be those of the schedule; train and load weights only inside train_step."
@@ -156,6 +147,10 @@ class Session:
             self._pending, self._pending_since = action, time.perf_counter()
         self.controller.ledger.bookkeeping_s += self._pending_since - started
         return action
+
+    @property
+    def _is_over(self) -> bool:
+        return isinstance(self._pending, Done)
 
     @property
     def idle(self) -> bool:

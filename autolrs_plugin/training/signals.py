@@ -9,6 +9,7 @@ what is decided, comes to its end before. Handlers are called in the main thread
 in another one, or a handler is called at once because it may end a step that hangs (a timer's), it is told.
 """
 
+import _signal  # what `signal` calls, and then looks at length for the member of an enum
 import logging
 import os
 import signal
@@ -30,6 +31,8 @@ HELD = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU
 
 TIMERS = ("SIGALRM", "SIGVTALRM", "SIGPROF")
 
+_INTERRUPT = int(signal.SIGINT)
+
 
 class Signals:
     """The signals of this process that somebody handles.
@@ -41,13 +44,13 @@ class Signals:
 
     def __init__(self) -> None:
         self.asked = self.called = False
-        self._depth, self._setting_back = 0, False
+        self._depth, self._setting_back, self._whole = 0, False, False
         self._came: list[tuple[int, Handler]] = []
         self._told: set[str] = set()
         # Whose handlers are stood before: to ask for all of them takes as long as the rest.
         self._replaced: set[int] = set()
         names = [name for name in (*HELD, *TIMERS) if hasattr(signal, name)]  # not all are on each system
-        self._numbers: dict[int, str] = {getattr(signal, name): name for name in names}
+        self._numbers: dict[int, str] = {int(getattr(signal, name)): name for name in names}
 
     @contextmanager
     def held(self, watched_after: bool = False) -> Iterator[None]:
@@ -72,27 +75,43 @@ class Signals:
         """Inside, nothing that a signal brings cuts off what goes on: no handler, and no Ctrl-C without one.
 
         That raises KeyboardInterrupt at the end; a second one, of somebody who does not want to wait, at once.
+        Inside of another one, the end is that one's.
         """
-        watched = any(isinstance(signal.getsignal(number), _Watched) for number in self._replaced)
+        main = threading.current_thread() is threading.main_thread()
+        if main and self._whole:
+            yield
+            return
+        watched = any(isinstance(_signal.getsignal(number), _Watched) for number in self._replaced)
         with self.held(watched_after=watched):
-            main = threading.current_thread() is threading.main_thread()
-            if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            if not main:
                 yield
                 return
-            came: list[int] = []
-
-            def hold(number: int, frame: FrameType | None) -> None:
-                came.append(number)
-                if len(came) > 1:
-                    signal.default_int_handler(number, frame)
-
-            signal.signal(signal.SIGINT, hold)
+            self._whole = True
             try:
-                yield
+                with self._interrupt_held():
+                    yield
             finally:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                if len(came) == 1:
-                    raise KeyboardInterrupt
+                self._whole = False
+
+    @contextmanager
+    def _interrupt_held(self) -> Iterator[None]:
+        if _signal.getsignal(_INTERRUPT) is not signal.default_int_handler:
+            yield
+            return
+        came: list[int] = []
+
+        def hold(number: int, frame: FrameType | None) -> None:
+            came.append(number)
+            if len(came) > 1:
+                signal.default_int_handler(number, frame)
+
+        _signal.signal(_INTERRUPT, hold)
+        try:
+            yield
+        finally:
+            _signal.signal(_INTERRUPT, signal.default_int_handler)
+            if len(came) == 1:
+                raise KeyboardInterrupt
 
     @contextmanager
     def setting_back(self) -> Iterator[None]:
@@ -107,7 +126,7 @@ class Signals:
         """From now on, stand before all handlers that there are now."""
         main = threading.current_thread() is threading.main_thread()
         for number, name in self._numbers.items():
-            handler = signal.getsignal(number)
+            handler = _signal.getsignal(number)
             if (
                 not callable(handler)
                 or handler is signal.default_int_handler

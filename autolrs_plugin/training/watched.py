@@ -319,3 +319,20 @@ def switches() -> dict[str, str]:
             (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic)
         ),
     }
+
+
+_ENTERED = (
+    *("torch.is_grad_enabled()", "torch.is_inference_mode_enabled()", "torch.is_autocast_enabled()"),
+    *(
+        "torch.get_autocast_dtype()",
+        "torch.is_anomaly_enabled()",
+        "torch.get_default_device()",
+        "numpy.geterr()",
+    ),
+)
+"""Settings that a with statement around the whole run may have: one around its construction need not be the same."""
+
+
+def lasting_switches() -> dict[str, str]:
+    """Return the settings that last: another process goes on with a run under the same ones."""
+    return {name: value for name, value in switches().items() if name not in _ENTERED}
