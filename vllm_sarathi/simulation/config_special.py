@@ -59,7 +59,7 @@ def _usual(read: Reader) -> list[LayerKind]:
 
 
 def _gemma(read: Reader) -> list[LayerKind]:
-    """Return the layers of Gemma 3n and 4: some read the keys and values of others; all may have inputs of their own."""
+    """Return the layers of Gemma 3n and 4: some read the cache of others; all may have inputs of their own."""
     layers = read_layers(read)
     hidden, count = read.number("hidden_size"), len(layers)
     for key in ("altup_active_idx", "altup_coef_clip", "altup_correct_scale", "activation_sparsity_pattern"):

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import ConfigError, nearest_hint
-from vllm_sarathi.simulation.config_json import dense_width, element_bytes, grouped, is_tied
+from vllm_sarathi.simulation.config_json import dense_width, grouped, is_tied
 from vllm_sarathi.simulation.config_reader import read_config
 from vllm_sarathi.simulation.config_special import layer_inputs, layers_of, with_own_experts
+from vllm_sarathi.simulation.config_states import element_bytes
 from vllm_sarathi.simulation.layers import Attention, Experts, LayerKind, grouped_attention
 from vllm_sarathi.simulation.quantization import QUANTIZED_BESIDE, Precision, precision_of, stated_beside
 

@@ -208,7 +208,7 @@ class Roofline:
         flops_per_s, bytes_per_s = unit.flops_per_s * ATTENTION_SHARE, unit.bytes_per_s * KV_SHARE
         self._pair_s = self._kv_token_s = 0.0
         self._windows: list[tuple[int, float, float]] = []
-        for kind, attention in [(kind, each) for kind in shape.kinds for each in kind.attentions]:
+        for kind, attention in [(each, part) for each in shape.kinds for part in each.attentions]:
             pair_s = kind.count * attention.pair_flops / tensor_parallel / stages / flops_per_s
             share = max(1.0, attention.kv_heads / tensor_parallel) / attention.kv_heads
             token_bytes = kind.count * shape.kv_token_bytes(attention)
