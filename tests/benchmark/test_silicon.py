@@ -15,6 +15,7 @@ from vllm_sarathi.benchmark.profile.silicon_sample import SAMPLE as SAMPLE_FILE
 from vllm_sarathi.benchmark.profile.silicon_sample import SiliconRow, left_out, queued, read_sample
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.simulation.placement import memory_share
 
 pytest.importorskip("aiconfigurator_core")
 

@@ -115,14 +115,14 @@ class RooflineDeployment(Deployment):
         Raises:
             DoesNotFit: the model does not fit, with the arithmetic.
         """
-        devices = self.tensor_parallel * self.stages
+        devices, share = self.tensor_parallel * self.stages, memory_share()
         weights = self.model.weight_bytes / devices
         whole = self._request_bytes(self.max_tokens)
-        room = memory_share() * self.unit.memory_bytes - weights - RESERVED_BYTES
+        room = share * self.unit.memory_bytes - weights - RESERVED_BYTES
         tokens = int(room / whole * self.max_tokens) if room > 0 else 0
         if tokens < self.max_tokens:
             raise DoesNotFit(
-                f"--deployment {self.name}: does not fit: {memory_share():.0%} of {self.unit.memory_bytes / 1e9:.0f} GB "
+                f"--deployment {self.name}: does not fit: {share:.0%} of {self.unit.memory_bytes / 1e9:.0f} GB "
                 f"per device less {weights / 1e9:.1f} GB of weights ({self.model.parameters / 1e9:.1f}e9 parameters "
                 f"over {devices}) less {RESERVED_BYTES / 1e9:.0f} GB reserved leaves {room / 1e9:.1f} GB of KV cache, "
                 f"and one request of {self.max_tokens} tokens needs {whole / 1e9:.1f} GB; "
