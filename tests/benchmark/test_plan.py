@@ -22,6 +22,7 @@ from vllm_sarathi.benchmark.plan.search import Board, Candidate, Verdict, candid
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import CONFIG_KEY, ConfigError, config_from_additional
 from vllm_sarathi.engine.vllm.internals import engine_args_class
+from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.fleet.group import Here
 
 
@@ -241,6 +242,15 @@ def test_the_engine_of_a_ray_serve_file_can_be_built(load: Load, scheduler: str)
     assert CONFIG_KEY in engine.get("additional_config", {}) or scheduler.startswith("default")
     assert config.token_budget == (512 if scheduler == "sarathi@512" else None)
     assert config.tbt_slo_ms == (60.0 if scheduler == "sarathi" else None)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_ray_serve_file_names_only_devices_that_ray_knows(load: Load, name: str) -> None:
+    accelerators = pytest.importorskip("ray.util.accelerators.accelerators")
+    known = {value for key, value in vars(accelerators).items() if key.isupper()}
+    text = plan_report.ray_serve_text(Candidate("Qwen/Qwen3-8B", name), load, 1)
+    [model] = json.loads(text)["applications"][0]["args"]["llm_configs"]
+    assert model.get("accelerator_type") == (name.upper() if name.upper() in known else None)
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,8 @@ CHAT = ["simulate", *PLACE, "--rate", "1"]
         ([*CHAT, "--neighbour", "0.5"], "--neighbour 0.5: must be a number from 1 to 100"),
         ([*CHAT, "--too-long", "cut"], "--too-long 'cut': unknown"),
         ([*CHAT, "--trace", "nowhere.csv"], "--trace nowhere.csv: cannot be read"),
+        ([*CHAT, "--trace-format", "azure"], "--trace-format: has no effect without --trace"),
+        ([*CHAT, "--time-scale", "2"], "--time-scale: has no effect without --trace"),
         (["capacity", *PLACE, "--max-delay-s", "0"], "--max-delay-s 0.0: must be"),
         (["capacity", "--deployment", "mistral-7b/a1000"], "unknown device 'a1000'; did you mean 'a100'?"),
         (["capacity", "--deployment", "llama2-70b/a100"], "--deployment llama2-70b/a100: does not fit"),

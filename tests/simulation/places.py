@@ -7,7 +7,7 @@ from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.simulation.deployment import build, scheduler_choice
 from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.models import ModelShape
-from vllm_sarathi.simulation.placement import MEMORY_SHARE, RESERVED_BYTES, Deployment, RooflineDeployment
+from vllm_sarathi.simulation.placement import RESERVED_BYTES, Deployment, RooflineDeployment, memory_share
 from vllm_sarathi.simulation.simulator import Simulator
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
@@ -22,7 +22,7 @@ def small_place(mode: str = "sync", kv_tokens: int = 16384, max_sequences: int =
     stages, _ = MODES[mode]
     token = SHAPE.kv_bytes_per_token / stages
     weights = SHAPE.parameters * SHAPE.dtype_bytes / stages
-    memory = (weights + RESERVED_BYTES + (kv_tokens + 1) * token) / MEMORY_SHARE
+    memory = (weights + RESERVED_BYTES + (kv_tokens + 1) * token) / memory_share()
     return RooflineDeployment(
         name="small",
         model=SHAPE,

@@ -59,7 +59,8 @@ def test_a_family_takes_what_its_configuration_class_does(name: str) -> None:
         ]
 
 
-OF_ANOTHER_NAME = {"RefinedWeb", "RefinedWebModel", "bailing_moe", "mimo", "nemotron-nas"}
+OF_ANOTHER_NAME = {"RefinedWeb", "RefinedWebModel", "bailing_moe", "mimo", "minimax_m3", "minimax_m3_text"}
+OF_ANOTHER_NAME |= {"nemotron-nas"}
 """Families whose configuration class is not in transformers by that name; the last one's is a Llama's with more."""
 
 
@@ -92,6 +93,7 @@ OF_ANOTHER_NAME = {"RefinedWeb", "RefinedWebModel", "bailing_moe", "mimo", "nemo
         ("num_loops", 4),
         ("moe_k", 4),
         ("hidden_size_per_layer_input", 256),
+        ("use_cla", True),
         ("activation_function", "sine"),
         ("quantization", {"group_size": 64, "bits": 4}),
     ],
@@ -112,6 +114,46 @@ def test_experts_beside_the_decoders_keys_are_not_passed_over() -> None:
         "image_token_id": 5,
     }
     assert shape_of_config(seeing, "it") == shape()
+
+
+def test_a_decoder_inside_leaves_out_what_its_class_takes() -> None:
+    pytest.importorskip("transformers")
+    # As it is published: the other keys are those of the class.
+    inside = {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "sliding_window": 1024,
+    }
+    made = shape_of_config({"model_type": "gemma3", "text_config": inside, "vision_config": {}}, "Gemma-3-4B")
+    assert made.parameters / 1e9 == pytest.approx(3.88, rel=0.01)
+    assert made.kv_bytes_per_token == 34 * 2 * 4 * 256 * 2
+    assert made.max_position == 131072
+    with pytest.raises(ConfigError, match="has no whole number 'num_attention_heads'"):
+        shape_of_config(inside, "it")
+
+
+def test_keys_of_published_files_that_change_nothing_are_no_error() -> None:
+    phi = shape(model_type="phi3", full_attn_mod=1, interpolate_factor=1)
+    assert phi == shape(model_type="phi3")
+    command = shape(
+        model_type="cohere2", layer_switch=4, use_parallel_block=True, use_parallel_embedding=False
+    )
+    assert command == shape(model_type="cohere2")
+    experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "use_cla": False, "cla_share_factor": 2}
+    assert shape(model_type="hunyuan_v1_moe", use_mixed_mlp_moe=True, **experts).unread == ()
+
+
+def test_llama_4_names_its_sparse_layers() -> None:
+    experts = {"model_type": "llama4_text", "num_local_experts": 8, "num_experts_per_tok": 1}
+    made = shape(**experts, intermediate_size_mlp=4096, moe_layers=[1, 3, 5], interleave_moe_layer_step=1)
+    assert sum(kind.count for kind in made.kinds if kind.experts) == 3
+
+
+def test_qwen2_vl_is_read_as_it_is_published() -> None:
+    seeing = shape(model_type="qwen2_5_vl", vision_config={"depth": 32}, vision_start_token_id=9)
+    assert seeing == shape(model_type="qwen2")
 
 
 def test_what_may_matter_is_a_warning(tmp_path: Path) -> None:

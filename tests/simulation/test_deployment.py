@@ -17,7 +17,7 @@ from vllm_sarathi.engine.offline import config_folder
 from vllm_sarathi.simulation.deployment import PAPER_DEPLOYMENTS, build, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.models import MODELS
-from vllm_sarathi.simulation.placement import MEMORY_SHARE, RESERVED_BYTES
+from vllm_sarathi.simulation.placement import RESERVED_BYTES, memory_share
 
 
 @pytest.mark.parametrize(
@@ -43,19 +43,25 @@ def test_deployments_by_name(name: str, ways: int, stages: int, node: int, in_fl
         assert place.max_tokens >= 16384  # the paper's datasets
 
 
+def test_the_share_of_the_memory_is_vllms() -> None:
+    from vllm.config import CacheConfig
+
+    assert memory_share() == CacheConfig().gpu_memory_utilization
+
+
 def test_the_kv_cache_is_what_the_weights_leave() -> None:
     place = deployment("mistral-7b/a100")
     weights = 2 * MODELS["mistral-7b"].parameters
     assert place.kv_tokens == int(
-        (MEMORY_SHARE * DEVICES["a100"].memory_bytes - weights - RESERVED_BYTES) / 131072
+        (memory_share() * DEVICES["a100"].memory_bytes - weights - RESERVED_BYTES) / 131072
     )
     two = deployment("mistral-7b/a100:tp2")
     assert two.kv_tokens == int(
-        (MEMORY_SHARE * DEVICES["a100"].memory_bytes - weights / 2 - RESERVED_BYTES) / 65536
+        (memory_share() * DEVICES["a100"].memory_bytes - weights / 2 - RESERVED_BYTES) / 65536
     )
     # Eight heads over sixteen devices: each holds one, twice over in all.
     assert deployment("mistral-7b/a100:tp16").kv_tokens == int(
-        (MEMORY_SHARE * DEVICES["a100"].memory_bytes - weights / 16 - RESERVED_BYTES) / (131072 / 8)
+        (memory_share() * DEVICES["a100"].memory_bytes - weights / 16 - RESERVED_BYTES) / (131072 / 8)
     )
 
 
@@ -63,11 +69,13 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(ConfigError) as refused:
         deployment("llama2-70b/a100")
     said = str(refused.value)
+    weights = 2 * MODELS["llama2-70b"].parameters
+    room = memory_share() * DEVICES["a100"].memory_bytes - weights - RESERVED_BYTES
     for piece in (
-        "90% of 85 GB",
+        f"{memory_share():.0%} of 85 GB",
         "138.0 GB of weights (69.0e9 parameters over 1)",
         "3 GB reserved",
-        "-64.4 GB",
+        f"{room / 1e9:.1f} GB of KV cache",
     ):
         assert piece in said
     assert "tp2pp2" in said

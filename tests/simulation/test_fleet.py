@@ -80,6 +80,14 @@ def test_one_replica_is_the_single_simulator_to_the_bit(name: str) -> None:
     assert {key: said[key] for key in whole} == whole
 
 
+def test_figures_are_the_same_in_whichever_order_they_are_summed() -> None:
+    single = alone(synthetic("classes", 2.0, 60, seed=3))
+    whole = outcome_of(single).to_mapping()
+    for parts in (2, 3, 5, 7):
+        said = merged(tally(single[part::parts]) for part in range(parts)).to_mapping()
+        assert {key: said[key] for key in whole} == whole
+
+
 @pytest.mark.parametrize("scheduler", ["default", "sarathi@512"])
 def test_so_it_is_with_shared_prefixes_and_other_schedulers(scheduler: str) -> None:
     requests = synthetic("mooncake", 1.0, 40, seed=2)

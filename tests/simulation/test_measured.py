@@ -15,7 +15,7 @@ from vllm_sarathi.simulation.devices.corrections import corrections_for
 from vllm_sarathi.simulation.devices.measured import MeasuredTimes, kernels
 from vllm_sarathi.simulation.devices.package import Spread
 from vllm_sarathi.simulation.devices.roofline import DEVICES
-from vllm_sarathi.simulation.placement import MEMORY_SHARE, MeasuredDeployment, RooflineDeployment
+from vllm_sarathi.simulation.placement import MeasuredDeployment, RooflineDeployment, memory_share
 
 pytest.importorskip("aiconfigurator_core")
 
@@ -283,7 +283,7 @@ def test_the_kv_cache_knows_experts_latent_attention_and_fp8() -> None:
 def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(ConfigError) as refused:
         deployment("meta-llama/Llama-3.1-70B/h100")
-    for piece in ("90% of 85 GB", "141.1 GB of weights", "needs 42.9 GB", "tp2pp2"):
+    for piece in (f"{memory_share():.0%} of 85 GB", "141.1 GB of weights", "needs 42.9 GB", "tp2pp2"):
         assert piece in str(refused.value)
 
 
@@ -377,7 +377,7 @@ def test_a_device_has_the_same_memory_for_both_sources() -> None:
     tables, sheet = deployment("Qwen/Qwen3-32B/h100:tp4"), deployment("qwen3-32b/h100:tp4")
     assert isinstance(tables, MeasuredDeployment)
     memory = tables.kernels.memory
-    room = MEMORY_SHARE * DEVICES["h100"].memory_bytes - memory.weights - memory.other
+    room = memory_share() * DEVICES["h100"].memory_bytes - memory.weights - memory.other
     assert tables.kv_tokens == int(memory.tokens_in(room))
     assert tables.kv_tokens == pytest.approx(sheet.kv_tokens, rel=0.05)
 

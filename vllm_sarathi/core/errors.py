@@ -8,12 +8,19 @@ class ConfigError(ValueError):
     """A setting that a user gave and that cannot be used; the message names it, the value and what is valid."""
 
 
+MOST_NAMES = 40
+"""The most valid names that an error lists."""
+
+
 def nearest_hint(name: str, valid: Iterable[str]) -> str:
-    """Return "did you mean ...?" with the nearest valid name, or the list of valid names."""
+    """Return "did you mean ...?" with the nearest valid name, or the list of valid names; of many, the first."""
     name, names = name[:80], sorted(valid)
     close = [each for each in names if each.casefold() == name.casefold()]
     close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names)}."
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"valid: {', '.join(names[:MOST_NAMES])}{more}."
 
 
 def short(value: object) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from vllm_sarathi.core.config import nearest_hint
 from vllm_sarathi.simulation.config_reader import Reader
 from vllm_sarathi.simulation.config_searched import rounded_up, searched_layer
-from vllm_sarathi.simulation.config_states import read_state
+from vllm_sarathi.simulation.config_states import element_bytes, read_state
 from vllm_sarathi.simulation.layers import (
     Attention,
     Experts,
@@ -22,9 +22,6 @@ from vllm_sarathi.simulation.layers import (
     grouped_attention,
     latent_attention,
 )
-
-DTYPE_BYTES = {"float32": 2, "float16": 2, "bfloat16": 2}
-"""Bytes of an element as vLLM loads it by default: what a checkpoint has in float32 it casts to 16 bits."""
 
 MOST_LAYERS = 1024
 
@@ -58,10 +55,10 @@ def read_layers(read: Reader) -> list[LayerKind]:
     if read.get("block_configs") is not None:
         return [searched_layer(read, number) for number in range(layers)]
     mixers, sparse = _mixers(read, layers), _sparse_layers(read, layers)
-    experts = _experts(read) if any(sparse) else None
+    experts = read_experts(read) if any(sparse) else None
     beside = read.flag("enable_moe_block")
     # Where all layers have experts, a width is stated by some and used by none.
-    dense = _dense_mlp(read) if beside or not all(sparse) or read.get("intermediate_size") else 0
+    dense = dense_mlp(read) if beside or not all(sparse) or read.get("intermediate_size") else 0
     also = dense if beside else 0
     return [
         LayerKind(1, *mixer, experts, also) if is_sparse else LayerKind(1, *mixer, None, dense)
@@ -117,13 +114,18 @@ def _attention(read: Reader, local: bool = False) -> Attention:
     )
 
 
+def read_indexer(read: Reader) -> tuple[int, int] | None:
+    """Return the heads, and their dimension, of what chooses the tokens that a layer attends to; None without."""
+    if not read.number("index_n_heads", default=0):
+        return None
+    return read.number("index_n_heads"), read.number("index_head_dim")
+
+
 def _latent(read: Reader, hidden: int, heads: int) -> Attention:
     """Return the latent attention of a layer; its keys have no heads of their own, whatever the file says."""
     for key in ("num_key_value_heads", "head_dim", "qk_head_dim"):
         read.get(key)
-    indexer = None
-    if read.number("index_n_heads", default=0):
-        indexer = (read.number("index_n_heads"), read.number("index_head_dim"))
+    indexer = read_indexer(read)
     return latent_attention(
         hidden,
         heads,
@@ -133,6 +135,7 @@ def _latent(read: Reader, hidden: int, heads: int) -> Attention:
         read.number("qk_rope_head_dim"),
         read.number("v_head_dim"),
         indexer,
+        read.number("index_topk") if indexer else None,
     )
 
 
@@ -155,7 +158,7 @@ def _mixers(read: Reader, layers: int) -> list[Mixer]:
     kinds = read.names("layer_types", layers) or _implied_kinds(read, layers)
     made: dict[str, Mixer] = {}
     for kind in set(kinds):
-        if kind in ("full_attention", "attention", "deepseek_sparse_attention"):
+        if kind in ("full_attention", "attention", "deepseek_sparse_attention", "minimax_m3_sparse"):
             made[kind] = (_attention(read), None)
         elif kind in ("sliding_attention", "chunked_attention"):
             made[kind] = (_attention(read, local=True), None)
@@ -242,6 +245,7 @@ def _sparse_layers(read: Reader, layers: int) -> list[bool]:
     """Return which layers have experts."""
     named = read.names("mlp_layer_types", layers)
     frequency = read.names("moe_layer_freq", layers) if isinstance(read.get("moe_layer_freq"), list) else None
+    listed = read.names("moe_layers")  # Llama 4
     dense = set(read.names("mlp_only_layers") or ())
     wanted = read.get("enable_moe_block") is None or read.flag("enable_moe_block")
     for key in OF_EXPERTS:
@@ -252,6 +256,8 @@ def _sparse_layers(read: Reader, layers: int) -> list[bool]:
         return [name == "sparse" for name in named]
     if frequency is not None:
         return [entry == "1" for entry in frequency]
+    if listed is not None:
+        return [str(i) in listed for i in range(layers)]
     if period := read.number("expert_layer_period", default=0):
         offset = read.number("expert_layer_offset", least=0)
         return [i % period == offset for i in range(layers)]
@@ -273,6 +279,7 @@ def _sparse_layers(read: Reader, layers: int) -> list[bool]:
 OF_EXPERTS = (
     "decoder_sparse_step",
     "first_k_dense_replace",
+    "interleave_moe_layer_step",
     "moe_layer_freq",
     "moe_intermediate_size",
     "num_experts_per_tok",
@@ -280,6 +287,7 @@ OF_EXPERTS = (
     "n_shared_experts",
     "top_k_experts",
     "moe_topk",
+    "use_mixed_mlp_moe",
 )
 """Keys that a family's dense models have, too, or that another key overrides."""
 
@@ -300,7 +308,8 @@ def _check_activation(read: Reader) -> None:
             )
 
 
-def _dense_mlp(read: Reader) -> int:
+def dense_mlp(read: Reader) -> int:
+    """Return the weights of a dense MLP."""
     hidden = read.number("hidden_size")
     return read.family.matrices * hidden * dense_width(read)
 
@@ -308,7 +317,9 @@ def _dense_mlp(read: Reader) -> int:
 def dense_width(read: Reader) -> int:
     """Return the width of a dense MLP: four times the model's where an MLP without a gate states none."""
     widest = None if read.family.gated else 4 * read.number("hidden_size")
-    own = read.number("intermediate_size_mlp", "shared_intermediate_size", default=0)
+    own = read.number(
+        "dense_intermediate_size", "intermediate_size_mlp", "shared_intermediate_size", default=0
+    )
     read.get("intermediate_size")  # where a key of its own says the width, this one is that of the experts
     width = own or read.number("intermediate_size", "ffn_hidden_size", default=widest)
     multiple, factor = read.number("block_multiple_of", default=1), read.get("block_ffn_dim_multiplier")
@@ -317,7 +328,8 @@ def dense_width(read: Reader) -> int:
     return width
 
 
-def _experts(read: Reader) -> Experts:
+def read_experts(read: Reader) -> Experts:
+    """Return the experts of a layer."""
     hidden, matrices = read.number("hidden_size"), read.family.matrices
     width = read.number("moe_intermediate_size", "intermediate_size")
     inner = read.number("moe_latent_size", default=hidden)
@@ -371,28 +383,12 @@ def _block(read: Reader, name: str) -> tuple[Any, ...]:
     makers: dict[str, Callable[[], tuple[Any, ...]]] = {
         "mamba": lambda: (None, read_state(read, element_bytes(read)), None, 0),
         "attention": lambda: (_attention(read), None, None, 0),
-        "mlp": lambda: (None, None, None, _dense_mlp(read)),
-        "moe": lambda: (None, None, _experts(read), 0),
+        "mlp": lambda: (None, None, None, dense_mlp(read)),
+        "moe": lambda: (None, None, read_experts(read), 0),
     }
     if name not in makers:
         raise read.error(f"'layers_block_type' has {name!r}, which is not understood.")
     return makers[name]()
-
-
-def element_bytes(read: Reader) -> int:
-    """Return the bytes of an element that is not quantized, as vLLM has it by default.
-
-    Raises:
-        ConfigError: a type that is none of DTYPE_BYTES.
-    """
-    for key in ("torch_dtype", "dtype"):
-        said = read.config.get(key)
-        if said is not None:
-            name = str(said).removeprefix("torch.")
-            if name not in DTYPE_BYTES:
-                raise read.error(f"{key!r} is {said!r}; known are {', '.join(DTYPE_BYTES)}.")
-            return DTYPE_BYTES[name]
-    return 2
 
 
 def is_tied(read: Reader) -> bool:

@@ -4,6 +4,7 @@ A key that was not asked for and that looks as if it said something of the model
 Another one with a number, a list or an object is a warning, unless it is known to change nothing.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ MOST = 2**24
 SHAPES = re.compile(
     r"expert|moe|lora|mamba|ssm|conv_|linear_|window|sliding|index_|indexer|latent|^hc_|compress|attn|attention|head"
     r"|layer|block|ffn|mlp|intermediate|hidden_size|state|share|nope|rope_head|n_embd|n_inner|alibi|rank|lru|rwkv"
-    r"|time_mix|recurren|decoder|encoder|loop|_steps$|_dim$|^d_|^dim|width|depth|kv|quant|altup|laurel|sparsity"
+    r"|time_mix|recurren|decoder|encoder|loop|_steps$|_dim$|^d_|^dim|width|depth|kv|quant|altup|laurel|sparsity|cla$"
 )
 """Names of keys that say something of a model's shape."""
 
@@ -37,7 +38,8 @@ HARMLESS = re.compile(
     r"|floor_scale|kv_cache|parallel_attn|attn_pdrop|softcap|query_pre_attn|encoder_no_repeat|decoder_start"
     r"|tie_encoder|rotary_dim|_fusion|dropless|decoder_attention_heads_fused|head_dtype|layer_sep|use_flash"
     r"|apply_query_key|softmax_in|residual_connection_post|^clip_|mamba_chunk|(?<!_dim)_multipliers?$|_expert_group"
-    r"|mlp_init_scale|block_use|conv_use|nope$"
+    r"|mlp_init_scale|block_out_init|block_use|conv_use|nope$|full_attn_mod|layer_switch|moe_capacity|moe_use_aux"
+    r"|cla_share|parallel_block|parallel_embedding"
 )
 """Names of keys that look as if they did and change nothing of weights or cache."""
 
@@ -60,6 +62,8 @@ class Reader:
         origin: what errors call it.
         family: its family.
         outside: the keys around it of a model that sees or hears.
+        nested: whether the decoder is a part of the file, which transformers saves as its differences from the
+            configuration class.
         asked: keys that have been asked for.
     """
 
@@ -67,6 +71,7 @@ class Reader:
     origin: str
     family: Family
     outside: Mapping[str, Any] = field(default_factory=dict)
+    nested: bool = False
     asked: set[str] = field(default_factory=set)
 
     def error(self, text: str) -> ConfigError:
@@ -107,11 +112,12 @@ class Reader:
             if not least <= value <= MOST:
                 raise self.error(f"{self.name(key)!r} must be from {least} to {MOST}, not {short(value)}.")
             return value
-        if default is None:
-            raise self.error(
-                f"has no whole number {self.name(keys[0])!r}, which its family's config.json has."
-            )
-        return default
+        if default is not None:
+            return default
+        usual = class_defaults(self.config["model_type"]).get(self.name(keys[0])) if self.nested else None
+        if isinstance(usual, int):
+            return usual
+        raise self.error(f"has no whole number {self.name(keys[0])!r}, which its family's config.json has.")
 
     def flag(self, key: str, default: bool = False) -> bool:
         """Return whether a key is set to true.
@@ -194,7 +200,21 @@ def read_config(config: Mapping[str, Any], origin: str) -> Reader:
         if translated.get(name) is None and own in translated:
             translated[name] = translated.pop(own)
     made = {**family.defaults, **translated}
-    return Reader(made, origin, family, outside, asked={"model_type", "is_encoder_decoder", *OF_ALL})
+    nested = any(config.get(key) is not None for key in INNER)
+    return Reader(made, origin, family, outside, nested, {"model_type", "is_encoder_decoder", *OF_ALL})
+
+
+@functools.cache
+def class_defaults(model_type: str) -> Mapping[str, Any]:
+    """Return what a configuration class of transformers takes for each key; empty where it has none."""
+    # Imported here: most models do without.
+    from transformers import AutoConfig
+
+    try:
+        found: dict[str, Any] = AutoConfig.for_model(model_type).to_dict()
+    except ValueError:
+        return {}
+    return found
 
 
 def _flat(decoder: Mapping[str, Any], family: Family, origin: str) -> dict[str, Any]:

@@ -10,7 +10,26 @@ from vllm_sarathi.core.errors import short
 from vllm_sarathi.simulation.config_reader import Reader
 from vllm_sarathi.simulation.layers import State, gated_delta, kimi_delta, mamba1, mamba2, short_convolution
 
+DTYPE_BYTES = {"float32": 2, "float16": 2, "bfloat16": 2}
+"""Bytes of an element as vLLM loads it by default: what a checkpoint has in float32 it casts to 16 bits."""
+
 STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def element_bytes(read: Reader) -> int:
+    """Return the bytes of an element that is not quantized, as vLLM has it by default.
+
+    Raises:
+        ConfigError: a type that is none of DTYPE_BYTES.
+    """
+    for key in ("torch_dtype", "dtype"):
+        said = read.config.get(key)
+        if said is not None:
+            name = str(said).removeprefix("torch.")
+            if name not in DTYPE_BYTES:
+                raise read.error(f"{key!r} is {said!r}; known are {', '.join(DTYPE_BYTES)}.")
+            return DTYPE_BYTES[name]
+    return 2
 
 
 def read_state(read: Reader, element_bytes: int) -> State:
@@ -113,6 +132,7 @@ def _expansion(read: Reader) -> int:
 
 def _short_convolution(read: Reader, element_bytes: int) -> State:
     hidden = read.number("hidden_size")
+    read.get("num_heads")  # those of its attention, again
     for key in ("block_dim", "conv_dim", "conv_dim_out"):
         width = read.number(key, default=hidden)
         if width != hidden:

@@ -71,6 +71,17 @@ MAMBA2_KEYS = {
 }
 """What models with Mamba-2 beside attention call the keys of Nemotron-H."""
 
+SPARSE_INDEX = {
+    "sparse_attention_config": {
+        "index_n_heads": "sparse_num_index_heads",
+        "index_head_dim": "sparse_index_dim",
+        "index_block_size": "sparse_block_size",
+        "index_topk_blocks": "sparse_topk_blocks",
+        "index_local_blocks": "sparse_local_block",
+    }
+}
+"""What MiniMax-M3 calls the keys of which blocks a layer attends to."""
+
 UNBOUNDED = {"max_position_embeddings": 2048}
 """A model without positions says no longest sequence; vLLM then takes one, unless it is told another."""
 
@@ -84,6 +95,9 @@ FAMILIES: dict[str, Family] = {
     ),
     **dict.fromkeys(("qwen2", "phi3", "hunyuan_v1_dense"), MANY_HEADS),
     **dict.fromkeys(("qwen3_vl_text", "qwen2_vl_text", "qwen2_5_vl_text", "seed_oss", "cwm"), STATED),
+    # Published with the decoder's keys among the others.
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), STATED),
+    "glm4v_text": STATED,
     **dict.fromkeys(("qwen3", "glm4"), Family(defaults={"head_dim": 128})),
     **dict.fromkeys(("mistral", "ministral"), Family(defaults={"sliding_window": 4096})),
     "ministral3": STATED,
@@ -102,7 +116,10 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(
         tied=True, defaults={"head_dim": 256, "sliding_window": 4096, "sliding_window_pattern": 6}
     ),
-    "gemma4_text": Family(tied=True, defaults={"head_dim": 256}),
+    "gemma3n_text": Family(tied=True, defaults={"head_dim": 256, "sliding_window_pattern": 5}),
+    "gemma4_text": Family(
+        tied=True, defaults={"head_dim": 256, "global_head_dim": 512, "sliding_window_pattern": 6}
+    ),
     **dict.fromkeys(("internlm2", "internlm3", "orion", "solar", "mimo", "baichuan", "minicpm"), CUSTOM),
     "exaone": Family(tied=None, keys={"num_hidden_layers": "num_layers"}),
     "chatglm": Family(
@@ -154,9 +171,11 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("qwen3_vl_moe_text", "bailing_moe", "bailing_moe_v2", "mimo_v2_flash"), CUSTOM),
     "step3p7": STATED,
     "ernie4_5_moe": TIED,
+    **dict.fromkeys(("minimax_m3", "minimax_m3_text", "minimax_m3_vl_text"), Family(nested=SPARSE_INDEX)),
     "llama4_text": Family(defaults={"attention_chunk_size": 8192, "interleave_moe_layer_step": 1}),
     # Latent attention.
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite"), LATENT),
+    "deepseek_v4": STATED,
     "kimi_k2": Family(tied=None, own_heads=True),
     "minicpm3": Family(tied=True, own_heads=True),
     # Linear attention, Mamba and convolutions.
@@ -185,6 +204,13 @@ FAMILIES: dict[str, Family] = {
         state="mamba2",
         state_type="mamba_ssm_cache_dtype",
         defaults={"mamba_ssm_cache_dtype": "float32"},
+    ),
+    "zamba2": Family(
+        tied=True,
+        own_heads=True,
+        keys={**MAMBA2_KEYS, "mamba_num_heads": "n_mamba_heads", "mamba_head_dim": "mamba_headdim"}
+        | {"n_groups": "mamba_ngroups"},
+        state="mamba2",
     ),
     "granitemoehybrid": Family(own_heads=True, keys=MAMBA2_KEYS, state="mamba2"),
     "falcon_h1": Family(own_heads=True, keys=MAMBA2_KEYS, state="mamba2", state_in="all"),

@@ -17,16 +17,22 @@ class Attention:
         pair_flops: operations for each pair of a token with one that it attends to.
         kv_elements: numbers in the KV cache for each token.
         kv_heads: over how many devices they can be spread; beyond, and for a latent (1), each has a copy.
-        window: tokens that it looks back; None for all.
+        window: tokens that it looks back, and keeps; None for all.
         projections: weights of each, by its usual name.
+        kv_bytes: bytes in the KV cache for each token whatever its precision: of what always has one of its own.
+        reach: tokens of which it reads the keys and values, where it chooses some of those that it keeps; None for all.
+        stores: whether it keeps keys and values of its own; else it reads those of another layer.
     """
 
     parameters: int
-    pair_flops: int
+    pair_flops: float
     kv_elements: int
     kv_heads: int
     window: int | None = None
     projections: tuple[tuple[str, int], ...] = ()
+    kv_bytes: float = 0.0
+    reach: int | None = None
+    stores: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,9 @@ class LayerKind:
         count: how many.
         attention, state, experts: what they have; None for what they have not.
         mlp_parameters: weights of a dense MLP.
+        more: what else they attend to; its weights are those of `attention`.
+        other_parameters: weights of other products, which are not quantized.
+        borrowed: whether their weights are those of other layers.
     """
 
     count: int
@@ -102,6 +111,14 @@ class LayerKind:
     state: State | None = None
     experts: Experts | None = None
     mlp_parameters: int = 0
+    more: tuple[Attention, ...] = ()
+    other_parameters: int = 0
+    borrowed: bool = False
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """All that they attend to."""
+        return (self.attention, *self.more) if self.attention else self.more
 
 
 def grouped_attention(
@@ -150,6 +167,7 @@ def latent_attention(
     rope_dim: int,
     value_dim: int,
     indexer: tuple[int, int] | None = None,
+    reach: int | None = None,
 ) -> Attention:
     """Return latent attention (MLA; DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
@@ -158,6 +176,7 @@ def latent_attention(
         query_rank, kv_rank: of the compressed queries (0 for none) and of the cached latent.
         nope_dim, rope_dim, value_dim: of a head.
         indexer: heads and their dimension of what chooses tokens to attend to; None without.
+        reach: how many it chooses.
     """
     query_dim = nope_dim + rope_dim
     queries = heads * query_dim * (query_rank or hidden)
@@ -171,19 +190,30 @@ def latent_attention(
         ("kv_b_proj", kv_rank * heads * (nope_dim + value_dim)),
         ("o_proj", heads * value_dim * hidden),
     ]
-    cached = kv_rank + rope_dim
     if indexer is not None:
         index_heads, index_dim = indexer
         chooser = (query_rank or hidden) * index_heads * index_dim + hidden * (index_dim + index_heads)
         projections.append(("indexer", chooser))
-        cached += index_dim
     return Attention(
         parameters=sum(weights for _, weights in projections),
         pair_flops=2 * heads * (query_dim + value_dim),
-        kv_elements=cached,
+        kv_elements=kv_rank + rope_dim,
         kv_heads=1,
         projections=tuple(projections),
+        reach=reach,
     )
+
+
+def index_attention(heads: int, head_dim: int, stride: int = 1, key_bytes: float | None = None) -> Attention:
+    """Return what chooses the tokens that a layer attends to: heads that share one key.
+
+    Args:
+        heads, head_dim: of its queries.
+        stride: tokens that have a key together.
+        key_bytes: of a key; None for vLLM's layout of DeepSeek-V3.2: FP8, with a scale in float32 for each 128.
+    """
+    kept = head_dim + 4 * -(-head_dim // 128) if key_bytes is None else key_bytes
+    return Attention(0, 2 * heads * head_dim / stride, 0, 1, kv_bytes=kept / stride)
 
 
 def gated_delta(

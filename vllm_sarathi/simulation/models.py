@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import ConfigError, nearest_hint
-from vllm_sarathi.simulation.config_json import dense_width, element_bytes, grouped, is_tied, read_layers
+from vllm_sarathi.simulation.config_json import dense_width, grouped, is_tied
 from vllm_sarathi.simulation.config_reader import read_config
-from vllm_sarathi.simulation.layers import Experts, LayerKind, grouped_attention
+from vllm_sarathi.simulation.config_special import layer_inputs, layers_of, with_own_experts
+from vllm_sarathi.simulation.config_states import element_bytes
+from vllm_sarathi.simulation.layers import Attention, Experts, LayerKind, grouped_attention
 from vllm_sarathi.simulation.quantization import QUANTIZED_BESIDE, Precision, precision_of, stated_beside
 
 
@@ -31,6 +33,7 @@ class ModelShape:
         stated: bytes of its weights and its KV cache, where they are not all of `dtype_bytes`.
         skew: of the experts' loads: see `layers.Experts.chances`.
         unread: keys of its config.json that were not used, and may matter.
+        layer_inputs: weights of embeddings that layers take as inputs of their own.
     """
 
     layers: int
@@ -48,6 +51,7 @@ class ModelShape:
     stated: Precision | None = None
     skew: float = 0.0
     unread: tuple[str, ...] = ()
+    layer_inputs: int = 0
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
@@ -79,12 +83,13 @@ class ModelShape:
     @property
     def embedding_parameters(self) -> int:
         """Weights of the embeddings."""
-        return (1 if self.tied else 2) * self.vocab * self.hidden
+        return (1 if self.tied else 2) * self.vocab * self.hidden + self.layer_inputs
 
     @property
     def parameters(self) -> int:
         """All weights, embeddings included."""
-        return sum(kind.count * _parameters(kind) for kind in self.kinds) + self.embedding_parameters
+        stored = sum(kind.count * _parameters(kind) for kind in self.kinds if not kind.borrowed)
+        return stored + self.embedding_parameters
 
     @property
     def active_parameters(self) -> int:
@@ -102,13 +107,14 @@ class ModelShape:
     @property
     def weight_bytes(self) -> float:
         """Bytes of all weights."""
-        layers = sum(kind.count * (self.dense_bytes(kind) + self.expert_bytes(kind)) for kind in self.kinds)
+        stored = [kind for kind in self.kinds if not kind.borrowed]
+        layers = sum(kind.count * (self.dense_bytes(kind) + self.expert_bytes(kind)) for kind in stored)
         return layers + self.embedding_parameters * self.precision.rest
 
     def dense_bytes(self, kind: LayerKind) -> float:
         """Return the bytes of the weights of one layer that every token goes through."""
         precision = self.precision
-        total = kind.mlp_parameters * precision.mlp
+        total = kind.mlp_parameters * precision.mlp + kind.other_parameters * precision.rest
         total += kind.attention.parameters * precision.attention if kind.attention else 0
         total += kind.state.parameters * precision.state if kind.state else 0
         return total + (kind.experts.shared_parameters * precision.shared if kind.experts else 0)
@@ -135,12 +141,17 @@ class ModelShape:
         """
         total = 0.0
         for kind in self.kinds:
-            if kind.attention is None:
-                continue
-            share = max(1.0, kind.attention.kv_heads / tensor_parallel) / kind.attention.kv_heads
-            kept = tokens if kind.attention.window is None else min(tokens, kind.attention.window)
-            total += kind.count * kind.attention.kv_elements * share * kept
-        return total * self.precision.kv
+            for attention in kind.attentions:
+                if not attention.stores:
+                    continue
+                share = max(1.0, attention.kv_heads / tensor_parallel) / attention.kv_heads
+                kept = tokens if attention.window is None else min(tokens, attention.window)
+                total += kind.count * share * kept * self.kv_token_bytes(attention)
+        return total
+
+    def kv_token_bytes(self, attention: Attention) -> float:
+        """Return the bytes of one token in a layer's KV cache."""
+        return attention.kv_elements * self.precision.kv + attention.kv_bytes
 
     @property
     def state_bytes(self) -> float:
@@ -149,7 +160,7 @@ class ModelShape:
 
 
 def _parameters(kind: LayerKind, active: bool = False) -> int:
-    total = kind.mlp_parameters
+    total = kind.mlp_parameters + kind.other_parameters
     total += kind.attention.parameters if kind.attention else 0
     total += kind.state.parameters if kind.state else 0
     if kind.experts:
@@ -228,7 +239,7 @@ def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
         ConfigError: a key is missing, or says something that is not understood; it is named.
     """
     read = read_config(config, origin)
-    layers = read_layers(read)
+    layers = layers_of(read)
     alone = read.family.state_in == "alone"
     hidden = read.number("hidden_size")
     heads = read.number("num_attention_heads", "mamba_num_heads", default=hidden if alone else None)
@@ -255,6 +266,9 @@ def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
         tied=is_tied(read),
         dtype_bytes=element_bytes(read),
         described=grouped(layers),
-        stated=precision_of(read.config, element_bytes(read), layers, read.family.gated, origin),
+        stated=with_own_experts(
+            read, precision_of(read.config, element_bytes(read), layers, read.family.gated, origin)
+        ),
+        layer_inputs=layer_inputs(read, len(layers)),
         unread=read.unread(),
     )

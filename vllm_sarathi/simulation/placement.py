@@ -1,5 +1,6 @@
 """A model on devices: its memory, its step times, and where they come from."""
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -12,9 +13,6 @@ from vllm_sarathi.simulation.devices.source import Source
 from vllm_sarathi.simulation.models import ModelShape
 from vllm_sarathi.simulation.simulator import StepTimes
 
-MEMORY_SHARE = 0.9
-"""vLLM's `gpu_memory_utilization` by default."""
-
 RESERVED_BYTES = 3e9
 """Activations of the largest step, captured graphs and the device's own context, per device."""
 
@@ -24,6 +22,15 @@ CPU = Device(math.nan, math.nan, CPU_KV_CACHE_GIB * 2**30, math.nan, math.nan, d
 
 CPU_MEMORY_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 """GiB for the KV cache, as `vllm serve` reads it."""
+
+
+@functools.cache
+def memory_share() -> float:
+    """Return the share of a device's memory that vLLM takes by default, which differs between its versions."""
+    # Imported here: vLLM takes seconds to import.
+    from vllm.engine.arg_utils import EngineArgs
+
+    return float(EngineArgs.gpu_memory_utilization)
 
 
 class DoesNotFit(ConfigError):
@@ -108,14 +115,14 @@ class RooflineDeployment(Deployment):
         Raises:
             DoesNotFit: the model does not fit, with the arithmetic.
         """
-        devices = self.tensor_parallel * self.stages
+        devices, share = self.tensor_parallel * self.stages, memory_share()
         weights = self.model.weight_bytes / devices
         whole = self._request_bytes(self.max_tokens)
-        room = MEMORY_SHARE * self.unit.memory_bytes - weights - RESERVED_BYTES
+        room = share * self.unit.memory_bytes - weights - RESERVED_BYTES
         tokens = int(room / whole * self.max_tokens) if room > 0 else 0
         if tokens < self.max_tokens:
             raise DoesNotFit(
-                f"--deployment {self.name}: does not fit: {MEMORY_SHARE:.0%} of {self.unit.memory_bytes / 1e9:.0f} GB "
+                f"--deployment {self.name}: does not fit: {share:.0%} of {self.unit.memory_bytes / 1e9:.0f} GB "
                 f"per device less {weights / 1e9:.1f} GB of weights ({self.model.parameters / 1e9:.1f}e9 parameters "
                 f"over {devices}) less {RESERVED_BYTES / 1e9:.0f} GB reserved leaves {room / 1e9:.1f} GB of KV cache, "
                 f"and one request of {self.max_tokens} tokens needs {whole / 1e9:.1f} GB; "
@@ -168,12 +175,12 @@ class MeasuredDeployment(Deployment):
             DoesNotFit: the model does not fit, with the arithmetic.
         """
         memory, capacity = self.kernels.memory, self.unit.memory_bytes
-        room = MEMORY_SHARE * capacity - memory.weights - memory.other
+        room = memory_share() * capacity - memory.weights - memory.other
         tokens = memory.tokens_in(room) if room > 0 else 0
         if tokens >= self.max_tokens:
             return int(tokens)
         raise DoesNotFit(
-            f"--deployment {self.name}: does not fit: {MEMORY_SHARE:.0%} of {capacity / 1e9:.0f} GB per device "
+            f"--deployment {self.name}: does not fit: {memory_share():.0%} of {capacity / 1e9:.0f} GB per device "
             f"less {memory.weights / 1e9:.1f} GB of weights less {memory.other / 1e9:.1f} GB for activations and "
             f"communication leaves {room / 1e9:.1f} GB of KV cache, and one request of {self.max_tokens} tokens "
             f"needs {self.max_tokens * memory.kv_token / 1e9:.1f} GB; spread it over more devices "

@@ -27,6 +27,9 @@ FORMATS: dict[str, tuple[str, str, str]] = {
 }
 """The columns of arrival, prompt and answer."""
 
+DEFAULT_FORMAT = "csv"
+"""What commands take a trace for where nothing is said."""
+
 TOO_LONG = ("refuse", "skip")
 
 
@@ -36,6 +39,17 @@ class Trace:
 
     requests: tuple[SimulatedRequest, ...]
     skipped: int
+
+
+def check_no_trace(kind: str, time_scale: float) -> None:
+    """Refuse what is said of a trace where there is none; the arguments are those of `read_trace`.
+
+    Raises:
+        ConfigError: something is said.
+    """
+    for option, said in (("--trace-format", kind != DEFAULT_FORMAT), ("--time-scale", time_scale != 1.0)):
+        if said:
+            raise ConfigError(f"{option}: has no effect without --trace.")
 
 
 def read_trace(

@@ -24,7 +24,7 @@ from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.simulation.deployment import check_some, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance
 from vllm_sarathi.simulation.placement import Deployment
-from vllm_sarathi.simulation.traces import TOO_LONG, read_trace
+from vllm_sarathi.simulation.traces import TOO_LONG, check_no_trace, read_trace
 from vllm_sarathi.simulation.workloads.registry import named
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
@@ -102,6 +102,7 @@ def check_asked(asked: Asked) -> None:
         if choice.config is not None and (choice.config.token_budget or 0) > longest:
             raise ConfigError(f"--schedulers {name!r}: a step there takes at most {longest} tokens.")
     if asked.trace is None:
+        check_no_trace(asked.trace_format, asked.time_scale)
         named(asked.workload)
     check_choice("arrivals", asked.arrivals, ("poisson", "gamma", "fixed"))
     check_choice("too_long", asked.too_long, TOO_LONG)

@@ -14,7 +14,7 @@ from vllm_sarathi.core.classes import SloClasses, read_classes
 from vllm_sarathi.core.config import ConfigError, check_positive, nearest_hint
 from vllm_sarathi.simulation.outcome import meets_slos
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
-from vllm_sarathi.simulation.traces import read_trace
+from vllm_sarathi.simulation.traces import check_no_trace, read_trace
 from vllm_sarathi.simulation.workloads.registry import synthetic
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
 
@@ -175,6 +175,7 @@ def load_of(asked: LoadAsked) -> Load:
             "--rate: is missing; give requests per second, or a --trace, which has its own rate."
         )
     if asked.trace is None:
+        check_no_trace(asked.trace_format, asked.time_scale)
         sent = synthetic(asked.workload, 1.0, max(MOST_REQUESTS, asked.requests), 0, asked.arrivals)
     else:
         read = read_trace(asked.trace, asked.trace_format, NO_LIMIT_TOKENS, time_scale=asked.time_scale)

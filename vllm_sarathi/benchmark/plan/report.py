@@ -31,6 +31,9 @@ ONLINE = ("fp8",)
 """Precisions to which vLLM quantizes all of a model while it loads it (`--quantization`; of NVFP4 it makes the experts
 alone)."""
 
+UNKNOWN_TO_RAY = ("a40",)
+"""Devices that Ray has no type of: the file then asks for any GPU."""
+
 MORE_REPLICAS = 8
 """The most replicas that are tried beyond what one replica's share needs."""
 
@@ -179,7 +182,7 @@ def ray_serve_text(candidate: Candidate, load: Load, replicas: int) -> str:
         engine |= {"scheduler_cls": SCHEDULER_CLS, "additional_config": {CONFIG_KEY: settings}}
     model = {
         "model_loading_config": {"model_id": candidate.model, "model_source": served_model(candidate)},
-        "accelerator_type": candidate.device.upper(),
+        **({} if candidate.device in UNKNOWN_TO_RAY else {"accelerator_type": candidate.device.upper()}),
         "deployment_config": {"num_replicas": replicas},
         "engine_kwargs": engine,
     }

@@ -54,7 +54,7 @@ from vllm_sarathi.simulation.models import model_shape
 from vllm_sarathi.simulation.outcome import outcome_of
 from vllm_sarathi.simulation.placement import Deployment
 from vllm_sarathi.simulation.simulator import Simulator
-from vllm_sarathi.simulation.traces import read_trace
+from vllm_sarathi.simulation.traces import check_no_trace, read_trace
 from vllm_sarathi.simulation.workloads.live import Kind, LiveWorkload
 from vllm_sarathi.simulation.workloads.registry import live_named
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
@@ -164,6 +164,7 @@ def parse_comparison(
             for window in played
         ]
     else:
+        check_no_trace(trace_format, time_scale)
         name = workload
         known = VALIDATION if workload == VALIDATION.name else live_named(workload, (VALIDATION.name,))
         wanted = replace(known, requests=requests or known.requests, rate_per_s=rate_qps or known.rate_per_s)

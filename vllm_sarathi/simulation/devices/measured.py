@@ -255,15 +255,16 @@ class Kernels:
         """One device's memory."""
         from aiconfigurator_core.sdk.memory import KVCacheEstimator
 
-        found = KVCacheEstimator.from_request(
-            self._model,
-            self.system,
-            BACKEND,
-            self.version,
-            max_num_tokens=ACTIVATION_TOKENS,
-            max_batch_size=1,
-            **self.arguments,
-        ).breakdown
+        with quiet():
+            found = KVCacheEstimator.from_request(
+                self._model,
+                self.system,
+                BACKEND,
+                self.version,
+                max_num_tokens=ACTIVATION_TOKENS,
+                max_batch_size=1,
+                **self.arguments,
+            ).breakdown
         return Memory(
             found["weights_bytes"],
             found["non_kv_bytes"] - found["weights_bytes"],

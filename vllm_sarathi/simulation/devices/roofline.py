@@ -203,23 +203,22 @@ class Roofline:
         self._send_token_s = token_bytes / (link * LINK_SHARE)
 
     def _attention(self, unit: Device, tensor_parallel: int, stages: int) -> None:
-        """Set what pairs of tokens and what the KV cache takes: of layers that see all, and by window."""
-        shape, attending = self._shape, [kind for kind in self._shape.kinds if kind.attention]
+        """Set what pairs of tokens and what the KV cache takes: of layers that see all, and by how far others do."""
+        shape = self._shape
         flops_per_s, bytes_per_s = unit.flops_per_s * ATTENTION_SHARE, unit.bytes_per_s * KV_SHARE
         self._pair_s = self._kv_token_s = 0.0
         self._windows: list[tuple[int, float, float]] = []
-        for kind in attending:
-            attention = kind.attention
-            assert attention is not None, "they were asked for it"
+        for kind, attention in [(each, part) for each in shape.kinds for part in each.attentions]:
             pair_s = kind.count * attention.pair_flops / tensor_parallel / stages / flops_per_s
             share = max(1.0, attention.kv_heads / tensor_parallel) / attention.kv_heads
-            token_bytes = kind.count * attention.kv_elements * shape.precision.kv
+            token_bytes = kind.count * shape.kv_token_bytes(attention)
             kv_token_s = token_bytes / stages * share / bytes_per_s
-            if attention.window is None:
+            limits = [limit for limit in (attention.window, attention.reach) if limit is not None]
+            if limits:
+                self._windows.append((min(limits), pair_s, kv_token_s))
+            else:
                 self._pair_s += pair_s
                 self._kv_token_s += kv_token_s
-            else:
-                self._windows.append((attention.window, pair_s, kv_token_s))
         # A state is read and written for each sequence.
         self._sequence_s = 2 * shape.state_bytes / tensor_parallel / stages / bytes_per_s
 

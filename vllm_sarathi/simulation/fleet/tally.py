@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_sarathi.simulation.outcome import meets_slos
+from vllm_sarathi.simulation.outcome import mean_of, meets_slos
 from vllm_sarathi.simulation.simulator import RequestLog
 
 Floats = NDArray[np.float64]
@@ -85,7 +85,7 @@ class Tally:
         return {
             "gap_ms": {**gaps, "max": _ms(float(self.gaps_s[-1])) if len(self.gaps_s) else None},
             "ttft_ms": {
-                "mean": _ms(float(self.ttfts_s.mean())) if len(self.ttfts_s) else None,
+                "mean": _ms(mean_of(self.ttfts_s)) if len(self.ttfts_s) else None,
                 **_percentiles_ms(self.ttfts_s),
             },
             "delay_ms": _percentiles_ms(self.delays_s),
