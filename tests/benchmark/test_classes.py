@@ -10,6 +10,7 @@ from vllm_sarathi.benchmark.capacity.classes import (
     QUESTIONS,
     Cell,
     _all_but,
+    _chat_task,
     _work,
     ask,
     cells_of,
@@ -61,3 +62,11 @@ def test_a_run_ends_when_all_but_one_kind_are_answered() -> None:
 def test_an_unknown_question_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'mixed'"):
         cells_of(["mixt"], "mistral-7b/a100", [0], 60, 0.5)
+
+
+def test_the_slo_of_the_one_class_is_that_of_its_requests() -> None:
+    [cell] = cells_of(["refusal"], "mistral-7b/a100", [0], 60, 0.5, ttft_slo_ms=300)
+    task = _chat_task(cell, "refuse")
+    assert task.workload.ttft_slo_ms == 300
+    [(_, classes)] = task.settings
+    assert classes["classes"]["chat"]["ttft_slo_ms"] == 300

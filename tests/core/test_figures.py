@@ -122,6 +122,12 @@ def test_batch_work_is_counted_apart() -> None:
         assert figures.gauges["batch_waiting_requests", ""] == of_batch
 
 
+def test_a_class_of_which_nobody_has_come_is_shown_to_wait_at_nought() -> None:
+    figures = Figures(("a", "night"), {"night"})
+    figures.look(Queues(1, {"a": 1}))
+    assert [figures.gauges["waiting_requests", name] for name in ("a", "night")] == [1, 0]
+
+
 def test_a_class_that_waits_no_longer_is_shown_at_nought() -> None:
     figures = Figures()
     figures.look(Queues(5, {"batch": 3}))
@@ -148,7 +154,8 @@ def test_every_counter_is_there_from_the_start_and_in_base_units() -> None:
     by_class = {s.labels for s in Figures(("a", "b")).samples() if s.figure.by_class}
     assert by_class == {(("slo_class", "a"),), (("slo_class", "b"),)}
     names = {s.figure.name + s.suffix for s in Figures().samples()}
-    assert names == {f"{f.name}_total" for f in FIGURES.values() if f.kind is Kind.COUNTER}
+    counters = {f"{f.name}_total" for f in FIGURES.values() if f.kind is Kind.COUNTER}
+    assert names == {*counters, "waiting_requests"}
     assert not [name for name in FIGURES if name.endswith(("_ms", "_total", "_milliseconds"))]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vllm_sarathi.core.classes import Bond, SloClass
 from vllm_sarathi.core.first_token import Job, QueueView, keep, when_first_token
-from vllm_sarathi.core.gate import CAUTION, LEAD_STEPS, Gate
+from vllm_sarathi.core.gate import FAR_S, LEAD_STEPS, MOST_CAUTION, Gate
 
 SECONDS = st.floats(0.01, 5.0)
 LOSABLE = st.builds(Job, st.floats(0.1, 5.0), SECONDS, st.just(False), st.just(False), SECONDS)
@@ -125,16 +125,26 @@ def test_where_reading_turns_slow_the_longest_unread_is_refused_and_those_being_
     door.read("begun", 100, 600)
     assert door.review(10.0) == {}
     # Of the second that the SLO allows, what is left to read takes 0.6 with a lead of 0.1, and more by the caution.
-    assert door.next_look_s(10.0) == pytest.approx(10.0 + 0.9 - CAUTION * 0.6)
+    caution = 1 + MOST_CAUTION * 1.0 / FAR_S
+    assert door.next_look_s(10.0) == pytest.approx(10.0 + 0.9 - caution * 0.6)
     pace[0] = (0.0007, 0.0, 0.1 / LEAD_STEPS)
     refused = door.review(10.0)
     assert list(refused) == ["long"]
-    assert refused["long"].predicted_s == pytest.approx(0.1 + CAUTION * 1.5 * 0.7)
+    assert refused["long"].predicted_s == pytest.approx(0.1 + caution * 1.5 * 0.7)
     assert door.standing == ("begun", "short")
     pace[0] = (0.0080, 0.0, 0.1 / LEAD_STEPS)
     assert list(door.review(10.0)) == ["short"]
     assert door.review(10.0) == {}
     assert door.next_look_s(10.0) == math.inf
+
+
+@pytest.mark.parametrize(("slo_ms", "kept"), [(300, True), (2000, False), (60_000, False)])
+def test_the_nearer_the_deadline_the_less_caution(slo_ms: float, kept: bool) -> None:
+    """Of the time that is left after the lead, all but a twentieth is for reading what was let in."""
+    slo_s = slo_ms / 1e3
+    door = gate()
+    assert door.ask("a", bond(ttft_slo_ms=slo_ms), 10.0, 10.0, int(950 * (slo_s - 0.1)), 0) is None
+    assert (door.review(10.0) == {}) is kept
 
 
 def test_classes_that_serve_late_refuse_nobody_and_while_nothing_is_known_neither_does_any() -> None:

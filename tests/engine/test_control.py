@@ -294,6 +294,8 @@ def test_when_the_first_token_would_come(engine: ModelledEngine, server: Server)
         ("tokens=many", "tokens 'many': must be a whole number above 0"),
         ("tokens=0", "tokens '0': must be a whole number above 0"),
         ("tokens=1e3", "must be a whole number"),
+        ("tokens=3_0", "tokens '3_0': must be a whole number"),
+        ("tokens=%D9%A3", "must be a whole number"),
         ("tokens=5&ttft_slo_ms=nan", "ttft_slo_ms nan: must be a number of milliseconds"),
         ("tokens=5&slo=3", "unknown parameter 'slo'; valid: tokens, ttft_slo_ms, slo_class."),
         (

@@ -53,8 +53,11 @@ def test_those_that_come_later_are_bound_by_the_new_slo_and_those_that_are_there
     }
     assert said["engines"][0]["settings"]["slo_classes"]["classes"] == wanted
     assert said["engines"][0]["changed"]["slo_classes"]["old"] == CLASSES
-    assert len(warned) == 1
-    assert warned[0].startswith("Changed while serving: --slo-classes is {")
+    assert sorted(warned) == [
+        "Changed while serving: --slo-classes classes.chat.tbt_slo_ms is 40 now, and was 100.",
+        "Changed while serving: --slo-classes classes.chat.when_late is 'refuse' now, and was 'relegate'.",
+        "Changed while serving: --slo-classes classes.night.max_wait_s is 7 now, and was 300.0.",
+    ]
     late = add(engine, "late", "chat")
     bond = engine.scheduler.views.bond
     assert (bond(early).tbt_slo_s, bond(late).tbt_slo_s) == (0.1, 0.04)

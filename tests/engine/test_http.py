@@ -144,6 +144,60 @@ def test_no_spelling_of_a_body_sets_a_tenant(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("extra_args", "headers", "seen"),
+    [
+        (None, {"x-slo-class": "chat"}, {"slo_class": "chat"}),
+        ({"slo_tenant": "you", "a": 1}, {}, {"a": 1}),
+        ({"slo_tenant": "you"}, {"x-tenant": "me"}, {"slo_tenant": "me"}),
+    ],
+    ids=str,
+)
+def test_what_is_asked_for_reaches_a_body_of_tokens(
+    extra_args: Any, headers: dict[str, str], seen: Any
+) -> None:
+    """vLLM has `vllm_xargs` in no such body: what reaches the engine core are its sampling parameters."""
+    body = {"token_ids": [1], "sampling_params": {"max_tokens": 3, "extra_args": extra_args}}
+    call = Call([START, END], path="/inference/v1/generate").run(body, headers)
+    assert call.seen is not None
+    assert json.loads(call.seen) == {
+        "token_ids": [1],
+        "sampling_params": {"max_tokens": 3, "extra_args": seen},
+    }
+
+
+@pytest.mark.parametrize("body", [{"token_ids": [1]}, {"sampling_params": 3}, {"sampling_params": None}])
+def test_a_body_of_tokens_without_sampling_parameters_stays_as_it_is(body: Any) -> None:
+    call = Call([START, END], path="/inference/v1/generate").run(body, {"x-tenant": "me"})
+    assert json.loads(call.seen or b"") == body
+
+
+def test_an_slo_in_a_body_of_tokens_that_is_none_is_named_by_its_key() -> None:
+    body = {"token_ids": [1], "sampling_params": {"extra_args": {"ttft_slo_ms": -1}}}
+    sent = Call([START, END], path="/inference/v1/generate").run(body).sent
+    assert sent[0]["status"] == 400
+    assert b"sampling_params.extra_args.ttft_slo_ms -1: must be" in sent[1]["body"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_tenant_that_comes_in_by_another_door_is_forgotten(inside: bool) -> None:
+    """A form of audio has `vllm_xargs`, too, and is not read here."""
+    params = SimpleNamespace(extra_args={"slo_tenant": "me", "slo_class": "chat"})
+
+    async def generate(*args: Any) -> Any:
+        yield None
+
+    async def ask() -> None:
+        if inside:
+            http._refusal.set(http._Refused("/v1/completions"))
+        async for _ in http._noting(generate)("a prompt", params):
+            pass
+
+    asyncio.run(ask())
+    assert ("slo_tenant" in params.extra_args) is inside
+    assert params.extra_args["slo_class"] == "chat"
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"prompt": "a"}',

@@ -515,3 +515,18 @@ def test_each_data_parallel_engine_has_a_file_and_figures_of_its_own(
     engine.scheduler.shutdown()
     assert [path.name for path in tmp_path.glob("*.jsonl")] == [name]
     assert f'vllm_sarathi_steps_total{{engine="{index}"}}' in shown(tmp_path / "figures")
+
+
+@pytest.mark.parametrize(
+    ("settings", "aim"),
+    [
+        ({"tbt_slo_ms": 50}, "at most 50 ms between two tokens, prompts by fcfs"),
+        ({"token_budget": 256, "prefill_order": "sjf"}, "a budget of 256 tokens, prompts by sjf"),
+        (
+            {"slo_classes": {"classes": {"chat": {"ttft_slo_ms": 500}, "night": {"batch": True}}}},
+            "SLOs of 2 classes, prompts by their SLOs",
+        ),
+    ],
+)
+def test_what_a_server_goes_by_is_told_as_it_is(settings: dict[str, Any], aim: str) -> None:
+    assert telemetry.aim_of(SarathiConfig.from_mapping(settings)) == aim

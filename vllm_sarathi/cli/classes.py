@@ -19,6 +19,9 @@ def classes(
     tolerance: Annotated[
         float, typer.Option(help="Accuracy of the searches, as a fraction of the rate.")
     ] = 0.05,
+    ttft_slo_ms: Annotated[
+        float, typer.Option(help="SLO for the time to first token of tenants and refusal, ms.")
+    ] = 2000.0,
     ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -26,13 +29,16 @@ def classes(
     from vllm_sarathi.benchmark.capacity import classes as benchmark
     from vllm_sarathi.benchmark.capacity.search import check_requests
     from vllm_sarathi.benchmark.common import farm, results
+    from vllm_sarathi.core.classes import slo_ms
     from vllm_sarathi.core.config import check_positive
 
     check_requests(requests, least=20)
     numbers = seeds_of(seed_set, seeds)
     check_positive("tolerance", tolerance, 1.0)
+    slo_ms(ttft_slo_ms, "--ttft-slo-ms")
     asked = read_names(questions) or tuple(benchmark.QUESTIONS)
-    cells = benchmark.cells_of(asked, deployment or benchmark.DEPLOYMENT, numbers, requests, tolerance)
+    place = deployment or benchmark.DEPLOYMENT
+    cells = benchmark.cells_of(asked, place, numbers, requests, tolerance, ttft_slo_ms)
     console = Console()
     rows: list[benchmark.Row] = []
 

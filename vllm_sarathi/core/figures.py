@@ -275,6 +275,8 @@ class Figures:
             if figure.kind is Kind.COUNTER:
                 for name in classes if figure.by_class else ("",):
                     self.count(figure.name, name, 0.0)
+        for name in classes:  # nobody waits, which is not the same as unknown
+            self.set("waiting_requests", 0.0, name)
 
     def count(self, name: str, slo_class: str = "", amount: float = 1.0) -> None:
         """Raise a counter."""

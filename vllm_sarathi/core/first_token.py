@@ -13,7 +13,7 @@ deadline gives it, or, if that would make one behind it late, the first place at
 import heapq
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from vllm_sarathi.core.types import chunk_work
@@ -61,6 +61,10 @@ class QueueView:
     def read_s(self, tokens: int, done_tokens: int = 0) -> float:
         """Return the seconds to prefill `tokens` after `done_tokens`."""
         return tokens * self.token_s + self.work_s * chunk_work(done_tokens, tokens)
+
+    def slower(self, factor: float) -> "QueueView":
+        """Return the same at a pace that is slower by a factor; the jobs in it take what they take."""
+        return replace(self, token_s=factor * self.token_s, work_s=factor * self.work_s)
 
 
 def when_first_token(

@@ -8,11 +8,11 @@ import itertools
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_sarathi.core.classes import NO_TIER, AskedSlo, Bond, SloClasses
+from vllm_sarathi.core.classes import NO_TIER, AskedSlo, Bond, SloClass, SloClasses
 from vllm_sarathi.core.config import (
     BASELINES,
     NO_CALIBRATION,
@@ -123,9 +123,8 @@ class Control:
         if changed:
             self._reconfigure(config)
         for key, value in changed.items():
-            logger.warning(
-                "Changed while serving: %s is %r now, and was %r.", flag_name(key), value, old[key]
-            )
+            for name, new, before in _differences(key, value, old[key]):
+                logger.warning("Changed while serving: %s is %r now, and was %r.", name, new, before)
         return {
             "changed": {key: {"old": old[key], "new": value} for key, value in changed.items()},
             **self._state(asked),
@@ -253,6 +252,19 @@ class Control:
         else:
             ahead = sum(left)
         return sum(partial) + ahead + (ahead * unseen // len(left) if left else 0)
+
+
+def _differences(key: str, new: Any, old: Any) -> Iterator[tuple[str, object, object]]:
+    """Yield the name, the new and the old value of what a setting says otherwise; of classes, each value by itself."""
+    if key != "slo_classes":
+        yield flag_name(key), new, old
+        return
+    plain = asdict(SloClass(""))  # what a class has that does not say
+    for name, values in new["classes"].items():
+        before = {**plain, **old["classes"][name]}
+        for each, value in {**plain, **values}.items():
+            if value != before[each]:
+                yield f"{flag_name(key)} classes.{name}.{each}", value, before[each]
 
 
 def _bond(classes: SloClasses, name: str | None, ttft_slo_s: float | None) -> Bond:

@@ -27,7 +27,7 @@ from vllm_sarathi.engine.vllm.utility import NoControlError, ask_engines
 PATH = "/v1/sarathi"
 NOT_OURS = "this server does not run a scheduler of vllm-sarathi; start it with --scheduler sarathi."
 MOST_BODY_BYTES = 16_384
-MOST_PROMPT_TOKENS = 100_000_000
+MOST_PROMPT_TOKENS, MOST_DIGITS = 100_000_000, 9
 PATIENCE_S = 60.0
 """A command waits for the step at hand; an engine that is silent for this time is stuck."""
 
@@ -176,10 +176,7 @@ def read_first_token(query: dict[str, str]) -> dict[str, int | float | str]:
 
 
 def _prompt_tokens(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
+    value = int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else 0
     if not 0 < value <= MOST_PROMPT_TOKENS:
         raise ConfigError(
             f"tokens {short(text)}: must be a whole number above 0 and at most {MOST_PROMPT_TOKENS:g}."

@@ -39,17 +39,22 @@ MIDDLEWARE = "vllm_sarathi.engine.http.ClassMiddleware"
 SETTINGS_VARIABLE = "SARATHI_HTTP_CLASSES"
 """What the middleware has to know; several API servers are processes that inherit no more than this."""
 
+TOKENS, RESPONSES = "/inference/v1/generate", "/v1/responses"
+
 PATHS = (
     "/v1/completions",
     "/v1/chat/completions",
     "/v1/chat/completions/batch",
-    "/v1/responses",
+    RESPONSES,
     "/v1/messages",
     "/invocations",
+    TOKENS,
 )
-"""Where prompts come in as JSON with `vllm_xargs`; what stands before them is the server's root path."""
+"""Where prompts come in as JSON; what stands before them is the server's root path."""
 
-RESPONSES = "/v1/responses"
+XARGS = ("vllm_xargs",)
+TOKENS_XARGS = ("sampling_params", "extra_args")
+"""Where in a body the arguments are that reach the engine core; the second in one of tokens (`--enable-scale-out`)."""
 
 FAIL_BADLY = (RESPONSES, "/v1/messages")
 """Where vLLM makes no answer of an error: it takes it for one of its events, and a stream waits for ever."""
@@ -74,6 +79,7 @@ class _Refused:
         path: where it came in.
 
     Attributes:
+        xargs: where in its body the arguments are that reach the engine core.
         tells_first: whether its stream tells of the request itself before the engine has answered.
         fails_badly: whether an error of the engine makes no answer there.
         why: why it was refused.
@@ -83,6 +89,7 @@ class _Refused:
     """
 
     def __init__(self, path: str) -> None:
+        self.xargs = TOKENS_XARGS if path.endswith(TOKENS) else XARGS
         self.tells_first = path.endswith(RESPONSES)
         self.fails_badly = path.endswith(FAIL_BADLY)
         self.why: dict[str, Any] | None = None
@@ -158,7 +165,7 @@ class _Asking:
         body = b"".join(chunks)
         try:
             wishes = {} if self._fairness_header is None else _wishes(self._headers, self._fairness_header)
-            changed = _rewritten(body, wishes, self._classes)
+            changed = _rewritten(body, wishes, self._classes, self._refused.xargs)
         except ConfigError as error:
             self._refused.wrong = str(error)
             changed = b""  # the server does nothing with it, and what it answers is not sent
@@ -190,10 +197,18 @@ def _wishes(headers: dict[bytes, bytes], fairness_header: str) -> dict[str, Any]
     return wishes
 
 
-def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> bytes | None:
-    """Return a body with the wishes in its `vllm_xargs`; None where nothing changes, or it is not what it should be.
+def _rewritten(
+    body: bytes, wishes: dict[str, Any], classes: frozenset[str], xargs: tuple[str, ...] = XARGS
+) -> bytes | None:
+    """Return a body with the wishes in it; None where nothing changes, or it is not what it should be.
 
     Whose a request is, only the header says: a client could take another's share, or everybody's in turn.
+
+    Args:
+        body: as it came.
+        wishes: what its headers ask for.
+        classes: the names of the classes.
+        xargs: the key, or the path of keys, of what reaches the engine core.
 
     Raises:
         ConfigError: it asks for what is no SLO, or by a class's name that is no text.
@@ -204,13 +219,16 @@ def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> 
         values = json.loads(body)
     except (ValueError, RecursionError):
         return None  # the server says what is wrong with it
-    asked = values.get("vllm_xargs") if isinstance(values, dict) else None
-    if not isinstance(values, dict) or not (asked is None or isinstance(asked, dict)):
+    holder = values
+    for key in xargs[:-1]:
+        holder = holder.get(key) if isinstance(holder, dict) else None
+    asked = holder.get(xargs[-1]) if isinstance(holder, dict) else None
+    if not isinstance(holder, dict) or not (asked is None or isinstance(asked, dict)):
         return None
     asked = {key: value for key, value in (asked or {}).items() if key != TENANT_KEY} | wishes
     for key in (TBT_KEY, TTFT_KEY):
         if asked.get(key) is not None:
-            slo_ms(asked[key], f"vllm_xargs.{key}")
+            slo_ms(asked[key], ".".join((*xargs, key)))
     tier = values.get(TIER)
     if isinstance(tier, str) and classes:
         if tier != NO_TIER:
@@ -219,7 +237,7 @@ def _rewritten(body: bytes, wishes: dict[str, Any], classes: frozenset[str]) -> 
             del values[TIER]
     if not _is_text(asked.get(CLASS_KEY)):  # the engine core cannot be told of it
         raise ConfigError(f"{CLASS_KEY} {short(asked[CLASS_KEY])}: must be text that UTF-8 can hold.")
-    values["vllm_xargs"] = asked or None
+    holder[xargs[-1]] = asked or None
     try:
         return json.dumps(values).encode()
     except (ValueError, RecursionError):
@@ -349,10 +367,20 @@ def refusal_error(output: Any) -> Exception | None:
     return error
 
 
+def _forget_tenant(*arguments: Any) -> None:
+    """Take the tenant out of sampling parameters that came in elsewhere (audio, as a form): its client has set it."""
+    for each in arguments:
+        extra_args = getattr(each, "extra_args", None)
+        if isinstance(extra_args, dict):
+            extra_args.pop(TENANT_KEY, None)
+
+
 def _noting(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
     @functools.wraps(generate)
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         refused = _refusal.get()
+        if refused is None:
+            _forget_tenant(*args, *kwargs.values())
         try:
             async with contextlib.aclosing(generate(*args, **kwargs)) as outputs:  # type: ignore[type-var]
                 async for output in outputs:

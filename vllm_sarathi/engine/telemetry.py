@@ -327,9 +327,9 @@ def log_line(
 
 def aim_of(config: SarathiConfig) -> str:
     """Return what the scheduler goes by, for the log of a server that starts."""
-    order = f", prompts by {config.prefill_order}"
     if config.slo_classes is not None:
-        return f"SLOs of {len(config.slo_classes.classes)} classes" + order
+        return f"SLOs of {len(config.slo_classes.classes)} classes, prompts by their SLOs"
+    order = f", prompts by {config.prefill_order}"
     if config.token_budget is not None:
         return f"a budget of {config.token_budget} tokens" + order
     if config.scheduler != "sarathi":

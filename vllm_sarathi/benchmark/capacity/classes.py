@@ -48,6 +48,9 @@ THREE: dict[str, Any] = {
 """The classes of the workload `classes`, with what an operator of this device might state as SLOs (`TIGHT_MS`)."""
 
 ONE_TTFT_MS, ONE_TBT_MS = 2000, 25
+ONE_CLASS = ("tenants", "refusal")
+"""The questions that have one class of requests."""
+
 LIGHT_SHARE, FLOOD_TIMES = 0.2, 2.0
 """Of what the deployment carries: what the tenant that keeps to its share sends, and the one that floods."""
 
@@ -72,6 +75,7 @@ class Cell:
         requests: in a run.
         seed: of the workload.
         tolerance: how close searches come, as a share.
+        ttft_slo_ms: the SLO for the time to first token where there is one class.
     """
 
     question: str
@@ -79,17 +83,20 @@ class Cell:
     requests: int
     seed: int
     tolerance: float
+    ttft_slo_ms: float = ONE_TTFT_MS
 
 
-def one_class(when_late: str) -> dict[str, Any]:
+def one_class(when_late: str, ttft_slo_ms: float) -> dict[str, Any]:
     """Return a class file with one class."""
-    slos = {"ttft_slo_ms": ONE_TTFT_MS, "tbt_slo_ms": ONE_TBT_MS, "when_late": when_late}
+    slos = {"ttft_slo_ms": ttft_slo_ms, "tbt_slo_ms": ONE_TBT_MS, "when_late": when_late}
     return {"default": "chat", "classes": {"chat": slos}}
 
 
 def ask(cell: Cell) -> Row:
     """Return the answer to a question."""
     row: Row = {"question": cell.question, "deployment": cell.deployment, "requests": cell.requests}
+    if cell.question in ONE_CLASS:
+        row["ttft_slo_ms"] = cell.ttft_slo_ms
     row |= {"seed": cell.seed, "seeds": "design" if cell.seed in DESIGN_SEEDS else "judging"}
     return row | QUESTIONS[cell.question](cell)
 
@@ -206,8 +213,8 @@ def beside(cell: Cell) -> Row:
 
 
 def _chat_task(cell: Cell, when_late: str) -> Task:
-    workload = RequestSource("chat", cell.requests, tbt_slo_ms=ONE_TBT_MS, ttft_slo_ms=ONE_TTFT_MS)
-    return _task(cell, workload, one_class(when_late))
+    workload = RequestSource("chat", cell.requests, tbt_slo_ms=ONE_TBT_MS, ttft_slo_ms=cell.ttft_slo_ms)
+    return _task(cell, workload, one_class(when_late, cell.ttft_slo_ms))
 
 
 def tenants(cell: Cell) -> Row:
@@ -221,9 +228,9 @@ def tenants(cell: Cell) -> Row:
     until_s = light[-1].arrival_s
     count = int(FLOOD_TIMES * qps * until_s)
     flood = synthetic("chat", FLOOD_TIMES * qps, count, cell.seed + 1000)
-    flood = [replace(r, tenant="flood", ttft_slo_ms=ONE_TTFT_MS, tbt_slo_ms=ONE_TBT_MS) for r in flood]
+    flood = [replace(r, tenant="flood", ttft_slo_ms=cell.ttft_slo_ms, tbt_slo_ms=ONE_TBT_MS) for r in flood]
     both = sorted([*light, *flood], key=lambda request: request.arrival_s)
-    classes = one_class("relegate")
+    classes = one_class("relegate", cell.ttft_slo_ms)
     alone_s = _first_tokens_s(run(cell, light, classes), "light")
     beside_s = _first_tokens_s(run(cell, both, classes, done=_all_but("flood")), "light")
     row: Row = {"rate_qps": qps, "light_qps": LIGHT_SHARE * qps, "flood_qps": FLOOD_TIMES * qps}
@@ -245,7 +252,7 @@ def refusal(cell: Cell) -> Row:
     if qps is None:
         return {"rate_qps": None}
     requests = task.workload.at(OVERLOAD * qps, cell.seed)
-    logs = run(cell, requests, one_class("refuse"))
+    logs = run(cell, requests, one_class("refuse", cell.ttft_slo_ms))
     refused = [index for index, log in enumerate(logs) if log.refused]
     admitted = [log for log in logs if not log.refused]
     row: Row = {
@@ -256,7 +263,7 @@ def refusal(cell: Cell) -> Row:
     }
     row["kept_of_all"] = sum(meets_slos(log) is True for log in logs) / len(logs)
     for when_late in ("serve", "relegate"):
-        without = run(cell, requests, one_class(when_late))
+        without = run(cell, requests, one_class(when_late, cell.ttft_slo_ms))
         lost = sum(meets_slos(without[index]) is False for index in refused)
         row[f"rightly_{when_late}"] = lost / len(refused) if refused else None
         row[f"kept_{when_late}"] = _kept(without)
@@ -272,7 +279,12 @@ QUESTIONS: dict[str, Callable[[Cell], Row]] = {
 
 
 def cells_of(
-    questions: Sequence[str], place: str, seeds: Sequence[int], requests: int, tolerance: float
+    questions: Sequence[str],
+    place: str,
+    seeds: Sequence[int],
+    requests: int,
+    tolerance: float,
+    ttft_slo_ms: float = ONE_TTFT_MS,
 ) -> list[Cell]:
     """Return all questions of all seeds.
 
@@ -282,7 +294,7 @@ def cells_of(
     for name in questions:
         if name not in QUESTIONS:
             raise ConfigError(f"--questions {name!r}: unknown; {nearest_hint(name, QUESTIONS)}")
-    return [Cell(name, place, requests, seed, tolerance) for seed in seeds for name in questions]
+    return [Cell(name, place, requests, seed, tolerance, ttft_slo_ms) for seed in seeds for name in questions]
 
 
 FIGURES: dict[str, tuple[str, ...]] = {

@@ -162,8 +162,9 @@ class ClassOrder(DeadlineOrder):
             r.request_id for r, key in zip(requests, keys, strict=True) if key[0] == RELEGATED
         )
         turn = turn_by_keys(view, keys)
-        names = [frozenset(requests[i].request_id for i in chosen) for chosen in (starving, left_out)]
-        turn = replace(turn, overdue=names[0], left_out=names[1])
+        if starving or left_out:  # seldom; and a copy is slow
+            names = [frozenset(requests[i].request_id for i in chosen) for chosen in (starving, left_out)]
+            turn = replace(turn, overdue=names[0], left_out=names[1])
         self._prompts = turn.prompts(view) if self._has_batch else []
         self._overdue = turn.overdue
         return turn

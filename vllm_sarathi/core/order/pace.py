@@ -42,6 +42,8 @@ class ReadingPace:
         self._last: StepRecord | None = None
         self._tbt_slos_s: tuple[float | None, ...] = ()
         self._most_tokens = UNKNOWN_MOST_TOKENS
+        self._known_of: tuple[object, ...] = ()
+        self._model_s: float | None = None
 
     def look(self, view: StepView) -> None:
         """Note what the step at hand is bound to."""
@@ -81,8 +83,7 @@ class ReadingPace:
         token_s = self._queue_s / self._queue_tokens if self._queue_tokens > 0 else known_s
         if self._last is None:
             return token_s
-        shape = self._last.shape
-        model_s = self._beside(shape.decodes, shape.decode_context_tokens, self._most_tokens)
+        model_s = self._beside_last(self._last)
         if model_s is None:
             return token_s
         now_s = min(token_s, MODEL_CAUTION * model_s)
@@ -91,6 +92,15 @@ class ReadingPace:
     def token_alone_s(self, tokens: int) -> float | None:
         """Return the seconds per token of a prompt of a length on a device that does nothing else; None if unknown."""
         return self._beside(0, 0, tokens)
+
+    def _beside_last(self, last: StepRecord) -> float | None:
+        """Return the seconds per token beside the decodes of the last step; worked out once a step, whoever asks."""
+        known_of = (last, self.least_tbt_slo_s, self._tbt_slos_s, self._most_tokens)
+        if known_of != self._known_of:
+            shape = last.shape
+            self._model_s = self._beside(shape.decodes, shape.decode_context_tokens, self._most_tokens)
+            self._known_of = known_of
+        return self._model_s
 
     def _beside(self, decodes: int, context_tokens: int, tokens: int) -> float | None:
         slo_s = min(
