@@ -197,7 +197,7 @@ class Gate:
     def _line(
         self, now_s: float, cautious: bool = False
     ) -> tuple[QueueView, list[tuple[str, _Standing]]] | None:
-        """Return what is to be prefilled, and whose each of its jobs is; if cautious, jobs take longer than the pace."""
+        """Return what is to be prefilled, and whose each job is; if cautious, jobs take longer than by the pace."""
         if (pace := self._pace()) is None:
             return None
         token_s, work_s, lead_s = pace
