@@ -293,7 +293,14 @@ SURFACES = (
         "EngineArgs",
         "class",
         "vllm.engine.arg_utils:EngineArgs",
-        ("add_cli_args", "additional_config", "create_engine_config", "from_cli_args", "scheduler_cls"),
+        (
+            "add_cli_args",
+            "additional_config",
+            "create_engine_config",
+            "from_cli_args",
+            "gpu_memory_utilization",
+            "scheduler_cls",
+        ),
     ),
     Surface("Platform", "class", "vllm.platforms.interface:Platform", ("get_device_name", "is_cpu")),
     Surface(
