@@ -311,7 +311,7 @@ COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
         ),
         (
             ["--model", "falcon-180b", *COMMON[2:], "--most-devices", 1],
-            "the model fits on no device; falcon-180b/",
+            "the model fits on none of the candidates; falcon-180b/",
         ),
         (["--model", "falcon-180b", *COMMON[2:], "--most-devices", 1], "GB of weights"),
         (

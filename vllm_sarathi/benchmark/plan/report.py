@@ -114,7 +114,7 @@ def nothing_said(board: Board, load: Load) -> str:
         nearest = min(broken, key=lambda v: v.bound.fastest_ms)
         return f"plan: no deployment can meet the SLOs; the nearest is {nearest.bound.refused} ms."
     roomiest = max(refused, key=lambda v: v.candidate.devices)
-    return f"plan: the model fits on no device; {roomiest.bound.refused.removeprefix('--deployment ')}"
+    return f"plan: the model fits on none of the candidates; {roomiest.bound.refused.removeprefix('--deployment ')}"
 
 
 def served_model(candidate: Candidate) -> str:
