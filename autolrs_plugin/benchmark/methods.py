@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autolrs_plugin.benchmark.tasks import Job, Task
+from autolrs_plugin.benchmark.tasks import Problem, Task
 
 WARMUP = 0.05
 CURVE_POINTS = 25
@@ -86,16 +86,16 @@ class Training:
     """One training run from fresh weights: the plain loop that everybody but autolrs uses."""
 
     assignment: Assignment
-    optimizer: Callable[[Job], torch.optim.Optimizer]
+    optimizer: Callable[[Problem], torch.optim.Optimizer]
     points: int = CURVE_POINTS
     curve: Curve = field(default_factory=list)
     judge_s: float = 0.0
     steps_taken: int = 0
 
     def __post_init__(self) -> None:
-        self.job = self.assignment.task.build(self.assignment.seed)
-        self.job.model.train()
-        self._optimizer = self.optimizer(self.job)
+        self.problem = self.assignment.task.build(self.assignment.seed)
+        self.problem.model.train()
+        self._optimizer = self.optimizer(self.problem)
         self._rng = np.random.default_rng([self.assignment.seed, 1])
 
     def run(self, steps: int, lr_at: Callable[[int], float] | None, stop: int | None = None) -> float:
@@ -107,8 +107,8 @@ class Training:
             if lr_at is not None:
                 for group in self._optimizer.param_groups:
                     group["lr"] = lr_at(self.steps_taken)
-            self.job.at(self.steps_taken / steps)
-            value = self.assignment.task.step(self.job, self._optimizer, self.job.draw(self._rng))
+            self.problem.at(self.steps_taken / steps)
+            value = self.assignment.task.step(self.problem, self._optimizer, self.problem.draw(self._rng))
             self.steps_taken += 1
             self.assignment.on_steps(1)
             if not math.isfinite(value):
@@ -120,27 +120,27 @@ class Training:
 
     def _judge(self) -> float:
         started = time.perf_counter()
-        loss = validate(self.job, self._optimizer, self._rng)
+        loss = validate(self.problem, self._optimizer, self._rng)
         self.judge_s += time.perf_counter() - started
         return loss if math.isfinite(loss) else math.inf
 
 
-def validate(job: Job, optimizer: Any, rng: np.random.Generator) -> float:
+def validate(problem: Problem, optimizer: Any, rng: np.random.Generator) -> float:
     """Return the validation loss, at the averaged weights where the optimizer keeps such (Schedule-Free)."""
     if not hasattr(optimizer, "eval"):
-        return job.validate()
-    weights = [p.detach().clone() for p in job.parameters()]
+        return problem.validate()
+    weights = [p.detach().clone() for p in problem.parameters()]
     optimizer.eval()
-    norms = [m for m in job.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norms = [m for m in problem.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     if norms:
         # Their running statistics belong to other weights; its authors advise to refresh them before evaluating.
         with torch.no_grad():
             for _ in range(50):
-                job.model(job.draw(rng)[0])
-    loss = job.validate()
+                problem.model(problem.draw(rng)[0])
+    loss = problem.validate()
     optimizer.train()
     with torch.no_grad():  # there and back again rounds
-        for parameter, weight in zip(job.parameters(), weights, strict=True):
+        for parameter, weight in zip(problem.parameters(), weights, strict=True):
             parameter.copy_(weight)
     return loss
 
@@ -165,7 +165,7 @@ def wsd(peak: float, steps: int) -> Callable[[int], float]:
 
 def simple(a: Assignment, lr_at: Callable[[int], float], peak: float) -> Outcome:
     """One run of C steps with a given schedule."""
-    training = Training(a, lambda job: a.task.optimizer(job, peak))
+    training = Training(a, lambda problem: a.task.optimizer(problem, peak))
     final = training.run(a.steps, lr_at)
     return _outcome(peak, final, training, a.steps)
 
@@ -230,7 +230,7 @@ def greedylr(a: Assignment) -> Outcome:
     # Half of C at most goes into the evaluations that it needs.
     count = max(2, min(GREEDY_EVALUATIONS, int(0.5 * a.steps / max(a.eval_cost_steps, 1e-9))))
     steps = int(a.steps - count * a.eval_cost_steps)
-    training = Training(a, lambda job: a.task.optimizer(job, lr), points=count)
+    training = Training(a, lambda problem: a.task.optimizer(problem, lr), points=count)
     scheduler = GreedyLR(training._optimizer, mode="min")
     final = math.inf
     for i in range(count):
@@ -247,9 +247,9 @@ def schedule_free(a: Assignment) -> Outcome:
     """Schedule-Free SGD or AdamW at its default learning rate."""
     import schedulefree  # only this method needs it
 
-    def optimizer(job: Job) -> torch.optim.Optimizer:
+    def optimizer(problem: Problem) -> torch.optim.Optimizer:
         kind = schedulefree.SGDScheduleFree if a.task.sgd else schedulefree.AdamWScheduleFree
-        made = kind(job.parameters(), warmup_steps=round(WARMUP * a.steps))
+        made = kind(problem.parameters(), warmup_steps=round(WARMUP * a.steps))
         made.train()
         return made
 
@@ -262,7 +262,7 @@ def prodigy(a: Assignment) -> Outcome:
     """Prodigy at lr=1 under a cosine."""
     from prodigyopt import Prodigy  # only this method needs it
 
-    training = Training(a, lambda job: Prodigy(job.parameters(), lr=1.0))
+    training = Training(a, lambda problem: Prodigy(problem.parameters(), lr=1.0))
 
     def lr_at(step: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * step / a.steps))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from autolrs_plugin.benchmark.methods import CURVE_POINTS, Assignment, Curve, Outcome, validate
-from autolrs_plugin.benchmark.tasks import Batch, Job, Task
+from autolrs_plugin.benchmark.tasks import Batch, Problem, Task
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Train
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.plans.paper import search_cost
@@ -26,20 +26,20 @@ def as_arguments(task: Task, seed: int) -> dict[str, Any]:
     return _arguments(task, task.build(seed), seed)
 
 
-def _arguments(task: Task, job: Job, seed: int) -> dict[str, Any]:
-    job.model.train()
-    optimizer = task.optimizer(job, task.default_lr)
+def _arguments(task: Task, problem: Problem, seed: int) -> dict[str, Any]:
+    problem.model.train()
+    optimizer = task.optimizer(problem, task.default_lr)
     rng = np.random.default_rng([seed, 1])
 
     def batches() -> Iterator[Batch]:
         for _ in range(EPOCH):
-            yield job.draw(rng)
+            yield problem.draw(rng)
 
     return {
-        "model": job.model,
+        "model": problem.model,
         "optimizer": optimizer,
-        "train_step": lambda batch: task.step(job, optimizer, batch),
-        "validate": lambda: validate(job, optimizer, np.random.default_rng(0)),
+        "train_step": lambda batch: task.step(problem, optimizer, batch),
+        "validate": lambda: validate(problem, optimizer, np.random.default_rng(0)),
         "train_data": batches,
         "generators": [rng],
     }
@@ -87,9 +87,9 @@ def autolrs_paper(a: Assignment) -> Outcome:
 
 def tuned(a: Assignment, steps: int, mode: str, **settings: Any) -> Outcome:
     """Return what one run of `steps` steps comes to, on the same weights and minibatches as the peers'."""
-    job = a.task.build(a.seed)
+    problem = a.task.build(a.seed)
     tuner = AutoLRS(
-        **_arguments(a.task, job, a.seed),
+        **_arguments(a.task, problem, a.seed),
         max_steps=steps,
         lr_range=LR_RANGE,
         seed=a.seed,
@@ -103,7 +103,7 @@ def tuned(a: Assignment, steps: int, mode: str, **settings: Any) -> Outcome:
     cost = 0.0
     while not isinstance(action := tuner.next_action(), Done):
         if isinstance(action, Train):
-            job.at(action.first_step / steps)
+            problem.at(action.first_step / steps)
         result = tuner.perform(action)
         tuner.tell(result)
         cost += _cost(action, result, a.eval_cost_steps)

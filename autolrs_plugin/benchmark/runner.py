@@ -24,7 +24,7 @@ from autolrs_plugin.benchmark.ours import (
 )
 from autolrs_plugin.benchmark.results import write_rows
 from autolrs_plugin.benchmark.table import Run, draw_task, rows, summary_table, task_table
-from autolrs_plugin.benchmark.tasks import Job, Task
+from autolrs_plugin.benchmark.tasks import Problem, Task
 from autolrs_plugin.core.files import written_whole
 
 METHODS: dict[str, Callable[[Assignment], Outcome]] = {
@@ -155,18 +155,18 @@ def _eval_cost_steps(out: Path, task: Task) -> float:
     return float(json.loads(path.read_text(encoding="utf-8"))["eval_cost_steps"])
 
 
-def measure_eval_cost(task: Task, job: Job) -> float:
+def measure_eval_cost(task: Task, problem: Problem) -> float:
     """Return the time of an evaluation in training steps: medians of several."""
-    optimizer = task.optimizer(job, task.default_lr)
+    optimizer = task.optimizer(problem, task.default_lr)
     rng = np.random.default_rng(0)
-    job.model.train()
+    problem.model.train()
 
     def step() -> None:
-        task.step(job, optimizer, job.draw(rng))
+        task.step(problem, optimizer, problem.draw(rng))
 
     step()  # the first of each is slower
-    job.validate()
-    return _median_s(job.validate, TIMED_EVALUATIONS) / _median_s(step, TIMED_STEPS)
+    problem.validate()
+    return _median_s(problem.validate, TIMED_EVALUATIONS) / _median_s(step, TIMED_STEPS)
 
 
 def _median_s(work: Callable[[], object], times: int) -> float:

@@ -16,14 +16,14 @@ from autolrs_plugin.benchmark import runner
 from autolrs_plugin.benchmark.methods import Assignment, Outcome, cosine, wsd
 from autolrs_plugin.benchmark.runner import METHODS, Options, measure_eval_cost, run_bench
 from autolrs_plugin.benchmark.table import Run, rows, spread, steps_to, summary_table, targets, task_table
-from autolrs_plugin.benchmark.tasks import IGNORED, TASKS, Job, Task
+from autolrs_plugin.benchmark.tasks import IGNORED, TASKS, Problem, Task
 from autolrs_plugin.cli import app
 
 C = 200
 EVAL_COST = 1.5
 
 
-def build(seed: int) -> Job:
+def build(seed: int) -> Problem:
     """A linear classifier of two noisy clouds."""
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(200, 8)).astype(np.float32))
@@ -34,7 +34,7 @@ def build(seed: int) -> Job:
         index = torch.from_numpy(generator.integers(0, 150, 8))
         return x[index], y[index]
 
-    return Job(torch.nn.Linear(8, 2), draw, [(x[150:], y[150:])])
+    return Problem(torch.nn.Linear(8, 2), draw, [(x[150:], y[150:])])
 
 
 TOY = Task("toy", C, build, kind="SGD, momentum 0.9", default_lr=1e-3, grid=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1))
@@ -175,7 +175,7 @@ def test_a_cost_that_was_half_written_is_not_read_later(
         path.write_bytes(text.encode()[:5])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "measure_eval_cost", lambda task, job: EVAL_COST)
+    monkeypatch.setattr(runner, "measure_eval_cost", lambda task, problem: EVAL_COST)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -184,9 +184,11 @@ def test_a_cost_that_was_half_written_is_not_read_later(
 
 
 def test_the_cost_of_an_evaluation_is_measured() -> None:
-    job = build(0)
-    step_like = replace(job, validation=[(torch.zeros(8, 8), torch.zeros(8, dtype=torch.long))])
-    large = replace(job, validation=[(torch.zeros(20_000, 8), torch.zeros(20_000, dtype=torch.long))] * 20)
+    problem = build(0)
+    step_like = replace(problem, validation=[(torch.zeros(8, 8), torch.zeros(8, dtype=torch.long))])
+    large = replace(
+        problem, validation=[(torch.zeros(20_000, 8), torch.zeros(20_000, dtype=torch.long))] * 20
+    )
     assert measure_eval_cost(TOY, large) > 3 * measure_eval_cost(TOY, step_like)
 
 
@@ -208,18 +210,18 @@ def test_the_command_refuses_unknown_names(tmp_path: Path, arguments: list[str],
 
 @pytest.mark.parametrize("name", ["mnist-resnet", "stdlib-gpt", "bert-mlm"])
 def test_a_task_is_real_data_with_targets_that_count(name: str) -> None:
-    job = TASKS[name].build(0)
-    inputs, goals = job.draw(np.random.default_rng(0))
+    problem = TASKS[name].build(0)
+    inputs, goals = problem.draw(np.random.default_rng(0))
     assert len(inputs) == len(goals)
-    untrained, loss = job.validate(), job.loss((inputs, goals)).item()
-    classes = job.model(inputs).shape[-1]
+    untrained, loss = problem.validate(), problem.loss((inputs, goals)).item()
+    classes = problem.model(inputs).shape[-1]
     assert 0.5 * math.log(classes) < loss < 2 * math.log(classes)  # untrained: about a guess
-    held_out = torch.cat([x.flatten(1) for x, _ in job.validation])
+    held_out = torch.cat([x.flatten(1) for x, _ in problem.validation])
     assert not any((row == held_out).all(1).any() for row in inputs.flatten(1))
     if name == "bert-mlm":
         assert 0.05 < float((goals != IGNORED).float().mean()) < 0.25
     assert TASKS[name].build(0).validate() == untrained != TASKS[name].build(1).validate()
-    assert job.model.training
+    assert problem.model.training
 
 
 def test_the_command_runs(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ Constants of the plans are chosen by the design tasks. The judging tasks are run
 chosen by them. Packages that are only read for their data are never imported.
 """
 
-from autolrs_plugin.benchmark.tasks.base import DESIGN, IGNORED, JUDGING, Batch, Job, Task
+from autolrs_plugin.benchmark.tasks.base import DESIGN, IGNORED, JUDGING, Batch, Problem, Task
 from autolrs_plugin.benchmark.tasks.changing import digits_shift, digits_unfreeze, mnist_shift
 from autolrs_plugin.benchmark.tasks.images import (
     digits_autoencoder,
@@ -35,7 +35,7 @@ from autolrs_plugin.benchmark.tasks.images import (
 from autolrs_plugin.benchmark.tasks.pretrained import minilm_topics, smollm_lora
 from autolrs_plugin.benchmark.tasks.text import bert_mlm, lee_conv, lee_gru, stdlib_gpt
 
-__all__ = ["DESIGN", "IGNORED", "JUDGING", "TASKS", "Batch", "Job", "Task"]
+__all__ = ["DESIGN", "IGNORED", "JUDGING", "TASKS", "Batch", "Problem", "Task"]
 
 ADAM_GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SGD_GRID = (1e-2, 3e-2, 1e-1, 3e-1, 1.0)

@@ -1,4 +1,4 @@
-"""What a reference task is: a job to train, an optimizer, and who may learn from it."""
+"""What a reference task is: a problem to train, an optimizer, and who may learn from it."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def unchanging(progress: float) -> None:
 
 
 @dataclass
-class Job:
+class Problem:
     """A model with its data, ready to be trained.
 
     Attributes:
@@ -40,8 +40,8 @@ class Job:
         draw: draws a minibatch.
         validation: the fixed batches of the validation loss.
         criterion: the mean loss of outputs and targets.
-        at: told before a piece of training how much of the run lies behind, in [0, 1]: a job that changes on the way
-            changes here, and changes back where it is told less.
+        at: told before a piece of training how much of the run lies behind, in [0, 1]: a problem that changes on the
+            way changes here, and changes back where it is told less.
     """
 
     model: nn.Module
@@ -96,7 +96,7 @@ class Task:
     Attributes:
         name: as `--task` takes it.
         steps: C, the training steps that each method has in all.
-        build: makes a fresh job for a seed (of the weights; data and split are fixed).
+        build: makes a fresh problem for a seed (of the weights; data and split are fixed).
         kind: the optimizer, a key of OPTIMIZERS.
         default_lr: the learning rate of somebody who tunes nothing: the optimizer's default in torch, or the one that
             is published for such a model.
@@ -107,7 +107,7 @@ class Task:
 
     name: str
     steps: int
-    build: Callable[[int], Job]
+    build: Callable[[int], Problem]
     kind: str
     default_lr: float
     grid: tuple[float, ...]
@@ -119,17 +119,17 @@ class Task:
         """Whether the optimizer is SGD of some kind."""
         return self.kind.startswith("SGD")
 
-    def optimizer(self, job: Job, lr: float) -> torch.optim.Optimizer:
-        """Return the task's optimizer on a job's parameters."""
-        return OPTIMIZERS[self.kind](job.parameters(), lr)
+    def optimizer(self, problem: Problem, lr: float) -> torch.optim.Optimizer:
+        """Return the task's optimizer on a problem's parameters."""
+        return OPTIMIZERS[self.kind](problem.parameters(), lr)
 
-    def step(self, job: Job, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
+    def step(self, problem: Problem, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
         """Take a training step on a minibatch; return its loss."""
         optimizer.zero_grad()
-        loss = job.loss(batch)
+        loss = problem.loss(batch)
         loss.backward()
         if math.isfinite(self.clip):
-            nn.utils.clip_grad_norm_(job.parameters(), self.clip)
+            nn.utils.clip_grad_norm_(problem.parameters(), self.clip)
         optimizer.step()
         return float(loss.item())
 

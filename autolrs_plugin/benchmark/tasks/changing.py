@@ -3,29 +3,29 @@
 import torch
 from torch import Tensor, nn
 
-from autolrs_plugin.benchmark.tasks.base import Batch, Job
+from autolrs_plugin.benchmark.tasks.base import Batch, Problem
 from autolrs_plugin.benchmark.tasks.images import DIGITS_TRAINED, TRAINED, digits, drawn, mnist
 
 CHANGE = 0.5
 
 
-def _shifting(model: nn.Module, before: Batch, after: Batch, trained: int) -> Job:
-    """Return a job whose data are others from the middle on."""
+def _shifting(model: nn.Module, before: Batch, after: Batch, trained: int) -> Problem:
+    """Return a problem whose data are others from the middle on."""
 
     def judged(data: Batch) -> list[Batch]:
         return [(data[0][trained:], data[1][trained:])]
 
-    job = Job(model, drawn(*before, trained, 32), judged(before))
+    problem = Problem(model, drawn(*before, trained, 32), judged(before))
 
     def at(progress: float) -> None:
         data = after if progress >= CHANGE else before
-        job.draw, job.validation = drawn(*data, trained, 32), judged(data)
+        problem.draw, problem.validation = drawn(*data, trained, 32), judged(data)
 
-    job.at = at
-    return job
+    problem.at = at
+    return problem
 
 
-def mnist_shift(seed: int) -> Job:
+def mnist_shift(seed: int) -> Problem:
     """A convolutional network; from the middle on, images are negatives, upside down, and classes are renamed."""
     images, labels = mnist()
     torch.manual_seed(seed)
@@ -35,7 +35,7 @@ def mnist_shift(seed: int) -> Job:
     return _shifting(model, (images, labels), (-images.flip(2), (labels * 3 + 1) % 10), TRAINED)
 
 
-def digits_shift(seed: int) -> Job:
+def digits_shift(seed: int) -> Problem:
     """Four layers without normalisation; from the middle on, images are mirrored and classes are renamed."""
     images, labels = digits()
     torch.manual_seed(seed)
@@ -64,7 +64,7 @@ class Unfrozen(nn.Module):
         return self.head(features)
 
 
-def digits_unfreeze(seed: int) -> Job:
+def digits_unfreeze(seed: int) -> Problem:
     """A head alone in the first half; its random body joins in in the second."""
     images, labels = digits()
     torch.manual_seed(seed)
@@ -74,4 +74,4 @@ def digits_unfreeze(seed: int) -> Job:
         model.open = progress >= CHANGE
 
     judged = [(images[DIGITS_TRAINED:], labels[DIGITS_TRAINED:])]
-    return Job(model, drawn(images, labels, DIGITS_TRAINED, 32), judged, at=at)
+    return Problem(model, drawn(images, labels, DIGITS_TRAINED, 32), judged, at=at)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autolrs_plugin.benchmark.tasks.base import Batch, Job, package_folder
+from autolrs_plugin.benchmark.tasks.base import Batch, Problem, package_folder
 
 TRAINED = 4000
 """How many of the 5,000 MNIST digits are trained on; the others judge."""
@@ -88,13 +88,13 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(self.body(tokens)).mean(dim=1))
 
 
-def _mnist_job(model: nn.Module, size: int) -> Job:
+def _mnist_job(model: nn.Module, size: int) -> Problem:
     images, labels = mnist()
     validation = [(images[i : i + 500], labels[i : i + 500]) for i in range(TRAINED, len(images), 500)]
-    return Job(model, drawn(images, labels, TRAINED, size), validation)
+    return Problem(model, drawn(images, labels, TRAINED, size), validation)
 
 
-def mnist_resnet(seed: int) -> Job:
+def mnist_resnet(seed: int) -> Problem:
     """A residual network of 8 layers on 4,000 digits, judged on 1,000 others."""
     torch.manual_seed(seed)
     model = nn.Sequential(
@@ -111,13 +111,13 @@ def mnist_resnet(seed: int) -> Job:
     return _mnist_job(model, 32)
 
 
-def mnist_vit(seed: int) -> Job:
+def mnist_vit(seed: int) -> Problem:
     """A vision transformer of 2 layers; its loss stays on the plateau of chance for the first steps."""
     torch.manual_seed(seed)
     return _mnist_job(VisionTransformer(48, 2, 10), 32)
 
 
-def mnist_mlp(seed: int) -> Job:
+def mnist_mlp(seed: int) -> Problem:
     """Two hidden layers without any normalisation."""
     torch.manual_seed(seed)
     model = nn.Sequential(
@@ -126,7 +126,7 @@ def mnist_mlp(seed: int) -> Job:
     return _mnist_job(model, 32)
 
 
-def digits_autoencoder(seed: int) -> Job:
+def digits_autoencoder(seed: int) -> Problem:
     """An autoencoder of 8x8 digits through 8 numbers, by the mean squared error."""
     images, _ = digits()
     torch.manual_seed(seed)
@@ -135,10 +135,10 @@ def digits_autoencoder(seed: int) -> Job:
     )
     judged = images[DIGITS_TRAINED:]
     draw = drawn(images, images, DIGITS_TRAINED, 32)
-    return Job(model, draw, [(judged, judged)], functional.mse_loss)
+    return Problem(model, draw, [(judged, judged)], functional.mse_loss)
 
 
-def digits_deep(seed: int) -> Job:
+def digits_deep(seed: int) -> Problem:
     """Seven narrow tanh layers with small first weights: a plateau of chance at the start."""
     images, labels = digits()
     torch.manual_seed(seed)
@@ -147,10 +147,10 @@ def digits_deep(seed: int) -> Job:
         layers += [nn.Linear(width_in, width), nn.Tanh()]
     model = nn.Sequential(*layers, nn.Linear(32, 10))
     judged = [(images[DIGITS_TRAINED:], labels[DIGITS_TRAINED:])]
-    return Job(model, drawn(images, labels, DIGITS_TRAINED, 16), judged)
+    return Problem(model, drawn(images, labels, DIGITS_TRAINED, 16), judged)
 
 
-def digits_matrices(seed: int) -> Job:
+def digits_matrices(seed: int) -> Problem:
     """Three matrices without biases: Muon trains nothing else."""
     images, labels = digits()
     torch.manual_seed(seed)
@@ -162,4 +162,6 @@ def digits_matrices(seed: int) -> Job:
         nn.Linear(96, 10, bias=False),
     )
     judged = [(images[DIGITS_TRAINED:], labels[DIGITS_TRAINED:])]
-    return Job(model, drawn(images - 0.3, labels, DIGITS_TRAINED, 32), [(judged[0][0] - 0.3, judged[0][1])])
+    return Problem(
+        model, drawn(images - 0.3, labels, DIGITS_TRAINED, 32), [(judged[0][0] - 0.3, judged[0][1])]
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autolrs_plugin.benchmark.tasks.base import IGNORED, Batch, Job, package_folder
+from autolrs_plugin.benchmark.tasks.base import IGNORED, Batch, Problem, package_folder
 
 SMOLLM = Path("build/models/SmolLM2-135M-Instruct")
 """Where `vllm-sarathi reference-model` puts the model."""
@@ -21,7 +21,7 @@ TOPIC_TOKENS = 16
 """Length of a question whose topic is asked for."""
 
 
-def smollm_lora(seed: int) -> Job:
+def smollm_lora(seed: int) -> Problem:
     """SmolLM2-135M-Instruct with LoRA in its upper layers on question/answer pairs; only the answers count.
 
     The frozen layers below give the same for a row at every step: they are computed once. The output layer keeps
@@ -39,7 +39,9 @@ def smollm_lora(seed: int) -> Job:
         index = torch.from_numpy(rng.integers(0, cut, 2))
         return hidden[index], targets[index]
 
-    return Job(model, draw, [(hidden[i : i + 16], targets[i : i + 16]) for i in range(cut, len(hidden), 16)])
+    return Problem(
+        model, draw, [(hidden[i : i + 16], targets[i : i + 16]) for i in range(cut, len(hidden), 16)]
+    )
 
 
 @functools.cache
@@ -123,7 +125,7 @@ class Topics(nn.Module):
         return self.head((states * counts[..., None]).sum(dim=1) / counts.sum(dim=1, keepdim=True))
 
 
-def minilm_topics(seed: int) -> Job:
+def minilm_topics(seed: int) -> Problem:
     """All of all-MiniLM-L6-v2 and a new head, asked for the topic of a question."""
     ids, topics, encoder = _questions()
     torch.manual_seed(seed)
@@ -134,7 +136,7 @@ def minilm_topics(seed: int) -> Job:
         index = torch.from_numpy(rng.integers(0, cut, 8))
         return ids[index], topics[index]
 
-    return Job(model, draw, [(ids[i : i + 60], topics[i : i + 60]) for i in range(cut, len(ids), 60)])
+    return Problem(model, draw, [(ids[i : i + 60], topics[i : i + 60]) for i in range(cut, len(ids), 60)])
 
 
 @functools.cache

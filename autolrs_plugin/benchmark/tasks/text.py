@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autolrs_plugin.benchmark.tasks.base import IGNORED, Batch, Job, package_folder
+from autolrs_plugin.benchmark.tasks.base import IGNORED, Batch, Problem, package_folder
 
 
 class Transformer(nn.Module):
@@ -46,7 +46,7 @@ class Transformer(nn.Module):
         return self.head(self.body(x, mask=self.mask, is_causal=self.mask is not None))
 
 
-def stdlib_gpt(seed: int) -> Job:
+def stdlib_gpt(seed: int) -> Problem:
     """A byte-level decoder on Python's language reference."""
     from pydoc_data.topics import topics  # 0.5 MB of text, only read where it is trained on
 
@@ -63,7 +63,7 @@ def stdlib_gpt(seed: int) -> Job:
     def draw(rng: np.random.Generator) -> Batch:
         return windows(rng.integers(0, cut - length - 1, 8).tolist())
 
-    return Job(model, draw, [windows(np.linspace(cut, len(data) - length - 1, 64).astype(int).tolist())])
+    return Problem(model, draw, [windows(np.linspace(cut, len(data) - length - 1, 64).astype(int).tolist())])
 
 
 @functools.cache
@@ -76,7 +76,7 @@ def lee() -> tuple[Tensor, int]:
     return torch.tensor([ids[character] for character in text]), len(characters)
 
 
-def bert_mlm(seed: int) -> Job:
+def bert_mlm(seed: int) -> Problem:
     """A character-level encoder on Lee's news corpus, asked for 15% of the characters."""
     data, mask = lee()
     length, cut = 64, len(data) * 9 // 10
@@ -92,7 +92,7 @@ def bert_mlm(seed: int) -> Job:
         return masked(rng.integers(0, cut - length, 8).tolist(), rng)
 
     starts = np.linspace(cut, len(data) - length, 64).astype(int).tolist()
-    return Job(model, draw, [masked(starts, np.random.default_rng(0))])
+    return Problem(model, draw, [masked(starts, np.random.default_rng(0))])
 
 
 class Recurrent(nn.Module):
@@ -124,8 +124,8 @@ class Convolutional(nn.Module):
         return self.head(x.mT)
 
 
-def _next_character(model: nn.Module, length: int, rows: int) -> Job:
-    """Return the job of a language model on Lee's news corpus."""
+def _next_character(model: nn.Module, length: int, rows: int) -> Problem:
+    """Return the problem of a language model on Lee's news corpus."""
     data, _ = lee()
     cut = len(data) * 9 // 10
 
@@ -137,16 +137,16 @@ def _next_character(model: nn.Module, length: int, rows: int) -> Job:
         return windows(rng.integers(0, cut - length - 1, rows).tolist())
 
     judged = windows(np.linspace(cut, len(data) - length - 1, 64).astype(int).tolist())
-    return Job(model, draw, [judged])
+    return Problem(model, draw, [judged])
 
 
-def lee_gru(seed: int) -> Job:
+def lee_gru(seed: int) -> Problem:
     """A recurrent language model of characters."""
     torch.manual_seed(seed)
     return _next_character(Recurrent(lee()[1], 96), 32, 16)
 
 
-def lee_conv(seed: int) -> Job:
+def lee_conv(seed: int) -> Problem:
     """A convolutional language model of characters."""
     torch.manual_seed(seed)
     return _next_character(Convolutional(lee()[1], 48, 4), 32, 16)

@@ -22,7 +22,6 @@ Parts = dict[str, float]
 """Seconds by family of operators."""
 
 FAMILIES = ("gemm", "moe", "communication", "elementwise", "state")
-ATTENTION = ("attention", "chunk_attention")
 
 STATE_WORDS = ("scan", "recurrence", "conv1d", "_ssm", "kda_fused")
 """In names of operators that carry the state of a linear attention or of Mamba."""
