@@ -138,6 +138,15 @@ def test_where_reading_turns_slow_the_longest_unread_is_refused_and_those_being_
     assert door.next_look_s(10.0) == math.inf
 
 
+def test_who_runs_is_not_refused_though_less_of_it_is_cached_than_there_was() -> None:
+    """Of a prompt of 900 tokens, 500 were in the prefix cache when it came, and are not when it is let in."""
+    for runs, refused in ((False, ["a"]), (True, [])):
+        door = gate()
+        assert door.ask("a", bond(), 10.0, 10.0, 400, 500) is None
+        door.read("a", 100, 1900, runs)
+        assert list(door.review(10.0)) == refused
+
+
 @pytest.mark.parametrize(("slo_ms", "kept"), [(300, True), (2000, False), (60_000, False)])
 def test_the_shorter_the_slo_the_less_caution(slo_ms: float, kept: bool) -> None:
     """Of the time that is left after the lead, all but a twentieth is for reading what was let in."""

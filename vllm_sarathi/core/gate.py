@@ -136,10 +136,17 @@ class Gate:
         self._standing[request_id] = newcomer
         return None
 
-    def read(self, request_id: str, done: int, left: int) -> None:
-        """Note how far a prompt has been read."""
+    def read(self, request_id: str, done: int, left: int, runs: bool = False) -> None:
+        """Note how far a prompt has been read.
+
+        Args:
+            request_id: whose.
+            done, left: its tokens that are read, or in the prefix cache, and those that are not.
+            runs: whether it has been let in to run: then some of it is read, even where less is in the prefix cache than
+                there was when it came.
+        """
         if (standing := self._standing.get(request_id)) is not None:
-            standing.begun = standing.begun or done > standing.done
+            standing.begun = standing.begun or runs or done > standing.done
             standing.done, standing.left = done, left
 
     def left(self, request_id: str) -> None:
