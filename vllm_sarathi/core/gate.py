@@ -142,8 +142,8 @@ class Gate:
         Args:
             request_id: whose.
             done, left: its tokens that are read, or in the prefix cache, and those that are not.
-            runs: whether it has been let in to run: then some of it is read, even where less is in the prefix cache than
-                there was when it came.
+            runs: whether it has been let in to run: then some of it is read, even where less is in the prefix cache
+                than there was when it came.
         """
         if (standing := self._standing.get(request_id)) is not None:
             standing.begun = standing.begun or runs or done > standing.done
