@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vllm_sarathi.core.classes import Bond, SloClass
 from vllm_sarathi.core.first_token import Job, QueueView, keep, when_first_token
-from vllm_sarathi.core.gate import FAR_S, LEAD_STEPS, MOST_CAUTION, Gate
+from vllm_sarathi.core.gate import LEAD_STEPS, LONG_S, MOST_CAUTION, Gate
 
 SECONDS = st.floats(0.01, 5.0)
 LOSABLE = st.builds(Job, st.floats(0.1, 5.0), SECONDS, st.just(False), st.just(False), SECONDS)
@@ -125,7 +125,7 @@ def test_where_reading_turns_slow_the_longest_unread_is_refused_and_those_being_
     door.read("begun", 100, 600)
     assert door.review(10.0) == {}
     # Of the second that the SLO allows, what is left to read takes 0.6 with a lead of 0.1, and more by the caution.
-    caution = 1 + MOST_CAUTION * 1.0 / FAR_S
+    caution = 1 + MOST_CAUTION * 1.0 / LONG_S
     assert door.next_look_s(10.0) == pytest.approx(10.0 + 0.9 - caution * 0.6)
     pace[0] = (0.0007, 0.0, 0.1 / LEAD_STEPS)
     refused = door.review(10.0)
@@ -138,8 +138,17 @@ def test_where_reading_turns_slow_the_longest_unread_is_refused_and_those_being_
     assert door.next_look_s(10.0) == math.inf
 
 
+def test_who_runs_is_not_refused_though_less_of_it_is_cached_than_there_was() -> None:
+    """Of a prompt of 900 tokens, 500 were in the prefix cache when it came, and are not when it is let in."""
+    for runs, refused in ((False, ["a"]), (True, [])):
+        door = gate()
+        assert door.ask("a", bond(), 10.0, 10.0, 400, 500) is None
+        door.read("a", 100, 1900, runs)
+        assert list(door.review(10.0)) == refused
+
+
 @pytest.mark.parametrize(("slo_ms", "kept"), [(300, True), (2000, False), (60_000, False)])
-def test_the_nearer_the_deadline_the_less_caution(slo_ms: float, kept: bool) -> None:
+def test_the_shorter_the_slo_the_less_caution(slo_ms: float, kept: bool) -> None:
     """Of the time that is left after the lead, all but a twentieth is for reading what was let in."""
     slo_s = slo_ms / 1e3
     door = gate()

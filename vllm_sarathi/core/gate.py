@@ -16,12 +16,12 @@ from vllm_sarathi.core.first_token import Job, QueueView, by_deadline, keep, whe
 
 LEAST_RETRY_S = 1.0
 
-MOST_CAUTION, FAR_S = 0.15, 2.0
-"""For admitted requests, prefill is assumed to be slower than it has been: by this fraction if the deadline is at least
-this far away, seconds, and by less the nearer it is, because the pace changes with the running decodes. A newcomer is
-judged without it: if it is admitted and cannot be kept, it is refused while it waits, and more requests meet their SLO.
-With all of it at any time, a fifth of the refused could have been kept where the SLO is 300 ms; with none, fewer
-requests meet an SLO of 2 s (seeds 0 to 3)."""
+MOST_CAUTION, LONG_S = 0.15, 2.0
+"""For admitted requests, prefill is assumed to be slower than it has been: by this fraction if the SLO is at least this
+long, seconds, and by less the shorter it is, because the pace changes with the running decodes. A newcomer is judged
+without it: if it is admitted and cannot be kept, it is refused while it waits, and more requests meet their SLO. With
+all of it at any SLO, a fifth of those refused at 300 ms could have been kept; with none, or with less as the deadline
+comes near, fewer requests meet an SLO of 2 s (seeds 0 to 3)."""
 
 LEAD_STEPS = 1.5
 """A prompt waits for the end of the step in which the last of it is prefilled, a part of which may be another's; its
@@ -79,9 +79,10 @@ class _Standing:
     def refusable(self) -> bool:
         return self.slo_class.when_late == "refuse" and not self.begun
 
-    def due_s(self, now_s: float) -> float:
-        """When its first token is due, seconds from now."""
-        return self.arrival_s + self.ttft_slo_s - now_s
+    @property
+    def caution(self) -> float:
+        """The factor by which reading is taken to be slower than it has been."""
+        return 1.0 + MOST_CAUTION * min(1.0, self.ttft_slo_s / LONG_S)
 
 
 class Gate:
@@ -135,10 +136,17 @@ class Gate:
         self._standing[request_id] = newcomer
         return None
 
-    def read(self, request_id: str, done: int, left: int) -> None:
-        """Note how far a prompt has been prefilled."""
+    def read(self, request_id: str, done: int, left: int, runs: bool = False) -> None:
+        """Note how far a prompt has been prefilled.
+
+        Args:
+            request_id: whose.
+            done, left: its tokens that are prefilled, or in the prefix cache, and those that are not.
+            runs: whether it has been admitted to run: then some of it is prefilled, even if less is in the prefix
+                cache than on its arrival.
+        """
         if (standing := self._standing.get(request_id)) is not None:
-            standing.begun = standing.begun or done > standing.done
+            standing.begun = standing.begun or runs or done > standing.done
             standing.done, standing.left = done, left
 
     def left(self, request_id: str) -> None:
@@ -157,7 +165,7 @@ class Gate:
         refused = {}
         for index in sorted(given_up, key=lambda i: -queue.jobs[i].loss):
             name, each = standing[index]
-            slower = queue.slower(_caution(each.due_s(now_s)))
+            slower = queue.slower(each.caution)
             refusal = _refusal(replace(slower, jobs=tuple(jobs)), each, now_s)
             if refusal is None:  # it was given up for one that may be late, or is given up itself
                 jobs.append(queue.jobs[index])
@@ -205,8 +213,8 @@ class Gate:
         jobs, standing, rest_s = [], [], 0.0
         for name, each in self._standing.items():
             when_late = each.slo_class.when_late
-            due_s = each.due_s(now_s)
-            read_s = (_caution(due_s) if cautious else 1.0) * queue.read_s(each.left, each.done)
+            due_s = each.arrival_s + each.ttft_slo_s - now_s
+            read_s = (each.caution if cautious else 1.0) * queue.read_s(each.left, each.done)
             if due_s <= 0 and when_late == "relegate":
                 rest_s += read_s
                 continue
@@ -215,11 +223,6 @@ class Gate:
             jobs.append(Job(due_s, read_s, protected=when_late == "refuse", stays=stays, loss=loss))
             standing.append((name, each))
         return QueueView(tuple(jobs), queue.token_s, queue.work_s, queue.lead_s, rest_s), standing
-
-
-def _caution(due_s: float) -> float:
-    """Return the factor by which reading is taken to be slower than it has been, for what is due in `due_s` seconds."""
-    return 1.0 + MOST_CAUTION * min(1.0, max(0.0, due_s) / FAR_S)
 
 
 def _refusal(queue: QueueView, asking: _Standing, now_s: float) -> Refusal | None:

@@ -121,8 +121,8 @@ class Admissions:
             request = requests.get(name)
             if request is None or request.num_output_tokens or request.num_output_placeholders:
                 gate.left(name)
-            elif request.num_computed_tokens:
-                gate.read(name, request.num_computed_tokens, request.num_tokens - request.num_computed_tokens)
+            elif done := request.num_computed_tokens:
+                gate.read(name, done, request.num_tokens - done, request.status is request_status().RUNNING)
 
     def _refuse(self, refused: dict[str, Refusal]) -> None:
         finished = self._scheduler.finish_requests(set(refused), request_status().FINISHED_ABORTED)

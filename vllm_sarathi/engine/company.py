@@ -52,7 +52,7 @@ class Company:
         self._running: list[Request] = []
         self._partial: list[Request] = []
         self._decodes = 0
-        self._decoding: Counter[_Kind] = Counter()
+        self._decoding: dict[_Kind, int] = {}
         self._gaps: tuple[ClassGaps, ...] | None = None
         self._gaps_slo_s: float | None = None
         self._batch_last: list[Request] = []
@@ -77,27 +77,31 @@ class Company:
         if running == self._running and partial == self._partial and not self._bound_anew:
             return
         self._running, self._partial = list(running), partial
-        self._recount(set(running))
-        inside = self._inside
-        decoding = (
-            inside - self._count(request.request_id for request in partial) if partial else inside.copy()
-        )
+        self._recount(running)
+        decoding = dict(self._inside)
+        for request in partial:  # few, and a Counter is slow
+            kind = self._kinds.get(request.request_id, self._free)
+            decoding[kind] -= 1
+            if not decoding[kind]:
+                del decoding[kind]
         self._decodes, self._decoding, self._gaps = len(running) - len(partial), decoding, None
         self.tbt_slos_s = tuple({kind.tbt_slo_s for kind in decoding})
-        tenants: Counter[str] = Counter()
-        for kind, count in inside.items():
-            tenants[kind.tenant] += count
+        tenants: dict[str, int] = {}
+        for kind, count in self._inside.items():
+            tenants[kind.tenant] = tenants.get(kind.tenant, 0) + count
         self.tenants = tenants
 
-    def _recount(self, present: set[Request]) -> None:
+    def _recount(self, running: list[Request]) -> None:
         """Count those that have come since the last look, and no more those that have gone."""
         counted, inside = self._counted, self._inside
-        changed = present ^ self._present  # one pass over all that run; what follows is of these few
-        come = changed & present
-        gone = changed - come
+        changed = self._present.symmetric_difference(
+            running
+        )  # one pass over all; what follows is of these few
+        gone = changed & self._present
+        come = changed - gone
         if self._bound_anew:
-            come, gone, self._bound_anew, self._batch_last = present, self._present, False, []
-        self._present = present
+            come, gone, self._bound_anew, self._batch_last = set(running), set(self._present), False, []
+        self._present ^= changed
         for request in gone:
             kind = counted.pop(request)
             self._names.discard(request.request_id)
@@ -160,11 +164,12 @@ class Company:
 
 
 def _gaps(kinds: Mapping[_Kind, int], tbt_slo_s: float | None, pipeline: Pipeline) -> tuple[ClassGaps, ...]:
-    counts: Counter[tuple[str, float | None]] = Counter()
+    counts: dict[tuple[str, float | None], int] = {}
     for kind, count in kinds.items():
         slo_s = tbt_slo_s if kind.tbt_slo_s is None else kind.tbt_slo_s
         with_slo = slo_s is not None and math.isfinite(slo_s)
-        counts[kind.slo_class, slo_s if with_slo else None] += count
+        key = kind.slo_class, slo_s if with_slo else None
+        counts[key] = counts.get(key, 0) + count
     return tuple(
         ClassGaps(name, count, None if slo_s is None else pipeline.step_s(slo_s))
         for (name, slo_s), count in counts.items()
