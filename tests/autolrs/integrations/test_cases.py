@@ -20,7 +20,7 @@ from autolrs_plugin.core.actions import Probe
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
 from tests.autolrs.integrations.task import OneLayer
-from tests.autolrs.jobs import bits
+from tests.autolrs.jobs import bits, outside
 
 STEPS = 160
 RANGE = (1e-4, 1.0)
@@ -137,13 +137,13 @@ def test_f07_the_unit_of_a_validation_makes_no_probe_diverge(unit: Callable[[flo
 @pytest.mark.parametrize("number", [2, 11, 20])
 def test_f13a_ctrl_c_in_a_probe_leaves_the_real_step(number: int) -> None:
     """A real signal, during a step of a probe."""
-    job, calls = Job(adamw), []
+    job, calls = Job(adamw), outside([])
     plain = job.step
 
     def step(index: torch.Tensor) -> torch.Tensor:
         loss = plain(index)
-        calls.append(1.0)
-        if len(calls) == interrupted:
+        calls.held.append(1.0)
+        if len(calls.held) == interrupted:
             signal.raise_signal(signal.SIGINT)
         return loss
 
@@ -152,7 +152,7 @@ def test_f13a_ctrl_c_in_a_probe_leaves_the_real_step(number: int) -> None:
     while not isinstance(action := tuner.next_action(), Probe):
         tuner.tell(tuner.perform(action))
     before = bits(job.model.weight), len(job.optimizer.state), job.optimizer.param_groups[0]["lr"]
-    interrupted = len(calls) + min(number, len(action.lrs))
+    interrupted = len(calls.held) + min(number, len(action.lrs))
     with pytest.raises(KeyboardInterrupt):
         tuner.perform(action)
     assert (bits(job.model.weight), len(job.optimizer.state), job.optimizer.param_groups[0]["lr"]) == before

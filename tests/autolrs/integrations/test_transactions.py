@@ -29,7 +29,7 @@ from autolrs_plugin.core.actions import Action, Probe, Restore, Snapshot, Train
 from autolrs_plugin.integrations.accelerate import AutoLRS
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
-from tests.autolrs.jobs import bits
+from tests.autolrs.jobs import bits, outside
 from tests.autolrs.scripted import script
 
 PLAN: tuple[Action, ...] = (
@@ -389,15 +389,15 @@ def test_a_state_that_is_saved_in_a_probe_on_an_accelerator_is_of_the_real_step(
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         data = DataLoader(TensorDataset(X, Y), batch_size=8)
         model, optimizer, batches = accelerator.prepare(model, optimizer, data)
-        calls: list[int] = []
+        calls = outside([])
 
         def step(batch: Any) -> torch.Tensor:
             loss = model(*batch)["loss"]
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-            calls.append(1)
-            if len(calls) in (1, 4, 9) and saves:
+            calls.held.append(1)
+            if len(calls.held) in (1, 4, 9) and saves:
                 accelerator.save_state(str(tmp_path / "state"))
             return loss
 
