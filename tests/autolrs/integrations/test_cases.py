@@ -236,19 +236,19 @@ def test_a_lightning_run_is_the_replay_of_its_schedule(kind: str, tmp_path: Path
 
 
 def test_f13e_a_checkpoint_of_a_signal_handler_in_a_probe_is_of_the_real_step(tmp_path: Path) -> None:
-    steps: list[int] = []
+    steps = outside([])
     weights: dict[int, bytes] = {}
 
     def save(module: Any) -> None:
-        steps.append(module.trainer.global_step)
-        if steps[-3:] == steps[-1:] * 3 and not (tmp_path / "asked.ckpt").exists():  # in a probe
+        steps.held.append(module.trainer.global_step)
+        if steps.held[-3:] == steps.held[-1:] * 3 and not (tmp_path / "asked.ckpt").exists():  # in a probe
             module.trainer.save_checkpoint(tmp_path / "asked.ckpt")
-        weights[steps[-1]] = bits(module.layer.weight)  # in the end, those of the real step
+        weights[steps.held[-1]] = bits(module.layer.weight)  # in the end, those of the real step
 
     module, whole, resumed = Module(save), Module(), Module()
     tuner = LightningCallback(RANGE, progress=False)
     fit(module, loader(), tmp_path, tuner)
-    assert len(steps) == STEPS + tuner.ledger.search.steps
+    assert len(steps.held) == STEPS + tuner.ledger.search.steps
     state = torch.load(tmp_path / "asked.ckpt", weights_only=True)
     assert bits(state["state_dict"]["layer.weight"]) == weights[state["global_step"]]
     assert {s["step"].item() for s in state["optimizer_states"][0]["state"].values()} == {

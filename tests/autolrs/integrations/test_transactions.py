@@ -98,18 +98,18 @@ class CallsAt:
         self.left, self.what = number, what
 
     def __call__(self, module: Any) -> None:
-        CALLS.append(1)
-        if len(CALLS) == self.left:
+        CALLS.held.append(1)
+        if len(CALLS.held) == self.left:
             self.what(module)
 
 
-CALLS: list[int] = []
-"""It only grows, so it is a log, which no rollback sets back."""
+CALLS = outside([])
+"""One for each step, those of probes included."""
 
 
 @pytest.fixture(autouse=True)
 def _no_calls() -> None:
-    CALLS.clear()
+    CALLS.held.clear()
 
 
 def raise_boom(module: Any) -> None:
@@ -349,7 +349,7 @@ def test_a_loader_that_a_trainer_keeps_loses_no_batch(workers: int, tmp_path: Pa
 
 def test_a_checkpoint_that_is_asked_for_in_a_trainers_probe_is_of_the_real_step(tmp_path: Path) -> None:
     """Of a signal handler, say: at each call of the model, in probes and between them."""
-    paths: list[Path] = []
+    paths = outside([])
 
     class Asked(Trainer):
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -357,8 +357,8 @@ def test_a_checkpoint_that_is_asked_for_in_a_trainers_probe_is_of_the_real_step(
             model: Any = self.model
             if not model.is_saved:
                 self._save_checkpoint(model, None)
-                paths.append(Path(self._get_output_dir(None)) / f"checkpoint-{self.state.global_step}")
-                paths[-1].rename(tmp_path / f"saved-{len(paths)}")
+                paths.held.append(Path(self._get_output_dir(None)) / f"checkpoint-{self.state.global_step}")
+                paths.held[-1].rename(tmp_path / f"saved-{len(paths.held)}")
             return loss
 
     def run(folder: Path, saves: bool, checkpoint: Path | None = None) -> Net:
@@ -375,7 +375,7 @@ def test_a_checkpoint_that_is_asked_for_in_a_trainers_probe_is_of_the_real_step(
     whole = run(tmp_path / "whole", False)
     asked = run(tmp_path / "asked", True)
     assert torch.equal(asked.layer.weight, whole.layer.weight)  # the probes went on, and so did the run
-    assert len(paths) == PROBED + STEPS
+    assert len(paths.held) == PROBED + STEPS
     for number in (1, 4, 9):
         saved = tmp_path / f"saved-{number}"
         assert torch.equal(load_file(saved / "model.safetensors")["layer.weight"], weight)
@@ -582,8 +582,8 @@ class Failing(Trainer):
     at = 0
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        CALLS.append(1)
-        if len(CALLS) == self.at:
+        CALLS.held.append(1)
+        if len(CALLS.held) == self.at:
             raise RuntimeError("CUDA out of memory.")
         return super().training_step(*args, **kwargs)
 
