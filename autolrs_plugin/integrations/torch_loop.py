@@ -53,7 +53,7 @@ class AutoLRS:
     are held, LR schedulers, scalers, random number generators, tensors and objects of your own. Each search is checked:
     what it changed for good is named in an error before the run goes on. Files and other processes are out of reach.
     Signals that a handler of yours takes end a search at its next step; the handler is called after that.
-    Probes call `train_step`, too: what it logs, they log; a list of numbers in a variable of its own that only grows is
+    Probes call `train_step`, too: what it logs, they log; a list of numbers in a variable to which it only adds is
     a log, which stays, and a warning names it. An evaluation leaves no trace either: what `validate` changes is set
     back, and the losses along the run are in `val_losses`.
 

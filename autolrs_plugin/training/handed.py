@@ -10,7 +10,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any
 
-from autolrs_plugin.training.slots import Slots
+from autolrs_plugin.training.slots import METHODS, SILENT, Slots
 
 FILLING = frozenset(
     (
@@ -88,9 +88,9 @@ def last_name(path: str) -> str:
 def calls_in(code: CodeType) -> tuple[tuple[str, str], ...]:
     """Return the methods that code uses, each with the name before it; where an item is set, one of FILLING."""
     found: list[tuple[str, str]] = []
-    seen = [(i.opname, i.argval) for i in dis.get_instructions(code) if i.opname not in _SILENT]
+    seen = [(i.opname, i.argval) for i in dis.get_instructions(code) if i.opname not in SILENT]
     for index, (operation, name) in enumerate(seen):
-        if operation in ("LOAD_METHOD", "LOAD_ATTR") and index and isinstance(seen[index - 1][1], str):
+        if operation in METHODS and index and isinstance(seen[index - 1][1], str):
             found.append((seen[index - 1][1], name))
         if operation in ("STORE_SUBSCR", "DELETE_SUBSCR"):
             # The key comes last, of one or two instructions.
@@ -101,9 +101,6 @@ def calls_in(code: CodeType) -> tuple[tuple[str, str], ...]:
         if isinstance(constant, CodeType):
             found += calls_in(constant)
     return tuple(found)
-
-
-_SILENT = ("CACHE", "PRECALL", "RESUME", "NOP", "COPY", "EXTENDED_ARG")
 
 
 @lru_cache(maxsize=4096)

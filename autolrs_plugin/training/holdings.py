@@ -9,7 +9,7 @@ import torch
 from autolrs_plugin.training.hooks import HOOKS_OF_ALL, hooks_of
 from autolrs_plugin.training.inventory import Inventory
 from autolrs_plugin.training.libraries import is_users
-from autolrs_plugin.training.plain import MOST_BYTES, has_grown, is_log, is_plain
+from autolrs_plugin.training.plain import MOST_BYTES, has_grown, is_plain
 from autolrs_plugin.training.rng import Generator, like_state
 from autolrs_plugin.training.slots import Slots
 from autolrs_plugin.training.tree import Restorer
@@ -117,10 +117,10 @@ def restore_slots(restorer: Restorer, attributes: Mapping[str, Any], origins: Or
         for name, thing in then.items():
             if now.get(name) is not thing:
                 slots.set(name, thing)
-            if name in origins.lengths.get(path, {}) and not (slots.leaves_logs and is_log(thing)):
+            if name in origins.lengths.get(path, {}) and not slots.leaves(name, thing):
                 del thing[origins.lengths[path][name] :]
         for name, value in kept.items():
-            if slots.leaves_logs and has_grown(value, now.get(name)):
+            if slots.leaves(name, now.get(name)) and has_grown(value, now.get(name)):
                 continue
             restored = restorer.restored(now.get(name), value)
             if slots.copies or name not in now or now[name] is not restored:

@@ -66,7 +66,6 @@ from autolrs_plugin.training.plain import (
     count_at,
     is_data,
     is_dense,
-    is_log,
     is_plain,
     joined,
     shortened,
@@ -414,7 +413,7 @@ class Inventory:
             # A plain container is copied with what holds it; there is nothing else in it. A log stays.
             if isinstance(item, CONTAINERS) and is_plain(item):
                 continue
-            if slots.leaves_logs and is_log(item):
+            if slots.leaves(name, item):
                 self._members(joined(path, name), item, data, depth, grows=True)
             else:
                 self._visit(joined(path, name), item, data, depth + 1)

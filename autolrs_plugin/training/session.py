@@ -367,7 +367,13 @@ class Session:
         if not self._journals.exists(path):
             if resume is True:
                 raise JournalError(f"run_dir={str(run_dir)!r}: holds no run to resume.")
-            run_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise JournalError(
+                    f"run_dir={str(run_dir)!r}: cannot be made ({error.strerror}); give a folder that can be "
+                    "written to."
+                ) from error
             self._current = self._written(run_dir, 0)
             return self._journals.create(path, self.controller.config.to_mapping(), identity, self._current)
         if resume is False:

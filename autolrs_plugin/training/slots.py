@@ -5,6 +5,7 @@ Each kind reads what is held and sets it, so that a rollback treats all alike.
 
 import dis
 import sys
+from collections import Counter
 from collections.abc import Container, Iterable
 from contextvars import ContextVar
 from enum import Enum
@@ -15,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from autolrs_plugin.training.plain import ATOMS, attributes_of
+from autolrs_plugin.training.plain import ATOMS, attributes_of, is_log
 
 _TORCHS = frozenset(vars(torch.nn.Module()))
 _OPTIMIZERS = frozenset({"param_groups", "state"})
@@ -28,6 +29,11 @@ STORES = (
     *("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR"),
     *("DELETE_GLOBAL", "DELETE_DEREF", "DELETE_ATTR"),
 )
+
+METHODS = ("LOAD_METHOD", "LOAD_ATTR")
+LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", *METHODS)
+SILENT = ("CACHE", "PRECALL", "RESUME", "NOP", "COPY", "EXTENDED_ARG")
+"""Instructions that say nothing about what code does."""
 
 BY_STRING = {
     *("globals", "vars", "__dict__", "setattr", "delattr"),
@@ -50,13 +56,12 @@ class Slots:
 
     Attributes:
         kind: as given.
-        leaves_logs: whether a list of numbers is the user's own log of what happened, which stays.
         lasts: whether a name means the same at another time, and in another process.
         whole: whether all of it goes into files, and not only what the script has not set itself.
         copies: whether what is got is a copy, so that nothing written into it is held.
     """
 
-    leaves_logs = whole = copies = False
+    whole = copies = False
     lasts = True
 
     def __init__(self, owner: Any, kind: str, leave: Container[str] = ()) -> None:
@@ -87,6 +92,10 @@ class Slots:
     def delete(self, name: str) -> None:
         """Hold nothing there."""
         object.__delattr__(self._owner, name)
+
+    def leaves(self, name: str, value: Any) -> bool:
+        """Tell whether what is held is a list of numbers that is the user's own log of what happened, which stays."""
+        return False
 
     def _is_torchs(self, name: str) -> bool:
         if isinstance(self._owner, torch.nn.Module):
@@ -195,7 +204,8 @@ def _variables_of(
 class VariableSlots(Slots):
     """The variables of a function's surroundings that it uses: closure cells, globals, and those of modules.
 
-    A list of numbers alone that has only grown is the user's own log of what the function did: it stays.
+    A list of numbers alone that has only grown, and that the function only adds to, is the user's own log of what it
+    did: it stays. One that it looks at as well decides about later steps (a history of norms, by which to clip).
 
     Args:
         function: the function.
@@ -207,11 +217,10 @@ class VariableSlots(Slots):
             modules only what it names counts: scripts keep counters and clocks in variables that no step reads.
     """
 
-    leaves_logs = True
-
     def __init__(self, function: FunctionType, is_users: Any) -> None:
         super().__init__(function, "user")
         names, self._stored = names_in(function.__code__)
+        self._read = read_in(function.__code__)
         self.function = function
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         self._cells = dict(cells)
@@ -270,6 +279,11 @@ class VariableSlots(Slots):
             except ValueError:  # not set yet
                 continue
         return found
+
+    def leaves(self, name: str, value: Any) -> bool:
+        """Tell whether it is a list of numbers to which the function only adds."""
+        _, dot, variable = name.rpartition(".")
+        return is_log(value) and dot + variable not in self._read
 
     def _sets(self, name: str) -> bool:
         return name.rpartition(".")[2] in self._stored
@@ -377,3 +391,22 @@ def names_in(code: CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
             names.update(dict.fromkeys(inner))
             stored |= set_there
     return tuple(names), frozenset(stored)
+
+
+@lru_cache(maxsize=4096)
+def read_in(code: CodeType) -> frozenset[str]:
+    """Return the names of what a function's code looks at, be it only once: not of lists that it only adds to.
+
+    Those of attributes, which may be a module's variables, begin with a dot.
+    """
+    reads: Counter[str] = Counter()
+    seen = [i for i in dis.get_instructions(code) if i.opname not in SILENT]
+    for before, now, after in zip([None, *seen], seen, [*seen[1:], None], strict=False):
+        name = f".{now.argval}" if now.opname.endswith(("_ATTR", "_METHOD")) else now.argval
+        if now.opname in LOADS:
+            adds = after is not None and after.opname in METHODS and after.argval in ("append", "extend")
+            reads[name] += not adds
+        elif now.opname in STORES and before is not None and before.argrepr == "+=":
+            reads[name] -= 1
+    inner = [read_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return frozenset(name for name, times in reads.items() if times > 0).union(*inner)

@@ -36,7 +36,7 @@ from autolrs_plugin.training.optimizers import (
     restore_optimizer,
     swaps_weights,
 )
-from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_log, is_plain, joined
+from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, is_plain, joined
 from autolrs_plugin.training.resuming import Places, check_made, refill
 from autolrs_plugin.training.rng import (
     Generator,
@@ -212,7 +212,7 @@ class JobState:
         for path, slots in self.found.lasting().items():
             for name, value in slots.get().items():
                 full = joined(path, name)
-                if slots.leaves_logs and is_log(value):
+                if slots.leaves(name, value):
                     begun = self._lengths.setdefault(full, len(value))
                     found[full] = str(data_seen(value[:begun]))
                     found[full + LOG] = str(len(value))
@@ -242,7 +242,7 @@ class JobState:
             for path, slots in self.found.lasting().items()
             if slots.kind == "user"
             for name, value in plain_in(slots, self._names).items()
-            if not (slots.leaves_logs and is_log(value))
+            if not slots.leaves(name, value)
         }
 
     def watched(self) -> dict[str, str]:

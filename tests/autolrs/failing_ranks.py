@@ -15,6 +15,7 @@ import torch._dynamo  # by every optimizer, and slow: here, and not again in eac
 from torch import distributed
 
 from autolrs_plugin.training import distributed as ours
+from tests.autolrs.jobs import outside
 from tests.autolrs.killing import forked
 from tests.autolrs.ranks_job import SCRIPTED, RanksJob
 from tests.autolrs.scripted import script
@@ -29,12 +30,12 @@ def fail(rank: int, folder: Path, failing: tuple[int, ...]) -> None:
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     ours.PATIENCE_S = 3.0
     job = RanksJob("ddp", rank, 2)
-    weights: list[dict[str, Any]] = []
+    weights = outside([])
     step = job.step
 
     def failing_step(batch: Any) -> torch.Tensor:
-        if len(job.seen) == 2 and not weights:
-            weights.append(job.digests())
+        if len(job.seen) == 2 and not weights.held:
+            weights.held.append(job.digests())
         if len(job.seen) == IN_A_PROBE and rank in failing:
             raise ValueError("out of memory.")
         return step(batch)
@@ -45,7 +46,7 @@ def fail(rank: int, folder: Path, failing: tuple[int, ...]) -> None:
     try:
         tuner.run()
     except Exception as error:
-        found = [type(error).__name__, str(error), job.digests() == weights[0]]
+        found = [type(error).__name__, str(error), job.digests() == weights.held[0]]
         (folder / f"end-{rank}").write_text(json.dumps(found))
 
 

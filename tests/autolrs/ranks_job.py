@@ -26,7 +26,7 @@ from autolrs_plugin.core.actions import Done, Evaluate, Probe, Restore, Result, 
 from autolrs_plugin.training.lr import GroupRates
 from autolrs_plugin.training.sharded import reshard
 from autolrs_plugin.training.tree import local
-from tests.autolrs.jobs import Net, bits
+from tests.autolrs.jobs import Net, bits, outside
 from tests.autolrs.scripted import PROBING, RATES, script
 
 SEARCH = {"max_steps": 160, "lr_range": (1e-4, 1.0), "progress": False}
@@ -35,7 +35,7 @@ SEARCH = {"max_steps": 160, "lr_range": (1e-4, 1.0), "progress": False}
 SCRIPTED = {"max_steps": 7, "lr_range": (1e-3, 1.0), "progress": False}
 
 
-DRAWN: list[float] = []
+DRAWN = outside([])
 """What tells each batch, those of probes included: an attribute of the job would be rolled back."""
 
 
@@ -74,7 +74,7 @@ class RanksJob:
         if len(self.seen) == self.ask_after and not self.asked.is_set():
             self.asked.set()
             signal.raise_signal(signal.SIGUSR1)
-        DRAWN.append(self.seen[-1])
+        DRAWN.held.append(self.seen[-1])
         self.optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self.model(inputs), targets)
         loss.backward()
@@ -139,10 +139,10 @@ def search(kind: str, rank: int, folder: Path) -> dict[str, Any]:
     tuner = job.tuner(**SEARCH)
     probed: list[tuple[int, list[float]]] = []
     while not isinstance(action := tuner.next_action(), Done):
-        drawn = len(DRAWN)
+        drawn = len(DRAWN.held)
         tuner.tell(tuner.perform(action))
         if isinstance(action, Probe):
-            probed.append((len(tuner.schedule), DRAWN[drawn:]))
+            probed.append((len(tuner.schedule), DRAWN.held[drawn:]))
     again = RanksJob(kind, rank, 2)
     again.train_plainly(tuner.schedule.lrs)
     at, batches = probed[0]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Evaluate, Probe, Restore, Snapshot, Train
 from autolrs_plugin.training.loop import as_number
-from tests.autolrs.jobs import Job, bits
+from tests.autolrs.jobs import Job, bits, outside
 from tests.autolrs.scripted import PROBING, script
 
 
@@ -241,11 +241,11 @@ def test_a_rate_outside_of_the_range_is_said_not_to_be_used(caplog: pytest.LogCa
 
 
 def test_a_validation_that_is_seldom_finite_is_a_divergence() -> None:
-    values, calls = (1.0, math.nan, math.nan, math.nan, math.nan, 0.5), []
+    values, calls = (1.0, math.nan, math.nan, math.nan, math.nan, 0.5), outside([])
 
     def validate() -> float:
-        calls.append(1)
-        return values[len(calls) - 1]
+        calls.held.append(1)
+        return values[len(calls.held) - 1]
 
     probes = [Probe(0, i, (0.01,) * 2, math.inf, evaluate=True) for i in range(5)]
     with script([Snapshot(), *probes, Restore(), Train(0, (0.1,)), Evaluate(1)]):

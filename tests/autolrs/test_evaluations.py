@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from autolrs_plugin.core.actions import Action, Evaluate, Train
+from tests.autolrs.jobs import outside
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
 
@@ -207,11 +208,11 @@ def test_what_an_evaluation_cannot_set_back_is_named() -> None:
 
 
 def test_what_only_a_later_evaluation_changes_is_named_then() -> None:
-    table, calls = [torch.zeros(1) for _ in range(12_000)], []
+    table, calls = [torch.zeros(1) for _ in range(12_000)], outside([])
 
     def look(job: Kind) -> None:
-        calls.append(1)
-        table[0] += len(calls) > 1
+        calls.held.append(1)
+        table[0] += len(calls.held) > 1
 
     with script(LOOKS):
         tuner = looking(look)

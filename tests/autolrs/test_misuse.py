@@ -12,6 +12,7 @@ from torch.utils.data.datapipes.iter import IterableWrapper
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Train
 from autolrs_plugin.core.config import ConfigError
+from autolrs_plugin.core.journal import JournalError
 from tests.autolrs.scripted import RATES, script
 from tests.autolrs.test_inventory import Kind, tuner_of
 
@@ -73,3 +74,10 @@ def test_lightning_under_its_other_name() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    with pytest.raises(
+        JournalError, match=r"run_dir='/proc/none': cannot be made \(.*\); give a folder that can"
+    ):
+        tuner_of(Kind(), run_dir="/proc/none")

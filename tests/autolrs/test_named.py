@@ -22,6 +22,7 @@ from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Train
 from autolrs_plugin.training.lost import check_same
 from autolrs_plugin.training.watched import position
+from tests.autolrs.jobs import outside
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
 
@@ -39,11 +40,11 @@ DECOMPRESSORS: dict[Any, bytes] = {
 
 def fed(stream: bytes) -> Callable[[Any], None]:
     """Return a function that feeds the next byte of a stream."""
-    calls: list[int] = []
+    calls = outside([])
 
     def feed(decompressor: Any) -> None:
-        calls.append(1)  # it only grows, so it is a log, which no rollback sets back
-        decompressor.decompress(stream[len(calls) - 1 : len(calls)])
+        calls.held.append(1)
+        decompressor.decompress(stream[len(calls.held) - 1 : len(calls.held)])
 
     return feed
 

@@ -500,8 +500,28 @@ def counts() -> Any:
     return use
 
 
+def histories() -> Any:
+    """Lists that grow, and that a step looks at: by itself, through another function, and where it is built up."""
+    norms: list[float] = []
+    losses: list[float] = []
+    sums: list[float] = []
+
+    def median() -> float:
+        return sorted(losses)[len(losses) // 2]
+
+    def use() -> Any:
+        nonlocal sums
+        limit = max(norms[-3:]) if norms else 1.0
+        norms.append(limit + 0.5)
+        losses.append(float(len(norms) % 3))
+        sums += [limit]
+        return limit + median() + sums[-1], torch.ones(2)
+
+    return use
+
+
 USES: list[Callable[[], Any]] = [
-    counts,
+    *(counts, histories),
     *(parameters_of_no_module, variables_of_a_module_in_a_package, beside_tensors_that_are_not_dense),
     *(default_arguments, attributes_of_a_function, attributes_of_a_class),
     *(attributes_of_a_class_through_an_object, weak_keys, weak_values, variables_of_a_module),
@@ -891,16 +911,19 @@ def test_data_that_a_step_changes_in_place_is_named_where_nothing_else_holds_it(
 def test_a_log_stays_and_an_iterator_at_rest_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     losses: list[float] = []
     written: list[Path] = []
+    totals: list[float] = []
     untouched = itertools.cycle([1, 2])
 
     def draw() -> None:
-        losses.append(float(len(losses)))
-        written.append(Path(f"checkpoint-{len(losses)}"))
+        nonlocal totals
+        totals += [1.0]
+        losses.append(1.0)
+        written.append(Path("checkpoint"))
         assert untouched is not None
 
     with script(PLAN), caplog.at_level(logging.WARNING, "autolrs_plugin"):
         tuner_of(drawing(draw)).run()
-    assert len(losses) == len(written) == 7 + 11
+    assert len(losses) == len(written) == len(totals) == 7 + 11
     assert "losses (a list that grows)" in caplog.text
     assert "written (a list that grows)" in caplog.text
 

@@ -24,12 +24,12 @@ from autolrs_plugin.training import hosted
 from autolrs_plugin.training.distributed import Ranks
 from autolrs_plugin.training.job import Job
 from autolrs_plugin.training.signals import SIGNALS
-from tests.autolrs.jobs import bits
+from tests.autolrs.jobs import bits, outside
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, RATES, Kind, everything, plainly, tuner_of
 
-CALLS: list[str] = []
-"""It only grows, so it is a log, which no rollback sets back."""
+CALLS = outside([])
+"""Of functions and actions, those of probes included."""
 
 ASKED = signal.SIGUSR1
 
@@ -49,8 +49,8 @@ class Asked(Kind):
         self.told.append(weights(self))
 
     def called(self, name: str) -> None:
-        CALLS.append(name)
-        if name == self.at and CALLS.count(name) == self.call:
+        CALLS.held.append(name)
+        if name == self.at and CALLS.held.count(name) == self.call:
             signal.raise_signal(self.number)
 
     def after(self, loss: torch.Tensor, index: torch.Tensor) -> None:
@@ -68,7 +68,7 @@ def weights(job: Kind) -> dict[str, bytes]:
 @pytest.fixture
 def install() -> Iterator[Install]:
     """Installs handlers, and puts those before them back."""
-    CALLS.clear()
+    CALLS.held.clear()
     before: dict[int, Any] = {}
 
     def install(number: int, handler: Any) -> None:
@@ -120,8 +120,8 @@ class Asking:
         self.kind = kind
 
     def on_action(self, action: Action, controller: Controller) -> None:
-        CALLS.append(type(action).__name__)
-        if self.kind == CALLS[-1] and CALLS.count(self.kind) == 1:
+        CALLS.held.append(type(action).__name__)
+        if self.kind == CALLS.held[-1] and CALLS.held.count(self.kind) == 1:
             signal.raise_signal(ASKED)
 
     def on_step(self, lr: float, loss: float) -> None:
@@ -218,7 +218,7 @@ def test_a_search_that_was_left_is_begun_again_and_replays(
     tuner.run()
     assert job.stop
     assert tuner.stages[0].first_step == 5  # a chunk later
-    assert len(CALLS) == 200 + tuner.ledger.search.steps
+    assert len(CALLS.held) == 200 + tuner.ledger.search.steps
     with script([Train(0, tuner.schedule.lrs)]):
         tuner_of(twin, validate=None, max_steps=200).run()
     assert everything(job) == everything(twin)
@@ -232,7 +232,7 @@ def test_a_search_that_was_left_is_begun_again_and_replays(
 def test_where_no_search_can_be_left_its_probe_is_repeated(mode: str, install: Install) -> None:
     found: list[Any] = []
     for call in (0, 10):
-        CALLS.clear()
+        CALLS.held.clear()
         job = Asked("step", call)
         install(ASKED, job.handler)
         tuner = searching(job) if mode == "find" else searching(job, mode="paper")
@@ -262,7 +262,7 @@ def test_a_handler_that_is_installed_in_a_probe_counts_from_its_next_step(instal
     job = Asked("step", 5)
 
     def after(loss: torch.Tensor, index: torch.Tensor) -> None:
-        if len(CALLS) == 3:
+        if len(CALLS.held) == 3:
             install(ASKED, job.handler)
         job.called("step")
 

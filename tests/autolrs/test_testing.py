@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.plans import PLANS
@@ -60,6 +60,15 @@ def test_a_run_without_a_search_or_too_short_for_one_is_refused() -> None:
         check_rollback(dict)
     with pytest.raises(ValueError, match="max_steps=3 is too short; give at least 4"):
         check_rollback(lambda: job(max_steps=3))
+
+
+def test_of_several_processes_only_the_first_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = [0, 1]
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_rank", lambda: ranks.pop(0))
+    with pytest.raises(ValueError, match="no tuner in its default mode"):
+        check_rollback(dict)
+    check_rollback(dict)
 
 
 @pytest.mark.parametrize("adapter", [with_trainer.run, with_accelerate.run, with_lightning.run])

@@ -20,7 +20,7 @@ from autolrs_plugin.core.actions import Probe
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
 from tests.autolrs.integrations.task import OneLayer
-from tests.autolrs.jobs import bits
+from tests.autolrs.jobs import bits, outside
 
 STEPS = 160
 RANGE = (1e-4, 1.0)
@@ -137,13 +137,13 @@ def test_f07_the_unit_of_a_validation_makes_no_probe_diverge(unit: Callable[[flo
 @pytest.mark.parametrize("number", [2, 11, 20])
 def test_f13a_ctrl_c_in_a_probe_leaves_the_real_step(number: int) -> None:
     """A real signal, during a step of a probe."""
-    job, calls = Job(adamw), []
+    job, calls = Job(adamw), outside([])
     plain = job.step
 
     def step(index: torch.Tensor) -> torch.Tensor:
         loss = plain(index)
-        calls.append(1.0)
-        if len(calls) == interrupted:
+        calls.held.append(1.0)
+        if len(calls.held) == interrupted:
             signal.raise_signal(signal.SIGINT)
         return loss
 
@@ -152,7 +152,7 @@ def test_f13a_ctrl_c_in_a_probe_leaves_the_real_step(number: int) -> None:
     while not isinstance(action := tuner.next_action(), Probe):
         tuner.tell(tuner.perform(action))
     before = bits(job.model.weight), len(job.optimizer.state), job.optimizer.param_groups[0]["lr"]
-    interrupted = len(calls) + min(number, len(action.lrs))
+    interrupted = len(calls.held) + min(number, len(action.lrs))
     with pytest.raises(KeyboardInterrupt):
         tuner.perform(action)
     assert (bits(job.model.weight), len(job.optimizer.state), job.optimizer.param_groups[0]["lr"]) == before
@@ -236,19 +236,19 @@ def test_a_lightning_run_is_the_replay_of_its_schedule(kind: str, tmp_path: Path
 
 
 def test_f13e_a_checkpoint_of_a_signal_handler_in_a_probe_is_of_the_real_step(tmp_path: Path) -> None:
-    steps: list[int] = []
+    steps = outside([])
     weights: dict[int, bytes] = {}
 
     def save(module: Any) -> None:
-        steps.append(module.trainer.global_step)
-        if steps[-3:] == steps[-1:] * 3 and not (tmp_path / "asked.ckpt").exists():  # in a probe
+        steps.held.append(module.trainer.global_step)
+        if steps.held[-3:] == steps.held[-1:] * 3 and not (tmp_path / "asked.ckpt").exists():  # in a probe
             module.trainer.save_checkpoint(tmp_path / "asked.ckpt")
-        weights[steps[-1]] = bits(module.layer.weight)  # in the end, those of the real step
+        weights[steps.held[-1]] = bits(module.layer.weight)  # in the end, those of the real step
 
     module, whole, resumed = Module(save), Module(), Module()
     tuner = LightningCallback(RANGE, progress=False)
     fit(module, loader(), tmp_path, tuner)
-    assert len(steps) == STEPS + tuner.ledger.search.steps
+    assert len(steps.held) == STEPS + tuner.ledger.search.steps
     state = torch.load(tmp_path / "asked.ckpt", weights_only=True)
     assert bits(state["state_dict"]["layer.weight"]) == weights[state["global_step"]]
     assert {s["step"].item() for s in state["optimizer_states"][0]["state"].values()} == {

@@ -38,7 +38,7 @@ ASKED = signal.SIGUSR1
 @pytest.fixture
 def install() -> Iterator[Callable[[Any], Any]]:
     """Installs a handler, and puts the one before it back."""
-    CALLS.clear()
+    CALLS.held.clear()
     before = signal.getsignal(ASKED)
     yield lambda handler: signal.signal(ASKED, handler)
     signal.signal(ASKED, before)
@@ -102,7 +102,7 @@ def test_what_a_handler_sets_on_a_lightning_module_in_a_probe_stays(
 
 def test_what_a_handler_sets_beside_an_accelerator_in_a_probe_stays(tmp_path: Path, install: Any) -> None:
     def run(sends: bool) -> tuple[Net, bool, int]:
-        CALLS.clear()
+        CALLS.held.clear()
         accelerator, model = Accelerator(cpu=True), Net()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         model, optimizer, batches = accelerator.prepare(

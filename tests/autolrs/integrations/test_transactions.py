@@ -29,7 +29,7 @@ from autolrs_plugin.core.actions import Action, Probe, Restore, Snapshot, Train
 from autolrs_plugin.integrations.accelerate import AutoLRS
 from autolrs_plugin.integrations.lightning import AutoLRSCallback as LightningCallback
 from autolrs_plugin.integrations.transformers import AutoLRSCallback
-from tests.autolrs.jobs import bits
+from tests.autolrs.jobs import bits, outside
 from tests.autolrs.scripted import script
 
 PLAN: tuple[Action, ...] = (
@@ -98,18 +98,18 @@ class CallsAt:
         self.left, self.what = number, what
 
     def __call__(self, module: Any) -> None:
-        CALLS.append(1)
-        if len(CALLS) == self.left:
+        CALLS.held.append(1)
+        if len(CALLS.held) == self.left:
             self.what(module)
 
 
-CALLS: list[int] = []
-"""It only grows, so it is a log, which no rollback sets back."""
+CALLS = outside([])
+"""One for each step, those of probes included."""
 
 
 @pytest.fixture(autouse=True)
 def _no_calls() -> None:
-    CALLS.clear()
+    CALLS.held.clear()
 
 
 def raise_boom(module: Any) -> None:
@@ -349,7 +349,7 @@ def test_a_loader_that_a_trainer_keeps_loses_no_batch(workers: int, tmp_path: Pa
 
 def test_a_checkpoint_that_is_asked_for_in_a_trainers_probe_is_of_the_real_step(tmp_path: Path) -> None:
     """Of a signal handler, say: at each call of the model, in probes and between them."""
-    paths: list[Path] = []
+    paths = outside([])
 
     class Asked(Trainer):
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -357,8 +357,8 @@ def test_a_checkpoint_that_is_asked_for_in_a_trainers_probe_is_of_the_real_step(
             model: Any = self.model
             if not model.is_saved:
                 self._save_checkpoint(model, None)
-                paths.append(Path(self._get_output_dir(None)) / f"checkpoint-{self.state.global_step}")
-                paths[-1].rename(tmp_path / f"saved-{len(paths)}")
+                paths.held.append(Path(self._get_output_dir(None)) / f"checkpoint-{self.state.global_step}")
+                paths.held[-1].rename(tmp_path / f"saved-{len(paths.held)}")
             return loss
 
     def run(folder: Path, saves: bool, checkpoint: Path | None = None) -> Net:
@@ -375,7 +375,7 @@ def test_a_checkpoint_that_is_asked_for_in_a_trainers_probe_is_of_the_real_step(
     whole = run(tmp_path / "whole", False)
     asked = run(tmp_path / "asked", True)
     assert torch.equal(asked.layer.weight, whole.layer.weight)  # the probes went on, and so did the run
-    assert len(paths) == PROBED + STEPS
+    assert len(paths.held) == PROBED + STEPS
     for number in (1, 4, 9):
         saved = tmp_path / f"saved-{number}"
         assert torch.equal(load_file(saved / "model.safetensors")["layer.weight"], weight)
@@ -389,15 +389,15 @@ def test_a_state_that_is_saved_in_a_probe_on_an_accelerator_is_of_the_real_step(
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         data = DataLoader(TensorDataset(X, Y), batch_size=8)
         model, optimizer, batches = accelerator.prepare(model, optimizer, data)
-        calls: list[int] = []
+        calls = outside([])
 
         def step(batch: Any) -> torch.Tensor:
             loss = model(*batch)["loss"]
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-            calls.append(1)
-            if len(calls) in (1, 4, 9) and saves:
+            calls.held.append(1)
+            if len(calls.held) in (1, 4, 9) and saves:
                 accelerator.save_state(str(tmp_path / "state"))
             return loss
 
@@ -582,8 +582,8 @@ class Failing(Trainer):
     at = 0
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        CALLS.append(1)
-        if len(CALLS) == self.at:
+        CALLS.held.append(1)
+        if len(CALLS.held) == self.at:
             raise RuntimeError("CUDA out of memory.")
         return super().training_step(*args, **kwargs)
 
