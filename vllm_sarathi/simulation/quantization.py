@@ -18,6 +18,7 @@ class Precision:
         attention, state, mlp, shared, experts: of weights, by checkpoint_modules.PARTS.
         rest: of embeddings, the output, norms.
         kv: of the KV cache.
+        widened: whether its products are in 16 bits whatever its weights are in: of weights alone that are quantized.
     """
 
     attention: float = 2.0
@@ -27,6 +28,7 @@ class Precision:
     experts: float = 2.0
     rest: float = 2.0
     kv: float = 2.0
+    widened: bool = False
 
     @classmethod
     def of(cls, element_bytes: float) -> "Precision":
@@ -207,7 +209,8 @@ def precision_of(
         stranger = next(listed.strangers(len(layers)), None)
         if stranger is not None:
             raise ConfigError(f"{origin}: {key!r} names the module {stranger!r}, which is not understood.")
-    return replace(plain, **_mean_bytes(scheme, layers, gated), kv=_kv_bytes(said, element_bytes))
+    widths, kv = _mean_bytes(scheme, layers, gated), _kv_bytes(said, element_bytes)
+    return replace(plain, **widths, kv=kv, widened=_weights_alone(said))
 
 
 def _mean_bytes(scheme: Scheme, layers: Sequence[LayerKind], gated: bool) -> dict[str, float]:
@@ -255,6 +258,16 @@ def _rules(said: Stated, plain: float) -> tuple[tuple[Listed | None, float], ...
         f"is {said.said.get(stated)!r}, which is not understood; known are fp8, nvfp4, mxfp4, mxfp8, awq, gptq, "
         "auto-round and compressed-tensors with config_groups.",
     )
+
+
+def _weights_alone(said: Stated) -> bool:
+    """Return whether weights are quantized and what they are multiplied with is not."""
+    groups = said.part("config_groups")
+    if groups is not None and groups.said:
+        inputs = [each.said.get("input_activations") for name in groups.said if (each := groups.part(name))]
+        return not any(inputs)
+    algorithm = str(said.said.get("quant_algo") or "").lower()
+    return algorithm.startswith("w4a16_") or str(said.said.get("quant_method") or "").lower() in GROUPED
 
 
 Rule = tuple[Listed | None, float]
