@@ -95,6 +95,8 @@ OF_ANOTHER_NAME |= {"nemotron-nas"}
         ("hidden_size_per_layer_input", 256),
         ("use_cla", True),
         ("activation_function", "sine"),
+        *[("hidden_act", value) for value in ([], {"a": 1}, 3)],
+        ("torch_dtype", ["bfloat16"] * 200),
         ("quantization", {"group_size": 64, "bits": 4}),
     ],
 )
@@ -102,6 +104,7 @@ def test_what_is_not_understood_or_nonsense_is_named(key: str, value: Any) -> No
     with pytest.raises(ConfigError) as refused:
         shape(**{key: value})
     assert f"{key!r}" in str(refused.value) or (key == "hidden_size" and value == 4100)
+    assert len(str(refused.value)) < 600
 
 
 def test_experts_beside_the_decoders_keys_are_not_passed_over() -> None:
