@@ -133,7 +133,7 @@ def test_a_decoder_inside_leaves_out_what_its_class_takes() -> None:
     assert made.parameters / 1e9 == pytest.approx(3.88, rel=0.01)
     assert made.kv_bytes_per_token == 34 * 2 * 4 * 256 * 2
     assert made.max_position == 131072
-    with pytest.raises(ConfigError, match="has no whole number 'num_attention_heads'"):
+    with pytest.raises(ConfigError, match="has no whole number 'max_position_embeddings'"):
         shape_of_config(inside, "it")
 
 
