@@ -14,7 +14,14 @@ from vllm_sarathi.benchmark.common.farm import Workers
 from vllm_sarathi.benchmark.plan.bounds import Bound, bound
 from vllm_sarathi.benchmark.plan.load import Hopeless, Load
 from vllm_sarathi.core.config import ConfigError, nearest_hint
-from vllm_sarathi.simulation.deployment import build, check_some, deployment, limits_of, scheduler_choice
+from vllm_sarathi.simulation.deployment import (
+    build,
+    check_some,
+    deployment,
+    enough_for,
+    limits_of,
+    scheduler_choice,
+)
 from vllm_sarathi.simulation.devices.package import PRECISIONS
 from vllm_sarathi.simulation.models import UnknownModel
 from vllm_sarathi.simulation.quantization import NAMED_BYTES
@@ -147,7 +154,10 @@ def carries(candidate: Candidate, load: Load, replicas: int) -> bool:
     choice = scheduler_choice(candidate.scheduler, **settings_of(candidate, load))
     requests = load.at(load.rate_qps / replicas)
     simulator = Simulator(
-        build(place, choice, load.share_prefixes), place.times(load.seed), requests, place.in_flight
+        build(place, choice, load.share_prefixes, enough_tokens=enough_for(place, requests)),
+        place.times(load.seed),
+        requests,
+        place.in_flight,
     )
     simulator.run(Hopeless(requests, load.attainment))
     return not simulator.given_up and load.kept(simulator.logs)
