@@ -89,6 +89,12 @@ def test_who_cannot_be_first_or_second_is_left() -> None:
     assert board.most_replicas(Candidate("m", "c")) == benchmark.MOST_REPLICAS
 
 
+def test_of_two_that_cost_the_same_the_first_that_was_named_is_taken() -> None:
+    first, second = verdict("a", 10.0), replace(verdict("a", 10.0, "default"), place=1)
+    for finished in ([first, second], [second, first]):
+        assert Board({"a": 2.0}, finished).ranked() == [first]
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_pick_is_that_of_an_exhaustive_search(
     load: Load, monkeypatch: pytest.MonkeyPatch, seed: int

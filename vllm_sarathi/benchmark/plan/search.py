@@ -219,6 +219,7 @@ class Verdict:
         why: why it was left: `memory`, `slo`, `bound` (its best is dearer), `dearer` (a run said so); empty where its
             cost is known.
         runs: how many it took.
+        place: of the candidate in the list of all: of two that cost the same, the first is taken.
     """
 
     candidate: Candidate
@@ -228,6 +229,7 @@ class Verdict:
     cost: float = math.inf
     why: str = ""
     runs: int = 0
+    place: int = 0
 
 
 @dataclass
@@ -251,7 +253,7 @@ class Board:
     def ranked(self) -> list[Verdict]:
         """Return the cheapest verdict of each deployment, the cheapest first."""
         best: dict[str, Verdict] = {}
-        for verdict in self.verdicts:
+        for verdict in sorted(self.verdicts, key=lambda v: v.place):
             name = verdict.candidate.deployment
             if verdict.replicas is not None and (name not in best or verdict.cost < best[name].cost):
                 best[name] = verdict
@@ -292,8 +294,8 @@ def search(
     board = Board(prices, prune=prune)
     bounds = _bounds(candidates, load, workers)
     open_ones = []
-    for candidate in candidates:
-        verdict = Verdict(candidate, bounds[candidate.deployment])
+    for place, candidate in enumerate(candidates):
+        verdict = Verdict(candidate, bounds[candidate.deployment], place=place)
         if verdict.bound.refused:
             verdict.why = verdict.bound.kind
             board.verdicts.append(verdict)
