@@ -24,6 +24,7 @@ from vllm_sarathi.benchmark.capacity.search import (
     search,
     simulate_task,
 )
+from vllm_sarathi.simulation.deployment import build
 from vllm_sarathi.simulation.outcome import Outcome, outcome_of
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
@@ -167,15 +168,13 @@ def test_the_same_task_gives_the_same_answer_and_it_is_the_highest_rate() -> Non
 
 def test_a_cache_beyond_what_the_load_needs_is_not_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks: list[int] = []
-    build = capacity.build
 
-    def counted(place: Any, *arguments: Any, enough_tokens: int | None) -> Any:
-        limit = None if whole else enough_tokens
-        made = build(place, *arguments, enough_tokens=limit)
+    def counted(place: Any, choice: Any, shared: bool, enough_tokens: int | None) -> Any:
+        made = build(place, choice, shared, enough_tokens=None if whole else enough_tokens)
         blocks.append(made.kv_cache_manager.block_pool.num_gpu_blocks)
         return made
 
-    monkeypatch.setattr(capacity, "build", counted)
+    monkeypatch.setattr("vllm_sarathi.benchmark.capacity.search.build", counted)
     task = Task("mistral-7b/a100:tp8", "sarathi", RequestSource("chat", 40), Criterion(60.0), 1)
     seen = []
     for whole in (True, False):  # noqa: B007 (`counted` reads it)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.core.types import StepShape, chunk_work
+from vllm_sarathi.engine.vllm.internals import engine_args_class
 from vllm_sarathi.simulation.calibrated import CalibratedTimes, Ratios, StepModel
 from vllm_sarathi.simulation.devices.measured import Kernels, MeasuredTimes
 from vllm_sarathi.simulation.devices.roofline import Device, Roofline
@@ -27,10 +28,7 @@ CPU_MEMORY_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 @functools.cache
 def memory_share() -> float:
     """Return the share of a device's memory that vLLM takes by default, which differs between its versions."""
-    # Imported here: vLLM takes seconds to import.
-    from vllm.engine.arg_utils import EngineArgs
-
-    return float(EngineArgs.gpu_memory_utilization)
+    return float(engine_args_class().gpu_memory_utilization)
 
 
 class DoesNotFit(ConfigError):
