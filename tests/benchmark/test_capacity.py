@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from vllm_sarathi.benchmark.capacity.search import (
     search,
     simulate_task,
 )
+from vllm_sarathi.simulation.deployment import build
 from vllm_sarathi.simulation.outcome import Outcome, outcome_of
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
@@ -162,6 +164,25 @@ def test_the_same_task_gives_the_same_answer_and_it_is_the_highest_rate() -> Non
     assert above is None or not CHAT.criterion.holds(above)
     assert found.outcome["gap_ms"]["p99"] <= 100.0
     assert first_rate(CHAT) / 8 < found.qps < first_rate(CHAT) * 8
+
+
+def test_a_cache_beyond_what_the_load_needs_is_not_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks: list[int] = []
+
+    def counted(place: Any, choice: Any, shared: bool, enough_tokens: int | None) -> Any:
+        made = build(place, choice, shared, enough_tokens=None if whole else enough_tokens)
+        blocks.append(made.kv_cache_manager.block_pool.num_gpu_blocks)
+        return made
+
+    monkeypatch.setattr("vllm_sarathi.benchmark.capacity.search.build", counted)
+    task = Task("mistral-7b/a100:tp8", "sarathi", RequestSource("chat", 40), Criterion(60.0), 1)
+    seen = []
+    for whole in (True, False):  # noqa: B007 (`counted` reads it)
+        outcome = simulate_task(task, 20.0, to_the_end=True)
+        assert outcome is not None
+        seen.append(outcome.to_mapping())
+    assert seen[0] == seen[1]
+    assert blocks[0] > 10 * blocks[1]
 
 
 def test_an_slo_that_no_rate_meets_says_so_and_shows_how_long_gaps_are() -> None:

@@ -24,6 +24,7 @@ from vllm_sarathi.core.config import CONFIG_KEY, ConfigError, config_from_additi
 from vllm_sarathi.engine.vllm.internals import engine_args_class
 from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.fleet.group import Here
+from vllm_sarathi.simulation.models import CHECKPOINTS, MODELS
 
 
 class Task:
@@ -87,6 +88,12 @@ def test_who_cannot_be_first_or_second_is_left() -> None:
     assert board.most_replicas(Candidate("m", "b")) == 4
     board.prune = False
     assert board.most_replicas(Candidate("m", "c")) == benchmark.MOST_REPLICAS
+
+
+def test_of_two_that_cost_the_same_the_first_that_was_named_is_taken() -> None:
+    first, second = verdict("a", 10.0), replace(verdict("a", 10.0, "default"), place=1)
+    for finished in ([first, second], [second, first]):
+        assert Board({"a": 2.0}, finished).ranked() == [first]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -222,7 +229,7 @@ def test_a_plan_says_what_to_buy_and_how_to_start_it(here: None, prices: Path, t
     assert written["margin"] == second["cost_per_hour"] / first["cost_per_hour"] - 1 >= 0
     assert first["cost_per_hour"] == first["devices"] * {"a100": 1.8, "h100": 3.0}[first["device"]]
     assert min(first["kept"].values()) >= 0.95
-    assert "vllm serve mistral-7b --max-model-len" in done.output
+    assert "vllm serve mistralai/Mistral-7B-Instruct-v0.2 --max-model-len" in done.output
     assert "--ttft-slo-ms 3000" in done.output
     assert "on a100, step times: roofline" in done.output
     served = yaml.safe_load((tmp_path / "serve.yaml").read_text())["applications"][0]["args"]["llm_configs"][
@@ -244,6 +251,11 @@ def test_the_engine_of_a_ray_serve_file_can_be_built(load: Load, scheduler: str)
     assert config.tbt_slo_ms == (60.0 if scheduler == "sarathi" else None)
 
 
+def test_each_short_name_stands_for_a_checkpoint() -> None:
+    assert list(CHECKPOINTS) == list(MODELS)
+    assert {name.rpartition("-")[2] in CHECKPOINTS[name].lower() for name in MODELS} == {True}
+
+
 @pytest.mark.parametrize("name", DEVICES)
 def test_a_ray_serve_file_names_only_devices_that_ray_knows(load: Load, name: str) -> None:
     accelerators = pytest.importorskip("ray.util.accelerators.accelerators")
@@ -260,6 +272,7 @@ def test_a_ray_serve_file_names_only_devices_that_ray_knows(load: Load, name: st
         ("Qwen/Qwen3-8B", "nvfp4", "NVFP4_CHECKPOINT"),
         ("Qwen/Qwen3-8B", "fp8", "Qwen/Qwen3-8B"),
         ("Qwen/Qwen3-8B", None, "Qwen/Qwen3-8B"),
+        ("qwen3-32b", None, "Qwen/Qwen3-32B"),
     ],
 )
 def test_a_plan_asks_vllm_for_no_quantization_that_it_has_not(

@@ -9,6 +9,7 @@ import pytest
 
 from tests.simulation.test_config_json import LATENT, LLAMA
 from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.simulation.devices.roofline import device
 from vllm_sarathi.simulation.models import model_shape, shape_of_config
 from vllm_sarathi.simulation.quantization import Precision
 
@@ -173,3 +174,29 @@ def test_what_stands_beside_is_read_nested_or_flat(tmp_path: Path, nested: bool)
     (tmp_path / "hf_quant_config.json").write_text('{"quantization": {}}')
     with pytest.raises(ConfigError, match="has no 'quant_algo'"):
         model_shape(str(tmp_path))
+
+
+def grouped(bits: int, kind: str, size: int | None, inputs: Any) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": kind, "group_size": size}
+    return {"quant_method": "compressed-tensors"} | {
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}}
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "unit", "times"),
+    [
+        (AWQ, "b200", 1.0),
+        ({**AWQ, "quant_method": "gptq", "bits": 8}, "h100", 1.0),
+        (grouped(4, "int", 32, None), "b200", 1.0),  # Kimi-K2-Thinking
+        (grouped(4, "float", 16, None), "b200", 1.0),
+        (grouped(4, "float", 16, {"num_bits": 4, "type": "float"}), "b200", 4.0),
+        (grouped(8, "float", None, {"num_bits": 8, "type": "float"}), "h100", 2.0),
+        (grouped(8, "float", None, {"num_bits": 8, "type": "float"}), "a100", 1.0),
+        ({"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}, "b200", 1.0),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "b200", 4.0),
+        (FP8, "h200", 2.0),
+    ],
+)
+def test_products_are_as_quick_as_what_they_multiply(said: Any, unit: str, times: float) -> None:
+    assert device(unit).speed_up(precision(said)) == times

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from vllm_sarathi.core.config import nearest_hint
-from vllm_sarathi.simulation.config_reader import Reader
+from vllm_sarathi.core.errors import nearest_hint, short
+from vllm_sarathi.simulation.config_reader import MOST, Reader
 from vllm_sarathi.simulation.config_searched import rounded_up, searched_layer
 from vllm_sarathi.simulation.config_states import element_bytes, read_state
 from vllm_sarathi.simulation.layers import (
@@ -167,7 +167,7 @@ def _mixers(read: Reader, layers: int) -> list[Mixer]:
         elif kind == "hybrid":
             made[kind] = (_attention(read), read_state(read, element_bytes(read)))
         else:
-            raise read.error(f"'layer_types' has {kind!r}, which is not understood.")
+            raise read.error(f"'layer_types' has {short(kind)}, which is not understood.")
     return [made[kind] for kind in kinds]
 
 
@@ -302,9 +302,9 @@ def _check_activation(read: Reader) -> None:
     """Raise ConfigError for an activation that is not understood."""
     for key in ("mlp_hidden_act", "hidden_act", "hidden_activation", "activation_function", "activation"):
         said = read.get(key)
-        if said is not None and said not in ACTIVATIONS:
+        if said is not None and (not isinstance(said, str) or said not in ACTIVATIONS):
             raise read.error(
-                f"{key!r} is {said!r}, which is not understood; {nearest_hint(str(said), sorted(ACTIVATIONS))}"
+                f"{key!r} is {short(said)}, which is not understood; {nearest_hint(str(said), sorted(ACTIVATIONS))}"
             )
 
 
@@ -323,6 +323,10 @@ def dense_width(read: Reader) -> int:
     read.get("intermediate_size")  # where a key of its own says the width, this one is that of the experts
     width = own or read.number("intermediate_size", "ffn_hidden_size", default=widest)
     multiple, factor = read.number("block_multiple_of", default=1), read.get("block_ffn_dim_multiplier")
+    if factor is not None and (
+        isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= MOST
+    ):
+        raise read.error(f"'block_ffn_dim_multiplier' must be a number above 0, not {short(factor)}.")
     if read.flag("block_auto_adjust_ff_dim"):  # LFM2
         width = rounded_up(int((1.0 if factor is None else factor) * int(2 * width / 3)), multiple)
     return width
@@ -371,10 +375,10 @@ def _block_names(read: Reader) -> list[str] | None:
     names = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
     if pattern:
         if not isinstance(pattern, str):
-            raise read.error(f"'hybrid_override_pattern' must be a text, not {pattern!r}.")
+            raise read.error(f"'hybrid_override_pattern' must be a text, not {short(pattern)}.")
         unknown = sorted(set(pattern) - set(names))
         if unknown:
-            raise read.error(f"'hybrid_override_pattern' has {unknown[0]!r}, which is not understood.")
+            raise read.error(f"'hybrid_override_pattern' has {short(unknown[0])}, which is not understood.")
         return [names[letter] for letter in pattern]
     return read.names("layers_block_type")
 
@@ -387,7 +391,7 @@ def _block(read: Reader, name: str) -> tuple[Any, ...]:
         "moe": lambda: (None, None, read_experts(read), 0),
     }
     if name not in makers:
-        raise read.error(f"'layers_block_type' has {name!r}, which is not understood.")
+        raise read.error(f"'layers_block_type' has {short(name)}, which is not understood.")
     return makers[name]()
 
 

@@ -27,7 +27,7 @@ def element_bytes(read: Reader) -> int:
         if said is not None:
             name = str(said).removeprefix("torch.")
             if name not in DTYPE_BYTES:
-                raise read.error(f"{key!r} is {said!r}; known are {', '.join(DTYPE_BYTES)}.")
+                raise read.error(f"{key!r} is {short(said)}; known are {', '.join(DTYPE_BYTES)}.")
             return DTYPE_BYTES[name]
     return 2
 
@@ -56,7 +56,7 @@ def _state_bytes(read: Reader, element_bytes: int) -> int:
     said = None if key is None else read.get(key)
     if said is None:
         return element_bytes
-    if said not in STATE_BYTES:
+    if not isinstance(said, str) or said not in STATE_BYTES:
         raise read.error(f"{key!r} is {short(said)}; known are {', '.join(STATE_BYTES)}.")
     return STATE_BYTES[said]
 

@@ -47,6 +47,7 @@ from vllm_sarathi.simulation.placement import (
     RooflineDeployment,
 )
 from vllm_sarathi.simulation.quantization import METHODS, NAMED_BYTES
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 BLOCK_TOKENS = 16
 
@@ -374,6 +375,20 @@ def build(
         config.additional_config = choice.config.engine_args()["additional_config"]
     kv_tokens = place.kv_tokens if enough_tokens is None else min(place.kv_tokens, enough_tokens)
     return build_scheduler(config, kv_tokens // BLOCK_TOKENS, express_class(ours, asynchronous))
+
+
+def enough_for(place: Deployment, requests: Sequence[SimulatedRequest]) -> int | None:
+    """Return the tokens of KV cache beyond which nothing differs; None where prefixes are shared, which stay in it.
+
+    Args:
+        place: the deployment.
+        requests: all that are sent.
+    """
+    if any(request.prefix for request in requests):
+        return None
+    # Room for all of them at once, each with a block that it does not fill, and for a step.
+    each = (request.prompt_tokens + request.output_tokens + 2 * BLOCK_TOKENS for request in requests)
+    return sum(each) + place.step_tokens
 
 
 @functools.cache

@@ -181,6 +181,18 @@ MODELS: dict[str, ModelShape] = {
 }
 """Shapes by name, from each model's published config.json."""
 
+CHECKPOINTS = {
+    "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.2",
+    "yi-34b": "01-ai/Yi-34B",
+    "llama2-70b": "meta-llama/Llama-2-70b-hf",
+    "falcon-180b": "tiiuae/falcon-180B",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "llama-3.1-70b": "meta-llama/Llama-3.1-70B-Instruct",
+    "qwen3-32b": "Qwen/Qwen3-32B",
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+"""What can be served of each, by its name on a hub."""
+
 
 class UnknownModel(ConfigError):
     """A name that is neither a model's nor a file's."""

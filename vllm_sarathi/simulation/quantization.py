@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.core.errors import ConfigError, short
 from vllm_sarathi.simulation.checkpoint_modules import PARTS, Listed, names_of, projections_of
 from vllm_sarathi.simulation.layers import LayerKind
 
@@ -18,6 +18,7 @@ class Precision:
         attention, state, mlp, shared, experts: of weights, by checkpoint_modules.PARTS.
         rest: of embeddings, the output, norms.
         kv: of the KV cache.
+        widened: whether its products are in 16 bits whatever its weights are in: of weights alone that are quantized.
     """
 
     attention: float = 2.0
@@ -27,15 +28,18 @@ class Precision:
     experts: float = 2.0
     rest: float = 2.0
     kv: float = 2.0
+    widened: bool = False
 
     @classmethod
     def of(cls, element_bytes: float) -> "Precision":
         """Return it for a checkpoint that is not quantized."""
-        return cls(*[element_bytes] * 7)
+        every: dict[str, Any] = dict.fromkeys((*PARTS, "rest", "kv"), element_bytes)
+        return cls(**every)
 
     def with_weights(self, element_bytes: float) -> "Precision":
         """Return it with all that is quantized in a layer in `element_bytes`."""
-        return replace(self, **dict.fromkeys(PARTS, element_bytes))
+        every: dict[str, Any] = dict.fromkeys(PARTS, element_bytes)
+        return replace(self, **every)
 
 
 NVFP4_BYTES, MXFP4_BYTES = 0.5 + 1 / 16, 0.5 + 1 / 32
@@ -124,7 +128,7 @@ class Stated:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            raise self.error(key, f"must be an object, not {value!r}.")
+            raise self.error(key, f"must be an object, not {short(value)}.")
         return Stated(value, f"{self.key}.{key}", self.origin)
 
     def names(self, key: str) -> list[str]:
@@ -133,11 +137,11 @@ class Stated:
         if value is None:
             return []
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise self.error(key, f"must be a list of modules, not {value!r}.")
+            raise self.error(key, f"must be a list of modules, not {short(value)}.")
         flat = [name for each in value for name in (each if isinstance(each, list) else [each])]
         wrong = next((name for name in flat if not isinstance(name, str)), None)
         if wrong is not None:
-            raise self.error(key, f"must be a list of modules' names; {wrong!r} is none.")
+            raise self.error(key, f"must be a list of modules' names; {short(wrong)} is none.")
         return flat
 
     def listed(self, key: str, names: Sequence[str]) -> Listed:
@@ -152,7 +156,7 @@ class Stated:
         key = next((key for key in keys if self.said.get(key) is not None), keys[0])
         value = self.said.get(key)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(key, f"must be a whole number, not {value!r}.")
+            raise self.error(key, f"must be a whole number, not {short(value)}.")
         if among is not None and value not in among:
             raise self.error(key, f"is {value}; understood are {', '.join(map(str, among))}.")
         return value
@@ -199,15 +203,19 @@ def precision_of(
     if key is None:
         return plain
     if not isinstance(config[key], Mapping):
-        raise ConfigError(f"{origin}: {key!r} must be an object, not {config[key]!r}.")
+        raise ConfigError(f"{origin}: {key!r} must be an object, not {short(config[key])}.")
     said = Stated(config[key], key, origin)
     spared = [name for each in SPARED for name in said.names(each)]
     scheme = Scheme(element_bytes, said.listed("ignore", spared), _rules(said, element_bytes))
     for listed in (scheme.spared, *(listed for listed, _ in scheme.rules if listed)):
         stranger = next(listed.strangers(len(layers)), None)
         if stranger is not None:
-            raise ConfigError(f"{origin}: {key!r} names the module {stranger!r}, which is not understood.")
-    return replace(plain, **_mean_bytes(scheme, layers, gated), kv=_kv_bytes(said, element_bytes))
+            raise ConfigError(
+                f"{origin}: {key!r} names the module {short(stranger)}, which is not understood."
+            )
+    widths: dict[str, Any] = {**_mean_bytes(scheme, layers, gated)}
+    kv = _kv_bytes(said, element_bytes)
+    return replace(plain, **widths, kv=kv, widened=_weights_alone(said))
 
 
 def _mean_bytes(scheme: Scheme, layers: Sequence[LayerKind], gated: bool) -> dict[str, float]:
@@ -252,9 +260,19 @@ def _rules(said: Stated, plain: float) -> tuple[tuple[Listed | None, float], ...
     stated = "quant_algo" if algorithm else "quant_method"
     raise said.error(
         stated,
-        f"is {said.said.get(stated)!r}, which is not understood; known are fp8, nvfp4, mxfp4, mxfp8, awq, gptq, "
+        f"is {short(said.said.get(stated))}, which is not understood; known are fp8, nvfp4, mxfp4, mxfp8, awq, gptq, "
         "auto-round and compressed-tensors with config_groups.",
     )
+
+
+def _weights_alone(said: Stated) -> bool:
+    """Return whether weights are quantized and what they are multiplied with is not."""
+    groups = said.part("config_groups")
+    if groups is not None and groups.said:
+        inputs = [each.said.get("input_activations") for name in groups.said if (each := groups.part(name))]
+        return not any(inputs)
+    algorithm = str(said.said.get("quant_algo") or "").lower()
+    return algorithm.startswith("w4a16_") or str(said.said.get("quant_method") or "").lower() in GROUPED
 
 
 Rule = tuple[Listed | None, float]
@@ -305,7 +323,7 @@ def _by_group(groups: Stated) -> list[Rule]:
         others = next((t for t in targets if re.fullmatch(r"[A-Z]\w*", t) and t != "Linear"), None)
         if others is not None:
             raise group.error(
-                "targets", f"names {others!r}, which is not understood; 'Linear' and modules are."
+                "targets", f"names {short(others)}, which is not understood; 'Linear' and modules are."
             )
         all_of_them = not targets or "Linear" in targets
         rules.append((None if all_of_them else group.listed("targets", targets), width))
@@ -326,7 +344,9 @@ def _by_module(by_layer: Stated) -> list[Rule]:
         assert how is not None or by_layer.said[module] is None, "only what is left out is None"
         algorithm = str(how.said.get("quant_algo") if how else None).lower()
         if algorithm.removeprefix("w4a16_") not in METHODS:
-            raise by_layer.error(module, f"has the quant_algo {algorithm!r}; known are {', '.join(METHODS)}.")
+            raise by_layer.error(
+                module, f"has the quant_algo {short(algorithm)}; known are {', '.join(METHODS)}."
+            )
         found.setdefault(algorithm, []).append(re.sub(r"experts\.\d+", "experts.0", module))
     return [(Listed(names), METHODS[name.removeprefix("w4a16_")]) for name, names in found.items()]
 
@@ -342,5 +362,5 @@ def _kv_bytes(said: Stated, element_bytes: float) -> float:
                 return 1.0
         elif (width := KV_BYTES.get(str(value).lower())) is not None:
             return width
-        raise said.error(key, f"is {value!r}, which is not understood; known are {', '.join(KV_BYTES)}.")
+        raise said.error(key, f"is {short(value)}, which is not understood; known are {', '.join(KV_BYTES)}.")
     return element_bytes

@@ -15,7 +15,7 @@ import numpy as np
 
 from vllm_sarathi.core.config import ConfigError, check_int, check_positive
 from vllm_sarathi.core.spec import SchedulerSpec
-from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
+from vllm_sarathi.simulation.deployment import build, deployment, enough_for, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance, disturbed
 from vllm_sarathi.simulation.outcome import Outcome, meets_slos, outcome_of, paces
 from vllm_sarathi.simulation.placement import Deployment
@@ -189,7 +189,8 @@ def simulate_task(task: Task, rate_qps: float, to_the_end: bool = False) -> Outc
     place = task.place
     requests = task.workload.at(rate_qps, task.seed)
     shared = any(request.prefix for request in requests)
-    scheduler = build(place, scheduler_choice(task.scheduler, **dict(task.settings)), shared)
+    choice = scheduler_choice(task.scheduler, **dict(task.settings))
+    scheduler = build(place, choice, shared, enough_tokens=enough_for(place, requests))
     times = disturbed(place.times(task.seed), task.disturbance, task.seed)
     simulator = Simulator(scheduler, times, requests, place.in_flight)
     simulator.run(None if to_the_end else Watch(task.criterion, requests))

@@ -21,6 +21,7 @@ from vllm_sarathi.simulation.devices.package import known_models
 from vllm_sarathi.simulation.fleet.fleet import FleetSpec
 from vllm_sarathi.simulation.fleet.group import ReplicaSpec
 from vllm_sarathi.simulation.fleet.tally import merged
+from vllm_sarathi.simulation.models import CHECKPOINTS
 
 Row = dict[str, Any]
 
@@ -119,9 +120,10 @@ def nothing_said(board: Board, load: Load) -> str:
 
 def served_model(candidate: Candidate) -> str:
     """Return the checkpoint that is to be served: one in the candidate's precision where vLLM cannot make it."""
+    model = CHECKPOINTS.get(candidate.model.lower(), candidate.model)
     if candidate.precision is None or candidate.precision in ONLINE:
-        return candidate.model
-    ending = f"/{candidate.model.rpartition('/')[2]}-{candidate.precision}".lower()
+        return model
+    ending = f"/{model.rpartition('/')[2]}-{candidate.precision}".lower()
     known = (name for name in known_models().values() if name.lower().endswith(ending))
     return next(known, f"{candidate.precision.upper()}_CHECKPOINT")
 

@@ -14,7 +14,14 @@ from vllm_sarathi.benchmark.common.farm import Workers
 from vllm_sarathi.benchmark.plan.bounds import Bound, bound
 from vllm_sarathi.benchmark.plan.load import Hopeless, Load
 from vllm_sarathi.core.config import ConfigError, nearest_hint
-from vllm_sarathi.simulation.deployment import build, check_some, deployment, limits_of, scheduler_choice
+from vllm_sarathi.simulation.deployment import (
+    build,
+    check_some,
+    deployment,
+    enough_for,
+    limits_of,
+    scheduler_choice,
+)
 from vllm_sarathi.simulation.devices.package import PRECISIONS
 from vllm_sarathi.simulation.models import UnknownModel
 from vllm_sarathi.simulation.quantization import NAMED_BYTES
@@ -147,7 +154,10 @@ def carries(candidate: Candidate, load: Load, replicas: int) -> bool:
     choice = scheduler_choice(candidate.scheduler, **settings_of(candidate, load))
     requests = load.at(load.rate_qps / replicas)
     simulator = Simulator(
-        build(place, choice, load.share_prefixes), place.times(load.seed), requests, place.in_flight
+        build(place, choice, load.share_prefixes, enough_tokens=enough_for(place, requests)),
+        place.times(load.seed),
+        requests,
+        place.in_flight,
     )
     simulator.run(Hopeless(requests, load.attainment))
     return not simulator.given_up and load.kept(simulator.logs)
@@ -209,6 +219,7 @@ class Verdict:
         why: why it was left: `memory`, `slo`, `bound` (its best is dearer), `dearer` (a run said so); empty where its
             cost is known.
         runs: how many it took.
+        place: of the candidate in the list of all: of two that cost the same, the first is taken.
     """
 
     candidate: Candidate
@@ -218,6 +229,7 @@ class Verdict:
     cost: float = math.inf
     why: str = ""
     runs: int = 0
+    place: int = 0
 
 
 @dataclass
@@ -241,7 +253,7 @@ class Board:
     def ranked(self) -> list[Verdict]:
         """Return the cheapest verdict of each deployment, the cheapest first."""
         best: dict[str, Verdict] = {}
-        for verdict in self.verdicts:
+        for verdict in sorted(self.verdicts, key=lambda v: v.place):
             name = verdict.candidate.deployment
             if verdict.replicas is not None and (name not in best or verdict.cost < best[name].cost):
                 best[name] = verdict
@@ -282,8 +294,8 @@ def search(
     board = Board(prices, prune=prune)
     bounds = _bounds(candidates, load, workers)
     open_ones = []
-    for candidate in candidates:
-        verdict = Verdict(candidate, bounds[candidate.deployment])
+    for place, candidate in enumerate(candidates):
+        verdict = Verdict(candidate, bounds[candidate.deployment], place=place)
         if verdict.bound.refused:
             verdict.why = verdict.bound.kind
             board.verdicts.append(verdict)

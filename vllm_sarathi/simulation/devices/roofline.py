@@ -82,7 +82,7 @@ class Device:
     def speed_up(self, precision: Precision) -> float:
         """Return how many times as quick the products are as in bfloat16."""
         width = min(precision.mlp, precision.experts)
-        if width > 1.1:
+        if precision.widened or width > 1.1:
             return 1.0
         return self.fp8_speed if width >= 1 else self.fp4_speed
 
