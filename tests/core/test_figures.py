@@ -26,7 +26,7 @@ from vllm_sarathi.core.headroom import (
     headroom_tokens_per_s,
     largest_chunk,
     mean_claim,
-    read_tokens_per_s,
+    prefill_tokens_per_s,
     replicas_wanted,
 )
 from vllm_sarathi.core.step_trace import TracedStep
@@ -194,7 +194,7 @@ def test_headroom_falls_with_decodes_and_with_what_is_read(model: StepTimeModel)
     assert rooms[0] > rooms[1] > rooms[2] > 0
     # Of 100 ms, 10 are the step's and 30 the decodes': 600 tokens in a tenth of a second, less the margin.
     assert rooms[2] == pytest.approx(6000, rel=0.2)
-    able = read_tokens_per_s(model, 10, 0, 0.1, 4096)
+    able = prefill_tokens_per_s(model, 10, 0, 0.1, 4096)
     assert headroom_tokens_per_s(model, 10, 0, 0.1, 4096, 1000.0) == pytest.approx(able - 1000.0)
     assert headroom_tokens_per_s(model, 10, 0, 0.1, 4096, able + 1) == 0
     assert headroom_tokens_per_s(model, 30, 0, 0.02, 4096, 0.0) == 0

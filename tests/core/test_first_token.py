@@ -14,7 +14,9 @@ from vllm_sarathi.core.gate import LEAD_STEPS, LONG_S, MOST_CAUTION, Gate
 SECONDS = st.floats(0.01, 5.0)
 LOSABLE = st.builds(Job, st.floats(0.1, 5.0), SECONDS, st.just(False), st.just(False), SECONDS)
 JOBS = st.lists(
-    st.builds(Job, due_s=st.floats(0.1, 10.0), read_s=SECONDS, protected=st.booleans(), stays=st.just(True)),
+    st.builds(
+        Job, due_s=st.floats(0.1, 10.0), prefill_s=SECONDS, protected=st.booleans(), stays=st.just(True)
+    ),
     max_size=8,
 )
 
@@ -23,7 +25,7 @@ def ends(jobs: list[Job], lead_s: float) -> list[float]:
     """Return when each of the jobs has its first token, read one after the other."""
     ended, at_s = [], lead_s
     for job in jobs:
-        at_s += job.read_s
+        at_s += job.prefill_s
         ended.append(at_s)
     return ended
 
@@ -35,7 +37,7 @@ def test_a_newcomer_goes_as_far_forward_as_its_deadline_and_those_behind_it_allo
 ) -> None:
     queue = QueueView(tuple(jobs), token_s=0.1, lead_s=0.05)
     line = [jobs[i] for i in keep(jobs, queue.lead_s)]
-    own = Job(due_s, queue.read_s(tokens))
+    own = Job(due_s, queue.prefill_s(tokens))
     before = ends(line, queue.lead_s)
 
     def harms(place: int) -> bool:
@@ -122,7 +124,7 @@ def test_where_reading_turns_slow_the_longest_unread_is_refused_and_those_being_
     door = Gate(lambda: pace[0])
     for name, tokens in (("begun", 700), ("long", 500), ("short", 400)):
         assert door.ask(name, bond(), 10.0, 10.0, tokens, 0) is None
-    door.read("begun", 100, 600)
+    door.prefilled("begun", 100, 600)
     assert door.review(10.0) == {}
     # Of the second that the SLO allows, what is left to read takes 0.6 with a lead of 0.1, and more by the caution.
     caution = 1 + MOST_CAUTION * 1.0 / LONG_S
@@ -143,7 +145,7 @@ def test_who_runs_is_not_refused_though_less_of_it_is_cached_than_there_was() ->
     for runs, refused in ((False, ["a"]), (True, [])):
         door = gate()
         assert door.ask("a", bond(), 10.0, 10.0, 400, 500) is None
-        door.read("a", 100, 1900, runs)
+        door.prefilled("a", 100, 1900, runs)
         assert list(door.review(10.0)) == refused
 
 

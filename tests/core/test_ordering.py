@@ -17,7 +17,7 @@ from vllm_sarathi.core.types import Reason, RequestView, StepPlan, StepRecord, S
 TOKENS_PER_S = 1000.0
 
 
-def read_s(done_tokens: int, remaining_tokens: int) -> float:
+def prefill_s(done_tokens: int, remaining_tokens: int) -> float:
     return remaining_tokens / TOKENS_PER_S
 
 
@@ -28,7 +28,12 @@ def prompt(
 
 
 def order(requests: list[RequestView], **arguments: object) -> list[str]:
-    defaults: dict[str, object] = {"ttft_slo_s": None, "max_wait_s": 30.0, "lead_s": 0.0, "read_s": read_s}
+    defaults: dict[str, object] = {
+        "ttft_slo_s": None,
+        "max_wait_s": 30.0,
+        "lead_s": 0.0,
+        "prefill_s": prefill_s,
+    }
     keys = deadline_keys(requests, **(defaults | arguments))  # type: ignore[arg-type]
     return [requests[i].request_id for i in sorted(range(len(requests)), key=keys.__getitem__)]
 
@@ -37,10 +42,12 @@ def order(requests: list[RequestView], **arguments: object) -> list[str]:
 @given(st.lists(st.tuples(st.integers(1, 2000), st.floats(0.05, 5.0)), min_size=1, max_size=7))
 def test_no_other_choice_keeps_more_slos(jobs: list[tuple[int, float]]) -> None:
     requests = [prompt(str(i), tokens, slo_s=slo) for i, (tokens, slo) in enumerate(jobs)]
-    kept = kept_slos(requests, None, 0.0, read_s)
+    kept = kept_slos(requests, None, 0.0, prefill_s)
 
     def is_kept(chosen: tuple[tuple[int, float], ...]) -> bool:
-        ends = itertools.accumulate(read_s(0, tokens) for tokens, _ in sorted(chosen, key=lambda job: job[1]))
+        ends = itertools.accumulate(
+            prefill_s(0, tokens) for tokens, _ in sorted(chosen, key=lambda job: job[1])
+        )
         return all(
             end <= slo for end, (_, slo) in zip(ends, sorted(chosen, key=lambda job: job[1]), strict=True)
         )

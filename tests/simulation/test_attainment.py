@@ -69,11 +69,11 @@ def test_far_beyond_capacity_nothing_waits_longer_than_stated() -> None:
     requests.sort(key=lambda request: request.arrival_s)
     logs, outcome = play(requests, **DEADLINE, prefill_max_wait_s=max_wait_s)
     assert outcome.completed == len(requests)
-    read_s = deployment(PLACE).read_s(12_000)
+    prefill_s = deployment(PLACE).prefill_s(12_000)
     before = 0.0
     waited = [log for log in logs if log.request.prompt_tokens == 12_000]
     for log in waited:
-        before += read_s
+        before += prefill_s
         wait_s = log.token_s[0] - log.request.arrival_s
         assert wait_s <= max_wait_s + 2 * 1.3 * before + 1.0  # steps of a bounded length cost 30% at the most
     # The bound is what let them in: without it they wait until the others are done.

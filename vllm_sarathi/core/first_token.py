@@ -27,14 +27,14 @@ class Job(NamedTuple):
 
     Attributes:
         due_s: when its first token is due, seconds from now.
-        read_s: how long prefilling what is left of it takes, seconds.
+        prefill_s: how long prefilling what is left of it takes, seconds.
         protected: whether it must not be made late for others: it was let in under an SLO that is kept or refused.
         stays: whether it is prefilled in its place even where it is late.
         loss: what giving it up costs; of those before one that would be late, that with the least goes.
     """
 
     due_s: float
-    read_s: float
+    prefill_s: float
     protected: bool = False
     stays: bool = False
     loss: float = 0.0
@@ -58,7 +58,7 @@ class QueueView:
     lead_s: float = 0.0
     rest_s: float = 0.0
 
-    def read_s(self, tokens: int, done_tokens: int = 0) -> float:
+    def prefill_s(self, tokens: int, done_tokens: int = 0) -> float:
         """Return the seconds to prefill `tokens` after `done_tokens`."""
         return tokens * self.token_s + self.work_s * chunk_work(done_tokens, tokens)
 
@@ -79,9 +79,9 @@ def when_first_token(
         done_tokens: of the prompt that are in the prefix cache.
         batch: whether it takes only what all others leave.
     """
-    own_s = queue.read_s(tokens, done_tokens)
+    own_s = queue.prefill_s(tokens, done_tokens)
     jobs = [queue.jobs[index] for index in keep(queue.jobs, queue.lead_s)]
-    end_s = queue.lead_s + sum(job.read_s for job in jobs)
+    end_s = queue.lead_s + sum(job.prefill_s for job in jobs)
     if due_s == math.inf:
         return end_s + (queue.rest_s if batch else 0.0) + own_s
     slack_s = math.inf
@@ -90,7 +90,7 @@ def when_first_token(
             slack_s = min(slack_s, job.due_s - end_s)
         if job.due_s <= due_s or slack_s < own_s:
             break
-        end_s -= job.read_s
+        end_s -= job.prefill_s
     return end_s + own_s
 
 
@@ -108,7 +108,7 @@ def keep(jobs: Sequence[Job], lead_s: float) -> list[int]:
         job = jobs[index]
         if not job.stays and end_s > job.due_s:
             continue  # it is late whoever is given up for it now: those before it are in time, and stay so
-        end_s += job.read_s
+        end_s += job.prefill_s
         kept[index] = None
         if not job.stays:
             heapq.heappush(losable, (job.loss, -len(kept), index))  # of equals, the one that is due last
@@ -116,7 +116,7 @@ def keep(jobs: Sequence[Job], lead_s: float) -> list[int]:
             continue
         given_up = _pop_long(losable, jobs, end_s - job.due_s - ROUNDING_S)
         if given_up is not None:  # else it is late in any case: nobody is given up for it
-            end_s -= jobs[given_up].read_s
+            end_s -= jobs[given_up].prefill_s
             del kept[given_up]
     return list(kept)
 
@@ -127,7 +127,7 @@ def _pop_long(losable: list[tuple[float, int, int]], jobs: Sequence[Job], needed
     found = None
     while losable and found is None:
         entry = heapq.heappop(losable)
-        if jobs[entry[2]].read_s >= needed_s:
+        if jobs[entry[2]].prefill_s >= needed_s:
             found = entry[2]
         else:
             passed.append(entry)
@@ -138,4 +138,4 @@ def _pop_long(losable: list[tuple[float, int, int]], jobs: Sequence[Job], needed
 
 def by_deadline(jobs: Sequence[Job]) -> Iterable[int]:
     """Return the indices of the jobs, the earliest deadline first and the shortest first among equals."""
-    return sorted(range(len(jobs)), key=lambda i: (jobs[i].due_s, jobs[i].read_s))
+    return sorted(range(len(jobs)), key=lambda i: (jobs[i].due_s, jobs[i].prefill_s))

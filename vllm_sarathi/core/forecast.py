@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from vllm_sarathi.core.first_token import Job, QueueView, when_first_token
-from vllm_sarathi.core.headroom import read_tokens_per_s
+from vllm_sarathi.core.headroom import prefill_tokens_per_s
 from vllm_sarathi.core.limits.floor import PREFILL_SHARE
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import chunk_work
@@ -31,10 +31,10 @@ class FirstTokenForecast:
     kept: bool | None
 
 
-def read_token_s(
+def prefill_token_s(
     model: StepTimeModel,
     *,
-    to_read: int,
+    to_prefill: int,
     decodes: int,
     context_tokens: int,
     step_slo_s: float | None,
@@ -44,7 +44,7 @@ def read_token_s(
 
     Args:
         model: the step-time model.
-        to_read: prompt tokens that are to be prefilled.
+        to_prefill: prompt tokens that are to be prefilled.
         decodes, context_tokens: as in StepShape, of the requests that generate now.
         step_slo_s: how long a step may take for them, seconds; None where there is no SLO.
         most_tokens: the most tokens in a step.
@@ -52,11 +52,11 @@ def read_token_s(
     if not model.ready:
         return None
     if decodes and step_slo_s is not None:
-        speed = read_tokens_per_s(model, decodes, context_tokens, step_slo_s, most_tokens)
+        speed = prefill_tokens_per_s(model, decodes, context_tokens, step_slo_s, most_tokens)
         # Where no chunk fits, prompts are prefilled all the same, in a part of the time.
-        speed = speed or PREFILL_SHARE * _alone_tokens_per_s(model, to_read, most_tokens)
+        speed = speed or PREFILL_SHARE * _alone_tokens_per_s(model, to_prefill, most_tokens)
     else:
-        speed = _alone_tokens_per_s(model, to_read, most_tokens)
+        speed = _alone_tokens_per_s(model, to_prefill, most_tokens)
     return 1 / speed if speed > 0 else None
 
 
@@ -73,7 +73,7 @@ def forecast_in_line(
     """
     due_s = math.inf if ttft_slo_s is None else ttft_slo_s
     wait_s = when_first_token(queue, tokens, due_s, batch=last)
-    before_s = wait_s - queue.lead_s - queue.read_s(tokens)
+    before_s = wait_s - queue.lead_s - queue.prefill_s(tokens)
     ahead = round(before_s / queue.token_s) if queue.token_s > 0 else 0
     return FirstTokenForecast(wait_s, max(0, ahead), None if ttft_slo_s is None else wait_s <= ttft_slo_s)
 
@@ -92,14 +92,14 @@ def forecast_first_token(
     """Return what a prompt that came now can expect where `ahead_tokens` are prefilled before it, whatever its SLO.
 
     Args:
-        model, decodes, context_tokens, step_slo_s, most_tokens: as in `read_token_s`.
+        model, decodes, context_tokens, step_slo_s, most_tokens: as in `prefill_token_s`.
         tokens: the prompt's length, at least 1.
         ahead_tokens: prompt tokens whose turn comes before.
         ttft_slo_s: the SLO to judge by, seconds; None for none.
     """
-    token_s = read_token_s(
+    token_s = prefill_token_s(
         model,
-        to_read=ahead_tokens + tokens,
+        to_prefill=ahead_tokens + tokens,
         decodes=decodes,
         context_tokens=context_tokens,
         step_slo_s=step_slo_s,
@@ -115,8 +115,8 @@ def forecast_first_token(
     )
 
 
-def _alone_tokens_per_s(model: StepTimeModel, to_read: int, most_tokens: int) -> float:
+def _alone_tokens_per_s(model: StepTimeModel, to_prefill: int, most_tokens: int) -> float:
     """Return how fast prompts are prefilled where nothing decodes."""
-    chunk = max(1, min(to_read, most_tokens))
+    chunk = max(1, min(to_prefill, most_tokens))
     step_s = model.seconds(chunk, 0, 0, chunk_work(0, chunk), 1)
     return chunk / step_s if step_s > 0 else 0.0

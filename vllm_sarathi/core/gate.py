@@ -136,7 +136,7 @@ class Gate:
         self._standing[request_id] = newcomer
         return None
 
-    def read(self, request_id: str, done: int, left: int, runs: bool = False) -> None:
+    def prefilled(self, request_id: str, done: int, left: int, runs: bool = False) -> None:
         """Note how far a prompt has been prefilled.
 
         Args:
@@ -182,7 +182,7 @@ class Gate:
         queue = line[0]
         end_s, slack_s = queue.lead_s, math.inf
         for index in by_deadline(queue.jobs):
-            end_s += queue.jobs[index].read_s
+            end_s += queue.jobs[index].prefill_s
             slack_s = min(slack_s, queue.jobs[index].due_s - end_s)
         return now_s + max(slack_s, queue.lead_s)  # nobody is prefilled meanwhile, at the worst
 
@@ -214,13 +214,13 @@ class Gate:
         for name, each in self._standing.items():
             when_late = each.slo_class.when_late
             due_s = each.arrival_s + each.ttft_slo_s - now_s
-            read_s = (each.caution if cautious else 1.0) * queue.read_s(each.left, each.done)
+            prefill_s = (each.caution if cautious else 1.0) * queue.prefill_s(each.left, each.done)
             if due_s <= 0 and when_late == "relegate":
-                rest_s += read_s
+                rest_s += prefill_s
                 continue
             stays = when_late == "serve" or each.begun
-            loss = each.slo_class.weight / read_s if read_s > 0 else math.inf
-            jobs.append(Job(due_s, read_s, protected=when_late == "refuse", stays=stays, loss=loss))
+            loss = each.slo_class.weight / prefill_s if prefill_s > 0 else math.inf
+            jobs.append(Job(due_s, prefill_s, protected=when_late == "refuse", stays=stays, loss=loss))
             standing.append((name, each))
         return QueueView(tuple(jobs), queue.token_s, queue.work_s, queue.lead_s, rest_s), standing
 

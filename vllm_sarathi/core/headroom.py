@@ -21,12 +21,12 @@ class Claim(NamedTuple):
 
     Attributes:
         decodes, context_tokens: as in StepShape.
-        read_tokens: of their prompts.
+        prefill_tokens: of their prompts.
     """
 
     decodes: int
     context_tokens: int
-    read_tokens: int
+    prefill_tokens: int
 
 
 def claim(step: FinishedStep, batch: Collection[str]) -> Claim:
@@ -49,7 +49,7 @@ def mean_claim(claims: Sequence[Claim]) -> Claim:
     return Claim(
         round(sum(each.decodes for each in decoding) / len(decoding)) if decoding else 0,
         sum(each.context_tokens for each in decoding) // len(decoding) if decoding else 0,
-        sum(each.read_tokens for each in claims),
+        sum(each.prefill_tokens for each in claims),
     )
 
 
@@ -77,7 +77,7 @@ def _step_s(model: StepTimeModel, decodes: int, context_tokens: int, chunk: int)
     return model.seconds(decodes + chunk, decodes, context_tokens, chunk_work(0, chunk), decodes + 1)
 
 
-def read_tokens_per_s(
+def prefill_tokens_per_s(
     model: StepTimeModel, decodes: int, context_tokens: int, step_slo_s: float, most_tokens: int
 ) -> float:
     """Return the prompt tokens that can be prefilled in a second beside the decodes within the SLO.
@@ -103,7 +103,7 @@ def headroom_tokens_per_s(
         model, decodes, context_tokens, step_slo_s, most_tokens: as in `largest_chunk`.
         used_tokens_per_s: prompt tokens that are prefilled in a second now.
     """
-    able = read_tokens_per_s(model, decodes, context_tokens, step_slo_s, most_tokens)
+    able = prefill_tokens_per_s(model, decodes, context_tokens, step_slo_s, most_tokens)
     return max(0.0, able - used_tokens_per_s)
 
 

@@ -122,7 +122,9 @@ class Admissions:
             if request is None or request.num_output_tokens or request.num_output_placeholders:
                 gate.left(name)
             elif done := request.num_computed_tokens:
-                gate.read(name, done, request.num_tokens - done, request.status is request_status().RUNNING)
+                gate.prefilled(
+                    name, done, request.num_tokens - done, request.status is request_status().RUNNING
+                )
 
     def _refuse(self, refused: dict[str, Refusal]) -> None:
         finished = self._scheduler.finish_requests(set(refused), request_status().FINISHED_ABORTED)

@@ -205,7 +205,7 @@ class Control:
         }
 
     def _device(self) -> dict[str, Any]:
-        """Return what the pace of reading follows from, as `forecast.read_token_s` takes it."""
+        """Return what the pace of reading follows from, as `forecast.prefill_token_s` takes it."""
         scheduler, controller = self._scheduler, self._scheduler.controller
         generating = [r for r in scheduler.running if not r.is_prefill_chunk]
         slo_s = controller.tbt_slo_s

@@ -185,7 +185,7 @@ class ViewBuilder:
         views: tuple[DecodeView, ...] = ()
         if policy.needs_decode_views:
             views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
-        to_read = partial or waiting or (unseen and admission.free_slots)
+        to_prefill = partial or waiting or (unseen and admission.free_slots)
         view = StepView(
             now_s=now_s,
             decodes=decodes,
@@ -201,7 +201,7 @@ class ViewBuilder:
             free_slots=admission.free_slots,
             closed=admission.paused,
             tbt_slos_s=tbt_slos_s,
-            occupancy=self._occupancy(admission) if classes and to_read else None,
+            occupancy=self._occupancy(admission) if classes and to_prefill else None,
             blocked=self._blocked(queued, admission),
         )
         return Sight(view, partial, waiting, self._yielding(short, admission) if short and yields else [])

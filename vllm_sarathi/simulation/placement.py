@@ -79,7 +79,7 @@ class Deployment:
         """Return how long its steps take; `seed` is for what scatters."""
         raise NotImplementedError
 
-    def read_s(self, tokens: float) -> float:
+    def prefill_s(self, tokens: float) -> float:
         """Return the seconds to prefill a prompt of `tokens` with nothing beside it."""
         count = max(1, round(tokens))
         return self.times().stage_s(StepShape(count, 0, 0, chunk_work(0, count), 1), 0)

@@ -237,7 +237,7 @@ def first_rate(task: Task) -> float:
     place = task.place
     requests = task.workload.at(1.0, task.seed)
     tokens = statistics.fmean(request.prompt_tokens for request in requests)
-    return 0.5 / (place.read_s(tokens) + 1e-3)
+    return 0.5 / (place.prefill_s(tokens) + 1e-3)
 
 
 def find(task: Task, start_qps: float | None = None) -> Found:

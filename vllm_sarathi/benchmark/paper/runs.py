@@ -177,7 +177,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         return {**about, **row_of(cell.tasks, found)}
     requests = first.workload.at(1.0, 0)
     tokens = sum(request.prompt_tokens for request in requests) / len(requests)
-    rate_qps = 0.5 / first.place.read_s(tokens)
+    rate_qps = 0.5 / first.place.prefill_s(tokens)
     outcome = simulate_task(first, rate_qps, to_the_end=True)
     assert outcome is not None
     return {**about, "scheduler": first.scheduler, "rate_qps": rate_qps, **outcome.to_mapping()}

@@ -81,7 +81,7 @@ def simulate(row: SiliconRow) -> dict[str, Any]:
         return {"left_out": str(error)}
     if not isinstance(place, MeasuredDeployment):
         return {"left_out": place.source.lines[-1]}
-    if (reason := queued(row, place.read_s(row.prompt_tokens))) is not None:
+    if (reason := queued(row, place.prefill_s(row.prompt_tokens))) is not None:
         return {"left_out": reason}
     first, steady = waves(row, place, FRONTEND if row.ranged else GATEWAY)
     return {

@@ -104,7 +104,7 @@ def fit(rows: Sequence[SiliconRow]) -> dict[str, float]:
             place = place_of(row.place)
         except ConfigError:
             continue
-        if isinstance(place, MeasuredDeployment) and queued(row, place.read_s(row.prompt_tokens)) is None:
+        if isinstance(place, MeasuredDeployment) and queued(row, place.prefill_s(row.prompt_tokens)) is None:
             kernels = place.kernels.under(row.release)
             table.append(features(row, kernels, place.step_tokens))
             measured.append(row.tpot_ms)

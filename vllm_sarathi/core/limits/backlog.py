@@ -16,24 +16,24 @@ class Backlog:
     """Counts the prompts of busy periods."""
 
     def __init__(self) -> None:
-        self._read = 0
+        self._prefilled = 0
         self._periods = 0
         self._sum = self._square_sum = 0.0
 
-    def planned(self, read: int, left: int) -> None:
+    def planned(self, prefilled: int, left: int) -> None:
         """Note a step.
 
         Args:
-            read: prompts whose last token it prefills.
+            prefilled: prompts whose last token it prefills.
             left: prompts that are to be prefilled after it, as far as they are there.
         """
-        if read or left:
-            self._read += read
-        elif self._read:
+        if prefilled or left:
+            self._prefilled += prefilled
+        elif self._prefilled:
             self._periods += 1
-            self._sum = FORGOTTEN * self._sum + self._read
-            self._square_sum = FORGOTTEN * self._square_sum + self._read**2
-            self._read = 0
+            self._sum = FORGOTTEN * self._sum + self._prefilled
+            self._square_sum = FORGOTTEN * self._square_sum + self._prefilled**2
+            self._prefilled = 0
 
     def delayed(self, left: int) -> float:
         """Return how many prompts are put off by one more step now, where `left` are there that it does not prefill.
@@ -43,5 +43,5 @@ class Backlog:
         """
         expected = 0.0
         if self._periods >= KNOWN_PERIODS:
-            expected = self._square_sum / self._sum - self._read
-        return max(left, expected if expected > 0 else self._read)
+            expected = self._square_sum / self._sum - self._prefilled
+        return max(left, expected if expected > 0 else self._prefilled)

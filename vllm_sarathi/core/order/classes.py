@@ -292,7 +292,7 @@ class ClassOrder(DeadlineOrder):
         jobs, indices = self._jobs(requests, bool(starving), shared)
         kept = {}
         for place in keep(jobs, self._pipeline.token_s(self._step_s)):
-            kept[indices[place]] = (1, jobs[place].due_s, jobs[place].read_s)
+            kept[indices[place]] = (1, jobs[place].due_s, jobs[place].prefill_s)
         keys: list[Key] = []
         for index, request in enumerate(requests):
             left_s = self._prefill_s(request.done_tokens, request.remaining_tokens)
@@ -328,10 +328,10 @@ class ClassOrder(DeadlineOrder):
             stays = slo_class.when_late != "relegate"  # it was admitted with an SLO
             if due_s <= 0 and not stays:
                 continue
-            read_s = factor * self._prefill_s(request.done_tokens, request.remaining_tokens)
-            cost_s = max(read_s, 1e-9) / slo_class.weight
+            prefill_s = factor * self._prefill_s(request.done_tokens, request.remaining_tokens)
+            cost_s = max(prefill_s, 1e-9) / slo_class.weight
             beyond = slo_class.name in shared and self._shares[slo_class.name].is_beyond(self._place(request))
-            jobs.append(Job(due_s, read_s, stays=stays, loss=-cost_s if beyond else 1 / cost_s))
+            jobs.append(Job(due_s, prefill_s, stays=stays, loss=-cost_s if beyond else 1 / cost_s))
             indices.append(index)
         return jobs, indices
 

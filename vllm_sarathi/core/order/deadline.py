@@ -72,12 +72,12 @@ SLO_REMEMBERED_S = 600.0
 
 Key = tuple[int, float, float]
 
-ReadTime = Callable[[int, int], float]
+PrefillTime = Callable[[int, int], float]
 """Seconds to prefill a number of remaining tokens after a number of done ones."""
 
 
 def kept_slos(
-    requests: Sequence[RequestView], ttft_slo_s: float | None, lead_s: float, read_s: ReadTime
+    requests: Sequence[RequestView], ttft_slo_s: float | None, lead_s: float, prefill_s: PrefillTime
 ) -> dict[int, Key]:
     """Return the keys of those requests, by index, whose time to first token can be kept together.
 
@@ -85,16 +85,16 @@ def kept_slos(
         requests: all that are to be prefilled.
         ttft_slo_s: the SLO of requests without one of their own; None for none.
         lead_s: seconds before the first of them can be prefilled, and between prefill and answering.
-        read_s: how long prefill takes.
+        prefill_s: how long prefill takes.
     """
     jobs, indices = [], []
     for index, request in enumerate(requests):
         slo_s = ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
         if slo_s is not None and request.age_s < slo_s and not request.answering:
-            left_s = read_s(request.done_tokens, request.remaining_tokens)
+            left_s = prefill_s(request.done_tokens, request.remaining_tokens)
             jobs.append(Job(slo_s - request.age_s, left_s, loss=-left_s))
             indices.append(index)
-    return {indices[place]: (1, jobs[place].due_s, jobs[place].read_s) for place in keep(jobs, lead_s)}
+    return {indices[place]: (1, jobs[place].due_s, jobs[place].prefill_s) for place in keep(jobs, lead_s)}
 
 
 def deadline_keys(
@@ -102,20 +102,20 @@ def deadline_keys(
     ttft_slo_s: float | None,
     max_wait_s: float,
     lead_s: float,
-    read_s: ReadTime,
+    prefill_s: PrefillTime,
     overdue_first: bool = True,
 ) -> list[Key]:
     """Return each request's place in `deadline` order; smaller goes first.
 
     Args:
-        requests, ttft_slo_s, lead_s, read_s: as in `kept_slos`.
+        requests, ttft_slo_s, lead_s, prefill_s: as in `kept_slos`.
         max_wait_s: the bound on waiting.
         overdue_first: whether it is the turn of those that have waited longer.
     """
     overdue = {i for i, request in enumerate(requests) if request.age_s >= max_wait_s}
     # While some are overdue, half of the steps are theirs.
     kept = kept_slos(
-        requests, ttft_slo_s, lead_s, (lambda done, left: 2 * read_s(done, left)) if overdue else read_s
+        requests, ttft_slo_s, lead_s, (lambda done, left: 2 * prefill_s(done, left)) if overdue else prefill_s
     )
     keys = []
     for index, request in enumerate(requests):
@@ -126,9 +126,9 @@ def deadline_keys(
         elif index in kept:
             keys.append(kept[index])
         else:
-            remaining_s = read_s(request.done_tokens, request.remaining_tokens)
+            remaining_s = prefill_s(request.done_tokens, request.remaining_tokens)
             own = request.done_tokens - request.cached_tokens
-            total_s = remaining_s + read_s(request.cached_tokens, own)
+            total_s = remaining_s + prefill_s(request.cached_tokens, own)
             has_slo = request.ttft_slo_s is not None or ttft_slo_s is not None
             keys.append((2 if has_slo else 3, STRETCH * total_s - request.age_s, remaining_s))
     return keys

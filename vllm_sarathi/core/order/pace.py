@@ -6,7 +6,7 @@ it refused would never be prefilled, and nothing new would be learnt.
 
 import math
 
-from vllm_sarathi.core.forecast import read_token_s
+from vllm_sarathi.core.forecast import prefill_token_s
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import Pipeline, Reason, StepRecord, StepView
 
@@ -107,9 +107,9 @@ class ReadingPace:
             [self.least_tbt_slo_s if s is None else self._pipeline.step_s(s) for s in self._tbt_slos_s],
             default=self.least_tbt_slo_s,
         )
-        return read_token_s(
+        return prefill_token_s(
             self._model,
-            to_read=tokens,
+            to_prefill=tokens,
             decodes=decodes,
             context_tokens=context_tokens,
             step_slo_s=None if slo_s == math.inf else slo_s,

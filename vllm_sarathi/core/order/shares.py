@@ -33,13 +33,13 @@ class Shares:
         self._paid_s: dict[str, float] = {}
         self._asked_s: dict[str, float] = {}
 
-    def tag(self, tenant: str, read_s: float, wall_s: float = 0.0) -> float:
-        """Return the tag of a request whose prefill takes `read_s` seconds, and charge the tenant for it at a time."""
+    def tag(self, tenant: str, prefill_s: float, wall_s: float = 0.0) -> float:
+        """Return the tag of a request whose prefill takes `prefill_s` seconds, and charge the tenant for it."""
         self._asked_s.pop(tenant, None)
         self._asked_s[tenant] = wall_s  # the last to ask stands last
         earliest_s = self.now_s - CREDIT_S - self._paid_s.get(tenant, 0.0)
         tag_s = max(earliest_s, self._ends.get(tenant, earliest_s))
-        self._ends[tenant] = tag_s + read_s
+        self._ends[tenant] = tag_s + prefill_s
         if len(self._ends) > MOST_TENANTS:
             self._forget()
         return tag_s

@@ -73,9 +73,9 @@ class PrefixAffinity:
 
     def choose(self, request: SimulatedRequest, replicas: Sequence[Answer]) -> int:
         """Return the one with the fewest; of equals, one after the other."""
-        to_read = [r.waiting_tokens - self._cached_tokens(r.replica, request) for r in replicas]
-        least = min(to_read)
-        equal = [place for place, tokens in enumerate(to_read) if tokens == least]
+        to_prefill = [r.waiting_tokens - self._cached_tokens(r.replica, request) for r in replicas]
+        least = min(to_prefill)
+        equal = [place for place, tokens in enumerate(to_prefill) if tokens == least]
         place = equal[self._turns.choose(request, [replicas[each] for each in equal])]
         sent = self._sent.setdefault(replicas[place].replica, OrderedDict())
         for piece in request.prefix:
