@@ -56,9 +56,8 @@ def tiny() -> tuple[Any, Any]:
         pad_token_id=1,
     )
     torch.manual_seed(0)
-    return LlamaForCausalLM(config), PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>")
+    return LlamaForCausalLM(config), tokenizer
 
 
 def main() -> None:
