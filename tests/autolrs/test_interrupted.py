@@ -169,7 +169,8 @@ def test_without_a_folder_an_interrupt_amid_the_runs_own_steps_ends_it() -> None
         with pytest.raises(KeyboardInterrupt):
             tuner.run()
         with pytest.raises(
-            RuntimeError, match="anew, as the script does; with a run_dir, a run goes on where it was"
+            RuntimeError,
+            match="AutoLRS again, as the script does; with a run_dir, a run goes on where it was",
         ):
             tuner.run()
 

@@ -380,7 +380,8 @@ def test_a_slower_device_has_longer_slos_and_is_asked_less_often(tmp_path: Path,
     said = " ".join(console.export_text().split())
     assert "SLO 500 ms between tokens (250 on the reference device)" in said
     assert (
-        said.count("it reads 500 tokens/s (reference: 1,000), a decode step takes 40 ms (20); times x 2") == 2
+        said.count("it prefills 500 tokens/s (reference: 1,000), a decode step takes 40 ms (20); times x 2")
+        == 2
     )
     assert "2 servers are started" in said
 

@@ -250,7 +250,7 @@ def test_a_latent_has_no_heads_of_keys() -> None:
 
 def test_the_page_names_all_families() -> None:
     page = (ROOT / "docs/how-to/capacity.md").read_text()
-    said = page.partition("`model_type`s:")[2].partition("\n\n")[0]
+    said = page.partition("`model_type`s are understood:")[2].partition("\n\n")[0]
     assert set(re.findall(r"`([\w-]+)`", said)) == set(FAMILIES)
 
 
