@@ -6,11 +6,13 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
 from functools import partial
+from queue import Queue, SimpleQueue
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakSet
 
 from autolrs_plugin.training.handed import (
+    calls_in,
     check_channels,
     containers_in,
     filled_names,
@@ -26,6 +28,9 @@ logger = logging.getLogger("autolrs_plugin")
 
 FILLS = {"put", "put_nowait", "acquire", "release"}
 """With what a thread changes one."""
+
+TAKES, ADDS = {"get", "get_nowait"}, {"put", "put_nowait"}
+"""With what something is taken from a queue, and put into it."""
 
 PATIENCE_S = 60.0
 """How long is waited for what a thread of a pool prepares: one batch, mostly."""
@@ -100,14 +105,38 @@ def check_threads(job: Inventory, step: Any) -> None:
 
 
 def owned_by_threads(job: Inventory, step: Any) -> list[Any]:
-    """Return the containers that other threads fill and no step looks at: they are none of the job's state."""
+    """Return what is none of the job's state.
+
+    Those are the containers that other threads fill and no step looks at, and the queues that they empty and to which
+    steps only add: how much is in such a queue is a matter of when one looks.
+    """
     used: set[str] | None = None
-    owned = []
+    owned = list(_emptied_by_threads(job, step))
     for path, thing, _ in filled_by_threads(job):
         used = _used_in_steps(job, step)[0] if used is None else used
         if isinstance(thing, CONTAINERS) and last_name(path) not in used:
             owned.append(thing)
     return owned
+
+
+def _emptied_by_threads(job: Inventory, step: Any) -> Iterator[Any]:
+    """Yield the queues that a running thread of the user's takes from, and to which steps only add."""
+    queues = {id(t): (path, t) for path, t in job.shared.items() if isinstance(t, Queue | SimpleQueue)}
+    looked_at: set[str] | None = None
+    for thread in threading.enumerate() if queues else ():
+        code = _code_of(thread)
+        if code is None:
+            continue
+        found = Inventory({"": thread, "run": type(thread).run, **_given_to(thread)}, {})
+        codes = [code, *_used_by([code], found)[1]]
+        taken = {name for each in codes for name, method in calls_in(each) if method in TAKES}
+        for own, thing in found.shared.items():
+            if id(thing) in queues and last_name(own) in taken:
+                if looked_at is None:
+                    calls = [call for each in _used_in_steps(job, step)[1] for call in calls_in(each)]
+                    looked_at = {name for name, method in calls if method not in ADDS}
+                if last_name(queues[id(thing)][0]) not in looked_at:
+                    yield thing
 
 
 def wait_for_pools(shared: Mapping[str, Any]) -> bool:

@@ -110,8 +110,17 @@ class ToALog(Kind):
         self.say(loss.item())
 
 
-def test_a_thread_that_takes_what_a_step_says_is_let_be() -> None:
-    job = ToALog()
+class Lagging(ToALog):
+    """The other thread is late: how much it has still to write differs from look to look."""
+
+    def write(self) -> None:
+        while self.lines.get() is not None:
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("kind", [ToALog, Lagging], ids=lambda kind: kind.__name__)
+def test_a_thread_that_takes_what_a_step_says_is_let_be(kind: type[ToALog]) -> None:
+    job = kind()
     with script(PLAN):
         tuner = tuner_of(job)
         tuner.run()
