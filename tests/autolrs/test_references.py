@@ -245,8 +245,8 @@ def stopped(job: Kind, run_dir: Path, actions: int) -> None:
     tuner.close()
 
 
-@pytest.mark.parametrize("make", USES, ids=lambda make: make.__name__)
-def test_a_run_that_is_resumed_has_each_object_where_it_was(make: Callable[[], Any], tmp_path: Path) -> None:
+def check_resumed(make: Callable[[], Any], tmp_path: Path) -> None:
+    """See that a run that was stopped in a search, in a probe or between two ends on the bits of a whole one."""
     whole = plainly(fresh(make))
     for actions in (3, 6, 9):
         stopped(fresh(make), tmp_path / str(actions), actions)
@@ -254,6 +254,11 @@ def test_a_run_that_is_resumed_has_each_object_where_it_was(make: Callable[[], A
         with script(PLAN):
             tuner_of(job, run_dir=tmp_path / str(actions)).run()
         assert everything(job) == whole
+
+
+@pytest.mark.parametrize("make", USES, ids=lambda make: make.__name__)
+def test_a_run_that_is_resumed_has_each_object_where_it_was(make: Callable[[], Any], tmp_path: Path) -> None:
+    check_resumed(make, tmp_path)
 
 
 @pytest.mark.parametrize("make", USES, ids=lambda make: make.__name__)

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, Kind, everything, plainly, tuner_of
-from tests.autolrs.test_references import ONES, Thing, fresh, stopped
+from tests.autolrs.test_references import ONES, Thing, check_resumed, stopped
 
 
 def attributes() -> Any:
@@ -75,13 +75,7 @@ def a_child_and_a_buffer() -> Any:
     "make", [attributes, items, a_variable, a_child_and_a_buffer], ids=lambda m: m.__name__
 )
 def test_what_a_step_has_deleted_is_gone_after_a_resume(make: Callable[[], Any], tmp_path: Path) -> None:
-    whole = plainly(fresh(make))
-    for actions in (3, 6, 9):
-        stopped(fresh(make), tmp_path / str(actions), actions)
-        job = fresh(make)
-        with script(PLAN):
-            tuner_of(job, run_dir=tmp_path / str(actions)).run()
-        assert everything(job) == whole
+    check_resumed(make, tmp_path)
 
 
 class Auxiliary(Kind):
