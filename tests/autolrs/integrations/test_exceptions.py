@@ -105,16 +105,23 @@ def counted(calls: Calls) -> Iterator[None]:
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_probe_that_raises_anywhere_has_changed_nothing(framework: str, tmp_path: Path) -> None:
     run: Run = FRAMEWORKS[framework]
-    whole = Calls(at=0)
-    with counted(whole), script(task.PROBING):
-        run(tmp_path / "whole", {})
+    for number in range(2):  # the first run makes more calls: it imports, and fills caches
+        whole = Calls(at=0)
+        with counted(whole), script(task.PROBING):
+            run(tmp_path / f"whole-{number}", {})
     assert whole.count > 100
-    draw = random.Random(framework)
+    draw, raised = random.Random(framework), 0
     for number in range(POINTS):
         calls = Calls(draw.randint(1, whole.count), draw.choice((Boom, MemoryError)))
-        with counted(calls), script(task.PROBING), pytest.raises(calls.error, match="boom"):
-            run(tmp_path / str(number), {})
-        assert calls.count == calls.at, "the exception was raised"
+        try:
+            with counted(calls), script(task.PROBING):
+                run(tmp_path / str(number), {})
+        except calls.error:
+            raised += 1
+        else:
+            continue  # it was raised in a destructor: Python prints and forgets that
+        assert calls.count == calls.at
         assert calls.look() == calls.before, f"call {calls.at} of {whole.count}"
         assert calls.job is not None
         assert max(task.rates_of(calls.job[1])) in task.RATES
+    assert raised >= 0.8 * POINTS, raised
