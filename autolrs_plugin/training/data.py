@@ -4,7 +4,7 @@ import copy
 import itertools
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -221,6 +221,10 @@ def check_batches(source: object, name: str) -> None:
         raise TypeError(
             f"{name}: a {type(source).__name__} gives its keys, and no batches; give what is in it, or a function that "
             "returns the batches of an epoch, such as lambda: zip(loaders['a'], loaders['b'])."
+        )
+    if isinstance(source, Set):
+        raise TypeError(
+            f"{name}: a {type(source).__name__} has no order that lasts; give a DataLoader or a list of batches."
         )
     iterable = isinstance(source, Iterable) or hasattr(source, "__getitem__")
     if isinstance(source, type) or not (iterable or callable(source)):

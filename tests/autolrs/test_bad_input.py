@@ -79,6 +79,7 @@ def test_a_bad_value_is_refused_by_name(changes: dict[str, Any], says: str) -> N
         ({"train_step": lambda b: 1.0, "train_data": iter([1])}, "train_data: a list_iterator can be iterated only"),
         ({"train_step": lambda b: 1.0, "train_data": 3}, "train_data: an int is neither iterable nor a function"),
         ({"train_step": lambda b: 1.0, "train_data": {"a": [1]}}, "train_data: a dict gives its keys, and no batches"),
+        ({"train_step": lambda b: 1.0, "train_data": {1, 2}}, "train_data: a set has no order that lasts; give"),
         ({"data": object()}, "data: an object has no state_dict"),
         ({"scaler": 3}, "scaler: an int has no state_dict"),
         ({"stateful": {"ema": torch.zeros(1)}}, "ema: a Tensor has no state_dict.* so leave it out"),
