@@ -8,7 +8,7 @@ where it is, into a copy of what is there in the other process, for that may be 
 import copy
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 from weakref import WeakValueDictionary, ref
@@ -77,19 +77,21 @@ class References:
         """Return what a file has to say of what is elsewhere now, or new."""
         told: Told = {}
         views, stay = [], set()
+        held: dict[str, Container[str]] = {}
         for path, slots in _referring(found):
-            if (kind := self._classes.get(path)) not in (None, type(slots.owner)) and not self.moved(
-                path, slots
-            ):
+            now, moved = slots.get(), self.moved(path, slots)
+            if not moved:
+                held[path] = now
+            if (kind := self._classes.get(path)) not in (None, type(slots.owner)) and not moved:
                 told[path] = {"class": [OTHER, f"{named(slots.owner)}, and was one of {kind.__name__}"]}
-            for name, value in slots.get().items():
+            for name, value in now.items():
                 before = self._first.get((path, name), lambda: None)()
                 if value is not before and (said := self._said(value, before)) is not None:
                     told.setdefault(path, {})[name] = said
                 elif isinstance(value, torch.Tensor) and is_dense(value):
                     memory = value.untyped_storage().data_ptr()
                     stay.add(memory) if value is before else views.append((path, name, memory))
-        for path, names in self._gone(found).items():
+        for path, names in self._gone(held).items():
             told.setdefault(path, {}).update({name: [GONE] for name in names})
         for path, owner in _sets_in(found):
             before = {id(member) for held in self._sets.get(path, ()) if (member := held()) is not None}
@@ -106,9 +108,8 @@ class References:
             return False
         return self._there[path]() is not slots.owner
 
-    def _gone(self, found: Inventory) -> dict[str, list[str]]:
-        """Return the names at which something was held then, and nothing is now."""
-        held = {path: slots.get() for path, slots in _referring(found) if not self.moved(path, slots)}
+    def _gone(self, held: Mapping[str, Container[str]]) -> dict[str, list[str]]:
+        """Return the names at which something was held then, and nothing is now; `held` are those of now, by path."""
         gone: dict[str, list[str]] = {}
         for path, name in self._first:
             if path in held and name not in held[path]:

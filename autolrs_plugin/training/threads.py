@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass
 from functools import partial
 from queue import Queue, SimpleQueue
 from types import CodeType, FunctionType, MethodType
@@ -58,28 +59,50 @@ def warn_of_threads(slots: Iterable[Slots]) -> None:
             )
 
 
-def filled_by_threads(job: Inventory) -> Iterator[tuple[str, Any, str]]:
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A running thread of the user's.
+
+    Attributes:
+        name: of the thread.
+        codes: its code, and that of the user's functions which it calls.
+        used: the names that these use.
+        found: what it reaches.
+    """
+
+    name: str
+    codes: list[CodeType]
+    used: set[str]
+    found: Inventory
+
+
+def workers() -> Iterator[Worker]:
+    """Yield the running threads of the user's, but for the one that asks."""
+    for thread in threading.enumerate():
+        if (code := _code_of(thread)) is not None:
+            found = Inventory({"": thread, "run": type(thread).run, **_given_to(thread)}, {})
+            used, called = _used_by([code], found)
+            yield Worker(thread.name, [code, *called], used, found)
+
+
+def filled_by_threads(job: Inventory, running: Iterable[Worker]) -> Iterator[tuple[str, Any, str]]:
     """Yield what a running thread of the user's puts something into: the path to it, itself, and the thread's name.
 
     Args:
         job: what the job reaches: its queues, semaphores and containers are looked at.
+        running: the threads.
     """
     shared = {id(t): (path, t) for path, t in job.shared.items() if not isinstance(t, Future | Executor)}
     held: dict[int, tuple[str, Any]] | None = None
-    for thread in threading.enumerate():
-        code = _code_of(thread)
-        if code is None:
-            continue
+    for worker in running:
         held = containers_in(job.slots) if held is None else held
-        found = Inventory({"": thread, "run": type(thread).run, **_given_to(thread)}, {})
-        used, called = _used_by([code], found)
-        for thing in found.shared.values() if FILLS & used else ():
+        for thing in worker.found.shared.values() if FILLS & worker.used else ():
             if id(thing) in shared:
-                yield *shared[id(thing)], thread.name
-        filled = filled_names([code, *called])
-        for key, (path, _) in containers_in(found.slots).items():
+                yield *shared[id(thing)], worker.name
+        filled = filled_names(worker.codes)
+        for key, (path, _) in containers_in(worker.found.slots).items():
             if key in held and last_name(path) in filled:
-                yield *held[key], thread.name
+                yield *held[key], worker.name
 
 
 def check_threads(job: Inventory, step: Any) -> None:
@@ -94,7 +117,7 @@ def check_threads(job: Inventory, step: Any) -> None:
     """
     used, codes = _used_in_steps(job, step)
     check_channels(job.channels, codes)
-    for path, thing, thread in filled_by_threads(job):
+    for path, thing, thread in filled_by_threads(job, workers()):
         if isinstance(thing, CONTAINERS) and last_name(path) not in used:
             continue
         raise RuntimeError(
@@ -110,33 +133,32 @@ def owned_by_threads(job: Inventory, step: Any) -> list[Any]:
     Those are the containers that other threads fill and no step looks at, and the queues that they empty and to which
     steps only add: how much is in such a queue is a matter of when one looks.
     """
-    used: set[str] | None = None
-    owned = list(_emptied_by_threads(job, step))
-    for path, thing, _ in filled_by_threads(job):
-        used = _used_in_steps(job, step)[0] if used is None else used
+    running = list(workers())
+    if not running:
+        return []
+    used, codes = _used_in_steps(job, step)
+    owned = list(_emptied_by_threads(job, codes, running))
+    for path, thing, _ in filled_by_threads(job, running):
         if isinstance(thing, CONTAINERS) and last_name(path) not in used:
             owned.append(thing)
     return owned
 
 
-def _emptied_by_threads(job: Inventory, step: Any) -> Iterator[Any]:
-    """Yield the queues that a running thread of the user's takes from, and to which steps only add."""
-    queues = {id(t): (path, t) for path, t in job.shared.items() if isinstance(t, Queue | SimpleQueue)}
-    looked_at: set[str] | None = None
-    for thread in threading.enumerate() if queues else ():
-        code = _code_of(thread)
-        if code is None:
-            continue
-        found = Inventory({"": thread, "run": type(thread).run, **_given_to(thread)}, {})
-        codes = [code, *_used_by([code], found)[1]]
-        taken = {name for each in codes for name, method in calls_in(each) if method in TAKES}
-        for own, thing in found.shared.items():
-            if id(thing) in queues and last_name(own) in taken:
-                if looked_at is None:
-                    calls = [call for each in _used_in_steps(job, step)[1] for call in calls_in(each)]
-                    looked_at = {name for name, method in calls if method not in ADDS}
-                if last_name(queues[id(thing)][0]) not in looked_at:
-                    yield thing
+def _emptied_by_threads(
+    job: Inventory, codes: Iterable[CodeType], running: Iterable[Worker]
+) -> Iterator[Any]:
+    """Yield the queues that a running thread of the user's takes from, and to which steps, of such code, only add."""
+    looked_at = {name for code in codes for name, method in calls_in(code) if method not in ADDS}
+    queues = {
+        id(thing): thing
+        for path, thing in job.shared.items()
+        if isinstance(thing, Queue | SimpleQueue) and last_name(path) not in looked_at
+    }
+    for worker in running:
+        taken = {name for code in worker.codes for name, method in calls_in(code) if method in TAKES}
+        for path, thing in worker.found.shared.items():
+            if id(thing) in queues and last_name(path) in taken:
+                yield thing
 
 
 def wait_for_pools(shared: Mapping[str, Any]) -> bool:

@@ -321,15 +321,15 @@ def switches() -> dict[str, str]:
     }
 
 
-_ENTERED = (
-    *("torch.is_grad_enabled()", "torch.is_inference_mode_enabled()", "torch.is_autocast_enabled()"),
-    *(
-        "torch.get_autocast_dtype()",
-        "torch.is_anomaly_enabled()",
-        "torch.get_default_device()",
-        "numpy.geterr()",
-    ),
-)
+_ENTERED = {
+    "torch.is_grad_enabled()",
+    "torch.is_inference_mode_enabled()",
+    "torch.is_autocast_enabled()",
+    "torch.get_autocast_dtype()",
+    "torch.is_anomaly_enabled()",
+    "torch.get_default_device()",
+    "numpy.geterr()",
+}
 """Settings that a with statement around the whole run may have: one around its construction need not be the same."""
 
 

@@ -81,7 +81,7 @@ class _Standing:
 
     @property
     def caution(self) -> float:
-        """The factor by which reading is taken to be slower than it has been."""
+        """The factor by which prefill is assumed to be slower than it has been."""
         return 1.0 + MOST_CAUTION * min(1.0, self.ttft_slo_s / LONG_S)
 
 

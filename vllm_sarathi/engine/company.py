@@ -94,9 +94,8 @@ class Company:
     def _recount(self, running: list[Request]) -> None:
         """Count those that have come since the last look, and no more those that have gone."""
         counted, inside = self._counted, self._inside
-        changed = self._present.symmetric_difference(
-            running
-        )  # one pass over all; what follows is of these few
+        # One pass over all; what follows is of these few.
+        changed = self._present.symmetric_difference(running)
         gone = changed & self._present
         come = changed - gone
         if self._bound_anew:

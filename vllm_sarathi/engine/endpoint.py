@@ -27,7 +27,7 @@ from vllm_sarathi.engine.vllm.utility import NoControlError, ask_engines
 PATH = "/v1/sarathi"
 NOT_OURS = "this server does not run a scheduler of vllm-sarathi; start it with --scheduler sarathi."
 MOST_BODY_BYTES = 16_384
-MOST_PROMPT_TOKENS, MOST_DIGITS = 100_000_000, 9
+MOST_PROMPT_TOKENS = 100_000_000
 PATIENCE_S = 60.0
 """A command waits for the step at hand; an engine that is silent for this time is stuck."""
 
@@ -176,7 +176,8 @@ def read_first_token(query: dict[str, str]) -> dict[str, int | float | str]:
 
 
 def _prompt_tokens(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else 0
+    is_short = len(text) <= len(str(MOST_PROMPT_TOKENS))
+    value = int(text) if is_short and text.isascii() and text.isdigit() else 0
     if not 0 < value <= MOST_PROMPT_TOKENS:
         raise ConfigError(
             f"tokens {short(text)}: must be a whole number above 0 and at most {MOST_PROMPT_TOKENS:g}."

@@ -24,7 +24,7 @@ from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.simulation.deployment import check_some, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance
 from vllm_sarathi.simulation.placement import Deployment
-from vllm_sarathi.simulation.traces import TOO_LONG, check_no_trace, read_trace
+from vllm_sarathi.simulation.traces import DEFAULT_FORMAT, TOO_LONG, check_no_trace, read_trace
 from vllm_sarathi.simulation.workloads.registry import named
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
@@ -61,7 +61,7 @@ class Asked:
     arrivals: str = "poisson"
     max_delay_s: float = 2.0
     trace: Path | None = None
-    trace_format: str = "csv"
+    trace_format: str = DEFAULT_FORMAT
     too_long: str = "refuse"
     time_scale: float = 1.0
     settings: tuple[tuple[str, Any], ...] = ()

@@ -14,7 +14,7 @@ from vllm_sarathi.core.classes import SloClasses, read_classes
 from vllm_sarathi.core.config import ConfigError, check_positive, nearest_hint
 from vllm_sarathi.simulation.outcome import meets_slos
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
-from vllm_sarathi.simulation.traces import check_no_trace, read_trace
+from vllm_sarathi.simulation.traces import DEFAULT_FORMAT, check_no_trace, read_trace
 from vllm_sarathi.simulation.workloads.registry import synthetic
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
 
@@ -148,7 +148,7 @@ class LoadAsked:
     requests: int = 300
     arrivals: str = "poisson"
     trace: Path | None = None
-    trace_format: str = "csv"
+    trace_format: str = DEFAULT_FORMAT
     time_scale: float = 1.0
     rate_qps: float | None = None
     tbt_slo_ms: float | None = None
