@@ -483,8 +483,9 @@ def test_a_real_server_and_a_real_client_make_rows_once(
     arrivals = prepare(SMALL, asked.model, asked.out).arrivals
     assert seen["input_lens"] == [each.prompt_tokens for each in arrivals]
     assert seen["output_lens"] == [each.output_tokens for each in arrivals]
-    # On a busy machine two tokens may come to the client together: one gap for both.
-    assert all(0 < len(gaps) < n for gaps, n in zip(seen["itls"], seen["output_lens"], strict=True))
+    # On a busy machine tokens may come to the client together, even all of a request's: fewer gaps.
+    assert any(seen["itls"])
+    assert all(len(gaps) < n for gaps, n in zip(seen["itls"], seen["output_lens"], strict=True))
 
     # Finished runs are not repeated, whichever SLO judges them; another load's are not taken for ours.
     monkeypatch.setattr(live, "serve", lambda *_, **__: pytest.fail("a finished run was repeated"))
