@@ -9,7 +9,9 @@ from typing import Any
 from autolrs_plugin.core.actions import Action
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.hindsight import SAME, with_retreats, without_plateau
 from autolrs_plugin.core.journal import FILE_NAME, Entry, Journal, JournalError
+from autolrs_plugin.core.plans.staged import CHUNKS
 from autolrs_plugin.core.schedule import DECAY, ramp_steps, warmup_steps
 from autolrs_plugin.core.state import RunState
 
@@ -74,29 +76,34 @@ def recorded(journal: Journal) -> RunState:
 
 
 def plateau_of(run_dir: Path) -> tuple[tuple[float, float], ...]:
-    """Return (progress, learning rate) wherever an earlier run's plateau changed: its warm-up and decay are left out.
+    """Return (progress, learning rate) of an earlier run's plateau, as far as the next run is to follow it.
 
-    A run goes to a new rate over a few steps, which are one change: it is where the rate has settled.
+    That is wherever it changed, its warm-up and decay left out, corrected by what is known in `hindsight`. A run goes
+    to a new rate over a few steps, which are one change: it is where the rate has settled.
 
     Raises:
         JournalError: the journal cannot be read, is corrupted, or of another version.
         ConfigError: the run has not got past its warm-up.
     """
-    state = recorded(Journal.read(run_dir / FILE_NAME))
+    journal = Journal.read(run_dir / FILE_NAME)
+    state = recorded(journal)
     steps, warm = state.config.max_steps, warmup_steps(state.config)
     end = min(state.step, steps - round(DECAY * steps) if state.config.final_decay else steps)
     if end <= warm:
         raise ConfigError(
             f"warm_start={str(run_dir)!r}: has taken {state.step} of {steps} steps, and nothing of its plateau yet."
         )
-    points, changed = [(0.0, state.lrs[warm])], -steps
+    points, changed = [(0, state.lrs[warm])], -steps
     for step in range(warm, end):
-        if not math.isclose(state.lrs[step], points[-1][1], rel_tol=0.05):
+        if not math.isclose(state.lrs[step], points[-1][1], rel_tol=SAME):
             if step - changed <= ramp_steps(state.config):
                 points.pop()
-            points.append((step / steps, state.lrs[step]))
+            points.append((step, state.lrs[step]))
             changed = step
-    return tuple(points)
+    actions = [entry.action for entry in journal.entries if entry.result is not None]
+    corrected = with_retreats(points, actions, state.losses)
+    corrected = without_plateau(corrected, state.losses[:end], math.ceil(steps / CHUNKS), steps)
+    return tuple((step / steps, rate) for step, rate in corrected)
 
 
 def same_action(a: Action, b: Action) -> bool:

@@ -169,8 +169,10 @@ def test_a_change_on_the_way_opens_a_stage() -> None:
 class Swings(Landscape):
     """Far above the best rate, losses swing up after a while."""
 
+    too_high = 1.2
+
     def shrinks(self, lr: float) -> float:
-        return -0.05 if lr > 1.2 * self.best and self.taken > 300 else super().shrinks(lr)
+        return -0.05 if lr > self.too_high * self.best and self.taken > 300 else super().shrinks(lr)
 
 
 def test_a_rise_is_taken_back_and_repeated_lower() -> None:
@@ -369,11 +371,18 @@ def test_a_warm_start_follows_what_the_earlier_run_found_on_the_way() -> None:
     assert landscape.loss <= unwarned.loss
 
 
-def test_a_warm_start_opens_no_stage_where_a_lower_rate_mends_nothing_and_is_left_where_it_does() -> None:
+def test_a_warm_start_opens_no_stage_and_follows_only_lower_rates_where_a_lower_one_mends() -> None:
     changed = run(Change(BEST, speed=0.012), prior=BEST, warm_start=((0.0, BEST),))
     assert [s.kind for s in changed.stages] == ["warm start"]
-    swinging = run(Swings(BEST, speed=0.01), prior=BEST, warm_start=((0.0, 3 * BEST), (0.6, 3 * BEST)))
-    assert max(swinging.schedule.lrs[400:]) <= 1.2 * BEST
+    points = ((0.0, 3 * BEST), (0.5, 3 * BEST), (0.6, 0.3 * BEST), (0.7, 0.5 * BEST))
+    landscape = Swings(BEST, speed=0.01)
+    landscape.too_high = 2.0
+    swinging = run(landscape, prior=BEST, warm_start=points)
+    assert [s.kind for s in swinging.stages] == ["warm start"]
+    assert swinging.schedule.lrs[590] == pytest.approx(1.2 * BEST)  # not that of the second point
+    assert swinging.schedule.lrs[680] == pytest.approx(0.3 * BEST)
+    assert swinging.schedule.lrs[780] == pytest.approx(0.5 * BEST)
+    assert swinging.ledger.search_share <= 0.05
 
 
 def test_a_warm_start_whose_rate_goes_wrong_on_the_way_is_left() -> None:

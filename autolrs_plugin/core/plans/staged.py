@@ -225,7 +225,7 @@ class StagedRun:
             self.seen.clear()
             return "" if self._following else "change"
         if before is not None:
-            self._stop_following()  # it was the rate
+            self._follow_below()  # it was the rate
         if found == FELL:
             self.watch.forget()
             self.seen.clear()
@@ -260,8 +260,8 @@ class StagedRun:
         """Take the rate of a point of the earlier run; a probe at the beginning sees whether it holds.
 
         Where the process was asked for something else in that probe, the next chunk begins with it. What the earlier
-        run has met on the way needs no stage; a rate that explodes, or that a lower one mends, is not followed any
-        more.
+        run has met on the way needs no stage. A rate that explodes is not followed any more; where a lower one mends
+        what has risen, only what is lower still is.
         """
         points = self.state.config.warm_start
         assert points is not None
@@ -280,6 +280,15 @@ class StagedRun:
             self._stop_following()
             if (yield from self.stage("planned", 0, self._allotted(0))):
                 self._planned.insert(0, (again_at, 0))
+
+    def _follow_below(self) -> None:
+        """Leave out all points ahead that are no lower than the present rate, up to the earlier run's next rise."""
+        points = self.state.config.warm_start
+        while self._following and points is not None and self._planned:
+            i = self._planned[0][1]
+            if points[i][1] < self.rate or (i and points[i][1] > points[i - 1][1]):
+                break
+            self._planned.pop(0)
 
     def _stop_following(self) -> None:
         if self._following:
