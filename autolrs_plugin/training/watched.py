@@ -313,12 +313,19 @@ def switches() -> dict[str, str]:
         "torch.backends.cuda.flash_sdp_enabled(), mem_efficient_sdp_enabled(), ...": str(attention),
         "numpy.geterr()": str(np.geterr()),
         "decimal.getcontext()": repr(context).partition(", flags")[0],
-        "os.getcwd()": os.getcwd(),
+        "os.getcwd()": _present_folder(),
         "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
         "torch.backends.cudnn": str(
             (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic)
         ),
     }
+
+
+def _present_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # somebody has removed it, which ends no training
+        return ""
 
 
 _ENTERED = {

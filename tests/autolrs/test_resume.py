@@ -274,3 +274,15 @@ def test_a_run_under_a_relative_path_is_known_after_a_change_of_folder(
     with pytest.raises(JournalError, match="an AutoLRS of this process is writing this run"):
         Whole().tuner(run_dir=stopped)
     first.close()
+
+
+def test_a_run_outlives_its_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    whole = Whole()
+    tuner = whole.tuner(run_dir=tmp_path / "run")
+    tuner.tell(tuner.perform(tuner.next_action()))
+    folder.rmdir()
+    tuner.run()
+    assert whole.state() == trained_plainly()
