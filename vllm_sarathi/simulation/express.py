@@ -260,11 +260,12 @@ class ExpressLane:
             else:
                 lead_left = until - 1 - computed if is_steady else -1
                 visible.append(request)
-        if not steady:
+        may_be_quiet = len(visible) == 1 and lead_left >= 0
+        if not steady and not may_be_quiet:
             return None
         context = sum(request.num_computed_tokens for request in steady)
         group = _Group(head, _members(steady), visible, growing, context, left)
-        if len(visible) == 1 and lead_left >= 0:
+        if may_be_quiet:
             group.everyone, group.left = _members(head), min(left, lead_left)
             group.lead_grows = -visible[0].num_computed_tokens % size
         return group
@@ -294,8 +295,9 @@ class ExpressLane:
         group.context += len(group.steady.requests)
         if self._scheduled_last is not everyone:
             self._scheduled_last = everyone
-            me.prev_step_scheduled_req_ids.clear()
-            me.prev_step_scheduled_req_ids.update(everyone.names)
+            me.prev_step_scheduled_req_ids.update(
+                everyone.names
+            )  # who left was told of in a step of the parent's
         return output
 
     def _take_blocks(self, growing: Sequence[Any]) -> None:
