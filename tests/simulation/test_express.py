@@ -188,6 +188,17 @@ def test_most_steps_of_a_quiet_night_are_counted_without_the_parent(name: str, m
     assert express.quiet > 0.8 * len(express.batches)
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("name", ["default", "sarathi@96"])
+def test_quiet_steps_end_where_blocks_run_out(name: str, mode: str) -> None:
+    """All are let in at once, and their answers grow beyond the KV cache."""
+    place = small_place(mode, kv_tokens=4096)
+    sent = [SimulatedRequest(0.0, 10 + i, 700) for i in range(8)]
+    express, plain = (Watched(simulator(sent, name, mode, place=place), lane) for lane in (True, False))
+    assert compare(express, plain) > 0, "nothing was preempted"
+    assert express.quiet > 0.4 * len(express.batches)
+
+
 def test_a_hidden_request_that_was_preempted_meanwhile_is_left_to_the_parent() -> None:
     engine = simulator(requests(1), "default", "async", False)
     scheduler = engine.scheduler
