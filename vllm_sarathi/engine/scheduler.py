@@ -8,7 +8,7 @@ restore.
 import operator
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vllm_sarathi.core.config import config_from_additional
@@ -316,8 +316,8 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             return runnable.can_hide(self, 0, partial[0])
         return bool(waiting) and runnable.has_slot(self) and runnable.can_hide(self, 0, waiting[0])
 
-    def _inside(self) -> list[InFlight]:
-        return [InFlight(s.started_s, s.predicted_s or 0.0) for s in self._in_flight if isinstance(s, Step)]
+    def _inside(self) -> Iterator[InFlight]:
+        return (InFlight(s.started_s, s.predicted_s or 0.0) for s in self._in_flight if isinstance(s, Step))
 
     def _is_stuck(self) -> bool:
         """True where a small budget alone keeps everything from moving.

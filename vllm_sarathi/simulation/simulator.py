@@ -127,12 +127,14 @@ class Simulator:
         """Do what the engine core does between two looks at its input queue; return False when all is done."""
         self._take_arrivals()
         scheduler = self.scheduler
-        if not (scheduler.has_requests() or self._batches):
+        has_requests = scheduler.has_requests()
+        if not (has_requests or self._batches):
             if self._next >= len(self.logs):
                 return False
             self._await_arrival()
+            has_requests = scheduler.has_requests()
         executed = False
-        if scheduler.has_requests():
+        if has_requests:
             output = scheduler.schedule()
             executed = output.total_num_scheduled_tokens > 0
             # What holds nothing takes its turn in the queue all the same.

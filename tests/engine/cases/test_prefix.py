@@ -1,12 +1,16 @@
 """What is left to read is what will be computed: prompts are seen with their cached prefix."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.engine.cases.conftest import DEADLINE, FCFS, OURS, SLO_S, MakeEngine, warm_up
-from tests.engine.virtual import LinearDevice, VirtualEngine, random_tokens
+from tests.engine.virtual import LinearDevice, VirtualEngine, Work, random_tokens
 from vllm_sarathi import SarathiConfig
+from vllm_sarathi.core.types import chunk_work
 
 PREFIX = random_tokens("prefix", 7200)
+CHATS = 4
 TTFT_SLO_S = 2.0
 
 
@@ -21,7 +25,7 @@ def with_cached_prefix(
     engine = make_engine(sarathi, device, num_blocks=8000, enable_prefix_caching=True)
     engine.add("seed", [*PREFIX, *[1] * 30], max_tokens=2)
     engine.run_until_answered("seed")
-    for number in range(4):
+    for number in range(CHATS):
         engine.add(f"chat{number}", 40, max_tokens=4000)
     warm_up(engine, prompts=40)
     return engine
@@ -62,6 +66,31 @@ def test_cached_turns_are_as_quick_as_in_stock(make_engine: MakeEngine, order: s
         return sum(engine.ttft_s(name) for name in names) / len(names)
 
     assert mean_ttft_s(OURS[order]) <= 1.1 * mean_ttft_s(None)
+
+
+@pytest.mark.parametrize(
+    ("slo_ms", "cached", "new", "steps"),
+    [(150, 7200, 300, 3), (150, 6000, 150, 2), (100, 4000, 260, 3), (80, 6400, 60, 2), (250, 5200, 420, 2)],
+)
+@pytest.mark.parametrize("order", OURS)
+def test_a_cached_turn_that_stock_reads_at_the_cost_of_a_gap_takes_the_fewest_steps(
+    make_engine: MakeEngine, order: str, slo_ms: int, cached: int, new: int, steps: int
+) -> None:
+    """Where stock breaks the SLO with it, each further step costs what a step does without prompts: no less can."""
+    device = LinearDevice(token_pair_s=1e-7)
+    sarathi = replace(OURS[order], tbt_slo_ms=float(slo_ms))
+    engine = with_cached_prefix(make_engine, sarathi, device)
+    names = [f"turn{number}" for number in range(12)]
+    start_s = engine.now_s
+    for name in names:
+        turn(engine, name, cached, new)
+        engine.run(25)
+    engine.run_until_answered(*names)
+    whole_s = device(Work(CHATS + new, CHATS, 0, chunk_work(cached, new), new))
+    assert whole_s > slo_ms / 1e3  # that is stock's gap
+    least_s = whole_s + (steps - 1) * device(Work(CHATS, CHATS, 0, 0.0, 0))
+    assert max(engine.gaps_s(start_s, "chat")) <= slo_ms / 1e3
+    assert sum(map(engine.ttft_s, names)) / len(names) <= 1.02 * least_s
 
 
 def test_deadline_order_keeps_cached_turns_among_prompts_that_overload(make_engine: MakeEngine) -> None:

@@ -104,6 +104,12 @@ def model_output_class() -> Any:
     return resolve("vllm.v1.outputs:ModelRunnerOutput")
 
 
+@functools.cache
+def scheduler_output_class() -> Any:
+    """Return what a scheduled step is told with."""
+    return resolve("vllm.v1.core.sched.output:SchedulerOutput")
+
+
 def kv_connector_class() -> Any:
     """Return what a KV connector is an object of."""
     return resolve("vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1")

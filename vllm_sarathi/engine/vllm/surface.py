@@ -40,6 +40,7 @@ SURFACES = (
             "encoder_cache_manager",
             "finish_requests",
             "finished_recving_kv_req_ids",
+            "finished_req_ids",
             "get_request_counts",
             "has_requests",
             "kv_cache_config",
@@ -266,7 +267,7 @@ SURFACES = (
         "SchedulerOutput",
         "class",
         "vllm.v1.core.sched.output:SchedulerOutput",
-        ("num_scheduled_tokens", "scheduled_encoder_inputs", "total_num_scheduled_tokens"),
+        ("make_empty", "num_scheduled_tokens", "scheduled_encoder_inputs", "total_num_scheduled_tokens"),
     ),
     Surface("EngineCoreOutputs", "class", "vllm.v1.engine:EngineCoreOutputs", ("outputs",)),
     Surface(

@@ -38,6 +38,7 @@ CONTRACT = (
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.finish_requests", ("request_ids", "finished_status")),
     Touchpoint("vllm.v1.core.sched.scheduler:Scheduler.shutdown"),
     Touchpoint("vllm.v1.core.sched.async_scheduler:AsyncScheduler"),
+    Touchpoint("vllm.v1.core.sched.output:SchedulerOutput.make_empty"),
     Touchpoint("vllm.v1.core.sched.request_queue:RequestQueue"),
     Touchpoint("vllm.v1.core.sched.request_queue:RequestQueue.add_request", ("request",)),
     Touchpoint("vllm.v1.core.sched.request_queue:RequestQueue.pop_request"),
