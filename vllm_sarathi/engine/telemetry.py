@@ -11,7 +11,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,8 +226,7 @@ class Telemetry:
         figures.set("tbt_slo_seconds", self._controller.tbt_slo_s)
         figures.set("ttft_slo_seconds", None if config.ttft_slo_ms is None else config.ttft_slo_ms / 1e3)
         if self._files is not None:
-            with suppress(OSError):  # a full disk, or the process that reads them is gone: the log has them
-                self._files.write(figures.samples(), self._wall_clock())
+            self._files.renew(figures.samples(), self._wall_clock())
 
     def tell(self) -> None:
         """Log what the window came to, if there was work in it, and begin a new one."""
