@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,15 @@ class _Noted:
     slo_s: float | None
     running: int
     waiting: int
-    gaps: tuple[ClassGaps, ...]
+    gaps: Iterable[ClassGaps]
     first_tokens: tuple[TokenWait, ...]
     resumed: tuple[TokenWait, ...]
     batch_tokens: int
 
     def finished(self) -> FinishedStep:
-        record, slo_s = self.record, self.slo_s
-        if self.gaps:  # the step was allowed what the tightest of those in it allows
-            slo_s = min([gaps.slo_s for gaps in self.gaps if gaps.slo_s is not None], default=None)
+        record, slo_s, gaps = self.record, self.slo_s, tuple(self.gaps)
+        if gaps:  # the step was allowed what the tightest of those in it allows
+            slo_s = min([each.slo_s for each in gaps if each.slo_s is not None], default=None)
         traced = TracedStep(
             self.at_s,
             record.shape,
@@ -83,7 +83,7 @@ class _Noted:
         )
         return FinishedStep(
             traced,
-            self.gaps or (ClassGaps(DEFAULT_CLASS, record.shape.decodes, self.slo_s),),
+            gaps or (ClassGaps(DEFAULT_CLASS, record.shape.decodes, self.slo_s),),
             self.first_tokens,
             self.resumed,
             self.batch_tokens,
@@ -156,7 +156,7 @@ class Telemetry:
         record: StepRecord,
         running: int,
         waiting: int,
-        gaps: tuple[ClassGaps, ...] = (),
+        gaps: Iterable[ClassGaps] = (),
         first_tokens: tuple[TokenWait, ...] = (),
         resumed: tuple[TokenWait, ...] = (),
         batch_tokens: int = 0,
@@ -166,7 +166,8 @@ class Telemetry:
         Args:
             record: what came of it.
             running, waiting: as in TracedStep.
-            gaps: the gaps that it ended, where there are classes; else all are of one class, under the one SLO.
+            gaps: the gaps that it ended, where there are classes; else all are of one class, under the one SLO. They
+                are looked at later, in the thread.
             first_tokens, resumed, batch_tokens: as in FinishedStep.
         """
         slo_s = self._controller.tbt_slo_s
