@@ -3,7 +3,10 @@
 import io
 import json
 import math
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -303,6 +306,26 @@ def test_once_as_a_table(serve: Serve, page: Page) -> None:
     done = CliRunner().invoke(app, ["top", address, "--once", "--interval", "0.1"])
     assert done.exit_code == 0
     assert "default" in done.stdout
+
+
+def test_who_reads_no_more_of_it_is_told_nothing(serve: Serve, page: Page) -> None:
+    address = serve(lambda: (200, page.text().encode()))
+    command = [
+        sys.executable,
+        "-c",
+        "from vllm_sarathi.cli import main; main()",
+        "top",
+        address,
+        "--once",
+        "--json",
+    ]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [*command, "--interval", "0.1"], stdout=closed, stderr=subprocess.PIPE, text=True
+        )
+    assert "error" not in done.stderr.lower()
 
 
 @pytest.mark.parametrize(
