@@ -227,15 +227,18 @@ class ClassOrder(DeadlineOrder):
         held = view.occupancy
         if held is None or len(view.waiting) == 0:
             return []
-        parts = {name: shares.tenants(self._now_s) for name, shares in self._shares.items()}
-        if max(parts.values()) < 2:
-            return []
         running = in_all = view.generating + len(view.prefills)
         inside = len(view.prefills)
+        parts: dict[str, int] = {}
         crowding = set()
         for index, request in enumerate(view.waiting, inside):
-            part = 1 if request.slo_class is None else parts[request.slo_class.name]
-            if part > 1 and held.tenants.get(request.tenant, 0) * part > in_all:
+            count = held.tenants.get(request.tenant, 0)
+            if not count or request.slo_class is None:
+                continue
+            name = request.slo_class.name
+            if (part := parts.get(name)) is None:
+                part = parts[name] = self._shares[name].tenants(self._now_s)
+            if part > 1 and count * part > in_all:
                 crowding.add(index)
         if not crowding:
             return []
