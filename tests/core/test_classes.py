@@ -102,6 +102,8 @@ def test_settings_carry_the_classes_as_plain_values(tmp_path: Path) -> None:
         ("classes: {a: {}, a: {}}", "key 'a': is given twice"),
         ('{"classes": {"a": {}, "a": {}}}', "key 'a': is given twice"),
         ("classes: {1: {}}", "key 1: must be a name"),
+        ("classes: {yes: {}}", "key True: must be a name; in quotes where it is taken for something else"),
+        ("classes: {a: &a {weight: 2}, b: {<<: *a}}", "key '<<': keys cannot be merged in; write them out"),
         ("classes: {'a b': {}}", "classes 'a b': a name has letters, digits, - and _ only"),
         ("default: b\nclasses: {a: {}}", "default 'b': no such class; valid: a."),
         ("classes: [", "is not valid YAML"),

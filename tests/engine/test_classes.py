@@ -140,7 +140,7 @@ def test_a_step_of_stock_scheduling_ends_gaps_of_classes(engine: ClassEngine) ->
     engine.scheduler._apply_plan = None
     engine.run_until(lambda: not engine.scheduler.has_unfinished_requests())
     assert engine.scheduler.faults.total > 1
-    assert noted[-1] == (ClassGaps("standard", 1, 0.1),)
+    assert tuple(noted[-1]) == (ClassGaps("standard", 1, 0.1),)
     engine.scheduler.telemetry = None
 
 

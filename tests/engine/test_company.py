@@ -48,6 +48,7 @@ def test_it_is_always_what_a_count_of_all_would_say() -> None:
     bonds: dict[str, Bond] = {}
     running: list[Any] = []
     preempted: list[Any] = []
+    asked: list[tuple[Any, list[ClassGaps]]] = []
     for step in range(600):
         event = chance.randrange(6)
         if event == 0 or not running:
@@ -73,17 +74,19 @@ def test_it_is_always_what_a_count_of_all_would_say() -> None:
         company.look(running, [runner for runner in running if runner.is_prefill_chunk])
         decoding = [runner.request_id for runner in running if not runner.is_prefill_chunk]
         server_s = 0.3 if step % 50 < 25 else 0.5  # the server's own changes while nobody comes or goes
-        found = company.gaps(len(decoding), lambda: (), server_s, PIPELINE)
+        found = list(company.gaps(len(decoding), lambda: (), server_s, PIPELINE))
         assert set(found) == gaps([bonds[name] for name in decoding], server_s)
         assert len(found) == len(set(found))
         part = decoding[: len(decoding) // 2]
-        found = company.gaps(len(part), functools.partial(set, part), server_s, PIPELINE)
-        assert set(found) == gaps([bonds[name] for name in part], server_s)
+        of_part = company.gaps(len(part), functools.partial(set, part), server_s, PIPELINE)
+        assert set(of_part) == gaps([bonds[name] for name in part], server_s)
+        asked.append((company.gaps(len(decoding), lambda: (), server_s, PIPELINE), found))
         assert set(company.tbt_slos_s) == {bonds[name].tbt_slo_s for name in decoding}
         assert company.tenants == Counter(bonds[runner.request_id].tenant for runner in running)
         assert company.batch == {r.request_id: r for r in running if bonds[r.request_id].batch}
         decodes = [runner for runner in running if not runner.is_prefill_chunk]
         assert company.batch_last(decodes) == sorted(decodes, key=lambda r: bonds[r.request_id].batch)
+    assert all(list(later) == found for later, found in asked)  # whoever has come or gone meanwhile
     assert len({(bond.slo_class, bond.tbt_slo_s) for bond in bonds.values()}) > 4
 
 

@@ -93,7 +93,7 @@ def test_the_order_goes_by_the_new_bounds(engine: ModelledEngine, server: Server
         ({"chat": {"tbt_slo_ms": 40}}, "must be {'classes': {NAME: {...}}} with what is to change."),
         ({"classes": [1]}, "must be {'classes': {NAME: {...}}}"),
         ({"classes": {}, "default": "work"}, "must be {'classes': {NAME: {...}}}"),
-        ({"classes": {"chatt": {}}}, "slo_classes: classes 'chatt': did you mean 'chat'?"),
+        ({"classes": {"chatt": {}}}, "slo_classes: classes 'chatt': no such class; did you mean 'chat'?"),
         ({"classes": {"chat": 5}}, "classes.chat 5: must be a mapping of its SLOs."),
         (
             {"classes": {"chat": {"batch": True}}},

@@ -112,6 +112,8 @@ def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"service_tier": "flex"}, {}, {"slo_class": "flex"}),
         ({"service_tier": "auto"}, {}, None),
         ({"service_tier": "flex"}, {"x-slo-class": "chat"}, {"slo_class": "chat"}),
+        ({"service_tier": "flex"}, {"x-slo-class": " "}, {"slo_class": "flex"}),
+        ({"service_tier": "flex", "vllm_xargs": {"slo_class": None}}, {}, {"slo_class": "flex"}),
         ({"service_tier": "flex", "vllm_xargs": {"slo_class": "chat"}}, {}, {"slo_class": "chat"}),
     ],
     ids=str,

@@ -250,6 +250,7 @@ def test_an_engine_whose_folder_is_gone_goes_on(
     watched.note(record(), 1, 0)
     watched.close()
     assert watched.figures.counters["steps", ""] == 1
+    assert 'vllm_sarathi_steps_total{engine="0"} 1.0' in shown(tmp_path / "folder")
 
 
 def test_a_server_started_by_another_has_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 import io
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -21,7 +25,7 @@ from vllm_sarathi.core.figures import ClassGaps, Figures, FinishedStep, Queues
 from vllm_sarathi.core.step_trace import TracedStep
 from vllm_sarathi.core.types import StepShape
 from vllm_sarathi.engine.metrics import FiguresFiles
-from vllm_sarathi.top.scrape import TopError, metrics_url, parse
+from vllm_sarathi.top.scrape import TopError, fetch, metrics_url, parse
 from vllm_sarathi.top.view import View, compare, render
 
 STOCK = '# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25\n'
@@ -187,7 +191,18 @@ def test_a_server_is_found_by_any_usual_name(given: str, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["", "ftp://h", "http://", "h:port", "http://h:0", "http://a b/", "file:///x"]
+    "given",
+    [
+        "",
+        "ftp://h",
+        "http://",
+        "h:port",
+        "http://h:0",
+        "http://a b/",
+        "file:///x",
+        "http://[::1",
+        "me:key@h:8000",
+    ],
 )
 def test_what_is_no_address_is_refused(given: str) -> None:
     with pytest.raises(TopError, match="must be the address of a server"):
@@ -293,6 +308,26 @@ def test_once_as_a_table(serve: Serve, page: Page) -> None:
     assert "default" in done.stdout
 
 
+def test_who_reads_no_more_of_it_is_told_nothing(serve: Serve, page: Page) -> None:
+    address = serve(lambda: (200, page.text().encode()))
+    command = [
+        sys.executable,
+        "-c",
+        "from vllm_sarathi.cli import main; main()",
+        "top",
+        address,
+        "--once",
+        "--json",
+    ]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [*command, "--interval", "0.1"], stdout=closed, stderr=subprocess.PIPE, text=True
+        )
+    assert "error" not in done.stderr.lower()
+
+
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
@@ -308,6 +343,34 @@ def test_a_server_that_is_none_of_ours(
     assert done.exit_code == 1
     assert any(part in done.output for part in said.split("|"))
     assert len(done.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"\x1b[2J is no HTTP\r\n\r\n", "cannot be read (\ufffd[2J is no HTTP"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + STOCK.encode(),
+            "cannot be read (it ends too soon)",
+        ),
+    ],
+)
+def test_a_broken_answer_is_said_and_moves_no_cursor(answer: bytes, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve_once() -> None:
+            connection = listener.accept()[0]
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        server = threading.Thread(target=serve_once)
+        server.start()
+        with pytest.raises(TopError) as error:
+            fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/metrics", 10.0)
+        server.join()
+    assert said in str(error.value)
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ def clear_errors() -> Iterator[None]:
             f"this command needs {error.name}, which is not installed: pip install 'vllm-sarathi[bench]', "
             "beside a vLLM"
         )
+    except BrokenPipeError:  # who reads what is printed has seen enough: Click ends without a word
+        raise
     except (ConfigError, StepTraceError, RuntimeError, OSError) as error:
         _exit(str(error))
 

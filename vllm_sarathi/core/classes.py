@@ -194,7 +194,9 @@ class SloClasses:
             )
         for name, of_class in listed.items():
             if name not in mine["classes"]:
-                raise ConfigError(f"{origin}: classes {short(name)}: {nearest_hint(name, mine['classes'])}")
+                raise ConfigError(
+                    f"{origin}: classes {short(name)}: no such class; {nearest_hint(name, mine['classes'])}"
+                )
             if not isinstance(of_class, Mapping):
                 raise ConfigError(
                     f"{origin}: classes.{name} {short(of_class)}: must be a mapping of its SLOs."

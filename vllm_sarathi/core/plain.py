@@ -7,6 +7,8 @@ from typing import Any
 
 from vllm_sarathi.core.errors import ConfigError, short
 
+MERGE_TAG = "tag:yaml.org,2002:merge"
+
 
 def parse_plain(text: str, origin: str) -> object:
     """Return the plain values of a text in YAML or JSON; `origin` names it in errors.
@@ -39,6 +41,8 @@ def _parse_yaml(text: str, origin: str) -> object:
         """Plain values only, and no key twice."""
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
+        if any(key.tag == MERGE_TAG for key, _ in node.value):
+            raise ConfigError(f"{origin}: key '<<': keys cannot be merged in; write them out.")
         return no_twins(loader.construct_pairs(node, deep=True), origin)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
@@ -59,7 +63,9 @@ def no_twins(pairs: Iterable[tuple[Any, Any]], origin: str) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
     for key, value in pairs:
         if not isinstance(key, str):
-            raise ConfigError(f"{origin}: key {short(key)}: must be a name.")
+            raise ConfigError(
+                f"{origin}: key {short(key)}: must be a name; in quotes where it is taken for something else."
+            )
         if key in made:
             raise ConfigError(f"{origin}: key {short(key)}: is given twice.")
         made[key] = value

@@ -94,7 +94,8 @@ class Admissions:
             return
         gate, requests = self._gate, self._scheduler.requests
         self.note_progress()
-        refused, idle = gate.review(wall_s), self.idle()
+        refused = gate.review(wall_s)
+        idle = not gate.standing and self.idle()
         for name in self._new:
             request = requests.get(name)
             if request is None or request.is_finished():

@@ -179,8 +179,8 @@ def _wishes(headers: dict[bytes, bytes], fairness_header: str) -> dict[str, Any]
         ConfigError: one says what it cannot.
     """
     wishes: dict[str, Any] = {}
-    if (name := headers.get(CLASS_HEADER)) is not None:
-        wishes[CLASS_KEY] = name.decode("latin-1").strip()
+    if name := headers.get(CLASS_HEADER, b"").decode("latin-1").strip():  # a proxy may send an empty one
+        wishes[CLASS_KEY] = name
     if (text := headers.get(TTFT_HEADER)) is not None:
         said: float | str = text.decode("latin-1")
         with contextlib.suppress(ValueError):
@@ -231,8 +231,8 @@ def _rewritten(
             slo_ms(asked[key], ".".join((*xargs, key)))
     tier = values.get(TIER)
     if isinstance(tier, str) and classes:
-        if tier != NO_TIER:
-            asked.setdefault(CLASS_KEY, tier)
+        if tier != NO_TIER and asked.get(CLASS_KEY) is None:
+            asked[CLASS_KEY] = tier
         if tier in classes:  # vLLM would refuse it
             del values[TIER]
     if not _is_text(asked.get(CLASS_KEY)):  # the engine core cannot be told of it

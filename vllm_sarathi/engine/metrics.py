@@ -20,7 +20,7 @@ by class; and where one is installed vLLM gathers statistics even if told `--dis
 
 prometheus_client writes through memory maps; a full disk under one ends the process with SIGBUS, which here would be
 the engine. So the files, which have prometheus_client's format, are written whole, once a second, and a failure leaves
-the last ones.
+the last ones. A folder that somebody has deleted meanwhile is made again.
 
 What is not ours to extend: the figures in a response (`--enable-per-request-metrics`) and the attributes of vLLM's
 tracing spans are made in the API server from vLLM's statistics, and no plugin is asked.
@@ -38,6 +38,7 @@ from pathlib import Path
 
 from vllm_sarathi.core.figures import PREFIX, Kind, Sample
 from vllm_sarathi.core.files import write_whole
+from vllm_sarathi.engine.vllm.internals import logger
 
 FOLDER_VARIABLE = "SARATHI_METRICS_FOLDER"
 SHARED_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -70,9 +71,15 @@ def serve_figures() -> None:
     from prometheus_client.multiprocess import MultiProcessCollector
 
     folder = tempfile.mkdtemp(prefix="vllm-sarathi-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(_remove, folder)
     os.environ[FOLDER_VARIABLE] = folder
     REGISTRY.register(MultiProcessCollector(None, folder))  # type: ignore[no-untyped-call]
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder of ours at the end of its process; an engine inside that process makes it no more."""
+    os.environ.pop(FOLDER_VARIABLE, None)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def figures_folder() -> Path | None:
@@ -94,6 +101,29 @@ class FiguresFiles:
         self._folder = folder
         self._rank = str(rank)
         self._owner = f"sarathi{rank}-{pid}"
+        self._stands_still = False
+
+    def renew(self, samples: Iterable[Sample], at_s: float) -> None:
+        """Write all figures anew; where that fails, say so once, until they can be written again.
+
+        Args: as of `write`.
+        """
+        folder = self._folder
+        try:
+            if not folder.exists() and folder == figures_folder():
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                logger.warning("The folder of the metrics at /metrics was deleted: %s is made again.", folder)
+            self.write(samples, at_s)
+            self._stands_still = False
+        except OSError as error:
+            if not self._stands_still and folder == figures_folder():
+                logger.warning(
+                    "The metrics of engine %s at /metrics stand still: %s cannot be written (%s).",
+                    self._rank,
+                    folder,
+                    error.strerror,
+                )
+            self._stands_still = True
 
     def write(self, samples: Iterable[Sample], at_s: float) -> None:
         """Write all figures anew.

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,14 +24,14 @@ class Brought:
         batch_tokens: its prompt tokens of batch work.
     """
 
-    gaps: tuple[ClassGaps, ...] = ()
+    gaps: Iterable[ClassGaps] = ()
     first_tokens: list[tuple[str, float, float]] = field(default_factory=list)
     resumed: list["Interruption"] = field(default_factory=list)
     batch_tokens: int = 0
 
     def told(
         self, now_s: float, wall_s: float, tbt_slo_s: float | None
-    ) -> tuple[tuple[ClassGaps, ...], tuple[TokenWait, ...], tuple[TokenWait, ...], int]:
+    ) -> tuple[Iterable[ClassGaps], tuple[TokenWait, ...], tuple[TokenWait, ...], int]:
         """Return what the telemetry's `note` is told of a step that has ended.
 
         Args:
@@ -205,9 +206,11 @@ def complete_step(scheduler: Any, step: Step, output: SchedulerOutput, admitted:
     controller, views = scheduler.controller, scheduler.views
     step.predicted_s = controller.predict(step.shape)
     if scheduler.telemetry is not None and scheduler.config.slo_classes is not None:
-        read = {request.request_id for request in itertools.chain(step.partial, admitted)}
         step.brought.gaps = views.company.gaps(
-            step.shape.decodes, lambda: scheduled.keys() - read, controller.tbt_slo_s, controller.pipeline
+            step.shape.decodes,
+            lambda: scheduled.keys() - {request.request_id for request in (*step.partial, *admitted)},
+            controller.tbt_slo_s,
+            controller.pipeline,
         )
         for name in views.newly_relegated():
             scheduler.telemetry.count("relegated_requests", name)

@@ -10,8 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,15 +61,15 @@ class _Noted:
     slo_s: float | None
     running: int
     waiting: int
-    gaps: tuple[ClassGaps, ...]
+    gaps: Iterable[ClassGaps]
     first_tokens: tuple[TokenWait, ...]
     resumed: tuple[TokenWait, ...]
     batch_tokens: int
 
     def finished(self) -> FinishedStep:
-        record, slo_s = self.record, self.slo_s
-        if self.gaps:  # the step was allowed what the tightest of those in it allows
-            slo_s = min([gaps.slo_s for gaps in self.gaps if gaps.slo_s is not None], default=None)
+        record, slo_s, gaps = self.record, self.slo_s, tuple(self.gaps)
+        if gaps:  # the step was allowed what the tightest of those in it allows
+            slo_s = min([each.slo_s for each in gaps if each.slo_s is not None], default=None)
         traced = TracedStep(
             self.at_s,
             record.shape,
@@ -84,7 +83,7 @@ class _Noted:
         )
         return FinishedStep(
             traced,
-            self.gaps or (ClassGaps(DEFAULT_CLASS, record.shape.decodes, self.slo_s),),
+            gaps or (ClassGaps(DEFAULT_CLASS, record.shape.decodes, self.slo_s),),
             self.first_tokens,
             self.resumed,
             self.batch_tokens,
@@ -157,7 +156,7 @@ class Telemetry:
         record: StepRecord,
         running: int,
         waiting: int,
-        gaps: tuple[ClassGaps, ...] = (),
+        gaps: Iterable[ClassGaps] = (),
         first_tokens: tuple[TokenWait, ...] = (),
         resumed: tuple[TokenWait, ...] = (),
         batch_tokens: int = 0,
@@ -167,7 +166,8 @@ class Telemetry:
         Args:
             record: what came of it.
             running, waiting: as in TracedStep.
-            gaps: the gaps that it ended, where there are classes; else all are of one class, under the one SLO.
+            gaps: the gaps that it ended, where there are classes; else all are of one class, under the one SLO. They
+                are looked at later, in the thread.
             first_tokens, resumed, batch_tokens: as in FinishedStep.
         """
         slo_s = self._controller.tbt_slo_s
@@ -227,8 +227,7 @@ class Telemetry:
         figures.set("tbt_slo_seconds", self._controller.tbt_slo_s)
         figures.set("ttft_slo_seconds", None if config.ttft_slo_ms is None else config.ttft_slo_ms / 1e3)
         if self._files is not None:
-            with suppress(OSError):  # a full disk, or the process that reads them is gone: the log has them
-                self._files.write(figures.samples(), self._wall_clock())
+            self._files.renew(figures.samples(), self._wall_clock())
 
     def tell(self) -> None:
         """Log what the window came to, if there was work in it, and begin a new one."""

@@ -138,6 +138,8 @@ class ViewBuilder:
 
     def newly_relegated(self) -> list[str]:
         """Return the classes of those that the step planned last has relegated for the first time."""
+        if not self._controller.relegated:
+            return []
         new = self._controller.relegated - self._relegated
         self._relegated |= new
         return [self.slo_class(self._scheduler.requests[name]) for name in new]

@@ -72,11 +72,13 @@ def metrics_url(text: str) -> str:
     Raises:
         TopError: it is no address of an HTTP server.
     """
-    url = urllib.parse.urlsplit(text if "//" in text else f"http://{text}")
     try:
+        url = urllib.parse.urlsplit(text if "//" in text else f"http://{text}")
         usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is no number, half of an IPv6 address
         usable = False
+    if "@" in text:  # urllib would take it for a part of the host's name; and a password is not repeated
+        raise TopError("the URL must be the address of a server alone, without a user's name and password.")
     if not usable or any(c.isspace() for c in text):
         raise TopError(f"{text!r}: must be the address of a server, such as http://127.0.0.1:8000.")
     path = url.path.rstrip("/")
@@ -96,6 +98,7 @@ def fetch(url: str, timeout_s: float) -> str:
     try:
         with opener.open(url, timeout=timeout_s) as answer:
             body: bytes = answer.read(MOST_BYTES + 1)
+            missing = 0 if len(body) > MOST_BYTES else answer.length
     except urllib.error.HTTPError as error:
         raise TopError(f"{url}: the server answers {error.code} {printable(str(error.reason))}.") from error
     except urllib.error.URLError as error:
@@ -104,11 +107,13 @@ def fetch(url: str, timeout_s: float) -> str:
         raise TopError(f"{url}: cannot be read ({_reason(error)}).") from error
     if len(body) > MOST_BYTES:
         raise TopError(f"{url}: is longer than {MOST_BYTES // 2**20} MiB, too long for /metrics.")
+    if missing:
+        raise TopError(f"{url}: cannot be read (it ends too soon).")
     return body.decode(errors="replace")
 
 
 def _reason(error: object) -> str:
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+    return printable(str(getattr(error, "strerror", None) or error or type(error).__name__))[:MOST_QUOTED]
 
 
 def parse(text: str, url: str, at_s: float) -> Scrape:

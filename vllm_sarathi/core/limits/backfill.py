@@ -46,17 +46,21 @@ class Backfill:
         experience: what is known of the device.
         growth: what a batch will cost until its answers end.
         least_slo_s: the tightest SLO for the time between tokens, as a time that a step may take, seconds.
+        has_batch: whether any class is batch work; else only those left out are of interest.
     """
 
-    def __init__(self, experience: Experience, growth: Growth, least_slo_s: float) -> None:
+    def __init__(
+        self, experience: Experience, growth: Growth, least_slo_s: float, has_batch: bool = True
+    ) -> None:
         self._experience = experience
         self._growth = growth
         self._least_slo_s = least_slo_s
+        self._has_batch = has_batch
         self._running = Peak()
         self._kv_tokens = Peak()
 
     def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
-        if (held := view.occupancy) is None:
+        if (held := view.occupancy) is None or not (self._has_batch or candidate.left_out):
             return candidate.tokens, candidate.reason
         inside = {request.request_id for request in view.prefills}
         held_tokens = view.decode_context_tokens + sum(request.done_tokens for request in view.prefills)

@@ -153,13 +153,13 @@ class ClassOrder(DeadlineOrder):
             elif not request.batch and not (relegated and request.request_id in self._late):
                 keys[index] = (-1, -request.age_s, float(index))  # its next token is late already
         left_out = self._left_out(view, requests, keys)
-        self._kept_out = defaultdict(set)
+        self._kept_out = {}
         for index in left_out:
             keys[index] = (5, *keys[index][1:])
             if (slo_class := requests[index].slo_class) is not None:
-                self._kept_out[slo_class.name].add(requests[index].tenant)
+                self._kept_out.setdefault(slo_class.name, set()).add(requests[index].tenant)
         self.relegated = frozenset(
-            r.request_id for r, key in zip(requests, keys, strict=True) if key[0] == RELEGATED
+            [r.request_id for r, key in zip(requests, keys, strict=True) if key[0] == RELEGATED]
         )
         turn = turn_by_keys(view, keys)
         if starving or left_out:  # seldom; and a copy is slow
@@ -227,24 +227,32 @@ class ClassOrder(DeadlineOrder):
         held = view.occupancy
         if held is None or len(view.waiting) == 0:
             return []
-        parts = {name: shares.tenants(self._now_s) for name, shares in self._shares.items()}
-        if max(parts.values()) < 2:
+        running = in_all = view.generating + len(view.prefills)
+        inside = len(view.prefills)
+        parts: dict[str, int] = {}
+        crowding = set()
+        for index, request in enumerate(view.waiting, inside):
+            count = held.tenants.get(request.tenant, 0)
+            if not count or request.slo_class is None:
+                continue
+            name = request.slo_class.name
+            if (part := parts.get(name)) is None:
+                part = parts[name] = self._shares[name].tenants(self._now_s)
+            if part > 1 and count * part > in_all:
+                crowding.add(index)
+        if not crowding:
             return []
-        running = view.generating + len(view.prefills)
-        in_all, slots = running, view.free_slots
+        slots = view.free_slots
         spare_slots = SPARE_SHARE * (running + slots)
         read = sum(request.remaining_tokens for request in view.prefills)
         free = held.free_kv_tokens - read
         done = sum(request.done_tokens for request in view.prefills)
         spare_tokens = SPARE_SHARE * (held.free_kv_tokens + view.decode_context_tokens + done)
         left_out = []
-        inside = len(view.prefills)
         context = view.decode_context_tokens + done + read
         for index in sorted(range(inside, len(requests)), key=keys.__getitem__):
-            request = requests[index]
-            part = 1 if request.slo_class is None else parts[request.slo_class.name]
+            request, crowds = requests[index], index in crowding
             needed = request.done_tokens + request.remaining_tokens
-            crowds = part > 1 and held.tenants.get(request.tenant, 0) * part > in_all
             count, read_by = running + 1, context + needed
             step_s = self._model.seconds(count, count, read_by, 0.0, count) if crowds else 0.0
             long = step_s > CROWDED_STEP_SHARE * self._least_tbt_slo_s
@@ -295,15 +303,18 @@ class ClassOrder(DeadlineOrder):
             kept[indices[place]] = (1, jobs[place].due_s, jobs[place].prefill_s)
         keys: list[Key] = []
         for index, request in enumerate(requests):
-            left_s = self._prefill_s(request.done_tokens, request.remaining_tokens)
             # One of its class in each bound: others hardly notice.
             if self._overdue_first and index in starving:
                 keys.append((0, -math.inf, float(index)))
-            elif self._overdue_first and self._is_overdue(request):
+                continue
+            if self._overdue_first and self._is_overdue(request):
                 keys.append((0, -request.age_s, float(index)))
-            elif index in kept:
+                continue
+            if index in kept:
                 keys.append(kept[index])
-            elif request.batch:
+                continue
+            left_s = self._prefill_s(request.done_tokens, request.remaining_tokens)
+            if request.batch:
                 keys.append((4, request.tag, left_s))
             else:
                 own = request.done_tokens - request.cached_tokens
@@ -342,16 +353,19 @@ class ClassOrder(DeadlineOrder):
 
     def _shared(self, requests: Sequence[RequestView]) -> set[str]:
         """Return the classes in which several tenants have work, and let each class's time go on."""
-        tenants: defaultdict[str, set[str]] = defaultdict(set)
+        first: dict[str, str] = {}
         least: dict[str, float] = {}
+        shared = set()
         for request in requests:
-            if request.slo_class is not None:
-                name = request.slo_class.name
-                tenants[name].add(request.tenant)
-                least[name] = min(least.get(name, math.inf), self._place(request))
+            if (slo_class := request.slo_class) is not None:
+                name, tag = slo_class.name, self._place(request)
+                if first.setdefault(name, request.tenant) != request.tenant:
+                    shared.add(name)
+                if tag < least.get(name, math.inf):
+                    least[name] = tag
         for name, tag in least.items():
             self._shares[name].seen(tag)
-        return {name for name, several in tenants.items() if len(several) > 1}
+        return shared
 
     def _by_share(self, requests: Sequence[RequestView], keys: list[Key], shared: Set[str]) -> list[Key]:
         """Give the places that a class has within each rank to its tenants by their shares."""

@@ -88,7 +88,9 @@ class SloPolicy:
         stop_early = StopEarly(experience, backlog)
         least_slo_s = math.inf if classes is None else pipeline.step_s(classes.least("tbt_slo_s"))
         growth = Growth(experience, self.answers, config.prefill_max_wait_s, least_slo_s)
-        backfill = () if classes is None else (Backfill(experience, growth, least_slo_s),)
+        backfill: tuple[Limit, ...] = ()
+        if classes is not None:
+            backfill = (Backfill(experience, growth, least_slo_s, classes.has_batch),)
         self.limits: tuple[Limit, ...] = (
             Trust(experience),
             EvenParts(experience, backlog),
