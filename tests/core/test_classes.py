@@ -30,6 +30,15 @@ def classes(tmp_path: Path) -> SloClasses:
     return read_classes(path)
 
 
+def _tenfold(level: int) -> str:
+    """Return a list in YAML of ten to the power of `level` values, by aliases."""
+    inner = "1" if not level else f"&a{level} {_tenfold(level - 1)}"
+    return "[" + inner + f", *a{level}" * (9 if level else 0) + "]"
+
+
+ALIASES = f"classes: {{a: {{weight: {_tenfold(12)}}}}}"
+
+
 def test_a_file_says_the_same_in_yaml_and_in_json(classes: SloClasses, tmp_path: Path) -> None:
     path = tmp_path / "classes.json"
     path.write_text(json.dumps(classes.to_mapping()))
@@ -113,6 +122,7 @@ def test_settings_carry_the_classes_as_plain_values(tmp_path: Path) -> None:
         ('{"classes": ', "is not valid JSON"),
         ("classes: !!python/object/apply:os.getcwd []", "is not valid YAML"),
         ("{" * 5000, "is n"),
+        (ALIASES, "classes.a.weight a list of very many values: must be"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(text: str, said: str, tmp_path: Path) -> None:

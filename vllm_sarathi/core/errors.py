@@ -1,12 +1,15 @@
 """Errors that a user can cause: one sentence each."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class ConfigError(ValueError):
     """A setting that a user gave and that cannot be used; the message names it, the value and what is valid."""
 
+
+MOST_PARTS = 10_000
+"""The most values within one that an error writes out."""
 
 MOST_NAMES = 40
 """The most valid names that an error lists."""
@@ -25,5 +28,19 @@ def nearest_hint(name: str, valid: Iterable[str]) -> str:
 
 def short(value: object) -> str:
     """Return a value as it is quoted in an error: what came from outside may be of any length."""
-    text = repr(value)
+    text = repr(value) if _has_few_parts(value) else f"a {type(value).__name__} of very many values"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _has_few_parts(value: object) -> bool:
+    """Tell whether a value can be written out: aliases in a YAML file may stand for billions of values."""
+    left = [value]
+    for _ in range(MOST_PARTS):
+        if not left:
+            return True
+        part = left.pop()
+        if isinstance(part, Mapping):
+            left += [*part, *part.values()]
+        elif isinstance(part, list | tuple | set):
+            left += part
+    return False
