@@ -113,7 +113,7 @@ def arrival_times(
         burstiness: the squared coefficient of variation of the gaps, for `gamma`; 1 would be Poisson.
 
     Raises:
-        ConfigError: a kind that is none of these, or a rate out of range, or too low for so many.
+        ConfigError: a kind that is none of these, a rate out of range, or one that is too low for that count.
     """
     check_positive("rate", rate_qps, 1e6)
     if kind == "poisson":
