@@ -129,6 +129,10 @@ def test_ray_answers_as_one_process_does(monkeypatch: pytest.MonkeyPatch) -> Non
             "must be of the same model as",
         ),
         (
+            ["--prefill-replicas", 1, "--prefill-deployment", "mistral-7b/a100:kvfp8"],
+            "its KV cache has another precision than that of 'mistral-7b/a100'",
+        ),
+        (
             ["--prefill-replicas", 1, "--prefill-deployment", "mistral-7b/a1000"],
             "--prefill-deployment: unknown device 'a1000'; did you mean 'a100'",
         ),

@@ -300,6 +300,15 @@ def quantization_methods() -> set[str]:
     return set(QUANTIZATION_METHODS)
 
 
+def test_where_no_number_of_replicas_is_enough_the_error_says_how_many_were_tried() -> None:
+    load = load_of(LoadAsked("chat", 20, rate_qps=1e6, tbt_slo_ms=60.0))
+    candidate = Candidate("mistral-7b", "a100")
+    board = Board({"a100": 1.0}, [Verdict(candidate, Bound(most_qps=20.0))])
+    said = r"no number of replicas up to 4,096 carries 1e\+06 requests/s; even with 244 a second on each"
+    with pytest.raises(ConfigError, match=said):
+        plan_report.choose(board, load)
+
+
 COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
 
 
@@ -312,6 +321,11 @@ COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
         (["--model", "mistral-7b", "--rate", 1], "no SLO is stated"),
         (["--model", "mistral-7b", "--tbt-slo-ms", 60], "--rate: is missing"),
         ([*COMMON, "--devices", "l4"], "has no price of 'l4'; it has a100, h100"),
+        ([*COMMON, "--devices", ","], "--devices: names none; --prices"),
+        (
+            ["--model", "mistral-7b", "--rate", 1e-300, "--tbt-slo-ms", 60],
+            "--rate 1e-300: 300 requests would",
+        ),
         ([*COMMON, "--devices", "h10"], "--devices 'h10': unknown; did you mean 'h100'"),
         ([*COMMON, "--attainment", 1], "--attainment 1.0: must be a share"),
         ([*COMMON, "--schedulers", "orka"], "unknown scheduler; did you mean 'orca'"),

@@ -268,3 +268,11 @@ def test_each_option_of_a_load_reaches_what_is_asked_for() -> None:
     assert (asked.schedulers, asked.seeds, asked.max_delay_s) == (("orca",), 5, 9.0)
     assert asked.settings == (("tbt_mode", "pace"),)
     assert asked.disturbance == Disturbance(0.1, 4.0, neighbour=2.0)
+
+
+def test_a_capacity_of_a_burst_is_said_to_be_one() -> None:
+    asked = simulated.Asked("llama-3.1-8b/h100", "chat", ("sarathi",), 100.0, requests=50, seeds=1)
+    rows: list[dict[str, Any]] = [{"capacity_qps": None}, {"capacity_qps": 352.0}]
+    assert "the 50 requests of a run come within 0.14 s" in simulated.burst_warning(rows, asked)
+    assert not simulated.burst_warning(rows, replace(asked, requests=5000))
+    assert not simulated.burst_warning(rows[:1], asked)

@@ -246,6 +246,8 @@ def test_what_a_family_does_not_say_has_to_be_stated() -> None:
 def test_a_latent_has_no_heads_of_keys() -> None:
     made = shape(**LATENT, kv_lora_rank=512, q_lora_rank=None, num_key_value_heads=5)
     assert made.kv_bytes_per_token == 32 * 2 * (512 + 64)
+    with pytest.raises(ConfigError, match="has no whole number 'kv_lora_rank'"):
+        shape(**LATENT, q_lora_rank=1536)
 
 
 def test_the_page_names_all_families() -> None:

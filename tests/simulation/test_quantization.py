@@ -133,6 +133,9 @@ def test_the_cache_is_as_the_checkpoint_says(said: Mapping[str, Any], kv: float)
     ("said", "key"),
     [
         ("fp8", "'quantization_config'"),
+        ([], "'quantization_config' must be an object, not []"),
+        (False, "'quantization_config' must be an object, not False"),
+        ({}, "quantization_config.quant_method is None"),
         ({"quant_method": 8}, "quantization_config.quant_method is 8"),
         ({"load_in_4bit": True}, "quantization_config.quant_method is None"),
         ({**FP8, "ignore": 5}, "quantization_config.ignore"),

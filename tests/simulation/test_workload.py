@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -140,6 +141,16 @@ def test_a_trace_at_another_rate_keeps_its_rhythm() -> None:
     assert [r.arrival_s for r in at_rate(together, 2.0)] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("arrivals", ["poisson", "gamma", "fixed"])
+def test_a_rate_at_which_the_clock_would_not_see_a_step_is_refused(arrivals: str) -> None:
+    said = r"--rate 1e-300: 20 requests would take \S+ s to arrive; at most 1e\+09 s can be simulated"
+    with pytest.raises(ConfigError, match=said):
+        synthetic("chat", 1e-300, 20, 0, arrivals)
+    with pytest.raises(ConfigError, match=said):
+        at_rate([SimulatedRequest(float(t), 1, 1) for t in range(20)], 1e-300)
+    assert len(synthetic("chat", 1e-6, 20, 0, arrivals)) == 20
+
+
 def test_equal_pieces_of_prefix_are_equal_tokens() -> None:
     first = prompt_token_ids(SimulatedRequest(0, 1200, 1, prefix=(1, 2, 3)), 0, True)
     second = prompt_token_ids(SimulatedRequest(0, 1500, 1, prefix=(1, 2, 9)), 1, True)
@@ -169,6 +180,25 @@ def test_azures_columns(tmp_path: Path) -> None:
     trace = read_trace(write(tmp_path, "azure.csv", AZURE), "azure", 4096)
     assert [(r.prompt_tokens, r.output_tokens) for r in trace.requests] == [(374, 44), (396, 109), (879, 55)]
     assert [r.arrival_s for r in trace.requests] == pytest.approx([0.0, 4.314579, 4.314579], abs=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="a system without time zones of a process")
+def test_azures_dates_with_and_without_a_zone_are_of_one_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its later traces leave the fraction out where it is 0; here, the local clock skips 2:00 to 3:00."""
+    header = AZURE.splitlines()[0]
+    days = ("01:59:59.500000", "02:00:00", "02:30:00.25", "03:00:00")
+    for zone in ("+00:00", ""):
+        rows = "".join(f"2024-03-10 {at}{zone},1,1\n" for at in days)
+        monkeypatch.setenv("TZ", "America/New_York")
+        time.tzset()
+        try:
+            trace = read_trace(write(tmp_path, "azure.csv", f"{header}\n{rows}"), "azure", 4096)
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+        assert [r.arrival_s for r in trace.requests] == [0.0, 0.5, 1800.75, 3600.5]
 
 
 def test_mooncakes_columns_and_its_shared_prefixes(tmp_path: Path) -> None:
@@ -217,6 +247,10 @@ OWN = "arrival_s,prompt_tokens,output_tokens\n"
         (OWN + "0,1,0\n", "t.csv, row 2: output_tokens '0' must be"),
         (OWN + "0,1.5,1\n", "t.csv, row 2: prompt_tokens '1.5' must be"),
         (OWN + "0,many,1\n", "t.csv, row 2: prompt_tokens 'many' is not a number"),
+        (
+            OWN + "1e12,1,1\n2.5e12,1,1\n",
+            "t.csv, row 3: arrives 1.5e+12 s after the first; at most 1e+09 s can be simulated",
+        ),
         (OWN + "0,1\n", "t.csv, row 2: output_tokens None is not a number"),
         (OWN + "0,1,1\n1,4000,97\n", "t.csv, row 3: 4000 + 97 tokens are more than the model's 4096"),
     ],

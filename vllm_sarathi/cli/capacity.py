@@ -42,6 +42,8 @@ def capacity(
     tasks = benchmark.tasks_of(asked, announced_workload(asked, console))
     rows = benchmark.capacity_rows(tasks, functools.partial(farm.run_all, console=console, ray=ray))
     console.print(benchmark.capacity_table(rows))
+    if warning := benchmark.burst_warning(rows, asked):
+        console.print(warning, soft_wrap=True)
     if plot is not None:
         benchmark.capacity_plot(rows, plot)
     results.write_rows(rows, json)

@@ -27,7 +27,9 @@ ClassesOption = Annotated[Path | None, typer.Option(help="SLOs by class instead,
 AttainmentOption = Annotated[
     float, typer.Option(help="The share of each class's requests that must meet their SLOs.")
 ]
-DevicesOption = Annotated[str, typer.Option(help="Comma-separated names; default: all that have a price.")]
+DevicesOption = Annotated[
+    str | None, typer.Option(help="Comma-separated names; default: all that have a price.")
+]
 MostOption = Annotated[int, typer.Option(help="The most devices of one replica.")]
 PrecisionsOption = Annotated[
     str, typer.Option(help="Precisions of the weights, comma-separated: checkpoint, fp8, nvfp4.")
@@ -54,7 +56,7 @@ def plan(
     ttft_slo_ms: TtftOption = None,
     slo_classes: ClassesOption = None,
     attainment: AttainmentOption = 0.95,
-    devices: DevicesOption = "",
+    devices: DevicesOption = None,
     most_devices: MostOption = 8,
     schedulers: SchedulersOption = "sarathi,default@512,default@2048",
     precisions: PrecisionsOption = "checkpoint",
@@ -84,7 +86,7 @@ def plan(
     )  # fmt: skip
     load, listed, names = load_of(asked), read_prices(prices), read_names(schedulers)
     benchmark.check_candidates(names, load)
-    cost = listed.of(read_names(devices))
+    cost = listed.of(None if devices is None else read_names(devices))
     weights = benchmark.read_precisions(read_names(precisions))
     experts = benchmark.has_experts(model, weights)
     candidates = benchmark.candidates_of(model, cost, names, most_devices, weights, experts, skew)

@@ -77,7 +77,8 @@ def grouped(layers: Iterable[LayerKind]) -> tuple[LayerKind, ...]:
 def _attention(read: Reader, local: bool = False) -> Attention:
     """Return the attention of a layer; `local` for one that looks back a window alone."""
     hidden, heads = read.number("hidden_size"), read.number("num_attention_heads")
-    if read.number("kv_lora_rank", default=0):
+    # Without a latent, no head has a part of keys that is not rotated.
+    if read.number("kv_lora_rank", default=0) or read.number("qk_nope_head_dim", default=0):
         return _latent(read, hidden, heads)
     if not read.config.get("head_dim") and not read.config.get("attention_head_dim") and hidden % heads:
         raise read.error(

@@ -199,7 +199,7 @@ def precision_of(
         ConfigError: a scheme that is not understood; the key is named.
     """
     plain = Precision.of(element_bytes)
-    key = next((k for k in ("quantization_config", "compression_config") if config.get(k)), None)
+    key = next((k for k in ("quantization_config", "compression_config") if config.get(k) is not None), None)
     if key is None:
         return plain
     if not isinstance(config[key], Mapping):

@@ -12,13 +12,13 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vllm_sarathi.core.config import ConfigError, check_choice
 from vllm_sarathi.core.files import write_whole
-from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import LONGEST_S, SimulatedRequest
 
 FORMATS: dict[str, tuple[str, str, str]] = {
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
@@ -82,6 +82,11 @@ def read_trace(
             )
         last_s = time_s
         start_s = time_s if start_s is None else start_s
+        arrival_s = (time_s - start_s) / time_scale
+        if arrival_s > LONGEST_S:
+            raise ConfigError(
+                f"{where}: arrives {arrival_s:.3g} s after the first; at most {LONGEST_S:g} s can be simulated."
+            )
         prompt, output = (_length(values, column, where) for column in FORMATS[kind][1:])
         if prompt + output > max_tokens:
             if too_long == "refuse":
@@ -92,7 +97,7 @@ def read_trace(
             skipped += 1
             continue
         prefix = _prefix(values, where)
-        requests.append(SimulatedRequest((time_s - start_s) / time_scale, prompt, output, prefix=prefix))
+        requests.append(SimulatedRequest(arrival_s, prompt, output, prefix=prefix))
     if not requests:
         raise ConfigError(f"{path}: holds no request that can be served ({skipped} are too long).")
     return Trace(tuple(requests), skipped)
@@ -154,8 +159,9 @@ def _time_s(values: Mapping[str, Any], kind: str, where: str) -> float:
     column = FORMATS[kind][0]
     try:
         if kind == "azure":
-            # Seven digits of a second are one more than Python reads.
-            return datetime.fromisoformat(str(values[column])[:26]).timestamp()
+            date = datetime.fromisoformat(str(values[column]))
+            # Of a date without a zone only differences count: those of the local zone jump when its clocks change.
+            return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
         time_s = float(values[column]) / (1e3 if kind == "mooncake" else 1.0)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {column} {values[column]!r} is not a time.") from error

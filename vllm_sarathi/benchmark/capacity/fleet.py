@@ -165,6 +165,11 @@ def spec_of(asked: Asked, fleet: FleetAsked, share_prefixes: bool) -> FleetSpec:
             f"--prefill-deployment {theirs!r}: must be of the same model as {asked.deployment!r}, which is to use "
             "its KV cache."
         )
+    if ("kvfp8" in theirs.rpartition("/")[2]) != ("kvfp8" in asked.deployment.rpartition("/")[2]):
+        raise ConfigError(
+            f"--prefill-deployment {theirs!r}: its KV cache has another precision than that of {asked.deployment!r}, "
+            "which is to use it; both or none are 'kvfp8'."
+        )
     reading = replace(serving, deployment=theirs, prefill_only=True)
     link = Link((fleet.link_gbps or LINK_GBPS) * 1e9 / 8, LINK_LATENCY_S, place.kv_token_bytes)
     roles = ("prefill",) * fleet.prefill_replicas + ("decode",) * fleet.replicas

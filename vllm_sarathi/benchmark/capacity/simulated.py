@@ -1,6 +1,7 @@
 """What `vllm-sarathi simulate` and `vllm-sarathi capacity` do: read what was asked, run it, show tables and plots."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -268,6 +269,19 @@ def capacity_table(rows: Sequence[dict[str, Any]]) -> Table:
     if any(row["capacity_qps"] is None for row in rows):
         table.caption = "no rate meets it: the figures are those of the lowest rate that was tried"
     return table
+
+
+def burst_warning(rows: Sequence[dict[str, Any]], asked: Asked) -> str:
+    """Return a warning where the requests of a run come at once, so that nobody waits too long; "" where none do."""
+    most_qps = max((row["capacity_qps"] or 0.0 for row in rows), default=0.0)
+    span_s = asked.requests / most_qps if most_qps else math.inf
+    if span_s >= asked.max_delay_s:
+        return ""
+    return (
+        f"warning: at {most_qps:.3g} requests/s, the {asked.requests} requests of a run come within {span_s:.2g} s, "
+        f"less than the delay of {asked.max_delay_s:g} s that may pass: the rate is that of a burst; for a lasting "
+        "one, raise --requests."
+    )
 
 
 def capacity_plot(rows: Sequence[dict[str, Any]], path: Path) -> None:

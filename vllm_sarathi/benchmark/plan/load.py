@@ -16,7 +16,7 @@ from vllm_sarathi.simulation.outcome import meets_slos
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
 from vllm_sarathi.simulation.traces import DEFAULT_FORMAT, check_no_trace, read_trace
 from vllm_sarathi.simulation.workloads.registry import synthetic
-from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate, check_span
 
 MAX_DELAY_S = 2.0
 """The longest median queueing delay where there is no SLO for the time to first token (the paper's criterion)."""
@@ -185,6 +185,8 @@ def load_of(asked: LoadAsked) -> Load:
     settings, with_slos = _with_slos(asked, sent)
     name = asked.workload if asked.trace is None else asked.trace.name
     rate_qps = asked.rate_qps or rate_of(sent)
+    count = min(len(sent), asked.requests)
+    check_span(rate_qps, count, (count - 1) / rate_qps)
     return Load(name, tuple(with_slos), rate_qps, asked.attainment, settings, asked.requests)
 
 

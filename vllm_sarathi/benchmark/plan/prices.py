@@ -30,12 +30,16 @@ class Prices:
     currency: str
     origin: str
 
-    def of(self, devices: Sequence[str]) -> dict[str, float]:
-        """Return the prices of some devices; of all that have one, where none is named.
+    def of(self, devices: Sequence[str] | None) -> dict[str, float]:
+        """Return the prices of some devices; of all that have one for None.
 
         Raises:
-            ConfigError: an unknown device, or one that has no price.
+            ConfigError: no device, an unknown one, or one that has no price.
         """
+        if devices is None:
+            return dict(self.per_hour)
+        if not devices:
+            raise ConfigError(f"--devices: names none; {self.origin} has {', '.join(self.per_hour)}.")
         for name in devices:
             if name not in DEVICES:
                 raise ConfigError(f"--devices {name!r}: unknown; {nearest_hint(name, DEVICES)}")
@@ -44,7 +48,7 @@ class Prices:
                     f"{self.origin}: has no price of {name!r}; it has {', '.join(self.per_hour)}: add a line under "
                     "per_hour."
                 )
-        return {name: self.per_hour[name] for name in devices or self.per_hour}
+        return {name: self.per_hour[name] for name in devices}
 
 
 def read_prices(path: Path) -> Prices:

@@ -13,7 +13,7 @@ from vllm_sarathi.benchmark.capacity.fleet import run_fleet
 from vllm_sarathi.benchmark.capacity.search import scheduler_fields
 from vllm_sarathi.benchmark.plan.load import Load
 from vllm_sarathi.benchmark.plan.prices import Prices
-from vllm_sarathi.benchmark.plan.search import Board, Candidate, Verdict, settings_of
+from vllm_sarathi.benchmark.plan.search import MOST_REPLICAS, Board, Candidate, Verdict, settings_of
 from vllm_sarathi.core.config import CONFIG_KEY, SCHEDULER_CLS, STOCK_SCHEDULER, ConfigError, flag_name
 from vllm_sarathi.core.files import write_whole
 from vllm_sarathi.core.spec import SchedulerSpec
@@ -110,7 +110,10 @@ def nothing_said(board: Board, load: Load) -> str:
     refused = [v for v in board.verdicts if v.why in ("memory", "slo")]
     broken = [v for v in refused if v.why == "slo"]
     if len(refused) < len(board.verdicts):
-        return "plan: no number of replicas carries this load; requests that arrive together miss the SLOs."
+        return (
+            f"plan: no number of replicas up to {MOST_REPLICAS:,} carries {load.rate_qps:g} requests/s; even with "
+            f"{load.rate_qps / MOST_REPLICAS:.3g} a second on each, too many miss the SLOs."
+        )
     if broken:
         nearest = min(broken, key=lambda v: v.bound.fastest_ms)
         return f"plan: no deployment can meet the SLOs; the nearest is {nearest.bound.refused} ms."

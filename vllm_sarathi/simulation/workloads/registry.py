@@ -19,7 +19,7 @@ from vllm_sarathi.simulation.workloads.lengths import (
     zipf_lengths,
 )
 from vllm_sarathi.simulation.workloads.live import LIVE_WORKLOADS, LiveWorkload
-from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, check_span
 from vllm_sarathi.simulation.workloads.streams import classes, mooncake
 
 
@@ -113,7 +113,7 @@ def arrival_times(
         burstiness: the squared coefficient of variation of the gaps, for `gamma`; 1 would be Poisson.
 
     Raises:
-        ConfigError: a kind that is none of these, or a rate out of range.
+        ConfigError: a kind that is none of these, a rate out of range, or one that is too low for that count.
     """
     check_positive("rate", rate_qps, 1e6)
     if kind == "poisson":
@@ -126,7 +126,9 @@ def arrival_times(
         raise ConfigError(
             f"--arrivals {kind!r}: unknown; {nearest_hint(kind, ('poisson', 'gamma', 'fixed'))}"
         )
-    return np.asarray(np.cumsum(gaps) - gaps[0], dtype=np.float64)
+    times = np.asarray(np.cumsum(gaps) - gaps[0], dtype=np.float64)
+    check_span(rate_qps, count, float(times[-1]))
+    return times
 
 
 def synthetic(

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vllm_sarathi.core.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRequest:
@@ -35,9 +37,36 @@ PREFIX_TOKENS = 512
 """Tokens in one piece of a shared prefix (Mooncake's trace, arXiv 2407.00079, section 4.1)."""
 
 
+LONGEST_S = 1e9
+"""The latest arrival. A clock in float seconds counts tenths of a microsecond there; far later, steps take no time."""
+
+
+def check_span(rate_qps: float, count: int, span_s: float) -> None:
+    """Refuse a rate so low that the last request would arrive too late for the clock.
+
+    Args:
+        rate_qps: requests per second.
+        count: how many requests.
+        span_s: from the first to the last.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if span_s > LONGEST_S:
+        raise ConfigError(
+            f"--rate {rate_qps:g}: {count} requests would take {span_s:.3g} s to arrive; "
+            f"at most {LONGEST_S:g} s can be simulated."
+        )
+
+
 def at_rate(requests: Sequence[SimulatedRequest], rate_qps: float) -> list[SimulatedRequest]:
-    """Return the same requests with their arrival times stretched so that they come at a mean rate."""
+    """Return the same requests with their arrival times stretched so that they come at a mean rate.
+
+    Raises:
+        ConfigError: a rate that is too low, as for `check_span`.
+    """
     span_s = requests[-1].arrival_s - requests[0].arrival_s
+    check_span(rate_qps, len(requests), (len(requests) - 1) / rate_qps if span_s > 0 else 0.0)
     factor = (len(requests) - 1) / rate_qps / span_s if span_s > 0 else 1.0
     start_s = requests[0].arrival_s
     return [replace(r, arrival_s=(r.arrival_s - start_s) * factor) for r in requests]
