@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from autolrs_plugin.cli.options import no_folder
+
 if TYPE_CHECKING:  # torch takes seconds to import: see the commands
     from autolrs_plugin.benchmark.runner import Options
 
@@ -30,7 +32,7 @@ def _missing_parts_said() -> Iterator[Console]:
 
 def bench(
     task: TaskOption,
-    json: Annotated[Path, typer.Option(help="Where the rows go.")],
+    json: Annotated[Path, typer.Option(help="Where the rows go.", callback=no_folder)],
     methods: Annotated[str, typer.Option(help="Comma-separated methods; default: all.")] = "",
     seeds: SeedsOption = 1,
     quick: QuickOption = False,
@@ -64,7 +66,7 @@ def paper(
 
 
 def bench_find(
-    json: Annotated[Path, typer.Option(help="Where the findings go.")],
+    json: Annotated[Path, typer.Option(help="Where the findings go.", callback=no_folder)],
     task: TaskOption = "all",
     shares: Annotated[
         str, typer.Option(help="Steps that find() may take, as comma-separated fractions of the run's.")
@@ -98,7 +100,7 @@ def bench_parallel(
     workers: Annotated[
         str, typer.Option(help="Numbers of workers in the simulated part, comma-separated.")
     ] = "1,2,10",
-    json: Annotated[Path | None, typer.Option(help="Where the figures go.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Where the figures go.", callback=no_folder)] = None,
 ) -> None:
     """Measure what probing in parallel saves with Ray actors here, and simulate a cluster."""
     # torch and Ray take seconds to import, and the other commands need neither.

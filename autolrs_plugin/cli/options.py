@@ -14,3 +14,10 @@ def check_file(path: Path) -> None:
     """Raise ConfigError if a file cannot be written there, because it is a folder."""
     if path.is_dir():
         raise ConfigError(f"{str(path)!r}: is a folder; give a file in it.")
+
+
+def no_folder(path: Path | None) -> Path | None:
+    """Return the file that an option names, or say before the work that it is a folder."""
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{path}: is a folder; give the name of a file.")
+    return path

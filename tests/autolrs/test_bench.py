@@ -208,6 +208,13 @@ def test_the_command_refuses_unknown_names(tmp_path: Path, arguments: list[str],
     assert not (tmp_path / "rows.json").exists()
 
 
+@pytest.mark.parametrize("command", ["bench", "bench-find", "bench-parallel"])
+def test_a_folder_in_place_of_the_file_of_rows_is_told_of_first(tmp_path: Path, command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--json", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is a folder; give the name of a file" in result.output.replace("\n", " ")
+
+
 @pytest.mark.parametrize("name", ["mnist-resnet", "stdlib-gpt", "bert-mlm"])
 def test_a_task_is_real_data_with_targets_that_count(name: str) -> None:
     problem = TASKS[name].build(0)

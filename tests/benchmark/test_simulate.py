@@ -44,6 +44,20 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "160"})
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [(".", r"is a folder; give the name of a file"), ("taken/rows.json", "cannot be written, because")],
+)
+@pytest.mark.parametrize("option", ["--json", "--save-trace"])
+def test_a_file_that_cannot_be_written_is_told_of_before_anything_runs(
+    option: str, file: str, said: str, nowhere: None, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").touch()
+    done = invoke("simulate", *PLACE, "--rate", 2, option, tmp_path / file)
+    assert done.exit_code == 2
+    assert said in done.output
+
+
 def test_simulate_writes_a_row_for_each_scheduler_and_seed(here: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "deep" / "rows.json"
     names = "sarathi, default@512,prefill-first,"

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json as json_format
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -14,6 +15,19 @@ from typer.core import TyperCommand
 
 if TYPE_CHECKING:  # numpy and vLLM's surroundings are imported where a command runs
     from vllm_sarathi.benchmark.capacity.simulated import Asked
+
+
+def can_be_written(path: Path | None) -> Path | None:
+    """Return the file that an option names, or say before the work that it cannot be written."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise typer.BadParameter(f"{path}: is a folder; give the name of a file.")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise typer.BadParameter(f"{path}: cannot be written, because {folder} is no folder that can.")
+    return path
+
 
 RAY_LOCAL = "local"
 """What `--ray` takes to start a Ray of its own, and what it means without an address."""
@@ -80,8 +94,14 @@ PausesOption = Annotated[float, typer.Option(help="Pauses per minute, of 20 to 2
 NeighbourOption = Annotated[
     float, typer.Option(help="The factor by which a neighbour slows steps, for 5 of every 10 s.")
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
-FiguresOption = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", help="Also write the rows to this file.", callback=can_be_written),
+]
+FiguresOption = Annotated[
+    Path | None,
+    typer.Option("--json", help="Also write the figures to this file.", callback=can_be_written),
+]
 DEFAULT_SCHEDULERS = "sarathi,default,prefill-first,orca"
 
 ELSEWHERE = {

@@ -18,6 +18,7 @@ from vllm_sarathi.cli.options import (
     SloOption,
     TraceOption,
     WorkloadOption,
+    can_be_written,
     read_names,
 )
 
@@ -43,7 +44,10 @@ ReplicaRequestsOption = Annotated[
 ]
 ExhaustiveOption = Annotated[bool, typer.Option("--exhaustive", help="Search every candidate to its end.")]
 RayServeOption = Annotated[
-    Path | None, typer.Option(help="Write a file for `serve run` of Ray Serve that deploys the choice.")
+    Path | None,
+    typer.Option(
+        help="Write a file for `serve run` of Ray Serve that deploys the choice.", callback=can_be_written
+    ),
 ]
 
 

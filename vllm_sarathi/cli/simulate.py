@@ -16,6 +16,7 @@ from vllm_sarathi.cli.options import (
     SchedulersOption,
     SeedsOption,
     announced_workload,
+    can_be_written,
     check_rate,
     read_names,
     with_options,
@@ -30,7 +31,10 @@ def simulate(
     seeds: SeedsOption = 1,
     save_trace: Annotated[
         Path | None,
-        typer.Option(help="Write the requests of the first seed to this file, in Mooncake's format."),
+        typer.Option(
+            help="Write the requests of the first seed to this file, in Mooncake's format.",
+            callback=can_be_written,
+        ),
     ] = None,
     ray: RayOption = None,
     json: JsonOption = None,
