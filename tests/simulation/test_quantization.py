@@ -146,6 +146,8 @@ def test_the_cache_is_as_the_checkpoint_says(said: Mapping[str, Any], kv: float)
         ({**FP8, "kv_cache_scheme": {"num_bits": 4, "type": "float"}}, "quantization_config.kv_cache_scheme"),
         ({**FP8, "kv_cache_quant_algo": "INT3"}, "quantization_config.kv_cache_quant_algo is 'INT3'"),
         ({**AWQ, "bits": -4}, "quantization_config.bits is -4"),
+        ({**AWQ, "bits": 3}, "quantization_config.bits is 3"),
+        ({**AWQ, "quant_method": "gptq", "bits": 2}, "quantization_config.bits is 2"),
         ({**AWQ, "bits": "4"}, "quantization_config.bits must be a whole number"),
         ({**AWQ, "group_size": 0}, "quantization_config.group_size is 0"),
         ({**AWQ, "dynamic": [1]}, "quantization_config.dynamic must be an object"),

@@ -60,6 +60,9 @@ METHODS = {
 GROUPED = ("awq", "gptq", "auto-round", "auto_awq", "auto_gptq", "gptq_marlin", "awq_marlin", "inc")
 """Methods that have `bits` and `group_size`."""
 
+ROUNDED = ("auto-round", "inc")
+"""Those of AutoRound."""
+
 SPARED = ("ignore", "modules_to_not_convert", "ignored_layers", "exclude_modules")
 """Keys with the modules that are not quantized."""
 
@@ -300,7 +303,9 @@ def _grouped_rules(said: Stated, plain: float) -> list[Rule]:
 
 
 def _grouped_bytes(said: Stated) -> float:
-    bits = said.whole("bits", "w_bit", among=(2, 3, 4, 8))
+    # Of the others vLLM serves 4 and 8 alone (TYPE_MAP of its AutoAWQConfig and AutoGPTQConfig).
+    widths = (2, 3, 4, 8) if said.said.get("quant_method") in ROUNDED else (4, 8)
+    bits = said.whole("bits", "w_bit", among=widths)
     size = said.group_size("group_size", "q_group_size")
     return bits / 8 + ((2 + bits / 8) / size if size else 0.0)
 
