@@ -9,6 +9,7 @@ from typing import Any
 from vllm_sarathi.core.config import ConfigError, nearest_hint
 from vllm_sarathi.simulation.config_json import dense_width, grouped, is_tied
 from vllm_sarathi.simulation.config_reader import read_config
+from vllm_sarathi.simulation.config_rope import longest_sequence
 from vllm_sarathi.simulation.config_special import layer_inputs, layers_of, with_own_experts
 from vllm_sarathi.simulation.config_states import element_bytes
 from vllm_sarathi.simulation.layers import Attention, Experts, LayerKind, grouped_attention
@@ -25,7 +26,7 @@ class ModelShape:
         heads, kv_heads, head_dim: of the attention.
         intermediate: width of the MLP.
         vocab: entries of the vocabulary.
-        max_position: the longest sequence it is made for, tokens.
+        max_position: the longest sequence that vLLM serves by default, tokens.
         gated: whether the MLP has a gate (three matrices instead of two).
         tied: whether input and output embeddings share their weights.
         dtype_bytes: bytes of an element of what is not quantized.
@@ -273,7 +274,7 @@ def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
         head_dim=read.number("head_dim", "attention_head_dim", default=hidden // heads),
         intermediate=width,
         vocab=read.number("vocab_size"),
-        max_position=read.number("max_position_embeddings"),
+        max_position=longest_sequence(read),
         gated=read.family.gated,
         tied=is_tied(read),
         dtype_bytes=element_bytes(read),
