@@ -29,7 +29,7 @@ def without_plateau(points: Points, losses: Sequence[float], chunk_steps: int, m
         if watch.flat(max_steps - end):
             gained_by = end + chunk_steps
     passed = [rate for step, rate in points if step < gained_by]
-    return [(0, passed[-1]), *points[len(passed) :]] if passed else points
+    return [(0, passed[-1]), *points[len(passed) :]] if passed and watch.gained else points
 
 
 def with_retreats(points: Points, actions: Sequence[Action], losses: Sequence[float]) -> Points:

@@ -27,6 +27,12 @@ def test_without_a_plain_plateau_all_points_stay(plateau: int, scatter: float) -
     assert without_plateau(points, losses(plateau, scatter), CHUNK, STEPS) == points
 
 
+@pytest.mark.parametrize("scatter", [0.0, 0.01])
+def test_a_run_that_never_gained_anything_is_followed_as_it_was(scatter: float) -> None:
+    points = [(0, 1e-3), (280, 1.5e-3), (300, 0.06)]
+    assert without_plateau(points, losses(STEPS, scatter), CHUNK, STEPS) == points
+
+
 def trained(*chunks: tuple[int, float] | Action) -> list[Action]:
     """Return actions: a chunk is (first step, rate)."""
     return [Train(c[0], (c[1],) * CHUNK) if isinstance(c, tuple) else c for c in chunks]

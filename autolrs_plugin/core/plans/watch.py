@@ -145,6 +145,15 @@ class Watch:
             if chunk.count > 1:
                 self.recent = [*self.recent, chunk][-FORECAST_CHUNKS:]
 
+    @property
+    def gained(self) -> bool:
+        """Whether the lowest level lies below the first level, or the first loss, by more than noise."""
+        if len(self.chunks) < 2:
+            return False
+        first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
+        scatter = median(c.scatter for c in self.chunks)
+        return last.clearly_below(first) or self.first_loss - last.level > RISE_Z * scatter
+
     def flat(self, left_steps: int) -> bool:
         """Whether nothing has been gained over all chunks, four at least, nor before, nor is much to be expected.
 
@@ -153,12 +162,9 @@ class Watch:
         left. The last keeps noise from being taken for a plateau. Where losses scatter by more than CALM_SHARE of
         their level, noise hides what is gained, and a rise until it is too late: that is no plateau either.
         """
-        if len(self.chunks) < LEAST_CHUNKS:
+        if len(self.chunks) < LEAST_CHUNKS or self.gained:
             return False
-        first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
         scatter = median(c.scatter for c in self.chunks)
-        if last.clearly_below(first) or self.first_loss - last.level > RISE_Z * scatter:
-            return False
         if scatter > CALM_SHARE * abs(median(c.level for c in self.chunks)):
             return False
         ends = [float(c.end) for c in self.chunks]
