@@ -25,7 +25,9 @@ def can_be_written(path: Path | None) -> Path | None:
         raise typer.BadParameter(f"{path}: is a folder; give the name of a file.")
     folder = next(each for each in path.absolute().parents if each.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise typer.BadParameter(f"{path}: cannot be written, because {folder} is no folder that can.")
+        raise typer.BadParameter(
+            f"{path}: cannot be written, because {folder} is not a folder that you may write to."
+        )
     return path
 
 

@@ -293,11 +293,9 @@ class ExpressLane:
         context = group.context + lead.num_computed_tokens
         self._advance(_Passage(everyone, {}, context), output)
         group.context += len(group.steady.requests)
-        if self._scheduled_last is not everyone:
+        if self._scheduled_last is not everyone:  # who left was told of in a step of the parent's
             self._scheduled_last = everyone
-            me.prev_step_scheduled_req_ids.update(
-                everyone.names
-            )  # who left was told of in a step of the parent's
+            me.prev_step_scheduled_req_ids.update(everyone.names)
         return output
 
     def _take_blocks(self, growing: Sequence[Any]) -> None:
