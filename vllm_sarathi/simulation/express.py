@@ -275,6 +275,7 @@ class ExpressLane:
         me: Any = self
         return bool(
             len(visible) == 1
+            and me.connector is None  # it is told of each step, and tells who may go
             and len(me.requests) == len(group.head) <= self.max_num_scheduled_tokens
             and not me.finished_req_ids
             and growing + 1 < me.kv_cache_manager.block_pool.get_num_free_blocks()
