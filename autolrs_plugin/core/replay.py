@@ -11,7 +11,7 @@ from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.hindsight import SAME, with_retreats, without_plateau
 from autolrs_plugin.core.journal import FILE_NAME, Entry, Journal, JournalError
-from autolrs_plugin.core.plans.staged import CHUNKS
+from autolrs_plugin.core.plans.staged import chunk_steps
 from autolrs_plugin.core.schedule import DECAY, ramp_steps, warmup_steps
 from autolrs_plugin.core.state import RunState
 
@@ -102,7 +102,7 @@ def plateau_of(run_dir: Path) -> tuple[tuple[float, float], ...]:
             changed = step
     actions = [entry.action for entry in journal.entries if entry.result is not None]
     corrected = with_retreats(points, actions, state.losses)
-    corrected = without_plateau(corrected, state.losses[:end], math.ceil(steps / CHUNKS), steps)
+    corrected = without_plateau(corrected, state.losses[:end], chunk_steps(steps), steps)
     return tuple((step / steps, rate) for step, rate in corrected)
 
 

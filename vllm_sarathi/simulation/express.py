@@ -260,7 +260,9 @@ class ExpressLane:
             else:
                 lead_left = until - 1 - computed if is_steady else -1
                 visible.append(request)
-        may_be_quiet = len(visible) == 1 and lead_left >= 0
+        me: Any = self
+        # A KV connector is told of each step, and tells who may go.
+        may_be_quiet = len(visible) == 1 and lead_left >= 0 and me.connector is None
         if not steady and not may_be_quiet:
             return None
         context = sum(request.num_computed_tokens for request in steady)
@@ -275,7 +277,6 @@ class ExpressLane:
         me: Any = self
         return bool(
             len(visible) == 1
-            and me.connector is None  # it is told of each step, and tells who may go
             and len(me.requests) == len(group.head) <= self.max_num_scheduled_tokens
             and not me.finished_req_ids
             and growing + 1 < me.kv_cache_manager.block_pool.get_num_free_blocks()

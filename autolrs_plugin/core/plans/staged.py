@@ -73,6 +73,11 @@ class NotFiniteError(ValueError):
     """A run whose losses are not finite, whatever the learning rate."""
 
 
+def chunk_steps(max_steps: int) -> int:
+    """Return the most steps of a run that are trained, and watched, at once."""
+    return math.ceil(max_steps / CHUNKS)
+
+
 def staged_plan(state: RunState) -> Plan:
     """Tune stage by stage."""
     yield from StagedRun(state, SHARES).course()
@@ -302,7 +307,7 @@ class StagedRun:
 
     @property
     def _chunk_steps(self) -> int:
-        return math.ceil(self.state.config.max_steps / CHUNKS)
+        return chunk_steps(self.state.config.max_steps)
 
     @property
     def left_steps(self) -> float:
