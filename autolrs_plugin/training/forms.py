@@ -14,7 +14,7 @@ from autolrs_plugin.training.holdings import Origins
 from autolrs_plugin.training.items import ItemSlots
 from autolrs_plugin.training.libraries import is_users
 from autolrs_plugin.training.lost import ORDER, POPPED
-from autolrs_plugin.training.plain import MANY, is_dense, is_plain, joined
+from autolrs_plugin.training.plain import MANY, entries, is_dense, is_plain, joined
 from autolrs_plugin.training.slots import Slots
 from autolrs_plugin.training.tree import is_sharded, part_names
 
@@ -92,8 +92,7 @@ def _sets_in(path: str, value: Any) -> Iterator[tuple[str, set[Any]]]:
     if isinstance(value, set):
         yield path, value
     elif isinstance(value, dict | list | tuple | deque) and len(value) <= MANY:
-        items = list(value.items()) if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
+        for key, item in entries(value):
             if isinstance(item, set | dict | list | tuple | deque):
                 yield from _sets_in(f"{path}[{key!r}]", item)
 

@@ -63,7 +63,9 @@ from autolrs_plugin.training.plain import (
     MOST_MEMBERS,
     OF_MEMBERS,
     bears,
+    contents,
     count_at,
+    entries,
     is_data,
     is_dense,
     is_plain,
@@ -295,8 +297,8 @@ class Inventory:
             self._held(path, Slots(thing, "user"), False, depth)
             return
         for name, value in attributes.items():
-            parts = list(value.values()) if isinstance(value, dict) else value
-            for part in parts if isinstance(parts, list | tuple) and len(parts) <= MANY else [value]:
+            few = isinstance(value, dict | list | tuple) and len(value) <= MANY
+            for part in contents(value) if few else [value]:
                 if isinstance(part, REFERRED):
                     self._visit(joined(path, name), part, False, depth + 1)
 
@@ -309,7 +311,7 @@ class Inventory:
             self.data[path] = value
             self._members(path, value, data, depth)
         elif data:
-            for key, item in list(value.items()) if isinstance(value, dict) else enumerate(value):
+            for key, item in entries(value):
                 self._visit(f"{path}[{key!r}]"[:200], item, data, depth + 1)
         else:
             self._items(path, value, data, depth)
@@ -385,8 +387,7 @@ class Inventory:
             return
         data = data or isinstance(value, Dataset | Sampler) or kind.__module__.startswith(STREAMS)
         own = "data" if data else "user"
-        memory = buffer_of(value)
-        if memory is not None and memory.nbytes > MOST_BYTES[own]:
+        if (memory := buffer_of(value)) is not None and memory.nbytes > MOST_BYTES[own]:
             self.data[path] = value
         elif memory is not None:
             self._held(path, BufferSlots(value, own), data, depth)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from autolrs_plugin.training.flags import LOCKS, LockSlots
-from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, MOST_MEMBERS, attributes_of, is_plain
+from autolrs_plugin.training.plain import ATOMS, MOST_BYTES, MOST_MEMBERS, attributes_of, entries, is_plain
 from autolrs_plugin.training.slots import NumberSlots, Slots, held
 
 
@@ -48,7 +48,7 @@ class ItemSlots(Slots):
     def get(self) -> dict[str, Any]:
         """Return the items."""
         if isinstance(self._owner, Sequence | deque):
-            return {f"[{i}]": item for i, item in enumerate(self._owner)}
+            return {f"[{i}]": item for i, item in entries(self._owner)}
         if isinstance(self._owner, np.ndarray):
             return {f"[{i}]": item for i, item in enumerate(self._owner.flat)}
         if isinstance(self._owner, Mapping):

@@ -158,13 +158,26 @@ def is_plain(
         return left[1] >= 0 and other and id(value) not in foreign
     if not isinstance(value, CONTAINERS) or len(value) > left[0] or bears(value) or id(value) in foreign:
         return False
-    if isinstance(value, dict) and not all(is_plain(k, foreign, most_bytes, left) for k in value):
+    if isinstance(value, dict) and not all(is_plain(k, foreign, most_bytes, left) for k in list(value)):
         return False
-    if isinstance(value, set | frozenset) and any(isinstance(v, torch.Tensor) or count_at(v) for v in value):
+    inner = contents(value)
+    if isinstance(value, set | frozenset) and any(isinstance(v, torch.Tensor) or count_at(v) for v in inner):
         return False  # one cannot be put in the place of another there
-    return all(
-        is_plain(v, foreign, most_bytes, left) for v in (value.values() if isinstance(value, dict) else value)
-    )
+    return all(is_plain(v, foreign, most_bytes, left) for v in inner)
+
+
+def contents(container: Any) -> list[Any]:
+    """Return what a container holds at this moment, without the keys.
+
+    Another thread may fill the container meanwhile, and Python does not go through one that changes: the list is made
+    in one call that no thread comes between.
+    """
+    return list(container.values() if isinstance(container, dict) else container)
+
+
+def entries(container: Any) -> list[tuple[Any, Any]]:
+    """Return what a container holds at this moment, each item with its key or its index (see `contents`)."""
+    return list(container.items() if isinstance(container, dict) else enumerate(list(container)))
 
 
 def is_dense(value: Any) -> bool:
@@ -181,7 +194,7 @@ def is_data(value: Any, left: list[int] | None = None) -> bool:
     if isinstance(value, (*CONTAINERS, torch.Tensor, np.ndarray)) and bears(value):
         return False
     if isinstance(value, CONTAINERS) and not isinstance(value, torch.Size):
-        items = [*value, *value.values()] if isinstance(value, dict) else value
+        items = [*value, *value.values()] if isinstance(value, dict) else list(value)
         return all(is_data(item, left) for item in items if left[0] >= 0)
     return is_plain(value)
 
@@ -200,9 +213,7 @@ def _is_record(value: Any, left: list[int]) -> bool:
     left[0] -= 1
     if isinstance(value, RECORDED) or left[0] < 0:
         return True
-    if isinstance(value, dict):
-        return all(_is_record(v, left) for v in value.values())
-    return isinstance(value, CONTAINERS) and all(_is_record(v, left) for v in value)
+    return isinstance(value, CONTAINERS) and all(_is_record(v, left) for v in contents(value))
 
 
 def joined(path: str, name: str) -> str:

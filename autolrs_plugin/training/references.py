@@ -25,6 +25,7 @@ from autolrs_plugin.training.plain import (
     BUFFERS,
     CONTAINERS,
     MANY,
+    entries,
     is_dense,
     is_fixed,
     is_plain,
@@ -225,8 +226,7 @@ def _within(value: Any) -> Iterator[tuple[Any, list[Any]]]:
         return
     yield value, []
     if isinstance(value, list | tuple | dict) and len(value) <= MANY and is_plain(value):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
+        for key, item in entries(value):
             if isinstance(item, (*CONTAINERS, *BUFFERS, torch.Tensor, np.ndarray)) and isinstance(
                 key, int | str
             ):

@@ -162,7 +162,7 @@ class ClassSlots(Slots):
         """Return the attributes that the class itself has."""
         return {
             k: v
-            for k, v in vars(self._owner).items()
+            for k, v in list(vars(self._owner).items())
             if not (
                 k.startswith(("__", "_abc_")) or isinstance(v, MemberDescriptorType) or self._is_enums(k, v)
             )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autolrs_plugin.training.plain import ALWAYS, BUFFERS, Count, count_at, is_fixed
+from autolrs_plugin.training.plain import ALWAYS, BUFFERS, Count, count_at, entries, is_fixed
 
 _NOTED = (*BUFFERS, torch.Tensor, np.ndarray, dict, list, deque, set)
 _CONSTANTS = (bool, int, float, str, type(None))
@@ -165,11 +165,11 @@ class Copier:
         elif isinstance(value, dict):
             olds = old if isinstance(old, dict) else {}
             copied = copy.copy(value)  # of the same type, with its default factory
-            for key, item in value.items():
+            for key, item in entries(copied):
                 copied[key] = self.copy(item, olds.get(key), note)
         elif isinstance(value, list | tuple | deque):
             before = list(old) if isinstance(old, list | tuple | deque) else []
-            items = [self.copy(v, before[i] if i < len(before) else None, note) for i, v in enumerate(value)]
+            items = [self.copy(v, before[i] if i < len(before) else None, note) for i, v in entries(value)]
             copied = _like(value, items)
         else:
             copied = copy.deepcopy(value)

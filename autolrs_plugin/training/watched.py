@@ -212,7 +212,7 @@ def batch_seen(batch: Any, seen: int = 0, depth: int = 0) -> int:
     inside: Any = batch if isinstance(batch, (*CONTAINERS, Mapping)) else attributes_of(batch)
     if isinstance(inside, set | frozenset):
         inside = sorted(inside, key=repr)
-    for item in inside.items() if isinstance(inside, Mapping) else inside:
+    for item in list(inside.items() if isinstance(inside, Mapping) else inside):
         seen = batch_seen(item, seen, depth + 1) if depth < DEEP else seen
     return zlib.crc32(type(batch).__name__.encode(), seen)
 

@@ -1,16 +1,24 @@
 """Batches that another thread puts into a container, or another process sends: named before the first probe."""
 
+import itertools
 import multiprocessing
 import socket
 import subprocess
+import sys
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
+from autolrs_plugin.training.forms import forms
+from autolrs_plugin.training.plain import is_data, is_log, is_plain
+from autolrs_plugin.training.slots import Slots
+from autolrs_plugin.training.tree import Copier
+from autolrs_plugin.training.watched import batch_seen, data_seen
 from tests.autolrs.scripted import script
 from tests.autolrs.test_inventory import PLAN, Kind, tuner_of
 from tests.autolrs.test_reach import drawing
@@ -176,3 +184,53 @@ def test_a_queue_that_a_step_only_writes_to_is_let_be() -> None:
         tuner = tuner_of(drawing(draw))
         tuner.run()
     assert tuner.ledger.search.steps == 11
+
+
+@contextmanager
+def refilled(container: Any) -> Iterator[None]:
+    """Let another thread put items into a container and take them out, as fast as it can."""
+    stop, before = threading.Event(), sys.getswitchinterval()
+
+    def fill() -> None:
+        for i in itertools.count(100):
+            if stop.is_set():
+                return
+            if isinstance(container, dict):
+                container[i] = i
+                del container[i]
+            elif isinstance(container, set):
+                container.add(i)
+                container.remove(i)
+            else:
+                container.append(i)
+                container.pop()
+
+    thread = threading.Thread(target=fill, daemon=True)
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize(
+    "make", [list, deque, set, dict.fromkeys, lambda n: defaultdict(int, dict.fromkeys(n))]
+)
+@pytest.mark.parametrize("ask", [is_plain, is_data, is_log, data_seen, batch_seen, Copier().copy])
+def test_a_container_is_looked_at_while_another_thread_fills_it(make: Any, ask: Any) -> None:
+    container = make(range(50))
+    with refilled(container):
+        for _ in range(300):
+            ask(container)
+            ask([container])
+
+
+def test_the_form_of_a_container_is_taken_while_another_thread_fills_it() -> None:
+    job = Kind()
+    job.ready = deque({i} for i in range(50))
+    with refilled(job.ready):
+        for _ in range(300):
+            forms({"job": Slots(job, "user")})
