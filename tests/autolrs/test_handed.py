@@ -229,7 +229,7 @@ def test_a_container_is_looked_at_while_another_thread_fills_it(make: Any, ask: 
 
 
 def test_the_form_of_a_container_is_taken_while_another_thread_fills_it() -> None:
-    job = Kind()
+    job: Any = Kind()
     job.ready = deque({i} for i in range(50))
     with refilled(job.ready):
         for _ in range(300):

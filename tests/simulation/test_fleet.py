@@ -11,7 +11,7 @@ from vllm_sarathi.core.config import ConfigError
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.fleet.fleet import Change, Fleet, FleetSpec, Link, Result
 from vllm_sarathi.simulation.fleet.group import Here, ReplicaSpec
-from vllm_sarathi.simulation.fleet.replica import Answer, Carried
+from vllm_sarathi.simulation.fleet.replica import Answer, Carried, Role
 from vllm_sarathi.simulation.fleet.routers import ROUTERS, router
 from vllm_sarathi.simulation.fleet.tally import merged, tally
 from vllm_sarathi.simulation.outcome import outcome_of
@@ -30,7 +30,7 @@ def fleet_of(count: int, router_name: str = "round-robin", **changes: Any) -> Fl
 
 
 def split(link: Link, reading: int = 1, generating: int = 1, **changes: Any) -> FleetSpec:
-    specs = {"prefill": replace(SERVING, prefill_only=True), "decode": SERVING}
+    specs = {"prefill": SERVING, "decode": SERVING}
     roles = ("prefill",) * reading + ("decode",) * generating
     return replace(FleetSpec(roles, specs, "least-tokens", KV_TOKENS, link), **changes)
 
@@ -179,7 +179,7 @@ def test_what_a_failed_replica_had_is_read_again_elsewhere() -> None:
 
 
 def test_a_step_that_a_failure_cuts_off_has_told_nothing() -> None:
-    replica = SERVING.build(0)
+    replica = SERVING.build(0, "serve")
     replica.send(Carried(0, SimulatedRequest(0.0, 100, 20)), 0.0)
     replica.advance(0.1)
     tokens = list(replica.logs[0].token_s)
@@ -237,8 +237,8 @@ def test_the_fast_path_changes_nothing_beside_a_connector(monkeypatch: pytest.Mo
     _, quick = run(split(FAST), CHAT)
     build_replica = ReplicaSpec.build
 
-    def plain(spec: ReplicaSpec, index: int) -> Any:
-        made = build_replica(spec, index)
+    def plain(spec: ReplicaSpec, index: int, role: Role) -> Any:
+        made = build_replica(spec, index, role)
         made.scheduler._has_express = False
         return made
 
@@ -267,6 +267,17 @@ def test_a_slow_link_shows_in_the_first_tokens() -> None:
     at_once = [replace(request, arrival_s=0.0) for request in requests]
     first_s = sorted(log.token_s[0] for log in all_logs(run(split(SLOW), at_once)[1][1:]).values())
     assert np.diff(first_s) == pytest.approx([SLOW.send_s(4000)] * 3, abs=0.05)
+
+
+def test_kv_that_comes_while_a_replica_decodes_quietly_is_seen() -> None:
+    """One with two batches in flight lost it: the connector came after a step that had been scheduled without one."""
+    replica = SERVING.build(0, "decode")
+    replica.send(Carried(0, SimulatedRequest(0.0, 100, 200)), 0.0)
+    replica.send(Carried(1, SimulatedRequest(0.0, 100, 200)), 0.0)
+    replica.advance(1.0)
+    replica.send(Carried(2, SimulatedRequest(1.0, 100, 20), kv_s=1.0), 1.0)
+    replica.drain()
+    assert [len(log.token_s) for log in replica.logs] == [200, 200, 20]
 
 
 @pytest.mark.parametrize("fails", [0, 2])

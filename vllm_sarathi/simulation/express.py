@@ -89,6 +89,7 @@ class _Passage:
         plain_steps: how many steps the parent had decided alone when this one was scheduled.
         balanced: another step of the same requests begins where this one ends: what the one adds to the counts of
             what is in flight, the other takes away, and neither is done.
+        quiet: whether the parent was not asked for it.
     """
 
     members: _Members
@@ -96,16 +97,12 @@ class _Passage:
     context: int = 0
     plain_steps: int = 0
     balanced: bool = False
+    quiet: bool = False
 
     @property
     def steady(self) -> list[Any]:
         """The requests that are hidden."""
         return self.members.requests
-
-    @property
-    def quiet(self) -> bool:
-        """Whether the parent was not asked for it, and has nothing to hear of it."""
-        return bool(self.members.requests) and not self.visible
 
 
 NOBODY = _Members([], {}, [])
@@ -208,10 +205,11 @@ class ExpressLane:
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take in a finished step, after `settle`."""
-        if scheduler_output.express.quiet:
+        express: _Passage = scheduler_output.express
+        if express.quiet and not express.visible:  # nobody has been preempted or has ended since
             return {}
         everything = scheduler_output.num_scheduled_tokens
-        scheduler_output.num_scheduled_tokens = scheduler_output.express.visible
+        scheduler_output.num_scheduled_tokens = express.visible
         result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         scheduler_output.num_scheduled_tokens = everything
         return result
@@ -293,7 +291,7 @@ class ExpressLane:
         output.num_scheduled_tokens = everyone.names
         output.total_num_scheduled_tokens = len(everyone.names)
         context = group.context + lead.num_computed_tokens
-        self._advance(_Passage(everyone, {}, context), output)
+        self._advance(_Passage(everyone, {}, context, quiet=True), output)
         group.context += len(group.steady.requests)
         if self._scheduled_last is not everyone:  # who left was told of in a step of the parent's
             self._scheduled_last = everyone

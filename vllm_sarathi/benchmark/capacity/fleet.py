@@ -170,7 +170,7 @@ def spec_of(asked: Asked, fleet: FleetAsked, share_prefixes: bool) -> FleetSpec:
             f"--prefill-deployment {theirs!r}: its KV cache has another precision than that of {asked.deployment!r}, "
             "which is to use it; both or none are 'kvfp8'."
         )
-    reading = replace(serving, deployment=theirs, prefill_only=True)
+    reading = replace(serving, deployment=theirs)
     link = Link((fleet.link_gbps or LINK_GBPS) * 1e9 / 8, LINK_LATENCY_S, place.kv_token_bytes)
     roles = ("prefill",) * fleet.prefill_replicas + ("decode",) * fleet.replicas
     return FleetSpec(roles, {"prefill": reading, "decode": serving}, link=link, **common)

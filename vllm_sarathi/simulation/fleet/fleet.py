@@ -161,7 +161,7 @@ class Fleet:
     def _start(self, role: str) -> None:
         index = len(self._result.roles)
         self._result.roles.append(role)
-        self._call(self._line(index), "start", index, self._spec.specs[role])
+        self._call(self._line(index), "start", index, self._spec.specs[role], role)
         pool = self._pools[role]
         pool.alive.append(index)
         pool.seen_s = float("-inf")

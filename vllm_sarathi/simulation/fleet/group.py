@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from vllm_sarathi.simulation.deployment import build, deployment, scheduler_choice
 from vllm_sarathi.simulation.devices.disturbed import UNDISTURBED, Disturbance, disturbed
-from vllm_sarathi.simulation.fleet.replica import Answer, Carried, Read, Replica
+from vllm_sarathi.simulation.fleet.replica import Answer, Carried, Read, Replica, Role
 from vllm_sarathi.simulation.fleet.tally import Tally, tally
 from vllm_sarathi.simulation.simulator import RequestLog
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
@@ -23,7 +23,6 @@ class ReplicaSpec:
         seed: of what scatters; each replica adds its index.
         calibration_dir: as `deployment` takes it.
         disturbance: what disturbs the device.
-        prefill_only: whether it reads prompts for others.
         longest: as `deployment` takes it.
     """
 
@@ -34,16 +33,15 @@ class ReplicaSpec:
     seed: int = 0
     calibration_dir: str | None = None
     disturbance: Disturbance = UNDISTURBED
-    prefill_only: bool = False
     longest: int | None = None
 
-    def build(self, index: int) -> Replica:
+    def build(self, index: int, role: Role) -> Replica:
         """Return the replica."""
         place = deployment(self.deployment, self.calibration_dir, self.longest)
         scheduler = build(place, scheduler_choice(self.scheduler, **dict(self.settings)), self.share_prefixes)
         seed = self.seed + index
         times = disturbed(place.times(seed), self.disturbance, seed)
-        return Replica(index, scheduler, times, place.in_flight, self.prefill_only)
+        return Replica(index, scheduler, times, place.in_flight, role)
 
 
 class Sent(NamedTuple):
@@ -92,9 +90,9 @@ class Group:
     def __init__(self) -> None:
         self._replicas: dict[int, Replica] = {}
 
-    def start(self, index: int, spec: ReplicaSpec) -> None:
+    def start(self, index: int, spec: ReplicaSpec, role: Role) -> None:
         """Add a replica."""
-        self._replicas[index] = spec.build(index)
+        self._replicas[index] = spec.build(index, role)
 
     def turn(self, sent: Sequence[Sent], look: Look) -> tuple[list[Answer], list[Read]]:
         """Take in requests, and let replicas run until a time; return their answers, and the prompts that were read."""

@@ -5,11 +5,13 @@ A router's question is answered as a live engine answers it: between two steps, 
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from vllm_sarathi.engine.vllm.transfers import Transfers, arrived, remote_prefill, transfers
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator, StepTimes, no_garbage_collection
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
+
+Role = Literal["serve", "prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ class Replica(Simulator):
     Args:
         index: its place in the fleet.
         scheduler, times, in_flight: as those of `Simulator`.
-        prefill_only: whether it reads prompts for others and answers none.
+        role: `serve`; `prefill`, which reads prompts for others and answers none; or `decode`, which gets the KV of
+            prompts that others have read.
     """
 
     more_may_come = True
@@ -117,12 +120,15 @@ class Replica(Simulator):
     finished: list[CarriedLog]  # type: ignore[assignment]
 
     def __init__(
-        self, index: int, scheduler: Any, times: StepTimes, in_flight: int = 1, prefill_only: bool = False
+        self, index: int, scheduler: Any, times: StepTimes, in_flight: int = 1, role: Role = "serve"
     ) -> None:
         super().__init__(scheduler, times, [], in_flight)
         self.index = index
-        self.prefill_only = prefill_only
+        self.prefill_only = role == "prefill"
         self._link: Transfers | None = None
+        if role == "decode":
+            # From the first step on: a step that was scheduled without a connector tells of no KV.
+            self._link = scheduler.connector = transfers()
         self._kv_s: dict[str, float] = {}
         self._unscheduled_tokens = 0
         self._told = 0
@@ -134,8 +140,6 @@ class Replica(Simulator):
         if carried.kv_s is None:
             self._unscheduled_tokens += request.prompt_tokens
         else:
-            if self._link is None:
-                self._link = self.scheduler.connector = transfers()
             self._kv_s[str(len(self.logs))] = carried.kv_s
         self.logs.append(CarriedLog(request, carried=carried))
 
