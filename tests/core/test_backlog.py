@@ -38,6 +38,15 @@ def test_under_load_those_that_will_come_pay_too() -> None:
     assert backlog.delayed(1) > 10
 
 
+def test_in_a_first_period_those_count_that_come_as_it_goes_on() -> None:
+    burst, stream = Backlog(), Backlog()
+    for i in range(20):
+        burst.planned(1, 40 - i)
+        stream.planned(1, 8)
+    assert burst.delayed(21) == 21  # nobody came
+    assert 30 < stream.delayed(8) < 60  # one came for each, and may go on to; 20 is its half
+
+
 def test_a_period_longer_than_all_before_it_is_at_its_half() -> None:
     backlog = Backlog()
     for _ in range(KNOWN_PERIODS):

@@ -21,10 +21,10 @@ class Fit:
 
     Args:
         experience: what is known of the device.
-        stop_early: whether to end a step at the end of a prompt; None never does.
+        stop_early: whether to end a step at the end of a prompt.
     """
 
-    def __init__(self, experience: Experience, stop_early: StopEarly | None = None) -> None:
+    def __init__(self, experience: Experience, stop_early: StopEarly) -> None:
         self._experience = experience
         self._stop_early = stop_early
 
@@ -46,8 +46,7 @@ class Fit:
             tokens += whole
             work += chunk_work(done, whole)
             encoder = images
-            stop = self._stop_early
-            if stop and whole == request.remaining_tokens and stop(view, prompts, tokens, work, count):
+            if whole == request.remaining_tokens and self._stop_early(view, prompts, tokens, work, count):
                 return tokens, Reason.ANSWER
         return tokens, Reason.ALL if tokens < most or candidate.reason is Reason.ENGINE else candidate.reason
 

@@ -85,8 +85,7 @@ class SloPolicy:
         self._slo_share = 1.0 if classes is None else CLASS_SLO_SHARE
         self._backlog = backlog = Backlog()
         self._stages = StageClock(pipeline.stages)
-        # In order of arrival what comes next may be short, and is not worth a step of its own.
-        stop_early = None if config.prefill_order == "fcfs" else StopEarly(experience, backlog)
+        stop_early = StopEarly(experience, backlog)
         least_slo_s = math.inf if classes is None else pipeline.step_s(classes.least("tbt_slo_s"))
         growth = Growth(experience, self.answers, config.prefill_max_wait_s, least_slo_s)
         backfill: tuple[Limit, ...] = ()
