@@ -42,6 +42,7 @@ def test_the_pairs_are_real_and_short() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1700)  # fifty training steps on one thread: 13 s each on a slow machine
 @pytest.mark.skipif(not MODEL.is_dir(), reason=f"{MODEL} is missing")
 def test_an_adapter_is_tuned_and_loaded_into_a_busy_server(tmp_path: Path) -> None:
     """What is asserted holds on a machine of any speed; whether the SLO was kept is printed, for it does not."""
@@ -51,7 +52,7 @@ def test_an_adapter_is_tuned_and_loaded_into_a_busy_server(tmp_path: Path) -> No
         environment.pop(name, None)
     command = [sys.executable, str(EXAMPLE), f"--out={tmp_path}", f"--model={MODEL}"]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=880, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout)
