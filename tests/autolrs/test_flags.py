@@ -76,9 +76,10 @@ def test_what_this_thread_alone_has_locked_is_as_without_probes(make: Callable[[
 
 
 @contextmanager
-def beside_a_thread() -> Iterator[None]:
+def beside_a_thread(work: Callable[[threading.Event], object] = threading.Event.wait) -> Iterator[None]:
+    """Let another thread work until the end; it is given what tells it of that."""
     stop = threading.Event()
-    thread = threading.Thread(target=stop.wait)
+    thread = threading.Thread(target=work, args=(stop,))
     thread.start()
     try:
         yield

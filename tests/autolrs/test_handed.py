@@ -20,6 +20,7 @@ from autolrs_plugin.training.slots import Slots
 from autolrs_plugin.training.tree import Copier
 from autolrs_plugin.training.watched import batch_seen, data_seen
 from tests.autolrs.scripted import script
+from tests.autolrs.test_flags import beside_a_thread
 from tests.autolrs.test_inventory import PLAN, Kind, tuner_of
 from tests.autolrs.test_reach import drawing
 
@@ -189,9 +190,8 @@ def test_a_queue_that_a_step_only_writes_to_is_let_be() -> None:
 @contextmanager
 def refilled(container: Any) -> Iterator[None]:
     """Let another thread put items into a container and take them out, as fast as it can."""
-    stop, before = threading.Event(), sys.getswitchinterval()
 
-    def fill() -> None:
+    def fill(stop: threading.Event) -> None:
         for i in itertools.count(100):
             if stop.is_set():
                 return
@@ -205,14 +205,12 @@ def refilled(container: Any) -> Iterator[None]:
                 container.append(i)
                 container.pop()
 
-    thread = threading.Thread(target=fill, daemon=True)
+    before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    thread.start()
     try:
-        yield
+        with beside_a_thread(fill):
+            yield
     finally:
-        stop.set()
-        thread.join()
         sys.setswitchinterval(before)
 
 
