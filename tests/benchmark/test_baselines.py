@@ -5,9 +5,12 @@ made-up figures. A row that differs from the baseline's in a setting, such as ho
 common.
 """
 
+import json
 import re
 import shlex
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,10 +28,12 @@ from vllm_sarathi.benchmark.live.rows import build_row
 from vllm_sarathi.benchmark.live.run import Options, parse_options, plan_sessions
 from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord
 from vllm_sarathi.benchmark.paper import runs as paper
-from vllm_sarathi.benchmark.profile import speed
+from vllm_sarathi.benchmark.profile import overhead, speed
+from vllm_sarathi.benchmark.profile.overhead import Overhead
 from vllm_sarathi.benchmark.profile.simulator import metric_rows
 from vllm_sarathi.cli import app as vllm_sarathi
 from vllm_sarathi.cli.live import LiveOptions
+from vllm_sarathi.cli.overhead import overhead as overhead_command
 from vllm_sarathi.simulation.outcome import outcome_of
 
 Rows = list[dict[str, Any]]
@@ -59,6 +64,17 @@ def asked(words: list[str]) -> dict[str, Any]:
         command, at = command.commands[words[at]], at + 1
     params: dict[str, Any] = command.make_context(words[at - 1], words[at:]).params
     return params
+
+
+def overhead_rows(given: dict[str, Any], patch: pytest.MonkeyPatch) -> Rows:
+    """The command is run: its row is made where it is written."""
+    patch.setattr(
+        overhead, "measure_overhead", lambda _, running, waiting: Overhead(running, waiting, 100.0, 10.0, 0.1)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.json"
+        overhead_command(**{**given, "json": rows})
+        return list(json.loads(rows.read_text())["rows"])
 
 
 STREAM = [Delivery(0.1, 1), Delivery(0.2, 1)]
@@ -116,6 +132,7 @@ def parallel_rows(given: dict[str, Any], patch: pytest.MonkeyPatch) -> Rows:
 
 
 BUILDERS: dict[str, Callable[[dict[str, Any], pytest.MonkeyPatch], Rows]] = {
+    "overhead": overhead_rows,
     "live": live_rows,
     "simulator": simulator_rows,
     "validate": validate_rows,

@@ -30,5 +30,6 @@ def test_the_command_writes_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = tmp_path / "new/overhead.json"
     done = CliRunner().invoke(app, ["bench", "overhead", "--json", str(path)])
     assert done.exit_code == 0, done.output
-    row = {"running": 8, "waiting": 2, "parent_us": 100.0, "ours_us": 10.0, "ratio": 0.1}
+    asked = {"prefill_order": "fcfs", "classes": False}
+    row = {**asked, "running": 8, "waiting": 2, "parent_us": 100.0, "ours_us": 10.0, "ratio": 0.1}
     assert json.loads(path.read_text()) == {"schema": 1, "rows": [row]}

@@ -27,4 +27,5 @@ def overhead(
     settings = {"prefill_order": prefill_order, "slo_classes": slo_classes}
     result = measure_overhead(SarathiConfig.from_mapping(settings), running, waiting)
     Console().print(overhead_table(result))
-    write_rows([asdict(result)], json)
+    asked = {"prefill_order": prefill_order, "classes": slo_classes is not None}
+    write_rows([{**asked, **asdict(result)}], json)
