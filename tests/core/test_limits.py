@@ -407,7 +407,28 @@ def test_where_others_wait_for_blocks_a_step_is_halved_as_long_as_that_serves_mo
     assert (tokens, reason) == (128, Reason.TURNOVER)
 
 
-def test_growth_lets_in_who_has_waited_too_long_and_knows_nothing_at_first() -> None:
+def test_growth_lets_in_who_has_waited_too_long() -> None:
     old = [prompt(name, 2000, age_s=31.0) for name in "abc"]
     assert growth(answers(4000))(step(), candidate(*old, available_s=0.040))[1] is Reason.SLO
-    assert growth(Answers())(step(), candidate(prompt("a", 2000), available_s=0.017))[1] is Reason.SLO
+
+
+def test_before_the_lengths_of_answers_are_known_growth_looks_at_the_next_step() -> None:
+    one = prompt("a", 2000)
+    assert growth(answers(4000))(step(), candidate(one, available_s=0.025))[1] is Reason.GROWTH
+    assert growth(Answers())(step(), candidate(one, available_s=0.025))[1] is Reason.SLO
+    assert growth(Answers())(step(), candidate(one, available_s=0.017))[1] is Reason.GROWTH
+
+
+def test_where_decodes_are_late_since_they_are_many_nobody_is_let_in_until_answers_end() -> None:
+    crowd = step(decodes=200, context=400_000)
+    alone_s = Known().model.seconds(200, 200, 400_000, 0.0, 200)
+    late = candidate(prompt("a", 2000), available_s=0.95 * alone_s, decode_s=alone_s, late=True)
+    assert growth(Answers())(crowd, late) == (0, Reason.GROWTH)
+    held_back = replace(late, tokens=0, reason=Reason.GROWTH)
+    assert floor(Known())(crowd, held_back) == (0, Reason.GROWTH)
+    overdue = replace(held_back, prompts=[prompt("a", 2000, age_s=31.0)])
+    assert floor(Known())(crowd, overdue)[1] is Reason.FLOOR
+    # Where half as many would be late as well, it is the SLO that cannot be kept, and the prompts get their share.
+    few = step(decodes=8, context=800)
+    tight = candidate(prompt("a", 2000), available_s=0.010, decode_s=0.0156, late=True)
+    assert growth(Answers())(few, tight) == (4096, Reason.SLO)

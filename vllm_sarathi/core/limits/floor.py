@@ -67,9 +67,11 @@ class Floor:
         overdue = candidate.is_overdue(candidate.prompts[0], self._max_wait_s)
         if candidate.prompts[0].batch and not overdue:  # nothing gives way to it
             return tokens, reason if tokens else Reason.FULL
+        if reason is Reason.GROWTH and not overdue:  # it waits for answers to end
+            return tokens, reason
         if not candidate.late and not overdue:
-            if reason is Reason.GROWTH or self._experience.late_credit < 1.0:
-                return tokens, reason if tokens or reason is Reason.GROWTH else Reason.FULL
+            if self._experience.late_credit < 1.0:
+                return tokens, reason if tokens else Reason.FULL
             attempts, known = self._experience.attempts, self._experience.hybrid_steps >= KNOWN_HYBRID_STEPS
             chunk = 0 if tokens and known else self._attempt(view, candidate)
             if chunk and attempts.allowed:

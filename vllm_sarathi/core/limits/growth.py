@@ -9,7 +9,8 @@ prompt). If prompts are short and answers long, that walk hardly falls; but then
 expectation by no more than a few (p + m) sqrt(n), however far ahead one looks.
 
 So decodes alone stay within the SLO. Prompts that cannot be admitted for that reason wait for answers to end. One that
-has waited for `max_wait_s` is admitted all the same, and then the gaps give way.
+has waited for `max_wait_s` is admitted all the same, and then the gaps give way. So they wait where decodes are late
+already because they are too many: to let in everybody else would leave them late for good.
 """
 
 import math
@@ -96,7 +97,7 @@ class Growth:
         self._least_slo_s = least_slo_s
 
     def __call__(self, view: StepView, candidate: Candidate) -> tuple[int, Reason]:
-        if not view.decodes or not self.answers.known or candidate.late:
+        if not view.decodes or (candidate.late and not self._crowded(view, candidate)):
             return candidate.tokens, candidate.reason
         inside = {request.request_id for request in view.prefills}
         limit_s = min(candidate.available_s, self._least_slo_s) / self._experience.model.decode_margin
@@ -116,9 +117,22 @@ class Growth:
                 break
         return candidate.tokens, candidate.reason
 
+    def _crowded(self, view: StepView, candidate: Candidate) -> bool:
+        """Whether decodes are late because they are many: half of them would be in time."""
+        half, context = view.decodes // 2, view.decode_context_tokens // 2
+        return (
+            half > 0
+            and self._experience.model.seconds(half, half, context, 0.0, half) <= candidate.available_s
+        )
+
     def peak_s(self, count: int, context: int) -> float:
-        """Return the seconds of the costliest step of decodes alone that is to be expected."""
+        """Return the seconds of the costliest step of decodes alone that is to be expected.
+
+        As long as the lengths of answers are not known, it is the next one.
+        """
         answers, seconds = self.answers, self._experience.model.seconds
+        if not answers.known:
+            return seconds(count, count, context, 0.0, count)
         mean, chance = answers.mean_tokens, answers.chance_tokens(count)
         peak_s = 0.0
         for moment in MOMENTS:
