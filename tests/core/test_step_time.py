@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
 
 from tests.core.devices import roofline
-from vllm_sarathi.core.steptime.drift import SLOWER_STEPS
+from vllm_sarathi.core.steptime.drift import FASTER_STEPS, SLOWER_STEPS, DriftDetector
 from vllm_sarathi.core.steptime.features import SCALES, SIZE, features, numbers
 from vllm_sarathi.core.steptime.margin import MISSES_PLANNED
 from vllm_sarathi.core.steptime.model import FORGETTING, KEPT_STEPS, PRIOR_STEPS, StepTimeModel
@@ -325,3 +325,11 @@ def test_a_neighbour_that_comes_and_goes_leaves_the_device_as_slow_as_it_is_with
             late.append(seconds > model.predict(shape) * model.margin)
         model.observe(shape, seconds)
     assert sum(late) / len(late) <= 0.02
+
+
+def test_a_slowness_that_comes_back_is_in_the_prediction_and_not_in_the_margin_as_well() -> None:
+    detector = DriftDetector()
+    for ratio, steps in ((1.6, SLOWER_STEPS), (0.6, FASTER_STEPS), (1.6, SLOWER_STEPS)):
+        changes = [detector.look(ratio) for _ in range(steps)]
+        assert changes[-1] == ratio
+        assert detector.change_steps == steps

@@ -23,7 +23,7 @@ class DriftDetector:
     """Watches the ratio of measured to predicted times.
 
     Attributes:
-        change_steps: how many steps the change seen last took to be seen; 0 where it is one that comes and goes.
+        change_steps: how many steps the change seen last took to be seen.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,6 @@ class DriftDetector:
             self.change_steps = SLOWER_STEPS
             if self._since_faster < RELAPSE_STEPS:
                 self._faster_steps = min(MOST_FASTER_STEPS, 2 * self._faster_steps)
-                self.change_steps = 0
             self._clear()
             return factor
         if self._low_count >= self._faster_steps:

@@ -2,8 +2,8 @@
 
 The SLO is a share of the gaps between tokens (99%) to each request, and a request may see no other steps than
 hybrid ones: so the margin is a quantile of the hybrid steps' residuals, and steps without prefill, which keep the
-SLO by themselves, excuse none of them. Residuals outlive a change of the device. Those of the change itself do so,
-too, where it comes again and again: that a device changes is then one of the things that a margin is for.
+SLO by themselves, excuse none of them. Residuals outlive a change of the device. Those of the change itself do not: the
+model knows it from then on, and a margin that covered it as well would count a neighbour's slowness twice.
 """
 
 import math
