@@ -72,6 +72,39 @@ def test_an_image_is_not_cut(make_engine: MakeEngine, policy: str, offset: int) 
     assert ours.ttft_s("image") <= WORST_TTFT * stock.ttft_s("image")
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"long_prefill_token_threshold": 512},
+        {"max_num_batched_tokens": IMAGE_TOKENS - 64},
+        {"max_num_scheduled_tokens": IMAGE_TOKENS - 64},
+    ],
+    ids=lambda limits: next(iter(limits)),
+)
+def test_an_image_that_no_step_holds_is_cut_as_by_stock(
+    make_engine: MakeEngine, warned: list[str], policy: str, limits: dict[str, int]
+) -> None:
+    """Else it would wait for ever, and all behind it."""
+
+    def ttft_s(sarathi: SarathiConfig | None) -> float:
+        engine = make_engine(sarathi, change=whole_images_only, **limits)
+        give_encoder(engine)
+        for number in range(2):
+            engine.add(f"chat{number}", 40, max_tokens=1500)
+        engine.run(40)
+        engine.add("image", PROMPT_TOKENS, max_tokens=5, mm_features=[image("cat", 0)])
+        engine.run(2)
+        engine.add("text", 100, max_tokens=5)
+        engine.run_until_answered("image", "text", most_s=60)
+        return max(engine.ttft_s("image"), engine.ttft_s("text"))
+
+    stock_s = ttft_s(None)
+    assert not warned
+    assert ttft_s(POLICIES[policy]) <= WORST_TTFT * stock_s
+    assert len([message for message in warned if "is cut" in message]) == 1
+
+
 @pytest.mark.parametrize("order", OURS)
 def test_a_full_encoder_holds_up_nobody_else(make_engine: MakeEngine, order: str) -> None:
     """An image that finds no room in the encoder's cache: the half-read prompt goes on."""
