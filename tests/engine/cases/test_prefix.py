@@ -95,20 +95,20 @@ def test_a_cached_turn_that_stock_reads_at_the_cost_of_a_gap_takes_the_fewest_st
 
 
 @pytest.mark.parametrize("drafts", [0, 3])
-@pytest.mark.parametrize("policy", [*OURS, "auto", "fixed-4"])
+@pytest.mark.parametrize("policy", [*OURS, "auto", "fixed-8"])
 def test_a_prompt_that_is_cached_up_to_its_last_token_begins_with_drafts_beside_it(
     make_engine: MakeEngine, policy: str, drafts: int
 ) -> None:
     """vLLM pads that token to the size of a decode with its drafts, and lets it wait where the budget lacks them."""
     others = {
         "auto": SarathiConfig(calibration_dir="none"),
-        "fixed-4": SarathiConfig(token_budget=4, calibration_dir="none"),
+        "fixed-8": SarathiConfig(token_budget=8, calibration_dir="none"),
     }
     engine = make_engine({**OURS, **others}[policy], enable_prefix_caching=True, speculative_config=NGRAM)
     engine._draft = lambda name, position: [engine.token(name, position + i) for i in range(drafts)]
     engine.add("seed", PREFIX[:321], max_tokens=2)
     engine.run_until(lambda: not engine.scheduler.requests)
-    for number in range(CHATS if policy != "fixed-4" else 1):
+    for number in range(CHATS if policy != "fixed-8" else 1):
         engine.add(f"chat{number}", 40, max_tokens=1500)
     engine.run(60)
     engine.add("again", PREFIX[:321], max_tokens=5)

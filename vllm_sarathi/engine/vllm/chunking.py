@@ -64,7 +64,7 @@ class Chunking:
         left = max(1, request.num_tokens - start)
         if left > 1 or not self._drafts:
             return left, self.rules(request, start)
-        return 1 + self._drafts, ChunkRules(((start, start + 1 + self._drafts),))
+        return 1 + self._drafts, ANYWHERE  # and not whole: a fixed budget is not exceeded for it
 
     def _tell_of_cut(self, tokens: int) -> None:
         """Say once that something is cut that should be whole."""
