@@ -10,7 +10,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from tests.engine.caches import cache_of, full, mamba
 from vllm_sarathi.core.chunk_rules import ANYWHERE
 from vllm_sarathi.engine.vllm.chunking import Chunking
-from vllm_sarathi.testing.modelled import ModelledEngine
+from vllm_sarathi.testing.modelled import NGRAM, ModelledEngine
 
 BLOCK = 48
 """Of a state-space layer; models have 528 and the like."""
@@ -50,8 +50,33 @@ def test_items_can_be_cut_otherwise(make_config: Any) -> None:
     assert Chunking(engine.scheduler).rules(request, 0) is ANYWHERE
 
 
-def hybrid_engine(make_config: Any, step_tokens: int = 256) -> ModelledEngine:
-    config = make_config(enable_prefix_caching=True, max_num_batched_tokens=step_tokens, block_size=BLOCK)
+def test_what_no_step_holds_is_not_whole(make_config: Any, warned: list[str]) -> None:
+    config = make_config(long_prefill_token_threshold=48)
+    config.scheduler_config.disable_chunked_mm_input = True
+    engine = ModelledEngine(config)
+    chunking = Chunking(engine.scheduler)
+    request = engine.add("a", 200, mm_features=[item(20, 48), item(80, 49), item(150, 20)])
+    assert chunking.rules(request, 0).whole == ((20, 68), (80, 129), (150, 170))
+    assert not warned
+    assert chunking.rules(request, 80) is ANYWHERE
+    assert chunking.rules(request, 81).whole == ((81, 129), (150, 170)), "what is left of it fits"
+    assert chunking.rules(request, 80) is ANYWHERE
+    assert [message.split(" is cut")[0] for message in warned] == ["An image (or other item) of 49 tokens"]
+
+
+def test_a_last_token_begins_with_places_for_its_drafts(make_config: Any) -> None:
+    for drafts, config in ((0, make_config()), (3, make_config(speculative_config=NGRAM))):
+        engine = ModelledEngine(config)
+        chunking, request = Chunking(engine.scheduler), engine.add("a", 33)
+        assert chunking.beginning(request, 31) == (2, ANYWHERE)
+        for start in (32, 33):  # all of it is there where it has come from elsewhere
+            assert chunking.beginning(request, start) == (1 + drafts, ANYWHERE)
+
+
+def hybrid_engine(make_config: Any, step_tokens: int = 256, **engine_args: Any) -> ModelledEngine:
+    config = make_config(
+        enable_prefix_caching=True, max_num_batched_tokens=step_tokens, block_size=BLOCK, **engine_args
+    )
     config.cache_config = copy.copy(config.cache_config)
     config.cache_config.mamba_cache_mode = "align"
     return ModelledEngine(config, 200, kv_cache_config=cache_of(200, full(BLOCK), mamba(BLOCK)))
@@ -90,3 +115,9 @@ def test_a_budget_below_the_least_chunk_reads_nothing(make_config: Any) -> None:
     ):
         engine.scheduler.max_num_scheduled_tokens = budget
         assert engine.step().scheduled == scheduled
+
+
+@pytest.mark.parametrize("limits", [{"step_tokens": BLOCK - 1}, {"long_prefill_token_threshold": BLOCK - 1}])
+def test_a_block_that_no_step_holds_is_cut_as_by_vllm(make_config: Any, limits: dict[str, int]) -> None:
+    engine = hybrid_engine(make_config, **limits)
+    assert Chunking(engine.scheduler).rules(engine.add("a", 230), 0) is ANYWHERE

@@ -6,7 +6,7 @@ import pytest
 
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.engine.vllm.transfers import arrived, remote_prefill, transfers
-from vllm_sarathi.testing.modelled import ModelledEngine, Step
+from vllm_sarathi.testing.modelled import NGRAM, ModelledEngine, Step
 
 
 class Receiver(ModelledEngine):
@@ -46,3 +46,20 @@ def test_a_prompt_that_was_read_elsewhere_takes_one_token_here(
     mine = [step["remote"] for step in scheduled if "remote" in step]
     assert mine == [1, 1, 1, 1], "its last token of prompt, and three of its answer"
     assert "remote" in engine.finished
+
+
+def test_a_prompt_that_is_loaded_within_a_step_begins_with_drafts_beside_it(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only vLLM learns that one token is left, and it begins one with places for its drafts or not at all."""
+    engine = Receiver(make_config(SarathiConfig(tbt_slo_ms=50.0), speculative_config=NGRAM))
+    monkeypatch.setattr(
+        engine.link,
+        "get_num_new_matched_tokens",
+        lambda request, found: (request.num_tokens - 1 - found, False),
+    )
+    engine.add("local", 20, max_tokens=60)
+    for _ in range(3):
+        engine.step()
+    engine.add("remote", 40, max_tokens=4, sampling={"extra_args": remote_prefill()})
+    assert "remote" in engine.step().scheduled

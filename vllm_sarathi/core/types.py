@@ -100,7 +100,8 @@ class RequestView:
         rank: its place in the engine's own order (arrival, or priority then arrival); smaller goes first.
         age_s: seconds since it arrived.
         done_tokens: its leading tokens in the KV cache, those that a shared prefix has left there included.
-        remaining_tokens: tokens left to prefill; output tokens too, after a preemption.
+        remaining_tokens: tokens left to prefill; output tokens too, after a preemption. Where the engine begins a
+            single token together with places for its drafts, those too.
         ttft_slo_s: its own time-to-first-token SLO, seconds; None where it has none of its own.
         cached_tokens: those of the done tokens that it did not prefill itself, as another request had.
         rules: where its chunks may end.

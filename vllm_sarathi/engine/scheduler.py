@@ -70,6 +70,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
     """
 
     max_num_scheduled_tokens: int
+    num_spec_tokens: int
     running: list[Request]
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
@@ -106,7 +107,6 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
             self.admissions = Admissions(self, gate, self.views.bond, self.views.cached_tokens)
         self.interrupted = Interrupted()
         self._left_out: list[Request] = []
-        self._engine_limit = self.max_num_scheduled_tokens
         self._in_flight: deque[Step | StockStep | None] = deque()
         self._completed_s: float | None = None
         self._empty_steps = 0
@@ -223,12 +223,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         rules = self._chunking.rules(request, done_tokens)
         if not self.chunks or not rules.whole:
             return chunk
-        end = max(request.num_tokens, done_tokens + chunk)
-        return (
-            rules.fit(done_tokens, end, chunk)
-            if rules.least(done_tokens, end) <= self._engine_limit
-            else chunk
-        )
+        return rules.fit(done_tokens, max(request.num_tokens, done_tokens + chunk), chunk)
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Tell whether a waiting request may go on, as the parent does, and its adapter fits beside all that run.
@@ -289,7 +284,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         budget = plan.token_budget
         if self.views.transfers:
             # vLLM asks a connector only where a request could begin; one whose KV is loaded takes no token yet.
-            budget = min(max(budget, view.decode_tokens + 1), view.max_tokens)
+            budget = min(max(budget, view.decode_tokens + 1 + self.num_spec_tokens), view.max_tokens)
             let_in = 1 if let_in == 0 else let_in
         set_limits(self, budget, len(hidden) + len(stalled), let_in)
         return Step(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_sarathi.core.chunk_rules import ChunkRules
 from vllm_sarathi.core.classes import Bond, SloClass
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import StepController
@@ -332,17 +333,19 @@ class ViewBuilder:
         held = sum([request.num_computed_tokens for request in batch.values()])
         return Occupancy(len(batch), held, admission.free_tokens(), self.company.tenants)
 
-    def _request_view(self, request: Request, wall_s: float, done: int, cached: int) -> RequestView:
+    def _request_view(
+        self, request: Request, wall_s: float, done: int, cached: int, left: tuple[int, ChunkRules]
+    ) -> RequestView:
         bond = self.bond(request)
         return RequestView(
             request_id=request.request_id,
             rank=(request.priority if self._by_priority else 0, request.arrival_time),
             age_s=max(0.0, wall_s - request.arrival_time),
             done_tokens=done,
-            remaining_tokens=max(1, request.num_tokens - done),
+            remaining_tokens=left[0],
             ttft_slo_s=bond.ttft_slo_s,
             cached_tokens=cached,
-            rules=self._chunking.rules(request, done),
+            rules=left[1],
             encoder_inputs=encoder_inputs(request, done) if request.has_encoder_inputs else (),
             slo_class=bond.slo_class,
             tenant=bond.tenant,
@@ -352,13 +355,15 @@ class ViewBuilder:
 
     def _partial_view(self, request: Request, wall_s: float) -> RequestView:
         # A preemption or a reset of the prefix cache may have taken the prefix away.
-        cached = min(self._cached_at_start.get(request.request_id, 0), request.num_computed_tokens)
-        return self._request_view(request, wall_s, request.num_computed_tokens, cached)
+        done = request.num_computed_tokens
+        cached = min(self._cached_at_start.get(request.request_id, 0), done)
+        left = max(1, request.num_tokens - done), self._chunking.rules(request, done)
+        return self._request_view(request, wall_s, done, cached, left)
 
     def _waiting_view(self, request: Request, wall_s: float) -> RequestView:
         done = self._prefixes.tokens(request)
         self._cached_at_start[request.request_id] = done
-        return self._request_view(request, wall_s, done, done)
+        return self._request_view(request, wall_s, done, done, self._chunking.beginning(request, done))
 
     def _left(self, request: Request) -> int:
         return max(1, int(request.num_tokens) - self._prefixes.tokens(request))

@@ -51,8 +51,10 @@ def chunk_ends(engine: VirtualEngine, name: str) -> list[int]:
     return ends
 
 
-def read_an_image(make_engine: MakeEngine, sarathi: SarathiConfig | None, offset: int) -> VirtualEngine:
-    engine = make_engine(sarathi, change=whole_images_only)
+def read_an_image(
+    make_engine: MakeEngine, sarathi: SarathiConfig | None, offset: int, **limits: int
+) -> VirtualEngine:
+    engine = make_engine(sarathi, change=whole_images_only, **limits)
     give_encoder(engine)
     for number in range(4):
         engine.add(f"chat{number}", 40, max_tokens=2000)
@@ -60,7 +62,7 @@ def read_an_image(make_engine: MakeEngine, sarathi: SarathiConfig | None, offset
     engine.add("image", PROMPT_TOKENS, max_tokens=20, mm_features=[image("cat", offset)])
     engine.run_until_answered("image", most_s=60)
     inside = [end for end in chunk_ends(engine, "image") if offset < end < offset + IMAGE_TOKENS]
-    assert not inside, f"the image at {offset} was cut at {inside}"
+    assert not inside or sarathi is None, f"the image at {offset} was cut at {inside}"
     return engine
 
 
@@ -70,6 +72,51 @@ def test_an_image_is_not_cut(make_engine: MakeEngine, policy: str, offset: int) 
     stock = read_an_image(make_engine, None, offset)
     ours = read_an_image(make_engine, POLICIES[policy], offset)
     assert ours.ttft_s("image") <= WORST_TTFT * stock.ttft_s("image")
+
+
+@pytest.mark.parametrize("policy", ["auto", *OURS, "short-slo"])
+def test_an_image_as_large_as_a_step_does_not_wait_for_the_decodes_to_end(
+    make_engine: MakeEngine, policy: str
+) -> None:
+    """vLLM raises its limit to the largest image and no further; stock cuts it beside decodes."""
+    limits = {"max_num_batched_tokens": IMAGE_TOKENS}
+    stock = read_an_image(make_engine, None, 20, **limits)
+    ours = read_an_image(make_engine, POLICIES[policy], 20, **limits)
+    assert ours.ttft_s("image") <= WORST_TTFT * stock.ttft_s("image")
+    assert len([gap for gap in ours.gaps_s(0.0, "chat0") if gap > 0.25]) == 1, "of the step that holds it"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"long_prefill_token_threshold": 512},
+        {"max_num_batched_tokens": IMAGE_TOKENS - 64},
+        {"max_num_scheduled_tokens": IMAGE_TOKENS - 64},
+    ],
+    ids=lambda limits: next(iter(limits)),
+)
+def test_an_image_that_no_step_holds_is_cut_as_by_stock(
+    make_engine: MakeEngine, warned: list[str], policy: str, limits: dict[str, int]
+) -> None:
+    """Else it would wait for ever, and all behind it."""
+
+    def ttft_s(sarathi: SarathiConfig | None) -> float:
+        engine = make_engine(sarathi, change=whole_images_only, **limits)
+        give_encoder(engine)
+        for number in range(2):
+            engine.add(f"chat{number}", 40, max_tokens=1500)
+        engine.run(40)
+        engine.add("image", PROMPT_TOKENS, max_tokens=5, mm_features=[image("cat", 0)])
+        engine.run(2)
+        engine.add("text", 100, max_tokens=5)
+        engine.run_until_answered("image", "text", most_s=60)
+        return max(engine.ttft_s("image"), engine.ttft_s("text"))
+
+    stock_s = ttft_s(None)
+    assert not warned
+    assert ttft_s(POLICIES[policy]) <= WORST_TTFT * stock_s
+    assert len([message for message in warned if "is cut" in message]) == 1
 
 
 @pytest.mark.parametrize("order", OURS)

@@ -8,6 +8,7 @@ from tests.engine.cases.conftest import DEADLINE, FCFS, OURS, SLO_S, MakeEngine,
 from tests.engine.virtual import LinearDevice, VirtualEngine, Work, random_tokens
 from vllm_sarathi import SarathiConfig
 from vllm_sarathi.core.types import chunk_work
+from vllm_sarathi.testing.modelled import NGRAM
 
 PREFIX = random_tokens("prefix", 7200)
 CHATS = 4
@@ -91,6 +92,29 @@ def test_a_cached_turn_that_stock_reads_at_the_cost_of_a_gap_takes_the_fewest_st
     least_s = whole_s + (steps - 1) * device(Work(CHATS, CHATS, 0, 0.0, 0))
     assert max(engine.gaps_s(start_s, "chat")) <= slo_ms / 1e3
     assert sum(map(engine.ttft_s, names)) / len(names) <= 1.02 * least_s
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+@pytest.mark.parametrize("policy", [*OURS, "auto", "fixed-8"])
+def test_a_prompt_that_is_cached_up_to_its_last_token_begins_with_drafts_beside_it(
+    make_engine: MakeEngine, policy: str, drafts: int
+) -> None:
+    """vLLM pads that token to the size of a decode with its drafts, and lets it wait where the budget lacks them."""
+    others = {
+        "auto": SarathiConfig(calibration_dir="none"),
+        "fixed-8": SarathiConfig(token_budget=8, calibration_dir="none"),
+    }
+    engine = make_engine({**OURS, **others}[policy], enable_prefix_caching=True, speculative_config=NGRAM)
+    engine._draft = lambda name, position: [engine.token(name, position + i) for i in range(drafts)]
+    engine.add("seed", PREFIX[:321], max_tokens=2)
+    engine.run_until(lambda: not engine.scheduler.requests)
+    for number in range(CHATS if policy != "fixed-8" else 1):
+        engine.add(f"chat{number}", 40, max_tokens=1500)
+    engine.run(60)
+    engine.add("again", PREFIX[:321], max_tokens=5)
+    engine.run(3)
+    assert engine.token_s["again"]
+    assert engine.scheduler.faults.total == 0
 
 
 def test_deadline_order_keeps_cached_turns_among_prompts_that_overload(make_engine: MakeEngine) -> None:

@@ -24,7 +24,7 @@ from vllm_sarathi.core.limits.even import EvenParts
 from vllm_sarathi.core.limits.fit import Fit
 from vllm_sarathi.core.limits.floor import Floor
 from vllm_sarathi.core.limits.growth import Answers, Growth
-from vllm_sarathi.core.limits.shape import Tail, Tile, Uncut
+from vllm_sarathi.core.limits.shape import Tail, Tile, Uncut, least_chunk
 from vllm_sarathi.core.limits.stop_early import StopEarly
 from vllm_sarathi.core.limits.trust import Trust
 from vllm_sarathi.core.limits.turnover import Turnover
@@ -135,6 +135,9 @@ class SloPolicy:
         self._backlog.planned(complete, prompts_left(view, prompts, complete))
         if tokens == 0 and view.decodes:
             return decodes_only(view, reason)
+        if reason is Reason.FLOOR and tokens < (least := least_chunk(prompts[0])) <= view.max_tokens:
+            # What cannot be cut and has no room beside the decodes goes alone, or it would wait for them to end.
+            return turn.plan(view, least, reason, decodes=False, let_in=1)
         return turn.plan(
             view, view.decode_tokens + tokens, reason, let_in=_let_in(view, turn, prompts, tokens)
         )

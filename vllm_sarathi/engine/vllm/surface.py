@@ -191,7 +191,13 @@ SURFACES = (
         (),
         some=("cached", "num_freeable_slots"),
     ),
-    Surface("SpeculativeConfig", "scheduler", "vllm_config.speculative_config", ("method",)),
+    Surface(
+        "SpeculativeConfig",
+        "scheduler",
+        "vllm_config.speculative_config",
+        ("method",),
+        some=("max_num_new_slots_for_drafting",),
+    ),
     Surface(
         "Request",
         "request",
