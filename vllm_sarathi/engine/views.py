@@ -20,7 +20,7 @@ from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.images import encoder_inputs
 from vllm_sarathi.engine.vllm.internals import is_priority_policy
 from vllm_sarathi.engine.vllm.preemption import can_preempt, freed_blocks
-from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes
+from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes, reader_of
 from vllm_sarathi.engine.vllm.protocols import Request
 from vllm_sarathi.engine.vllm.runnable import Admission, Blocker
 from vllm_sarathi.engine.vllm.turn_queue import install_turn_queue
@@ -194,7 +194,7 @@ class ViewBuilder:
             decode_tokens=decode_tokens,
             decode_context_tokens=context,
             prefills=tuple([self._partial_view(request, wall_s) for request in partial]),
-            waiting=tuple([self._waiting_view(request, wall_s) for request in waiting]),
+            waiting=tuple([self._waiting_view(request, wall_s, partial) for request in waiting]),
             max_tokens=scheduler.max_num_scheduled_tokens,
             unseen_waiting=unseen,
             decode_views=views,
@@ -332,7 +332,9 @@ class ViewBuilder:
         held = sum([request.num_computed_tokens for request in batch.values()])
         return Occupancy(len(batch), held, admission.free_tokens(), self.company.tenants)
 
-    def _request_view(self, request: Request, wall_s: float, done: int, cached: int) -> RequestView:
+    def _request_view(
+        self, request: Request, wall_s: float, done: int, cached: int, reader: int | None = None
+    ) -> RequestView:
         bond = self.bond(request)
         return RequestView(
             request_id=request.request_id,
@@ -348,6 +350,7 @@ class ViewBuilder:
             tenant=bond.tenant,
             tag=bond.tag,
             answering=request.num_output_tokens > 0,
+            reader=reader,
         )
 
     def _partial_view(self, request: Request, wall_s: float) -> RequestView:
@@ -355,10 +358,11 @@ class ViewBuilder:
         cached = min(self._cached_at_start.get(request.request_id, 0), request.num_computed_tokens)
         return self._request_view(request, wall_s, request.num_computed_tokens, cached)
 
-    def _waiting_view(self, request: Request, wall_s: float) -> RequestView:
+    def _waiting_view(self, request: Request, wall_s: float, partial: list[Request]) -> RequestView:
         done = self._prefixes.tokens(request)
         self._cached_at_start[request.request_id] = done
-        return self._request_view(request, wall_s, done, done)
+        reader = reader_of(self._scheduler, request, done, partial) if partial else None
+        return self._request_view(request, wall_s, done, done, reader)
 
     def _left(self, request: Request) -> int:
         return max(1, int(request.num_tokens) - self._prefixes.tokens(request))
