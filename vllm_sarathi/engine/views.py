@@ -345,7 +345,9 @@ class ViewBuilder:
             ttft_slo_s=bond.ttft_slo_s,
             cached_tokens=cached,
             rules=self._chunking.rules(request, done),
-            encoder_inputs=encoder_inputs(request, done) if request.has_encoder_inputs else (),
+            encoder_inputs=(
+                encoder_inputs(self._scheduler, request, done) if request.has_encoder_inputs else ()
+            ),
             slo_class=bond.slo_class,
             tenant=bond.tenant,
             tag=bond.tag,
