@@ -325,6 +325,14 @@ def test_only_the_first_prompt_can_have_waited_too_long() -> None:
     assert floor(Known())(step(), behind) == (0, Reason.FULL)
 
 
+def test_one_that_waits_too_long_for_what_the_first_reads_makes_the_gaps_give_way() -> None:
+    reader, sibling = prompt("a", 500), prompt("b", 500, age_s=31.0, reader=0)
+    behind = candidate(reader, sibling, tokens=0, available_s=0.015, decode_s=0.0148)
+    assert floor(Known())(step(prefills=(reader,)), behind)[1] is Reason.FLOOR
+    behind.left_out = frozenset("b")
+    assert floor(Known())(step(prefills=(reader,)), behind) == (0, Reason.FULL)
+
+
 def test_a_chunk_of_next_to_nothing_is_no_progress() -> None:
     known = Known(late_credit=1.0)
     few = candidate(prompt("a", 500), tokens=3, available_s=0.015, decode_s=0.0148)
@@ -347,6 +355,48 @@ def test_what_cannot_be_cut_goes_where_it_is_a_little_too_long() -> None:
     short = candidate(image, tokens=0, available_s=0.035, decode_s=0.0164)
     assert floor(Known())(step(), short) == (300, Reason.UNCUT)
     assert floor(Known())(step(), replace(short, available_s=0.020))[0] == 0
+
+
+def encoded(embeddings: int, **fields: Any) -> Candidate:
+    """Return a step whose next prompt is an image that must not be cut; its 10 tokens take 1 ms."""
+    image = prompt("a", 10, rules=ChunkRules(whole=((0, 10),)), encoder_inputs=((0, embeddings),))
+    return candidate(image, **({"tokens": 0, "available_s": 0.020, "decode_s": 0.0164} | fields))
+
+
+def test_an_image_whose_encoder_takes_long_goes_when_a_step_may_be_late() -> None:
+    assert floor(Known())(step(), encoded(50)) == (10, Reason.UNCUT)  # 27 ms of 30
+    known = Known(late_credit=1.0)
+    assert floor(known)(step(), encoded(100)) == (10, Reason.FLOOR)
+    assert known.late_credit == 0.0
+    assert floor(known)(step(), encoded(100)) == (0, Reason.FULL)
+
+
+def test_an_image_whose_encoder_takes_long_is_no_attempt() -> None:
+    anywhere = replace(encoded(100).prompts[0], rules=ChunkRules())
+    late = replace(encoded(100), prompts=[anywhere])
+    assert floor(Known(late_credit=1.0))(step(), late) == (10, Reason.FLOOR)
+
+
+def test_a_late_step_takes_no_more_images_than_it_may() -> None:
+    images = [replace(encoded(500).prompts[0], request_id=name) for name in "abcdef"]
+    many = candidate(*images, tokens=0, available_s=0.020, decode_s=0.0164)
+    tokens, _ = floor(Known(late_credit=1.0))(step(), many)
+    assert tokens == 20  # 0.1 s each, of 0.24
+
+
+def test_where_decodes_are_late_an_image_has_a_fifth_of_the_time() -> None:
+    late = encoded(500, available_s=0.010, late=True)  # 0.1 s, and 4.1 ms for each step of decodes
+    assert floor(Known(steps_without_prefill=20))(step(), late) == (0, Reason.FULL)
+    assert floor(Known(steps_without_prefill=25))(step(), late) == (10, Reason.FLOOR)
+
+
+def test_a_tail_with_an_image_is_as_long_as_its_encoder_takes() -> None:
+    def tail(**fields: Any) -> int:
+        ends = candidate(prompt("a", 345, **fields), tokens=344)
+        return Tail(Known())(step(), ends)[0]  # type: ignore[arg-type]
+
+    assert tail() == 345
+    assert tail(encoder_inputs=((344, 100),)) == 344
 
 
 # --- Growth ---

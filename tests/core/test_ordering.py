@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from vllm_sarathi.core.classes import SloClass
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.order.arrival import ArrivalOrder
-from vllm_sarathi.core.order.base import turn_by_keys
+from vllm_sarathi.core.order.base import Turn, turn_by_keys
 from vllm_sarathi.core.order.deadline import ARRIVAL_STEPS, deadline_keys, kept_slos
 from vllm_sarathi.core.order.shortest import ShortestFirst
 from vllm_sarathi.core.types import Reason, RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
@@ -118,6 +119,25 @@ def test_nobody_yields_to_one_who_finds_no_slot() -> None:
     keys = [(5000.0,), (10.0,)]
     assert turn_by_keys(view, keys).held == (0,)
     assert turn_by_keys(replace(view, free_slots=0), keys).held == ()
+
+
+def test_one_that_reads_a_shared_prefix_is_as_urgent_as_those_that_wait_for_it() -> None:
+    partial = (prompt("reader", 5000, done=1000), prompt("other", 60, done=1000))
+    view = StepView(0.0, 1, 1, 100, partial, (replace(prompt("sibling", 50), reader=0),), 4096)
+    keys = [(5000.0,), (60.0,), (50.0,)]
+    assert turn_by_keys(view, keys) == Turn((0,), (1,), (0,), let_in=1)
+    full = turn_by_keys(replace(view, free_slots=0), keys)  # the sibling could not go on from there
+    assert (full.prefills, full.held) == ((1, 0), ())
+
+
+def test_only_batch_work_waits_for_what_batch_work_reads() -> None:
+    batch = SloClass("batch", batch=True)
+    reader = replace(prompt("reader", 5000, done=1000), slo_class=batch)
+    sibling = replace(prompt("sibling", 50), reader=0)
+    view = StepView(0.0, 1, 1, 100, (reader,), (sibling,), 4096)
+    keys = [(5000.0,), (50.0,)]
+    assert turn_by_keys(view, keys).held == (0,)
+    assert turn_by_keys(replace(view, waiting=(replace(sibling, slo_class=batch),)), keys).held == ()
 
 
 def test_only_those_of_higher_priority_have_the_turn_of_one_that_yields() -> None:

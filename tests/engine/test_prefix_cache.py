@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.engine.caches import cache_of, full, mamba, sliding
-from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes, cached_tokens
+from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes, cached_tokens, reader_of
 from vllm_sarathi.testing.modelled import ModelledEngine
 
 CACHES: dict[str, Callable[[], tuple[Any, ...]]] = {
@@ -138,3 +138,23 @@ def test_a_preempted_request_finds_its_own_blocks(make_config: Any) -> None:
     assert request in list(engine.scheduler.waiting)
     prefixes.refresh([request])
     assert prefixes.tokens(request) == count(engine.scheduler, request)
+
+
+def test_who_reads_what_one_that_waits_lacks(make_config: Any) -> None:
+    engine = make_engine(make_config, "full")
+    scheduler, shared = engine.scheduler, list(range(300))
+    engine.add("reader", [*shared, 1, 2], max_tokens=1)
+    engine.step()
+    reader = scheduler.requests["reader"]
+    engine.add("sibling", [*shared, 7, 7], max_tokens=1)
+    engine.add("other", list(range(1000, 1300)), max_tokens=1)
+    sibling, other = scheduler.requests["sibling"], scheduler.requests["other"]
+    found = cached_tokens(scheduler, sibling)
+    assert 0 < found <= reader.num_computed_tokens < 300
+    assert reader_of(scheduler, sibling, found, [other, reader]) == 1
+    assert reader_of(scheduler, other, 0, [reader]) is None
+    # One that is behind what is cached already brings nothing.
+    assert reader_of(scheduler, sibling, reader.num_computed_tokens + 16, [reader]) is None
+    engine.add("short", shared[: reader.num_computed_tokens + 1], max_tokens=1)
+    short = scheduler.requests["short"]
+    assert reader_of(scheduler, short, found, [reader]) is None  # it lacks no whole block

@@ -108,6 +108,8 @@ class RequestView:
         encoder_inputs: images or sound that the encoder has not computed yet, as (start in the prompt, embeddings).
         slo_class, tenant, tag: as in `classes.Bond`.
         answering: whether it has had its first token: it was preempted in the middle of an answer.
+        reader: while it waits, the index in StepView.prefills of a prompt that is about to read tokens which both
+            share; None without one.
     """
 
     request_id: str
@@ -123,6 +125,7 @@ class RequestView:
     tenant: str = ""
     tag: float = 0.0
     answering: bool = False
+    reader: int | None = None
 
     @property
     def batch(self) -> bool:

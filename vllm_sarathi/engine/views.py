@@ -21,7 +21,7 @@ from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.images import encoder_inputs
 from vllm_sarathi.engine.vllm.internals import is_priority_policy
 from vllm_sarathi.engine.vllm.preemption import can_preempt, freed_blocks
-from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes
+from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes, reader_of
 from vllm_sarathi.engine.vllm.protocols import Request
 from vllm_sarathi.engine.vllm.runnable import Admission, Blocker
 from vllm_sarathi.engine.vllm.turn_queue import install_turn_queue
@@ -195,7 +195,7 @@ class ViewBuilder:
             decode_tokens=decode_tokens,
             decode_context_tokens=context,
             prefills=tuple([self._partial_view(request, wall_s) for request in partial]),
-            waiting=tuple([self._waiting_view(request, wall_s) for request in waiting]),
+            waiting=tuple([self._waiting_view(request, wall_s, partial) for request in waiting]),
             max_tokens=scheduler.max_num_scheduled_tokens,
             unseen_waiting=unseen,
             decode_views=views,
@@ -334,7 +334,13 @@ class ViewBuilder:
         return Occupancy(len(batch), held, admission.free_tokens(), self.company.tenants)
 
     def _request_view(
-        self, request: Request, wall_s: float, done: int, cached: int, left: tuple[int, ChunkRules]
+        self,
+        request: Request,
+        wall_s: float,
+        done: int,
+        cached: int,
+        left: tuple[int, ChunkRules],
+        reader: int | None = None,
     ) -> RequestView:
         bond = self.bond(request)
         return RequestView(
@@ -346,11 +352,14 @@ class ViewBuilder:
             ttft_slo_s=bond.ttft_slo_s,
             cached_tokens=cached,
             rules=left[1],
-            encoder_inputs=encoder_inputs(request, done) if request.has_encoder_inputs else (),
+            encoder_inputs=(
+                encoder_inputs(self._scheduler, request, done) if request.has_encoder_inputs else ()
+            ),
             slo_class=bond.slo_class,
             tenant=bond.tenant,
             tag=bond.tag,
             answering=request.num_output_tokens > 0,
+            reader=reader,
         )
 
     def _partial_view(self, request: Request, wall_s: float) -> RequestView:
@@ -360,10 +369,12 @@ class ViewBuilder:
         left = max(1, request.num_tokens - done), self._chunking.rules(request, done)
         return self._request_view(request, wall_s, done, cached, left)
 
-    def _waiting_view(self, request: Request, wall_s: float) -> RequestView:
+    def _waiting_view(self, request: Request, wall_s: float, partial: list[Request]) -> RequestView:
         done = self._prefixes.tokens(request)
         self._cached_at_start[request.request_id] = done
-        return self._request_view(request, wall_s, done, done, self._chunking.beginning(request, done))
+        reader = reader_of(self._scheduler, request, done, partial) if partial else None
+        left = self._chunking.beginning(request, done)
+        return self._request_view(request, wall_s, done, done, left, reader)
 
     def _left(self, request: Request) -> int:
         return max(1, int(request.num_tokens) - self._prefixes.tokens(request))

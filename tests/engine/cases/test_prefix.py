@@ -145,6 +145,42 @@ def overload(make_engine: MakeEngine, sarathi: SarathiConfig | None) -> dict[str
     }
 
 
+ORDERS = {
+    "deadline": DEADLINE,
+    "deadline, no SLO": replace(DEADLINE, ttft_slo_ms=None),
+    "sjf": replace(FCFS, prefill_order="sjf"),
+    "classes": SarathiConfig(
+        slo_classes={  # type: ignore[arg-type]
+            "default": "chat",
+            "classes": {"chat": {"ttft_slo_ms": 500, "tbt_slo_ms": SLO_S * 1e3, "when_late": "relegate"}},
+        },
+        calibration_dir="none",
+    ),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_new_prefix_that_many_share_is_read_once(make_engine: MakeEngine, order: str) -> None:
+    """An agent's fan-out: siblings that overtook the reader would each read the prefix from there on."""
+
+    def fan_out(sarathi: SarathiConfig) -> tuple[int, float]:
+        engine = make_engine(sarathi, num_blocks=8000, enable_prefix_caching=True)
+        for number in range(CHATS):
+            engine.add(f"chat{number}", 40, max_tokens=4000)
+        warm_up(engine, prompts=40)
+        start_s, names = engine.now_s, [f"turn{number}" for number in range(12)]
+        for number, name in enumerate(names):  # each shorter than those before it
+            turn(engine, name, 6000, 200 - 10 * number)
+            engine.run(2)
+        engine.run_until_answered(*names, most_s=200)
+        read = sum(step.work.prefill_tokens for step in engine.steps if step.started_s >= start_s)
+        return read, engine.now_s - start_s
+
+    in_turn, ours = fan_out(FCFS), fan_out(ORDERS[order])
+    assert ours[0] <= 1.1 * in_turn[0], (ours, in_turn)
+    assert ours[1] <= 1.1 * in_turn[1], (ours, in_turn)
+
+
 def test_a_preempted_request_counts_what_it_reads_again(make_engine: MakeEngine) -> None:
     """Its answer is read again, too: a step that holds it keeps the SLO."""
     device = LinearDevice(token_s=0.0008)

@@ -48,6 +48,14 @@ class Limit(Protocol):
         ...
 
 
+def encoder_tokens(request: RequestView, chunk: int) -> int:
+    """Return the embeddings that an encoder computes for the next `chunk` tokens of a prompt."""
+    if not request.encoder_inputs:
+        return 0
+    end = request.done_tokens + chunk
+    return sum(tokens for start, tokens in request.encoder_inputs if start < end)
+
+
 @dataclass(frozen=True, slots=True)
 class LastChunk:
     """The prompt in which a candidate ends.
@@ -57,6 +65,7 @@ class LastChunk:
         tokens: of it in the step.
         before: prefill tokens of the prompts before it.
         work: the attention work of those.
+        encoder: embeddings that an encoder computes for those.
         prompts: how many prompts the step prefills, this one included.
     """
 
@@ -64,33 +73,36 @@ class LastChunk:
     tokens: int
     before: int
     work: float
+    encoder: int
     prompts: int
 
 
 def last_chunk(candidate: Candidate) -> LastChunk | None:
     """Return the prompt in which a candidate ends; None where it holds no prefill."""
-    before, work = 0, 0.0
+    before, work, encoder = 0, 0.0, 0
     for prompts, request in enumerate(candidate.prompts, start=1):
         left = candidate.tokens - before
         if 0 < left <= request.remaining_tokens:
-            return LastChunk(request, left, before, work, prompts)
+            return LastChunk(request, left, before, work, encoder, prompts)
         if left <= 0:
             return None
         before += request.remaining_tokens
         work += chunk_work(request.done_tokens, request.remaining_tokens)
+        encoder += encoder_tokens(request, request.remaining_tokens)
     return None
 
 
-def chunks_within(prompts: Sequence[RequestView], tokens: int) -> tuple[int, float, int]:
-    """Return what of the prompts fits into `tokens`: tokens, attention work, and how many prompts."""
-    taken, work, count = 0, 0.0, 0
+def chunks_within(prompts: Sequence[RequestView], tokens: int) -> tuple[int, float, int, int]:
+    """Return what of the prompts fits into `tokens`: tokens, attention work, how many prompts, and embeddings."""
+    taken, work, count, encoder = 0, 0.0, 0, 0
     for request in prompts:
         chunk = min(request.remaining_tokens, tokens - taken)
         if chunk <= 0:
             break
         taken, count = taken + chunk, count + 1
         work += chunk_work(request.done_tokens, chunk)
-    return taken, work, count
+        encoder += encoder_tokens(request, chunk)
+    return taken, work, count, encoder
 
 
 def complete_within(prompts: Sequence[RequestView], tokens: int) -> int:

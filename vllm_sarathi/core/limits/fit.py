@@ -3,17 +3,9 @@
 from bisect import bisect_right
 
 from vllm_sarathi.core.experience import Experience
-from vllm_sarathi.core.limits.base import Candidate
+from vllm_sarathi.core.limits.base import Candidate, encoder_tokens
 from vllm_sarathi.core.limits.stop_early import StopEarly
 from vllm_sarathi.core.types import Reason, RequestView, StepView, chunk_work
-
-
-def encoder_tokens(request: RequestView, chunk: int) -> int:
-    """Return the embeddings that an encoder computes for the next `chunk` tokens of a prompt."""
-    if not request.encoder_inputs:
-        return 0
-    end = request.done_tokens + chunk
-    return sum(tokens for start, tokens in request.encoder_inputs if start < end)
 
 
 class Fit:

@@ -2,7 +2,7 @@
 
 from vllm_sarathi.core.chunk_rules import ANYWHERE
 from vllm_sarathi.core.experience import Experience
-from vllm_sarathi.core.limits.base import Candidate, LastChunk, last_chunk
+from vllm_sarathi.core.limits.base import Candidate, LastChunk, encoder_tokens, last_chunk
 from vllm_sarathi.core.types import Reason, RequestView, StepView, chunk_work
 
 TAIL_SHARE = 1 / 16
@@ -30,7 +30,8 @@ class Tail:
         tokens = last.before + request.remaining_tokens
         work = last.work + chunk_work(request.done_tokens, request.remaining_tokens)
         limit_s = TAIL_OVERRUN * candidate.available_s / self._experience.model.margin
-        fits = self._experience.seconds(view, tokens, work, last.prompts) <= limit_s
+        encoder = last.encoder + encoder_tokens(request, request.remaining_tokens)
+        fits = self._experience.seconds(view, tokens, work, last.prompts, encoder) <= limit_s
         return (tokens if fits else candidate.tokens), candidate.reason
 
 
@@ -61,8 +62,11 @@ class Tile:
         seconds, done = self._experience.seconds, last.request.done_tokens
         work = last.work + chunk_work(done, last.tokens)
         less = last.work + chunk_work(done, last.tokens - over)
-        step_s = seconds(view, tokens, work, last.prompts)
-        return (tokens - over) * step_s > tokens * seconds(view, tokens - over, less, last.prompts)
+        step_s = seconds(
+            view, tokens, work, last.prompts, last.encoder + encoder_tokens(last.request, last.tokens)
+        )
+        encoder = last.encoder + encoder_tokens(last.request, last.tokens - over)
+        return (tokens - over) * step_s > tokens * seconds(view, tokens - over, less, last.prompts, encoder)
 
 
 def fit_chunk(request: RequestView, tokens: int) -> int:

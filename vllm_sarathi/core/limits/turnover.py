@@ -42,5 +42,5 @@ class Turnover:
 
     def _step(self, view: StepView, candidate: Candidate, tokens: int) -> tuple[float, int]:
         """Return the predicted seconds of the step with `tokens` of its prefill, and the prompts in it."""
-        taken, work, prompts = chunks_within(candidate.prompts, tokens)
-        return self._experience.seconds(view, taken, work, prompts), prompts
+        taken, work, prompts, encoder = chunks_within(candidate.prompts, tokens)
+        return self._experience.seconds(view, taken, work, prompts, encoder), prompts

@@ -154,9 +154,15 @@ def turn_by_keys(view: StepView, keys: Sequence[tuple[float, ...]]) -> Turn:
         keys: of all prefills, then of all waiting requests.
 
     A prompt in flight yields to a more urgent one that waits and could use the turn; who is less urgent than that
-    prompt does not get it.
+    prompt does not get it. But what it is about to read may be the other's prefix, too: then it is as urgent as that
+    one, which would read the same again. (Nothing gives way to batch work, so nobody waits for what that reads.)
     """
-    partial, waiting = keys[: len(view.prefills)], keys[len(view.prefills) :]
+    partial, waiting = list(keys[: len(view.prefills)]), keys[len(view.prefills) :]
+    for request, key in zip(view.waiting, waiting, strict=True):
+        if (reader := request.reader) is None or view.free_slots < 1:
+            continue
+        if request.batch or not view.prefills[reader].batch:
+            partial[reader] = min(partial[reader], key)
     order = sorted(range(len(partial)), key=partial.__getitem__)
     waiting_order = tuple(sorted(range(len(waiting)), key=waiting.__getitem__))
     first = min(waiting, default=None) if view.free_slots > 0 else None

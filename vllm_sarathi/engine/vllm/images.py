@@ -5,12 +5,14 @@ from typing import Any
 from vllm_sarathi.engine.vllm.protocols import Request, SchedulerOutput
 
 
-def encoder_inputs(request: Request, done_tokens: int) -> tuple[tuple[int, int], ...]:
-    """Return a request's items that reach beyond its done tokens, as (start in the prompt, embeddings)."""
+def encoder_inputs(scheduler: Any, request: Request, done_tokens: int) -> tuple[tuple[int, int], ...]:
+    """Return a request's items that are to be encoded beyond its done tokens, as (start in the prompt, embeddings)."""
+    encoded = getattr(scheduler.encoder_cache_manager, "cached", ())
     return tuple(
         (feature.mm_position.offset, request.get_num_encoder_embeds(index))
         for index, feature in enumerate(request.mm_features)
         if feature.mm_position.offset + feature.mm_position.length > done_tokens
+        and feature.identifier not in encoded
     )
 
 

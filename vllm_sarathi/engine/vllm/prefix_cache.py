@@ -42,6 +42,31 @@ def shared_tokens(scheduler: Any, request: Request, others: Iterable[Request]) -
     return min(blocks, (int(request.num_tokens) - 1) // block_tokens) * block_tokens
 
 
+def reader_of(scheduler: Any, request: Request, cached: int, partial: Sequence[Request]) -> int | None:
+    """Return which half-read prompt is about to leave in the cache what a waiting request lacks; None without one.
+
+    It has read all that is cached of the request, and its next block is the request's, too. The one that has read most
+    counts. One look each: a block's hash is of all tokens up to its end.
+
+    Args:
+        scheduler: vLLM's.
+        request: it waits.
+        cached: its tokens that are in the cache.
+        partial: the prompts that are half read.
+    """
+    if not scheduler.kv_cache_manager.enable_caching or request.skip_reading_prefix_cache:
+        return None
+    block_tokens = int(getattr(scheduler, "hash_block_size", scheduler.block_size))
+    usable = request.block_hashes[: (int(request.num_tokens) - 1) // block_tokens]
+    best, most = None, cached - 1
+    for index, reader in enumerate(partial):
+        read = int(reader.num_computed_tokens)
+        block, theirs = read // block_tokens, reader.block_hashes
+        if read > most and block < min(len(usable), len(theirs)) and usable[block] == theirs[block]:
+            best, most = index, read
+    return best
+
+
 @dataclass(slots=True)
 class _Entry:
     """What was found for a request, and how many tokens it had then."""
