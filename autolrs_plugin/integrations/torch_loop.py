@@ -177,7 +177,8 @@ class AutoLRS:
             self._loop.check_rollback()
         self._ranks, self._only_find = ranks, share_to_find()
         leads = ranks is None or ranks.leads
-        shown = observers_for(config, progress, tensorboard) if leads else []
+        shown = observers_for(config, progress, tensorboard) if leads and self._only_find is None else []
+        folder = folder if self._only_find is None else None  # the run's, which is left to the training
         self._session = _session(config, self._loop, ranks, folder, resume, [*shown, *observers], probes)
         self._controller = self._session.controller
         if leads:

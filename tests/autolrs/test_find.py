@@ -135,6 +135,19 @@ def test_a_warm_start_follows_the_earlier_run(earlier: Earlier, tmp_path: Path) 
         tuner_of(Job("adam"), warm_start=tmp_path / "nowhere")
 
 
+def test_only_finding_leaves_nothing_in_the_folders_and_does_not_look_at_a_run_there(
+    earlier: Earlier, tmp_path: Path
+) -> None:
+    before = sorted((path.name, path.read_bytes()) for path in earlier.folder.iterdir())
+    for folder in (tmp_path / "new", earlier.folder):
+        with finding_only(0.1):  # seed 4: a script that sets no seed has other weights each time
+            tuner = tuner_of(Job("adam", seed=4), run_dir=folder, tensorboard=tmp_path / "events")
+        with pytest.raises(FoundError):
+            tuner.run()
+    assert not list(tmp_path.iterdir())
+    assert sorted((path.name, path.read_bytes()) for path in earlier.folder.iterdir()) == before
+
+
 @pytest.mark.parametrize("begin", [AutoLRS.run, AutoLRS.next_action])
 def test_only_what_is_made_inside_only_finds(begin: Any) -> None:
     with finding_only(0.1):
