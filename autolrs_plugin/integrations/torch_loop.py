@@ -148,7 +148,8 @@ class AutoLRS:
         check_collections(stateful, generators, observers, probes)
         folder = checked_folder(run_dir)
         resume = checked_resume(resume, folder)
-        rate, plateau = prior_lr(checked_prior(prior, lr_range), optimizer), earlier_plateau(warm_start)
+        rate = prior_lr(checked_prior(prior, lr_range), optimizer)
+        plateau = earlier_plateau(warm_start, lr_range)
         known = {"prior_lr": rate, "warm_start": plateau, "validation": validate is not None}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping(plain_numbers({**values, **known, **settings}), origin="AutoLRS")

@@ -97,7 +97,7 @@ class HostedSettings:
         keep, progress = rest.pop("keep", "host"), rest.pop("progress", True)
         check_collections(stateful, generators, (), None)
         values = plain_numbers({"lr_range": lr_range, **rest})
-        plateau = earlier_plateau(warm_start)
+        plateau = earlier_plateau(warm_start, lr_range)
         hosted_config(name, 1, False, {"warm_start": plateau, **values})
         prior = checked_prior(prior, lr_range)
         rolled_back = tuple(generators), dict(stateful or {})

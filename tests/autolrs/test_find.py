@@ -20,6 +20,7 @@ from autolrs_plugin.core.finding import Finding, finding
 from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.core.state import Candidate, RunState, Stage
 from autolrs_plugin.training.finding_only import FoundError, finding_only
+from autolrs_plugin.training.settings import HostedSettings
 from tests.autolrs.jobs import Job, batch_step, loader
 from tests.autolrs.test_torch_loop import seed_everything
 
@@ -133,6 +134,18 @@ def test_a_warm_start_follows_the_earlier_run(earlier: Earlier, tmp_path: Path) 
     assert max(second.schedule.lrs) == pytest.approx(max(first.schedule.lrs), rel=0.1)
     with pytest.raises(RuntimeError, match="cannot be read"):
         tuner_of(Job("adam"), warm_start=tmp_path / "nowhere")
+
+
+def test_a_warm_start_with_rates_outside_of_the_range_is_refused(earlier: Earlier) -> None:
+    rates = [lr for _, lr in plateau_of(earlier.folder)]
+    says = r"follows learning rates from .* and lr_range=\(.*\) does not hold them all; widen it"
+    for lr_range in ((1e-6, max(rates) / 2), (min(rates) * 2, 10.0)):
+        with pytest.raises(ConfigError, match=says):
+            tuner_of(Job("adam"), warm_start=earlier.folder, lr_range=lr_range)
+        with pytest.raises(ConfigError, match=says):
+            HostedSettings.checked("AutoLRSCallback", lr_range, {"warm_start": earlier.folder})
+    at_the_end = (1e-6, max(rates) * (1 - 1e-12))  # as rounding leaves it
+    assert tuner_of(Job("adam"), warm_start=earlier.folder, lr_range=at_the_end).next_action()
 
 
 def test_only_finding_leaves_nothing_in_the_folders_and_does_not_look_at_a_run_there(
