@@ -14,12 +14,16 @@ from typer.testing import CliRunner
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.cli import app
+from autolrs_plugin.cli.find import find
 from autolrs_plugin.core import finding as autolrs_finding
+from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
+from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.finding import Finding, finding
 from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.core.state import Candidate, RunState, Stage
-from autolrs_plugin.training.finding_only import FoundError, finding_only
+from autolrs_plugin.integrations.torch_loop import FIND_SHARE
+from autolrs_plugin.training.finding_only import FoundError, finding_only, to_find
 from autolrs_plugin.training.settings import HostedSettings
 from tests.autolrs.jobs import Job, batch_step, loader
 from tests.autolrs.test_torch_loop import seed_everything
@@ -34,6 +38,44 @@ def tuner_of(job: Job, **changes: Any) -> AutoLRS:
         "progress": False,
     }
     return AutoLRS(job.model, job.optimizer, **{**arguments, **changes})
+
+
+def test_find_says_what_helps() -> None:
+    flat = (1.0,) * 40
+    assert "give a larger share" in found_with(flat, mode="find", search_budget=0.03).reason
+    everything = found_with(flat, mode="find", search_budget=1.0).reason
+    assert "the share is all of max_steps=800, so it takes a longer run" in everything
+    assert "so give its script to find with" in found_with(flat).reason
+    for loss, says in (
+        (math.nan, "look into the loss and the data"),
+        (1e9, "give an lr_range with a lower end"),
+    ):
+        probe = Candidate(1e-3, (1e-3,), (loss,), None, math.inf, 0.01)
+        state = RunState(AutoLRSConfig(max_steps=800, lr_range=(1e-6, 10.0), mode="find"))
+        state.stages.append(Stage(0, 0, "find", (probe,) * 5, 1e-3, 5, "", 1e-6, 10.0))
+        assert "all 5 probes diverged" in (reason := finding(state).reason)
+        assert says in reason
+        assert "share" not in reason
+
+
+@pytest.mark.parametrize("share", [FIND_SHARE, 0.1])
+@pytest.mark.parametrize("validates", [False, True])
+def test_the_least_steps_for_a_share_are_those_that_the_documents_name(share: float, validates: bool) -> None:
+    def tells(steps: int) -> bool:
+        config = AutoLRSConfig(max_steps=steps, lr_range=(1e-6, 10.0), validation=validates)
+        controller = Controller(to_find(config, share))
+        controller.next()
+        controller.tell(Result())
+        probe = controller.next()
+        assert isinstance(probe, Probe)
+        return len(probe.lrs) >= autolrs_finding.LEAST_STEPS
+
+    least = str(next(steps for steps in range(900, 9000) if tells(steps)))
+    tutorial = (Path(__file__).parents[2] / "docs/tutorials/fine-tuning.md").read_text(encoding="utf-8")
+    assert least in tutorial
+    assert least in str(AutoLRS.find.__doc__)
+    assert f"{share:g} " in str(find.__doc__)
+    assert least in str(find.__doc__) or not validates
 
 
 @dataclass
@@ -100,9 +142,9 @@ def test_a_finding_without_a_stage_is_the_prior() -> None:
     assert middle.lr == pytest.approx(1e-2)
 
 
-def found_with(losses: tuple[float, ...]) -> Finding:
-    """Return what three probes say, the first two of which have gained nothing."""
-    state = RunState(AutoLRSConfig(max_steps=800, lr_range=(1e-6, 10.0), prior_lr=1e-3))
+def found_with(losses: tuple[float, ...], **settings: Any) -> Finding:
+    """Return what three probes say, of which only the second may have gained something."""
+    state = RunState(AutoLRSConfig(max_steps=800, lr_range=(1e-6, 10.0), prior_lr=1e-3, **settings))
     probes = [
         Candidate(lr, (lr,) * 40, curve, None, float(np.mean(curve[-12:])), 0.01)
         for lr, curve in ((1e-3, (1.0,) * 40), (1e-2, losses), (1e-1, (1.0,) * 40))
@@ -215,6 +257,9 @@ def test_find_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_find_looks_at_a_run(earlier: Earlier) -> None:
+    refused = CliRunner().invoke(app, ["find", str(earlier.folder), "--share", "0.9"])
+    assert refused.exit_code == 2
+    assert "is the folder of a run, where nothing is searched for; give its script" in refused.output
     printed = CliRunner().invoke(app, ["find", str(earlier.folder)])
     assert printed.exit_code in (0, 1)
     assert (
