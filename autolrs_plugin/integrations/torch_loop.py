@@ -25,13 +25,14 @@ from autolrs_plugin.training.arguments import (
 from autolrs_plugin.training.checking import check_accumulation, check_job, plain_numbers
 from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
+from autolrs_plugin.training.earlier import earlier_run
 from autolrs_plugin.training.finding_only import FoundError as FoundError
 from autolrs_plugin.training.finding_only import finding_only as finding_only
 from autolrs_plugin.training.finding_only import share_to_find, to_find
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.job import Job, TrainStep
 from autolrs_plugin.training.loop import TorchLoop
-from autolrs_plugin.training.lr import ReplayLR, checked_prior, earlier_plateau, prior_lr
+from autolrs_plugin.training.lr import ReplayLR, checked_prior, prior_lr
 from autolrs_plugin.training.ports import Observer, Prober
 from autolrs_plugin.training.progress import observers_for, warn_beforehand
 from autolrs_plugin.training.rng import Generator
@@ -149,7 +150,7 @@ class AutoLRS:
         folder = checked_folder(run_dir)
         resume = checked_resume(resume, folder)
         rate = prior_lr(checked_prior(prior, lr_range), optimizer)
-        plateau = earlier_plateau(warm_start, lr_range)
+        plateau = earlier_run(warm_start, lr_range).plateau_for(optimizer)
         known = {"prior_lr": rate, "warm_start": plateau, "validation": validate is not None}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping(plain_numbers({**values, **known, **settings}), origin="AutoLRS")

@@ -20,6 +20,7 @@ from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.finding import Finding, finding
+from autolrs_plugin.core.journal import FILE_NAME, Journal, journal_text
 from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.core.state import Candidate, RunState, Stage
 from autolrs_plugin.integrations.torch_loop import FIND_SHARE
@@ -97,6 +98,10 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Earlier:
     return Earlier(folder, job, tuner)
 
 
+def journal_of(earlier: Earlier) -> Journal:
+    return Journal.read(earlier.folder / FILE_NAME)
+
+
 def test_find_takes_everything_back_and_the_run_after_it_is_the_run_without_it(earlier: Earlier) -> None:
     job = Job("adam", seed=3)
     seed_everything()
@@ -165,7 +170,7 @@ def test_a_probe_that_rises_before_it_falls_is_not_noise() -> None:
 
 def test_a_warm_start_follows_the_earlier_run(earlier: Earlier, tmp_path: Path) -> None:
     first = earlier.tuner
-    points = plateau_of(earlier.folder)
+    points = plateau_of(journal_of(earlier))
     assert points[0][0] == 0.0
     assert all(math.isclose(lr, first.schedule.lrs[round(at * 400)], rel_tol=0.06) for at, lr in points[1:])
     assert all(after - before > 0.01 for (before, _), (after, _) in pairwise(points))
@@ -178,8 +183,27 @@ def test_a_warm_start_follows_the_earlier_run(earlier: Earlier, tmp_path: Path) 
         tuner_of(Job("adam"), warm_start=tmp_path / "nowhere")
 
 
+def test_a_warm_start_from_another_kind_of_optimizer_is_warned_of(
+    earlier: Earlier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    says = "warm_start: the earlier run was trained with Adam and this one is with SGD"
+    adam, sgd = Job("adam"), Job("sgd")
+    hosted = HostedSettings.checked("AutoLRSCallback", (1e-6, 10.0), {"warm_start": earlier.folder})
+    unnamed = journal_text(AutoLRSConfig(400, (1e-6, 10.0)).to_mapping(), {}, journal_of(earlier).entries)
+    (tmp_path / FILE_NAME).write_text(unnamed, encoding="utf-8")
+    with caplog.at_level("WARNING", "autolrs_plugin"):
+        tuner_of(adam, warm_start=earlier.folder)
+        hosted.config(adam.optimizer, 400, False)
+        tuner_of(sgd, warm_start=tmp_path)  # a journal that does not have it
+        assert "warm_start" not in caplog.text
+        tuner_of(sgd, warm_start=earlier.folder)
+        assert caplog.text.count(says) == 1
+        hosted.config(sgd.optimizer, 400, False)
+    assert caplog.text.count(says) == 2
+
+
 def test_a_warm_start_with_rates_outside_of_the_range_is_refused(earlier: Earlier) -> None:
-    rates = [lr for _, lr in plateau_of(earlier.folder)]
+    rates = [lr for _, lr in plateau_of(journal_of(earlier))]
     says = r"follows learning rates from .* and lr_range=\(.*\) does not hold them all; widen it"
     for lr_range in ((1e-6, max(rates) / 2), (min(rates) * 2, 10.0)):
         with pytest.raises(ConfigError, match=says):
