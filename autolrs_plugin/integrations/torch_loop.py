@@ -177,10 +177,8 @@ class AutoLRS:
         self._loop.driven = bool(observers)
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
-        self._ranks, self._only_find = ranks, share_to_find()
-        leads = ranks is None or ranks.leads
+        self._ranks, self._only_find, leads = ranks, share_to_find(), ranks is None or ranks.leads
         shown = observers_for(config, progress, tensorboard) if leads and self._only_find is None else []
-        folder = folder if self._only_find is None else None  # the run's, which is left to the training
         self._session = _session(config, self._loop, ranks, folder, resume, [*shown, *observers], probes)
         self._controller = self._session.controller
         if leads:
@@ -324,6 +322,8 @@ def _session(
     probes: Prober | None,
 ) -> Session:
     """Return the session of this process, or of this rank of several."""
+    if share_to_find() is not None:
+        folder = None  # it is left to the training
     if probes is not None:
         probes.attach(loop.kept_state)
     identity: dict[str, Any] = {}
