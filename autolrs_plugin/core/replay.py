@@ -3,14 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from autolrs_plugin.core.actions import Action
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.hindsight import SAME, with_retreats, without_plateau
-from autolrs_plugin.core.journal import FILE_NAME, Entry, Journal, JournalError
+from autolrs_plugin.core.journal import Entry, Journal, JournalError
 from autolrs_plugin.core.plans.staged import chunk_steps
 from autolrs_plugin.core.schedule import DECAY, ramp_steps, warmup_steps
 from autolrs_plugin.core.state import RunState
@@ -75,23 +74,22 @@ def recorded(journal: Journal) -> RunState:
     return state
 
 
-def plateau_of(run_dir: Path) -> tuple[tuple[float, float], ...]:
+def plateau_of(journal: Journal) -> tuple[tuple[float, float], ...]:
     """Return (progress, learning rate) of an earlier run's plateau, as far as the next run is to follow it.
 
     That is wherever it changed, its warm-up and decay left out, corrected by what is known in `hindsight`. A run goes
     to a new rate over a few steps, which are one change: it is where the rate has settled.
 
     Raises:
-        JournalError: the journal cannot be read, is corrupted, or of another version.
         ConfigError: the run has not got past its warm-up.
     """
-    journal = Journal.read(run_dir / FILE_NAME)
     state = recorded(journal)
     steps, warm = state.config.max_steps, warmup_steps(state.config)
     end = min(state.step, steps - round(DECAY * steps) if state.config.final_decay else steps)
     if end <= warm:
         raise ConfigError(
-            f"warm_start={str(run_dir)!r}: has taken {state.step} of {steps} steps, and nothing of its plateau yet."
+            f"warm_start={str(journal.path.parent)!r}: has taken {state.step} of {steps} steps, and nothing of its "
+            "plateau yet."
         )
     points, changed = [(0, state.lrs[warm])], -steps
     for step in range(warm, end):

@@ -25,13 +25,14 @@ from autolrs_plugin.training.arguments import (
 from autolrs_plugin.training.checking import check_accumulation, check_job, plain_numbers
 from autolrs_plugin.training.data import Batches
 from autolrs_plugin.training.distributed import RankedPort, Ranks, SharedJournals, ranks_of_job
+from autolrs_plugin.training.earlier import earlier_run
 from autolrs_plugin.training.finding_only import FoundError as FoundError
 from autolrs_plugin.training.finding_only import finding_only as finding_only
 from autolrs_plugin.training.finding_only import share_to_find, to_find
 from autolrs_plugin.training.inventory import Stateful
 from autolrs_plugin.training.job import Job, TrainStep
 from autolrs_plugin.training.loop import TorchLoop
-from autolrs_plugin.training.lr import ReplayLR, checked_prior, earlier_plateau, prior_lr
+from autolrs_plugin.training.lr import ReplayLR, checked_prior, prior_lr
 from autolrs_plugin.training.ports import Observer, Prober
 from autolrs_plugin.training.progress import observers_for, warn_beforehand
 from autolrs_plugin.training.rng import Generator
@@ -148,7 +149,8 @@ class AutoLRS:
         check_collections(stateful, generators, observers, probes)
         folder = checked_folder(run_dir)
         resume = checked_resume(resume, folder)
-        rate, plateau = prior_lr(checked_prior(prior, lr_range), optimizer), earlier_plateau(warm_start)
+        rate = prior_lr(checked_prior(prior, lr_range), optimizer)
+        plateau = earlier_run(warm_start, lr_range).plateau_for(optimizer)
         known = {"prior_lr": rate, "warm_start": plateau, "validation": validate is not None}
         values = {"max_steps": max_steps, "lr_range": lr_range, "search_budget": search_budget, "seed": seed}
         config = AutoLRSConfig.from_mapping(plain_numbers({**values, **known, **settings}), origin="AutoLRS")
@@ -175,9 +177,8 @@ class AutoLRS:
         self._loop.driven = bool(observers)
         if train_step is not None and train_data is None and data is None:
             self._loop.check_rollback()
-        self._ranks, self._only_find = ranks, share_to_find()
-        leads = ranks is None or ranks.leads
-        shown = observers_for(config, progress, tensorboard) if leads else []
+        self._ranks, self._only_find, leads = ranks, share_to_find(), ranks is None or ranks.leads
+        shown = observers_for(config, progress, tensorboard) if leads and self._only_find is None else []
         self._session = _session(config, self._loop, ranks, folder, resume, [*shown, *observers], probes)
         self._controller = self._session.controller
         if leads:
@@ -199,7 +200,8 @@ class AutoLRS:
         """Return a learning rate with its interval, after a search that is rolled back; nothing is trained.
 
         Args:
-            share: the steps that it may take, as a fraction of max_steps.
+            share: the steps that it may take, as a fraction of max_steps. The default can tell something from
+                max_steps=3334 on, or 3667 with `validate`; a share of 0.1 from 1000 on, or 1100.
 
         Raises:
             RuntimeError: the run has begun.
@@ -320,6 +322,8 @@ def _session(
     probes: Prober | None,
 ) -> Session:
     """Return the session of this process, or of this rank of several."""
+    if share_to_find() is not None:
+        folder = None  # it is left to the training
     if probes is not None:
         probes.attach(loop.kept_state)
     identity: dict[str, Any] = {}

@@ -140,6 +140,7 @@ class HostedRun:
 
     Raises:
         JournalError: `state` is of another step, of another run or version, or corrupted.
+        RuntimeError: there is a `state`, and it was made inside of `finding_only`.
     """
 
     def __init__(
@@ -154,6 +155,11 @@ class HostedRun:
         self._only_finds = (share := share_to_find()) is not None
         if share is not None:
             config = to_find(config, share)
+            if state is not None:
+                raise RuntimeError(
+                    "autolrs find: the script goes on with a run that has begun, and a rate is found before the first "
+                    "step of a run; let it begin one (no checkpoint to resume from)."
+                )
         self._ranks = loop.ranks
         self.controller = Controller(config) if self._ranks is None else self._ranks.controller(config)
         self._loop = loop

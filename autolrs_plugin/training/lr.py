@@ -4,11 +4,9 @@ A rate of the search is that of the first parameter group; every other group kee
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autolrs_plugin.core.config import ConfigError, check_lr_range
-from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.training.checking import named, plain_numbers
 from autolrs_plugin.training.inventory import Inventory
 
@@ -73,20 +70,6 @@ def prior_lr(prior: float | str | None, optimizer: torch.optim.Optimizer) -> flo
         return prior
     group = optimizer.param_groups[0]
     return float(group.get("initial_lr", group.get("lr")) or 0.0)
-
-
-def earlier_plateau(warm_start: str | os.PathLike[str] | None) -> tuple[tuple[float, float], ...] | None:
-    """Return the learning rates of the run in the folder `warm_start`, as the setting of that name; None for None.
-
-    Raises:
-        ConfigError: it is no path, or the run has not got past its warm-up.
-        JournalError: the folder holds no run, or one of another version.
-    """
-    if warm_start is None:
-        return None
-    if not isinstance(warm_start, str | os.PathLike):
-        raise ConfigError(f"warm_start={warm_start!r}: must be the folder of an earlier run (its run_dir).")
-    return plateau_of(Path(warm_start).expanduser())
 
 
 class GroupRates:

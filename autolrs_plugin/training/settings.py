@@ -10,9 +10,10 @@ import torch
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.training.arguments import check_collections
 from autolrs_plugin.training.checking import plain_numbers
+from autolrs_plugin.training.earlier import EarlierRun, earlier_run
 from autolrs_plugin.training.hosted import hosted_config
 from autolrs_plugin.training.inventory import Stateful
-from autolrs_plugin.training.lr import checked_prior, earlier_plateau, prior_lr
+from autolrs_plugin.training.lr import checked_prior, prior_lr
 from autolrs_plugin.training.ports import Observer
 from autolrs_plugin.training.progress import StageLines, StageLog
 from autolrs_plugin.training.rng import Generator
@@ -65,7 +66,7 @@ class HostedSettings:
         values: settings of AutoLRSConfig, as plain values.
         prior: as in HostedOptions, and so are those that follow.
         warm_start: the folder.
-        plateau: the learning rates that it holds.
+        earlier: the run that it holds.
         generators: random number generators.
         stateful: objects to roll back.
         keep: where the kept state is.
@@ -76,7 +77,7 @@ class HostedSettings:
     values: Mapping[str, Any]
     prior: float | str | None
     warm_start: str | os.PathLike[str] | None
-    plateau: tuple[tuple[float, float], ...] | None
+    earlier: EarlierRun
     generators: tuple[Generator, ...]
     stateful: Mapping[str, Stateful]
     keep: str
@@ -97,15 +98,18 @@ class HostedSettings:
         keep, progress = rest.pop("keep", "host"), rest.pop("progress", True)
         check_collections(stateful, generators, (), None)
         values = plain_numbers({"lr_range": lr_range, **rest})
-        plateau = earlier_plateau(warm_start)
-        hosted_config(name, 1, False, {"warm_start": plateau, **values})
+        earlier = earlier_run(warm_start, lr_range)
+        hosted_config(name, 1, False, {"warm_start": earlier.plateau, **values})
         prior = checked_prior(prior, lr_range)
         rolled_back = tuple(generators), dict(stateful or {})
-        return cls(name, values, prior, warm_start, plateau, *rolled_back, keep, progress)
+        return cls(name, values, prior, warm_start, earlier, *rolled_back, keep, progress)
 
     def config(self, optimizer: torch.optim.Optimizer, max_steps: int, validation: bool) -> AutoLRSConfig:
         """Return the settings of a run of `max_steps` steps of `optimizer`, with validation or without."""
-        known = {"prior_lr": prior_lr(self.prior, optimizer), "warm_start": self.plateau}
+        known = {
+            "prior_lr": prior_lr(self.prior, optimizer),
+            "warm_start": self.earlier.plateau_for(optimizer),
+        }
         return hosted_config(self.name, max_steps, validation, {**known, **self.values})
 
     def observer(self) -> Observer:

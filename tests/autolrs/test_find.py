@@ -14,12 +14,18 @@ from typer.testing import CliRunner
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.cli import app
+from autolrs_plugin.cli.find import find
 from autolrs_plugin.core import finding as autolrs_finding
+from autolrs_plugin.core.actions import Probe, Result
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
+from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.finding import Finding, finding
+from autolrs_plugin.core.journal import FILE_NAME, Journal, journal_text
 from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.core.state import Candidate, RunState, Stage
-from autolrs_plugin.training.finding_only import FoundError, finding_only
+from autolrs_plugin.integrations.torch_loop import FIND_SHARE
+from autolrs_plugin.training.finding_only import FoundError, finding_only, to_find
+from autolrs_plugin.training.settings import HostedSettings
 from tests.autolrs.jobs import Job, batch_step, loader
 from tests.autolrs.test_torch_loop import seed_everything
 
@@ -33,6 +39,44 @@ def tuner_of(job: Job, **changes: Any) -> AutoLRS:
         "progress": False,
     }
     return AutoLRS(job.model, job.optimizer, **{**arguments, **changes})
+
+
+def test_find_says_what_helps() -> None:
+    flat = (1.0,) * 40
+    assert "give a larger share" in found_with(flat, mode="find", search_budget=0.03).reason
+    everything = found_with(flat, mode="find", search_budget=1.0).reason
+    assert "the share is all of max_steps=800, so it takes a longer run" in everything
+    assert "so give its script to find with" in found_with(flat).reason
+    for loss, says in (
+        (math.nan, "look into the loss and the data"),
+        (1e9, "give an lr_range with a lower end"),
+    ):
+        probe = Candidate(1e-3, (1e-3,), (loss,), None, math.inf, 0.01)
+        state = RunState(AutoLRSConfig(max_steps=800, lr_range=(1e-6, 10.0), mode="find"))
+        state.stages.append(Stage(0, 0, "find", (probe,) * 5, 1e-3, 5, "", 1e-6, 10.0))
+        assert "all 5 probes diverged" in (reason := finding(state).reason)
+        assert says in reason
+        assert "share" not in reason
+
+
+@pytest.mark.parametrize("share", [FIND_SHARE, 0.1])
+@pytest.mark.parametrize("validates", [False, True])
+def test_the_least_steps_for_a_share_are_those_that_the_documents_name(share: float, validates: bool) -> None:
+    def tells(steps: int) -> bool:
+        config = AutoLRSConfig(max_steps=steps, lr_range=(1e-6, 10.0), validation=validates)
+        controller = Controller(to_find(config, share))
+        controller.next()
+        controller.tell(Result())
+        probe = controller.next()
+        assert isinstance(probe, Probe)
+        return len(probe.lrs) >= autolrs_finding.LEAST_STEPS
+
+    least = str(next(steps for steps in range(900, 9000) if tells(steps)))
+    tutorial = (Path(__file__).parents[2] / "docs/tutorials/fine-tuning.md").read_text(encoding="utf-8")
+    assert least in tutorial
+    assert least in str(AutoLRS.find.__doc__)
+    assert f"{share:g} " in str(find.__doc__)
+    assert least in str(find.__doc__) or not validates
 
 
 @dataclass
@@ -52,6 +96,10 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Earlier:
     tuner.run()
     tuner.close()
     return Earlier(folder, job, tuner)
+
+
+def journal_of(earlier: Earlier) -> Journal:
+    return Journal.read(earlier.folder / FILE_NAME)
 
 
 def test_find_takes_everything_back_and_the_run_after_it_is_the_run_without_it(earlier: Earlier) -> None:
@@ -99,9 +147,9 @@ def test_a_finding_without_a_stage_is_the_prior() -> None:
     assert middle.lr == pytest.approx(1e-2)
 
 
-def found_with(losses: tuple[float, ...]) -> Finding:
-    """Return what three probes say, the first two of which have gained nothing."""
-    state = RunState(AutoLRSConfig(max_steps=800, lr_range=(1e-6, 10.0), prior_lr=1e-3))
+def found_with(losses: tuple[float, ...], **settings: Any) -> Finding:
+    """Return what three probes say, of which only the second may have gained something."""
+    state = RunState(AutoLRSConfig(max_steps=800, lr_range=(1e-6, 10.0), prior_lr=1e-3, **settings))
     probes = [
         Candidate(lr, (lr,) * 40, curve, None, float(np.mean(curve[-12:])), 0.01)
         for lr, curve in ((1e-3, (1.0,) * 40), (1e-2, losses), (1e-1, (1.0,) * 40))
@@ -122,7 +170,7 @@ def test_a_probe_that_rises_before_it_falls_is_not_noise() -> None:
 
 def test_a_warm_start_follows_the_earlier_run(earlier: Earlier, tmp_path: Path) -> None:
     first = earlier.tuner
-    points = plateau_of(earlier.folder)
+    points = plateau_of(journal_of(earlier))
     assert points[0][0] == 0.0
     assert all(math.isclose(lr, first.schedule.lrs[round(at * 400)], rel_tol=0.06) for at, lr in points[1:])
     assert all(after - before > 0.01 for (before, _), (after, _) in pairwise(points))
@@ -133,6 +181,50 @@ def test_a_warm_start_follows_the_earlier_run(earlier: Earlier, tmp_path: Path) 
     assert max(second.schedule.lrs) == pytest.approx(max(first.schedule.lrs), rel=0.1)
     with pytest.raises(RuntimeError, match="cannot be read"):
         tuner_of(Job("adam"), warm_start=tmp_path / "nowhere")
+
+
+def test_a_warm_start_from_another_kind_of_optimizer_is_warned_of(
+    earlier: Earlier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    says = "warm_start: the earlier run was trained with Adam and this one is with SGD"
+    adam, sgd = Job("adam"), Job("sgd")
+    hosted = HostedSettings.checked("AutoLRSCallback", (1e-6, 10.0), {"warm_start": earlier.folder})
+    unnamed = journal_text(AutoLRSConfig(400, (1e-6, 10.0)).to_mapping(), {}, journal_of(earlier).entries)
+    (tmp_path / FILE_NAME).write_text(unnamed, encoding="utf-8")
+    with caplog.at_level("WARNING", "autolrs_plugin"):
+        tuner_of(adam, warm_start=earlier.folder)
+        hosted.config(adam.optimizer, 400, False)
+        tuner_of(sgd, warm_start=tmp_path)  # a journal that does not have it
+        assert "warm_start" not in caplog.text
+        tuner_of(sgd, warm_start=earlier.folder)
+        assert caplog.text.count(says) == 1
+        hosted.config(sgd.optimizer, 400, False)
+    assert caplog.text.count(says) == 2
+
+
+def test_a_warm_start_with_rates_outside_of_the_range_is_refused(earlier: Earlier) -> None:
+    rates = [lr for _, lr in plateau_of(journal_of(earlier))]
+    says = r"follows learning rates from .* and lr_range=\(.*\) does not hold them all; widen it"
+    for lr_range in ((1e-6, max(rates) / 2), (min(rates) * 2, 10.0)):
+        with pytest.raises(ConfigError, match=says):
+            tuner_of(Job("adam"), warm_start=earlier.folder, lr_range=lr_range)
+        with pytest.raises(ConfigError, match=says):
+            HostedSettings.checked("AutoLRSCallback", lr_range, {"warm_start": earlier.folder})
+    at_the_end = (1e-6, max(rates) * (1 - 1e-12))  # as rounding leaves it
+    assert tuner_of(Job("adam"), warm_start=earlier.folder, lr_range=at_the_end).next_action()
+
+
+def test_only_finding_leaves_nothing_in_the_folders_and_does_not_look_at_a_run_there(
+    earlier: Earlier, tmp_path: Path
+) -> None:
+    before = sorted((path.name, path.read_bytes()) for path in earlier.folder.iterdir())
+    for folder in (tmp_path / "new", earlier.folder):
+        with finding_only(0.1):  # seed 4: a script that sets no seed has other weights each time
+            tuner = tuner_of(Job("adam", seed=4), run_dir=folder, tensorboard=tmp_path / "events")
+        with pytest.raises(FoundError):
+            tuner.run()
+    assert not list(tmp_path.iterdir())
+    assert sorted((path.name, path.read_bytes()) for path in earlier.folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("begin", [AutoLRS.run, AutoLRS.next_action])
@@ -189,6 +281,9 @@ def test_find_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_find_looks_at_a_run(earlier: Earlier) -> None:
+    refused = CliRunner().invoke(app, ["find", str(earlier.folder), "--share", "0.9"])
+    assert refused.exit_code == 2
+    assert "is the folder of a run, where nothing is searched for; give its script" in refused.output
     printed = CliRunner().invoke(app, ["find", str(earlier.folder)])
     assert printed.exit_code in (0, 1)
     assert (

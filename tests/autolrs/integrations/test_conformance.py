@@ -57,6 +57,17 @@ def test_only_a_rate_is_found_where_that_is_asked_for(run: Run, tmp_path: Path) 
     with finding_only(1.0), pytest.raises(FoundError) as ended:
         run(tmp_path, {})
     assert task.RANGE[0] <= ended.value.finding.lr <= task.RANGE[1]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_run_that_has_begun_is_not_resumed_to_find_a_rate(run: Run, tmp_path: Path) -> None:
+    with script(task.PROBING):
+        run(tmp_path, {}, stop_at=2)
+    with (
+        finding_only(1.0),
+        pytest.raises(RuntimeError, match="a rate is found before the first step of a run"),
+    ):
+        run(tmp_path, {}, resume=2)
 
 
 def test_every_group_has_its_ratio_and_the_logs_have_the_rate_in_use(run: Run, tmp_path: Path) -> None:
