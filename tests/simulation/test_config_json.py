@@ -10,6 +10,7 @@ import pytest
 
 from tests.test_house import ROOT
 from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.simulation.config_json import COUNTS
 from vllm_sarathi.simulation.deployment import deployment
 from vllm_sarathi.simulation.families import FAMILIES
 from vllm_sarathi.simulation.models import ModelShape, shape_of_config
@@ -28,6 +29,7 @@ LLAMA: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 LATENT = {"model_type": "deepseek_v3", "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+LATENT |= {"n_routed_experts": None}
 
 
 def shape(**changes: Any) -> ModelShape:
@@ -52,6 +54,9 @@ def test_a_family_takes_what_its_configuration_class_does(name: str) -> None:
         # The pattern of the windows is kept as `layer_types` there.
         if key in said and key != "sliding_window_pattern":
             assert said[key] == value, key
+    # A class with experts by default makes a mixture of a file that leaves them out.
+    counts = [said[key] for key in COUNTS if (said.get(key) or 0) > 1]
+    assert not counts or family.experts
     if (every := family.defaults.get("sliding_window_pattern")) is not None:
         kinds = said["layer_types"][: 2 * every]
         assert [kind == "full_attention" for kind in kinds] == [
@@ -148,6 +153,36 @@ def test_keys_of_published_files_that_change_nothing_are_no_error() -> None:
     assert command == shape(model_type="cohere2")
     experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "use_cla": False, "cla_share_factor": 2}
     assert shape(model_type="hunyuan_v1_moe", use_mixed_mlp_moe=True, **experts).unread == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "said"),
+    [
+        ("mixtral", "num_local_experts", {"num_experts_per_tok": 2}),
+        ("gpt_oss", "num_local_experts", {"num_experts_per_tok": 4, "experts_per_token": 4}),
+        ("qwen3_moe", "num_experts", {"num_experts_per_tok": 8, "moe_intermediate_size": 768}),
+        ("qwen3_moe", "moe_intermediate_size", {"num_experts_per_tok": 8, "num_experts": 128}),
+        ("glm4_moe", "n_routed_experts", {"num_experts_per_tok": 8, "moe_intermediate_size": 1408}),
+        ("gemma4_text", "num_experts", {"enable_moe_block": True, "moe_intermediate_size": 704}),
+        ("dbrx", "moe_num_experts", {}),
+    ],
+)
+def test_a_mixture_says_how_many_experts_it_has_and_how_wide(
+    name: str, key: str, said: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=f"has no whole number '{key}'"):
+        shape(model_type=name, head_dim=128, **said)
+
+
+def test_a_mixture_inside_may_leave_out_its_experts() -> None:
+    pytest.importorskip("transformers")
+    inside = {
+        **{key: LLAMA[key] for key in LLAMA if key not in ("intermediate_size", "hidden_act")},
+        "model_type": "qwen3_vl_moe_text",
+    }
+    experts = shape_of_config({"model_type": "qwen3_vl_moe", "text_config": inside}, "it").experts
+    assert experts is not None
+    assert (experts.count, experts.active, experts.parameters) == (60, 4, 3 * 4096 * 1408)
 
 
 def test_llama_4_names_its_sparse_layers() -> None:

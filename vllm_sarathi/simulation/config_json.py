@@ -47,7 +47,8 @@ def read_layers(read: Reader) -> list[LayerKind]:
             f"{read.name('num_hidden_layers')!r} is {layers}; at most {MOST_LAYERS} are understood."
         )
     if blocks is not None:
-        read.get("num_hidden_layers")
+        for key in ("num_hidden_layers", "intermediate_size"):  # for blocks that it may not have
+            read.get(key)
         return [LayerKind(1, *_block(read, name)) for name in blocks]
     if read.family.state_in == "alone":
         read.get("intermediate_size")  # that of the states, which `mamba_expand` says as well
@@ -249,9 +250,9 @@ def _sparse_layers(read: Reader, layers: int) -> list[bool]:
     listed = read.names("moe_layers")  # Llama 4
     dense = set(read.names("mlp_only_layers") or ())
     wanted = read.get("enable_moe_block") is None or read.flag("enable_moe_block")
-    for key in OF_EXPERTS:
+    for key in (*OF_EXPERTS, *COUNTS):
         read.get(key)
-    if not _expert_count(read) or not wanted:
+    if not wanted or not _expert_count(read):
         return [False] * layers
     if named is not None:
         return [name == "sparse" for name in named]
@@ -293,9 +294,15 @@ OF_EXPERTS = (
 """Keys that a family's dense models have, too, or that another key overrides."""
 
 
+COUNTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
+"""What families call the number of experts."""
+
+
 def _expert_count(read: Reader) -> int:
+    """Return how many experts a layer has; of a mixture that does not say so, an error that names the key."""
+    left_out = read.family.experts and not any(key in read.config for key in COUNTS)
+    count = read.number(*read.family.experts[:1], *COUNTS, default=None if left_out else 0)
     # One expert is none: it is how Hunyuan says that a model is dense.
-    count = read.number("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", default=0)
     return 0 if count == 1 else count
 
 
@@ -336,7 +343,7 @@ def dense_width(read: Reader) -> int:
 def read_experts(read: Reader) -> Experts:
     """Return the experts of a layer."""
     hidden, matrices = read.number("hidden_size"), read.family.matrices
-    width = read.number("moe_intermediate_size", "intermediate_size")
+    width = read.number(*(read.family.experts[1:] or ("moe_intermediate_size", "intermediate_size")))
     inner = read.number("moe_latent_size", default=hidden)
     count = _expert_count(read)
     active = read.number(

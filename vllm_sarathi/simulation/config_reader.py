@@ -114,9 +114,10 @@ class Reader:
             return value
         if default is not None:
             return default
-        usual = class_defaults(self.config["model_type"]).get(self.name(keys[0])) if self.nested else None
-        if isinstance(usual, int):
-            return usual
+        usual = class_defaults(self.config["model_type"]) if self.nested else {}
+        for name in map(self.name, keys):
+            if isinstance(usual.get(name), int):
+                return int(usual[name])
         raise self.error(f"has no whole number {self.name(keys[0])!r}, which its family's config.json has.")
 
     def flag(self, key: str, default: bool = False) -> bool:
