@@ -57,11 +57,14 @@ def test_a_family_takes_what_its_configuration_class_does(name: str) -> None:
     # A class with experts by default makes a mixture of a file that leaves them out.
     counts = [said[key] for key in COUNTS if (said.get(key) or 0) > 1]
     assert not counts or family.experts
-    if (every := family.defaults.get("sliding_window_pattern")) is not None:
-        kinds = said["layer_types"][: 2 * every]
-        assert [kind == "full_attention" for kind in kinds] == [
-            (i + 1) % every == 0 for i in range(2 * every)
-        ]
+    kinds = said.get("layer_types") or []
+    if {"sliding_attention", "full_attention"} <= set(kinds):
+        pattern = family.defaults["sliding_window_pattern"]
+        pattern = pattern if isinstance(pattern, str) else "L" * (pattern - 1) + "G"
+        # The last layer of Gemma 4 looks at all, whatever the pattern.
+        assert "".join("LG"[kind == "full_attention"] for kind in kinds[:-1]) == "".join(
+            pattern[i % len(pattern)] for i in range(len(kinds) - 1)
+        )
 
 
 OF_ANOTHER_NAME = {"RefinedWeb", "RefinedWebModel", "bailing_moe", "mimo", "minimax_m3", "minimax_m3_text"}
@@ -243,6 +246,10 @@ def test_what_may_matter_is_a_warning(tmp_path: Path) -> None:
         ({"model_type": "gemma3_text"}, 27),
         ({"model_type": "cohere2"}, 24),
         ({"model_type": "exaone4", "sliding_window_pattern": "LLLG"}, 24),
+        ({"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2}, 16),
+        ({"model_type": "gemma3n_text", "hidden_size_per_layer_input": 0}, 26),
+        ({"model_type": "cwm", "max_position_embeddings": 131072}, 24),
+        ({"model_type": "mimo_v2_flash", "n_routed_experts": None}, 26),
         ({"layer_types": ["full_attention"] * 30 + ["sliding_attention"] * 2, "sliding_window": 64}, 2),
     ],
 )

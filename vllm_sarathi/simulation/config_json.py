@@ -228,7 +228,7 @@ def _windowed(read: Reader, layers: int, before: int) -> list[bool]:
     if not read.flag("use_sliding_window", True):
         return [False] * layers
     pattern = read.get("sliding_window_pattern")
-    if isinstance(pattern, str) and pattern and not set(pattern) - {"L", "G"}:  # EXAONE 4
+    if isinstance(pattern, str) and pattern and not set(pattern) - {"L", "G"}:  # as EXAONE 4 has it
         return [pattern[i % len(pattern)] == "L" for i in range(layers)]
     full_every = read.number("sliding_window_pattern", default=0)
     if full_every > 1:

@@ -101,7 +101,8 @@ FAMILIES: dict[str, Family] = {
         ("llama", "granite", "helium", "hyperclovax", "olmo", "olmo2", "stablelm", "glm"), MANY_HEADS
     ),
     **dict.fromkeys(("qwen2", "phi3", "hunyuan_v1_dense"), MANY_HEADS),
-    **dict.fromkeys(("qwen3_vl_text", "qwen2_vl_text", "qwen2_5_vl_text", "seed_oss", "cwm"), STATED),
+    **dict.fromkeys(("qwen3_vl_text", "qwen2_vl_text", "qwen2_5_vl_text", "seed_oss"), STATED),
+    "cwm": Family(defaults={"sliding_window": 8192, "sliding_window_pattern": "GLLL"}),
     # Published with the decoder's keys among the others.
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), STATED),
     "glm4v_text": STATED,
@@ -123,10 +124,12 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(
         tied=True, defaults={"head_dim": 256, "sliding_window": 4096, "sliding_window_pattern": 6}
     ),
-    "gemma3n_text": Family(tied=True, defaults={"head_dim": 256, "sliding_window_pattern": 5}),
+    "gemma3n_text": Family(
+        tied=True, defaults={"head_dim": 256, "sliding_window": 512, "sliding_window_pattern": 5}
+    ),
     "gemma4_text": Family(
         tied=True,
-        defaults={"head_dim": 256, "global_head_dim": 512, "sliding_window_pattern": 6}
+        defaults={"head_dim": 256, "global_head_dim": 512, "sliding_window": 512, "sliding_window_pattern": 6}
         | {"enable_moe_block": False},
         experts=EXPERTS,
     ),
@@ -175,7 +178,8 @@ FAMILIES: dict[str, Family] = {
         defaults={"max_position_embeddings": 2048},
     ),
     # Mixtures of experts.
-    **dict.fromkeys(("mixtral", "phimoe", "gpt_oss", "minimax_m2"), Family(experts=LOCAL_EXPERTS)),
+    **dict.fromkeys(("mixtral", "phimoe", "minimax_m2"), Family(experts=LOCAL_EXPERTS)),
+    "gpt_oss": Family(defaults={"sliding_window": 128, "sliding_window_pattern": 2}, experts=LOCAL_EXPERTS),
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "hy_v3"), Family(experts=EXPERTS)),
     **dict.fromkeys(("granitemoe", "granitemoeshared"), Family(own_heads=True, experts=LOCAL_EXPERTS)),
     "olmoe": Family(own_heads=True, experts=("num_experts", DENSE_WIDTH)),
@@ -185,7 +189,12 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         ("qwen3_vl_moe_text", "bailing_moe", "bailing_moe_v2"), Family(tied=None, experts=EXPERTS)
     ),
-    "mimo_v2_flash": Family(tied=None, experts=ROUTED_EXPERTS),
+    "mimo_v2_flash": Family(
+        tied=None,
+        # All of the first, and of each sixth.
+        defaults={"sliding_window": 128, "sliding_window_pattern": "GLLLLG" + 170 * "LLLLLG"},
+        experts=ROUTED_EXPERTS,
+    ),
     "step3p7": Family(experts=("moe_num_experts", OWN_WIDTH)),
     "ernie4_5_moe": Family(tied=True, experts=("moe_num_experts", OWN_WIDTH)),
     **dict.fromkeys(
