@@ -374,6 +374,8 @@ def read_experts(read: Reader) -> Experts:
         active=active,
         parameters=matrices * inner * width,
         shared_parameters=hidden * count + matrices * hidden * shared_width + projections,
+        width=width,
+        shared_width=shared_width,
     )
 
 

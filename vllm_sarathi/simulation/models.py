@@ -14,6 +14,7 @@ from vllm_sarathi.simulation.config_special import layer_inputs, layers_of, with
 from vllm_sarathi.simulation.config_states import element_bytes
 from vllm_sarathi.simulation.layers import Attention, Experts, LayerKind, grouped_attention
 from vllm_sarathi.simulation.quantization import QUANTIZED_BESIDE, Precision, precision_of, stated_beside
+from vllm_sarathi.simulation.weight_blocks import Blocks, blocks_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class ModelShape:
         skew: of the experts' loads: see `layers.Experts.chances`.
         unread: keys of its config.json that were not used, and may matter.
         layer_inputs: weights of embeddings that layers take as inputs of their own.
+        blocks: what devices share of it, where its weights are in block-scaled FP8.
     """
 
     layers: int
@@ -53,6 +55,7 @@ class ModelShape:
     skew: float = 0.0
     unread: tuple[str, ...] = ()
     layer_inputs: int = 0
+    blocks: Blocks | None = None
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
@@ -283,5 +286,6 @@ def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
             read, precision_of(read.config, element_bytes(read), layers, read.family.gated, origin)
         ),
         layer_inputs=layer_inputs(read, len(layers)),
+        blocks=blocks_of(read, layers),
         unread=read.unread(),
     )

@@ -186,6 +186,22 @@ def stated_beside(said: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return dict(found)
 
 
+def stated(config: Mapping[str, Any], origin: str) -> Stated | None:
+    """Return what a config.json says of its quantization; None where it says nothing."""
+    key = next((k for k in ("quantization_config", "compression_config") if config.get(k) is not None), None)
+    if key is None:
+        return None
+    if not isinstance(config[key], Mapping):
+        raise ConfigError(f"{origin}: {key!r} must be an object, not {short(config[key])}.")
+    return Stated(config[key], key, origin)
+
+
+def scheme_of(said: Stated, element_bytes: float) -> Scheme:
+    """Return how modules are quantized; `element_bytes` of those that are not."""
+    spared = [name for each in SPARED for name in said.names(each)]
+    return Scheme(element_bytes, said.listed("ignore", spared), _rules(said, element_bytes))
+
+
 def precision_of(
     config: Mapping[str, Any], element_bytes: float, layers: Sequence[LayerKind], gated: bool, origin: str
 ) -> Precision:
@@ -202,19 +218,15 @@ def precision_of(
         ConfigError: a scheme that is not understood; the key is named.
     """
     plain = Precision.of(element_bytes)
-    key = next((k for k in ("quantization_config", "compression_config") if config.get(k) is not None), None)
-    if key is None:
+    said = stated(config, origin)
+    if said is None:
         return plain
-    if not isinstance(config[key], Mapping):
-        raise ConfigError(f"{origin}: {key!r} must be an object, not {short(config[key])}.")
-    said = Stated(config[key], key, origin)
-    spared = [name for each in SPARED for name in said.names(each)]
-    scheme = Scheme(element_bytes, said.listed("ignore", spared), _rules(said, element_bytes))
+    scheme = scheme_of(said, element_bytes)
     for listed in (scheme.spared, *(listed for listed, _ in scheme.rules if listed)):
         stranger = next(listed.strangers(len(layers)), None)
         if stranger is not None:
             raise ConfigError(
-                f"{origin}: {key!r} names the module {short(stranger)}, which is not understood."
+                f"{origin}: {said.key!r} names the module {short(stranger)}, which is not understood."
             )
     widths: dict[str, Any] = {**_mean_bytes(scheme, layers, gated)}
     kv = _kv_bytes(said, element_bytes)
