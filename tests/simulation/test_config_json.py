@@ -10,7 +10,7 @@ import pytest
 
 from tests.test_house import ROOT
 from vllm_sarathi.core.config import ConfigError
-from vllm_sarathi.simulation.config_json import COUNTS
+from vllm_sarathi.simulation.config_experts import COUNTS
 from vllm_sarathi.simulation.deployment import deployment
 from vllm_sarathi.simulation.families import FAMILIES
 from vllm_sarathi.simulation.models import ModelShape, shape_of_config
@@ -145,6 +145,39 @@ def test_a_decoder_inside_leaves_out_what_its_class_takes() -> None:
     assert made.max_position == 131072
     with pytest.raises(ConfigError, match="has no whole number 'max_position_embeddings'"):
         shape_of_config(inside, "it")
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_what_transformers_writes_is_read(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if name not in known or name in INCOMPLETE:
+        return
+    known[name]().save_pretrained(tmp_path)
+    made = shape_of_config(json.loads((tmp_path / "config.json").read_text()), "it")
+    assert not made.unread
+
+
+INCOMPLETE = {
+    *("deepseek_v2", "glm4_moe", "granitemoehybrid", "lfm2", "lfm2_moe"),
+    "step3p7",  # writes another name of it
+}
+"""Families whose configuration class has defaults that make no model."""
+
+
+def test_the_heads_of_gemma_4_are_read_as_transformers_writes_them() -> None:
+    layers = {
+        "model_type": "gemma4_text",
+        "layer_types": (["sliding_attention"] * 7 + ["full_attention"]) * 4,
+    }
+    layers |= {"attention_k_eq_v": True, "head_dim": 256, "hidden_size_per_layer_input": 0}
+    written = {f"{i:02}": {"head_dim": 512, "num_key_value_heads": 4} for i in (7, 15, 23, 31)}
+    published = shape(**layers, global_head_dim=512, num_global_key_value_heads=4)
+    assert shape(**layers, per_layer_config=written) == published
+    assert shape(**layers, per_layer_config={key: {} for key in written}).kv_bytes_per_token == 2 * 32 * 4096
+    for wrong in ([1], {**written, "7": {"intermediate_size": 9}}, {"07": {"head_dim": 512}}):
+        with pytest.raises(ConfigError, match="'per_layer_config' must say"):
+            shape(**layers, per_layer_config=wrong)
 
 
 def test_keys_of_published_files_that_change_nothing_are_no_error() -> None:

@@ -35,11 +35,11 @@ HARMLESS = re.compile(
     r"|output_attentions|output_hidden|add_cross|cross_attention_hidden|is_|pruned_heads|use_cache|sink|value_scale"
     r"|head_dim_rope|time_step|_proj_bias|use_mamba|_freqs|bidirectional|hash|interleave$|vocab_size_per_layer_input"
     r"|n_group$|routed_scaling|attention_multiplier|scale_attn|reorder|no_rope_layer|attn_scale|attn_temperature"
-    r"|floor_scale|kv_cache|parallel_attn|attn_pdrop|softcap|query_pre_attn|encoder_no_repeat|decoder_start"
+    r"|floor_scale|kv_cache|parallel_attn|pdrop|softcap|query_pre_attn|encoder_no_repeat|decoder_start"
     r"|tie_encoder|rotary_dim|_fusion|dropless|decoder_attention_heads_fused|head_dtype|layer_sep|use_flash"
     r"|apply_query_key|softmax_in|residual_connection_post|^clip_|mamba_chunk|(?<!_dim)_multipliers?$|_expert_group"
     r"|mlp_init_scale|block_out_init|block_use|conv_use|nope$|full_attn_mod|layer_switch|moe_capacity|moe_use_aux"
-    r"|cla_share|parallel_block|parallel_embedding"
+    r"|cla_share|parallel_block|parallel_embedding|^dim_model_base$|^scale_depth$|fp32_combine"
 )
 """Names of keys that look as if they did and change nothing of weights or cache."""
 
@@ -198,7 +198,7 @@ def read_config(config: Mapping[str, Any], origin: str) -> Reader:
     family = family_of(decoder, origin)
     translated = _flat(decoder, family, origin)
     for name, own in family.keys.items():
-        if translated.get(name) is None and own in translated:
+        if own in translated and translated.get(name) in (None, translated[own]):
             translated[name] = translated.pop(own)
     made = {**family.defaults, **translated}
     nested = any(config.get(key) is not None for key in INNER)
