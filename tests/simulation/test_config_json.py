@@ -241,6 +241,24 @@ def test_what_may_matter_is_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("model_type", "architecture", "contradicts"),
+    [
+        ("llama", "Qwen3ForCausalLM", True),
+        ("mistral", "LlamaForCausalLM", True),
+        ("llama", "LlamaForCausalLM", False),
+        ("phi3", "Phi3ForSequenceClassification", False),
+        ("qwen2_5_vl_text", "Qwen2_5_VLForConditionalGeneration", False),
+        ("llama", "OfNoFamilyForCausalLM", False),
+    ],
+)
+def test_architectures_of_another_family_are_a_warning(
+    model_type: str, architecture: str, contradicts: bool
+) -> None:
+    said = shape(model_type=model_type, architectures=[architecture]).unread
+    assert said == ((f"architectures ({architecture})",) if contradicts else ())
+
+
+@pytest.mark.parametrize(
     ("changes", "sliding"),
     [
         ({"sliding_window": 1024}, 32),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_sarathi.core.errors import ConfigError, short
-from vllm_sarathi.simulation.families import Family, family_of
+from vllm_sarathi.simulation.families import Family, contradicting, family_of
 
 INNER = ("text_config", "llm_config", "language_config")
 """Where models that see and hear keep the decoder's keys."""
@@ -158,7 +158,7 @@ class Reader:
         Raises:
             ConfigError: one says something of the shape.
         """
-        found = []
+        found = [f"architectures ({name})" for name in contradicting(self.config)]
         for config in (self.config, self.outside):
             for key, value in config.items():
                 if (

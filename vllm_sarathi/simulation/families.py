@@ -5,6 +5,7 @@ what the code of the model always does: whether an MLP has a gate, whether one m
 embedding. So a family that is not in this table is refused: it could be anything.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -341,3 +342,21 @@ def family_of(config: Mapping[str, Any], origin: str) -> Family:
             "OWNER/MODEL, has measured times."
         )
     return found
+
+
+SERVED_AS = {"kimi_k2": "deepseek_v3", "minimax_m3_vl_text": "minimax_m3"}
+"""Families whose `architectures` name the class of another."""
+
+
+def contradicting(config: Mapping[str, Any]) -> list[str]:
+    """Return the `architectures` that are of another family than `model_type`: vLLM goes by the former."""
+    own = config["model_type"]
+    others = {_plain(name) for name in FAMILIES} - {_plain(own), _plain(SERVED_AS.get(own, own))}
+    named = config.get("architectures")
+    texts = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    return [name for name in texts if _plain(name) in others]
+
+
+def _plain(name: str) -> str:
+    """Return a family's name or a class's as both would be written without signs."""
+    return re.sub(r"For[A-Z].*|LMHeadModel$|Model$|_text$|[^A-Za-z0-9]", "", name).lower()

@@ -13,7 +13,13 @@ from vllm_sarathi.simulation.config_rope import longest_sequence
 from vllm_sarathi.simulation.config_special import layer_inputs, layers_of, with_own_experts
 from vllm_sarathi.simulation.config_states import element_bytes
 from vllm_sarathi.simulation.layers import Attention, Experts, LayerKind, grouped_attention
-from vllm_sarathi.simulation.quantization import QUANTIZED_BESIDE, Precision, precision_of, stated_beside
+from vllm_sarathi.simulation.quantization import (
+    QUANTIZED_BESIDE,
+    Precision,
+    layers_beyond,
+    precision_of,
+    stated_beside,
+)
 from vllm_sarathi.simulation.weight_blocks import Blocks, blocks_of
 
 
@@ -34,7 +40,7 @@ class ModelShape:
         described: its layers, where they are not all of one dense kind.
         stated: bytes of its weights and its KV cache, where they are not all of `dtype_bytes`.
         skew: of the experts' loads: see `layers.Experts.chances`.
-        unread: keys of its config.json that were not used, and may matter.
+        unread: keys of its config.json that were not used, or not all of them, and may matter.
         layer_inputs: weights of embeddings that layers take as inputs of their own.
         blocks: what devices share of it, where its weights are in block-scaled FP8.
     """
@@ -287,5 +293,5 @@ def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
         ),
         layer_inputs=layer_inputs(read, len(layers)),
         blocks=blocks_of(read, layers),
-        unread=read.unread(),
+        unread=(*read.unread(), *layers_beyond(read.config, len(layers), origin)),
     )

@@ -202,6 +202,15 @@ def scheme_of(said: Stated, element_bytes: float) -> Scheme:
     return Scheme(element_bytes, said.listed("ignore", spared), _rules(said, element_bytes))
 
 
+def layers_beyond(config: Mapping[str, Any], layers: int, origin: str) -> list[str]:
+    """Return the modules that a config.json names as not quantized in layers that are not there, nor only draft."""
+    said = stated(config, origin)
+    if said is None or any(config.get(key) for key in config if re.search("nextn|mtp", key)):
+        return []
+    spared = said.listed("ignore", [name for each in SPARED for name in said.names(each)])
+    return [f"{said.key} ({name})" for name in spared.beyond(layers)]
+
+
 def precision_of(
     config: Mapping[str, Any], element_bytes: float, layers: Sequence[LayerKind], gated: bool, origin: str
 ) -> Precision:
@@ -254,14 +263,15 @@ def _mean_bytes(scheme: Scheme, layers: Sequence[LayerKind], gated: bool) -> dic
 
 def _rules(said: Stated, plain: float) -> tuple[tuple[Listed | None, float], ...]:
     """Return which modules have weights of how many bytes."""
+    sparsity = said.part("sparsity_config")
+    if sparsity is not None and sparsity.said and sparsity.said.get("format") != "dense":
+        raise said.error("sparsity_config", "is not understood: weights that are left out take no bytes.")
     by_layer = said.part("quantized_layers")
     if by_layer is not None and by_layer.said:
         return tuple(_by_module(by_layer))
     groups = said.part("config_groups")
     if groups is not None and groups.said:
         return tuple(_by_group(groups))
-    if said.said.get("sparsity_config"):
-        raise said.error("sparsity_config", "is not understood.")
     method = str(said.said.get("quant_method") or "").lower()
     if method == "compressed-tensors":  # the KV cache alone
         return ()
