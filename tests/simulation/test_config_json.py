@@ -166,7 +166,7 @@ INCOMPLETE = {
 
 
 def test_the_heads_of_gemma_4_are_read_as_transformers_writes_them() -> None:
-    layers = {
+    layers: dict[str, Any] = {
         "model_type": "gemma4_text",
         "layer_types": (["sliding_attention"] * 7 + ["full_attention"]) * 4,
     }
