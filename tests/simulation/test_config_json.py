@@ -10,6 +10,7 @@ import pytest
 
 from tests.test_house import ROOT
 from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.simulation.config_experts import COUNTS
 from vllm_sarathi.simulation.deployment import deployment
 from vllm_sarathi.simulation.families import FAMILIES
 from vllm_sarathi.simulation.models import ModelShape, shape_of_config
@@ -28,6 +29,7 @@ LLAMA: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 LATENT = {"model_type": "deepseek_v3", "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+LATENT |= {"n_routed_experts": None}
 
 
 def shape(**changes: Any) -> ModelShape:
@@ -52,11 +54,17 @@ def test_a_family_takes_what_its_configuration_class_does(name: str) -> None:
         # The pattern of the windows is kept as `layer_types` there.
         if key in said and key != "sliding_window_pattern":
             assert said[key] == value, key
-    if (every := family.defaults.get("sliding_window_pattern")) is not None:
-        kinds = said["layer_types"][: 2 * every]
-        assert [kind == "full_attention" for kind in kinds] == [
-            (i + 1) % every == 0 for i in range(2 * every)
-        ]
+    # A class with experts by default makes a mixture of a file that leaves them out.
+    counts = [said[key] for key in COUNTS if (said.get(key) or 0) > 1]
+    assert not counts or family.experts
+    kinds = said.get("layer_types") or []
+    if {"sliding_attention", "full_attention"} <= set(kinds):
+        pattern = family.defaults["sliding_window_pattern"]
+        pattern = pattern if isinstance(pattern, str) else "L" * (pattern - 1) + "G"
+        # The last layer of Gemma 4 looks at all, whatever the pattern.
+        assert "".join("LG"[kind == "full_attention"] for kind in kinds[:-1]) == "".join(
+            pattern[i % len(pattern)] for i in range(len(kinds) - 1)
+        )
 
 
 OF_ANOTHER_NAME = {"RefinedWeb", "RefinedWebModel", "bailing_moe", "mimo", "minimax_m3", "minimax_m3_text"}
@@ -139,6 +147,39 @@ def test_a_decoder_inside_leaves_out_what_its_class_takes() -> None:
         shape_of_config(inside, "it")
 
 
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_what_transformers_writes_is_read(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if name not in known or name in INCOMPLETE:
+        return
+    known[name]().save_pretrained(tmp_path)
+    made = shape_of_config(json.loads((tmp_path / "config.json").read_text()), "it")
+    assert not made.unread
+
+
+INCOMPLETE = {
+    *("deepseek_v2", "glm4_moe", "granitemoehybrid", "lfm2", "lfm2_moe"),
+    "step3p7",  # writes another name of it
+}
+"""Families whose configuration class has defaults that make no model."""
+
+
+def test_the_heads_of_gemma_4_are_read_as_transformers_writes_them() -> None:
+    layers: dict[str, Any] = {
+        "model_type": "gemma4_text",
+        "layer_types": (["sliding_attention"] * 7 + ["full_attention"]) * 4,
+    }
+    layers |= {"attention_k_eq_v": True, "head_dim": 256, "hidden_size_per_layer_input": 0}
+    written = {f"{i:02}": {"head_dim": 512, "num_key_value_heads": 4} for i in (7, 15, 23, 31)}
+    published = shape(**layers, global_head_dim=512, num_global_key_value_heads=4)
+    assert shape(**layers, per_layer_config=written) == published
+    assert shape(**layers, per_layer_config={key: {} for key in written}).kv_bytes_per_token == 2 * 32 * 4096
+    for wrong in ([1], {**written, "7": {"intermediate_size": 9}}, {"07": {"head_dim": 512}}):
+        with pytest.raises(ConfigError, match="'per_layer_config' must say"):
+            shape(**layers, per_layer_config=wrong)
+
+
 def test_keys_of_published_files_that_change_nothing_are_no_error() -> None:
     phi = shape(model_type="phi3", full_attn_mod=1, interpolate_factor=1)
     assert phi == shape(model_type="phi3")
@@ -148,6 +189,36 @@ def test_keys_of_published_files_that_change_nothing_are_no_error() -> None:
     assert command == shape(model_type="cohere2")
     experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "use_cla": False, "cla_share_factor": 2}
     assert shape(model_type="hunyuan_v1_moe", use_mixed_mlp_moe=True, **experts).unread == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "said"),
+    [
+        ("mixtral", "num_local_experts", {"num_experts_per_tok": 2}),
+        ("gpt_oss", "num_local_experts", {"num_experts_per_tok": 4, "experts_per_token": 4}),
+        ("qwen3_moe", "num_experts", {"num_experts_per_tok": 8, "moe_intermediate_size": 768}),
+        ("qwen3_moe", "moe_intermediate_size", {"num_experts_per_tok": 8, "num_experts": 128}),
+        ("glm4_moe", "n_routed_experts", {"num_experts_per_tok": 8, "moe_intermediate_size": 1408}),
+        ("gemma4_text", "num_experts", {"enable_moe_block": True, "moe_intermediate_size": 704}),
+        ("dbrx", "moe_num_experts", {}),
+    ],
+)
+def test_a_mixture_says_how_many_experts_it_has_and_how_wide(
+    name: str, key: str, said: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=f"has no whole number '{key}'"):
+        shape(model_type=name, head_dim=128, **said)
+
+
+def test_a_mixture_inside_may_leave_out_its_experts() -> None:
+    pytest.importorskip("transformers")
+    inside = {
+        **{key: LLAMA[key] for key in LLAMA if key not in ("intermediate_size", "hidden_act")},
+        "model_type": "qwen3_vl_moe_text",
+    }
+    experts = shape_of_config({"model_type": "qwen3_vl_moe", "text_config": inside}, "it").experts
+    assert experts is not None
+    assert (experts.count, experts.active, experts.parameters) == (60, 4, 3 * 4096 * 1408)
 
 
 def test_llama_4_names_its_sparse_layers() -> None:
@@ -167,6 +238,24 @@ def test_what_may_matter_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **{f"foo_{i}": 1 for i in range(9)}}))
     [warning] = deployment(f"{tmp_path}/h100").source.warnings
     assert "foo_0, foo_1, foo_2, foo_3, foo_4 and 4 more" in warning
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "contradicts"),
+    [
+        ("llama", "Qwen3ForCausalLM", True),
+        ("mistral", "LlamaForCausalLM", True),
+        ("llama", "LlamaForCausalLM", False),
+        ("phi3", "Phi3ForSequenceClassification", False),
+        ("qwen2_5_vl_text", "Qwen2_5_VLForConditionalGeneration", False),
+        ("llama", "OfNoFamilyForCausalLM", False),
+    ],
+)
+def test_architectures_of_another_family_are_a_warning(
+    model_type: str, architecture: str, contradicts: bool
+) -> None:
+    said = shape(model_type=model_type, architectures=[architecture]).unread
+    assert said == ((f"architectures ({architecture})",) if contradicts else ())
 
 
 @pytest.mark.parametrize(
@@ -208,6 +297,10 @@ def test_what_may_matter_is_a_warning(tmp_path: Path) -> None:
         ({"model_type": "gemma3_text"}, 27),
         ({"model_type": "cohere2"}, 24),
         ({"model_type": "exaone4", "sliding_window_pattern": "LLLG"}, 24),
+        ({"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2}, 16),
+        ({"model_type": "gemma3n_text", "hidden_size_per_layer_input": 0}, 26),
+        ({"model_type": "cwm", "max_position_embeddings": 131072}, 24),
+        ({"model_type": "mimo_v2_flash", "n_routed_experts": None}, 26),
         ({"layer_types": ["full_attention"] * 30 + ["sliding_attention"] * 2, "sliding_window": 64}, 2),
     ],
 )

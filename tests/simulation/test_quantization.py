@@ -205,3 +205,23 @@ def grouped(bits: int, kind: str, size: int | None, inputs: Any) -> dict[str, An
 )
 def test_products_are_as_quick_as_what_they_multiply(said: Any, unit: str, times: float) -> None:
     assert device(unit).speed_up(precision(said)) == times
+
+
+@pytest.mark.parametrize(
+    "groups", [{}, {"a": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}}]
+)
+def test_sparse_weights_are_refused_with_groups_and_without(groups: dict[str, Any]) -> None:
+    said = {"quant_method": "compressed-tensors", "config_groups": groups}
+    sparse = {"format": "sparse-24-bitmask", "sparsity_structure": "2:4"}
+    with pytest.raises(ConfigError, match="sparsity_config is not understood"):
+        precision({**said, "sparsity_config": sparse})
+    for none in ({}, {"format": "dense"}):
+        assert precision({**said, "sparsity_config": none}) == precision(said)
+
+
+def test_a_module_of_a_layer_that_is_not_there_is_a_warning() -> None:
+    said = {**FP8, "ignored_layers": ["model.layers.31.mlp.gate_proj", "model.layers.99.mlp.gate_proj"]}
+    config = {**LLAMA, "quantization_config": said}
+    assert shape_of_config(config, "it").unread == ("quantization_config (layers.99.mlp.gate_proj)",)
+    # Layers that only draft are numbered after the others.
+    assert shape_of_config({**config, "num_nextn_predict_layers": 1}, "it").unread == ()

@@ -186,13 +186,17 @@ LINEAR = {
 @pytest.mark.parametrize(
     ("name", "said", "element"),
     [
-        ("qwen3_next", {}, 2),
-        ("qwen3_next", {"mamba_ssm_dtype": "float32"}, 2),  # vLLM heeds it for Qwen3.5 alone
+        ("qwen3_next", {"num_experts": 0}, 2),
+        (
+            "qwen3_next",
+            {"num_experts": 0, "mamba_ssm_dtype": "float32"},
+            2,
+        ),  # vLLM heeds it for Qwen3.5 alone
         ("qwen3_5_text", {}, 2),
         ("qwen3_5_text", {"mamba_ssm_dtype": "float32"}, 4),
     ],
 )
-def test_a_state_has_32_bits_where_the_family_says_so(name: str, said: dict[str, str], element: int) -> None:
+def test_a_state_has_32_bits_where_the_family_says_so(name: str, said: dict[str, Any], element: int) -> None:
     made = shape_of_config({"model_type": name, **MIXED, **LINEAR, **said}, "it")
     assert made.state_bytes == 3 * (element * 4 * 32 * 64 + 2 * 3 * (2 * 2 * 32 + 4 * 64))
 

@@ -128,6 +128,12 @@ class Listed:
                 if plain and plain not in _known() and not SMALL.search(plain):
                     yield f"layers.{layer}.{name}"
 
+    def beyond(self, layers: int) -> Iterator[str]:
+        """Yield the listed modules of layers that a model of this many has not."""
+        for layer, names in sorted(self._own.items()):
+            if layer >= layers:
+                yield from (f"layers.{layer}.{name}".rstrip(".") for name in sorted(names))
+
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{text})" for text in patterns))

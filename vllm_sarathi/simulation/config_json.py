@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_sarathi.core.errors import nearest_hint, short
+from vllm_sarathi.simulation.config_experts import read_experts, sparse_layers
 from vllm_sarathi.simulation.config_reader import MOST, Reader
 from vllm_sarathi.simulation.config_searched import rounded_up, searched_layer
 from vllm_sarathi.simulation.config_states import element_bytes, read_state
 from vllm_sarathi.simulation.layers import (
     Attention,
-    Experts,
     LayerKind,
     State,
     grouped_attention,
@@ -47,14 +47,15 @@ def read_layers(read: Reader) -> list[LayerKind]:
             f"{read.name('num_hidden_layers')!r} is {layers}; at most {MOST_LAYERS} are understood."
         )
     if blocks is not None:
-        read.get("num_hidden_layers")
+        for key in ("num_hidden_layers", "intermediate_size"):  # for blocks that it may not have
+            read.get(key)
         return [LayerKind(1, *_block(read, name)) for name in blocks]
     if read.family.state_in == "alone":
         read.get("intermediate_size")  # that of the states, which `mamba_expand` says as well
         return layers * [LayerKind(1, None, read_state(read, element_bytes(read)))]
     if read.get("block_configs") is not None:
         return [searched_layer(read, number) for number in range(layers)]
-    mixers, sparse = _mixers(read, layers), _sparse_layers(read, layers)
+    mixers, sparse = _mixers(read, layers), sparse_layers(read, layers)
     experts = read_experts(read) if any(sparse) else None
     beside = read.flag("enable_moe_block")
     # Where all layers have experts, a width is stated by some and used by none.
@@ -159,7 +160,7 @@ def _mixers(read: Reader, layers: int) -> list[Mixer]:
     kinds = read.names("layer_types", layers) or _implied_kinds(read, layers)
     made: dict[str, Mixer] = {}
     for kind in set(kinds):
-        if kind in ("full_attention", "attention", "deepseek_sparse_attention", "minimax_m3_sparse"):
+        if kind in WHOLE_ATTENTION:
             made[kind] = (_attention(read), None)
         elif kind in ("sliding_attention", "chunked_attention"):
             made[kind] = (_attention(read, local=True), None)
@@ -172,7 +173,17 @@ def _mixers(read: Reader, layers: int) -> list[Mixer]:
     return [made[kind] for kind in kinds]
 
 
+WHOLE_ATTENTION = (
+    "full_attention",
+    "attention",
+    "deepseek_sparse_attention",
+    "indexed_attention",
+    "minimax_m3_sparse",
+)
+"""Kinds of layers that keep all tokens, whichever they choose to attend to."""
+
 LAYOUT = (
+    "_sliding_window_pattern",
     "attention_chunk_size",
     "full_attention_interval",
     "hybrid_layer_pattern",
@@ -227,7 +238,7 @@ def _windowed(read: Reader, layers: int, before: int) -> list[bool]:
     if not read.flag("use_sliding_window", True):
         return [False] * layers
     pattern = read.get("sliding_window_pattern")
-    if isinstance(pattern, str) and pattern and not set(pattern) - {"L", "G"}:  # EXAONE 4
+    if isinstance(pattern, str) and pattern and not set(pattern) - {"L", "G"}:  # as EXAONE 4 has it
         return [pattern[i % len(pattern)] == "L" for i in range(layers)]
     full_every = read.number("sliding_window_pattern", default=0)
     if full_every > 1:
@@ -240,63 +251,6 @@ def _windowed(read: Reader, layers: int, before: int) -> list[bool]:
             "layers or in none."
         )
     return [not before] * layers
-
-
-def _sparse_layers(read: Reader, layers: int) -> list[bool]:
-    """Return which layers have experts."""
-    named = read.names("mlp_layer_types", layers)
-    frequency = read.names("moe_layer_freq", layers) if isinstance(read.get("moe_layer_freq"), list) else None
-    listed = read.names("moe_layers")  # Llama 4
-    dense = set(read.names("mlp_only_layers") or ())
-    wanted = read.get("enable_moe_block") is None or read.flag("enable_moe_block")
-    for key in OF_EXPERTS:
-        read.get(key)
-    if not _expert_count(read) or not wanted:
-        return [False] * layers
-    if named is not None:
-        return [name == "sparse" for name in named]
-    if frequency is not None:
-        return [entry == "1" for entry in frequency]
-    if listed is not None:
-        return [str(i) in listed for i in range(layers)]
-    if period := read.number("expert_layer_period", default=0):
-        offset = read.number("expert_layer_offset", least=0)
-        return [i % period == offset for i in range(layers)]
-    every = read.number(
-        "decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_freq", "moe_layer_interval", default=1
-    )
-    first = read.number(
-        "first_k_dense_replace",
-        "moe_layer_start_index",
-        "moe_layer_num_skipped",
-        "num_dense_layers",
-        default=0,
-    )
-    last = read.number("moe_layer_end_index", default=layers - 1, least=-1)
-    last = layers - 1 if last == -1 else last
-    return [first <= i <= last and (i + 1) % every == 0 and str(i) not in dense for i in range(layers)]
-
-
-OF_EXPERTS = (
-    "decoder_sparse_step",
-    "first_k_dense_replace",
-    "interleave_moe_layer_step",
-    "moe_layer_freq",
-    "moe_intermediate_size",
-    "num_experts_per_tok",
-    "shared_expert_intermediate_size",
-    "n_shared_experts",
-    "top_k_experts",
-    "moe_topk",
-    "use_mixed_mlp_moe",
-)
-"""Keys that a family's dense models have, too, or that another key overrides."""
-
-
-def _expert_count(read: Reader) -> int:
-    # One expert is none: it is how Hunyuan says that a model is dense.
-    count = read.number("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", default=0)
-    return 0 if count == 1 else count
 
 
 def _check_activation(read: Reader) -> None:
@@ -333,43 +287,6 @@ def dense_width(read: Reader) -> int:
     return width
 
 
-def read_experts(read: Reader) -> Experts:
-    """Return the experts of a layer."""
-    hidden, matrices = read.number("hidden_size"), read.family.matrices
-    width = read.number("moe_intermediate_size", "intermediate_size")
-    inner = read.number("moe_latent_size", default=hidden)
-    count = _expert_count(read)
-    active = read.number(
-        "num_experts_per_tok",
-        "num_experts_per_token",
-        "top_k_experts",
-        "experts_per_token",
-        "moe_k",
-        "moe_topk",
-    )
-    if active > count:
-        raise read.error(f"'num_experts_per_tok' is {active}, of {count} experts.")
-    shared = read.number(
-        "n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts", default=0
-    )
-    shared_width = read.number(
-        "moe_shared_expert_intermediate_size",
-        "shared_expert_intermediate_size",
-        "share_expert_dim",
-        "shared_intermediate_size",
-        default=shared * width,
-    )
-    if read.config.get("interleave_moe_layer_step"):
-        shared_width = width  # Llama 4 has one, of an expert's width
-    projections = 2 * hidden * inner if inner != hidden else 0
-    return Experts(
-        count=count,
-        active=active,
-        parameters=matrices * inner * width,
-        shared_parameters=hidden * count + matrices * hidden * shared_width + projections,
-    )
-
-
 def _block_names(read: Reader) -> list[str] | None:
     """Return the blocks of a model whose layers are one thing each (Nemotron-H)."""
     pattern = read.get("hybrid_override_pattern")
@@ -385,6 +302,8 @@ def _block_names(read: Reader) -> list[str] | None:
 
 
 def _block(read: Reader, name: str) -> tuple[Any, ...]:
+    # transformers 5 calls some of them otherwise.
+    name = {"linear_attention": "mamba", "full_attention": "attention"}.get(name, name)
     makers: dict[str, Callable[[], tuple[Any, ...]]] = {
         "mamba": lambda: (None, read_state(read, element_bytes(read)), None, 0),
         "attention": lambda: (_attention(read), None, None, 0),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_sarathi.core.errors import ConfigError, short
-from vllm_sarathi.simulation.families import Family, family_of
+from vllm_sarathi.simulation.families import Family, contradicting, family_of
 
 INNER = ("text_config", "llm_config", "language_config")
 """Where models that see and hear keep the decoder's keys."""
@@ -35,11 +35,11 @@ HARMLESS = re.compile(
     r"|output_attentions|output_hidden|add_cross|cross_attention_hidden|is_|pruned_heads|use_cache|sink|value_scale"
     r"|head_dim_rope|time_step|_proj_bias|use_mamba|_freqs|bidirectional|hash|interleave$|vocab_size_per_layer_input"
     r"|n_group$|routed_scaling|attention_multiplier|scale_attn|reorder|no_rope_layer|attn_scale|attn_temperature"
-    r"|floor_scale|kv_cache|parallel_attn|attn_pdrop|softcap|query_pre_attn|encoder_no_repeat|decoder_start"
+    r"|floor_scale|kv_cache|parallel_attn|pdrop|softcap|query_pre_attn|encoder_no_repeat|decoder_start"
     r"|tie_encoder|rotary_dim|_fusion|dropless|decoder_attention_heads_fused|head_dtype|layer_sep|use_flash"
     r"|apply_query_key|softmax_in|residual_connection_post|^clip_|mamba_chunk|(?<!_dim)_multipliers?$|_expert_group"
     r"|mlp_init_scale|block_out_init|block_use|conv_use|nope$|full_attn_mod|layer_switch|moe_capacity|moe_use_aux"
-    r"|cla_share|parallel_block|parallel_embedding"
+    r"|cla_share|parallel_block|parallel_embedding|^dim_model_base$|^scale_depth$|fp32_combine"
 )
 """Names of keys that look as if they did and change nothing of weights or cache."""
 
@@ -114,9 +114,10 @@ class Reader:
             return value
         if default is not None:
             return default
-        usual = class_defaults(self.config["model_type"]).get(self.name(keys[0])) if self.nested else None
-        if isinstance(usual, int):
-            return usual
+        usual = class_defaults(self.config["model_type"]) if self.nested else {}
+        for name in map(self.name, keys):
+            if isinstance(usual.get(name), int):
+                return int(usual[name])
         raise self.error(f"has no whole number {self.name(keys[0])!r}, which its family's config.json has.")
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -157,7 +158,7 @@ class Reader:
         Raises:
             ConfigError: one says something of the shape.
         """
-        found = []
+        found = [f"architectures ({name})" for name in contradicting(self.config)]
         for config in (self.config, self.outside):
             for key, value in config.items():
                 if (
@@ -197,7 +198,7 @@ def read_config(config: Mapping[str, Any], origin: str) -> Reader:
     family = family_of(decoder, origin)
     translated = _flat(decoder, family, origin)
     for name, own in family.keys.items():
-        if translated.get(name) is None and own in translated:
+        if own in translated and translated.get(name) in (None, translated[own]):
             translated[name] = translated.pop(own)
     made = {**family.defaults, **translated}
     nested = any(config.get(key) is not None for key in INNER)

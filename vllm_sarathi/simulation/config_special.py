@@ -7,12 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from vllm_sarathi.core.errors import short
-from vllm_sarathi.simulation.config_json import (
-    dense_mlp,
-    read_experts,
-    read_indexer,
-    read_layers,
-)
+from vllm_sarathi.simulation.config_experts import read_experts
+from vllm_sarathi.simulation.config_json import dense_mlp, read_indexer, read_layers
 from vllm_sarathi.simulation.config_reader import Reader
 from vllm_sarathi.simulation.config_states import element_bytes, read_state
 from vllm_sarathi.simulation.layers import Attention, LayerKind, index_attention
@@ -60,7 +56,7 @@ def _usual(read: Reader) -> list[LayerKind]:
 
 def _gemma(read: Reader) -> list[LayerKind]:
     """Return the layers of Gemma 3n and 4: some read the cache of others; all may have inputs of their own."""
-    layers = read_layers(read)
+    layers = read_layers(_with_own_heads(read))
     hidden, count = read.number("hidden_size"), len(layers)
     for key in ("altup_active_idx", "altup_coef_clip", "altup_correct_scale", "activation_sparsity_pattern"):
         read.get(key)
@@ -78,6 +74,33 @@ def _gemma(read: Reader) -> list[LayerKind]:
     around = hidden * count * inputs + 2 * max(0, streams - 1) * hidden * hidden
     layers[0] = replace(layers[0], other_parameters=beside + around)
     return layers
+
+
+def _with_own_heads(read: Reader) -> Reader:
+    """Return Gemma 4 with the heads of its layers without a window in the keys that published files have for them.
+
+    transformers 5 writes them for each of those layers.
+
+    Raises:
+        ConfigError: it says something else of a layer.
+    """
+    said = read.get("per_layer_config")
+    if not said:
+        return read
+    each = list(said.values()) if isinstance(said, Mapping) else [None]
+    kinds = read.names("layer_types") or []
+    whole = [str(i) for i, kind in enumerate(kinds) if kind == "full_attention"]
+    own = each[0]
+    if (
+        not isinstance(own, Mapping)
+        or set(own) - {"head_dim", "num_key_value_heads"}
+        or any(other != own for other in each)
+        or sorted(str(key).lstrip("0") or "0" for key in said) != sorted(whole)
+    ):
+        raise read.error("'per_layer_config' must say the same of all layers without a window: their heads.")
+    heads = {"global_head_dim": own.get("head_dim", read.config["head_dim"])}
+    heads |= {"num_global_key_value_heads": own.get("num_key_value_heads")}
+    return replace(read, config={**read.config, **heads})
 
 
 def _has_layer_inputs(read: Reader) -> bool:

@@ -1,5 +1,6 @@
 """Deployments and schedulers by name, and a scheduler built for a deployment."""
 
+import contextlib
 import copy
 import functools
 import os
@@ -25,6 +26,7 @@ from vllm_sarathi.simulation.calibrated import Ratios, StepModel, calibrated_mod
 from vllm_sarathi.simulation.config_reader import INNER, listed
 from vllm_sarathi.simulation.devices.measured import kernels
 from vllm_sarathi.simulation.devices.package import (
+    BLOCK_FP8,
     MACHINE_DEVICES,
     PACKAGE,
     NotMeasured,
@@ -47,6 +49,7 @@ from vllm_sarathi.simulation.placement import (
     RooflineDeployment,
 )
 from vllm_sarathi.simulation.quantization import METHODS, NAMED_BYTES
+from vllm_sarathi.simulation.weight_blocks import Blocks
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 BLOCK_TOKENS = 16
@@ -176,6 +179,7 @@ class Limits:
         layers: of the model.
         experts: whether it has any.
         weight_bytes: of a quantized weight; None for a checkpoint that is not quantized.
+        blocks: what devices share of it, where its weights are in block-scaled FP8.
     """
 
     heads: int
@@ -183,13 +187,15 @@ class Limits:
     layers: int
     experts: bool
     weight_bytes: float | None
+    blocks: Blocks | None
 
     @classmethod
     def of(cls, shape: ModelShape) -> "Limits":
         """Return those of a shape."""
         least = min(shape.precision.mlp, shape.precision.experts, shape.precision.attention)
         quantized = least if least < shape.dtype_bytes else None
-        return cls(shape.heads, shape.kv_heads, shape.layers, shape.experts is not None, quantized)
+        experts = shape.experts is not None
+        return cls(shape.heads, shape.kv_heads, shape.layers, experts, quantized, shape.blocks)
 
 
 def limits_of(model_name: str) -> Limits:
@@ -209,7 +215,12 @@ def _known_limits(hub_name: str) -> Limits:
     decoder = next((said[key] for key in INNER if said.get(key)), said)
     kv_heads = 1 if decoder.get("kv_lora_rank") else int(config["n_kv"])
     width = METHODS.get(str(said["quant_algo"]).removesuffix("_block")) if said.get("quant_algo") else None
-    return Limits(int(config["n"]), kv_heads, int(config["layers"]), bool(config["num_experts"]), width)
+    blocks = None
+    if said.get("quant_algo") == BLOCK_FP8:
+        with contextlib.suppress(ConfigError):  # what is not understood here may be measured all the same
+            blocks = shape_of_config(model_config(hub_name), hub_name).blocks
+    heads, layers, experts = int(config["n"]), int(config["layers"]), bool(config["num_experts"])
+    return Limits(heads, kv_heads, layers, experts, width, blocks)
 
 
 def _check_spread(name: str, model_name: str, spread: Spread, limits: Limits) -> None:
@@ -230,6 +241,9 @@ def _check_spread(name: str, model_name: str, spread: Spread, limits: Limits) ->
         )
     if spread.stages > limits.layers:
         raise DoesNotFit(f"{origin}: {spread.stages} stages for {limits.layers} layers.")
+    cut = limits.blocks.cut(ways, spread.expert_parallel) if limits.blocks else None
+    if cut is not None:
+        raise DoesNotFit(f"{origin}: the checkpoint's FP8 weights are in blocks, and {cut}; vLLM refuses it.")
     asked = None if spread.precision is None else NAMED_BYTES[spread.precision]
     if asked is not None and limits.weight_bytes is not None and asked != limits.weight_bytes:
         raise ConfigError(

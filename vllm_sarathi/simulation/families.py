@@ -5,6 +5,7 @@ what the code of the model always does: whether an MLP has a gate, whether one m
 embedding. So a family that is not in this table is refused: it could be anything.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,6 +31,8 @@ class Family:
         state_in: where layers have it: in the place of attention in some of them; beside it in all; or alone, so that
             there is neither attention nor an MLP.
         defaults: what its configuration class takes for keys that are left out, where that is no harmless value.
+        experts: keys of how many experts a layer has and how wide each is, which have to be stated where all models
+            of the family are mixtures; empty for a family that has dense models, in which these keys are left out.
     """
 
     gated: bool = True
@@ -41,6 +44,7 @@ class Family:
     state_type: str | None = None
     state_in: Literal["some", "all", "alone"] = "some"
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    experts: tuple[()] | tuple[str, str] = ()
 
     @property
     def matrices(self) -> int:
@@ -51,7 +55,6 @@ class Family:
 STATED = Family()
 MANY_HEADS = Family(own_heads=True)
 CUSTOM = Family(tied=None)
-TIED = Family(tied=True)
 
 GPT_KEYS = {
     "hidden_size": "n_embd",
@@ -85,7 +88,12 @@ SPARSE_INDEX = {
 UNBOUNDED = {"max_position_embeddings": 2048}
 """A model without positions says no longest sequence; vLLM then takes one, unless it is told another."""
 
-LATENT = Family(own_heads=True)
+OWN_WIDTH, DENSE_WIDTH = "moe_intermediate_size", "intermediate_size"
+EXPERTS, LOCAL_EXPERTS = ("num_experts", OWN_WIDTH), ("num_local_experts", DENSE_WIDTH)
+ROUTED_EXPERTS = ("n_routed_experts", OWN_WIDTH)
+"""What mixtures call the number of their experts, and the width of one."""
+
+LATENT = Family(own_heads=True, experts=ROUTED_EXPERTS)
 """Families with latent attention: their number of key heads says nothing."""
 
 FAMILIES: dict[str, Family] = {
@@ -94,7 +102,8 @@ FAMILIES: dict[str, Family] = {
         ("llama", "granite", "helium", "hyperclovax", "olmo", "olmo2", "stablelm", "glm"), MANY_HEADS
     ),
     **dict.fromkeys(("qwen2", "phi3", "hunyuan_v1_dense"), MANY_HEADS),
-    **dict.fromkeys(("qwen3_vl_text", "qwen2_vl_text", "qwen2_5_vl_text", "seed_oss", "cwm"), STATED),
+    **dict.fromkeys(("qwen3_vl_text", "qwen2_vl_text", "qwen2_5_vl_text", "seed_oss"), STATED),
+    "cwm": Family(defaults={"sliding_window": 8192, "sliding_window_pattern": "GLLL"}),
     # Published with the decoder's keys among the others.
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), STATED),
     "glm4v_text": STATED,
@@ -116,9 +125,14 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(
         tied=True, defaults={"head_dim": 256, "sliding_window": 4096, "sliding_window_pattern": 6}
     ),
-    "gemma3n_text": Family(tied=True, defaults={"head_dim": 256, "sliding_window_pattern": 5}),
+    "gemma3n_text": Family(
+        tied=True, defaults={"head_dim": 256, "sliding_window": 512, "sliding_window_pattern": 5}
+    ),
     "gemma4_text": Family(
-        tied=True, defaults={"head_dim": 256, "global_head_dim": 512, "sliding_window_pattern": 6}
+        tied=True,
+        defaults={"head_dim": 256, "global_head_dim": 512, "sliding_window": 512, "sliding_window_pattern": 6}
+        | {"enable_moe_block": False},
+        experts=EXPERTS,
     ),
     **dict.fromkeys(("internlm2", "internlm3", "orion", "solar", "mimo", "baichuan", "minicpm"), CUSTOM),
     "exaone": Family(tied=None, keys={"num_hidden_layers": "num_layers"}),
@@ -165,24 +179,41 @@ FAMILIES: dict[str, Family] = {
         defaults={"max_position_embeddings": 2048},
     ),
     # Mixtures of experts.
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "phimoe", "gpt_oss", "minimax_m2"), STATED),
-    **dict.fromkeys(("granitemoe", "granitemoeshared", "olmoe", "dots1"), MANY_HEADS),
-    **dict.fromkeys(("glm4_moe", "hy_v3", "solar_open", "hunyuan_v1_moe"), STATED),
-    **dict.fromkeys(("qwen3_vl_moe_text", "bailing_moe", "bailing_moe_v2", "mimo_v2_flash"), CUSTOM),
-    "step3p7": STATED,
-    "ernie4_5_moe": TIED,
-    **dict.fromkeys(("minimax_m3", "minimax_m3_text", "minimax_m3_vl_text"), Family(nested=SPARSE_INDEX)),
-    "llama4_text": Family(defaults={"attention_chunk_size": 8192, "interleave_moe_layer_step": 1}),
+    **dict.fromkeys(("mixtral", "phimoe", "minimax_m2"), Family(experts=LOCAL_EXPERTS)),
+    "gpt_oss": Family(defaults={"sliding_window": 128, "sliding_window_pattern": 2}, experts=LOCAL_EXPERTS),
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "hy_v3"), Family(experts=EXPERTS)),
+    **dict.fromkeys(("granitemoe", "granitemoeshared"), Family(own_heads=True, experts=LOCAL_EXPERTS)),
+    "olmoe": Family(own_heads=True, experts=("num_experts", DENSE_WIDTH)),
+    "dots1": Family(own_heads=True, experts=ROUTED_EXPERTS),
+    **dict.fromkeys(("glm4_moe", "solar_open"), Family(experts=ROUTED_EXPERTS)),
+    "hunyuan_v1_moe": STATED,
+    **dict.fromkeys(
+        ("qwen3_vl_moe_text", "bailing_moe", "bailing_moe_v2"), Family(tied=None, experts=EXPERTS)
+    ),
+    "mimo_v2_flash": Family(
+        tied=None,
+        # All of the first, and of each sixth.
+        defaults={"sliding_window": 128, "sliding_window_pattern": "GLLLLG" + 170 * "LLLLLG"},
+        experts=ROUTED_EXPERTS,
+    ),
+    "step3p7": Family(experts=("moe_num_experts", OWN_WIDTH)),
+    "ernie4_5_moe": Family(tied=True, experts=("moe_num_experts", OWN_WIDTH)),
+    **dict.fromkeys(
+        ("minimax_m3", "minimax_m3_text", "minimax_m3_vl_text"),
+        Family(nested=SPARSE_INDEX, experts=LOCAL_EXPERTS),
+    ),
+    "llama4_text": Family(
+        defaults={"attention_chunk_size": 8192, "interleave_moe_layer_step": 1}, experts=LOCAL_EXPERTS
+    ),
     # Latent attention.
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite"), LATENT),
-    "deepseek_v4": STATED,
-    "kimi_k2": Family(tied=None, own_heads=True),
+    "deepseek_v4": Family(experts=ROUTED_EXPERTS),
+    "kimi_k2": Family(tied=None, own_heads=True, experts=ROUTED_EXPERTS),
     "minicpm3": Family(tied=True, own_heads=True),
     # Linear attention, Mamba and convolutions.
-    "qwen3_next": Family(state="gated_delta"),
-    **dict.fromkeys(
-        ("qwen3_5_text", "qwen3_5_moe_text"), Family(state="gated_delta", state_type="mamba_ssm_dtype")
-    ),
+    "qwen3_next": Family(state="gated_delta", experts=EXPERTS),
+    "qwen3_5_text": Family(state="gated_delta", state_type="mamba_ssm_dtype"),
+    "qwen3_5_moe_text": Family(state="gated_delta", state_type="mamba_ssm_dtype", experts=EXPERTS),
     "kimi_linear": Family(
         own_heads=True,
         keys={
@@ -198,12 +229,14 @@ FAMILIES: dict[str, Family] = {
             }
         },
         state="kimi_delta",
+        experts=EXPERTS,
     ),
     "nemotron_h": Family(
         gated=False,
         state="mamba2",
         state_type="mamba_ssm_cache_dtype",
         defaults={"mamba_ssm_cache_dtype": "float32"},
+        experts=ROUTED_EXPERTS,
     ),
     "zamba2": Family(
         tied=True,
@@ -212,7 +245,7 @@ FAMILIES: dict[str, Family] = {
         | {"n_groups": "mamba_ngroups"},
         state="mamba2",
     ),
-    "granitemoehybrid": Family(own_heads=True, keys=MAMBA2_KEYS, state="mamba2"),
+    "granitemoehybrid": Family(own_heads=True, keys=MAMBA2_KEYS, state="mamba2", experts=LOCAL_EXPERTS),
     "falcon_h1": Family(own_heads=True, keys=MAMBA2_KEYS, state="mamba2", state_in="all"),
     "jamba": Family(
         keys={
@@ -227,6 +260,7 @@ FAMILIES: dict[str, Family] = {
             "expert_layer_period": 2,
             "expert_layer_offset": 1,
         },
+        experts=("num_experts", DENSE_WIDTH),
     ),
     **dict.fromkeys(
         ("mamba", "falcon_mamba"),
@@ -255,7 +289,12 @@ FAMILIES: dict[str, Family] = {
         state="short_convolution",
         defaults={"block_auto_adjust_ff_dim": True, "block_multiple_of": 256},
     ),
-    "lfm2_moe": Family(tied=True, keys={"tie_word_embeddings": "tie_embedding"}, state="short_convolution"),
+    "lfm2_moe": Family(
+        tied=True,
+        keys={"tie_word_embeddings": "tie_embedding"},
+        state="short_convolution",
+        experts=EXPERTS,
+    ),
     # Others.
     "dbrx": Family(
         keys={
@@ -268,6 +307,7 @@ FAMILIES: dict[str, Family] = {
             "attn_config": {"num_key_value_heads": "kv_n_heads"},
             "ffn_config": {"intermediate_size": "ffn_hidden_size", "num_experts_per_tok": "moe_top_k"},
         },
+        experts=("moe_num_experts", DENSE_WIDTH),
     ),
     "nemotron-nas": Family(),
 }
@@ -302,3 +342,21 @@ def family_of(config: Mapping[str, Any], origin: str) -> Family:
             "OWNER/MODEL, has measured times."
         )
     return found
+
+
+SERVED_AS = {"kimi_k2": "deepseek_v3", "minimax_m3_vl_text": "minimax_m3"}
+"""Families whose `architectures` name the class of another."""
+
+
+def contradicting(config: Mapping[str, Any]) -> list[str]:
+    """Return the `architectures` that are of another family than `model_type`: vLLM goes by the former."""
+    own = config["model_type"]
+    others = {_plain(name) for name in FAMILIES} - {_plain(own), _plain(SERVED_AS.get(own, own))}
+    named = config.get("architectures")
+    texts = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    return [name for name in texts if _plain(name) in others]
+
+
+def _plain(name: str) -> str:
+    """Return a family's name or a class's as both would be written without signs."""
+    return re.sub(r"For[A-Z].*|LMHeadModel$|Model$|_text$|[^A-Za-z0-9]", "", name).lower()

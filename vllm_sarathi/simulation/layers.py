@@ -59,12 +59,15 @@ class Experts:
         active: of which each token uses this number.
         parameters: weights of one.
         shared_parameters: weights that every token goes through, the router's among them.
+        width, shared_width: of one, and of all that every token goes through.
     """
 
     count: int
     active: int
     parameters: int
     shared_parameters: int
+    width: int = 0
+    shared_width: int = 0
 
     def chances(self, skew: float = 0.0) -> tuple[float, ...]:
         """Return for each expert how likely a token uses it, the most likely first.

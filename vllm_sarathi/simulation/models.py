@@ -13,7 +13,14 @@ from vllm_sarathi.simulation.config_rope import longest_sequence
 from vllm_sarathi.simulation.config_special import layer_inputs, layers_of, with_own_experts
 from vllm_sarathi.simulation.config_states import element_bytes
 from vllm_sarathi.simulation.layers import Attention, Experts, LayerKind, grouped_attention
-from vllm_sarathi.simulation.quantization import QUANTIZED_BESIDE, Precision, precision_of, stated_beside
+from vllm_sarathi.simulation.quantization import (
+    QUANTIZED_BESIDE,
+    Precision,
+    layers_beyond,
+    precision_of,
+    stated_beside,
+)
+from vllm_sarathi.simulation.weight_blocks import Blocks, blocks_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,9 @@ class ModelShape:
         described: its layers, where they are not all of one dense kind.
         stated: bytes of its weights and its KV cache, where they are not all of `dtype_bytes`.
         skew: of the experts' loads: see `layers.Experts.chances`.
-        unread: keys of its config.json that were not used, and may matter.
+        unread: keys of its config.json that were not used, or not all of them, and may matter.
         layer_inputs: weights of embeddings that layers take as inputs of their own.
+        blocks: what devices share of it, where its weights are in block-scaled FP8.
     """
 
     layers: int
@@ -53,6 +61,7 @@ class ModelShape:
     skew: float = 0.0
     unread: tuple[str, ...] = ()
     layer_inputs: int = 0
+    blocks: Blocks | None = None
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
@@ -283,5 +292,6 @@ def shape_of_config(config: Mapping[str, Any], origin: str) -> ModelShape:
             read, precision_of(read.config, element_bytes(read), layers, read.family.gated, origin)
         ),
         layer_inputs=layer_inputs(read, len(layers)),
-        unread=read.unread(),
+        blocks=blocks_of(read, layers),
+        unread=(*read.unread(), *layers_beyond(read.config, len(layers), origin)),
     )

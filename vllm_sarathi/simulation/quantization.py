@@ -186,6 +186,31 @@ def stated_beside(said: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return dict(found)
 
 
+def stated(config: Mapping[str, Any], origin: str) -> Stated | None:
+    """Return what a config.json says of its quantization; None where it says nothing."""
+    key = next((k for k in ("quantization_config", "compression_config") if config.get(k) is not None), None)
+    if key is None:
+        return None
+    if not isinstance(config[key], Mapping):
+        raise ConfigError(f"{origin}: {key!r} must be an object, not {short(config[key])}.")
+    return Stated(config[key], key, origin)
+
+
+def scheme_of(said: Stated, element_bytes: float) -> Scheme:
+    """Return how modules are quantized; `element_bytes` of those that are not."""
+    spared = [name for each in SPARED for name in said.names(each)]
+    return Scheme(element_bytes, said.listed("ignore", spared), _rules(said, element_bytes))
+
+
+def layers_beyond(config: Mapping[str, Any], layers: int, origin: str) -> list[str]:
+    """Return the modules that a config.json names as not quantized in layers that are not there, nor only draft."""
+    said = stated(config, origin)
+    if said is None or any(config.get(key) for key in config if re.search("nextn|mtp", key)):
+        return []
+    spared = said.listed("ignore", [name for each in SPARED for name in said.names(each)])
+    return [f"{said.key} ({name})" for name in spared.beyond(layers)]
+
+
 def precision_of(
     config: Mapping[str, Any], element_bytes: float, layers: Sequence[LayerKind], gated: bool, origin: str
 ) -> Precision:
@@ -202,19 +227,15 @@ def precision_of(
         ConfigError: a scheme that is not understood; the key is named.
     """
     plain = Precision.of(element_bytes)
-    key = next((k for k in ("quantization_config", "compression_config") if config.get(k) is not None), None)
-    if key is None:
+    said = stated(config, origin)
+    if said is None:
         return plain
-    if not isinstance(config[key], Mapping):
-        raise ConfigError(f"{origin}: {key!r} must be an object, not {short(config[key])}.")
-    said = Stated(config[key], key, origin)
-    spared = [name for each in SPARED for name in said.names(each)]
-    scheme = Scheme(element_bytes, said.listed("ignore", spared), _rules(said, element_bytes))
+    scheme = scheme_of(said, element_bytes)
     for listed in (scheme.spared, *(listed for listed, _ in scheme.rules if listed)):
         stranger = next(listed.strangers(len(layers)), None)
         if stranger is not None:
             raise ConfigError(
-                f"{origin}: {key!r} names the module {short(stranger)}, which is not understood."
+                f"{origin}: {said.key!r} names the module {short(stranger)}, which is not understood."
             )
     widths: dict[str, Any] = {**_mean_bytes(scheme, layers, gated)}
     kv = _kv_bytes(said, element_bytes)
@@ -242,14 +263,15 @@ def _mean_bytes(scheme: Scheme, layers: Sequence[LayerKind], gated: bool) -> dic
 
 def _rules(said: Stated, plain: float) -> tuple[tuple[Listed | None, float], ...]:
     """Return which modules have weights of how many bytes."""
+    sparsity = said.part("sparsity_config")
+    if sparsity is not None and sparsity.said and sparsity.said.get("format") != "dense":
+        raise said.error("sparsity_config", "is not understood: weights that are left out take no bytes.")
     by_layer = said.part("quantized_layers")
     if by_layer is not None and by_layer.said:
         return tuple(_by_module(by_layer))
     groups = said.part("config_groups")
     if groups is not None and groups.said:
         return tuple(_by_group(groups))
-    if said.said.get("sparsity_config"):
-        raise said.error("sparsity_config", "is not understood.")
     method = str(said.said.get("quant_method") or "").lower()
     if method == "compressed-tensors":  # the KV cache alone
         return ()
