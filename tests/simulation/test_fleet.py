@@ -131,7 +131,7 @@ def test_of_equals_the_one_that_was_chosen_longest_ago_is_next(name: str) -> Non
     choosing, request = router(name, KV_TOKENS), SimulatedRequest(0.0, 100, 10)
     chosen: list[int] = []
     for _ in range(8):
-        reading = chosen[-2:]  # so many are busy with their prompts: the number of equals changes
+        reading = chosen[-2:]  # are busy with their prompts: the number of equals changes
         answers = [Answer(i, 100 * (i in reading), 0.1 * (i in reading), True) for i in range(8)]
         chosen.append(choosing.choose(request, answers))
     assert chosen == list(range(8))

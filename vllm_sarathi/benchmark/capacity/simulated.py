@@ -109,6 +109,20 @@ def check_asked(asked: Asked) -> None:
     check_choice("too_long", asked.too_long, TOO_LONG)
 
 
+def check_fit(workload: str, requests: Sequence[SimulatedRequest], max_tokens: int) -> None:
+    """Refuse a synthetic workload with requests that are longer than the model's context.
+
+    Raises:
+        ConfigError: there are such.
+    """
+    lengths = [request.prompt_tokens + request.output_tokens for request in requests]
+    if longer := sum(each > max_tokens for each in lengths):
+        raise ConfigError(
+            f"--workload {workload}: {longer} of {len(lengths)} requests are longer than the model's {max_tokens} "
+            f"tokens, the longest has {max(lengths)}; --too-long skip leaves such requests out."
+        )
+
+
 def workload_of(asked: Asked) -> tuple[RequestSource, int]:
     """Return the workload, and how many requests were too long for the model and left out.
 
@@ -124,12 +138,8 @@ def workload_of(asked: Asked) -> tuple[RequestSource, int]:
     fitting = replace(whole, max_tokens=longest)
     sent = [(whole.at(1.0, seed), fitting.at(1.0, seed)) for seed in range(asked.seeds)]
     skipped = sum(len(every) - len(kept) for every, kept in sent)
-    if skipped and asked.too_long == "refuse":
-        most = max(r.prompt_tokens + r.output_tokens for every, _ in sent for r in every)
-        raise ConfigError(
-            f"--workload {asked.workload}: {skipped} of {asked.requests * asked.seeds} requests are longer than the "
-            f"model's {longest} tokens, the longest has {most}; --too-long skip leaves such requests out."
-        )
+    if asked.too_long == "refuse":
+        check_fit(asked.workload, [request for every, _ in sent for request in every], longest)
     if any(len(kept) < 2 for _, kept in sent):
         raise ConfigError(
             f"--workload {asked.workload}: no two requests fit into the model's {longest} tokens."
