@@ -344,6 +344,49 @@ def test_where_no_number_of_replicas_is_enough_the_error_says_how_many_were_trie
         plan_report.choose(board, load)
 
 
+def test_of_those_that_hold_as_fleets_the_cheapest_are_taken(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are tried as long as one of them can be the choice or the runner-up."""
+    more = {"a": None, "b": 3, "c": 1, "d": 0, "e": 0}  # replicas beyond the share; None for never
+    tried: list[str] = []
+
+    def checked(verdict: Verdict, load: Load, unit_cost: float) -> plan_report.Checked | None:
+        tried.append(verdict.candidate.device)
+        added = more[verdict.candidate.device]
+        cost = verdict.cost + (added or 0) * unit_cost
+        return None if added is None else plan_report.Checked(verdict, 1 + added, cost, {})
+
+    monkeypatch.setattr(plan_report, "checked", checked)
+    costs = {"a": 1.0, "b": 2.0, "c": 2.5, "d": 4.0, "e": 5.0}
+    board = Board(costs, [verdict(name, cost) for name, cost in costs.items()])
+    found = plan_report.choose(board, load)
+    assert [(each.verdict.candidate.device, each.cost) for each in found] == [("d", 4.0), ("c", 5.0)]
+    assert tried == ["a", "b", "c", "d"]
+    assert board.verdicts[0].why == "router"
+    # The runner-up is another deployment, not another scheduler.
+    board.verdicts = [verdict("a", 1.0), verdict("e", 5.0), verdict("e", 6.0, "default")]
+    assert [each.verdict.candidate.scheduler for each in plan_report.choose(board, load)] == ["sarathi"]
+
+
+def test_where_no_fleet_holds_the_table_is_printed_and_replicas_are_counted(
+    here: None, prices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_report, "checked", lambda *_: None)
+    done = invoke(
+        "--model", "mistral-7b", "--prices", prices, "--rate", 2, "--workload", "uniform", "--requests", 20,
+        "--tbt-slo-ms", 60, "--most-devices", 1, "--schedulers", "sarathi", "--devices", "a100",
+        "--json", tmp_path / "rows.json",
+    )  # fmt: skip
+    assert done.exit_code == 1
+    [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert row["state"] == "router"
+    said = " ".join(done.output.split())
+    assert "1 candidates" in said
+    assert f"one of {row['replicas']} replicas of mistral-7b/a100:tp1 should by the share of one" in said
+    assert f"even {row['replicas'] + plan_report.MORE_REPLICAS} are not enough" in said
+
+
 COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
 
 

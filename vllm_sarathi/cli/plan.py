@@ -84,7 +84,7 @@ def plan(
     from vllm_sarathi.benchmark.plan import search as benchmark
     from vllm_sarathi.benchmark.plan.load import LoadAsked, load_of
     from vllm_sarathi.benchmark.plan.prices import read_prices
-    from vllm_sarathi.core.config import check_int
+    from vllm_sarathi.core.config import ConfigError, check_int
     from vllm_sarathi.simulation.deployment import max_tokens_of
 
     check_int("most_devices", most_devices, minimum=1)
@@ -107,6 +107,9 @@ def plan(
     found = report.choose(board, load)
     rows = report.rows_of(board, load, listed, found)
     console.print(report.plan_table(rows, listed.currency))
+    if not found:
+        results.write_rows(rows, json, margin=None)
+        raise ConfigError(report.unheld_said(board))
     lines = [*report.source_lines(board), *report.lines_of(found, load, listed.currency, slo_classes)]
     if ray_serve is not None:
         report.write_ray_serve(found[0].verdict.candidate, load, found[0].replicas, ray_serve)
