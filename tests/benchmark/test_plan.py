@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vllm_sarathi.simulation.deployment import max_tokens_of
 from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.fleet.group import Here
 from vllm_sarathi.simulation.models import CHECKPOINTS, MODELS
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 
 class Task:
@@ -198,6 +200,20 @@ def test_no_more_is_planned_for_than_the_model_takes(trace: Path) -> None:
     assert short.skipped == plan_load.MOST_REQUESTS - len(short.requests) > 0
 
 
+def test_a_short_trace_begins_again_so_that_a_run_is_long_enough(trace: Path) -> None:
+    made = load_of(LoadAsked(trace=trace, requests=20, tbt_slo_ms=60.0), MAX_TOKENS)
+    assert made.rate_qps == pytest.approx(2.0)
+    run = made.at(20.0)
+    assert run[-1].arrival_s == pytest.approx(30.0, rel=0.01)
+    assert [r.prompt_tokens for r in run[40:80]] == [r.prompt_tokens for r in run[:40]]
+    assert all(after.arrival_s > before.arrival_s for before, after in pairwise(run))
+    prefixed = [SimulatedRequest(float(i), 2000, 10, prefix=(0, 1 + i)) for i in range(3)]
+    again = plan_load.repeated(prefixed, 8)
+    assert len(again) == 8
+    assert len({r.prefix for r in again}) == 8
+    assert len({r.prefix[0] for r in again}) == 3
+
+
 @pytest.mark.parametrize(("name", "tokens"), [("llama2-70b", 4096), ("Qwen/Qwen3-8B", 40960)])
 def test_a_model_says_what_it_takes(name: str, tokens: int) -> None:
     assert max_tokens_of(name) == tokens
@@ -220,7 +236,6 @@ def test_classes_set_slos_by_the_kind_of_request(tmp_path: Path) -> None:
 def test_each_class_has_to_be_kept(load: Load) -> None:
     """Many who are kept do not make up for a few who are not."""
     from vllm_sarathi.simulation.simulator import RequestLog
-    from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
     few = SimulatedRequest(0.0, 10, 2, ttft_slo_ms=100.0, kind="few")
     many = SimulatedRequest(0.0, 10, 2, ttft_slo_ms=100.0, kind="many")

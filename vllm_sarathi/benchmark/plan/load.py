@@ -208,7 +208,7 @@ def _sent(asked: LoadAsked, max_tokens: int) -> tuple[list[SimulatedRequest], in
         read = read_trace(asked.trace, asked.trace_format, max_tokens, asked.too_long, asked.time_scale)
         if len(read.requests) < 2:
             raise ConfigError(f"--trace {asked.trace}: holds fewer than two requests.")
-        return list(read.requests[:most]), read.skipped
+        return repeated(read.requests, most), read.skipped
     check_no_trace(asked.trace_format, asked.time_scale)
     every = synthetic(asked.workload, 1.0, most, 0, asked.arrivals)
     if asked.too_long == "refuse":
@@ -219,6 +219,23 @@ def _sent(asked: LoadAsked, max_tokens: int) -> tuple[list[SimulatedRequest], in
             f"--workload {asked.workload}: no two requests fit into the model's {max_tokens} tokens."
         )
     return sent, len(every) - len(sent)
+
+
+def repeated(requests: Sequence[SimulatedRequest], count: int) -> list[SimulatedRequest]:
+    """Return a number of requests of a trace, which begins again where it ends.
+
+    A short one would be a burst. What comes again shares no prefixes with what came before, which it would all find
+    cached.
+    """
+    span_s = requests[-1].arrival_s - requests[0].arrival_s
+    period_s = span_s * len(requests) / (len(requests) - 1)
+    names = 1 + max((piece for request in requests for piece in request.prefix), default=0)
+    turns = range(-(-count // len(requests)))
+    return [
+        replace(r, arrival_s=r.arrival_s + turn * period_s, prefix=tuple(p + turn * names for p in r.prefix))
+        for turn in turns
+        for r in requests
+    ][:count]
 
 
 Settings = tuple[tuple[str, Any], ...]
