@@ -200,6 +200,17 @@ def test_no_more_is_planned_for_than_the_model_takes(trace: Path) -> None:
     assert short.skipped == plan_load.MOST_REQUESTS - len(short.requests) > 0
 
 
+def test_a_trace_that_comes_at_once_needs_a_rate(trace: Path) -> None:
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "3,500,10\n" * 4)
+    asked = LoadAsked(trace=trace, requests=20, tbt_slo_ms=60.0)
+    with pytest.raises(
+        ConfigError, match=r"--rate: is missing; the requests of --trace \S+ arrive all at once"
+    ):
+        load_of(asked, MAX_TOKENS)
+    run = load_of(replace(asked, rate_qps=4.0), MAX_TOKENS).at(4.0)
+    assert run[-1].arrival_s == pytest.approx(30.0, rel=0.01)
+
+
 def test_a_short_trace_begins_again_so_that_a_run_is_long_enough(trace: Path) -> None:
     made = load_of(LoadAsked(trace=trace, requests=20, tbt_slo_ms=60.0), MAX_TOKENS)
     assert made.rate_qps == pytest.approx(2.0)

@@ -193,16 +193,18 @@ def capacity_rows(tasks: Sequence[Sequence[Task]], run_all: Any) -> list[dict[st
     return rows
 
 
-def rate_of(requests: Sequence[SimulatedRequest]) -> float:
-    """Return how many requests arrive per second; 1 where all come at once."""
+def rate_of(requests: Sequence[SimulatedRequest]) -> float | None:
+    """Return how many requests arrive per second; None where all come at once."""
     span_s = requests[-1].arrival_s - requests[0].arrival_s
-    return (len(requests) - 1) / span_s if span_s > 0 else 1.0
+    return (len(requests) - 1) / span_s if span_s > 0 else None
+
+
+AT_ONCE = "all requests at once"
+"""What a title says in place of a rate where there is none."""
 
 
 def simulate_row(rate_qps: float | None, task: Task) -> dict[str, Any]:
     """Return the figures of one run at a rate; a trace without a rate is played as it is."""
-    if rate_qps is None:
-        rate_qps = rate_of(task.workload.window(task.seed))
     outcome = simulate_task(task, rate_qps, to_the_end=True)
     assert outcome is not None
     return {
@@ -210,7 +212,7 @@ def simulate_row(rate_qps: float | None, task: Task) -> dict[str, Any]:
         "workload": task.workload.name,
         "tbt_slo_ms": task.criterion.tbt_slo_ms,
         **scheduler_fields(task.scheduler),
-        "rate_qps": rate_qps,
+        "rate_qps": rate_of(task.workload.window(task.seed)) if rate_qps is None else rate_qps,
         "seed": task.seed,
         "source": task.place.source.kind,
         "disturbance": task.disturbance.text,
@@ -233,9 +235,10 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 def simulate_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return the rows of `simulate` as a table."""
-    rates = sorted({f"{row['rate_qps']:.3g}" for row in rows}, key=float)
+    rates = sorted({f"{row['rate_qps']:.3g}" for row in rows if row["rate_qps"] is not None}, key=float)
     spread = " to ".join(rates[:: max(1, len(rates) - 1)])
-    table = Table(title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {spread} requests/s")
+    said = f"{spread} requests/s" if spread else AT_ONCE
+    table = Table(title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {said}")
     seeds, with_slos = len({row["seed"] for row in rows}) > 1, any(row["goodput"] is not None for row in rows)
     table.add_column("scheduler", no_wrap=True)
     columns = ["gap P50 ms", "P90", "P99", "max", "TTFT mean ms", "P90", "tokens/s"]

@@ -186,6 +186,8 @@ def load_of(asked: LoadAsked, max_tokens: int) -> Load:
     settings, with_slos = _with_slos(asked, sent)
     name = asked.workload if asked.trace is None else asked.trace.name
     rate_qps = asked.rate_qps or rate_of(sent)
+    if rate_qps is None:
+        raise ConfigError(f"--rate: is missing; the requests of --trace {asked.trace} arrive all at once.")
     count = min(len(sent), asked.requests)
     check_span(rate_qps, count, (count - 1) / rate_qps)
     return Load(
