@@ -166,8 +166,8 @@ def test_the_command_of_a_plan_parses(serve_parser: Any, scheduler: str, tmp_pat
     classes = tmp_path / "classes.yaml"
     classes.write_text("classes: {chat: {ttft_slo_ms: 500, tbt_slo_ms: 50}}\n")
     candidate = Candidate("Qwen/Qwen3-30B-A3B", "h100", 2, 2, True, "fp8", scheduler)
-    plain = load_of(LoadAsked(requests=20, rate_qps=1.0, tbt_slo_ms=37.5, ttft_slo_ms=2000.0))
-    by_class = load_of(LoadAsked(requests=20, rate_qps=1.0, slo_classes=classes))
+    plain = load_of(LoadAsked(requests=20, rate_qps=1.0, tbt_slo_ms=37.5, ttft_slo_ms=2000.0), 32768)
+    by_class = load_of(LoadAsked(requests=20, rate_qps=1.0, slo_classes=classes), 32768)
     for load, file in ((plain, None), (by_class, classes)):
         parse_serve(serve_parser, serve_words(candidate, load, file))
 

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from vllm_sarathi.benchmark.plan.search import Board, Candidate, Verdict, candid
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import CONFIG_KEY, ConfigError, config_from_additional
 from vllm_sarathi.engine.vllm.internals import engine_args_class
+from vllm_sarathi.simulation.deployment import max_tokens_of
 from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.fleet.group import Here
 from vllm_sarathi.simulation.models import CHECKPOINTS, MODELS
+from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 
 class Task:
@@ -50,12 +53,13 @@ class Inline:
 
 
 ASKED = LoadAsked("uniform", 40, rate_qps=8.0, tbt_slo_ms=60.0, ttft_slo_ms=3000.0)
+MAX_TOKENS = 32768
 PRICES = {"a100": 1.8, "h100": 3.0, "l4": 0.8}
 
 
 @pytest.fixture(scope="module")
 def load() -> Load:
-    return load_of(ASKED)
+    return load_of(ASKED, MAX_TOKENS)
 
 
 @pytest.mark.parametrize("answer", [1, 2, 7, 8, 31])
@@ -160,12 +164,70 @@ def test_a_bound_refuses_only_what_cannot_be(load: Load) -> None:
     held = bound("falcon-180b/a100:tp1", load)
     assert held.kind == "memory"
     assert "GB of weights" in held.refused
-    slow = bound("mistral-7b/a100:tp1", load_of(LoadAsked("uniform", 40, rate_qps=1.0, tbt_slo_ms=2.0)))
+    slow = bound(
+        "mistral-7b/a100:tp1", load_of(LoadAsked("uniform", 40, rate_qps=1.0, tbt_slo_ms=2.0), MAX_TOKENS)
+    )
     assert slow.kind == "slo"
     assert "ms between its tokens, more than 2" in slow.refused
-    late = bound("mistral-7b/a100:tp1", load_of(LoadAsked("uniform", 40, rate_qps=1.0, ttft_slo_ms=20.0)))
+    late = bound(
+        "mistral-7b/a100:tp1", load_of(LoadAsked("uniform", 40, rate_qps=1.0, ttft_slo_ms=20.0), MAX_TOKENS)
+    )
     assert late.kind == "slo"
     assert "has its first token after" in late.refused
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """One of 40 requests in 20 s, every tenth of which has a long prompt."""
+    path = tmp_path / "trace.csv"
+    lines = [f"{0.5 * i},{7000 if i % 10 == 9 else 500 + i},20" for i in range(40)]
+    path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *lines]))
+    return path
+
+
+def test_no_more_is_planned_for_than_the_model_takes(trace: Path) -> None:
+    asked = LoadAsked(trace=trace, requests=20, tbt_slo_ms=60.0)
+    with pytest.raises(
+        ConfigError, match=r"7000 \+ 20 tokens are more than the model's 4096; --too-long skip"
+    ):
+        load_of(asked, 4096)
+    left = load_of(replace(asked, too_long="skip"), 4096)
+    assert (left.skipped, left.longest) == (4, 1024)
+    assert load_of(asked, 8192).longest == 7168
+    assert load_of(asked, 7100).longest == 7100
+    assert "7100" in plan_report.serve_words(Candidate("mistral-7b", "a100"), load_of(asked, 7100), None)
+    short = load_of(LoadAsked("arxiv", 20, too_long="skip", rate_qps=1.0, tbt_slo_ms=60.0), 4096)
+    assert short.skipped == plan_load.MOST_REQUESTS - len(short.requests) > 0
+
+
+def test_a_trace_that_comes_at_once_needs_a_rate(trace: Path) -> None:
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "3,500,10\n" * 4)
+    asked = LoadAsked(trace=trace, requests=20, tbt_slo_ms=60.0)
+    with pytest.raises(
+        ConfigError, match=r"--rate: is missing; the requests of --trace \S+ arrive all at once"
+    ):
+        load_of(asked, MAX_TOKENS)
+    run = load_of(replace(asked, rate_qps=4.0), MAX_TOKENS).at(4.0)
+    assert run[-1].arrival_s == pytest.approx(30.0, rel=0.01)
+
+
+def test_a_short_trace_begins_again_so_that_a_run_is_long_enough(trace: Path) -> None:
+    made = load_of(LoadAsked(trace=trace, requests=20, tbt_slo_ms=60.0), MAX_TOKENS)
+    assert made.rate_qps == pytest.approx(2.0)
+    run = made.at(20.0)
+    assert run[-1].arrival_s == pytest.approx(30.0, rel=0.01)
+    assert [r.prompt_tokens for r in run[40:80]] == [r.prompt_tokens for r in run[:40]]
+    assert all(after.arrival_s > before.arrival_s for before, after in pairwise(run))
+    prefixed = [SimulatedRequest(float(i), 2000, 10, prefix=(0, 1 + i)) for i in range(3)]
+    again = plan_load.repeated(prefixed, 8)
+    assert len(again) == 8
+    assert len({r.prefix for r in again}) == 8
+    assert len({r.prefix[0] for r in again}) == 3
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("llama2-70b", 4096), ("Qwen/Qwen3-8B", 40960)])
+def test_a_model_says_what_it_takes(name: str, tokens: int) -> None:
+    assert max_tokens_of(name) == tokens
 
 
 def test_classes_set_slos_by_the_kind_of_request(tmp_path: Path) -> None:
@@ -174,18 +236,17 @@ def test_classes_set_slos_by_the_kind_of_request(tmp_path: Path) -> None:
         "classes:\n  interactive: {ttft_slo_ms: 500, tbt_slo_ms: 50}\n  normal: {ttft_slo_ms: 2000}\n"
         "  batch: {batch: true}\n"
     )
-    made = load_of(LoadAsked("classes", 40, rate_qps=1.0, slo_classes=path))
+    made = load_of(LoadAsked("classes", 40, rate_qps=1.0, slo_classes=path), MAX_TOKENS)
     by_kind = {r.kind: (r.ttft_slo_ms, r.tbt_slo_ms) for r in made.requests}
     assert by_kind == {"interactive": (500, 50), "normal": (2000, None), "batch": (None, None)}
     assert dict(made.settings)["slo_classes"]["default"] == "interactive"
-    plain = load_of(LoadAsked("chat", 40, rate_qps=1.0, slo_classes=path))
+    plain = load_of(LoadAsked("chat", 40, rate_qps=1.0, slo_classes=path), MAX_TOKENS)
     assert {r.kind for r in plain.requests} == {"interactive"}
 
 
 def test_each_class_has_to_be_kept(load: Load) -> None:
     """Many who are kept do not make up for a few who are not."""
     from vllm_sarathi.simulation.simulator import RequestLog
-    from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
     few = SimulatedRequest(0.0, 10, 2, ttft_slo_ms=100.0, kind="few")
     many = SimulatedRequest(0.0, 10, 2, ttft_slo_ms=100.0, kind="many")
@@ -301,12 +362,55 @@ def quantization_methods() -> set[str]:
 
 
 def test_where_no_number_of_replicas_is_enough_the_error_says_how_many_were_tried() -> None:
-    load = load_of(LoadAsked("chat", 20, rate_qps=1e6, tbt_slo_ms=60.0))
+    load = load_of(LoadAsked("chat", 20, rate_qps=1e6, tbt_slo_ms=60.0), MAX_TOKENS)
     candidate = Candidate("mistral-7b", "a100")
     board = Board({"a100": 1.0}, [Verdict(candidate, Bound(most_qps=20.0))])
     said = r"no number of replicas up to 4,096 carries 1e\+06 requests/s; even with 244 a second on each"
     with pytest.raises(ConfigError, match=said):
         plan_report.choose(board, load)
+
+
+def test_of_those_that_hold_as_fleets_the_cheapest_are_taken(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are tried as long as one of them can be the choice or the runner-up."""
+    more = {"a": None, "b": 3, "c": 1, "d": 0, "e": 0}  # replicas beyond the share; None for never
+    tried: list[str] = []
+
+    def checked(verdict: Verdict, load: Load, unit_cost: float) -> plan_report.Checked | None:
+        tried.append(verdict.candidate.device)
+        added = more[verdict.candidate.device]
+        cost = verdict.cost + (added or 0) * unit_cost
+        return None if added is None else plan_report.Checked(verdict, 1 + added, cost, {})
+
+    monkeypatch.setattr(plan_report, "checked", checked)
+    costs = {"a": 1.0, "b": 2.0, "c": 2.5, "d": 4.0, "e": 5.0}
+    board = Board(costs, [verdict(name, cost) for name, cost in costs.items()])
+    found = plan_report.choose(board, load)
+    assert [(each.verdict.candidate.device, each.cost) for each in found] == [("d", 4.0), ("c", 5.0)]
+    assert tried == ["a", "b", "c", "d"]
+    assert board.verdicts[0].why == "router"
+    # The runner-up is another deployment, not another scheduler.
+    board.verdicts = [verdict("a", 1.0), verdict("e", 5.0), verdict("e", 6.0, "default")]
+    assert [each.verdict.candidate.scheduler for each in plan_report.choose(board, load)] == ["sarathi"]
+
+
+def test_where_no_fleet_holds_the_table_is_printed_and_replicas_are_counted(
+    here: None, prices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_report, "checked", lambda *_: None)
+    done = invoke(
+        "--model", "mistral-7b", "--prices", prices, "--rate", 2, "--workload", "uniform", "--requests", 20,
+        "--tbt-slo-ms", 60, "--most-devices", 1, "--schedulers", "sarathi", "--devices", "a100",
+        "--json", tmp_path / "rows.json",
+    )  # fmt: skip
+    assert done.exit_code == 1
+    [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert row["state"] == "router"
+    said = " ".join(done.output.split())
+    assert "1 candidates" in said
+    assert f"one of {row['replicas']} replicas of mistral-7b/a100:tp1 should by the share of one" in said
+    assert f"even {row['replicas'] + plan_report.MORE_REPLICAS} are not enough" in said
 
 
 COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
@@ -337,10 +441,18 @@ COMMON = ["--model", "mistral-7b", "--rate", 1, "--tbt-slo-ms", 60]
             "--precisions nvfp4: Qwen/Qwen3-32B-FP8 is quantized already",
         ),
         (
-            ["--model", "falcon-180b", *COMMON[2:], "--most-devices", 1],
+            ["--model", "falcon-180b", *COMMON[2:], "--too-long", "skip", "--most-devices", 1],
             "the model fits on none of the candidates; falcon-180b/",
         ),
-        (["--model", "falcon-180b", *COMMON[2:], "--most-devices", 1], "GB of weights"),
+        (
+            ["--model", "falcon-180b", *COMMON[2:], "--too-long", "skip", "--most-devices", 1],
+            "GB of weights",
+        ),
+        (
+            ["--model", "llama2-70b", *COMMON[2:], "--workload", "arxiv"],
+            "of 6000 requests are longer than the model's 4096 tokens",
+        ),
+        ([*COMMON, "--too-long", "cut"], "--too-long 'cut': unknown; valid: refuse, skip"),
         (
             [*COMMON[:4], "--tbt-slo-ms", 1, "--most-devices", 1],
             "no deployment can meet the SLOs; the nearest",

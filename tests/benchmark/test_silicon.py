@@ -173,7 +173,7 @@ def test_the_command_writes_the_schema(tmp_path: Path) -> None:
     first, second = written["rows"]
     assert set(written) == {"schema", "rows"}
     assert set(first) == set(second) == {
-        "id", "model", "system", "precision", "tp", "concurrency", "isl", "osl", "tpot_ms", "silicon_tpot_ms",
+        "id", "fitted", "model", "system", "precision", "tp", "concurrency", "isl", "osl", "tpot_ms", "silicon_tpot_ms",
         "ttft_ms", "silicon_ttft_ms", "source", "left_out",
     }  # fmt: skip
     assert first["id"] == short.name
@@ -182,6 +182,20 @@ def test_the_command_writes_the_schema(tmp_path: Path) -> None:
     assert second["tpot_ms"] is None
     assert "on other devices" in second["left_out"]
     assert "left out" in result.output
+
+
+def test_a_row_is_judged_once_and_apart_from_those_that_were_fitted(tmp_path: Path) -> None:
+    judging, fitted = (next(row for row in SAMPLE if row.judging is yes) for yes in (True, False))
+    (tmp_path / "ids").write_text(f"{judging.name}\n{fitted.name}\n{judging.name}\n")
+    asked = silicon.asked_rows(SAMPLE, tmp_path / "ids", False)
+    assert asked == [judging, fitted]
+    times = {"tpot_ms": 10.0, "ttft_ms": 100.0, "source": "measured"}
+    alike = [replace(row, model="m", system="s", precision="", tensor_parallel=1) for row in asked]
+    rows = silicon.judge(alike, {}, lambda _, tasks: [[times] * len(task) for task in tasks])
+    assert [row["fitted"] for row in rows] == [False, True]
+    names = list(silicon.silicon_table(rows).columns[0].cells)
+    assert sorted(map(str, names)) == ["m", "m, fitted"]
+    assert [line.partition(":")[0] for line in silicon.summary_lines(rows)] == ["1 rows", "1 rows, fitted"]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,22 @@ def test_simulate_writes_a_row_for_each_scheduler_and_seed(here: dict[str, Any],
     assert "default@512" in done.output
 
 
+def test_a_trace_that_comes_at_once_has_no_rate(here: dict[str, Any], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "3,500,10\n" * 4)
+    arguments = [*PLACE, "--trace", trace, "--json", tmp_path / "rows.json"]
+    for command in (["simulate", "--schedulers", "default"], ["fleet", "--scheduler", "default"]):
+        done = invoke(*command, *arguments)
+        assert "all requests at once" in " ".join(done.output.split()), done.output
+        row = json.loads((tmp_path / "rows.json").read_text())["rows"][0]
+        assert row["rate_qps"] is None
+    done = invoke("simulate", "--schedulers", "default", *arguments, "--rate", 2)
+    assert "2 requests/s" in done.output
+    assert (
+        json.loads((tmp_path / "rows.json").read_text())["rows"][0]["ttft_ms"]["p99"] < row["ttft_ms"]["p99"]
+    )
+
+
 def test_a_trace_is_played_as_it_is_or_faster(here: dict[str, Any], tmp_path: Path) -> None:
     trace = tmp_path / "azure.csv"
     trace.write_text(

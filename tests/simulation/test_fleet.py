@@ -126,6 +126,23 @@ def test_a_router_that_looks_balances_what_waits() -> None:
     assert len(blind.ended) == 2
 
 
+@pytest.mark.parametrize("name", ["least-tokens", "prefix-affinity", "first-token"])
+def test_of_equals_the_one_that_was_chosen_longest_ago_is_next(name: str) -> None:
+    choosing, request = router(name, KV_TOKENS), SimulatedRequest(0.0, 100, 10)
+    chosen: list[int] = []
+    for _ in range(8):
+        reading = chosen[-2:]  # are busy with their prompts: the number of equals changes
+        answers = [Answer(i, 100 * (i in reading), 0.1 * (i in reading), True) for i in range(8)]
+        chosen.append(choosing.choose(request, answers))
+    assert chosen == list(range(8))
+    # It is so of those that are left, too.
+    assert [choosing.choose(request, [Answer(i, 0, 0.0, True) for i in (3, 5, 7)]) for _ in range(3)] == [
+        0,
+        1,
+        2,
+    ]
+
+
 def test_a_router_that_asks_has_the_answer_of_a_live_engine() -> None:
     """Where two replicas wait alike, the one with more decodes beside its prompts is the slower."""
     answers = [Answer(0, 500, 0.9, False), Answer(1, 900, 0.4, True), Answer(2, 100, 0.5, True)]

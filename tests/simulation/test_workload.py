@@ -1,5 +1,6 @@
 """Workloads: their published statistics, their seeds, their arrivals; traces and what is wrong with them."""
 
+import gzip
 import json
 import re
 import time
@@ -138,7 +139,7 @@ def test_a_trace_at_another_rate_keeps_its_rhythm() -> None:
     requests = [SimulatedRequest(t, 1, 1) for t in (10.0, 11.0, 14.0)]
     assert [r.arrival_s for r in at_rate(requests, 2.0)] == pytest.approx([0.0, 0.25, 1.0])
     together = [SimulatedRequest(3.0, 1, 1)] * 2
-    assert [r.arrival_s for r in at_rate(together, 2.0)] == [0.0, 0.0]
+    assert [r.arrival_s for r in at_rate(together, 2.0)] == [0.0, 0.5]
 
 
 @pytest.mark.parametrize("arrivals", ["poisson", "gamma", "fixed"])
@@ -252,6 +253,11 @@ OWN = "arrival_s,prompt_tokens,output_tokens\n"
             "t.csv, row 3: arrives 1.5e+12 s after the first; at most 1e+09 s can be simulated",
         ),
         (OWN + "0,1\n", "t.csv, row 2: output_tokens None is not a number"),
+        (OWN + "0,1,1\n0,1,500,5\n", "t.csv, row 3: has 4 cells, more than the 3 columns"),
+        (
+            "arrival_s,prompt_tokens,output_tokens,prompt_tokens\n0,1,1,2\n",
+            "t.csv: has 2 columns 'prompt_tokens'",
+        ),
         (OWN + "0,1,1\n1,4000,97\n", "t.csv, row 3: 4000 + 97 tokens are more than the model's 4096"),
     ],
 )
@@ -311,6 +317,9 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_trace(tmp_path / "binary.csv", "csv", 4096)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress((OWN + "0,1,1\n").encode()))
+    with pytest.raises(ConfigError, match=r"--trace \S+t.csv.gz: is a compressed file, which is not read"):
+        read_trace(tmp_path / "t.csv.gz", "csv", 4096)
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,11 @@ def announced_workload(asked: "Asked", console: Console) -> Any:
     carried, skipped = workload_of(asked)
     for line in asked.place.source.lines:
         console.print(line, soft_wrap=True)
+    say_skipped(skipped, console)
+    return carried
+
+
+def say_skipped(skipped: int, console: Console) -> None:
+    """Print how many requests are left out."""
     if skipped:
         console.print(f"{skipped} requests are longer than the model's context and left out")
-    return carried

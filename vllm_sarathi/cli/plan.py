@@ -16,10 +16,12 @@ from vllm_sarathi.cli.options import (
     ScaleOption,
     SchedulersOption,
     SloOption,
+    TooLongOption,
     TraceOption,
     WorkloadOption,
     can_be_written,
     read_names,
+    say_skipped,
 )
 
 ModelOption = Annotated[str, typer.Option(help="OWNER/MODEL, a short name, or a folder with a config.json.")]
@@ -69,6 +71,7 @@ def plan(
     arrivals: ArrivalsOption = "poisson",
     trace: TraceOption = None,
     trace_format: FormatOption = "csv",
+    too_long: TooLongOption = "refuse",
     time_scale: ScaleOption = 1.0,
     exhaustive: ExhaustiveOption = False,
     ray_serve: RayServeOption = None,
@@ -81,26 +84,32 @@ def plan(
     from vllm_sarathi.benchmark.plan import search as benchmark
     from vllm_sarathi.benchmark.plan.load import LoadAsked, load_of
     from vllm_sarathi.benchmark.plan.prices import read_prices
-    from vllm_sarathi.core.config import check_int
+    from vllm_sarathi.core.config import ConfigError, check_int
+    from vllm_sarathi.simulation.deployment import max_tokens_of
 
     check_int("most_devices", most_devices, minimum=1)
     asked = LoadAsked(
-        workload, requests, arrivals, trace, trace_format, time_scale, rate, tbt_slo_ms, ttft_slo_ms, slo_classes,
-        attainment,
+        workload, requests, arrivals, trace, trace_format, time_scale, too_long, rate, tbt_slo_ms, ttft_slo_ms,
+        slo_classes, attainment,
     )  # fmt: skip
-    load, listed, names = load_of(asked), read_prices(prices), read_names(schedulers)
-    benchmark.check_candidates(names, load)
-    cost = listed.of(None if devices is None else read_names(devices))
+    listed, names = read_prices(prices), read_names(schedulers)
     weights = benchmark.read_precisions(read_names(precisions))
     experts = benchmark.has_experts(model, weights)
+    load = load_of(asked, max_tokens_of(model))
+    benchmark.check_candidates(names, load)
+    cost = listed.of(None if devices is None else read_names(devices))
     candidates = benchmark.candidates_of(model, cost, names, most_devices, weights, experts, skew)
     console = Console()
     console.print(f"{len(candidates)} candidates, at the prices of {prices}", soft_wrap=True)
+    say_skipped(load.skipped, console)
     with farm.open_workers(len(candidates), ray) as workers:
         board = _search(candidates, load, cost, workers, exhaustive, console)
     found = report.choose(board, load)
     rows = report.rows_of(board, load, listed, found)
     console.print(report.plan_table(rows, listed.currency))
+    if not found:
+        results.write_rows(rows, json, margin=None)
+        raise ConfigError(report.unheld_said(board))
     lines = [*report.source_lines(board), *report.lines_of(found, load, listed.currency, slo_classes)]
     if ray_serve is not None:
         report.write_ray_serve(found[0].verdict.candidate, load, found[0].replicas, ray_serve)

@@ -50,7 +50,7 @@ def simulate(
     console = Console()
     carried = announced_workload(asked, console)
     if save_trace is not None:
-        write_trace(carried.at(rate, 0) if rate else carried.window(0), save_trace)
+        write_trace(carried.at(rate, 0), save_trace)
     run_all = functools.partial(farm.run_all, console=console, ray=ray)
     rows = benchmark.simulate_rows(asked, carried, rate, run_all)
     console.print(benchmark.simulate_table(rows))

@@ -208,6 +208,20 @@ def limits_of(model_name: str) -> Limits:
     return Limits.of(_described_shape(model_name)) if hub_name is None else _known_limits(hub_name)
 
 
+def max_tokens_of(model_name: str) -> int:
+    """Return the longest request that a model takes by itself, prompt and answer, tokens.
+
+    Raises:
+        ConfigError: as for `limits_of`.
+    """
+    hub_name = known_models().get(model_name.lower())
+    return (
+        _described_shape(model_name).max_position
+        if hub_name is None
+        else int(read_config(hub_name)["context"])
+    )
+
+
 def _known_limits(hub_name: str) -> Limits:
     """Return those of a model that aiconfigurator-core knows."""
     config = read_config(hub_name)

@@ -32,6 +32,9 @@ DEFAULT_FORMAT = "csv"
 
 TOO_LONG = ("refuse", "skip")
 
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
+"""How files of gzip, bzip2, xz, zstd and zip begin."""
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -125,7 +128,12 @@ def write_trace(requests: Iterable[SimulatedRequest], path: Path) -> None:
 def _rows(path: Path, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the rows of a file with their number, as an editor counts lines."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        if content.startswith(COMPRESSED):
+            raise ConfigError(
+                f"--trace {path}: is a compressed file, which is not read; decompress it first."
+            )
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--trace {path}: cannot be read ({error}).") from error
     if kind == "mooncake" or path.suffix in (".jsonl", ".ndjson"):
@@ -142,8 +150,18 @@ def _rows(path: Path, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield number, values
         return
     reader = csv.DictReader(text.splitlines())
-    _check_columns(reader.fieldnames or (), kind, str(path))
+    columns = reader.fieldnames or ()
+    _check_columns(columns, kind, str(path))
+    for column in FORMATS[kind]:
+        if columns.count(column) > 1:
+            raise ConfigError(f"{path}: has {columns.count(column)} columns {column!r}; leave one of them.")
     for values in reader:
+        if None in values:  # where DictReader has cells beyond the header's
+            cells = len(columns) + len(values[None])
+            raise ConfigError(
+                f"{path}, row {reader.line_num}: has {cells} cells, more than the {len(columns)} columns; a number "
+                "has no comma in it."
+            )
         yield reader.line_num, values
 
 

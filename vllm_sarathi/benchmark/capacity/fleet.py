@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from vllm_sarathi.benchmark.capacity.search import RequestSource, scheduler_fields
-from vllm_sarathi.benchmark.capacity.simulated import Asked, scheduler_of
+from vllm_sarathi.benchmark.capacity.simulated import AT_ONCE, Asked, scheduler_of
 from vllm_sarathi.benchmark.common.lines import open_lines
 from vllm_sarathi.core.config import STOCK_SCHEDULER, ConfigError, check_choice, check_int
 from vllm_sarathi.core.spec import SchedulerSpec
@@ -185,7 +185,7 @@ def requests_of(
     asked: Asked, fleet: FleetAsked, workload: RequestSource, rate_qps: float | None
 ) -> list[SimulatedRequest]:
     """Return what is sent, with the SLOs that a report is by."""
-    sent = workload.at(rate_qps, 0) if rate_qps is not None else list(workload.window(0))
+    sent = workload.at(rate_qps, 0)
     if fleet.ttft_slo_ms is None:
         return sent
     return [
@@ -211,7 +211,7 @@ def imbalance(tallies: Sequence[Tally]) -> float | None:
 def rows_of(
     asked: Asked,
     fleet: FleetAsked,
-    rates_qps: tuple[float | None, float],
+    rates_qps: tuple[float | None, float | None],
     spec: FleetSpec,
     result: Result,
 ) -> list[Row]:
@@ -219,7 +219,7 @@ def rows_of(
 
     Args:
         asked, fleet: what was asked for.
-        rates_qps: requests per second that were asked for (None for a trace's own), and that came.
+        rates_qps: requests per second that were asked for (None for a trace's own), and that came (None: all at once).
         spec, result: of the run.
     """
     common = {
@@ -271,8 +271,12 @@ def fleet_table(rows: Sequence[Row]) -> Table:
     """Return the rows as a table."""
     first = rows[0]
     asked_qps, drawn_qps = first["asked_qps"], first["rate_qps"]
-    rate = f"{drawn_qps:.4g}" if asked_qps is None else f"{asked_qps:.4g} (as drawn {drawn_qps:.4g})"
-    title = f"{first['deployment']}, {first['workload']}, {rate} requests/s, {first['router']}"
+    if drawn_qps is None:
+        rate = AT_ONCE
+    else:
+        rate = f"{drawn_qps:.4g}" if asked_qps is None else f"{asked_qps:.4g} (as drawn {drawn_qps:.4g})"
+        rate += " requests/s"
+    title = f"{first['deployment']}, {first['workload']}, {rate}, {first['router']}"
     table = Table(title=f"{title}, {scheduler_of(first)}")
     table.add_column("", no_wrap=True)
     names = ["requests", "gap P50 ms", "P99", "gaps in time", "TTFT P50 ms", "P99", "tokens/s"]

@@ -126,8 +126,11 @@ class RequestSource:
         first = seed * self.requests % max(1, len(self.trace) - self.requests + 1)
         return self.trace[first : first + self.requests]
 
-    def at(self, rate_qps: float, seed: int) -> list[SimulatedRequest]:
-        """Return the requests of a seed at a rate."""
+    def at(self, rate_qps: float | None, seed: int) -> list[SimulatedRequest]:
+        """Return the requests of a seed at a rate; None is a trace's own."""
+        if rate_qps is None:
+            start_s = self.window(seed)[0].arrival_s
+            return [replace(r, arrival_s=r.arrival_s - start_s) for r in self.window(seed)]
         if self.trace:
             return at_rate(self.window(seed), rate_qps)
         made = synthetic(self.name, rate_qps, self.requests, seed, self.arrivals)
@@ -184,7 +187,7 @@ class Found:
     runs: int = 0
 
 
-def simulate_task(task: Task, rate_qps: float, to_the_end: bool = False) -> Outcome | None:
+def simulate_task(task: Task, rate_qps: float | None, to_the_end: bool = False) -> Outcome | None:
     """Run a task's workload at a rate; return None where it was given up as hopeless."""
     place = task.place
     requests = task.workload.at(rate_qps, task.seed)

@@ -109,6 +109,20 @@ def check_asked(asked: Asked) -> None:
     check_choice("too_long", asked.too_long, TOO_LONG)
 
 
+def check_fit(workload: str, requests: Sequence[SimulatedRequest], max_tokens: int) -> None:
+    """Refuse a synthetic workload with requests that are longer than the model's context.
+
+    Raises:
+        ConfigError: there are such.
+    """
+    lengths = [request.prompt_tokens + request.output_tokens for request in requests]
+    if longer := sum(each > max_tokens for each in lengths):
+        raise ConfigError(
+            f"--workload {workload}: {longer} of {len(lengths)} requests are longer than the model's {max_tokens} "
+            f"tokens, the longest has {max(lengths)}; --too-long skip leaves such requests out."
+        )
+
+
 def workload_of(asked: Asked) -> tuple[RequestSource, int]:
     """Return the workload, and how many requests were too long for the model and left out.
 
@@ -124,12 +138,8 @@ def workload_of(asked: Asked) -> tuple[RequestSource, int]:
     fitting = replace(whole, max_tokens=longest)
     sent = [(whole.at(1.0, seed), fitting.at(1.0, seed)) for seed in range(asked.seeds)]
     skipped = sum(len(every) - len(kept) for every, kept in sent)
-    if skipped and asked.too_long == "refuse":
-        most = max(r.prompt_tokens + r.output_tokens for every, _ in sent for r in every)
-        raise ConfigError(
-            f"--workload {asked.workload}: {skipped} of {asked.requests * asked.seeds} requests are longer than the "
-            f"model's {longest} tokens, the longest has {most}; --too-long skip leaves such requests out."
-        )
+    if asked.too_long == "refuse":
+        check_fit(asked.workload, [request for every, _ in sent for request in every], longest)
     if any(len(kept) < 2 for _, kept in sent):
         raise ConfigError(
             f"--workload {asked.workload}: no two requests fit into the model's {longest} tokens."
@@ -183,16 +193,18 @@ def capacity_rows(tasks: Sequence[Sequence[Task]], run_all: Any) -> list[dict[st
     return rows
 
 
-def rate_of(requests: Sequence[SimulatedRequest]) -> float:
-    """Return how many requests arrive per second; 1 where all come at once."""
+def rate_of(requests: Sequence[SimulatedRequest]) -> float | None:
+    """Return how many requests arrive per second; None where all come at once."""
     span_s = requests[-1].arrival_s - requests[0].arrival_s
-    return (len(requests) - 1) / span_s if span_s > 0 else 1.0
+    return (len(requests) - 1) / span_s if span_s > 0 else None
+
+
+AT_ONCE = "all requests at once"
+"""What a title says in place of a rate where there is none."""
 
 
 def simulate_row(rate_qps: float | None, task: Task) -> dict[str, Any]:
     """Return the figures of one run at a rate; a trace without a rate is played as it is."""
-    if rate_qps is None:
-        rate_qps = rate_of(task.workload.window(task.seed))
     outcome = simulate_task(task, rate_qps, to_the_end=True)
     assert outcome is not None
     return {
@@ -200,7 +212,7 @@ def simulate_row(rate_qps: float | None, task: Task) -> dict[str, Any]:
         "workload": task.workload.name,
         "tbt_slo_ms": task.criterion.tbt_slo_ms,
         **scheduler_fields(task.scheduler),
-        "rate_qps": rate_qps,
+        "rate_qps": rate_of(task.workload.window(task.seed)) if rate_qps is None else rate_qps,
         "seed": task.seed,
         "source": task.place.source.kind,
         "disturbance": task.disturbance.text,
@@ -223,9 +235,10 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 def simulate_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return the rows of `simulate` as a table."""
-    rates = sorted({f"{row['rate_qps']:.3g}" for row in rows}, key=float)
+    rates = sorted({f"{row['rate_qps']:.3g}" for row in rows if row["rate_qps"] is not None}, key=float)
     spread = " to ".join(rates[:: max(1, len(rates) - 1)])
-    table = Table(title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {spread} requests/s")
+    said = f"{spread} requests/s" if spread else AT_ONCE
+    table = Table(title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {said}")
     seeds, with_slos = len({row["seed"] for row in rows}) > 1, any(row["goodput"] is not None for row in rows)
     table.add_column("scheduler", no_wrap=True)
     columns = ["gap P50 ms", "P90", "P99", "max", "TTFT mean ms", "P90", "tokens/s"]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from vllm_sarathi.benchmark.capacity.search import check_requests
-from vllm_sarathi.benchmark.capacity.simulated import rate_of
+from vllm_sarathi.benchmark.capacity.simulated import check_fit, rate_of
 from vllm_sarathi.core.classes import SloClasses, read_classes
-from vllm_sarathi.core.config import ConfigError, check_positive, nearest_hint
+from vllm_sarathi.core.config import ConfigError, check_choice, check_positive, nearest_hint
 from vllm_sarathi.simulation.outcome import meets_slos
 from vllm_sarathi.simulation.simulator import RequestLog, Simulator
-from vllm_sarathi.simulation.traces import DEFAULT_FORMAT, check_no_trace, read_trace
+from vllm_sarathi.simulation.traces import DEFAULT_FORMAT, TOO_LONG, check_no_trace, read_trace
 from vllm_sarathi.simulation.workloads.registry import synthetic
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest, at_rate, check_span
 
@@ -22,15 +22,13 @@ MAX_DELAY_S = 2.0
 """The longest median queueing delay where there is no SLO for the time to first token (the paper's criterion)."""
 
 LONGEST_STEP = 1024
-"""`--max-model-len` is a multiple of it."""
+"""`--max-model-len` is a multiple of it, or what the model takes."""
 
 LEAST_SPAN_S = 30.0
 """The least length of a run: a shorter one ends before the queue that it builds up is felt."""
 
 MOST_REQUESTS = 6000
 """Requests of a run."""
-
-NO_LIMIT_TOKENS = 10**9
 
 
 @dataclass(frozen=True)
@@ -42,24 +40,28 @@ class Load:
         requests: as many as the longest run takes; their times are stretched to its rate.
         rate_qps: requests per second, of all replicas.
         attainment: the share of each class's requests that have to meet their SLOs.
+        max_tokens: the longest request that the model takes.
         settings: those of SarathiConfig, for `sarathi`.
         least: requests of a run.
         seed: of what scatters.
+        skipped: requests that are longer than the model takes, and left out.
     """
 
     name: str
     requests: tuple[SimulatedRequest, ...]
     rate_qps: float
     attainment: float
+    max_tokens: int
     settings: tuple[tuple[str, Any], ...] = ()
     least: int = 0
     seed: int = 0
+    skipped: int = 0
 
     @property
     def longest(self) -> int:
-        """The longest request, rounded up, tokens."""
+        """The longest request, rounded up to what the model takes at most, tokens."""
         most = max(r.prompt_tokens + r.output_tokens for r in self.requests)
-        return -(-most // LONGEST_STEP) * LONGEST_STEP
+        return min(-(-most // LONGEST_STEP) * LONGEST_STEP, self.max_tokens)
 
     @property
     def share_prefixes(self) -> bool:
@@ -138,6 +140,7 @@ class LoadAsked:
         workload, arrivals: as those of `simulate`.
         requests: of a run, at the least.
         trace, trace_format, time_scale: as `read_trace` takes them.
+        too_long: what becomes of requests beyond the model's context, `refuse` or `skip`.
         rate_qps: requests per second; None for a trace's own.
         tbt_slo_ms, ttft_slo_ms: the SLOs of each request; None for none.
         slo_classes: a file with SLOs by class; None for none.
@@ -150,6 +153,7 @@ class LoadAsked:
     trace: Path | None = None
     trace_format: str = DEFAULT_FORMAT
     time_scale: float = 1.0
+    too_long: str = "refuse"
     rate_qps: float | None = None
     tbt_slo_ms: float | None = None
     ttft_slo_ms: float | None = None
@@ -157,11 +161,15 @@ class LoadAsked:
     attainment: float = 0.95
 
 
-def load_of(asked: LoadAsked) -> Load:
+def load_of(asked: LoadAsked, max_tokens: int) -> Load:
     """Return the load that was asked for.
 
+    Args:
+        asked: what was said of it.
+        max_tokens: the longest request that the model takes.
+
     Raises:
-        ConfigError: an unknown name, a value out of range, or no SLO.
+        ConfigError: an unknown name, a value out of range, no SLO, or requests that the model does not take.
     """
     check_requests(asked.requests, 20)
     for key in ("rate", "tbt_slo_ms", "ttft_slo_ms"):
@@ -174,20 +182,62 @@ def load_of(asked: LoadAsked) -> Load:
         raise ConfigError(
             "--rate: is missing; give requests per second, or a --trace, which has its own rate."
         )
-    if asked.trace is None:
-        check_no_trace(asked.trace_format, asked.time_scale)
-        sent = synthetic(asked.workload, 1.0, max(MOST_REQUESTS, asked.requests), 0, asked.arrivals)
-    else:
-        read = read_trace(asked.trace, asked.trace_format, NO_LIMIT_TOKENS, time_scale=asked.time_scale)
-        sent = list(read.requests[: max(MOST_REQUESTS, asked.requests)])
-    if len(sent) < 2:
-        raise ConfigError(f"--trace {asked.trace}: holds fewer than two requests.")
+    sent, skipped = _sent(asked, max_tokens)
     settings, with_slos = _with_slos(asked, sent)
     name = asked.workload if asked.trace is None else asked.trace.name
     rate_qps = asked.rate_qps or rate_of(sent)
+    if rate_qps is None:
+        raise ConfigError(f"--rate: is missing; the requests of --trace {asked.trace} arrive all at once.")
     count = min(len(sent), asked.requests)
     check_span(rate_qps, count, (count - 1) / rate_qps)
-    return Load(name, tuple(with_slos), rate_qps, asked.attainment, settings, asked.requests)
+    return Load(
+        name,
+        tuple(with_slos),
+        rate_qps,
+        asked.attainment,
+        max_tokens,
+        settings,
+        asked.requests,
+        skipped=skipped,
+    )
+
+
+def _sent(asked: LoadAsked, max_tokens: int) -> tuple[list[SimulatedRequest], int]:
+    """Return the requests that the longest run takes, and how many are too long for the model and left out."""
+    check_choice("too_long", asked.too_long, TOO_LONG)
+    most = max(MOST_REQUESTS, asked.requests)
+    if asked.trace is not None:
+        read = read_trace(asked.trace, asked.trace_format, max_tokens, asked.too_long, asked.time_scale)
+        if len(read.requests) < 2:
+            raise ConfigError(f"--trace {asked.trace}: holds fewer than two requests.")
+        return repeated(read.requests, most), read.skipped
+    check_no_trace(asked.trace_format, asked.time_scale)
+    every = synthetic(asked.workload, 1.0, most, 0, asked.arrivals)
+    if asked.too_long == "refuse":
+        check_fit(asked.workload, every, max_tokens)
+    sent = [r for r in every if r.prompt_tokens + r.output_tokens <= max_tokens]
+    if len(sent) < 2:
+        raise ConfigError(
+            f"--workload {asked.workload}: no two requests fit into the model's {max_tokens} tokens."
+        )
+    return sent, len(every) - len(sent)
+
+
+def repeated(requests: Sequence[SimulatedRequest], count: int) -> list[SimulatedRequest]:
+    """Return a number of requests of a trace, which begins again where it ends.
+
+    A short one would be a burst. What comes again shares no prefixes with what came before, which it would all find
+    cached.
+    """
+    span_s = requests[-1].arrival_s - requests[0].arrival_s
+    period_s = span_s * len(requests) / (len(requests) - 1)
+    names = 1 + max((piece for request in requests for piece in request.prefix), default=0)
+    turns = range(-(-count // len(requests)))
+    return [
+        replace(r, arrival_s=r.arrival_s + turn * period_s, prefix=tuple(p + turn * names for p in r.prefix))
+        for turn in turns
+        for r in requests
+    ][:count]
 
 
 Settings = tuple[tuple[str, Any], ...]

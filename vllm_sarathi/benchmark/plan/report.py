@@ -87,22 +87,36 @@ def checked(verdict: Verdict, load: Load, unit_cost: float) -> Checked | None:
 
 
 def choose(board: Board, load: Load) -> list[Checked]:
-    """Return the choice and the runner-up; one alone where no other deployment carries the load.
+    """Return the choice and the runner-up, two deployments; fewer where no other fleet carries the load.
 
     Raises:
-        ConfigError: none does; the message says what comes nearest.
+        ConfigError: no replica carries its share; the message says what comes nearest.
     """
-    ranked = board.ranked()
-    if not ranked:
+    if not board.carrying():
         raise ConfigError(nothing_said(board, load))
-    first = [checked(v, load, board.unit_cost(v.candidate)) for v in ranked[:2]]
-    found = sorted((each for each in first if each is not None), key=lambda each: each.cost)
-    if not found:
-        raise ConfigError(
-            f"plan: {ranked[0].candidate.deployment} carries its share of the load on one replica, and "
-            f"{MORE_REPLICAS} replicas more than that are not enough behind a router; a lower --attainment would help."
-        )
+    found: list[Checked] = []
+    for verdict in board.carrying():
+        if len(found) > 1 and verdict.cost >= found[1].cost:
+            break
+        if any(each.verdict.candidate.deployment == verdict.candidate.deployment for each in found):
+            continue
+        one = checked(verdict, load, board.unit_cost(verdict.candidate))
+        if one is None:
+            verdict.why = "router"
+        else:
+            found = sorted([*found, one], key=lambda each: each.cost)[:2]
     return found
+
+
+def unheld_said(board: Board) -> str:
+    """Return that no fleet carries a load, though replicas carry their shares of it, in one sentence."""
+    first = board.carrying()[0]
+    assert first.replicas is not None, "it carries its share"
+    return (
+        f"plan: no fleet keeps the SLOs behind a {ROUTER} router; one of {first.replicas} replicas of "
+        f"{first.candidate.deployment} should by the share of one, but even {first.replicas + MORE_REPLICAS} are not "
+        "enough; a lower --attainment would help, and --exhaustive tries those that were left as dearer."
+    )
 
 
 def nothing_said(board: Board, load: Load) -> str:
@@ -247,7 +261,7 @@ def rows_of(board: Board, load: Load, prices: Prices, found: Sequence[Checked]) 
             "refused": verdict.bound.refused or None,
         }
 
-    order = {"chosen": 0, "runner-up": 1, "dearer": 2, "bound": 3, "slo": 4, "memory": 5}
+    order = {"chosen": 0, "runner-up": 1, "router": 2, "dearer": 3, "bound": 4, "slo": 5, "memory": 6}
     rows = [row(verdict) for verdict in board.verdicts]
     return sorted(
         rows, key=lambda r: (order[r["state"]], r["cost_per_hour"] or r["least_cost_per_hour"] or 0.0)

@@ -216,8 +216,8 @@ class Verdict:
         least_cost: what it costs per hour at best.
         replicas: how many it takes; None where that was not found out.
         cost: of these, per hour.
-        why: why it was left: `memory`, `slo`, `bound` (its best is dearer), `dearer` (a run said so); empty where its
-            cost is known.
+        why: why it was left: `memory`, `slo`, `bound` (its best is dearer), `dearer` (a run said so), `router` (its
+            fleet does not carry what its replicas do); empty where its cost is known.
         runs: how many it took.
         place: of the candidate in the list of all: of two that cost the same, the first is taken.
     """
@@ -250,14 +250,17 @@ class Board:
         """Return what one replica costs per hour."""
         return self.prices[candidate.device] * candidate.devices
 
+    def carrying(self) -> list[Verdict]:
+        """Return the verdicts whose cost is known, the cheapest first."""
+        known = [verdict for verdict in self.verdicts if verdict.replicas is not None]
+        return sorted(known, key=lambda v: (v.cost, v.candidate.devices, v.candidate.deployment, v.place))
+
     def ranked(self) -> list[Verdict]:
         """Return the cheapest verdict of each deployment, the cheapest first."""
         best: dict[str, Verdict] = {}
-        for verdict in sorted(self.verdicts, key=lambda v: v.place):
-            name = verdict.candidate.deployment
-            if verdict.replicas is not None and (name not in best or verdict.cost < best[name].cost):
-                best[name] = verdict
-        return sorted(best.values(), key=lambda v: (v.cost, v.candidate.devices, v.candidate.deployment))
+        for verdict in self.carrying():
+            best.setdefault(verdict.candidate.deployment, verdict)
+        return list(best.values())
 
     def most_replicas(self, candidate: Candidate) -> int:
         """Return the most replicas with which a candidate could still be the choice or the runner-up."""

@@ -43,6 +43,9 @@ STEADY_REQUESTS, LONG_ANSWER = 32, 2048
 SOME_ROWS = 4
 """Rows of each group that are simulated unless all are asked for."""
 
+FITTED = ", fitted"
+"""What marks rows on which constants were fitted: their errors tell nothing of others."""
+
 CHECKPOINT = "checkpoint"
 """The precision of a row that states none."""
 
@@ -157,7 +160,7 @@ def asked_rows(rows: Sequence[SiliconRow], ids: Path | None, every: bool) -> lis
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(f"--ids {ids}: cannot be read: {why}.") from error
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not names:
         raise ConfigError(f"--ids {ids}: names no row; it has an id of the sample on each line.")
     known = {row.name: row for row in rows}
@@ -217,6 +220,7 @@ def judge(
 def _result(row: SiliconRow, found: Row) -> Row:
     return {
         "id": row.name,
+        "fitted": not row.judging,
         "model": row.model,
         "system": row.system,
         "precision": row.precision or CHECKPOINT,
@@ -245,11 +249,12 @@ def error_of(row: Row, metric: str) -> float:
 
 
 def grouped(rows: Sequence[Row]) -> list[tuple[tuple[Any, ...], list[Row]]]:
-    """Return the simulated rows by model, system, precision and parallelism, the worst TPOT first."""
+    """Return the simulated rows by model, system, precision, parallelism and use, the worst TPOT first."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["left_out"] is None:
-            groups.setdefault((row["model"], row["system"], row["precision"], row["tp"]), []).append(row)
+            shared = ("model", "system", "precision", "tp", "fitted")
+            groups.setdefault(tuple(row[key] for key in shared), []).append(row)
     return sorted(groups.items(), key=lambda item: -median_error(item[1], "tpot"))
 
 
@@ -259,7 +264,7 @@ def median_error(rows: Sequence[Row], metric: str) -> float:
 
 
 def silicon_table(rows: Sequence[Row]) -> Table:
-    """Return the errors by group, the worst first."""
+    """Return the errors by group, the worst first; rows on which constants were fitted are marked."""
     title = "simulated against measured servers: median |error|, and median error"
     shown = Table(title=title, box=None, pad_edge=False)
     shown.add_column("model", overflow="fold")
@@ -267,13 +272,14 @@ def silicon_table(rows: Sequence[Row]) -> Table:
     for name in ("rows", "TPOT", "signed", "TTFT", "signed"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("source", no_wrap=True)
-    for (model, system, precision, width), group in grouped(rows):
+    for (model, system, precision, width, fitted), group in grouped(rows):
         figures = []
         for metric in ("tpot", "ttft"):
             signed = statistics.median(error_of(row, metric) for row in group)
             figures += [f"{median_error(group, metric):.1%}", f"{signed:+.1%}"]
         where = f"{system.partition('_')[0]}:{'' if precision == CHECKPOINT else precision}tp{width}"
-        shown.add_row(model.rpartition("/")[2], where, str(len(group)), *figures, group[0]["source"])
+        name = model.rpartition("/")[2] + FITTED * fitted
+        shown.add_row(name, where, str(len(group)), *figures, group[0]["source"])
     return shown
 
 
@@ -281,9 +287,11 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
     """Return the errors over all rows, what was left out and why, and what tables were missing."""
     simulated = [row for row in rows if row["left_out"] is None]
     lines = []
-    if simulated:
-        tpot, ttft = (median_error(simulated, metric) for metric in ("tpot", "ttft"))
-        lines.append(f"{len(simulated)} rows: median |error| of TPOT {tpot:.1%}, of TTFT {ttft:.1%}")
+    for fitted in (False, True):
+        if mine := [row for row in simulated if row["fitted"] is fitted]:
+            tpot, ttft = (median_error(mine, metric) for metric in ("tpot", "ttft"))
+            said = f"{len(mine)} rows{FITTED * fitted}"
+            lines.append(f"{said}: median |error| of TPOT {tpot:.1%}, of TTFT {ttft:.1%}")
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row["left_out"] is not None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Protocol
 
 from vllm_sarathi.core.config import ConfigError, nearest_hint
@@ -40,19 +40,34 @@ class RoundRobin:
         return (self._sent - 1) % len(replicas)
 
 
+class Turns:
+    """Whose turn it is among equals, of whom there are others each time."""
+
+    def __init__(self) -> None:
+        self._chosen = 0
+        self._last: dict[int, int] = {}
+
+    def choose(self, replicas: Sequence[Answer], equal: Iterable[int]) -> int:
+        """Return the one of some places whose replica was chosen longest ago, the first of those that never were."""
+        place = min(equal, key=lambda each: self._last.get(replicas[each].replica, 0))
+        self._chosen += 1
+        self._last[replicas[place].replica] = self._chosen
+        return place
+
+
 class LeastTokens:
     """Where the fewest prompt tokens wait to be read."""
 
     looks, asks = True, False
 
     def __init__(self, kv_tokens: int) -> None:
-        self._turns = RoundRobin(kv_tokens)
+        self._turns = Turns()
 
     def choose(self, request: SimulatedRequest, replicas: Sequence[Answer]) -> int:
-        """Return the one with the fewest; of equals, one after the other."""
+        """Return the one with the fewest; of equals, the one that was chosen longest ago."""
         least = min(replica.waiting_tokens for replica in replicas)
-        equal = [place for place, replica in enumerate(replicas) if replica.waiting_tokens == least]
-        return equal[self._turns.choose(request, [replicas[place] for place in equal])]
+        equal = (place for place, replica in enumerate(replicas) if replica.waiting_tokens == least)
+        return self._turns.choose(replicas, equal)
 
 
 class PrefixAffinity:
@@ -69,14 +84,13 @@ class PrefixAffinity:
     def __init__(self, kv_tokens: int) -> None:
         self._most = max(1, kv_tokens // PREFIX_TOKENS)
         self._sent: dict[int, OrderedDict[int, None]] = {}
-        self._turns = RoundRobin(kv_tokens)
+        self._turns = Turns()
 
     def choose(self, request: SimulatedRequest, replicas: Sequence[Answer]) -> int:
-        """Return the one with the fewest; of equals, one after the other."""
+        """Return the one with the fewest; of equals, the one that was chosen longest ago."""
         to_prefill = [r.waiting_tokens - self._cached_tokens(r.replica, request) for r in replicas]
         least = min(to_prefill)
-        equal = [place for place, tokens in enumerate(to_prefill) if tokens == least]
-        place = equal[self._turns.choose(request, [replicas[each] for each in equal])]
+        place = self._turns.choose(replicas, (i for i, tokens in enumerate(to_prefill) if tokens == least))
         sent = self._sent.setdefault(replicas[place].replica, OrderedDict())
         for piece in request.prefix:
             sent[piece] = None

@@ -62,13 +62,16 @@ def check_span(rate_qps: float, count: int, span_s: float) -> None:
 def at_rate(requests: Sequence[SimulatedRequest], rate_qps: float) -> list[SimulatedRequest]:
     """Return the same requests with their arrival times stretched so that they come at a mean rate.
 
+    Those that all come at once have no rhythm: they come one by one, evenly.
+
     Raises:
         ConfigError: a rate that is too low, as for `check_span`.
     """
-    span_s = requests[-1].arrival_s - requests[0].arrival_s
-    check_span(rate_qps, len(requests), (len(requests) - 1) / rate_qps if span_s > 0 else 0.0)
-    factor = (len(requests) - 1) / rate_qps / span_s if span_s > 0 else 1.0
-    start_s = requests[0].arrival_s
+    start_s, span_s = requests[0].arrival_s, requests[-1].arrival_s - requests[0].arrival_s
+    check_span(rate_qps, len(requests), (len(requests) - 1) / rate_qps)
+    if not span_s:
+        return [replace(r, arrival_s=place / rate_qps) for place, r in enumerate(requests)]
+    factor = (len(requests) - 1) / rate_qps / span_s
     return [replace(r, arrival_s=(r.arrival_s - start_s) * factor) for r in requests]
 
 
