@@ -23,9 +23,9 @@ from vllm_sarathi.benchmark.plan.search import Board, Candidate, Verdict, candid
 from vllm_sarathi.cli import app
 from vllm_sarathi.core.config import CONFIG_KEY, ConfigError, config_from_additional
 from vllm_sarathi.engine.vllm.internals import engine_args_class
-from vllm_sarathi.simulation.deployment import max_tokens_of
 from vllm_sarathi.simulation.devices.roofline import DEVICES
 from vllm_sarathi.simulation.fleet.group import Here
+from vllm_sarathi.simulation.model_limits import max_tokens_of
 from vllm_sarathi.simulation.models import CHECKPOINTS, MODELS
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 

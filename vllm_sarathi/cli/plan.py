@@ -85,7 +85,7 @@ def plan(
     from vllm_sarathi.benchmark.plan.load import LoadAsked, load_of
     from vllm_sarathi.benchmark.plan.prices import read_prices
     from vllm_sarathi.core.config import ConfigError, check_int
-    from vllm_sarathi.simulation.deployment import max_tokens_of
+    from vllm_sarathi.simulation.model_limits import max_tokens_of
 
     check_int("most_devices", most_devices, minimum=1)
     asked = LoadAsked(

@@ -1,6 +1,5 @@
 """Deployments and schedulers by name, and a scheduler built for a deployment."""
 
-import contextlib
 import copy
 import functools
 import os
@@ -23,33 +22,30 @@ from vllm_sarathi.core.config import (
 from vllm_sarathi.core.spec import SchedulerSpec
 from vllm_sarathi.engine.offline import build_scheduler, config_folder, engine_config
 from vllm_sarathi.simulation.calibrated import Ratios, StepModel, calibrated_model, normal_ratios
-from vllm_sarathi.simulation.config_reader import INNER, listed
+from vllm_sarathi.simulation.config_reader import listed
 from vllm_sarathi.simulation.devices.measured import kernels
 from vllm_sarathi.simulation.devices.package import (
-    BLOCK_FP8,
     MACHINE_DEVICES,
     PACKAGE,
     NotMeasured,
     Spread,
     known_models,
     model_config,
-    read_config,
 )
 from vllm_sarathi.simulation.devices.roofline import device
 from vllm_sarathi.simulation.express import express_class
-from vllm_sarathi.simulation.models import ModelShape, UnknownModel, model_shape, shape_of_config
+from vllm_sarathi.simulation.model_limits import Limits, check_spread, described_shape, limits_of
+from vllm_sarathi.simulation.models import model_shape, shape_of_config
 from vllm_sarathi.simulation.placement import (
     CPU,
     CPU_KV_CACHE_GIB,
     CPU_MEMORY_VARIABLE,
     CalibratedDeployment,
     Deployment,
-    DoesNotFit,
     MeasuredDeployment,
     RooflineDeployment,
 )
-from vllm_sarathi.simulation.quantization import METHODS, NAMED_BYTES
-from vllm_sarathi.simulation.weight_blocks import Blocks
+from vllm_sarathi.simulation.quantization import NAMED_BYTES
 from vllm_sarathi.simulation.workloads.requests import SimulatedRequest
 
 BLOCK_TOKENS = 16
@@ -137,9 +133,9 @@ def _deployment(
     }
     notes: tuple[str, ...] = ()
     if hub_name is None:
-        shape = _described_shape(model_name)
+        shape = described_shape(model_name)
     else:
-        _check_spread(name, model_name, spread, _known_limits(hub_name))
+        check_spread(name, model_name, spread, limits_of(hub_name))
         try:
             _check_machines(spread, devices_per_node)
             measured = kernels(hub_name, device_name, spread)
@@ -150,7 +146,7 @@ def _deployment(
             shape = shape_of_config(model_config(hub_name), f"--deployment {name}: {reason}; its config.json")
         else:
             return MeasuredDeployment(**common, max_tokens=measured.max_tokens, kernels=measured)
-    _check_spread(name, model_name, spread, Limits.of(shape))
+    check_spread(name, model_name, spread, Limits.of(shape))
     if spread.precision is not None:
         shape = shape.weights_in(NAMED_BYTES[spread.precision])
     if spread.fp8_kv:
@@ -170,121 +166,12 @@ def _deployment(
     )
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What bounds how a model can be spread over devices.
-
-    Attributes:
-        heads, kv_heads: of its attention; for a latent, which every device has, one of keys.
-        layers: of the model.
-        experts: whether it has any.
-        weight_bytes: of a quantized weight; None for a checkpoint that is not quantized.
-        blocks: what devices share of it, where its weights are in block-scaled FP8.
-    """
-
-    heads: int
-    kv_heads: int
-    layers: int
-    experts: bool
-    weight_bytes: float | None
-    blocks: Blocks | None
-
-    @classmethod
-    def of(cls, shape: ModelShape) -> "Limits":
-        """Return those of a shape."""
-        least = min(shape.precision.mlp, shape.precision.experts, shape.precision.attention)
-        quantized = least if least < shape.dtype_bytes else None
-        experts = shape.experts is not None
-        return cls(shape.heads, shape.kv_heads, shape.layers, experts, quantized, shape.blocks)
-
-
-def limits_of(model_name: str) -> Limits:
-    """Return those of a model by name.
-
-    Raises:
-        ConfigError: an unknown model; or a config.json that is not understood.
-    """
-    hub_name = known_models().get(model_name.lower())
-    return Limits.of(_described_shape(model_name)) if hub_name is None else _known_limits(hub_name)
-
-
-def max_tokens_of(model_name: str) -> int:
-    """Return the longest request that a model takes by itself, prompt and answer, tokens.
-
-    Raises:
-        ConfigError: as for `limits_of`.
-    """
-    hub_name = known_models().get(model_name.lower())
-    return (
-        _described_shape(model_name).max_position
-        if hub_name is None
-        else int(read_config(hub_name)["context"])
-    )
-
-
-def _known_limits(hub_name: str) -> Limits:
-    """Return those of a model that aiconfigurator-core knows."""
-    config = read_config(hub_name)
-    said = config["raw_config"]
-    decoder = next((said[key] for key in INNER if said.get(key)), said)
-    kv_heads = 1 if decoder.get("kv_lora_rank") else int(config["n_kv"])
-    width = METHODS.get(str(said["quant_algo"]).removesuffix("_block")) if said.get("quant_algo") else None
-    blocks = None
-    if said.get("quant_algo") == BLOCK_FP8:
-        with contextlib.suppress(ConfigError):  # what is not understood here may be measured all the same
-            blocks = shape_of_config(model_config(hub_name), hub_name).blocks
-    heads, layers, experts = int(config["n"]), int(config["layers"]), bool(config["num_experts"])
-    return Limits(heads, kv_heads, layers, experts, width, blocks)
-
-
-def _check_spread(name: str, model_name: str, spread: Spread, limits: Limits) -> None:
-    """Refuse what vLLM refuses, and what would change nothing.
-
-    Raises:
-        ConfigError: so it is.
-    """
-    ways, origin = spread.tensor_parallel, f"--deployment {name!r}"
-    if not limits.experts and (spread.expert_parallel or spread.skew is not None):
-        said = "'ep' distributes" if spread.expert_parallel else "'skew' is of the loads of"
-        raise ConfigError(f"{origin}: {said} experts, and {model_name} has none.")
-    if limits.heads % ways:
-        raise DoesNotFit(f"{origin}: {limits.heads} attention heads cannot be shared by {ways} devices.")
-    if max(limits.kv_heads, ways) % min(limits.kv_heads, ways):
-        raise DoesNotFit(
-            f"{origin}: {limits.kv_heads} heads of keys cannot be shared by {ways} devices, nor copied evenly."
-        )
-    if spread.stages > limits.layers:
-        raise DoesNotFit(f"{origin}: {spread.stages} stages for {limits.layers} layers.")
-    cut = limits.blocks.cut(ways, spread.expert_parallel) if limits.blocks else None
-    if cut is not None:
-        raise DoesNotFit(f"{origin}: the checkpoint's FP8 weights are in blocks, and {cut}; vLLM refuses it.")
-    asked = None if spread.precision is None else NAMED_BYTES[spread.precision]
-    if asked is not None and limits.weight_bytes is not None and asked != limits.weight_bytes:
-        raise ConfigError(
-            f"{origin}: the checkpoint is quantized already, and vLLM does not quantize it again to "
-            f"{spread.precision}; leave {spread.precision!r} out."
-        )
-
-
 def _check_machines(spread: Spread, devices_per_node: int) -> None:
     """Raise NotMeasured where a replica's layers, or with fewer devices to a machine its stages, are of several."""
     if spread.tensor_parallel > MACHINE_DEVICES:
         raise NotMeasured(f"{PACKAGE} has no tables of a layer that devices of several machines share")
     if devices_per_node < min(spread.devices, MACHINE_DEVICES):
         raise NotMeasured(f"{PACKAGE} has no tables of machines with {devices_per_node} devices")
-
-
-def _described_shape(model_name: str) -> ModelShape:
-    """Return the shape of a model that no package knows; the error says what would know more."""
-    names = sorted(set(known_models().values()))
-    try:
-        return model_shape(model_name, names)
-    except UnknownModel as error:
-        if names or "/" not in model_name:
-            raise
-        raise ConfigError(
-            f"{error} Models by their names on a hub need pip install 'vllm-sarathi[devices]'."
-        ) from error
 
 
 def cpu_deployment(

@@ -19,10 +19,10 @@ from vllm_sarathi.simulation.deployment import (
     check_some,
     deployment,
     enough_for,
-    limits_of,
     scheduler_choice,
 )
 from vllm_sarathi.simulation.devices.package import PRECISIONS
+from vllm_sarathi.simulation.model_limits import limits_of
 from vllm_sarathi.simulation.models import UnknownModel
 from vllm_sarathi.simulation.quantization import NAMED_BYTES
 from vllm_sarathi.simulation.simulator import Simulator
