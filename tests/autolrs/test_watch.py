@@ -41,6 +41,17 @@ def test_worse_than_untrained_is_no_fine_beginning() -> None:
     assert changed.judge(noisy(3.5), 175) == RISEN
 
 
+def test_a_new_rate_may_not_lose_most_of_what_was_gained() -> None:
+    """Losses may rise for a while at another rate; twice as far from the lowest level as that is from the first."""
+    moved = watching(FALLING)
+    moved.forget()
+    assert moved.judge(noisy(1.3), 150) == FINE
+    assert moved.judge(noisy(1.5), 150) == RISEN
+    changed = watching(FALLING)
+    changed.begin_anew(noisy(1.4))
+    assert changed.judge(noisy(1.4), 150) == FINE
+
+
 def test_what_few_losses_tell_is_not_relied_on() -> None:
     """How much losses scatter is learnt chunk by chunk."""
     watch, calm = Watch(first_loss=1.0), [1.0, 1.02, 0.98, 1.0, 1.02, 0.98, 1.0]

@@ -34,6 +34,9 @@ LOST, LOST_STD = 1.0, 0.8
 """Of a probe that did not hold, the shortfall: it gained nothing, at best; so rates near to it are worth little. A
 smaller standard deviation makes a stage miss good rates nearby; without the shortfall it probes beyond."""
 
+LOOK_BELOW = 0.4
+"""Where the present rate gains nothing, though the run has gained, this multiple of it is probed next."""
+
 COLD_STD = 0.05
 """Standard deviation of a shortfall from the first weights, for what so early probes cannot know."""
 
@@ -53,6 +56,7 @@ class Asked:
         wide: whether the best rate may be a decade and more away.
         undecided: whether the stage before would have left its rate, had the evidence been clearer.
         above: a loss above this has exploded.
+        run_gained: whether the run has gained something so far.
         earlier: what the probes of earlier stages said.
         again: whether a probe that was stopped is taken again.
     """
@@ -66,6 +70,7 @@ class Asked:
     wide: bool
     undecided: bool
     above: float
+    run_gained: bool
     earlier: tuple[Seen, ...]
     again: bool
 
@@ -122,6 +127,19 @@ class StageSearch:
         held = self.held
         return held[int(np.argmin(losses_of(held)))].lr if held else self.present
 
+    @property
+    def _too_high(self) -> bool:
+        """Whether the present rate gains nothing, though the run has gained, and no lower one has been looked at.
+
+        A probe ends with a decay, and comes below the losses before it, unless its rate has moved the weights too far.
+        """
+        reference = self.done[0] if self.done else None
+        if not self._asked.run_gained or reference is None or not reference.held:
+            return False
+        if any(p.lr < self.present for p in self.done):
+            return False
+        return float(losses_of(self.held)[0]) >= self._before
+
     def _posterior(self) -> RatePosterior:
         low, high = self._state.config.lr_range
         cold, wide = self.cold or self._free or self._asked.undecided, self._asked.wide
@@ -147,6 +165,8 @@ class StageSearch:
     def ask(self, count: int, least_hope: float) -> list[float]:
         """Return rates to probe next, the present one first of all; none where nothing is to be hoped for."""
         rates = [] if self.done or count < 1 else [self.present]
+        if count and self._too_high:
+            rates = [max(LOOK_BELOW * self.present, self._state.config.lr_range[0])]
         while len(rates) < count:
             taken = [math.log10(lr) for lr in (*(p.lr for p in self.held), *rates)]
             lr, hope = self._posterior().ask(taken, self._asked.even, self._free)

@@ -219,6 +219,7 @@ class StagedRun:
             self._stop_following()
             self._change(self.rate * RETREAT)
             self.watch.forget()
+            self.watch.lowest = math.inf
             return ""
         before = self._retreats.before(first)
         if found == RISEN:
@@ -331,6 +332,7 @@ class StagedRun:
             wide=kind in ("change", "climb"),
             undecided=self._undecided or (kind == "planned" and self._flat),
             above=self.watch.above,
+            run_gained=kind == "planned" and self.watch.has_gained,
             earlier=tuple(self.seen),
             again=kind == "find",
         )

@@ -24,6 +24,9 @@ RISE_SHARE = 0.1
 STALL_SHARE = 0.1
 FALL_SHARE = 0.3
 FLAT_SCATTERS = 5.0
+LOST_SHARE = 0.5
+"""Of all that had been gained: a new rate that loses more than this again is too high."""
+
 CALM_SHARE = 0.05
 FORECAST_CHUNKS = 8
 LEAST_CHUNKS = 4
@@ -77,12 +80,14 @@ class Watch:
         above: a loss above this has exploded.
         chunks: those that were fine, since the run changed.
         recent: the last chunks of three losses and more, at whatever rate: what noise is, is learnt from them.
+        lowest: the lowest level since the run changed, at whatever rate.
     """
 
     first_loss: float = math.nan
     above: float = math.inf
     chunks: list[Chunk] = field(default_factory=list)
     recent: list[Chunk] = field(default_factory=list)
+    lowest: float = math.inf
 
     def judge(self, losses: Sequence[float], end: int) -> str:
         """Return what a chunk of losses up to the real step `end` is: FINE, RISEN, STALLED, FELL or LOST."""
@@ -93,8 +98,9 @@ class Watch:
         if median(loss for loss in tail if math.isfinite(loss)) > self.above:
             return LOST
         if not self.chunks:
-            # Nothing was gained since the first weights (or the last change), and this is worse than those.
-            return RISEN if chunk.level - self.first_loss > RISE_Z * self._calm(chunk).error else FINE
+            # The first chunk at a rate: levels may rise for a while, but not lose most of what was gained.
+            lost = chunk.level - self.first_loss + (1 - LOST_SHARE) * max(0.0, self.first_loss - self.lowest)
+            return RISEN if lost > RISE_Z * self._calm(chunk).error else FINE
         best = min(self.chunks, key=lambda c: c.level)
         gained = max(0.0, self.first_loss - best.level)
         own = self._calm(chunk).error
@@ -142,6 +148,7 @@ class Watch:
             if not math.isfinite(self.first_loss):
                 self.first_loss = next(loss for loss in losses if math.isfinite(loss))
             self.chunks.append(chunk)
+            self.lowest = min(self.lowest, chunk.level)
             if chunk.count > 1:
                 self.recent = [*self.recent, chunk][-FORECAST_CHUNKS:]
 
@@ -153,6 +160,12 @@ class Watch:
         first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
         scatter = median(c.scatter for c in self.chunks)
         return last.clearly_below(first) or self.first_loss - last.level > RISE_Z * scatter
+
+    @property
+    def has_gained(self) -> bool:
+        """Whether the run has come below its first loss, at whatever rates, by more than noise."""
+        scatter = median([c.scatter for c in self.recent] or [math.inf])
+        return self.first_loss - self.lowest > RISE_Z * scatter
 
     def flat(self, left_steps: int) -> bool:
         """Whether nothing has been gained over all chunks, four at least, nor before, nor is much to be expected.
@@ -180,6 +193,7 @@ class Watch:
         """Measure gains from these losses on: the run is another one."""
         self.forget()
         self.recent.clear()
+        self.lowest = math.inf
         changed = summary(losses, 0)
         self.first_loss = self.first_loss if changed is None else changed.level
 
