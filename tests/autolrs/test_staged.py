@@ -149,11 +149,13 @@ def test_stages_are_as_cheap_as_the_evidence_allows() -> None:
 class Change(Landscape):
     """From the middle on, other data: the loss is up again, and wants another rate."""
 
+    height = 3.0
+
     def shrinks(self, lr: float) -> float:
         if self.taken < 500:
             return super().shrinks(lr)
         shrunk = super().shrinks(lr / 10)
-        return 1 - (3.0 / self.excess) * (1 - shrunk) if self.taken == 500 else shrunk
+        return 1 - (self.height / self.excess) * (1 - shrunk) if self.taken == 500 else shrunk
 
 
 def test_a_change_on_the_way_opens_a_stage() -> None:
@@ -164,6 +166,19 @@ def test_a_change_on_the_way_opens_a_stage() -> None:
     assert changed.loss < 0.9 * once.loss
     # The rise was not the rate's fault: after the chunk was repeated at a lower one, the rate is what it was.
     assert controller.schedule.lrs[480] == pytest.approx(BEST, rel=0.5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"rewind": False}, {"mode": "once"}])
+def test_other_data_whose_loss_is_far_above_the_first_one_are_no_explosion(settings: dict[str, Any]) -> None:
+    """A loss that stays as high at a lower rate does not freeze the run, and is the scale from there on."""
+    changed = Change(BEST, speed=0.012)
+    changed.height = 30.0
+    controller = run(changed, prior=BEST, **settings)
+    opened = [stage.first_step for stage in controller.stages if stage.kind == "change"]
+    assert bool(opened) == ("mode" not in settings)
+    assert all(500 <= step <= 575 for step in opened)
+    assert min(controller.schedule.lrs[600:790]) >= 0.15 * BEST
+    assert changed.loss < 25
 
 
 class Swings(Landscape):

@@ -19,6 +19,9 @@ from statistics import fmean, linear_regression, median
 
 from scipy.special import ndtr, stdtrit
 
+from autolrs_plugin.core.plans.training import diverged_above
+
+EXPLODED_SCATTERS = 5.0
 RISE_Z = 4.0
 RISE_SHARE = 0.1
 STALL_SHARE = 0.1
@@ -190,12 +193,25 @@ class Watch:
         self.chunks.clear()
 
     def begin_anew(self, losses: Sequence[float]) -> None:
-        """Measure gains from these losses on: the run is another one."""
+        """Measure gains from these losses on, and explosions too: the run is another one."""
         self.forget()
         self.recent.clear()
         self.lowest = math.inf
         changed = summary(losses, 0)
-        self.first_loss = self.first_loss if changed is None else changed.level
+        if changed is not None:
+            above = self.above
+            self.set_scale(changed.level, changed.scatter)
+            self.above = max(above, self.above)
+
+    def set_scale(self, first_loss: float, scatter: float) -> None:
+        """Take note of the loss that gains are measured from, and of the one above which the run has exploded."""
+        self.first_loss = first_loss
+        self.above = max(diverged_above(first_loss), first_loss + EXPLODED_SCATTERS * scatter)
+
+    def grows(self, losses: Sequence[float]) -> bool:
+        """Whether a LOST chunk ends not finite, or has doubled since it came above `above`; other data do not do so."""
+        tail, high = losses[-max(1, len(losses) // 4) :], [loss for loss in losses if loss > self.above]
+        return not high or not fmean(tail) <= diverged_above(high[0])
 
     def forecast(self, end: int) -> tuple[float, float]:
         """Return the level forecast at a step, and its standard deviation; infinite where too little is known."""
