@@ -41,7 +41,8 @@ COLD = 10.0
 """From the first weights, a probe begins at its rate divided by this."""
 
 HOPELESS_Z = 4.0
-"""A probe ends early on a loss this number of standard deviations above the greatest one of the reference."""
+"""A probe ends early on a loss this number of standard deviations above the greatest one of the reference; and two that
+end no further apart end alike."""
 
 
 def probe_rates(rate: float, present: float | None, steps: int) -> tuple[float, ...]:
@@ -65,6 +66,22 @@ class Tried:
     held: bool
 
     @property
+    def whole(self) -> bool:
+        """Whether it was taken to its end, and all its losses are finite."""
+        values = (
+            self.result.losses
+            if self.result.val_loss is None
+            else (*self.result.losses, self.result.val_loss)
+        )
+        return len(self.result.losses) == len(self.probe.lrs) and all(map(math.isfinite, values))
+
+    @property
+    def scatter(self) -> float:
+        """The standard deviation of its losses around their course."""
+        losses = self.result.losses
+        return float(np.std(np.diff(losses))) / math.sqrt(2) if len(losses) > 2 else 0.0
+
+    @property
     def tail(self) -> Array:
         """The training losses that are its loss."""
         count = max(LEAST_TAIL, round(TAIL * len(self.probe.lrs)))
@@ -75,13 +92,22 @@ def tried(lr: float, probe: Probe, result: Result, above: float, sign: float) ->
     """Return a probe with its result; `sign` is -1 where a greater validation value is better."""
     if result.val_loss is not None:
         result = replace(result, val_loss=sign * result.val_loss)
-    whole = len(result.losses) == len(probe.lrs)
-    finite = all(map(math.isfinite, result.losses)) and (
-        result.val_loss is None or math.isfinite(result.val_loss)
-    )
-    if not math.isfinite(above) and finite:
+    attempt = Tried(lr, probe, result, held=False)
+    if not attempt.whole:
+        return attempt
+    if not math.isfinite(above):
         above = diverged_above(result.losses[0])
-    return Tried(lr, probe, result, whole and finite and float(np.median(result.losses[-3:])) <= above)
+    return replace(attempt, held=float(np.median(result.losses[-3:])) <= above)
+
+
+def ends_alike(one: Tried, lower: Tried) -> bool:
+    """Tell whether a probe ends where one at a far lower rate does, by that one's scatter: then no rate is too high.
+
+    The first loss is no scale where losses scatter, or lie near zero, or where the run has changed.
+    """
+    error = lower.scatter * math.sqrt(1 / len(one.tail) + 1 / len(lower.tail))
+    apart = abs(float(one.tail.mean() - lower.tail.mean()))
+    return one.whole and lower.whole and apart <= HOPELESS_Z * error
 
 
 def no_fault_of_the_rate(attempt: Tried, reference: Tried | None) -> bool:
@@ -104,10 +130,8 @@ def hopeless_above(reference: Tried | None, above: float) -> float:
     """Return the training loss on which a probe is ended early."""
     if reference is None or not reference.held:
         return above
-    losses = np.array(reference.result.losses)
-    scatter = float(np.std(np.diff(losses))) / math.sqrt(2) if len(losses) > 2 else 0.0
-    top = float(losses.max())
-    return min(above, top + max(HOPELESS_Z * scatter, 0.02 * abs(top)))
+    top = max(reference.result.losses)
+    return min(above, top + max(HOPELESS_Z * reference.scatter, 0.02 * abs(top)))
 
 
 def losses_of(probes: Sequence[Tried]) -> Array:
@@ -150,8 +174,7 @@ def shortfalls(probes: Sequence[Tried], before: float, progress: float, extra_st
     best = int(np.argmin(losses))
     noise = [difference_std(p, probes[best]) if i != best else 0.0 for i, p in enumerate(probes)]
     # Where nothing has been gained beyond the noise, differences are measured in noise, and decide nothing.
-    scatter = float(np.std(np.diff(probes[0].result.losses))) / math.sqrt(2)
-    unsure = PLATEAU_Z * scatter * math.sqrt(0.5 + 1 / len(probes[0].tail))
+    unsure = PLATEAU_Z * probes[0].scatter * math.sqrt(0.5 + 1 / len(probes[0].tail))
     unit = max(before - float(losses[best]), unsure, *noise, 1e-12 * max(1.0, abs(before)))
     return [
         Seen(

@@ -10,6 +10,7 @@ import numpy as np
 from autolrs_plugin.core.actions import Action, Probe, Result
 from autolrs_plugin.core.plans.probing import (
     Tried,
+    ends_alike,
     hopeless_above,
     losses_of,
     no_fault_of_the_rate,
@@ -181,7 +182,8 @@ class StageSearch:
 
         Returns whether one was stopped: then the stage is to be left.
         """
-        above = hopeless_above(self.done[0] if self.done else None, self._asked.above)
+        holds = bool(self.done) and self.done[0].held
+        above = hopeless_above(self.done[0] if holds else None, self._asked.above)
         start = None if self.cold else self.present
         first = len(self.done)
 
@@ -189,7 +191,8 @@ class StageSearch:
             curve = tuple(
                 min(rate, self._state.config.lr_range[1]) for rate in probe_rates(lr, start, self._steps)
             )
-            return Probe(self.number, i, curve, above, self._asked.evaluate, draw)
+            # Without one that holds, there is no telling yet what is too high.
+            return Probe(self.number, i, curve, above if holds else math.inf, self._asked.evaluate, draw)
 
         probes = [made(first + i, lr, 0) for i, lr in enumerate(rates)]
         results = yield from probe_together(self._state, probes, self._asked.again)
@@ -205,7 +208,14 @@ class StageSearch:
                     return True
                 attempt = tried(lr, again, self._judged(result), above, self._sign)
             self.done.append(attempt)
+        self._let_stand()
         return False
+
+    def _let_stand(self) -> None:
+        """Let probes hold whose losses are too high, the present rate's among them, but as high at the lowest rate."""
+        lowest = min(self.done, key=lambda p: p.lr)
+        if lowest.lr < self.done[0].lr and ends_alike(self.done[0], lowest):
+            self.done = [replace(p, held=p.held or ends_alike(p, lowest)) for p in self.done]
 
     def _judged(self, result: Result) -> Result:
         """Return a result without its validation loss, where that of the present rate has no value but its losses do.
