@@ -66,26 +66,31 @@ class Tried:
     held: bool
 
     @property
-    def whole(self) -> bool:
-        """Whether it was taken to its end, and all its losses are finite."""
-        values = (
-            self.result.losses
-            if self.result.val_loss is None
-            else (*self.result.losses, self.result.val_loss)
+    def losses(self) -> tuple[float, ...]:
+        """Its losses; in the place of one that is not finite, and is followed by one that is, the one beside it."""
+        values = self.result.losses
+        return tuple(
+            (values[i - 1] if i else after) if not math.isfinite(loss) and math.isfinite(after) else loss
+            for i, (loss, after) in enumerate(zip(values, (*values[1:], math.nan), strict=True))
         )
-        return len(self.result.losses) == len(self.probe.lrs) and all(map(math.isfinite, values))
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was taken to its end, and what it came to is finite."""
+        last = 0.0 if self.result.val_loss is None else self.result.val_loss
+        return len(self.losses) == len(self.probe.lrs) and all(map(math.isfinite, (*self.losses, last)))
 
     @property
     def scatter(self) -> float:
         """The standard deviation of its losses around their course."""
-        losses = self.result.losses
+        losses = self.losses
         return float(np.std(np.diff(losses))) / math.sqrt(2) if len(losses) > 2 else 0.0
 
     @property
     def tail(self) -> Array:
         """The training losses that are its loss."""
         count = max(LEAST_TAIL, round(TAIL * len(self.probe.lrs)))
-        return np.array(self.result.losses[-count:])
+        return np.array(self.losses[-count:])
 
 
 def tried(lr: float, probe: Probe, result: Result, above: float, sign: float) -> Tried:
@@ -96,8 +101,8 @@ def tried(lr: float, probe: Probe, result: Result, above: float, sign: float) ->
     if not attempt.whole:
         return attempt
     if not math.isfinite(above):
-        above = diverged_above(result.losses[0])
-    return replace(attempt, held=float(np.median(result.losses[-3:])) <= above)
+        above = diverged_above(attempt.losses[0])
+    return replace(attempt, held=float(np.median(attempt.losses[-3:])) <= above)
 
 
 def ends_alike(one: Tried, lower: Tried) -> bool:
@@ -105,16 +110,17 @@ def ends_alike(one: Tried, lower: Tried) -> bool:
 
     The first loss is no scale where losses scatter, or lie near zero, or where the run has changed.
     """
+    if not (one.whole and lower.whole):
+        return False
     error = lower.scatter * math.sqrt(1 / len(one.tail) + 1 / len(lower.tail))
-    apart = abs(float(one.tail.mean() - lower.tail.mean()))
-    return one.whole and lower.whole and apart <= HOPELESS_Z * error
+    return abs(float(one.tail.mean() - lower.tail.mean())) <= HOPELESS_Z * error
 
 
 def no_fault_of_the_rate(attempt: Tried, reference: Tried | None) -> bool:
     """Tell whether a probe ended on a loss that is not finite and that its learning rate has not brought about.
 
     The first loss is that of the weights before the first step; and a rate that is too high shows in a loss that is
-    too high before it shows in one that is not finite.
+    too high before it shows in one that is not finite: by the scatter of the reference, or twice the first one.
     """
     losses = attempt.result.losses
     if math.isfinite(losses[-1]):
@@ -122,15 +128,15 @@ def no_fault_of_the_rate(attempt: Tried, reference: Tried | None) -> bool:
     before = [loss for loss in losses[:-1] if math.isfinite(loss)]
     if not before:
         return True
-    usual = reference.result.losses if reference is not None and reference.held else losses[:1]
-    return before[-1] <= max(usual)
+    holds = reference is not None and reference.held
+    return before[-1] <= (hopeless_above(reference, math.inf) if holds else diverged_above(before[0]))
 
 
 def hopeless_above(reference: Tried | None, above: float) -> float:
     """Return the training loss on which a probe is ended early."""
     if reference is None or not reference.held:
         return above
-    top = max(reference.result.losses)
+    top = max(reference.losses)
     return min(above, top + max(HOPELESS_Z * reference.scatter, 0.02 * abs(top)))
 
 

@@ -113,7 +113,7 @@ class StageSearch:
     def _before(self) -> float:
         """The training loss before the stage."""
         recent = [loss for loss in self._state.losses[-self._steps :] if math.isfinite(loss)]
-        recent = recent or [loss for p in self.held for loss in p.result.losses[:2]]
+        recent = recent or [loss for p in self.held for loss in p.losses[:2]]
         return (
             float(np.mean(recent)) if recent else math.nan
         )  # none: no probe held, and nothing is asked of it
@@ -232,7 +232,7 @@ class StageSearch:
         if all(no_fault_of_the_rate(p, None) for p in self.done):
             return Verdict(
                 present, False, 0.0, 0.0, present, present
-            ), "no loss was finite, from the first one on"
+            ), "every probe met losses that are not finite, and not by its learning rate"
         if not self.held:
             lr = self._posterior().grid[-1] if not self.done[0].held else math.log10(present)
             lr = min(present, 10 ** float(lr))

@@ -416,5 +416,5 @@ class StagedRun:
         """Take note of the first loss, and of the loss above which a run has exploded."""
         losses = [loss for p in search.done for loss in p.result.losses[:2] if math.isfinite(loss)]
         if losses:
-            held = [loss for p in search.done if p.held for loss in p.result.losses]
+            held = [loss for p in search.done if p.held for loss in p.losses]
             self.watch.set_scale(float(np.median(losses)), float(np.std(held or [0.0])))
