@@ -110,3 +110,14 @@ def test_a_probe_of_a_job_outlives_a_loss_that_is_not_finite() -> None:
     assert [i for i, loss in enumerate(first.losses) if math.isnan(loss)] == [6]
     assert len(first.losses) > 7
     assert math.isfinite(first.forecast)
+
+
+@pytest.mark.parametrize("steps", [8, 20, 30, 40, 60])
+def test_a_run_without_room_for_a_search_keeps_its_rate_whatever_the_noise(steps: int) -> None:
+    """Its chunks are a few steps: one loss does not tell how losses scatter."""
+    for seed in range(4):
+        controller = run(Landscape(BEST, scatter=0.3, seed=seed, speed=0.002), prior=BEST, max_steps=steps)
+        assert not controller.stages
+        assert controller.ledger.search.steps == 0
+        assert max(controller.schedule.lrs) == pytest.approx(BEST)
+        assert controller.schedule.lrs[int(0.75 * steps)] == pytest.approx(BEST)

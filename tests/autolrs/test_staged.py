@@ -107,7 +107,7 @@ def test_noise_takes_nothing_back_in_a_short_run() -> None:
     assert min(least_rates()) > 0.9 * BEST
     with (
         patch.object(Watch, "_calm", lambda _, chunk: chunk),
-        patch.object(Watch, "_rise_z", lambda _: RISE_Z),
+        patch.object(Watch, "_rise_z", lambda *_: RISE_Z),
     ):
         assert sum(rate < 0.5 * BEST for rate in least_rates()) >= 3
 

@@ -90,6 +90,14 @@ def test_what_few_losses_tell_is_not_relied_on() -> None:
     assert watch.judge([1.15] * 3, 66) == RISEN
 
 
+def test_one_loss_takes_nothing_back_where_noise_is_unknown() -> None:
+    watch = Watch(first_loss=1.0)
+    watch.take([1.0], 1)
+    assert watch.judge([1.5], 2) == FINE
+    assert watch.judge([1.5, 1.6, 1.4, 1.5], 5) == FINE
+    assert watch.judge(noisy(1.5), 26) == RISEN
+
+
 def test_a_stall_is_told_from_noise() -> None:
     steep = [2.0, 1.6, 1.37, 1.2, 1.07, 0.97]
     assert watching(steep).judge(noisy(1.05), 175) == STALLED

@@ -51,7 +51,7 @@ HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
 look downwards follows where up was worse); and of later stages' part, for no lesser one than EAGER: from a rate far
 too low, a stage climbs as long as each probe is far better than the one before."""
 
-CHUNKS = 40
+CHUNKS, LEAST_CHUNK = 40, 4
 RETREAT = 0.4
 CLIMB = 1.5
 """Where a tenth of the run and more has gained nothing, each chunk has this multiple of the rate of the one before."""
@@ -74,8 +74,8 @@ class NotFiniteError(ValueError):
 
 
 def chunk_steps(max_steps: int) -> int:
-    """Return the most steps of a run that are trained, and watched, at once."""
-    return math.ceil(max_steps / CHUNKS)
+    """Return the most steps of a run that are trained, and watched, at once; fewer do not tell how losses scatter."""
+    return max(LEAST_CHUNK, math.ceil(max_steps / CHUNKS))
 
 
 def staged_plan(state: RunState) -> Plan:
@@ -174,7 +174,7 @@ class StagedRun:
     def _climb(self) -> str:
         """Raise the rate where nothing is gained; return why a stage is to open, where that has come to an end."""
         can_go_back = self.state.config.rewind and self.state.budget_left_steps >= self._chunk_steps
-        if self.unplanned and can_go_back and self._flat:
+        if self.unplanned and self.state.stages and can_go_back and self._flat:
             self._stop_following()
             self._change(max(self.rate, min(self.rate * CLIMB, self._ceiling / CLIMB**2)))
             self._climbed = True

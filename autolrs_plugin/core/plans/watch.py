@@ -100,15 +100,17 @@ class Watch:
             return LOST
         if median(loss for loss in tail if math.isfinite(loss)) > self.above:
             return LOST
+        if chunk.count == 1 and not self.recent:
+            return FINE  # one or two losses do not tell how they scatter
         if not self.chunks:
             # The first chunk at a rate: levels may rise for a while, but not lose most of what was gained.
             lost = chunk.level - self.first_loss + (1 - LOST_SHARE) * max(0.0, self.first_loss - self.lowest)
-            return RISEN if lost > RISE_Z * self._calm(chunk).error else FINE
+            return RISEN if lost > self._rise_z(chunk) * self._calm(chunk).error else FINE
         best = min(self.chunks, key=lambda c: c.level)
         gained = max(0.0, self.first_loss - best.level)
         own = self._calm(chunk).error
         error = math.hypot(own, self._calm(best).error)
-        z = self._rise_z()
+        z = self._rise_z(chunk)
         if chunk.level - best.level > max(z * error, RISE_SHARE * gained):
             return RISEN
         predicted, std = self.forecast(end)
@@ -130,15 +132,16 @@ class Watch:
         usual = median(c.scatter for c in self.recent)
         return replace(chunk, scatter=min(max(chunk.scatter, usual), 2 * usual))
 
-    def _rise_z(self) -> float:
+    def _rise_z(self, chunk: Chunk) -> float:
         """Return what RISE_Z comes to in Student's distribution as long as few losses have told how much they scatter.
 
         The scatter comes from differences of successive losses, which tell two thirds of what that number of
         independent ones would (von Neumann, 1941); a level is the mean of half of a chunk's losses.
         """
-        if not 0 < len(self.recent) < LEAST_CHUNKS:
+        if len(self.recent) >= LEAST_CHUNKS:
             return RISE_Z
-        return float(stdtrit(4 / 3 * sum(c.count for c in self.recent), ndtr(RISE_Z)))
+        known = self.recent or [chunk]
+        return float(stdtrit(4 / 3 * sum(c.count for c in known), ndtr(RISE_Z)))
 
     def clearly_below(self, chunk: Chunk, other: Chunk) -> bool:
         """Whether a chunk's level is lower than another's by more than noise."""
