@@ -5,6 +5,8 @@ result. Actions and results are plain values, so a journal of them is the whole 
 Learning rates are those of the first parameter group; the other groups keep their ratio to it.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,7 +24,7 @@ class Probe:
         stage: which search this is, from 0.
         index: which probe of it, from 0.
         lrs: the learning rate of each step.
-        abort_above: a training loss above this, or one that is not finite, ends the probe at once.
+        abort_above: a training loss above this ends the probe at once, and so do two in succession that are not finite.
         evaluate: whether to evaluate the validation loss after the last step.
         draw: which draw of minibatches: two probes of a stage with the same draw see the same ones, so that
             their losses differ by the learning rate and not by the data. (stage, draw) seeds the minibatches.
@@ -94,3 +96,11 @@ class Result:
     restore_seconds: float = 0.0
     tokens: int = 0
     stopped: bool = False
+
+
+def ends(losses: Sequence[float], above: float) -> bool:
+    """Tell whether a probe ends on the last of these losses.
+
+    Weights that are not finite have no finite loss any more; so one such loss may be that of a minibatch alone.
+    """
+    return losses[-1] > above or (len(losses) > 1 and not any(map(math.isfinite, losses[-2:])))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, Result, Snapshot, Train, ends
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
 
@@ -79,7 +79,7 @@ class StandIn:
             with np.errstate(over="ignore", invalid="ignore"):
                 h: NDArray[np.float64] = self._curvatures
                 self._moments = (1 - lr * h) ** 2 * self._moments + lr**2 * h
-            if abort_above is not None and not (math.isfinite(losses[-1]) and losses[-1] <= abort_above):
+            if abort_above is not None and ends(losses, abort_above):
                 break
         return tuple(losses)
 

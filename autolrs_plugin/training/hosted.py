@@ -115,7 +115,7 @@ class HostedLoop(TorchLoop):
         raise AssertionError("a step of the run is the framework's")
 
     def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
-        """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
+        """Take steps on minibatches drawn with `seed`; end where `ends` of `core.actions` says so."""
         self._begin_probe(seed)
         try:
             with self._host.probing(seed) as self._train_step:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autolrs_plugin.core.actions import ends
 from autolrs_plugin.training.arguments import check_step, whole_number
 from autolrs_plugin.training.checking import named
 from autolrs_plugin.training.data import BatchStream, ProbeBatches, generators_of
@@ -91,7 +92,7 @@ class TorchLoop:
         return self._steps(lrs, on_step, stream.next if stream is not None else None)
 
     def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
-        """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
+        """Take steps on minibatches drawn with `seed`; end where `ends` of `core.actions` says so."""
         self._begin_probe(seed)
         if self._probe_batches is None:
             return self._compared(seed, lrs, self._steps(lrs, on_step, None, abort_above))
@@ -359,7 +360,7 @@ class TorchLoop:
                 if self._count_tokens is not None and draw is not None:
                     tokens += whole_number(self._count_tokens(batch), "count_tokens")
                 on_step(lr, losses[-1])
-                if abort_above is not None and not (losses[-1] <= abort_above and math.isfinite(losses[-1])):
+                if abort_above is not None and ends(losses, abort_above):
                     break
         finally:
             self.rates.unwatch()

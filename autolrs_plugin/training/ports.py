@@ -29,7 +29,7 @@ class Port(Protocol):
         """Take one step at each learning rate on the run's own stream of data."""
 
     def probe(self, lrs: Sequence[float], seed: int, abort_above: float, on_step: OnStep) -> Steps:
-        """Take steps on minibatches drawn with `seed`; end with a loss above `abort_above` or not finite."""
+        """Take steps on minibatches drawn with `seed`; end where `ends` of `core.actions` says so."""
 
     def evaluate(self) -> float:
         """Return the validation loss; afterwards the job is what it was before, generators included."""

@@ -72,13 +72,14 @@ class StageLog:
     def on_result(self, action: Action, result: Result, controller: Controller) -> None:
         """Log the stages that are new."""
         for stage in controller.stages[self._stages :]:
-            finite = [all(map(math.isfinite, c.losses)) for c in stage.candidates]
+            finite = [
+                math.isfinite(c.forecast) or all(map(math.isfinite, c.losses)) for c in stage.candidates
+            ]
             if finite and not any(finite):
                 rates = [c.lr for c in stage.candidates]
                 logger.warning(
                     "no probe of stage %d, at step %d, had only finite losses, at learning rates from %.3g to %.3g, so "
-                    "it has found nothing out, and goes on with %.3g; look into the loss and the data, or give an "
-                    "lr_range with a lower end.",
+                    "it has found nothing out, and goes on with %.3g; look into the loss and the data.",
                     *(stage.index, stage.first_step, min(rates), max(rates), stage.chosen_lr),
                 )
             budget = controller.config.search_budget * controller.config.max_steps

@@ -41,6 +41,44 @@ def test_worse_than_untrained_is_no_fine_beginning() -> None:
     assert changed.judge(noisy(3.5), 175) == RISEN
 
 
+def test_another_run_has_another_scale() -> None:
+    """It never becomes smaller: the untrained loss is no explosion."""
+    changed = watching(FALLING)
+    changed.begin_anew(noisy(6.0))
+    assert changed.judge(noisy(6.0), 175) == FINE
+    assert changed.above == pytest.approx(12.0, rel=0.05)
+    changed.begin_anew(noisy(1.0))
+    assert changed.above == pytest.approx(12.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("losses", "grows"),
+    [
+        ([0.7] * 5 + [5.0] * 20, False),
+        ([9.0 - 0.1 * t for t in range(25)], False),
+        ([0.7 * 1.5**t for t in range(25)], True),
+        ([10.0, 200.0, 10.0] * 8, True),
+        ([5.0] * 15 + [math.nan] * 10, True),
+        ([math.nan] * 25, True),
+    ],
+)
+def test_a_lost_chunk_grows_or_stays_where_it_is(losses: list[float], grows: bool) -> None:
+    watch = watching(FALLING)
+    assert watch.judge(losses, 150) == LOST
+    assert watch.grows(losses) == grows
+
+
+def test_a_new_rate_may_not_lose_most_of_what_was_gained() -> None:
+    """Losses may rise for a while at another rate; twice as far from the lowest level as that is from the first."""
+    moved = watching(FALLING)
+    moved.forget()
+    assert moved.judge(noisy(1.3), 150) == FINE
+    assert moved.judge(noisy(1.5), 150) == RISEN
+    changed = watching(FALLING)
+    changed.begin_anew(noisy(1.4))
+    assert changed.judge(noisy(1.4), 150) == FINE
+
+
 def test_what_few_losses_tell_is_not_relied_on() -> None:
     """How much losses scatter is learnt chunk by chunk."""
     watch, calm = Watch(first_loss=1.0), [1.0, 1.02, 0.98, 1.0, 1.02, 0.98, 1.0]
@@ -50,6 +88,14 @@ def test_what_few_losses_tell_is_not_relied_on() -> None:
     for end in range(14, 63, 7):
         watch.take(calm, end)
     assert watch.judge([1.15] * 3, 66) == RISEN
+
+
+def test_one_loss_takes_nothing_back_where_noise_is_unknown() -> None:
+    watch = Watch(first_loss=1.0)
+    watch.take([1.0], 1)
+    assert watch.judge([1.5], 2) == FINE
+    assert watch.judge([1.5, 1.6, 1.4, 1.5], 5) == FINE
+    assert watch.judge(noisy(1.5), 26) == RISEN
 
 
 def test_a_stall_is_told_from_noise() -> None:

@@ -83,7 +83,7 @@ def _search(state: RunState, tau: int, full: bool, above: float) -> Generator[Ac
         results = yield from probe_together(state, probes, again=True)
         for lr, probe, result in zip(asked, probes, results, strict=True):
             loss, std = math.inf, 0.0
-            if len(result.losses) == len(probe.lrs):
+            if len(result.losses) == len(probe.lrs) and all(map(math.isfinite, result.losses)):
                 predicted = forecast(result.losses, tau)
                 loss, std = predicted.loss, predicted.std
                 if evaluate and result.val_loss is not None:

@@ -41,7 +41,8 @@ COLD = 10.0
 """From the first weights, a probe begins at its rate divided by this."""
 
 HOPELESS_Z = 4.0
-"""A probe ends early on a loss this number of standard deviations above the greatest one of the reference."""
+"""A probe ends early on a loss this number of standard deviations above the greatest one of the reference; and two that
+end no further apart end alike."""
 
 
 def probe_rates(rate: float, present: float | None, steps: int) -> tuple[float, ...]:
@@ -65,30 +66,61 @@ class Tried:
     held: bool
 
     @property
+    def losses(self) -> tuple[float, ...]:
+        """Its losses; in the place of one that is not finite, and is followed by one that is, the one beside it."""
+        values = self.result.losses
+        return tuple(
+            (values[i - 1] if i else after) if not math.isfinite(loss) and math.isfinite(after) else loss
+            for i, (loss, after) in enumerate(zip(values, (*values[1:], math.nan), strict=True))
+        )
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was taken to its end, and what it came to is finite."""
+        last = 0.0 if self.result.val_loss is None else self.result.val_loss
+        return len(self.losses) == len(self.probe.lrs) and all(map(math.isfinite, (*self.losses, last)))
+
+    @property
+    def scatter(self) -> float:
+        """The standard deviation of its losses around their course."""
+        losses = self.losses
+        return float(np.std(np.diff(losses))) / math.sqrt(2) if len(losses) > 2 else 0.0
+
+    @property
     def tail(self) -> Array:
         """The training losses that are its loss."""
         count = max(LEAST_TAIL, round(TAIL * len(self.probe.lrs)))
-        return np.array(self.result.losses[-count:])
+        return np.array(self.losses[-count:])
 
 
 def tried(lr: float, probe: Probe, result: Result, above: float, sign: float) -> Tried:
     """Return a probe with its result; `sign` is -1 where a greater validation value is better."""
     if result.val_loss is not None:
         result = replace(result, val_loss=sign * result.val_loss)
-    whole = len(result.losses) == len(probe.lrs)
-    finite = all(map(math.isfinite, result.losses)) and (
-        result.val_loss is None or math.isfinite(result.val_loss)
-    )
-    if not math.isfinite(above) and finite:
-        above = diverged_above(result.losses[0])
-    return Tried(lr, probe, result, whole and finite and float(np.median(result.losses[-3:])) <= above)
+    attempt = Tried(lr, probe, result, held=False)
+    if not attempt.whole:
+        return attempt
+    if not math.isfinite(above):
+        above = diverged_above(attempt.losses[0])
+    return replace(attempt, held=float(np.median(attempt.losses[-3:])) <= above)
+
+
+def ends_alike(one: Tried, lower: Tried) -> bool:
+    """Tell whether a probe ends where one at a far lower rate does, by that one's scatter: then no rate is too high.
+
+    The first loss is no scale where losses scatter, or lie near zero, or where the run has changed.
+    """
+    if not (one.whole and lower.whole):
+        return False
+    error = lower.scatter * math.sqrt(1 / len(one.tail) + 1 / len(lower.tail))
+    return abs(float(one.tail.mean() - lower.tail.mean())) <= HOPELESS_Z * error
 
 
 def no_fault_of_the_rate(attempt: Tried, reference: Tried | None) -> bool:
     """Tell whether a probe ended on a loss that is not finite and that its learning rate has not brought about.
 
     The first loss is that of the weights before the first step; and a rate that is too high shows in a loss that is
-    too high before it shows in one that is not finite.
+    too high before it shows in one that is not finite: by the scatter of the reference, or twice the first one.
     """
     losses = attempt.result.losses
     if math.isfinite(losses[-1]):
@@ -96,18 +128,16 @@ def no_fault_of_the_rate(attempt: Tried, reference: Tried | None) -> bool:
     before = [loss for loss in losses[:-1] if math.isfinite(loss)]
     if not before:
         return True
-    usual = reference.result.losses if reference is not None and reference.held else losses[:1]
-    return before[-1] <= max(usual)
+    holds = reference is not None and reference.held
+    return before[-1] <= (hopeless_above(reference, math.inf) if holds else diverged_above(before[0]))
 
 
 def hopeless_above(reference: Tried | None, above: float) -> float:
     """Return the training loss on which a probe is ended early."""
     if reference is None or not reference.held:
         return above
-    losses = np.array(reference.result.losses)
-    scatter = float(np.std(np.diff(losses))) / math.sqrt(2) if len(losses) > 2 else 0.0
-    top = float(losses.max())
-    return min(above, top + max(HOPELESS_Z * scatter, 0.02 * abs(top)))
+    top = max(reference.losses)
+    return min(above, top + max(HOPELESS_Z * reference.scatter, 0.02 * abs(top)))
 
 
 def losses_of(probes: Sequence[Tried]) -> Array:
@@ -150,8 +180,7 @@ def shortfalls(probes: Sequence[Tried], before: float, progress: float, extra_st
     best = int(np.argmin(losses))
     noise = [difference_std(p, probes[best]) if i != best else 0.0 for i, p in enumerate(probes)]
     # Where nothing has been gained beyond the noise, differences are measured in noise, and decide nothing.
-    scatter = float(np.std(np.diff(probes[0].result.losses))) / math.sqrt(2)
-    unsure = PLATEAU_Z * scatter * math.sqrt(0.5 + 1 / len(probes[0].tail))
+    unsure = PLATEAU_Z * probes[0].scatter * math.sqrt(0.5 + 1 / len(probes[0].tail))
     unit = max(before - float(losses[best]), unsure, *noise, 1e-12 * max(1.0, abs(before)))
     return [
         Seen(

@@ -1,11 +1,12 @@
 """Retreat: whether a chunk of the run that went wrong is taken back and repeated at a lower rate.
 
 If the rate is to blame, the next try is lower, and is followed by another one as long as that helps. Otherwise the run
-itself has changed, and goes on at the rate that it had. A chunk that was lost altogether has no level to compare with:
-one that merely rises is better than it in any case, and the rate at which it was lost is not used again.
+itself has changed, and goes on at the rate that it had. After a chunk that was lost, one that merely rises is better in
+any case, and the rate at which it was lost is not used again. One that is lost as well, but no lower, and that does not
+grow, is no explosion: these are other data, and another scale.
 
 A lost chunk has to be repeated however little is known of it, and new data are better met at a lower rate, even if the
-repeated chunk is no better (docs/explanation/what-lost.md).
+repeated chunk is no better (docs/explanation/what-lost.md). Where there is no way back, the next chunk is that try.
 """
 
 from collections.abc import Sequence
@@ -16,17 +17,25 @@ from autolrs_plugin.core.plans.watch import LOST, Chunk, Watch, summary
 
 @dataclass(frozen=True, slots=True)
 class TakenBack:
-    """A chunk that was taken back.
+    """A chunk that was taken back, or was lost and stays.
 
     Attributes:
-        step: where it began.
+        step: where the lower try begins.
         rate: what the run returns to if it was not the rate: the last one at which the chunk was not lost.
-        chunk: what it came to; None if it was lost.
+        chunk: what it came to; None if no loss was finite.
+        lost_at: the rate at which it was lost, if it was.
+        stays: whether it could not be taken back.
     """
 
     step: int
     rate: float
     chunk: Chunk | None
+    lost_at: float | None = None
+    stays: bool = False
+
+    def back_to(self, found: str) -> float:
+        """Return the rate of a run that has changed; `found` is what the lower try is."""
+        return self.lost_at if found == LOST and self.lost_at is not None else self.rate
 
 
 class Retreats:
@@ -42,19 +51,26 @@ class Retreats:
     def suspects_rate(self, step: int, losses: Sequence[float], found: str, watch: Watch) -> bool:
         """Tell whether a chunk from `step` on that was `found` to be RISEN or LOST may have become so by its rate."""
         before = self.before(step)
-        if found == LOST or before is None or before.chunk is None:
+        if before is None or (found == LOST and watch.grows(losses)):
+            return True
+        if before.stays:
+            return found != LOST
+        if before.chunk is None or (before.lost_at is not None and found != LOST):
             return True
         chunk = summary(losses, step + len(losses))
         return chunk is not None and watch.clearly_below(chunk, before.chunk)
 
     def take_back(self, step: int, losses: Sequence[float], found: str, rate: float, lower: float) -> None:
         """Take note of a chunk at `rate` that is repeated at a `lower` one."""
-        before = self.before(step)
+        before, chunk = self.before(step), summary(losses, step + len(losses))
         if found == LOST:
-            self._last = TakenBack(step, lower, None)
+            self._last = TakenBack(step, lower, chunk, lost_at=rate)
         else:
-            kept = rate if before is None else before.rate
-            self._last = TakenBack(step, kept, summary(losses, step + len(losses)))
+            self._last = TakenBack(step, rate if before is None else before.rate, chunk)
+
+    def stay(self, step: int, lower: float) -> None:
+        """Take note of a lost chunk up to `step` that stays; the run goes on at a `lower` rate."""
+        self._last = TakenBack(step, lower, None, stays=True)
 
     def clear(self) -> None:
         """Forget it: the run went on."""

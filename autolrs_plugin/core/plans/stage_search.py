@@ -10,6 +10,7 @@ import numpy as np
 from autolrs_plugin.core.actions import Action, Probe, Result
 from autolrs_plugin.core.plans.probing import (
     Tried,
+    ends_alike,
     hopeless_above,
     losses_of,
     no_fault_of_the_rate,
@@ -34,6 +35,9 @@ LOST, LOST_STD = 1.0, 0.8
 """Of a probe that did not hold, the shortfall: it gained nothing, at best; so rates near to it are worth little. A
 smaller standard deviation makes a stage miss good rates nearby; without the shortfall it probes beyond."""
 
+LOOK_BELOW = 0.4
+"""Where the present rate gains nothing, though the run has gained, this multiple of it is probed next."""
+
 COLD_STD = 0.05
 """Standard deviation of a shortfall from the first weights, for what so early probes cannot know."""
 
@@ -53,6 +57,7 @@ class Asked:
         wide: whether the best rate may be a decade and more away.
         undecided: whether the stage before would have left its rate, had the evidence been clearer.
         above: a loss above this has exploded.
+        run_gained: whether the run has gained something so far.
         earlier: what the probes of earlier stages said.
         again: whether a probe that was stopped is taken again.
     """
@@ -66,6 +71,7 @@ class Asked:
     wide: bool
     undecided: bool
     above: float
+    run_gained: bool
     earlier: tuple[Seen, ...]
     again: bool
 
@@ -107,7 +113,7 @@ class StageSearch:
     def _before(self) -> float:
         """The training loss before the stage."""
         recent = [loss for loss in self._state.losses[-self._steps :] if math.isfinite(loss)]
-        recent = recent or [loss for p in self.held for loss in p.result.losses[:2]]
+        recent = recent or [loss for p in self.held for loss in p.losses[:2]]
         return (
             float(np.mean(recent)) if recent else math.nan
         )  # none: no probe held, and nothing is asked of it
@@ -121,6 +127,19 @@ class StageSearch:
         """The rate of the probe that came lowest; the present one before any."""
         held = self.held
         return held[int(np.argmin(losses_of(held)))].lr if held else self.present
+
+    @property
+    def _too_high(self) -> bool:
+        """Whether the present rate gains nothing, though the run has gained, and no lower one has been looked at.
+
+        A probe ends with a decay, and comes below the losses before it, unless its rate has moved the weights too far.
+        """
+        reference = self.done[0] if self.done else None
+        if not self._asked.run_gained or reference is None or not reference.held:
+            return False
+        if any(p.lr < self.present for p in self.done):
+            return False
+        return float(losses_of(self.held)[0]) >= self._before
 
     def _posterior(self) -> RatePosterior:
         low, high = self._state.config.lr_range
@@ -147,6 +166,8 @@ class StageSearch:
     def ask(self, count: int, least_hope: float) -> list[float]:
         """Return rates to probe next, the present one first of all; none where nothing is to be hoped for."""
         rates = [] if self.done or count < 1 else [self.present]
+        if count and self._too_high:
+            rates = [max(LOOK_BELOW * self.present, self._state.config.lr_range[0])]
         while len(rates) < count:
             taken = [math.log10(lr) for lr in (*(p.lr for p in self.held), *rates)]
             lr, hope = self._posterior().ask(taken, self._asked.even, self._free)
@@ -161,7 +182,8 @@ class StageSearch:
 
         Returns whether one was stopped: then the stage is to be left.
         """
-        above = hopeless_above(self.done[0] if self.done else None, self._asked.above)
+        holds = bool(self.done) and self.done[0].held
+        above = hopeless_above(self.done[0] if holds else None, self._asked.above)
         start = None if self.cold else self.present
         first = len(self.done)
 
@@ -169,7 +191,8 @@ class StageSearch:
             curve = tuple(
                 min(rate, self._state.config.lr_range[1]) for rate in probe_rates(lr, start, self._steps)
             )
-            return Probe(self.number, i, curve, above, self._asked.evaluate, draw)
+            # Without one that holds, there is no telling yet what is too high.
+            return Probe(self.number, i, curve, above if holds else math.inf, self._asked.evaluate, draw)
 
         probes = [made(first + i, lr, 0) for i, lr in enumerate(rates)]
         results = yield from probe_together(self._state, probes, self._asked.again)
@@ -185,7 +208,14 @@ class StageSearch:
                     return True
                 attempt = tried(lr, again, self._judged(result), above, self._sign)
             self.done.append(attempt)
+        self._let_stand()
         return False
+
+    def _let_stand(self) -> None:
+        """Let probes hold whose losses are too high, the present rate's among them, but as high at the lowest rate."""
+        lowest = min(self.done, key=lambda p: p.lr)
+        if lowest.lr < self.done[0].lr and ends_alike(self.done[0], lowest):
+            self.done = [replace(p, held=p.held or ends_alike(p, lowest)) for p in self.done]
 
     def _judged(self, result: Result) -> Result:
         """Return a result without its validation loss, where that of the present rate has no value but its losses do.
@@ -202,7 +232,7 @@ class StageSearch:
         if all(no_fault_of_the_rate(p, None) for p in self.done):
             return Verdict(
                 present, False, 0.0, 0.0, present, present
-            ), "no loss was finite, from the first one on"
+            ), "every probe met losses that are not finite, and not by its learning rate"
         if not self.held:
             lr = self._posterior().grid[-1] if not self.done[0].held else math.log10(present)
             lr = min(present, 10 ** float(lr))

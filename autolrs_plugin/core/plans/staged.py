@@ -31,7 +31,7 @@ from autolrs_plugin.core.plans.horizon import after_a_change, long_run
 from autolrs_plugin.core.plans.probing import candidates_of
 from autolrs_plugin.core.plans.retreat import Retreats
 from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
-from autolrs_plugin.core.plans.training import diverged_above, evaluation_steps
+from autolrs_plugin.core.plans.training import evaluation_steps
 from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
 from autolrs_plugin.core.posterior import COLD, Seen
 from autolrs_plugin.core.schedule import curve_of, ramp_steps
@@ -51,7 +51,7 @@ HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
 look downwards follows where up was worse); and of later stages' part, for no lesser one than EAGER: from a rate far
 too low, a stage climbs as long as each probe is far better than the one before."""
 
-CHUNKS = 40
+CHUNKS, LEAST_CHUNK = 40, 4
 RETREAT = 0.4
 CLIMB = 1.5
 """Where a tenth of the run and more has gained nothing, each chunk has this multiple of the rate of the one before."""
@@ -74,8 +74,8 @@ class NotFiniteError(ValueError):
 
 
 def chunk_steps(max_steps: int) -> int:
-    """Return the most steps of a run that are trained, and watched, at once."""
-    return math.ceil(max_steps / CHUNKS)
+    """Return the most steps of a run that are trained, and watched, at once; fewer do not tell how losses scatter."""
+    return max(LEAST_CHUNK, math.ceil(max_steps / CHUNKS))
 
 
 def staged_plan(state: RunState) -> Plan:
@@ -174,7 +174,7 @@ class StagedRun:
     def _climb(self) -> str:
         """Raise the rate where nothing is gained; return why a stage is to open, where that has come to an end."""
         can_go_back = self.state.config.rewind and self.state.budget_left_steps >= self._chunk_steps
-        if self.unplanned and can_go_back and self._flat:
+        if self.unplanned and self.state.stages and can_go_back and self._flat:
             self._stop_following()
             self._change(max(self.rate, min(self.rate * CLIMB, self._ceiling / CLIMB**2)))
             self._climbed = True
@@ -195,11 +195,14 @@ class StagedRun:
         found = self.watch.judge(result.losses, end)
         if found != LOST and not self.unplanned:
             found = FINE
+        fault = found in (RISEN, LOST) and self._retreats.suspects_rate(
+            first, result.losses, found, self.watch
+        )
         if found in (RISEN, LOST):
             self._ceiling = min(self._ceiling, max(rates))
             kept = state.kept_step if config.rewind else None
             may_go_back = kept is not None and end - kept <= state.budget_left_steps
-            if may_go_back and self._retreats.suspects_rate(first, result.losses, found, self.watch):
+            if may_go_back and fault:
                 yield Restore()
                 if found == LOST:
                     self._stop_following()
@@ -207,28 +210,30 @@ class StagedRun:
                 self._retreats.take_back(first, result.losses, found, self.rate, lower)
                 self._change(lower)
                 return ""
-        pending = self._gone_on(found, first)
+        pending = self._gone_on(found, first, fault)
         self.watch.take(result.losses, end)
         if end in marks:
             yield Evaluate(end)
         return pending
 
-    def _gone_on(self, found: str, first: int) -> str:
-        """Take note of a chunk that stays; return why a stage is to open after it, if one is."""
-        if found == LOST:
+    def _gone_on(self, found: str, first: int, fault: bool) -> str:
+        """Take note of a chunk that stays, by the rate's `fault` or not; return why a stage is to open, if one is."""
+        if found == LOST and fault:
             self._stop_following()
             self._change(self.rate * RETREAT)
+            self._retreats.stay(self.state.step, self.rate)
             self.watch.forget()
+            self.watch.lowest = math.inf
             return ""
         before = self._retreats.before(first)
-        if found == RISEN:
+        if found in (RISEN, LOST):
             if before is not None:
-                if self._following or self.state.budget_left_steps >= 3 * LEAST_STEPS:
-                    self._change(before.rate)
+                if found == LOST or self._following or self.state.budget_left_steps >= 3 * LEAST_STEPS:
+                    self._change(before.back_to(found))
                 self._ceiling = math.inf
             self.watch.begin_anew(self.state.losses[first:])
             self.seen.clear()
-            return "" if self._following else "change"
+            return "change" if self.unplanned and not self._following else ""
         if before is not None:
             self._follow_below()  # it was the rate
         if found == FELL:
@@ -331,6 +336,7 @@ class StagedRun:
             wide=kind in ("change", "climb"),
             undecided=self._undecided or (kind == "planned" and self._flat),
             above=self.watch.above,
+            run_gained=kind == "planned" and self.watch.has_gained,
             earlier=tuple(self.seen),
             again=kind == "find",
         )
@@ -410,9 +416,5 @@ class StagedRun:
         """Take note of the first loss, and of the loss above which a run has exploded."""
         losses = [loss for p in search.done for loss in p.result.losses[:2] if math.isfinite(loss)]
         if losses:
-            first = float(np.median(losses))
-            scatter = float(
-                np.std([loss for p in search.done if p.held for loss in p.result.losses] or [0.0])
-            )
-            self.watch.first_loss = first
-            self.watch.above = max(diverged_above(first), first + 5 * scatter)
+            held = [loss for p in search.done if p.held for loss in p.losses]
+            self.watch.set_scale(float(np.median(losses)), float(np.std(held or [0.0])))

@@ -19,11 +19,17 @@ from statistics import fmean, linear_regression, median
 
 from scipy.special import ndtr, stdtrit
 
+from autolrs_plugin.core.plans.training import diverged_above
+
+EXPLODED_SCATTERS = 5.0
 RISE_Z = 4.0
 RISE_SHARE = 0.1
 STALL_SHARE = 0.1
 FALL_SHARE = 0.3
 FLAT_SCATTERS = 5.0
+LOST_SHARE = 0.5
+"""Of all that had been gained: a new rate that loses more than this again is too high."""
+
 CALM_SHARE = 0.05
 FORECAST_CHUNKS = 8
 LEAST_CHUNKS = 4
@@ -77,12 +83,14 @@ class Watch:
         above: a loss above this has exploded.
         chunks: those that were fine, since the run changed.
         recent: the last chunks of three losses and more, at whatever rate: what noise is, is learnt from them.
+        lowest: the lowest level since the run changed, at whatever rate.
     """
 
     first_loss: float = math.nan
     above: float = math.inf
     chunks: list[Chunk] = field(default_factory=list)
     recent: list[Chunk] = field(default_factory=list)
+    lowest: float = math.inf
 
     def judge(self, losses: Sequence[float], end: int) -> str:
         """Return what a chunk of losses up to the real step `end` is: FINE, RISEN, STALLED, FELL or LOST."""
@@ -92,14 +100,17 @@ class Watch:
             return LOST
         if median(loss for loss in tail if math.isfinite(loss)) > self.above:
             return LOST
+        if chunk.count == 1 and not self.recent:
+            return FINE  # one or two losses do not tell how they scatter
         if not self.chunks:
-            # Nothing was gained since the first weights (or the last change), and this is worse than those.
-            return RISEN if chunk.level - self.first_loss > RISE_Z * self._calm(chunk).error else FINE
+            # The first chunk at a rate: levels may rise for a while, but not lose most of what was gained.
+            lost = chunk.level - self.first_loss + (1 - LOST_SHARE) * max(0.0, self.first_loss - self.lowest)
+            return RISEN if lost > self._rise_z(chunk) * self._calm(chunk).error else FINE
         best = min(self.chunks, key=lambda c: c.level)
         gained = max(0.0, self.first_loss - best.level)
         own = self._calm(chunk).error
         error = math.hypot(own, self._calm(best).error)
-        z = self._rise_z()
+        z = self._rise_z(chunk)
         if chunk.level - best.level > max(z * error, RISE_SHARE * gained):
             return RISEN
         predicted, std = self.forecast(end)
@@ -121,15 +132,16 @@ class Watch:
         usual = median(c.scatter for c in self.recent)
         return replace(chunk, scatter=min(max(chunk.scatter, usual), 2 * usual))
 
-    def _rise_z(self) -> float:
+    def _rise_z(self, chunk: Chunk) -> float:
         """Return what RISE_Z comes to in Student's distribution as long as few losses have told how much they scatter.
 
         The scatter comes from differences of successive losses, which tell two thirds of what that number of
         independent ones would (von Neumann, 1941); a level is the mean of half of a chunk's losses.
         """
-        if not 0 < len(self.recent) < LEAST_CHUNKS:
+        if len(self.recent) >= LEAST_CHUNKS:
             return RISE_Z
-        return float(stdtrit(4 / 3 * sum(c.count for c in self.recent), ndtr(RISE_Z)))
+        known = self.recent or [chunk]
+        return float(stdtrit(4 / 3 * sum(c.count for c in known), ndtr(RISE_Z)))
 
     def clearly_below(self, chunk: Chunk, other: Chunk) -> bool:
         """Whether a chunk's level is lower than another's by more than noise."""
@@ -142,6 +154,7 @@ class Watch:
             if not math.isfinite(self.first_loss):
                 self.first_loss = next(loss for loss in losses if math.isfinite(loss))
             self.chunks.append(chunk)
+            self.lowest = min(self.lowest, chunk.level)
             if chunk.count > 1:
                 self.recent = [*self.recent, chunk][-FORECAST_CHUNKS:]
 
@@ -153,6 +166,12 @@ class Watch:
         first, last = self.chunks[0], min(self.chunks[1:], key=lambda c: c.level)
         scatter = median(c.scatter for c in self.chunks)
         return last.clearly_below(first) or self.first_loss - last.level > RISE_Z * scatter
+
+    @property
+    def has_gained(self) -> bool:
+        """Whether the run has come below its first loss, at whatever rates, by more than noise."""
+        scatter = median([c.scatter for c in self.recent] or [math.inf])
+        return self.first_loss - self.lowest > RISE_Z * scatter
 
     def flat(self, left_steps: int) -> bool:
         """Whether nothing has been gained over all chunks, four at least, nor before, nor is much to be expected.
@@ -177,11 +196,25 @@ class Watch:
         self.chunks.clear()
 
     def begin_anew(self, losses: Sequence[float]) -> None:
-        """Measure gains from these losses on: the run is another one."""
+        """Measure gains from these losses on, and explosions too: the run is another one."""
         self.forget()
         self.recent.clear()
+        self.lowest = math.inf
         changed = summary(losses, 0)
-        self.first_loss = self.first_loss if changed is None else changed.level
+        if changed is not None:
+            above = self.above
+            self.set_scale(changed.level, changed.scatter)
+            self.above = max(above, self.above)
+
+    def set_scale(self, first_loss: float, scatter: float) -> None:
+        """Take note of the loss that gains are measured from, and of the one above which the run has exploded."""
+        self.first_loss = first_loss
+        self.above = max(diverged_above(first_loss), first_loss + EXPLODED_SCATTERS * scatter)
+
+    def grows(self, losses: Sequence[float]) -> bool:
+        """Whether a LOST chunk ends not finite, or has doubled since it came above `above`; other data do not do so."""
+        tail, high = losses[-max(1, len(losses) // 4) :], [loss for loss in losses if loss > self.above]
+        return not high or not fmean(tail) <= diverged_above(high[0])
 
     def forecast(self, end: int) -> tuple[float, float]:
         """Return the level forecast at a step, and its standard deviation; infinite where too little is known."""
