@@ -391,7 +391,8 @@ def test_a_checkpoint_that_tables_miss_is_as_quantized_as_it_is() -> None:
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiconfigurator_core.sdk.common", None)
     monkeypatch.setattr(package, "known_models", package.known_models.__wrapped__)
-    monkeypatch.setattr("vllm_sarathi.simulation.deployment.known_models", package.known_models)
+    for module in ("deployment", "model_limits"):
+        monkeypatch.setattr(f"vllm_sarathi.simulation.{module}.known_models", package.known_models)
     assert deployment("qwen3-32b/h100:tp4").source.kind == "roofline"
     with pytest.raises(ConfigError, match=re.escape("pip install 'vllm-sarathi[devices]'")):
         deployment("Qwen/Qwen3-32B/h100:tp4")
