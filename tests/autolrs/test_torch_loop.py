@@ -1,5 +1,6 @@
 """AutoLRS on plain PyTorch loops: what it trains is, bit for bit, what a plain loop with its schedule trains."""
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -200,8 +201,14 @@ def test_probes_of_one_draw_see_the_same_batches_and_others_do_not() -> None:
         assert len({tuple(first), tuple(third), tuple(run)}) == 3
 
 
-def test_a_probe_ends_with_a_loss_that_is_too_high_or_not_finite() -> None:
-    for values, taken in (([1.0, 5.1, 1.0], 2), ([1.0, float("nan"), 1.0], 2), ([5.0, 5.0, 5.0], 3)):
+def test_a_probe_ends_with_a_loss_that_is_too_high_or_with_two_that_are_not_finite() -> None:
+    nan = math.nan
+    for values, taken in (
+        ([1.0, 5.1, 1.0], 2),
+        ([nan, nan, 1.0], 2),
+        ([1.0, nan, 1.0], 3),
+        ([5.0, 5.0, 5.0], 3),
+    ):
         job, left = Job(), list(values)
         with script([Snapshot(), Probe(0, 0, (0.1,) * 3, 5.0, evaluate=True), Restore(), Train(0, (0.1,))]):
             tuner = AutoLRS(
