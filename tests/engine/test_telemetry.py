@@ -102,6 +102,17 @@ def test_a_telemetry_that_nobody_holds_ends(monkeypatch: pytest.MonkeyPatch) -> 
     assert ref() is None
 
 
+def test_a_trace_holds_the_steps_from_its_start_to_its_end(tmp_path: Path) -> None:
+    """The thread looks once a second: what it finds may be older than the trace, or younger."""
+    watched = Telemetry(StepController(SarathiConfig()), log=False)
+    trace = StepTraceFile(tmp_path / "steps.jsonl")
+    for running, of in ((1, None), (2, trace), (3, trace), (4, None)):
+        watched.trace = of
+        watched.note(record(), running, 0)
+    watched.close()
+    assert [step.running for step in read_step_trace(trace.path)] == [2, 3]
+
+
 def test_the_thread_writes_without_being_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(telemetry, "TICK_S", 0.01)
     file = tmp_path / "steps.jsonl"

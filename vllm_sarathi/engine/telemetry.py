@@ -65,6 +65,7 @@ class _Noted:
     first_tokens: tuple[TokenWait, ...]
     resumed: tuple[TokenWait, ...]
     batch_tokens: int
+    trace: StepTraceFile | None
 
     def finished(self) -> FinishedStep:
         record, slo_s, gaps = self.record, self.slo_s, tuple(self.gaps)
@@ -174,8 +175,8 @@ class Telemetry:
         if slo_s is not None:
             slo_s = self._pipeline.step_s(slo_s)
         at_s = self._wall_clock()
-        noted = _Noted(at_s, record, slo_s, running, waiting, gaps, first_tokens, resumed, batch_tokens)
-        self._pending.append(noted)
+        figures = (gaps, first_tokens, resumed, batch_tokens)
+        self._pending.append(_Noted(at_s, record, slo_s, running, waiting, *figures, self.trace))
         if self._memory is not None and time.monotonic() >= self._next_save_s:
             self._next_save_s = time.monotonic() + SAVE_EVERY_S
             # Taken here, in the thread that changes it, and written by the other.
@@ -192,21 +193,23 @@ class Telemetry:
 
     def flush(self) -> None:
         """Write out what has come in, and sum it up when it is time; called from the thread."""
-        trace, lines = self.trace, []
+        lines: dict[StepTraceFile, list[str]] = {}  # a trace has the steps from its start to its end
         steps: list[FinishedStep] = []
+        count = 0
         while self._pending:
+            count += 1
             noted = self._pending.popleft()
             if not (math.isfinite(noted.record.measured_s) and noted.record.measured_s > 0):
                 continue  # a broken clock
             step = noted.finished()
             if self._log:
                 steps.append(step)
-            if trace is not None:
-                lines.append(step.traced.to_line())
-            if len(lines) % LINES_AT_ONCE == 0:
+            if noted.trace is not None:
+                lines.setdefault(noted.trace, []).append(step.traced.to_line())
+            if count % LINES_AT_ONCE == 0:
                 time.sleep(0)
-        if trace is not None:
-            trace.write(lines)
+        for trace, of_trace in lines.items():
+            trace.write(of_trace)
         if self._memory is not None and self._learnt is not None:
             learnt, self._learnt = self._learnt, None
             self._memory.save(learnt)

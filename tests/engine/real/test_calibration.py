@@ -45,7 +45,8 @@ def test_what_one_engine_learns_the_next_one_starts_with(tiny: Path, tmp_path: P
     assert all(seconds > 0 for seconds in predicted)
     with closing(build(tiny, **config.engine_args())) as llm:
         again = RealEngine(llm, None).scheduler.controller.model
-        assert [again.predict(shape) for shape in SHAPES] == pytest.approx(predicted, rel=0.05)
+        # A prior of fewer steps is smoothed more: on steps of a few milliseconds that is up to 5%.
+        assert [again.predict(shape) for shape in SHAPES] == pytest.approx(predicted, rel=0.1)
     with closing(build(tiny, **{**config.engine_args(), "dtype": "bfloat16"})) as llm:
         assert not RealEngine(llm, None).scheduler.controller.model.steps
 
