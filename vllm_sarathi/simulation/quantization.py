@@ -198,8 +198,12 @@ def stated(config: Mapping[str, Any], origin: str) -> Stated | None:
 
 def scheme_of(said: Stated, element_bytes: float) -> Scheme:
     """Return how modules are quantized; `element_bytes` of those that are not."""
-    spared = [name for each in SPARED for name in said.names(each)]
-    return Scheme(element_bytes, said.listed("ignore", spared), _rules(said, element_bytes))
+    return Scheme(element_bytes, _spared(said), _rules(said, element_bytes))
+
+
+def _spared(said: Stated) -> Listed:
+    """Return the modules that are not quantized."""
+    return said.listed("ignore", [name for each in SPARED for name in said.names(each)])
 
 
 def layers_beyond(config: Mapping[str, Any], layers: int, origin: str) -> list[str]:
@@ -207,8 +211,7 @@ def layers_beyond(config: Mapping[str, Any], layers: int, origin: str) -> list[s
     said = stated(config, origin)
     if said is None or any(config.get(key) for key in config if re.search("nextn|mtp", key)):
         return []
-    spared = said.listed("ignore", [name for each in SPARED for name in said.names(each)])
-    return [f"{said.key} ({name})" for name in spared.beyond(layers)]
+    return [f"{said.key} ({name})" for name in _spared(said).beyond(layers)]
 
 
 def precision_of(

@@ -182,8 +182,8 @@ class StageSearch:
 
         Returns whether one was stopped: then the stage is to be left.
         """
-        holds = bool(self.done) and self.done[0].held
-        above = hopeless_above(self.done[0] if holds else None, self._asked.above)
+        reference = self.done[0] if self.done else None
+        holds, above = reference is not None and reference.held, hopeless_above(reference, self._asked.above)
         start = None if self.cold else self.present
         first = len(self.done)
 

@@ -129,8 +129,8 @@ class RequestSource:
     def at(self, rate_qps: float | None, seed: int) -> list[SimulatedRequest]:
         """Return the requests of a seed at a rate; None is a trace's own."""
         if rate_qps is None:
-            start_s = self.window(seed)[0].arrival_s
-            return [replace(r, arrival_s=r.arrival_s - start_s) for r in self.window(seed)]
+            window = self.window(seed)
+            return [replace(r, arrival_s=r.arrival_s - window[0].arrival_s) for r in window]
         if self.trace:
             return at_rate(self.window(seed), rate_qps)
         made = synthetic(self.name, rate_qps, self.requests, seed, self.arrivals)

@@ -51,9 +51,9 @@ class Chunking:
             elif last > start:
                 whole.append((max(first, start), last))
         rules = ChunkRules(tuple(whole), self._plain.multiple, self._plain.tail_tokens)
-        if not whole or rules.least(start, request.num_tokens) <= self._most_tokens:
+        if not whole or (least := rules.least(start, request.num_tokens)) <= self._most_tokens:
             return rules
-        self._tell_of_cut(rules.least(start, request.num_tokens))
+        self._tell_of_cut(least)
         return self._plain
 
     def beginning(self, request: Request, start: int) -> tuple[int, ChunkRules]:
