@@ -15,7 +15,7 @@ from scipy.optimize import lsq_linear
 from tests.core.devices import roofline
 from vllm_sarathi.core.steptime.drift import FASTER_STEPS, SLOWER_STEPS, DriftDetector
 from vllm_sarathi.core.steptime.features import SCALES, SIZE, features, numbers
-from vllm_sarathi.core.steptime.margin import MISSES_PLANNED
+from vllm_sarathi.core.steptime.margin import MISSES_PLANNED, Margin
 from vllm_sarathi.core.steptime.model import FORGETTING, KEPT_STEPS, PRIOR_STEPS, StepTimeModel
 from vllm_sarathi.core.steptime.nonnegative import nonnegative_least_squares
 from vllm_sarathi.core.types import StepShape, chunk_work
@@ -325,6 +325,41 @@ def test_a_neighbour_that_comes_and_goes_leaves_the_device_as_slow_as_it_is_with
             late.append(seconds > model.predict(shape) * model.margin)
         model.observe(shape, seconds)
     assert sum(late) / len(late) <= 0.02
+
+
+def test_noise_between_two_prompts_does_not_add_up() -> None:
+    model, rng, device = StepTimeModel(), random.Random(4), roofline()
+    learn(model, device, 400, noise=0.03)
+    alone, short = StepShape(8, 8, 4000, 0.0, 8), StepShape(48, 8, 4000, chunk_work(0, 40), 9)
+    long = StepShape(608, 8, 4000, chunk_work(0, 600), 9)  # not seen again
+    before = model.predict(long)
+    for _ in range(60):
+        for _ in range(130):
+            model.observe(alone, device(alone) * (1 + 0.03 * rng.gauss(0, 1)))
+        model.observe(short, device(short) * (1 + 0.03 * rng.gauss(0, 1)))
+    learn(model, device, 8, noise=0.03)  # so that it is solved for
+    assert model.predict(long) == pytest.approx(before, rel=0.05)
+
+
+def test_a_device_that_became_slower_between_two_prompts_stays_so() -> None:
+    model, device = StepTimeModel(), roofline(0.6)
+    learn(model, roofline(), 400)
+    alone, short = StepShape(8, 8, 4000, 0.0, 8), StepShape(48, 8, 4000, chunk_work(0, 40), 9)
+    long = StepShape(608, 8, 4000, chunk_work(0, 600), 9)
+    for _ in range(200):
+        model.observe(alone, device(alone))
+    for _ in range(8):
+        model.observe(short, device(short))
+    assert model.predict(long) == pytest.approx(device(long), rel=0.1)
+
+
+def test_a_device_in_one_of_two_states_has_the_margin_of_the_slower() -> None:
+    margin, rng = Margin(), random.Random(6)
+    shape = StepShape(608, 8, 4000, chunk_work(0, 600), 9)
+    for _ in range(400):
+        margin.observe(shape, 0.1, rng.choice((0.93, 1.07)) * (1 + 0.003 * rng.gauss(0, 1)), True)
+    margin.renew()
+    assert 1.07 <= margin.factor <= 1.11
 
 
 def test_a_slowness_that_comes_back_is_in_the_prediction_and_not_in_the_margin_as_well() -> None:

@@ -38,7 +38,8 @@ class Fit:
             tokens += whole
             work += chunk_work(done, whole)
             encoder = images
-            if whole == request.remaining_tokens and self._stop_early(view, prompts, tokens, work, count):
+            ends = whole == request.remaining_tokens
+            if ends and self._stop_early(view, prompts, tokens, work, count, encoder):
                 return tokens, Reason.ANSWER
         return tokens, Reason.ALL if tokens < most or candidate.reason is Reason.ENGINE else candidate.reason
 

@@ -23,7 +23,13 @@ class StopEarly:
         self._backlog = backlog
 
     def __call__(
-        self, view: StepView, prompts: Sequence[RequestView], tokens: int, work: float, complete: int
+        self,
+        view: StepView,
+        prompts: Sequence[RequestView],
+        tokens: int,
+        work: float,
+        complete: int,
+        encoder: int,
     ) -> bool:
         """Tell whether to end the step.
 
@@ -32,6 +38,7 @@ class StopEarly:
             prompts: whose turn it is.
             tokens, work: the prefill so far, as in StepShape.
             complete: how many of the prompts that completes.
+            encoder: embeddings that an encoder computes for them.
         """
         experience = self._experience
         if experience.pipeline:  # the batches of a pipeline wait for the longest of them anyway
@@ -39,6 +46,6 @@ class StopEarly:
         left = prompts_left(view, prompts, complete)
         if left <= 0:
             return False
-        step_s = experience.seconds(view, tokens, work, complete)
+        step_s = experience.seconds(view, tokens, work, complete, encoder)
         fixed_s = max(experience.seconds(view, 0, 0.0, 0), FIXED_SHARE * (experience.decode_step_s or 0.0))
         return complete * (step_s - fixed_s) > self._backlog.delayed(left) * fixed_s

@@ -46,6 +46,9 @@ STALE_CAUTION = 0.15
 FRESH_STEPS = 8
 """The number of hybrid steps that end that caution."""
 
+MANY = 48
+"""The number of residuals whose largest says something of the tail: before, the curve is still being found."""
+
 _NORMAL = NormalDist()
 
 
@@ -157,11 +160,16 @@ def _upper(ordered: list[float], quantile: float) -> float:
     """Return the quantile of sorted ratios, the larger of two estimates.
 
     A normal distribution's, from the mean deviation, is steadier than the few largest of a sample; where the
-    residuals' own tail is heavier, a quantile somewhat below the wanted one shows it.
+    residuals' own tail is heavier, a quantile somewhat below the wanted one shows it. It is lighter where the device is
+    in one of two states, or the curve off to either side: then what the largest would be in a normal sample says so.
     """
     count = len(ordered)
     centre, tail = (ordered[int(q * (count - 1))] for q in (0.5, 1 - 3 * (1 - quantile)))
     deviation = sum([abs(ratio - centre) for ratio in ordered]) / count
     # Few steps that were quicker than predicted do not say that the next ones will be.
     centre = max(centre, 1.0 - (1.0 - centre) * min(1.0, count / BIAS_STEPS))
-    return max(tail, centre + _NORMAL.inv_cdf(quantile) * math.sqrt(math.pi / 2) * deviation)
+    normal = centre + _NORMAL.inv_cdf(quantile) * math.sqrt(math.pi / 2) * deviation
+    if count >= MANY:
+        reach = _NORMAL.inv_cdf(quantile) / _NORMAL.inv_cdf(1 - 1 / count)
+        normal = min(normal, centre + max(1.0, reach) * max(0.0, ordered[-1] - centre))
+    return max(tail, normal)

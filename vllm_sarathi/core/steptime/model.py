@@ -195,13 +195,13 @@ class StepTimeModel:
     def _compare(self, shape: StepShape, measured_s: float) -> None:
         """Let decodes alone tell how slow the device is while no prompt is prefilled; see `borrowed`."""
         if shape.sequences > shape.decodes:
-            self._borrowed.saw_prefill()
+            self._scale(True, self._borrowed.saw_prefill())
         elif self._kinds_seen.get(_kind(shape), 0) >= FAMILIAR_STEPS:
             # Before, nothing is known that they could have become slower than.
             self._borrowed.saw_decodes(self._curve, shape, measured_s)
             if self.steps % COMPARE_EVERY_STEPS == 0:
                 self._absorb()
-                self._scale(True, self._borrowed.follow())
+                self._scale(True, self._borrowed.follow(changed=False))
 
     def _absorb(self) -> None:
         """Add the latest steps to the sums: some at once, as that costs hardly more than one."""
@@ -259,13 +259,15 @@ class StepTimeModel:
         self._absorb()
         prefill = shape.sequences > shape.decodes
         self._scale(prefill, factor)
-        self._scale(not prefill, max(1.0, factor) if prefill else self._borrowed.follow())
+        self._scale(not prefill, max(1.0, factor) if prefill else self._borrowed.follow(changed=True))
         self._tiles.forget_steps()
         self._fade(0.2, changed=prefill)
         self._margin.changed(steps if prefill else 0)
 
     def _scale(self, prefill: bool, factor: float) -> None:
         """Let the kinds of steps with prefill, or those without, take `factor` times as long as they did."""
+        if factor == 1.0:
+            return
         for kind, (a, b, weight) in self._sums.items():
             if (kind[1] > 0) == prefill:
                 self._sums[kind] = (a, factor * b, weight)
