@@ -202,7 +202,9 @@ def test_nothing_is_cut_that_must_be_whole(rules: ChunkRules, taken: int) -> Non
 def test_a_step_ends_with_a_prompt_where_that_spares_more_than_it_costs() -> None:
     stop = StopEarly(Known(), Backlog())  # type: ignore[arg-type]
     prompts = [*(prompt(name, 100) for name in "abcd"), prompt("long", 5000)]
-    assert stop(step(), prompts, 400, 0.0, 4, 0)  # four answers, 41 ms of reading each waits for; one waits 15.6
+    assert stop(
+        step(), prompts, 400, 0.0, 4, 0
+    )  # four answers, 41 ms of reading each waits for; one waits 15.6
     assert not stop(step(), [prompt("a", 10), *(prompt(str(i), 900) for i in range(8))], 10, 0.0, 1, 0)
     assert not stop(step(), prompts[:4], 400, 0.0, 4, 0)  # nobody is left
 

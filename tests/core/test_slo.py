@@ -1,6 +1,7 @@
 """The SLO-driven budget in closed loop with devices whose truth is known."""
 
 import functools
+import math
 import random
 import statistics
 from dataclasses import replace
@@ -333,11 +334,11 @@ def test_the_first_chunks_beside_decodes_go_by_what_was_read_alone() -> None:
         controller.observe(StepRecord(shape, 8192, Reason.IDLE, None, 0.5, 0.0))
     view = StepView(0.0, 1, 1, 1000, (), (RequestView("p", (0, 0.0), 0.0, 0, 5000),), 8192)
     chunk = controller.plan(view).token_budget - 1
-    assert COLD_TOKENS < chunk <= 1000 * 0.15 / 0.5
+    assert COLD_TOKENS < chunk <= 1000 * (0.15 / 0.5) ** 2
 
 
 def test_with_a_remembered_device_the_first_chunks_go_by_what_was_read_alone() -> None:
-    controller = StepController(SarathiConfig(tbt_slo_ms=200))
+    controller = StepController(SarathiConfig(tbt_slo_ms=400))
     learnt = StepTimeModel()
     for tokens in (100, 200, 400, 800):
         shape = StepShape(tokens, 0, 0, 0.5 * tokens**2, 1)
@@ -349,7 +350,24 @@ def test_with_a_remembered_device_the_first_chunks_go_by_what_was_read_alone() -
     read = StepShape(1000, 0, 0, 0.5 * 1000**2, 1)  # half as fast as remembered
     controller.observe(StepRecord(read, 8192, Reason.IDLE, None, 1.0, 0.0))
     assert not controller.model.ready
-    assert controller.plan(view).token_budget == 4 + 100  # half of the SLO, as 1,000 tokens took a second
+    assert controller.plan(view).token_budget == 4 + 40  # a fifth of a second, squared, as 1,000 took one
+
+
+def test_the_first_chunks_beside_decodes_keep_the_slo_where_the_first_tokens_cost_the_most() -> None:
+    def mixture(shape: StepShape) -> float:
+        """Experts wake up with the first tokens."""
+        return 0.004 + 0.05 * (1 - math.exp(-shape.tokens / 100)) + 1e-5 * shape.tokens
+
+    controller = StepController(SarathiConfig(tbt_slo_ms=40))
+    read = StepShape(2000, 0, 0, chunk_work(0, 2000), 1)
+    for _ in range(2):
+        controller.observe(StepRecord(read, 8192, Reason.IDLE, None, mixture(read), 0.0))
+    view = StepView(0.0, 1, 1, 1000, (), (RequestView("p", (0, 0.0), 0.0, 0, 5000),), 8192)
+    for _ in range(6):
+        tokens = controller.plan(view).token_budget
+        shape = StepShape(tokens, 1, 1000, chunk_work(0, tokens - 1), 2)
+        assert mixture(shape) <= 0.040
+        controller.observe(StepRecord(shape, tokens, Reason.SLO, None, mixture(shape), 0.0))
 
 
 def test_batches_of_a_pipeline_get_even_parts_of_what_is_to_be_read() -> None:

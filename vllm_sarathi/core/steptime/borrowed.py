@@ -4,8 +4,8 @@ While no prompt is prefilled, decodes are all that shows the speed of the device
 assumed to be slower, too; if they are as fast as before, so is prefill, however often that changes, and whether or not
 the change was recognised as one. Prefill is never assumed to be faster than when the last prompt was prefilled.
 
-With the next prompt prefill speaks for itself. What was assumed by then stays if it was a change; if it was no more than
-noise can be, it is taken back: each pause between two prompts would leave a little of it otherwise, and never less.
+With the next prompt prefill speaks for itself. What was assumed by then stays if it was a change. It is taken back if
+noise may have been all of it: each pause between two prompts would leave a little of it otherwise, and never less.
 """
 
 from collections import deque
