@@ -356,7 +356,7 @@ def test_with_a_remembered_device_the_first_chunks_go_by_what_was_read_alone() -
 def test_the_first_chunks_beside_decodes_keep_the_slo_where_the_first_tokens_cost_the_most() -> None:
     def mixture(shape: StepShape) -> float:
         """Experts wake up with the first tokens."""
-        return 0.004 + 0.05 * (1 - math.exp(-shape.tokens / 100)) + 1e-5 * shape.tokens
+        return 0.0016 * math.sqrt(shape.tokens)
 
     controller = StepController(SarathiConfig(tbt_slo_ms=40))
     read = StepShape(2000, 0, 0, chunk_work(0, 2000), 1)
