@@ -353,6 +353,30 @@ def test_a_device_that_became_slower_between_two_prompts_stays_so() -> None:
     assert model.predict(long) == pytest.approx(device(long), rel=0.1)
 
 
+def test_decodes_alone_are_not_held_slower_each_time_that_a_neighbour_comes() -> None:
+    model, rng, device = StepTimeModel(), random.Random(8), roofline()
+    learn(model, device, 400)
+    alone = StepShape(8, 8, 4000, 0.0, 8)
+    for cycle in range(12):
+        for _ in range(100):
+            chunk = rng.choice((100, 250, 600))
+            shape = StepShape(8 + chunk, 8, 4000, chunk_work(0, chunk), 9)
+            model.observe(shape, device(shape) * (1.5 if cycle % 2 else 1.0))
+    assert 0.9 * device(alone) <= model.predict(alone) <= 1.6 * device(alone)
+
+
+def test_what_was_only_assumed_to_be_slower_is_taken_back_by_a_few_steps() -> None:
+    model, device = StepTimeModel(), roofline()
+    learn(model, device, 400)
+    alone, hybrid = StepShape(8, 8, 4000, 0.0, 8), StepShape(258, 8, 4000, chunk_work(0, 250), 9)
+    for _ in range(12):  # prefill alone has become slower
+        model.observe(hybrid, 1.6 * device(hybrid))
+    assert model.predict(alone) >= 1.3 * device(alone)
+    for _ in range(4):
+        model.observe(alone, device(alone))
+    assert model.predict(alone) <= 1.1 * device(alone)
+
+
 def test_a_device_in_one_of_two_states_has_the_margin_of_the_slower() -> None:
     margin, rng = Margin(), random.Random(6)
     shape = StepShape(608, 8, 4000, chunk_work(0, 600), 9)

@@ -1,11 +1,13 @@
-"""How much slower prefill is assumed to be because steps of decodes alone have become slower.
+"""How much slower one kind of step is assumed to be because those of the other kind have become slower.
 
-While no prompt is prefilled, decodes are all that shows the speed of the device. If they become slower, prefill is
-assumed to be slower, too; if they are as fast as before, so is prefill, however often that changes, and whether or not
-the change was recognised as one. Prefill is never assumed to be faster than when the last prompt was prefilled.
+The kinds are steps with prefill, and steps of decodes alone. While there are only steps of one kind, they are all that
+shows the speed of the device. If they become slower, the others are assumed to be slower, too; if they are as fast as
+before, so are the others, however often that changes, and whether or not the change was recognised as one. The others
+are never assumed to be faster than when they were last seen.
 
-With the next prompt prefill speaks for itself. What was assumed by then stays if it was a change. It is taken back if
-noise may have been all of it: each pause between two prompts would leave a little of it otherwise, and never less.
+With the next step of its own a kind speaks for itself. What was assumed by then stays if it was a change. It is taken
+back if noise may have been all of it: each pause between two prompts would leave a little of it otherwise, and never
+less.
 """
 
 from collections import deque
@@ -16,39 +18,38 @@ from vllm_sarathi.core.steptime.features import Curve
 from vllm_sarathi.core.types import StepShape
 
 STEPS = 3
-"""Steps of decodes alone that tell how slow they are; as many as show that a device is slower (see `drift`)."""
+"""Steps that tell how slow they are; as many as show that a device is slower (see `drift`)."""
 
 STEADY_STEPS = 32
 """As many of the latest tell it while no change shows: the median of three is off by most of the noise of one."""
 
 
 class Borrowed:
-    """Compares steps of decodes alone with what they took when the last prompts were prefilled."""
+    """Compares the steps of one kind with what they took when the other kind was last seen."""
 
     def __init__(self) -> None:
         self._reference: Curve | None = None
         self._ratios: deque[float] = deque(maxlen=STEADY_STEPS)
         self._factor = 1.0
 
-    def saw_prefill(self) -> float:
-        """Note a step with prefill; return the factor by which what was assumed of the others is taken back."""
+    def saw_own(self) -> float:
+        """Note a step of the kind that is assumed; return the factor by which what was assumed is taken back."""
         assumed = self._factor
         self._reference = None
         self._factor = 1.0
         self._ratios.clear()
         return 1.0 / assumed if assumed < CHANGE_FACTOR else 1.0
 
-    def saw_decodes(self, curve: Curve, shape: StepShape, measured_s: float) -> None:
-        """Note a step of decodes alone; `curve` is the model's at present."""
+    def saw_other(self, curve: Curve, tile_tokens: int, shape: StepShape, measured_s: float) -> None:
+        """Note a step of the other kind; `curve` and the tile are the model's at present."""
         if self._reference is None:
             self._reference = curve
-        context, sequences = shape.decode_context_tokens, shape.sequences
-        expected_s = self._reference.seconds(shape.tokens, shape.decodes, context, 0.0, sequences)
+        expected_s = self._reference.predict(shape, tile_tokens)
         if expected_s > 0:
             self._ratios.append(measured_s / expected_s)
 
     def follow(self, changed: bool) -> float:
-        """Return the factor by which steps with prefill are now to be held slower than they were held so far.
+        """Return the factor by which steps of the kind are now to be held slower than they were held so far.
 
         Args:
             changed: whether the latest steps have shown a change, so that those before it tell nothing.

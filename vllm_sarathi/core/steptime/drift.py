@@ -34,11 +34,12 @@ class DriftDetector:
         self._since_faster = RELAPSE_STEPS
         self.change_steps = 0
 
-    def look(self, ratio: float) -> float | None:
+    def look(self, ratio: float, doubted: bool = False) -> float | None:
         """Take in a step, and return the factor by which the device has changed; None where it has not.
 
         Args:
             ratio: the measured over the predicted time, of a kind of step that is known.
+            doubted: whether such steps are held slower because others were: a few that are not take that back.
         """
         self._since_faster += 1
         if ratio > SLOWER_FACTOR:
@@ -55,6 +56,11 @@ class DriftDetector:
             self.change_steps = SLOWER_STEPS
             if self._since_faster < RELAPSE_STEPS:
                 self._faster_steps = min(MOST_FASTER_STEPS, 2 * self._faster_steps)
+            self._clear()
+            return factor
+        if doubted and self._low_count >= SLOWER_STEPS:
+            factor = sorted(self._low)[len(self._low) // 2]
+            self.change_steps = self._low_count
             self._clear()
             return factor
         if self._low_count >= self._faster_steps:

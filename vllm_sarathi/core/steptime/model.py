@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_sarathi.core.steptime.borrowed import Borrowed
-from vllm_sarathi.core.steptime.drift import SLOWER_STEPS, DriftDetector
+from vllm_sarathi.core.steptime.drift import CHANGE_FACTOR, SLOWER_STEPS, DriftDetector
 from vllm_sarathi.core.steptime.features import (
     FIRST_SLOPE,
     HYBRID,
@@ -123,7 +123,8 @@ class StepTimeModel:
         self._until_solve = float(SOLVE_EVERY_STEPS)
         self._unchecked_steps = 0
         self._prior_steps = 0
-        self._borrowed = Borrowed()
+        self._borrowed = (Borrowed(), Borrowed())
+        self._doubted = [False, False]
 
     @property
     def tile_tokens(self) -> int:
@@ -193,15 +194,15 @@ class StepTimeModel:
             self._solve()
 
     def _compare(self, shape: StepShape, measured_s: float) -> None:
-        """Let decodes alone tell how slow the device is while no prompt is prefilled; see `borrowed`."""
-        if shape.sequences > shape.decodes:
-            self._scale(True, self._borrowed.saw_prefill())
-        elif self._kinds_seen.get(_kind(shape), 0) >= FAMILIAR_STEPS:
+        """Let the steps of one kind tell how slow the device is while there are none of the other; see `borrowed`."""
+        prefill = shape.sequences > shape.decodes
+        self._scale(prefill, self._borrowed[prefill].saw_own())
+        if self._kinds_seen.get(_kind(shape), 0) >= FAMILIAR_STEPS:
             # Before, nothing is known that they could have become slower than.
-            self._borrowed.saw_decodes(self._curve, shape, measured_s)
-            if self.steps % COMPARE_EVERY_STEPS == 0:
+            self._borrowed[not prefill].saw_other(self._curve, self.tile_tokens, shape, measured_s)
+            if not prefill and self.steps % COMPARE_EVERY_STEPS == 0:
                 self._absorb()
-                self._scale(True, self._borrowed.follow(changed=False))
+                self._scale(True, self._borrowed[True].follow(changed=False))
 
     def _absorb(self) -> None:
         """Add the latest steps to the sums: some at once, as that costs hardly more than one."""
@@ -242,8 +243,11 @@ class StepTimeModel:
             return 1.0
         if self.steps % SOLVE_EVERY_STEPS == 0 and (shape.prefill_work > 0 or self.steps % 64 == 0):
             self._margin.renew()
-        drift = self._drift[shape.sequences > shape.decodes]
-        factor = drift.look(ratio)
+        prefill = shape.sequences > shape.decodes
+        drift = self._drift[prefill]
+        factor = drift.look(ratio, self._doubted[prefill])
+        if ratio >= 1 / CHANGE_FACTOR or factor is not None:
+            self._doubted[prefill] = False
         if factor is not None:
             self._rescale(factor, shape, drift.change_steps)
             return 1.0
@@ -259,13 +263,17 @@ class StepTimeModel:
         self._absorb()
         prefill = shape.sequences > shape.decodes
         self._scale(prefill, factor)
-        self._scale(not prefill, max(1.0, factor) if prefill else self._borrowed.follow(changed=True))
+        others = self._borrowed[not prefill].follow(changed=True)
+        self._scale(not prefill, others)
+        self._doubted[not prefill] |= others > 1.0
         self._tiles.forget_steps()
         self._fade(0.2, changed=prefill)
         self._margin.changed(steps if prefill else 0)
 
     def _scale(self, prefill: bool, factor: float) -> None:
         """Let the kinds of steps with prefill, or those without, take `factor` times as long as they did."""
+        if factor == 1.0:
+            return
         if factor == 1.0:
             return
         for kind, (a, b, weight) in self._sums.items():
