@@ -90,7 +90,7 @@ class AutoLRS:
         scheduler: an LR scheduler that the step calls, to roll it back; AutoLRS still sets the rate of each step.
         stateful: more objects to roll back, by name: averages of weights, metrics, counters.
         generators: random number generators that the step draws from, beside the global ones.
-        count_tokens: returns the tokens (or samples) of a batch, for the books.
+        count_tokens: returns the tokens (or samples) of a batch, for the ledger.
         search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
         seed: the seed of the search.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
@@ -205,7 +205,7 @@ class AutoLRS:
 
         Raises:
             RuntimeError: the run has begun.
-            ConfigError: `share` is no fraction.
+            ConfigError: `share` is not a fraction.
         """
         self._session.check_open()
         if self._controller.state.kept_step is not None:
@@ -245,7 +245,7 @@ class AutoLRS:
         """Set the learning rate of the first parameter group, and the others by their ratios.
 
         Raises:
-            ValueError: `lr` is no finite number of at least 0.
+            ValueError: `lr` is not a finite number of at least 0.
         """
         plain = plain_numbers({"lr": lr})["lr"]
         if not is_number(plain) or plain < 0:
