@@ -176,7 +176,8 @@ def test_the_commands_of_the_baselines_parse(serve_parser: Any) -> None:
     paths = list((ROOT / "bench/baselines").glob("*.json"))
     assert paths
     for path in paths:
-        check_command(json.loads(path.read_text())["command"].split(), serve_parser)
+        for command in json.loads(path.read_text())["commands"]:
+            check_command(command.split(), serve_parser)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

@@ -217,9 +217,7 @@ def _check_trainer(trainer: Trainer, metric: str | None, measures: bool) -> None
                 "AutoLRSCallback: was added to a Trainer that has made its scheduler already; give the callback to the "
                 "Trainer's constructor: Trainer(..., callbacks=[AutoLRSCallback(...)])."
             )
-        raise ValueError(
-            "optimizers: has a scheduler, which conflicts with AutoLRS; give (optimizer, None)."
-        )
+        raise ValueError("optimizers: has a scheduler, which conflicts with AutoLRS; give (optimizer, None).")
     check_accelerator(trainer.accelerator, trainer.model)
     if metric is not None and trainer.eval_dataset is None:
         raise ValueError(f"metric={metric!r}: needs an eval_dataset.")

@@ -80,7 +80,9 @@ def checked(verdict: Verdict, load: Load, unit_cost: float) -> Checked | None:
         result = run_fleet(fleet, load.at(load.rate_qps))
         kinds = dict.fromkeys(kind for each in result.ended for kind in each.by_kind)
         whole = {k: merged([e.by_kind[k] for e in result.ended if k in e.by_kind]) for k in kinds}
-        kept = {kind: of.goodput for kind, of in whole.items() if of.goodput is not None}
+        kept = {
+            kind: of.request_attainment for kind, of in whole.items() if of.request_attainment is not None
+        }
         if all(share >= load.attainment for share in kept.values()):
             return Checked(verdict, replicas, replicas * unit_cost, kept)
     return None
