@@ -190,7 +190,7 @@ class AutoLRS:
         Raises:
             ValueError: train_step or validate return what cannot be used.
             RuntimeError: the weights were changed by something else between two actions.
-            FoundError: it was made inside of `finding_only`.
+            FoundError: the script runs under `autolrs find`.
         """
         self._end_if_only_finding()
         self._session.run()
@@ -200,8 +200,8 @@ class AutoLRS:
         """Return a learning rate with its interval, after a search that is rolled back; nothing is trained.
 
         Args:
-            share: the steps that it may take, as a fraction of max_steps. The default can tell something from
-                max_steps=3334 on, or 3667 with `validate`; a share of 0.1 from 1000 on, or 1100.
+            share: the steps that it may take, as a fraction of max_steps. With the default of 0.03 the run
+                needs at least 3,334 steps (3,667 with `validate`); with 0.1, 1,000 (1,100).
 
         Raises:
             RuntimeError: the run has begun.
@@ -223,7 +223,7 @@ class AutoLRS:
 
         Raises:
             RuntimeError: the last action's result was not told, or the weights were changed since.
-            FoundError: it was made inside of `finding_only`.
+            FoundError: the script runs under `autolrs find`.
         """
         self._end_if_only_finding()
         return self._session.next_action()

@@ -58,7 +58,8 @@ _Parent: Any = object
 class SarathiMixin(_Parent):  # type: ignore[misc]
     """Stall-free, hybrid batches within a time-between-tokens SLO (Sarathi-Serve, arXiv 2403.02310).
 
-    Put it before any subclass of vLLM's scheduler: `class Mine(SarathiMixin, Theirs)`; see `composition`.
+    Put it before any subclass of vLLM's scheduler: `class Mine(SarathiMixin, Theirs)`; see SLOs by class,
+    *Beside another scheduler*.
 
     Args:
         vllm_config: vLLM's configuration; our settings are in its `additional_config`.
@@ -66,7 +67,7 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
 
     Raises:
         ConfigError: a setting that this engine cannot keep.
-        ContractError: a vLLM that lacks something we lean on.
+        ContractError: this vLLM lacks something that the plugin needs.
     """
 
     max_num_scheduled_tokens: int

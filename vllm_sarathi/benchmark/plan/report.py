@@ -117,7 +117,7 @@ def unheld_said(board: Board) -> str:
     return (
         f"plan: no fleet keeps the SLOs behind a {ROUTER} router; one of {first.replicas} replicas of "
         f"{first.candidate.deployment} should by the share of one, but even {first.replicas + MORE_REPLICAS} are not "
-        "enough; a lower --attainment would help, and --exhaustive tries those that were left as dearer."
+        "enough; a lower --attainment would help, and --exhaustive tries those that were left as too expensive."
     )
 
 
@@ -272,7 +272,7 @@ def rows_of(board: Board, load: Load, prices: Prices, found: Sequence[Checked]) 
 
 STATES = {
     "dearer": "cannot carry it at that price",
-    "bound": "its best is dearer",
+    "bound": "its best is more expensive",
     "slo": "cannot keep the SLO",
     "memory": "does not hold the model",
 }
