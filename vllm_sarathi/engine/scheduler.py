@@ -63,7 +63,8 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
 
     Args:
         vllm_config: vLLM's configuration; our settings are in its `additional_config`.
-        args, kwargs: handed to the parent as they are.
+        args: handed to the parent, as they are.
+        kwargs: likewise.
 
     Raises:
         ConfigError: a setting that this engine cannot keep.
@@ -363,7 +364,7 @@ class SarathiScheduler(SarathiMixin, Scheduler):  # type: ignore[misc, valid-typ
     """The mixin over vLLM's own scheduler, or over the one that the settings name.
 
     Name this one class in `scheduler_cls`; where vLLM resolves asynchronous scheduling to on, the object
-    made is of a subclass that keeps the asynchronous scheduler's books.
+    made is of a subclass for that.
     """
 
     def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
