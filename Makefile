@@ -74,7 +74,7 @@ bench: setup
 	@.venv/bin/vllm-sarathi validate --json "$(BENCH)/validate.json"
 	@.venv/bin/vllm-sarathi paper --quick --out build/bench-paper --json "$(BENCH)/paper.json"
 	@.venv/bin/autolrs bench --task mnist-resnet,stdlib-gpt,bert-mlm --json "$(BENCH)/autolrs.json"
-	@.venv/bin/autolrs bench-overhead
+	@.venv/bin/autolrs bench-overhead --json "$(BENCH)/adapters.json"
 	@.venv/bin/autolrs bench-parallel --json "$(BENCH)/parallel.json"
 	@echo "the rows are in $(BENCH)"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.test_house import ROOT
 
 PROJECT = "https://github.com/vllm-sarathi/vllm-sarathi"
+RAW = "https://raw.githubusercontent.com/vllm-sarathi/vllm-sarathi"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)

@@ -24,6 +24,7 @@ from autolrs_plugin.cli import app as autolrs
 from tests.pages import (
     PAGES,
     PROJECT,
+    RAW,
     anchors_of,
     blocks_of,
     commands_in_docstring,
@@ -176,7 +177,8 @@ def test_the_commands_of_the_baselines_parse(serve_parser: Any) -> None:
     paths = list((ROOT / "bench/baselines").glob("*.json"))
     assert paths
     for path in paths:
-        check_command(json.loads(path.read_text())["command"].split(), serve_parser)
+        for command in json.loads(path.read_text())["commands"]:
+            check_command(command.split(), serve_parser)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -241,17 +243,36 @@ def test_json_and_yaml_are_valid(page: Path) -> None:
             yaml.safe_load(block.text)
 
 
+def local_path(address: str) -> Path | None:
+    """Return the file or folder that an address of this project shows; None for an address of somewhere else."""
+    for start in (f"{PROJECT}/blob/main/", f"{PROJECT}/tree/main/", f"{RAW}/main/"):
+        if address.startswith(start):
+            return ROOT / address.removeprefix(start)
+    return None
+
+
+def test_an_address_of_the_project_is_a_file_here() -> None:
+    assert local_path(f"{PROJECT}/blob/main/docs/index.md") == ROOT / "docs/index.md"
+    assert local_path(f"{RAW}/main/docs/images/timeline.png") == ROOT / "docs/images/timeline.png"
+    assert local_path(PYPROJECT["urls"]["Issues"]) is None
+
+
+def test_the_readme_has_no_relative_link() -> None:
+    """The package index shows it, too, where such a link leads nowhere."""
+    text = (ROOT / "README.md").read_text()
+    assert not [link for link in links_of(text) if "://" not in link and not link.startswith("#")]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in links_of(page.read_text()):
         target, _, anchor = link.partition("#")
-        if target.startswith(PROJECT):
-            inside = re.fullmatch(r"/(?:blob|tree)/main/(.*)", target.removeprefix(PROJECT))
-            assert inside is None or (ROOT / inside[1]).exists(), link
-            continue
         if "://" in target:
-            continue
-        path = (page.parent / target).resolve() if target else page
+            path = local_path(target)
+            if path is None or path.is_dir():
+                continue
+        else:
+            path = (page.parent / target).resolve() if target else page
         assert path.is_file(), f"{link}: no such file"
         assert not anchor or anchor in anchors_of(path.read_text()), f"{link}: no such heading"
 
@@ -325,6 +346,13 @@ def test_every_command_and_option_has_its_row(hooks: ModuleType, name: str) -> N
         for param in command.params:
             if param.name not in ("help", "context"):
                 assert param.opts[-1] in section or f"`{param.metavar or param.name.upper()}`" in section
+
+
+@pytest.mark.parametrize("name", TYPER)
+def test_a_paragraph_of_a_commands_help_is_one_line(hooks: ModuleType, name: str) -> None:
+    """Typer keeps line breaks, which would fall in mid-sentence."""
+    for whole, command in hooks.commands_of(name, typer.main.get_command(TYPER[name])):
+        assert "\n" not in command.help.replace("\n\n", ""), whole
 
 
 def test_the_parts_need_neither_vllm_nor_torch() -> None:

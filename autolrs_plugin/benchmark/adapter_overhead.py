@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -233,6 +233,11 @@ def measure(adapter: str, steps: int) -> Overhead:
 def median_of(adapter: str, steps: int, runs: int) -> Overhead:
     """Return the measurement whose share is the median of several runs."""
     return sorted((measure(adapter, steps) for _ in range(runs)), key=lambda m: m.share)[runs // 2]
+
+
+def rows_of(measured: list[Overhead]) -> list[dict[str, Any]]:
+    """Return the measurements as rows of a result file."""
+    return [{**asdict(m), "share": m.share} for m in measured]
 
 
 def overhead_table(measured: list[Overhead]) -> Table:

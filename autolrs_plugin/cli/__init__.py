@@ -13,6 +13,7 @@ from autolrs_plugin.cli.bench import bench, bench_find, bench_overhead, bench_pa
 from autolrs_plugin.cli.errors import clear_errors
 from autolrs_plugin.cli.export import export
 from autolrs_plugin.cli.find import find
+from autolrs_plugin.cli.options import help_of
 from autolrs_plugin.cli.preview import preview
 from autolrs_plugin.cli.show import plot, show
 
@@ -31,9 +32,9 @@ def version() -> None:
 _command: Callable[..., None]
 # In the order in which `--help` lists them.
 for _command in (show, plot, export, find, preview):
-    app.command()(clear_errors()(_command))
+    app.command(help=help_of(_command))(clear_errors()(_command))
 for _command in (bench, paper, bench_find, bench_parallel, bench_overhead):
-    app.command()(_command)
+    app.command(help=help_of(_command))(_command)
 
 
 def main() -> None:

@@ -57,7 +57,10 @@ def paper(
     seeds: SeedsOption = 1,
     quick: Annotated[bool, typer.Option("--quick", help="A quarter of the steps.")] = False,
 ) -> None:
-    """The paper's own comparison, small: steps to a hand-made schedule's final loss, search uncounted and counted."""
+    """Repeat the paper's comparison at small scale.
+
+    The table has the steps to the final loss of a hand-made schedule, with and without the search's own steps.
+    """
     # torch takes seconds to import, and the other commands do not need it.
     from autolrs_plugin.benchmark.paper import run_paper
 
@@ -119,14 +122,19 @@ def bench_overhead(
     adapters: Annotated[str, typer.Option(help="Comma-separated adapters; default: all.")] = "",
     steps: Annotated[int, typer.Option(min=20, help="Steps of a run.")] = 300,
     runs: Annotated[int, typer.Option(min=1, help="Runs of each adapter, whose median is reported.")] = 3,
+    json: Annotated[Path | None, typer.Option(help="Where the rows go.", callback=no_folder)] = None,
 ) -> None:
     """Measure what an adapter adds to a framework's steps outside of searches."""
     # torch and the frameworks take seconds to import.
-    from autolrs_plugin.benchmark.adapter_overhead import ADAPTERS, median_of, overhead_table
+    from autolrs_plugin.benchmark.adapter_overhead import ADAPTERS, median_of, overhead_table, rows_of
+    from autolrs_plugin.benchmark.results import write_rows
 
     chosen = _names("--adapters", adapters, list(ADAPTERS)) if adapters else list(ADAPTERS)
     with _missing_parts_said() as console:
-        console.print(overhead_table([median_of(name, steps, runs) for name in chosen]))
+        measured = [median_of(name, steps, runs) for name in chosen]
+        console.print(overhead_table(measured))
+        if json is not None:
+            write_rows(rows_of(measured), json)
 
 
 def _options(task: str, methods: Sequence[str], seeds: int, quick: bool, out: Path, json: Path) -> "Options":

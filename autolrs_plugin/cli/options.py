@@ -1,7 +1,9 @@
 """What several commands take, and how it is checked."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,3 +23,8 @@ def no_folder(path: Path | None) -> Path | None:
     if path is not None and path.is_dir():
         raise typer.BadParameter(f"{path}: is a folder; give the name of a file.")
     return path
+
+
+def help_of(command: Callable[..., Any]) -> str:
+    """Return a command's docstring with each paragraph on one line: Typer would keep the line breaks of the source."""
+    return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n"))

@@ -250,8 +250,8 @@ def _check_prepared(accelerator: Any, model: Any, optimizer: Any, loader: Any) -
         raise TypeError(f"loader: {named(loader)}; give what accelerator.prepare returned.")
     if accelerator._schedulers:
         raise ValueError(
-            f"accelerator: has prepared a {type(accelerator._schedulers[0].scheduler).__name__}, which would fight "
-            "with AutoLRS over the learning rate; leave it out."
+            f"accelerator: has prepared a {type(accelerator._schedulers[0].scheduler).__name__}, which "
+            "conflicts with AutoLRS, which sets the learning rate; leave it out."
         )
     if any(isinstance(thing, AutoLRS) for thing in accelerator._custom_objects):
         raise ValueError(

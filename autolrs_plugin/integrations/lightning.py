@@ -164,8 +164,8 @@ def _check_trainer(trainer: Any, module: LightningModule) -> None:
     if trainer.lr_scheduler_configs:
         scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
         raise ValueError(
-            f"configure_optimizers: returns a {scheduler}, which would fight with AutoLRS over the learning rate; "
-            "leave it out."
+            f"configure_optimizers: returns a {scheduler}, which conflicts with AutoLRS, which sets the learning "
+            "rate; leave it out."
         )
     if not any(
         optimizer.param_groups for optimizer in trainer.optimizers

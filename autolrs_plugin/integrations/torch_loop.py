@@ -90,7 +90,7 @@ class AutoLRS:
         scheduler: an LR scheduler that the step calls, to roll it back; AutoLRS still sets the rate of each step.
         stateful: more objects to roll back, by name: averages of weights, metrics, counters.
         generators: random number generators that the step draws from, beside the global ones.
-        count_tokens: returns the tokens (or samples) of a batch, for the books.
+        count_tokens: returns the tokens (or samples) of a batch, for the ledger.
         search_budget: the steps that the search may take, as a fraction of max_steps, in (0, 1].
         seed: the seed of the search.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` for the one that the
@@ -190,7 +190,7 @@ class AutoLRS:
         Raises:
             ValueError: train_step or validate return what cannot be used.
             RuntimeError: the weights were changed by something else between two actions.
-            FoundError: it was made inside of `finding_only`.
+            FoundError: the script runs under `autolrs find`.
         """
         self._end_if_only_finding()
         self._session.run()
@@ -200,12 +200,12 @@ class AutoLRS:
         """Return a learning rate with its interval, after a search that is rolled back; nothing is trained.
 
         Args:
-            share: the steps that it may take, as a fraction of max_steps. The default can tell something from
-                max_steps=3334 on, or 3667 with `validate`; a share of 0.1 from 1000 on, or 1100.
+            share: the steps that it may take, as a fraction of max_steps. With the default of 0.03 the run
+                needs at least 3,334 steps (3,667 with `validate`); with 0.1, 1,000 (1,100).
 
         Raises:
             RuntimeError: the run has begun.
-            ConfigError: `share` is no fraction.
+            ConfigError: `share` is not a fraction.
         """
         self._session.check_open()
         if self._controller.state.kept_step is not None:
@@ -223,7 +223,7 @@ class AutoLRS:
 
         Raises:
             RuntimeError: the last action's result was not told, or the weights were changed since.
-            FoundError: it was made inside of `finding_only`.
+            FoundError: the script runs under `autolrs find`.
         """
         self._end_if_only_finding()
         return self._session.next_action()
@@ -245,7 +245,7 @@ class AutoLRS:
         """Set the learning rate of the first parameter group, and the others by their ratios.
 
         Raises:
-            ValueError: `lr` is no finite number of at least 0.
+            ValueError: `lr` is not a finite number of at least 0.
         """
         plain = plain_numbers({"lr": lr})["lr"]
         if not is_number(plain) or plain < 0:

@@ -203,7 +203,7 @@ def _check_trainer(trainer: Trainer, metric: str | None, measures: bool) -> None
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if schedule not in ("linear", "constant"):
         raise ValueError(
-            f"lr_scheduler_type={schedule!r}: would fight with AutoLRS over the learning rate; leave it out."
+            f"lr_scheduler_type={schedule!r}: conflicts with AutoLRS, which sets the learning rate; leave it out."
         )
     if args.warmup_steps:
         logger.warning(
@@ -217,9 +217,7 @@ def _check_trainer(trainer: Trainer, metric: str | None, measures: bool) -> None
                 "AutoLRSCallback: was added to a Trainer that has made its scheduler already; give the callback to the "
                 "Trainer's constructor: Trainer(..., callbacks=[AutoLRSCallback(...)])."
             )
-        raise ValueError(
-            "optimizers: has a scheduler, which would fight with AutoLRS; give (optimizer, None)."
-        )
+        raise ValueError("optimizers: has a scheduler, which conflicts with AutoLRS; give (optimizer, None).")
     check_accelerator(trainer.accelerator, trainer.model)
     if metric is not None and trainer.eval_dataset is None:
         raise ValueError(f"metric={metric!r}: needs an eval_dataset.")

@@ -58,7 +58,7 @@ def check_collections(stateful: Any, generators: Any, observers: Any, probes: An
             )
     for argument, value in (("generators", generators), ("observers", observers)):
         if not isinstance(value, Collection) or isinstance(value, str | Mapping):
-            raise TypeError(f"{argument}: {named(value)} is no list; give {argument}=[...].")
+            raise TypeError(f"{argument}: {named(value)} is not a list; give {argument}=[...].")
     for observer in observers:
         _check_methods("observers", observer, OF_OBSERVERS)
     if probes is not None:

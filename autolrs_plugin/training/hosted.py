@@ -195,7 +195,7 @@ class HostedRun:
         """Carry out what is due before the framework's next step; set that step's learning rate and return it.
 
         Raises:
-            FoundError: it was made inside of `finding_only`.
+            FoundError: the script runs under `autolrs find`.
         """
         while not isinstance(self._action, Train | Done):
             self._act()

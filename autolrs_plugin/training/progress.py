@@ -111,7 +111,7 @@ class StageLines(StageLog):
         super().on_action(action, controller)
         if isinstance(action, Probe) and action.stage != self._announced:
             self._announced = action.stage
-            self.say(f"stage {action.stage} at step {controller.step}: searching the learning rate")
+            self.say(f"stage {action.stage} at step {controller.step}: searching for a learning rate")
 
     def say(self, line: str) -> None:
         """Print a line."""

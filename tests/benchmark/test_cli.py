@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.test_house import BLOCKER
 from vllm_sarathi import __version__
 from vllm_sarathi.benchmark.live import demo
 from vllm_sarathi.cli import app
+from vllm_sarathi.cli.errors import clear_errors
 
 runner = CliRunner()
 
@@ -57,3 +59,17 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     result = runner.invoke(app, ["demo", "--model", "m"])
     assert result.exit_code == 1
     assert "pip install 'vllm-sarathi[bench]'" in result.output
+
+
+def test_a_missing_vllm_is_one_sentence() -> None:
+    code = BLOCKER.format(blocked={"vllm"}, names=[]) + "from vllm_sarathi.cli import main\nmain()"
+    words = ["simulate", "--deployment", "mistral-7b/a100", "--rate", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: this command needs vLLM, which is not installed: pip install ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_import_error_of_another_kind_keeps_its_traceback() -> None:
+    with pytest.raises(ImportError, match="cannot import name"), clear_errors():
+        raise ImportError("cannot import name 'LLM' from 'vllm'")

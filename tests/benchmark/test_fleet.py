@@ -45,7 +45,7 @@ def test_a_row_for_the_fleet_and_for_each_replica(here: None, tmp_path: Path) ->
     assert f"chat, 4 (as drawn {whole['rate_qps']:.4g}) requests/s" in done.output
     assert whole["rerouted"] > 0
     assert whole["imbalance"] > 1
-    assert 0 <= whole["goodput"] <= 1
+    assert 0 <= whole["request_attainment"] <= 1
     assert set(whole["gap_ms"]) == {"p50", "p90", "p99", "max"}
     assert "first-token" in done.output
     assert "rerouted" in done.output

@@ -129,7 +129,7 @@ def test_three_classes_have_a_goodput(here: dict[str, Any], tmp_path: Path) -> N
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert 0.5 < row["goodput"] <= 1.0
+    assert 0.5 < row["request_attainment"] <= 1.0
     assert "SLOs met" in done.output
     assert dict(here["inputs"][0].settings) == {
         "tbt_slo_ms": 100.0,

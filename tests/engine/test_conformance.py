@@ -165,7 +165,7 @@ def test_a_policy_whose_budget_is_no_whole_number_is_said_to_raise(
 
     monkeypatch.setattr(Orca, "plan", fraction)
     with pytest.raises(AssertionError, match="has raised an error"):
-        check_policy(POLICIES["orca"], lives=1)
+        check_policy(POLICIES["orca"], runs=1)
 
 
 def test_a_policy_that_lets_nobody_in_fails_the_suite(
@@ -173,4 +173,4 @@ def test_a_policy_that_lets_nobody_in_fails_the_suite(
 ) -> None:
     monkeypatch.setattr(Orca, "plan", lambda self, view, turn: decodes_only(view))
     with pytest.raises(AssertionError, match=r"no progress .*mode 'sync'"):
-        check_policy(POLICIES["orca"], lives=1)
+        check_policy(POLICIES["orca"], runs=1)

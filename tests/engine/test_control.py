@@ -205,7 +205,7 @@ def test_what_is_wrong_is_refused_by_a_sentence_and_changes_nothing(
         (b"[1]", "the body must be a JSON object of settings, not list."),
         (b"{}", "the body names no setting"),
         (b'{"tbt_slo_ms": 100, "tbt_slo_ms": 200}', "the body: key 'tbt_slo_ms': is given twice."),
-        (b'{"tbt_slo_ms": NaN}', "NaN is no JSON number"),
+        (b'{"tbt_slo_ms": NaN}', "NaN is not a JSON number"),
         (b"[" * 16_000, "the body is not valid JSON"),
         (b'{"tbt_slo_ms": ' + b"9" * 5000 + b"}", "the body is not valid JSON"),
         (b"\xff\xfe", "the body is not valid JSON"),

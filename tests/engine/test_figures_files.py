@@ -45,7 +45,7 @@ def test_a_folder_that_was_deleted_is_made_again_and_said_once(folder: Path, war
 
 def test_figures_that_cannot_be_written_are_said_once_until_they_can(folder: Path, warned: list[str]) -> None:
     files = FiguresFiles(folder, 4, 1)
-    said = f"The metrics of engine 4 at /metrics stand still: {folder} cannot be written (Not a directory)."
+    said = f"The metrics of engine 4 at /metrics are no longer updated: {folder} cannot be written (Not a directory)."
     for _ in range(2):
         folder.rmdir()
         folder.touch()

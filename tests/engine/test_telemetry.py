@@ -532,8 +532,8 @@ def test_each_data_parallel_engine_has_a_file_and_figures_of_its_own(
 @pytest.mark.parametrize(
     ("settings", "aim"),
     [
-        ({"tbt_slo_ms": 50}, "at most 50 ms between two tokens, prompts by fcfs"),
-        ({"token_budget": 256, "prefill_order": "sjf"}, "a budget of 256 tokens, prompts by sjf"),
+        ({"tbt_slo_ms": 50}, "at most 50 ms between two tokens, prefill order fcfs"),
+        ({"token_budget": 256, "prefill_order": "sjf"}, "a budget of 256 tokens, prefill order sjf"),
         (
             {"slo_classes": {"classes": {"chat": {"ttft_slo_ms": 500}, "night": {"batch": True}}}},
             "SLOs of 2 classes, prompts by their SLOs",

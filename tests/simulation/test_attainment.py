@@ -33,8 +33,8 @@ def classes() -> list[SimulatedRequest]:
 
 def test_by_deadline_the_slos_are_met_and_everything_finishes(classes: list[SimulatedRequest]) -> None:
     _, outcome = play(classes, **DEADLINE)
-    assert outcome.goodput is not None
-    assert outcome.goodput >= 0.99
+    assert outcome.request_attainment is not None
+    assert outcome.request_attainment >= 0.99
     assert outcome.completed == outcome.requests
 
 
@@ -42,22 +42,22 @@ def test_by_deadline_the_slos_are_met_and_everything_finishes(classes: list[Simu
 def test_in_order_of_arrival_they_are_not(classes: list[SimulatedRequest], name: str) -> None:
     settings = {} if "@" in name else DEADLINE | {"prefill_order": "fcfs"}
     _, outcome = play(classes, name, **settings)
-    assert outcome.goodput is not None
-    assert outcome.goodput < 0.95
+    assert outcome.request_attainment is not None
+    assert outcome.request_attainment < 0.95
 
 
 def test_an_slo_is_met_from_an_idle_start_beside_a_long_prompt() -> None:
     requests = [SimulatedRequest(0.0, 15_000, 20)]
     requests += [SimulatedRequest(0.05 + 0.3 * i, 200, 5, 50.0, 500.0) for i in range(10)]
     _, outcome = play(requests, **DEADLINE)
-    assert outcome.goodput == 1.0
+    assert outcome.request_attainment == 1.0
 
 
 def test_who_comes_behind_a_long_queue_is_seen_at_once() -> None:
     requests = [SimulatedRequest(0.001 * i, 3000, 4) for i in range(400)]
     requests += [SimulatedRequest(5.0 + 0.5 * i, 100, 4, None, 500.0) for i in range(20)]
     _, outcome = play(requests, **DEADLINE, prefill_max_wait_s=1000)
-    assert outcome.goodput == 1.0
+    assert outcome.request_attainment == 1.0
     assert outcome.completed == 420
 
 

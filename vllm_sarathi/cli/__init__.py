@@ -5,6 +5,7 @@ command that needs an extra fails only when called.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -17,7 +18,7 @@ from vllm_sarathi.cli.devices import devices
 from vllm_sarathi.cli.errors import clear_errors
 from vllm_sarathi.cli.fleet import fleet
 from vllm_sarathi.cli.live import live
-from vllm_sarathi.cli.options import RayCommand
+from vllm_sarathi.cli.options import RayCommand, help_of
 from vllm_sarathi.cli.overhead import overhead
 from vllm_sarathi.cli.paper import paper
 from vllm_sarathi.cli.plan import plan
@@ -46,20 +47,22 @@ def version() -> None:
     typer.echo(__version__)
 
 
+def _add(group: typer.Typer, command: Callable[..., None], **options: Any) -> None:
+    group.command(help=help_of(command), **options)(clear_errors()(command))
+
+
 _command: Callable[..., None]
 # In the order in which `--help` lists them.
 for _command in (demo, reference_model, trace):
-    app.command()(clear_errors()(_command))
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    clear_errors()(profile)
-)
-app.command()(clear_errors()(top))
+    _add(app, _command)
+_add(app, profile, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+_add(app, top)
 for _command in (simulate, capacity, fleet, plan, validate, paper):
-    app.command(cls=RayCommand)(clear_errors()(_command))
+    _add(app, _command, cls=RayCommand)
 for _command in (overhead, simulator, compare, live):
-    bench.command()(clear_errors()(_command))
+    _add(bench, _command)
 for _command in (devices, classes):
-    bench.command(cls=RayCommand)(clear_errors()(_command))
+    _add(bench, _command, cls=RayCommand)
 
 
 def main() -> None:

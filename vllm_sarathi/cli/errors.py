@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import typer
 
 from vllm_sarathi.core.config import ConfigError
+from vllm_sarathi.core.errors import VllmMissingError
 from vllm_sarathi.core.step_trace import StepTraceError
 
 
@@ -22,6 +23,8 @@ def clear_errors() -> Iterator[None]:
             f"this command needs {error.name}, which is not installed: pip install 'vllm-sarathi[bench]', "
             "beside a vLLM"
         )
+    except VllmMissingError:
+        _exit(str(VllmMissingError("this command")))
     except BrokenPipeError:  # who reads what is printed has seen enough: Click ends without a word
         raise
     except (ConfigError, StepTraceError, RuntimeError, OSError) as error:

@@ -25,7 +25,8 @@ SchedulersOption = Annotated[
     str | None,
     typer.Option(
         help="Comma-separated names: sarathi, sarathi-sjf, sarathi-deadline, default (vLLM's own); default@80 and "
-        "sarathi@256 have a fixed budget. Ours, stock and a sweep of five stock budgets, if not given."
+        "sarathi@256 have a fixed budget. Default: sarathi, vLLM's scheduler, and vLLM's scheduler with each of five "
+        "budgets."
     ),
 ]
 ScaleOption = Annotated[

@@ -114,6 +114,11 @@ ELSEWHERE = {
 """Settings that have an option of their own here."""
 
 
+def help_of(command: Callable[..., Any]) -> str:
+    """Return a command's docstring with each paragraph on one line: Typer would keep the line breaks of the source."""
+    return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n"))
+
+
 def read_names(text: str) -> tuple[str, ...]:
     """Return the names in a list with commas; each once."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))

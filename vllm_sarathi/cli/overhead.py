@@ -17,7 +17,7 @@ def overhead(
     slo_classes: Annotated[str | None, typer.Option(help="As in `vllm serve`.")] = None,
     json: FiguresOption = None,
 ) -> None:
-    """Measure what our scheduler adds to vLLM's own schedule()."""
+    """Measure what this scheduler adds to the time of vLLM's own schedule()."""
     from vllm_sarathi.benchmark.common.results import write_rows
     from vllm_sarathi.benchmark.profile.overhead import measure_overhead, overhead_table
     from vllm_sarathi.core.config import check_int

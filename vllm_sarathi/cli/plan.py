@@ -25,7 +25,7 @@ from vllm_sarathi.cli.options import (
 )
 
 ModelOption = Annotated[str, typer.Option(help="OWNER/MODEL, a short name, or a folder with a config.json.")]
-PricesOption = Annotated[Path, typer.Option(help="What each device costs per hour: a YAML file.")]
+PricesOption = Annotated[Path, typer.Option(help="What each device costs per hour: a YAML or JSON file.")]
 ClassesOption = Annotated[Path | None, typer.Option(help="SLOs by class instead, as in `vllm serve`.")]
 AttainmentOption = Annotated[
     float, typer.Option(help="The share of each class's requests that must meet their SLOs.")

@@ -53,10 +53,10 @@ def validate(
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Check the simulator: the same load simulated, and on a real server on this CPU.
+    """Compare simulation with a real server on this CPU, under the same load.
 
-    With --silicon, against the measured TTFT and TPOT of servers on accelerators. Constants were fitted on the rows
-    with even ids; the table is of odd ones: four of each group, or --all.
+    With --silicon, compare it with the measured TTFT and TPOT of servers on accelerators. Constants were fitted on
+    the rows with even ids; the table is of odd ones: four of each group, or --all.
     """
     from vllm_sarathi.benchmark.common import results
     from vllm_sarathi.benchmark.profile import simulator as benchmark

@@ -309,7 +309,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 def check_number(value: object, what: str, most: float, least: float = 0.0) -> None:
-    """Raise ConfigError naming `what` if `value` is no finite number above 0, from `least` to `most`."""
+    """Raise ConfigError naming `what` if `value` is not a finite number above 0, from `least` to `most`."""
     # NaN is below nothing; an int may be too large for a float, and is compared as it is.
     if not _is_number(value) or not 0 < value <= most or value < least:
         bound = f"of at least {least:g}" if least else "above 0"

@@ -71,7 +71,7 @@ def check_choice(key: str, value: object, valid: tuple[str, ...]) -> None:
 
 
 def check_positive(key: str, value: object, most: float, least: float = 0.0) -> None:
-    """Raise ConfigError naming the flag if `value` is no finite number above 0, from `least` to `most`."""
+    """Raise ConfigError naming the flag if `value` is not a finite number above 0, from `least` to `most`."""
     check_number(value, flag_name(key), most, least)
 
 
@@ -222,7 +222,7 @@ class SarathiConfig:
     )
     tbt_slo: str = _setting(
         "auto",
-        "Without --tbt-slo-ms: the SLO as a multiple of a decode step, measured here.",
+        "Without --tbt-slo-ms: the SLO as a multiple of a decode step, measured while serving.",
         "auto[:25x]",
     )
     tbt_mode: str = _setting(
@@ -383,7 +383,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     """Read the settings in a JSON file, as `--sarathi-config` names one.
 
     Raises:
-        ConfigError: the file cannot be read, is no JSON object, or has an unknown key.
+        ConfigError: the file cannot be read, is not a JSON object, or has an unknown key.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))

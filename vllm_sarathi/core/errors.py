@@ -8,6 +8,16 @@ class ConfigError(ValueError):
     """A setting that a user gave and that cannot be used; the message names it, the value and what is valid."""
 
 
+class VllmMissingError(ImportError):
+    """vLLM is not installed; the message names the extras that bring it."""
+
+    def __init__(self, asking: str) -> None:
+        super().__init__(
+            f"{asking} needs vLLM, which is not installed: "
+            "pip install 'vllm-sarathi[vllm]' (accelerators) or 'vllm-sarathi[cpu]' (CPU build)."
+        )
+
+
 MOST_PARTS = 10_000
 """The most values within one that an error writes out."""
 

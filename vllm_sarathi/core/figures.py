@@ -59,7 +59,7 @@ class Figure:
 FIGURES = {
     figure.name: figure
     for figure in (
-        Figure("steps", Kind.COUNTER, "Steps that the scheduler saw end."),
+        Figure("steps", Kind.COUNTER, "Steps completed."),
         Figure("prefill_tokens", Kind.COUNTER, "Prompt tokens that were prefilled."),
         Figure("batch_prefill_tokens", Kind.COUNTER, "Prompt tokens of batch work that were prefilled."),
         Figure("gaps", Kind.COUNTER, "Gaps between tokens of requests with an SLO.", True),

@@ -130,7 +130,7 @@ def read_settings(body: bytes) -> dict[str, Any]:
     """Return the settings in a body.
 
     Raises:
-        ConfigError: it is no JSON object.
+        ConfigError: it is not a JSON object.
     """
     try:
         settings = json.loads(
@@ -148,7 +148,7 @@ def read_settings(body: bytes) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def read_first_token(query: dict[str, str]) -> dict[str, int | float | str]:

@@ -42,7 +42,7 @@ class CalibrationMemory:
             self._complain(f"Starting without calibration: {error}")
             return
         if path is None:
-            logger.info("No calibration in %s fits: the step model learns from scratch.", self.folder)
+            logger.info("No calibration in %s fits: the step-time model starts cold.", self.folder)
         else:
             logger.info("Calibration read from %s.", path)
 

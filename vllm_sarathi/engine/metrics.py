@@ -118,7 +118,7 @@ class FiguresFiles:
         except OSError as error:
             if not self._stands_still and folder == figures_folder():
                 logger.warning(
-                    "The metrics of engine %s at /metrics stand still: %s cannot be written (%s).",
+                    "The metrics of engine %s at /metrics are no longer updated: %s cannot be written (%s).",
                     self._rank,
                     folder,
                     error.strerror,

@@ -98,7 +98,7 @@ def add_flags(parser: Any) -> None:
         group,
         "--sarathi-config",
         metavar="FILE.json",
-        help="A JSON file that holds any of these settings (token_budget for --token-budget); flags win over it.",
+        help="A JSON file that holds any of these settings (token_budget for --token-budget); flags override it.",
     )
 
 

@@ -58,15 +58,17 @@ _Parent: Any = object
 class SarathiMixin(_Parent):  # type: ignore[misc]
     """Stall-free, hybrid batches within a time-between-tokens SLO (Sarathi-Serve, arXiv 2403.02310).
 
-    Put it before any subclass of vLLM's scheduler: `class Mine(SarathiMixin, Theirs)`; see `composition`.
+    Put it before any subclass of vLLM's scheduler: `class Mine(SarathiMixin, Theirs)`; see SLOs by class,
+    *Beside another scheduler*.
 
     Args:
         vllm_config: vLLM's configuration; our settings are in its `additional_config`.
-        args, kwargs: handed to the parent as they are.
+        args: handed to the parent, as they are.
+        kwargs: likewise.
 
     Raises:
         ConfigError: a setting that this engine cannot keep.
-        ContractError: a vLLM that lacks something we lean on.
+        ContractError: this vLLM lacks something that the plugin needs.
     """
 
     max_num_scheduled_tokens: int
@@ -362,7 +364,7 @@ class SarathiScheduler(SarathiMixin, Scheduler):  # type: ignore[misc, valid-typ
     """The mixin over vLLM's own scheduler, or over the one that the settings name.
 
     Name this one class in `scheduler_cls`; where vLLM resolves asynchronous scheduling to on, the object
-    made is of a subclass that keeps the asynchronous scheduler's books.
+    made is of a subclass for that.
     """
 
     def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:

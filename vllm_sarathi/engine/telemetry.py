@@ -100,7 +100,7 @@ class Telemetry:
         pipeline: the stages of the device.
         log: whether to log a line and leave metrics, as vLLM does unless told `--disable-log-stats`.
         trace: the step trace, if there is to be one.
-        memory: where the step model is kept for the next start, if it is to be.
+        memory: where the step-time model is kept for the next start, if it is to be.
         faults: tells how many errors of ours there have been.
         queues: returns the requests that run and wait; called from the telemetry thread.
         most_tokens: the most tokens that the engine takes in one step.
@@ -331,7 +331,7 @@ def aim_of(config: SarathiConfig) -> str:
     """Return what the scheduler goes by, for the log of a server that starts."""
     if config.slo_classes is not None:
         return f"SLOs of {len(config.slo_classes.classes)} classes, prompts by their SLOs"
-    order = f", prompts by {config.prefill_order}"
+    order = f", prefill order {config.prefill_order}"
     if config.token_budget is not None:
         return f"a budget of {config.token_budget} tokens" + order
     if config.scheduler != "sarathi":

@@ -42,7 +42,7 @@ class StepModel(Protocol):
 
 @dataclass(frozen=True)
 class StepFit:
-    """A step model that has learnt all that it will.
+    """A step-time model that has learnt all that it will.
 
     Attributes:
         coefficients: seconds per unit of each feature, in the order of `steptime.features`.

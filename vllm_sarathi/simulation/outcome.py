@@ -38,7 +38,7 @@ class Outcome:
     paces_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @property
-    def goodput(self) -> float | None:
+    def request_attainment(self) -> float | None:
         """The share of the requests with an SLO that kept it; None where there are none."""
         return float(self.kept.mean()) if len(self.kept) else None
 
@@ -56,7 +56,7 @@ class Outcome:
             "delay_ms": _percentiles_ms(self.delays_s),
             "requests": self.requests,
             "completed": self.completed,
-            "goodput": self.goodput,
+            "request_attainment": self.request_attainment,
             "output_tokens_per_s": self.output_tokens_per_s,
         }
 

@@ -28,24 +28,26 @@ BLOCKS_FOR_ALL = 400
 MODES = ("sync", "async", "pipeline")
 
 
-def check_policy(config: SarathiConfig, *, lives: int = 20, seed: int = 0) -> None:
-    """Play random lives with a policy and with stock vLLM, synchronously, asynchronously and on a pipeline of two.
+def check_policy(config: SarathiConfig, *, runs: int = 20, seed: int = 0) -> None:
+    """Run random request sequences under a policy and under vLLM's scheduler.
+
+    Each is run synchronously, asynchronously and on a pipeline of two stages.
 
     Args:
         config: the settings; `SarathiConfig(scheduler="mine")` for a policy in `core/policies/mine.py`.
-        lives: how many lives to play in each mode; twenty take some seconds.
-        seed: of the lives.
+        runs: sequences for each of the three; twenty take some seconds.
+        seed: seed of the sequences.
 
     Raises:
-        AssertionError: the policy breaks a rule; the message says which, and the life that shows it.
+        AssertionError: the policy breaks a rule; the message says which, and the sequence that shows it.
         ImportError: vLLM is not installed.
     """
     with tempfile.TemporaryDirectory() as folder:
         make_config = config_maker(config_folder(Path(folder)))
         for mode in MODES:
             rng = random.Random(f"{seed} {mode}")
-            for _ in range(lives):
-                events = random_life(rng)
+            for _ in range(runs):
+                events = random_events(rng)
                 blocks = rng.choice((rng.randint(BLOCKS_FOR_ONE, 30), BLOCKS_FOR_ALL))
                 try:
                     compare_with_stock(make_config, config, mode, events, blocks)
@@ -53,7 +55,7 @@ def check_policy(config: SarathiConfig, *, lives: int = 20, seed: int = 0) -> No
                     raise AssertionError(f"{error} (mode {mode!r}, {blocks} KV blocks, {events})") from error
 
 
-def random_life(rng: random.Random) -> list[Event]:
+def random_events(rng: random.Random) -> list[Event]:
     """Return events at random: short and long prompts, steps, aborts."""
     events: list[Event] = []
     for _ in range(rng.randint(6, 30)):

@@ -66,7 +66,7 @@ def test_the_page_on_axolotl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     names: dict[str, Any] = {}
     exec(code_of("axolotl.md"), names)
     plugin, cfg = names["AutoLRSPlugin"](), SimpleNamespace(output_dir=tmp_path / "out")
-    with pytest.raises(ValueError, match="lr_scheduler_type='cosine': would fight with AutoLRS"):
+    with pytest.raises(ValueError, match="lr_scheduler_type='cosine': conflicts with AutoLRS"):
         train(tmp_path, plugin.add_callbacks_pre_trainer(cfg, None), lr_scheduler_type="cosine")
     train(tmp_path, plugin.add_callbacks_pre_trainer(cfg, None), lr_scheduler_type="constant")
     plugin.post_train(cfg, None)

@@ -57,7 +57,7 @@ def test_the_settings_are_looked_at_first() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"lr_scheduler_type": "cosine"}, r"lr_scheduler_type='cosine': would fight with AutoLRS"),
+        ({"lr_scheduler_type": "cosine"}, r"lr_scheduler_type='cosine': conflicts with AutoLRS"),
         (
             {"train_dataset": Endless(), "max_steps": -1},
             r"does not implement __len__.*max_steps has to be specified",
@@ -75,7 +75,7 @@ def test_a_trainer_with_a_scheduler_of_its_own_or_two_callbacks(tmp_path: Path) 
     model = task.Net()
     optimizer = task.make_optimizer(model)
     both = optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
-    with pytest.raises(ValueError, match=r"optimizers: has a scheduler, which would fight"):
+    with pytest.raises(ValueError, match=r"optimizers: has a scheduler, which conflicts"):
         trainer(tmp_path, [AutoLRSCallback(task.RANGE)], model=model, optimizers=both)
     with pytest.raises(ValueError, match=r"callbacks: has 2 AutoLRSCallbacks"):
         trainer(tmp_path, [AutoLRSCallback(task.RANGE), AutoLRSCallback(task.RANGE)])
@@ -225,7 +225,7 @@ def with_optimizers(make: Callable[[Any], Any]) -> LightningModule:
 
 def test_a_lightning_trainer_that_cannot_be_tuned(tmp_path: Path) -> None:
     scheduled = with_optimizers(lambda o: ([o], [torch.optim.lr_scheduler.ConstantLR(o)]))
-    with pytest.raises(ValueError, match=r"configure_optimizers: returns a ConstantLR, which would fight"):
+    with pytest.raises(ValueError, match=r"configure_optimizers: returns a ConstantLR, which conflicts"):
         lightning(tmp_path, [LightningCallback(task.RANGE)], scheduled)
     none = with_optimizers(lambda o: None)
     with pytest.raises(ValueError, match=r"configure_optimizers: returns no optimizer; AutoLRS needs one"):
@@ -292,7 +292,7 @@ def test_an_accelerator_that_cannot_be_tuned() -> None:
 
     with pytest.raises(TypeError, match=r"optimizer: an AdamW; give what accelerator\.prepare returned"):
         build(prepare=False)
-    with pytest.raises(ValueError, match=r"accelerator: has prepared a ConstantLR, which would fight"):
+    with pytest.raises(ValueError, match=r"accelerator: has prepared a ConstantLR, which conflicts"):
         build(scheduler=True)
     with pytest.raises(RuntimeError, match=r"AutoLRS: training has already started"):
         build(steps=1).step({})
@@ -309,7 +309,7 @@ def test_an_accelerator_that_cannot_be_tuned() -> None:
         ({"validate": 3}, r"validate: an int cannot be called"),
         ({"validate": lambda model: 0.0}, r"validate: needs an argument"),
         ({"stateful": [1]}, r"stateful: a list has no names; give a dictionary"),
-        ({"generators": 3}, r"generators: an int is no list"),
+        ({"generators": 3}, r"generators: an int is not a list"),
     ],
 )
 def test_what_is_given_beside_an_accelerator_is_looked_at(given: dict[str, Any], says: str) -> None:

@@ -280,7 +280,7 @@ def fleet_table(rows: Sequence[Row]) -> Table:
     table = Table(title=f"{title}, {scheduler_of(first)}")
     table.add_column("", no_wrap=True)
     names = ["requests", "gap P50 ms", "P99", "gaps in time", "TTFT P50 ms", "P99", "tokens/s"]
-    with_slo = any(row["goodput"] is not None for row in rows)
+    with_slo = any(row["request_attainment"] is not None for row in rows)
     for name in [*names, *["requests kept"] * with_slo]:
         table.add_column(name, justify="right")
     for row in rows:
@@ -288,7 +288,7 @@ def fleet_table(rows: Sequence[Row]) -> Table:
         shown = [f"{row['requests']:,}"]
         shown += [_ms(gap["p50"], 1), _ms(gap["p99"], 1), _share(row["attainment"])]
         shown += [_ms(ttft["p50"]), _ms(ttft["p99"]), f"{row['output_tokens_per_s']:,.0f}"]
-        table.add_row(_name(row), *shown, *[_share(row["goodput"])] * with_slo)
+        table.add_row(_name(row), *shown, *[_share(row["request_attainment"])] * with_slo)
     said = (
         []
         if first["imbalance"] is None

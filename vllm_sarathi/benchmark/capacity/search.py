@@ -51,7 +51,9 @@ class Criterion:
 
     def holds(self, outcome: Outcome) -> bool:
         """Return whether a finished run meets it."""
-        if self.goodput is not None and (outcome.goodput is None or outcome.goodput < self.goodput):
+        if self.goodput is not None and (
+            outcome.request_attainment is None or outcome.request_attainment < self.goodput
+        ):
             return False
         if np.median(outcome.delays_s) > self.max_delay_s and self.goodput is None:
             return False

@@ -239,7 +239,10 @@ def simulate_table(rows: Sequence[dict[str, Any]]) -> Table:
     spread = " to ".join(rates[:: max(1, len(rates) - 1)])
     said = f"{spread} requests/s" if spread else AT_ONCE
     table = Table(title=f"{rows[0]['deployment']}, {rows[0]['workload']}, {said}")
-    seeds, with_slos = len({row["seed"] for row in rows}) > 1, any(row["goodput"] is not None for row in rows)
+    seeds, with_slos = (
+        len({row["seed"] for row in rows}) > 1,
+        any(row["request_attainment"] is not None for row in rows),
+    )
     table.add_column("scheduler", no_wrap=True)
     columns = ["gap P50 ms", "P90", "P99", "max", "TTFT mean ms", "P90", "tokens/s"]
     for name in [*["seed"] * seeds, *columns, *["SLOs met"] * with_slos]:
@@ -248,7 +251,7 @@ def simulate_table(rows: Sequence[dict[str, Any]]) -> Table:
         gap, ttft = row["gap_ms"], row["ttft_ms"]
         figures = [*(_number(gap[p]) for p in ("p50", "p90", "p99", "max")), _number(ttft["mean"])]
         figures += [_number(ttft["p90"]), _number(row["output_tokens_per_s"])]
-        kept = "-" if row["goodput"] is None else f"{row['goodput']:.1%}"
+        kept = "-" if row["request_attainment"] is None else f"{row['request_attainment']:.1%}"
         table.add_row(scheduler_of(row), *[str(row["seed"])] * seeds, *figures, *[kept] * with_slos)
     return table
 

@@ -46,7 +46,7 @@ SETTINGS = frozenset(
 REPEATS = frozenset({"seed", "repeat"})
 """Numbers of a row that say which repeat it is."""
 
-ABOUT_THE_FILE = frozenset({"schema", "command"})
+ABOUT_THE_FILE = frozenset({"schema", "commands"})
 """What a file says of itself: in one without rows, no part of what it holds."""
 
 SHOWN = 3

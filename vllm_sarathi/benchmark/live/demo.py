@@ -24,7 +24,6 @@ from vllm_sarathi.benchmark.live.streams import Delivery, StreamRecord, StreamRe
 from vllm_sarathi.benchmark.live.timeline import draw_timeline
 from vllm_sarathi.core.files import write_whole
 
-TITLES = {"default": "vLLM, stock scheduler", "sarathi": "vLLM with --scheduler sarathi"}
 LONG_PREFIX = "long"
 
 CHATS = (
@@ -97,6 +96,14 @@ def scheduler_flags(token_budget: int) -> dict[str, list[str]]:
     }
 
 
+def titles(token_budget: int) -> dict[str, str]:
+    """The runs' titles in the picture and in the output."""
+    return {
+        "default": "vLLM's scheduler",
+        "sarathi": f"vLLM with --scheduler sarathi --token-budget {token_budget}",
+    }
+
+
 def run_demo(model: str, out: Path, token_budget: int, console: Console) -> None:
     """Play the scenario against stock vLLM and against Sarathi with `token_budget`; the results go to `out`.
 
@@ -104,8 +111,9 @@ def run_demo(model: str, out: Path, token_budget: int, console: Console) -> None
     ServerError when a server does not start, and RuntimeError when a request fails.
     """
     out.mkdir(parents=True, exist_ok=True)
+    shown = titles(token_budget)
     runs = {
-        name: _play_run(name, model, flags, out, console)
+        name: _play_run(name, shown[name], model, flags, out, console)
         for name, flags in scheduler_flags(token_budget).items()
     }
     results = {name: summarise_streams(records) for name, records in runs.items()}
@@ -113,7 +121,7 @@ def run_demo(model: str, out: Path, token_budget: int, console: Console) -> None
     write_whole(out / "streams.json", json.dumps(streams, indent=1) + "\n")
     write_results(out / "result.json", runs=results)
     draw_timeline(
-        {TITLES[name]: records for name, records in runs.items()},
+        {shown[name]: records for name, records in runs.items()},
         frozenset(request.name for request in scenario() if request.name.startswith(LONG_PREFIX)),
         out / "timeline.png",
         title="Long prompts land among running chats",
@@ -126,8 +134,10 @@ def run_demo(model: str, out: Path, token_budget: int, console: Console) -> None
         raise RuntimeError("not every request ran to its end:\n" + "\n".join(failures))
 
 
-def _play_run(name: str, model: str, flags: Sequence[str], out: Path, console: Console) -> list[StreamRecord]:
-    console.print(f"[bold]{TITLES[name]}[/bold]  [dim]{' '.join(flags)}[/dim]")
+def _play_run(
+    name: str, title: str, model: str, flags: Sequence[str], out: Path, console: Console
+) -> list[StreamRecord]:
+    console.print(f"[bold]{title}[/bold]")
     with Stages(console) as stages:
         stages.begin("starting the server")
         with serve(

@@ -80,7 +80,9 @@ def checked(verdict: Verdict, load: Load, unit_cost: float) -> Checked | None:
         result = run_fleet(fleet, load.at(load.rate_qps))
         kinds = dict.fromkeys(kind for each in result.ended for kind in each.by_kind)
         whole = {k: merged([e.by_kind[k] for e in result.ended if k in e.by_kind]) for k in kinds}
-        kept = {kind: of.goodput for kind, of in whole.items() if of.goodput is not None}
+        kept = {
+            kind: of.request_attainment for kind, of in whole.items() if of.request_attainment is not None
+        }
         if all(share >= load.attainment for share in kept.values()):
             return Checked(verdict, replicas, replicas * unit_cost, kept)
     return None
@@ -115,7 +117,7 @@ def unheld_said(board: Board) -> str:
     return (
         f"plan: no fleet keeps the SLOs behind a {ROUTER} router; one of {first.replicas} replicas of "
         f"{first.candidate.deployment} should by the share of one, but even {first.replicas + MORE_REPLICAS} are not "
-        "enough; a lower --attainment would help, and --exhaustive tries those that were left as dearer."
+        "enough; a lower --attainment would help, and --exhaustive tries those that were left as too expensive."
     )
 
 
@@ -270,7 +272,7 @@ def rows_of(board: Board, load: Load, prices: Prices, found: Sequence[Checked]) 
 
 STATES = {
     "dearer": "cannot carry it at that price",
-    "bound": "its best is dearer",
+    "bound": "its best is more expensive",
     "slo": "cannot keep the SLO",
     "memory": "does not hold the model",
 }

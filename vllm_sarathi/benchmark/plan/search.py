@@ -216,7 +216,7 @@ class Verdict:
         least_cost: what it costs per hour at best.
         replicas: how many it takes; None where that was not found out.
         cost: of these, per hour.
-        why: why it was left: `memory`, `slo`, `bound` (its best is dearer), `dearer` (a run said so), `router` (its
+        why: why it was left: `memory`, `slo`, `bound` (its best costs more), `dearer` (a run said so), `router` (its
             fleet does not carry what its replicas do); empty where its cost is known.
         runs: how many it took.
         place: of the candidate in the list of all: of two that cost the same, the first is taken.

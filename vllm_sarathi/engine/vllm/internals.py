@@ -10,6 +10,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from vllm_sarathi.core.errors import VllmMissingError
 from vllm_sarathi.engine.vllm.protocols import VllmConfig
 
 logger = logging.getLogger("vllm.vllm_sarathi")  # below "vllm", so that vLLM's own handlers print it
@@ -19,16 +20,13 @@ def import_internal(module: str) -> ModuleType:
     """Import a module of vLLM's.
 
     Raises:
-        ImportError: vLLM is not installed; the message names the extras that bring it.
+        VllmMissingError: vLLM is not installed; the message names the extras that bring it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == "vllm" and "vllm" not in sys.modules:
-            raise ImportError(
-                "vllm_sarathi.engine needs vLLM, which is not installed: "
-                "pip install 'vllm-sarathi[vllm]' (accelerators) or 'vllm-sarathi[cpu]' (CPU build)."
-            ) from error
+            raise VllmMissingError("the scheduler") from error
         raise
 
 

@@ -53,7 +53,7 @@ class Tally:
     last_s: float = 0.0
 
     @property
-    def goodput(self) -> float | None:
+    def request_attainment(self) -> float | None:
         """The share of the requests with SLOs of their own that met them; None without any."""
         return self.kept / self.with_slo if self.with_slo else None
 
@@ -93,7 +93,7 @@ class Tally:
             "completed": self.completed,
             "refused": self.refused,
             "attainment": self.attainment(tbt_slo_ms),
-            "goodput": self.goodput,
+            "request_attainment": self.request_attainment,
             "output_tokens_per_s": self.output_tokens / span_s if span_s > 0 else 0.0,
         }
 
