@@ -365,6 +365,18 @@ def test_decodes_alone_are_not_held_slower_each_time_that_a_neighbour_comes() ->
     assert 0.9 * device(alone) <= model.predict(alone) <= 1.6 * device(alone)
 
 
+def test_while_a_neighbour_is_away_the_device_counts_as_slow_as_beside_him() -> None:
+    model, rng, device = StepTimeModel(), random.Random(9), roofline()
+    learn(model, device, 400)
+    shape = StepShape(258, 8, 4000, chunk_work(0, 250), 9)
+    for cycle in range(16):
+        for _ in range(30):
+            slowness = 1.0 if cycle % 2 else 1.6
+            model.observe(shape, device(shape) * slowness * (1 + 0.01 * rng.gauss(0, 1)))
+    assert model.predict(shape) == pytest.approx(1.6 * device(shape), rel=0.05)
+    assert model.margin <= 1.2
+
+
 def test_what_was_only_assumed_to_be_slower_is_taken_back_by_a_few_steps() -> None:
     model, device = StepTimeModel(), roofline()
     learn(model, device, 400)

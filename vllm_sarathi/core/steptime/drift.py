@@ -73,6 +73,13 @@ class DriftDetector:
             return factor
         return None
 
+    def passes_over(self, ratio: float) -> bool:
+        """Tell whether a step says nothing: a quick one, where that has soon turned out wrong before.
+
+        A neighbour is away, and the device is to count as slow as it is beside him.
+        """
+        return ratio < 1 / CHANGE_FACTOR and self._faster_steps > FASTER_STEPS
+
     def _clear(self) -> None:
         self._high.clear()
         self._low.clear()

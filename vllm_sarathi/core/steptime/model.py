@@ -234,7 +234,10 @@ class StepTimeModel:
         familiarity = _familiarity(shape)
         seen = self._seen.get(familiarity, 0)
         self._seen[familiarity] = seen + 1
-        if seen >= TELLING_STEPS:
+        prefill = shape.sequences > shape.decodes
+        drift = self._drift[prefill]
+        passed_over = seen >= FAMILIAR_STEPS and drift.passes_over(ratio)
+        if seen >= TELLING_STEPS and not passed_over:
             self._margin.observe(shape, predicted_s, ratio, seen >= FAMILIAR_STEPS)
         self._prior_steps -= 1
         kind = _kind(shape)
@@ -243,16 +246,14 @@ class StepTimeModel:
             return 1.0
         if self.steps % SOLVE_EVERY_STEPS == 0 and (shape.prefill_work > 0 or self.steps % 64 == 0):
             self._margin.renew()
-        prefill = shape.sequences > shape.decodes
-        drift = self._drift[prefill]
         factor = drift.look(ratio, self._doubted[prefill])
         if ratio >= 1 / CHANGE_FACTOR or factor is not None:
             self._doubted[prefill] = False
         if factor is not None:
             self._rescale(factor, shape, drift.change_steps)
             return 1.0
-        if seen < FAMILIAR_STEPS:
-            return 1.0
+        if seen < FAMILIAR_STEPS or passed_over:
+            return 0.0 if passed_over else 1.0
         residual = abs(ratio - 1.0)
         self._spread += 0.02 * (1.25 * min(residual, 4 * self._spread) - self._spread)
         self._spread = max(self._spread, 1e-3)
