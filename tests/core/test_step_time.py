@@ -389,6 +389,21 @@ def test_what_was_only_assumed_to_be_slower_is_taken_back_by_a_few_steps() -> No
     assert model.predict(alone) <= 1.1 * device(alone)
 
 
+def test_two_pauses_among_many_steps_do_not_widen_the_margin_and_many_do() -> None:
+    shape = StepShape(608, 8, 4000, chunk_work(0, 600), 9)
+    factors = []
+    for every in (120, 20):
+        margin, rng = Margin(), random.Random(6)
+        for step in range(400):
+            margin.observe(
+                shape, 0.1, (2.0 if step % every == 7 else 1.0) * (1 + 0.01 * rng.gauss(0, 1)), True
+            )
+        margin.renew()
+        factors.append(margin.factor)
+    assert factors[0] <= 1.08
+    assert factors[1] >= 1.5
+
+
 def test_a_device_in_one_of_two_states_has_the_margin_of_the_slower() -> None:
     margin, rng = Margin(), random.Random(6)
     shape = StepShape(608, 8, 4000, chunk_work(0, 600), 9)

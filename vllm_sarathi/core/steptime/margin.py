@@ -26,6 +26,9 @@ LEAST_MARGIN = 1.008
 MOST_RATIO = 2.5
 """A step that takes this multiple of what was predicted is not the chunk's doing, and no chunk would have kept it."""
 
+PAUSE = 1.25
+"""A residual beyond this multiple of what covers the others is that of a pause."""
+
 MISSES_PLANNED = 0.1
 """The share of the misses that the SLO allows that is planned with; the rest is for what no step could tell, and one
 late step is a late gap of all that decode (figures: docs/explanation/what-lost.md)."""
@@ -140,8 +143,21 @@ class Margin:
         caution = max(caution, LEAST_MARGIN + YOUNG_CAUTION * (1.0 - seen / RATIOS_KEPT))
         if seen < 2:
             return max(LEAST_MARGIN, caution)
+        return min(MOST_RATIO, max(LEAST_MARGIN, self._covering_factor(), caution))
+
+    def _covering_factor(self) -> float:
+        """Return the residuals' quantile, without those of pauses as long as the SLO allows for these.
+
+        A pause takes as long beside a small chunk as beside a large one, so that a wide margin hardly helps.
+        """
         ordered = sorted(self._telling())
-        return min(MOST_RATIO, max(LEAST_MARGIN, _upper(ordered, self._planned), caution))
+        seen = len(self._ratios)
+        allowed = max(1, int((1 - self.attainment) * seen)) if seen >= CAUTIOUS_STEPS else 0
+        if 0 < allowed < len(ordered) // 2:
+            usual = PAUSE * _upper(ordered[:-allowed], self._planned)
+            if 0 < sum(ratio > usual for _, ratio in self._ratios) <= allowed:
+                ordered = [ratio for ratio in ordered if ratio <= usual]
+        return _upper(ordered, self._planned)
 
     def _telling(self) -> list[float]:
         """Return the residuals of the longer steps, where there are enough: those that a margin is wanted for.
