@@ -180,7 +180,7 @@ def test_a_warm_start_follows_the_earlier_run(earlier: Earlier, tmp_path: Path) 
     second.run()
     assert second.ledger.search_share <= 0.05
     assert max(second.schedule.lrs) == pytest.approx(max(first.schedule.lrs), rel=0.1)
-    with pytest.raises(RuntimeError, match="cannot be read"):
+    with pytest.raises(RuntimeError, match=r"warm_start=.*nowhere.: is no folder"):
         tuner_of(Job("adam"), warm_start=tmp_path / "nowhere")
 
 
@@ -276,6 +276,10 @@ def test_find_from_the_command_line(tmp_path: Path) -> None:
     none = runner.invoke(app, ["find", str(script)])
     assert none.exit_code == 2
     assert "has come to its end without AutoLRS.run()" in none.output
+    script.write_text("import no_such_module_here", encoding="utf-8")
+    imports = runner.invoke(app, ["find", str(script)])
+    assert imports.exit_code == 2
+    assert "train.py': imports no_such_module_here, which this Python does not have" in imports.output
     missing = runner.invoke(app, ["find", str(tmp_path / "nowhere.py")])
     assert missing.exit_code == 2
     assert "is neither a script nor the folder of a run" in missing.output
