@@ -19,6 +19,8 @@ from autolrs_plugin.report import draw_run
 from autolrs_plugin.training.arguments import (
     check_callables,
     check_collections,
+    check_progress,
+    check_result,
     checked_folder,
     checked_resume,
 )
@@ -147,6 +149,7 @@ class AutoLRS:
         check_accumulation(train_step)
         check_callables(validate, count_tokens, train_data)
         check_collections(stateful, generators, observers, probes)
+        check_progress(progress)
         folder = checked_folder(run_dir)
         resume = checked_resume(resume, folder)
         rate = prior_lr(checked_prior(prior, lr_range), optimizer)
@@ -238,7 +241,9 @@ class AutoLRS:
 
         Raises:
             ValueError: it does not fit the action.
+            TypeError: it is no Result.
         """
+        check_result(result)
         self._session.tell(result if self._ranks is None else self._ranks.averaged_result(result))
 
     def set_lr(self, lr: float) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from autolrs_plugin.core.actions import Result
 from autolrs_plugin.training.checking import named
 
 OF_OBSERVERS = ("on_action", "on_step", "on_result", "close")
@@ -114,6 +115,21 @@ def checked_folder(run_dir: Any) -> Path | None:
                 raise ValueError(f"run_dir={str(path)!r}: nothing may be written to {str(folder)!r}.")
             break
     return path
+
+
+def check_progress(progress: Any) -> None:
+    """Raise ValueError if `progress` neither asks for lines nor does without them."""
+    if not isinstance(progress, bool | np.bool_):
+        raise ValueError(f"progress={progress!r}: must be True or False.")
+
+
+def check_result(result: Any) -> None:
+    """Raise TypeError if what was told is no result of an action."""
+    if not isinstance(result, Result):
+        raise TypeError(
+            f"tell: {named(result)} is no Result; give what perform() returned, or "
+            "Result(losses=..., val_loss=...)."
+        )
 
 
 def takes(function: Any, count: int) -> bool:
