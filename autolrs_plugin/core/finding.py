@@ -29,7 +29,7 @@ AT_FLOOR = 0.15
 one comes lower, given more steps. A gain in proportion to the rates so far would be 0.12, before the decay shows."""
 
 KNOWN_STEPS = 40
-"""The horizon is known for runs of up to so many times the length of the probes."""
+"""The horizon is known for runs of up to this multiple of the length of the probes."""
 
 RISEN, RISEN_LONG = 0.1, 0.5
 """A probe that was ended on a loss no farther above the first one, as a share of it, has not diverged; the second for

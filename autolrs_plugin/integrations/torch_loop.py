@@ -19,7 +19,6 @@ from autolrs_plugin.report import draw_run
 from autolrs_plugin.training.arguments import (
     check_callables,
     check_collections,
-    check_progress,
     check_result,
     checked_folder,
     checked_resume,
@@ -148,8 +147,7 @@ class AutoLRS:
         check_job(model, optimizer)
         check_accumulation(train_step)
         check_callables(validate, count_tokens, train_data)
-        check_collections(stateful, generators, observers, probes)
-        check_progress(progress)
+        check_collections(stateful, generators, observers, probes, progress)
         folder = checked_folder(run_dir)
         resume = checked_resume(resume, folder)
         rate = prior_lr(checked_prior(prior, lr_range), optimizer)

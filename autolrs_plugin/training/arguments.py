@@ -46,8 +46,15 @@ def check_callables(validate: Any, count_tokens: Any, train_data: Any) -> None:
         )
 
 
-def check_collections(stateful: Any, generators: Any, observers: Any, probes: Any) -> None:
-    """Raise TypeError, naming the argument, if a collection is none, or something lacks the methods that it needs."""
+def check_collections(stateful: Any, generators: Any, observers: Any, probes: Any, progress: Any) -> None:
+    """Raise, naming the argument, if a collection is none, or something lacks the methods that it needs.
+
+    Raises:
+        TypeError: one of the collections, `observers` or `probes` is not what it must be.
+        ValueError: `progress` neither asks for lines nor does without them.
+    """
+    if not isinstance(progress, bool | np.bool_):
+        raise ValueError(f"progress={progress!r}: must be True or False.")
     if stateful is not None and not isinstance(stateful, Mapping):
         raise TypeError(
             f"stateful: {named(stateful)} has no names; give a dictionary, such as stateful={{'ema': ema}}."
@@ -115,12 +122,6 @@ def checked_folder(run_dir: Any) -> Path | None:
                 raise ValueError(f"run_dir={str(path)!r}: nothing may be written to {str(folder)!r}.")
             break
     return path
-
-
-def check_progress(progress: Any) -> None:
-    """Raise ValueError if `progress` neither asks for lines nor does without them."""
-    if not isinstance(progress, bool | np.bool_):
-        raise ValueError(f"progress={progress!r}: must be True or False.")
 
 
 def check_result(result: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import torch
 
 from autolrs_plugin.core.config import AutoLRSConfig
-from autolrs_plugin.training.arguments import check_collections, check_progress
+from autolrs_plugin.training.arguments import check_collections
 from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.earlier import EarlierRun, earlier_run
 from autolrs_plugin.training.hosted import hosted_config
@@ -97,8 +97,7 @@ class HostedSettings:
         prior, warm_start = rest.pop("prior", "optimizer"), rest.pop("warm_start", None)
         generators, stateful = rest.pop("generators", ()), rest.pop("stateful", None)
         keep, progress = rest.pop("keep", "host"), rest.pop("progress", True)
-        check_collections(stateful, generators, (), None)
-        check_progress(progress)
+        check_collections(stateful, generators, (), None, progress)
         values = plain_numbers({"lr_range": lr_range, **rest})
         earlier = earlier_run(warm_start, lr_range)
         hosted_config(name, 1, False, {"warm_start": earlier.plateau, **values})
