@@ -11,6 +11,7 @@ from rich.table import Table
 from autolrs_plugin.core.actions import Probe
 from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
 from autolrs_plugin.core.controller import Controller
+from autolrs_plugin.core.files import check_parent
 from autolrs_plugin.core.journal import FILE_NAME, Journal
 from autolrs_plugin.core.preview import Preview, shortcoming
 from autolrs_plugin.core.replay import replay
@@ -178,7 +179,7 @@ def draw_run(controller: Controller, path: Path) -> None:
     Beside them, the largest search near by: its probes' losses, and the loss that it was told for each rate.
 
     Raises:
-        ConfigError: `path` has no extension of a picture.
+        ConfigError: `path` has no extension of a picture, or its folder does not exist.
         ModuleNotFoundError: matplotlib is not installed.
     """
     # Imported here: a quarter of a second, and only pictures need it.
@@ -216,7 +217,7 @@ def draw_run(controller: Controller, path: Path) -> None:
     )
     if beside is not None:
         _draw_search(axes[0][1], axes[1][1], beside)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_parent(path)
     figure.savefig(path)
 
 

@@ -32,7 +32,6 @@ def export(
         check_file(fields)
     if not state.lrs:
         raise ConfigError(f"{run}: has taken no training step yet, so there is no schedule to export.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     Schedule(tuple(state.lrs)).save(out)
     missing = "" if state.step == state.config.max_steps else f" of {state.config.max_steps}, so far"
     typer.echo(f"the schedule of {state.step} steps{missing} is in {out}")

@@ -57,6 +57,12 @@ def _found_by_script(script: Path, share: float | None) -> "Finding":
             runpy.run_path(str(script), run_name="__main__")
     except FoundError as found:
         return found.finding
+    except ModuleNotFoundError as error:
+        # What this command itself needs was imported above.
+        raise ConfigError(
+            f"{str(script)!r}: imports {error.name or error}, which this Python does not have; install it, or run "
+            f"the command with the Python that has it (this one is {sys.executable})."
+        ) from error
     finally:
         sys.path.remove(str(script.parent))
     raise ConfigError(

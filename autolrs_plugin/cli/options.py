@@ -8,14 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from autolrs_plugin.core.config import ConfigError
+from autolrs_plugin.core.files import check_parent
 
 Run = Annotated[Path, typer.Argument(help="The run's folder: its run_dir.", metavar="RUN")]
 
 
 def check_file(path: Path) -> None:
-    """Raise ConfigError if a file cannot be written there, because it is a folder."""
+    """Raise ConfigError if a file cannot be written there: it is a folder, or its folder is missing."""
     if path.is_dir():
         raise ConfigError(f"{str(path)!r}: is a folder; give a file in it.")
+    check_parent(path)
 
 
 def no_folder(path: Path | None) -> Path | None:

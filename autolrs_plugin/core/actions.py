@@ -72,12 +72,17 @@ class Done:
     """The run is complete, on weights that were really trained."""
 
 
+MOST_LOSS = 1e100
+"""A loss that is greater, or far below zero, counts as infinite: squares of it could not be reckoned with."""
+
 Action: TypeAlias = Snapshot | Probe | Restore | Train | Evaluate | Done
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What came of an action.
+
+    Losses beyond MOST_LOSS become infinite.
 
     Attributes:
         losses: the training loss of each step taken; fewer than asked for where a probe was ended early.
@@ -97,10 +102,20 @@ class Result:
     tokens: int = 0
     stopped: bool = False
 
+    def __post_init__(self) -> None:
+        # The one place where a frozen field is set.
+        object.__setattr__(self, "losses", tuple(map(_bounded, self.losses)))
+        if self.val_loss is not None:
+            object.__setattr__(self, "val_loss", _bounded(self.val_loss))
+
+
+def _bounded(loss: float) -> float:
+    return math.copysign(math.inf, loss) if abs(loss) > MOST_LOSS else loss
+
 
 def ends(losses: Sequence[float], above: float) -> bool:
     """Tell whether a probe ends on the last of these losses.
 
     Weights that are not finite have no finite loss any more; so one such loss may be that of a minibatch alone.
     """
-    return losses[-1] > above or (len(losses) > 1 and not any(map(math.isfinite, losses[-2:])))
+    return losses[-1] > above or (len(losses) > 1 and not any(abs(loss) <= MOST_LOSS for loss in losses[-2:]))

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from autolrs_plugin.core.config import ConfigError
+
 
 @contextmanager
 def written_whole(path: Path, *, lasting: bool = True) -> Iterator[Path]:
@@ -32,6 +34,14 @@ def written_whole(path: Path, *, lasting: bool = True) -> Iterator[Path]:
         raise
     if lasting:
         sync_folder(path.parent)
+
+
+def check_parent(path: Path) -> None:
+    """Raise ConfigError if the folder that a file is to be written in does not exist."""
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"{str(path)!r}: there is no folder {str(path.parent)!r}; make it, or give another."
+        )
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ from autolrs_plugin.report import draw_run
 from autolrs_plugin.training.arguments import (
     check_callables,
     check_collections,
+    check_result,
     checked_folder,
     checked_resume,
 )
@@ -146,7 +147,7 @@ class AutoLRS:
         check_job(model, optimizer)
         check_accumulation(train_step)
         check_callables(validate, count_tokens, train_data)
-        check_collections(stateful, generators, observers, probes)
+        check_collections(stateful, generators, observers, probes, progress)
         folder = checked_folder(run_dir)
         resume = checked_resume(resume, folder)
         rate = prior_lr(checked_prior(prior, lr_range), optimizer)
@@ -238,7 +239,9 @@ class AutoLRS:
 
         Raises:
             ValueError: it does not fit the action.
+            TypeError: it is no Result.
         """
+        check_result(result)
         self._session.tell(result if self._ranks is None else self._ranks.averaged_result(result))
 
     def set_lr(self, lr: float) -> None:

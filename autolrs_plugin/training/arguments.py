@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from autolrs_plugin.core.actions import Result
 from autolrs_plugin.training.checking import named
 
 OF_OBSERVERS = ("on_action", "on_step", "on_result", "close")
@@ -45,8 +46,15 @@ def check_callables(validate: Any, count_tokens: Any, train_data: Any) -> None:
         )
 
 
-def check_collections(stateful: Any, generators: Any, observers: Any, probes: Any) -> None:
-    """Raise TypeError, naming the argument, if a collection is none, or something lacks the methods that it needs."""
+def check_collections(stateful: Any, generators: Any, observers: Any, probes: Any, progress: Any) -> None:
+    """Raise, naming the argument, if a collection is none, or something lacks the methods that it needs.
+
+    Raises:
+        TypeError: one of the collections, `observers` or `probes` is not what it must be.
+        ValueError: `progress` neither asks for lines nor does without them.
+    """
+    if not isinstance(progress, bool | np.bool_):
+        raise ValueError(f"progress={progress!r}: must be True or False.")
     if stateful is not None and not isinstance(stateful, Mapping):
         raise TypeError(
             f"stateful: {named(stateful)} has no names; give a dictionary, such as stateful={{'ema': ema}}."
@@ -114,6 +122,15 @@ def checked_folder(run_dir: Any) -> Path | None:
                 raise ValueError(f"run_dir={str(path)!r}: nothing may be written to {str(folder)!r}.")
             break
     return path
+
+
+def check_result(result: Any) -> None:
+    """Raise TypeError if what was told is no result of an action."""
+    if not isinstance(result, Result):
+        raise TypeError(
+            f"tell: {named(result)} is no Result; give what perform() returned, or "
+            "Result(losses=..., val_loss=...)."
+        )
 
 
 def takes(function: Any, count: int) -> bool:

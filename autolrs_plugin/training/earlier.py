@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from autolrs_plugin.core.config import ConfigError, check_lr_range
-from autolrs_plugin.core.journal import FILE_NAME, Journal
+from autolrs_plugin.core.journal import FILE_NAME, Journal, JournalError
 from autolrs_plugin.core.replay import plateau_of
 from autolrs_plugin.training.checking import plain_numbers
 
@@ -47,13 +47,25 @@ def earlier_run(warm_start: str | os.PathLike[str] | None, lr_range: Any) -> Ear
 
     Raises:
         ConfigError: it is no path, the run has not got past its warm-up, or a rate of it is outside of `lr_range`.
-        JournalError: the folder holds no run, or one of another version.
+        JournalError: it is no folder, or one that holds no run, or one of another version.
     """
     if warm_start is None:
         return EarlierRun()
     if not isinstance(warm_start, str | os.PathLike):
         raise ConfigError(f"warm_start={warm_start!r}: must be the folder of an earlier run (its run_dir).")
-    journal = Journal.read(Path(warm_start).expanduser() / FILE_NAME)
+    if not os.fspath(warm_start):
+        raise ConfigError(
+            "warm_start='': is empty; give the folder of an earlier run (its run_dir), or None."
+        )
+    folder = Path(warm_start).expanduser()
+    if not folder.is_dir():
+        raise JournalError(
+            f"warm_start={str(warm_start)!r}: is no folder; give that of an earlier run (its run_dir)."
+        )
+    try:
+        journal = Journal.read(folder / FILE_NAME)
+    except JournalError as error:
+        raise JournalError(f"warm_start={str(warm_start)!r}: {error}") from error
     points = plateau_of(journal)
     low, high = check_lr_range(plain_numbers({"lr_range": lr_range})["lr_range"])
     inside = tuple((at, min(max(lr, low), high)) for at, lr in points)

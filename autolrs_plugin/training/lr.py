@@ -65,11 +65,21 @@ def checked_prior(prior: Any, lr_range: Any) -> float | str | None:
 
 
 def prior_lr(prior: float | str | None, optimizer: torch.optim.Optimizer) -> float | None:
-    """Return the learning rate that a search begins with: for "optimizer" that of the first group, as it was built."""
+    """Return the learning rate that a search begins with: for "optimizer" that of the first group, as it was built.
+
+    Raises:
+        ConfigError: the optimizer's is negative or not finite.
+    """
     if not isinstance(prior, str):
         return prior
     group = optimizer.param_groups[0]
-    return float(group.get("initial_lr", group.get("lr")) or 0.0)
+    rate = float(group.get("initial_lr", group.get("lr")) or 0.0)
+    if not (math.isfinite(rate) and rate >= 0):
+        raise ConfigError(
+            f"optimizer: the learning rate of its first parameter group is {rate:g}; it must be a finite number "
+            "of at least 0."
+        )
+    return rate
 
 
 class GroupRates:

@@ -89,6 +89,7 @@ class HostedSettings:
 
         Raises:
             ConfigError: one that cannot be used; the message names it.
+            ValueError: `progress` is neither True nor False.
             TypeError: `stateful` or `generators` is no such collection.
             JournalError: `warm_start` holds no run.
         """
@@ -96,7 +97,7 @@ class HostedSettings:
         prior, warm_start = rest.pop("prior", "optimizer"), rest.pop("warm_start", None)
         generators, stateful = rest.pop("generators", ()), rest.pop("stateful", None)
         keep, progress = rest.pop("keep", "host"), rest.pop("progress", True)
-        check_collections(stateful, generators, (), None)
+        check_collections(stateful, generators, (), None, progress)
         values = plain_numbers({"lr_range": lr_range, **rest})
         earlier = earlier_run(warm_start, lr_range)
         hosted_config(name, 1, False, {"warm_start": earlier.plateau, **values})

@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader
 
 from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Evaluate, Probe, Restore, Snapshot, Train
+from autolrs_plugin.core.config import ConfigError
+from autolrs_plugin.core.journal import JournalError
+from autolrs_plugin.core.plans.staged import NotFiniteError
 from autolrs_plugin.training.loop import as_number
 from tests.autolrs.jobs import Job, bits, outside
 from tests.autolrs.scripted import PROBING, script
@@ -50,6 +53,9 @@ def tuner(job: Job, **changes: Any) -> AutoLRS:
         ({"run_dir": "~no-such-user/run"}, "run_dir='~no-such-user/run': that user has no home folder"),
         ({"resume": [1, 2]}, r"resume=\[1, 2\]: must be 'auto', True or False"),
         ({"resume": torch.ones(2)}, r"resume=tensor\(.*: must be 'auto', True or False"),
+        ({"progress": "x"}, "progress='x': must be True or False"),
+        ({"progress": 3}, "progress=3: must be True or False"),
+        ({"warm_start": ""}, "warm_start='': is empty; give the folder of an earlier run"),
         ({"resume": 1}, "resume=1: must be 'auto', True or False"),
         ({"prior": 50.0}, r"prior=50.0: is outside of lr_range=\(0.001, 1\); give a rate in it, or None"),
         (
@@ -309,6 +315,46 @@ def test_a_validation_in_training_mode_leaves_the_running_statistics() -> None:
         tuner(job, validate=validate).run()
     assert {name: bits(buffer) for name, buffer in job.model.named_buffers()} == before
     assert job.model.norm.running_mean is identity
+
+
+def test_a_warm_start_from_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match=r"warm_start='.*': .*journal.jsonl: cannot be read"):
+        tuner(Job(), warm_start=tmp_path)
+    with pytest.raises(
+        JournalError, match=r"warm_start='.*/missing': is no folder; give that of an earlier run"
+    ):
+        tuner(Job(), warm_start=tmp_path / "missing")
+
+
+@pytest.mark.parametrize("rate", [-1.0, math.nan, math.inf])
+def test_a_rate_of_the_optimizer_that_cannot_be_is_the_optimizers(rate: float) -> None:
+    job = Job()
+    job.optimizer.param_groups[0]["lr"] = rate
+    with pytest.raises(
+        ConfigError, match=f"optimizer: the learning rate of its first parameter group is {rate:g}"
+    ):
+        tuner(job)
+
+
+def test_what_is_told_is_a_result() -> None:
+    made = tuner(Job())
+    made.next_action()
+    with pytest.raises(TypeError, match=r"tell: a NoneType is no Result; give what perform\(\) returned"):
+        made.tell(None)  # type: ignore[arg-type]
+
+
+def test_a_picture_is_not_drawn_where_there_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no folder '.*/missing'; make it"):
+        tuner(Job()).plot(tmp_path / "missing" / "run.png")
+    assert not (tmp_path / "missing").exists()
+
+
+def test_losses_too_great_to_be_squared_are_said_to_count_as_infinite() -> None:
+    job = Job()
+    with pytest.raises(
+        NotFiniteError, match=r"is finite \(learning rate .*; a loss beyond 1e\+100 counts as"
+    ):
+        tuner(job, max_steps=300, train_step=lambda: 1e200 * job.step()).run()
 
 
 def test_actions_are_taken_in_turn() -> None:

@@ -117,7 +117,7 @@ def test_a_run_that_is_going_on_can_be_looked_at(preview: Preview, tmp_path: Pat
 
 
 def test_plot_draws_a_picture(run: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "new" / "folder" / "out.png"
+    picture = tmp_path / "out.png"
     assert str(picture) in output("plot", run, "-o", picture)
     assert picture.read_bytes()[1:4] == b"PNG"
     for name in ("out", "out.xyz"):
@@ -127,7 +127,7 @@ def test_plot_draws_a_picture(run: Path, tmp_path: Path) -> None:
 
 
 def test_export_writes_the_schedule_bit_for_bit(run: Path, preview: Preview, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "schedule.json"
+    out = tmp_path / "schedule.json"
     output("export", run, "-o", out)
     assert Schedule.load(out) == preview.controller.schedule
     assert json.loads(out.read_text())["lrs"] == list(preview.controller.schedule.lrs)
@@ -139,6 +139,17 @@ def test_a_folder_in_the_place_of_a_file_is_named(run: Path, tmp_path: Path) -> 
         assert f"error: {str(tmp_path)!r}: is a folder; give a file in it." in output(
             *arguments, *last, code=2
         )
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_a_missing_folder_is_not_made(run: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    for command, file in (("export", "s.json"), ("plot", "run.png")):
+        said = output(command, run, "-o", missing / file, code=2)
+        assert f"there is no folder {str(missing)!r}; make it, or give another." in said
+    fields = output("export", run, "-o", tmp_path / "s.json", "--fields", missing / "four.json", code=2)
+    assert "there is no folder" in fields
+    assert not missing.exists()
     assert not (tmp_path / "s.json").exists()
 
 

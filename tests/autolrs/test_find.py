@@ -169,6 +169,55 @@ def test_a_probe_that_rises_before_it_falls_is_not_noise() -> None:
     assert not found_with(tuple(map(float, noise))).confident
 
 
+def found_among(
+    *probes: Candidate, max_steps: int = 800, chosen: float = 1e-2, decades: float = 0.3
+) -> Finding:
+    """Return what probes say together, whose as good rates lie within some decades up and down of the chosen one."""
+    state = RunState(AutoLRSConfig(max_steps=max_steps, lr_range=(1e-6, 1.0), mode="find"))
+    as_good = chosen / 10**decades, chosen * 10**decades
+    state.stages.append(Stage(0, 0, "find", probes, chosen, 120, "one is lower", *as_good))
+    return finding(state)
+
+
+def probe_of(lr: float, end: float, curve: float = 1.0, held: bool = True, steps: int = 40) -> Candidate:
+    """Return a probe from 1.0 down to `end`; the higher `curve`, the sooner it falls. One not held ends on `end`."""
+    losses = 1.0 + (end - 1.0) * np.linspace(0.0, 1.0, steps) ** (1 / curve)
+    forecast = float(losses[-12:].mean()) if held else math.inf
+    return Candidate(lr, (lr,) * steps, tuple(map(float, losses)), None, forecast, 0.02)
+
+
+def test_a_best_rate_at_the_edge_of_what_is_known_is_no_rate_to_rely_on() -> None:
+    low, best, high = probe_of(1e-3, 0.9), probe_of(1e-2, 0.2), probe_of(1e-1, 0.5)
+    assert found_among(low, best, high).confident
+    exploded = probe_of(1e-1, 3.0, held=False, steps=9)
+    assert found_among(low, best, exploded).confident
+    stopped = probe_of(3e-2, 1.05, held=False, steps=9)  # above the reference's losses, and no more
+    assert "the next one, 0.03, was ended before it had diverged" in found_among(low, best, stopped).reason
+    lower = probe_of(1e-4, 0.95)
+    assert "0.01, is the highest one; give" in found_among(lower, low, best).reason
+    assert "0.01, is the lowest one; give" in found_among(best, high, probe_of(0.3, 0.9)).reason
+    as_good = probe_of(3e-3, 0.21)
+    assert found_among(lower, as_good, best).confident
+    last = probe_of(1.0, 0.1)
+    assert "at an end of lr_range; give a wider range" in found_among(low, best, last, chosen=0.3).reason
+
+
+def test_rates_that_are_all_as_good_are_no_rate_to_rely_on() -> None:
+    probes = probe_of(1e-3, 0.9), probe_of(1e-2, 0.2), probe_of(1e-1, 0.5)
+    assert "rates over 1.4 decades are about equally good" in found_among(*probes, decades=0.7).reason
+
+
+def test_a_probe_at_its_floor_says_little_of_a_far_longer_run() -> None:
+    low, high = probe_of(1e-3, 0.9), probe_of(1e-1, 0.5, curve=9.0)
+    at_floor = probe_of(1e-2, 0.2, curve=9.0)
+    assert found_among(low, at_floor, high).confident
+    assert "the loss had stopped falling" in found_among(low, at_floor, high, max_steps=4000).reason
+    assert found_among(low, probe_of(1e-2, 0.2), high, max_steps=4000).confident
+    exploded = probe_of(1e-1, 1.4, held=False, steps=9)
+    assert found_among(low, probe_of(1e-2, 0.2), exploded).confident
+    assert "before it had diverged" in found_among(low, probe_of(1e-2, 0.2), exploded, max_steps=4000).reason
+
+
 def test_a_warm_start_follows_the_earlier_run(earlier: Earlier, tmp_path: Path) -> None:
     first = earlier.tuner
     points = plateau_of(journal_of(earlier))
@@ -180,7 +229,7 @@ def test_a_warm_start_follows_the_earlier_run(earlier: Earlier, tmp_path: Path) 
     second.run()
     assert second.ledger.search_share <= 0.05
     assert max(second.schedule.lrs) == pytest.approx(max(first.schedule.lrs), rel=0.1)
-    with pytest.raises(RuntimeError, match="cannot be read"):
+    with pytest.raises(RuntimeError, match=r"warm_start=.*nowhere.: is no folder"):
         tuner_of(Job("adam"), warm_start=tmp_path / "nowhere")
 
 
@@ -246,7 +295,7 @@ from autolrs_plugin import AutoLRS
 torch.manual_seed(0)
 model = torch.nn.Linear(8, 1)
 inputs = torch.randn(256, 8)
-targets = inputs.sum(1, keepdim=True)
+targets = inputs.sum(1, keepdim=True) + torch.randn(256, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 def step(rows):
     optimizer.zero_grad()
@@ -265,7 +314,7 @@ def test_find_from_the_command_line(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT, encoding="utf-8")
     runner = CliRunner()
-    found = runner.invoke(app, ["find", str(script), "--share", "0.12"])
+    found = runner.invoke(app, ["find", str(script), "--share", "0.15"])
     assert found.exit_code == 0, found.output
     lr = float(found.output.split(",")[0])
     assert 3e-3 < lr < 1.0  # it diverges above about 1
@@ -276,6 +325,10 @@ def test_find_from_the_command_line(tmp_path: Path) -> None:
     none = runner.invoke(app, ["find", str(script)])
     assert none.exit_code == 2
     assert "has come to its end without AutoLRS.run()" in none.output
+    script.write_text("import no_such_module_here", encoding="utf-8")
+    imports = runner.invoke(app, ["find", str(script)])
+    assert imports.exit_code == 2
+    assert "train.py': imports no_such_module_here, which this Python does not have" in imports.output
     missing = runner.invoke(app, ["find", str(tmp_path / "nowhere.py")])
     assert missing.exit_code == 2
     assert "is neither a script nor the folder of a run" in missing.output

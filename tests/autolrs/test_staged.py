@@ -387,6 +387,18 @@ def test_losses_that_are_never_finite_are_an_error_within_a_chunk() -> None:
     assert landscape.count < 100
 
 
+class TooHigh(Landscape):
+    """Diverges at any rate of the range."""
+
+    def shrinks(self, lr: float) -> float:
+        return -50.0
+
+
+def test_a_range_that_is_too_high_is_said_to_be() -> None:
+    with pytest.raises(NotFiniteError, match=r"lr_range=\(5, 50\), and losses .* that range is too high"):
+        run(TooHigh(BEST), prior=None, lr_range=(5.0, 50.0))
+
+
 def test_a_warm_start_hardly_searches_and_loses_nothing() -> None:
     cold, warm = Drifting(BEST, speed=0.01), Drifting(BEST, speed=0.01)
     first = run(cold, prior=1e-3)

@@ -31,7 +31,7 @@ from autolrs_plugin.core.plans.horizon import after_a_change, long_run
 from autolrs_plugin.core.plans.probing import candidates_of
 from autolrs_plugin.core.plans.retreat import Retreats
 from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
-from autolrs_plugin.core.plans.training import evaluation_steps
+from autolrs_plugin.core.plans.training import evaluation_steps, not_finite_cause
 from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
 from autolrs_plugin.core.posterior import COLD, Seen
 from autolrs_plugin.core.schedule import curve_of, ramp_steps
@@ -250,7 +250,7 @@ class StagedRun:
         if all(bad) and self._bad_losses >= max(LOST_FOR_GOOD, min(self._chunk_steps, 50)):
             raise NotFiniteError(
                 f"train_step: none of the last {self._bad_losses} losses up to step {first + len(bad)} is finite "
-                f"(learning rate {self.rate:.3g}), so there is nothing to decide by; it must return the training loss."
+                f"{not_finite_cause(self.state, self.rate)}"
             )
 
     def _rates(self, first: int, end: int) -> tuple[float, ...]:
