@@ -23,10 +23,9 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result, Snapshot, Train
 from autolrs_plugin.core.plans.extent import LEAST_STEPS, extent
+from autolrs_plugin.core.plans.finite import Finite
 from autolrs_plugin.core.plans.horizon import after_a_change, long_run
 from autolrs_plugin.core.plans.probing import candidates_of
 from autolrs_plugin.core.plans.retreat import Retreats
@@ -64,13 +63,6 @@ LATEST = 0.8
 
 APART_CHUNKS = 4
 """A stall opens no stage sooner after the one before."""
-
-LOST_FOR_GOOD = 12
-"""The number of losses that are not finite, a whole chunk among them, that ends the run with an error."""
-
-
-class NotFiniteError(ValueError):
-    """A run whose losses are not finite, whatever the learning rate."""
 
 
 def chunk_steps(max_steps: int) -> int:
@@ -123,8 +115,9 @@ class StagedRun:
         self.rate = prior if prior is not None else math.sqrt(self._low * self._high)
         self._planned = self._stages_ahead(0)
         self._former, self._changed_at = self.rate, 0
-        self._retreats = Retreats()
-        self._bad_losses = 0
+        self._retreats = Retreats(self._chunk_steps)
+        self._finite = Finite(self._chunk_steps)
+        self._repeated_to = 0
         self._staged_at = 0
         self._ceiling = math.inf
         self._climbed = False
@@ -185,13 +178,14 @@ class StagedRun:
         """Train a chunk; return why a stage is to open after it, if one is."""
         state, config = self.state, self.state.config
         first = state.step
-        stops = [first + self._chunk_steps, config.max_steps, *marks, *(at for at, _ in self._planned)]
+        whole = max(first + self._chunk_steps, self._repeated_to)
+        stops = [whole, config.max_steps, *marks, *(at for at, _ in self._planned)]
         end = min(stop for stop in stops if stop > first)
-        if config.rewind and (not state.losses or math.isfinite(state.losses[-1])):
+        if config.rewind and not self._ends_badly:
             yield Snapshot()
         rates = self._rates(first, end)
         result = yield Train(first, rates)
-        self._check_finite(result.losses, first)
+        self._finite.check(result.losses, first, self.rate)
         found = self.watch.judge(result.losses, end)
         if found != LOST and not self.unplanned:
             found = FINE
@@ -203,11 +197,14 @@ class StagedRun:
             kept = state.kept_step if config.rewind else None
             may_go_back = kept is not None and end - kept <= state.budget_left_steps
             if may_go_back and fault:
+                losses = tuple(state.losses[kept:])
                 yield Restore()
                 if found == LOST:
                     self._stop_following()
                 lower = max(self.rate * RETREAT, self._low)
-                self._retreats.take_back(first, result.losses, found, self.rate, lower)
+                self._retreats.take_back(state.step, losses, found, self.rate, lower, self.watch)
+                self._repeated_to = end
+                self.watch.back_to(state.step)
                 self._change(lower)
                 return ""
         pending = self._gone_on(found, first, fault)
@@ -215,6 +212,15 @@ class StagedRun:
         if end in marks:
             yield Evaluate(end)
         return pending
+
+    @property
+    def _ends_badly(self) -> bool:
+        """Whether the run's last chunk may have been the beginning of what goes wrong: then it is not gone back to."""
+        if not self.state.losses:
+            return False
+        since = self.state.step - (self.state.kept_step or 0)
+        two = since <= self._chunk_steps and self.state.budget_left_steps >= 2 * self._chunk_steps
+        return (self.watch.unsettled and two) or not math.isfinite(self.state.losses[-1])
 
     def _gone_on(self, found: str, first: int, fault: bool) -> str:
         """Take note of a chunk that stays, by the rate's `fault` or not; return why a stage is to open, if one is."""
@@ -225,33 +231,30 @@ class StagedRun:
             self.watch.forget()
             self.watch.lowest = math.inf
             return ""
-        before = self._retreats.before(first)
+        before, losses = self._retreats.before(first), self.state.losses[first:]
         if found in (RISEN, LOST):
             if before is not None:
                 if found == LOST or self._following or self.state.budget_left_steps >= 3 * LEAST_STEPS:
                     self._change(before.back_to(found))
+                else:
+                    self._retreats.wait(self.state.step, before.rate, self.watch)
                 self._ceiling = math.inf
-            self.watch.begin_anew(self.state.losses[first:])
+            self.watch.begin_anew(losses)
             self.seen.clear()
             return "change" if self.unplanned and not self._following else ""
-        if before is not None:
+        back_to = self._retreats.noise_at(first, losses, self.watch)
+        if back_to is not None:
+            self._change(back_to)
+            self._ceiling = math.inf
+        elif before is not None:
             self._follow_below()  # it was the rate
         if found == FELL:
             self.watch.forget()
             self.seen.clear()
             return "" if self._following else "change"
-        self._retreats.clear()
+        self._retreats.gone_on()
         apart = self.state.step - self._staged_at >= APART_CHUNKS * self._chunk_steps
         return "stall" if found == STALLED and apart and not self._following else ""
-
-    def _check_finite(self, losses: Sequence[float], first: int) -> None:
-        bad = [not math.isfinite(loss) for loss in losses]
-        self._bad_losses = self._bad_losses + len(bad) if all(bad) else bad[::-1].index(False)
-        if all(bad) and self._bad_losses >= max(LOST_FOR_GOOD, min(self._chunk_steps, 50)):
-            raise NotFiniteError(
-                f"train_step: none of the last {self._bad_losses} losses up to step {first + len(bad)} is finite "
-                f"(learning rate {self.rate:.3g}), so there is nothing to decide by; it must return the training loss."
-            )
 
     def _rates(self, first: int, end: int) -> tuple[float, ...]:
         """Return the rates of the steps from `first` to before `end`: to a new rate it goes over a few steps."""
@@ -390,11 +393,15 @@ class StagedRun:
             lr = max(present, after_a_change(verdict.lr))
         lr = min(max(lr, self._low), self._high)
         if lr != present:
+            self._retreats.clear()
             self._change(self.rate * lr / present)
             # The run goes on at another rate, so its losses may rise for a while.
             self.watch.forget()
         if search.cold:
-            self._learn_scale(search)
+            self.watch.learn_scale(
+                [loss for p in search.done for loss in p.result.losses[:2]],
+                [loss for p in search.held for loss in p.losses],
+            )
         self._ceiling = min([p.lr for p in search.done if not p.held], default=self._ceiling)
         self.seen += search.seen
         spent = sum(len(p.result.losses) for p in search.done)
@@ -411,10 +418,3 @@ class StagedRun:
                 max(lr, verdict.high),
             )
         )
-
-    def _learn_scale(self, search: StageSearch) -> None:
-        """Take note of the first loss, and of the loss above which a run has exploded."""
-        losses = [loss for p in search.done for loss in p.result.losses[:2] if math.isfinite(loss)]
-        if losses:
-            held = [loss for p in search.done if p.held for loss in p.losses]
-            self.watch.set_scale(float(np.median(losses)), float(np.std(held or [0.0])))
