@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autolrs_plugin.core.plans.watch import LOST, Chunk, Watch
+from autolrs_plugin.core.state import RunState
 
 ALIKE, LOWER = 0.9, 0.5
 """Of the height of the highest loss above the lowest one: what is left of a minibatch's own at a lower rate, at least,
@@ -132,3 +133,12 @@ class Retreats:
     def clear(self) -> None:
         """Forget all: the run goes on at another rate."""
         self._last = self._waiting = None
+
+
+def ends_badly(state: RunState, watch: Watch, chunk_steps: int) -> bool:
+    """Whether the run's last chunk may have been the beginning of what goes wrong: then it is not gone back to."""
+    if not state.losses:
+        return False
+    since = state.step - (state.kept_step or 0)
+    two = since <= chunk_steps and state.budget_left_steps >= 2 * chunk_steps
+    return (watch.unsettled and two) or not math.isfinite(state.losses[-1])

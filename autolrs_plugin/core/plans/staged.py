@@ -7,7 +7,8 @@ rate of the plateau, "the rate". It begins as the prior: the rate that the user'
               expected improvement (`posterior`), as long as that is more than HOPE and the stage's part of the budget
               lasts; back to the snapshot. The rate changes only if the evidence test of `posterior` says so.
     climb     where a tenth of the run or more has gained nothing, and probes show nothing either, the rate itself is at
-              fault or harmless: it rises from chunk to chunk, until something is gained, or taken back.
+              fault or harmless: it rises from chunk to chunk, until something is gained, or taken back. From a plateau
+              after a gain it comes back if that was in vain (`climb`).
     progress  probes of earlier stages count in the later ones, the less the longer ago.
     watch     every chunk of the run is compared with those before it and with a forecast (`watch`). A chunk that has
               risen is taken back and repeated at RETREAT of the rate, again as long as that makes it lower. If not, it
@@ -24,11 +25,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.plans.climb import CLIMB, Climb, probes_gain
 from autolrs_plugin.core.plans.extent import LEAST_STEPS, extent
 from autolrs_plugin.core.plans.finite import Finite
+from autolrs_plugin.core.plans.following import below, points_ahead
 from autolrs_plugin.core.plans.horizon import after_a_change, long_run
 from autolrs_plugin.core.plans.probing import candidates_of
-from autolrs_plugin.core.plans.retreat import Retreats
+from autolrs_plugin.core.plans.retreat import Retreats, ends_badly
 from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
 from autolrs_plugin.core.plans.training import evaluation_steps
 from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
@@ -52,8 +55,6 @@ too low, a stage climbs as long as each probe is far better than the one before.
 
 CHUNKS, LEAST_CHUNK = 40, 4
 RETREAT = 0.4
-CLIMB = 1.5
-"""Where a tenth of the run and more has gained nothing, each chunk has this multiple of the rate of the one before."""
 
 EVEN_UNTIL = 0.15
 """Progress up to which a lower rate is believed as soon as a higher one; see UP and DOWN of `posterior`."""
@@ -121,15 +122,11 @@ class StagedRun:
         self._staged_at = 0
         self._ceiling = math.inf
         self._climbed = False
+        self._climbing = Climb()
         self._following = config.warm_start is not None
         self._holds = False  # whether a probe has seen that the earlier run's rate does
         if config.warm_start is not None:
-            # Where the earlier run had settled at a rate, this one does, too.
-            ramp = ramp_steps(config) - 1
-            self._planned = [
-                (max(min(i, 1), round(at * config.max_steps) - ramp), i)
-                for i, (at, _) in enumerate(config.warm_start)
-            ]
+            self._planned = points_ahead(config)
         self._undecided = False
 
     # The run itself.
@@ -172,7 +169,21 @@ class StagedRun:
             self._change(max(self.rate, min(self.rate * CLIMB, self._ceiling / CLIMB**2)))
             self._climbed = True
             return ""
+        if self.unplanned and self.state.stages and not self._following and not self._planned:
+            if self._climbing.start is not None:
+                self._change(self._climbing.next_rate(self.state, self.rate, self._ceiling, self.watch))
+                self._climbed = self._climbing.start is None and not self._climbing.in_vain
+            elif can_go_back and self._climbing.due(self.state, self.watch):
+                gain = probes_gain(self.state, self.watch)
+                if gain is False:
+                    self._change(self._climbing.begin(self.state, self.rate, self._ceiling, self.watch))
+                return "stall" if gain is None and self._apart else ""
         return "climb" if self._climbed and self.watch.chunks and not self._planned else ""
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the last stage is long enough ago for an unplanned one."""
+        return self.state.step - self._staged_at >= APART_CHUNKS * self._chunk_steps
 
     def _chunk(self, marks: Sequence[int]) -> Generator[Action, Result, str]:
         """Train a chunk; return why a stage is to open after it, if one is."""
@@ -181,7 +192,7 @@ class StagedRun:
         whole = max(first + self._chunk_steps, self._repeated_to)
         stops = [whole, config.max_steps, *marks, *(at for at, _ in self._planned)]
         end = min(stop for stop in stops if stop > first)
-        if config.rewind and not self._ends_badly:
+        if config.rewind and not ends_badly(state, self.watch, self._chunk_steps):
             yield Snapshot()
         rates = self._rates(first, end)
         result = yield Train(first, rates)
@@ -202,7 +213,8 @@ class StagedRun:
                 if found == LOST:
                     self._stop_following()
                 lower = max(self.rate * RETREAT, self._low)
-                self._retreats.take_back(state.step, losses, found, self.rate, lower, self.watch)
+                rate = self._climbing.start or self.rate
+                self._retreats.take_back(state.step, losses, found, rate, lower, self.watch)
                 self._repeated_to = end
                 self.watch.back_to(state.step)
                 self._change(lower)
@@ -212,15 +224,6 @@ class StagedRun:
         if end in marks:
             yield Evaluate(end)
         return pending
-
-    @property
-    def _ends_badly(self) -> bool:
-        """Whether the run's last chunk may have been the beginning of what goes wrong: then it is not gone back to."""
-        if not self.state.losses:
-            return False
-        since = self.state.step - (self.state.kept_step or 0)
-        two = since <= self._chunk_steps and self.state.budget_left_steps >= 2 * self._chunk_steps
-        return (self.watch.unsettled and two) or not math.isfinite(self.state.losses[-1])
 
     def _gone_on(self, found: str, first: int, fault: bool) -> str:
         """Take note of a chunk that stays, by the rate's `fault` or not; return why a stage is to open, if one is."""
@@ -239,6 +242,7 @@ class StagedRun:
                 else:
                     self._retreats.wait(self.state.step, before.rate, self.watch)
                 self._ceiling = math.inf
+            self._climbing.end()
             self.watch.begin_anew(losses)
             self.seen.clear()
             return "change" if self.unplanned and not self._following else ""
@@ -253,8 +257,8 @@ class StagedRun:
             self.seen.clear()
             return "" if self._following else "change"
         self._retreats.gone_on()
-        apart = self.state.step - self._staged_at >= APART_CHUNKS * self._chunk_steps
-        return "stall" if found == STALLED and apart and not self._following else ""
+        may_open = self._apart and not self._following and self._climbing.start is None
+        return "stall" if found == STALLED and may_open else ""
 
     def _rates(self, first: int, end: int) -> tuple[float, ...]:
         """Return the rates of the steps from `first` to before `end`: to a new rate it goes over a few steps."""
@@ -295,13 +299,10 @@ class StagedRun:
                 self._planned.insert(0, (again_at, 0))
 
     def _follow_below(self) -> None:
-        """Leave out all points ahead that are no lower than the present rate, up to the earlier run's next rise."""
+        """Where a lower rate mends, follow only what is lower still."""
         points = self.state.config.warm_start
-        while self._following and points is not None and self._planned:
-            i = self._planned[0][1]
-            if points[i][1] < self.rate or (i and points[i][1] > points[i - 1][1]):
-                break
-            self._planned.pop(0)
+        if self._following and points is not None:
+            self._planned = below(self.rate, self._planned, points)
 
     def _stop_following(self) -> None:
         if self._following:
@@ -357,6 +358,7 @@ class StagedRun:
         most, steps, evaluate = extent(self.state.config, kind, index, allotted)
         if not steps or self._low >= self._high:
             return False
+        self._climbing.end()
         self._staged_at, self._climbed = self.state.step, self._climbed and kind == "planned"
         search = StageSearch(self.state, self._asked(kind, index, steps, evaluate))
         yield Snapshot()
@@ -398,10 +400,8 @@ class StagedRun:
             # The run goes on at another rate, so its losses may rise for a while.
             self.watch.forget()
         if search.cold:
-            self.watch.learn_scale(
-                [loss for p in search.done for loss in p.result.losses[:2]],
-                [loss for p in search.held for loss in p.losses],
-            )
+            first = [loss for p in search.done for loss in p.result.losses[:2]]
+            self.watch.learn_scale(first, [loss for p in search.held for loss in p.losses])
         self._ceiling = min([p.lr for p in search.done if not p.held], default=self._ceiling)
         self.seen += search.seen
         spent = sum(len(p.result.losses) for p in search.done)

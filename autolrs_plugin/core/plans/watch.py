@@ -32,6 +32,7 @@ RISE_SHARE = 0.1
 STALL_SHARE = 0.1
 FALL_SHARE = 0.3
 FLAT_SCATTERS = 5.0
+STUCK_SHARE, LEFT_SHARE = 0.2, 0.1
 LOST_SHARE = 0.5
 """Of all that had been gained: a new rate that loses more than this again is too high."""
 
@@ -57,6 +58,11 @@ class Chunk:
     level: float
     count: int
     scatter: float
+
+    @property
+    def begin(self) -> int:
+        """About where it began: its level is that of its second half."""
+        return self.end - 2 * self.count
 
     @property
     def error(self) -> float:
@@ -104,6 +110,14 @@ def _tail(losses: Sequence[float]) -> Sequence[float]:
     """Return the last quarter of a chunk's finite losses, three at least where there are as many."""
     values = [loss for loss in losses if math.isfinite(loss)]
     return values[-max(3, len(values) // 4) :]
+
+
+def _expected_fall(chunks: Sequence[Chunk], left_steps: int) -> float:
+    """Return how far a line through the levels of chunks comes down, as steep as its standard error allows."""
+    ends = [float(c.end) for c in chunks]
+    slope, _ = linear_regression(ends, [c.level for c in chunks])
+    unsure = median(c.error for c in chunks) / (_std(ends) * math.sqrt(len(ends)))
+    return (2 * unsure - slope) * left_steps
 
 
 @dataclass
@@ -252,13 +266,34 @@ class Watch:
         """
         if len(self.chunks) < LEAST_CHUNKS or self.gained:
             return False
-        scatter = median(c.scatter for c in self.chunks)
-        if scatter > CALM_SHARE * abs(median(c.level for c in self.chunks)):
+        if self.scatter > CALM_SHARE * abs(median(c.level for c in self.chunks)):
             return False
-        ends = [float(c.end) for c in self.chunks]
-        slope, _ = linear_regression(ends, [c.level for c in self.chunks])
-        unsure = median(c.error for c in self.chunks) / (_std(ends) * math.sqrt(len(ends)))
-        return (2 * unsure - slope) * left_steps <= FLAT_SCATTERS * scatter
+        return _expected_fall(self.chunks, left_steps) <= FLAT_SCATTERS * self.scatter
+
+    @property
+    def scatter(self) -> float:
+        """The scatter of a loss, over all chunks."""
+        return median([c.scatter for c in self.chunks] or [0.0])
+
+    @property
+    def plateau(self) -> list[Chunk]:
+        """The last chunks, which `stuck` looks at; none if they are too few."""
+        return self.chunks[-FORECAST_CHUNKS:] if len(self.chunks) >= LEAST_CHUNKS else []
+
+    def stuck(self, left_steps: int) -> bool:
+        """Whether the last chunks gain nothing, though something had been gained before, and much is left.
+
+        That is, a line through their levels, as steep as its standard error allows, comes down by less than
+        STUCK_SHARE of what has been gained in the steps that are left. A run that has come below LEFT_SHARE of its
+        first loss has learnt. Where the noise of a level is more than CALM_SHARE of it, a rise would be seen too late.
+        """
+        recent, gained = self.plateau, self.first_loss - self.lowest
+        if not recent or not self.has_gained:
+            return False
+        level = median(c.level for c in recent)
+        if median(c.error for c in recent) > CALM_SHARE * abs(level) or level < LEFT_SHARE * self.first_loss:
+            return False
+        return _expected_fall(recent, left_steps) <= STUCK_SHARE * gained
 
     def forget(self) -> None:
         """Forget the chunks before: at another rate losses may rise for a while."""
