@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,28 @@ def test_noise_about_zero_is_no_divergence(seed: int) -> None:
     controller = run(Loud(BEST, seed=seed, speed=0.01), prior=BEST)
     assert not any("diverged" in stage.reason for stage in controller.stages)
     assert min(controller.schedule.lrs[25:310]) >= 0.9 * BEST
+
+
+class HeavyTailed(Landscape):
+    """Each minibatch adds a square of Student's t to the loss, at whatever rate: most are small, some are huge."""
+
+    def steps(self, lrs, rng, above=math.inf):  # type: ignore[no-untyped-def]
+        losses: list[float] = []
+        for lr in lrs:
+            t = np.random.default_rng([self.seed, self.taken]).standard_t(1.5)
+            losses.append(super().steps([lr], rng)[0] + t * t)
+            if not losses[-1] <= above:
+                break
+        return tuple(losses)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_outliers_do_not_lower_the_rate(seed: int) -> None:
+    """A chunk that is as bad when it is repeated at a lower rate was not its fault, and the rate comes back."""
+    controller = run(HeavyTailed(BEST, seed=seed, speed=0.01), prior=BEST)
+    rates = controller.schedule.lrs[25:310]
+    assert rates[-1] >= 0.9 * BEST
+    assert sum(rate < 0.9 * BEST for rate in rates) <= 0.2 * len(rates)
 
 
 class Unequal(Landscape):

@@ -19,8 +19,8 @@ from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Restore, 
 from autolrs_plugin.core.config import AutoLRSConfig
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.plans import stage_search, staged
+from autolrs_plugin.core.plans.finite import NotFiniteError
 from autolrs_plugin.core.plans.horizon import long_run
-from autolrs_plugin.core.plans.staged import NotFiniteError
 from autolrs_plugin.core.plans.watch import FINE, RISE_Z, Watch
 from tests.autolrs.landscapes import (
     Drifting,
@@ -196,6 +196,20 @@ def test_a_rise_is_taken_back_and_repeated_lower() -> None:
     assert controller.ledger.search.steps > sum(stage.search_steps for stage in controller.stages)
     assert max(controller.schedule.lrs[450:]) <= 1.2 * BEST
     assert landscape.loss < 0.6
+
+
+class Bursts(Landscape):
+    """Far above the best rate, the loss jumps up in the last but one step of a chunk."""
+
+    def shrinks(self, lr: float) -> float:
+        return -3.0 / self.excess if lr > 1.2 * self.best and self.taken == 423 else super().shrinks(lr)
+
+
+def test_a_rise_at_the_end_of_a_chunk_is_taken_back_to_before_it() -> None:
+    landscape = Bursts(BEST, speed=0.01)
+    controller = run(landscape, prior=3 * BEST)
+    assert max(controller.state.losses[430:]) < 1.0
+    assert max(controller.schedule.lrs[430:]) <= 1.2 * BEST
 
 
 class Destroyed(Landscape):

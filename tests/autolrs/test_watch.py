@@ -112,6 +112,29 @@ def test_a_spike_that_stays_does_not_hide_behind_its_own_scatter() -> None:
     assert watching(FALLING).judge(once, 150) == FINE
 
 
+def test_outliers_are_no_rise_and_no_explosion() -> None:
+    """Nor do they hide one: they are told by the scatter seen so far."""
+    watch, two = watching(FALLING), noisy(0.75)
+    two[15] = two[20] = 900.0
+    assert watch.judge(two, 150) == FINE
+    watch.take(two, 150)
+    assert watch.recent[-1].scatter < 0.03
+    assert watch.judge([*noisy(0.75, 24), 900.0], 175) == FINE
+    assert watch.judge([*noisy(0.75, 20), *[50.0] * 5], 175) == RISEN  # no explosion: it came back from more
+    assert watch.judge([*noisy(0.75, 15), *[9000.0] * 10], 175) == LOST
+
+
+def test_a_chunk_that_ends_high_is_told_by_the_next_one() -> None:
+    watch = watching(FALLING)
+    watch.take([*noisy(0.75, 23), 1.2, 1.9], 150)
+    assert watch.unsettled
+    watch.back_to(125)
+    assert not watch.unsettled
+    assert [c.end for c in watch.chunks] == [25, 50, 75, 100, 125]
+    watch.take(noisy(0.75), 150)
+    assert not watch.unsettled
+
+
 def test_losses_that_are_not_finite() -> None:
     one = noisy(0.75)
     one[20] = math.nan

@@ -7,7 +7,8 @@ rate of the plateau, "the rate". It begins as the prior: the rate that the user'
               expected improvement (`posterior`), as long as that is more than HOPE and the stage's part of the budget
               lasts; back to the snapshot. The rate changes only if the evidence test of `posterior` says so.
     climb     where a tenth of the run or more has gained nothing, and probes show nothing either, the rate itself is at
-              fault or harmless: it rises from chunk to chunk, until something is gained, or taken back.
+              fault or harmless: it rises from chunk to chunk, until something is gained, or taken back. From a plateau
+              after a gain it comes back if that was in vain (`climb`).
     progress  probes of earlier stages count in the later ones, the less the longer ago.
     watch     every chunk of the run is compared with those before it and with a forecast (`watch`). A chunk that has
               risen is taken back and repeated at RETREAT of the rate, again as long as that makes it lower. If not, it
@@ -23,15 +24,16 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.plans.climb import CLIMB, Climb, probes_gain
 from autolrs_plugin.core.plans.extent import LEAST_STEPS, extent
+from autolrs_plugin.core.plans.finite import Finite
+from autolrs_plugin.core.plans.following import below, points_ahead
 from autolrs_plugin.core.plans.horizon import after_a_change, long_run
 from autolrs_plugin.core.plans.probing import candidates_of
-from autolrs_plugin.core.plans.retreat import Retreats
+from autolrs_plugin.core.plans.retreat import Retreats, ends_badly
 from autolrs_plugin.core.plans.stage_search import Asked, Stages, StageSearch
-from autolrs_plugin.core.plans.training import evaluation_steps, not_finite_cause
+from autolrs_plugin.core.plans.training import evaluation_steps
 from autolrs_plugin.core.plans.watch import FELL, FINE, LOST, RISEN, STALLED, Watch
 from autolrs_plugin.core.posterior import COLD, Seen
 from autolrs_plugin.core.schedule import curve_of, ramp_steps
@@ -53,8 +55,6 @@ too low, a stage climbs as long as each probe is far better than the one before.
 
 CHUNKS, LEAST_CHUNK = 40, 4
 RETREAT = 0.4
-CLIMB = 1.5
-"""Where a tenth of the run and more has gained nothing, each chunk has this multiple of the rate of the one before."""
 
 EVEN_UNTIL = 0.15
 """Progress up to which a lower rate is believed as soon as a higher one; see UP and DOWN of `posterior`."""
@@ -64,13 +64,6 @@ LATEST = 0.8
 
 APART_CHUNKS = 4
 """A stall opens no stage sooner after the one before."""
-
-LOST_FOR_GOOD = 12
-"""The number of losses that are not finite, a whole chunk among them, that ends the run with an error."""
-
-
-class NotFiniteError(ValueError):
-    """A run whose losses are not finite, whatever the learning rate."""
 
 
 def chunk_steps(max_steps: int) -> int:
@@ -123,20 +116,17 @@ class StagedRun:
         self.rate = prior if prior is not None else math.sqrt(self._low * self._high)
         self._planned = self._stages_ahead(0)
         self._former, self._changed_at = self.rate, 0
-        self._retreats = Retreats()
-        self._bad_losses = 0
+        self._retreats = Retreats(self._chunk_steps)
+        self._finite = Finite(self.state, self._chunk_steps)
+        self._repeated_to = 0
         self._staged_at = 0
         self._ceiling = math.inf
         self._climbed = False
+        self._climbing = Climb()
         self._following = config.warm_start is not None
         self._holds = False  # whether a probe has seen that the earlier run's rate does
         if config.warm_start is not None:
-            # Where the earlier run had settled at a rate, this one does, too.
-            ramp = ramp_steps(config) - 1
-            self._planned = [
-                (max(min(i, 1), round(at * config.max_steps) - ramp), i)
-                for i, (at, _) in enumerate(config.warm_start)
-            ]
+            self._planned = points_ahead(config)
         self._undecided = False
 
     # The run itself.
@@ -179,19 +169,34 @@ class StagedRun:
             self._change(max(self.rate, min(self.rate * CLIMB, self._ceiling / CLIMB**2)))
             self._climbed = True
             return ""
+        if self.unplanned and self.state.stages and not self._following and not self._planned:
+            if self._climbing.start is not None:
+                self._change(self._climbing.next_rate(self.state, self.rate, self._ceiling, self.watch))
+                self._climbed = self._climbing.start is None and not self._climbing.in_vain
+            elif can_go_back and self._climbing.due(self.state, self.watch):
+                gain = probes_gain(self.state, self.watch)
+                if gain is False:
+                    self._change(self._climbing.begin(self.state, self.rate, self._ceiling, self.watch))
+                return "stall" if gain is None and self._apart else ""
         return "climb" if self._climbed and self.watch.chunks and not self._planned else ""
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the last stage is long enough ago for an unplanned one."""
+        return self.state.step - self._staged_at >= APART_CHUNKS * self._chunk_steps
 
     def _chunk(self, marks: Sequence[int]) -> Generator[Action, Result, str]:
         """Train a chunk; return why a stage is to open after it, if one is."""
         state, config = self.state, self.state.config
         first = state.step
-        stops = [first + self._chunk_steps, config.max_steps, *marks, *(at for at, _ in self._planned)]
+        whole = max(first + self._chunk_steps, self._repeated_to)
+        stops = [whole, config.max_steps, *marks, *(at for at, _ in self._planned)]
         end = min(stop for stop in stops if stop > first)
-        if config.rewind and (not state.losses or math.isfinite(state.losses[-1])):
+        if config.rewind and not ends_badly(state, self.watch, self._chunk_steps):
             yield Snapshot()
         rates = self._rates(first, end)
         result = yield Train(first, rates)
-        self._check_finite(result.losses, first)
+        self._finite.check(result.losses, first, self.rate)
         found = self.watch.judge(result.losses, end)
         if found != LOST and not self.unplanned:
             found = FINE
@@ -203,11 +208,15 @@ class StagedRun:
             kept = state.kept_step if config.rewind else None
             may_go_back = kept is not None and end - kept <= state.budget_left_steps
             if may_go_back and fault:
+                losses = tuple(state.losses[kept:])
                 yield Restore()
                 if found == LOST:
                     self._stop_following()
                 lower = max(self.rate * RETREAT, self._low)
-                self._retreats.take_back(first, result.losses, found, self.rate, lower)
+                rate = self._climbing.start or self.rate
+                self._retreats.take_back(state.step, losses, found, rate, lower, self.watch)
+                self._repeated_to = end
+                self.watch.back_to(state.step)
                 self._change(lower)
                 return ""
         pending = self._gone_on(found, first, fault)
@@ -225,33 +234,31 @@ class StagedRun:
             self.watch.forget()
             self.watch.lowest = math.inf
             return ""
-        before = self._retreats.before(first)
+        before, losses = self._retreats.before(first), self.state.losses[first:]
         if found in (RISEN, LOST):
             if before is not None:
                 if found == LOST or self._following or self.state.budget_left_steps >= 3 * LEAST_STEPS:
                     self._change(before.back_to(found))
+                else:
+                    self._retreats.wait(self.state.step, before.rate, self.watch)
                 self._ceiling = math.inf
-            self.watch.begin_anew(self.state.losses[first:])
+            self._climbing.end()
+            self.watch.begin_anew(losses)
             self.seen.clear()
             return "change" if self.unplanned and not self._following else ""
-        if before is not None:
+        back_to = self._retreats.noise_at(first, losses, self.watch)
+        if back_to is not None:
+            self._change(back_to)
+            self._ceiling = math.inf
+        elif before is not None:
             self._follow_below()  # it was the rate
         if found == FELL:
             self.watch.forget()
             self.seen.clear()
             return "" if self._following else "change"
-        self._retreats.clear()
-        apart = self.state.step - self._staged_at >= APART_CHUNKS * self._chunk_steps
-        return "stall" if found == STALLED and apart and not self._following else ""
-
-    def _check_finite(self, losses: Sequence[float], first: int) -> None:
-        bad = [not math.isfinite(loss) for loss in losses]
-        self._bad_losses = self._bad_losses + len(bad) if all(bad) else bad[::-1].index(False)
-        if all(bad) and self._bad_losses >= max(LOST_FOR_GOOD, min(self._chunk_steps, 50)):
-            raise NotFiniteError(
-                f"train_step: none of the last {self._bad_losses} losses up to step {first + len(bad)} is finite "
-                f"{not_finite_cause(self.state, self.rate)}"
-            )
+        self._retreats.gone_on()
+        may_open = self._apart and not self._following and self._climbing.start is None
+        return "stall" if found == STALLED and may_open else ""
 
     def _rates(self, first: int, end: int) -> tuple[float, ...]:
         """Return the rates of the steps from `first` to before `end`: to a new rate it goes over a few steps."""
@@ -292,13 +299,10 @@ class StagedRun:
                 self._planned.insert(0, (again_at, 0))
 
     def _follow_below(self) -> None:
-        """Leave out all points ahead that are no lower than the present rate, up to the earlier run's next rise."""
+        """Where a lower rate mends, follow only what is lower still."""
         points = self.state.config.warm_start
-        while self._following and points is not None and self._planned:
-            i = self._planned[0][1]
-            if points[i][1] < self.rate or (i and points[i][1] > points[i - 1][1]):
-                break
-            self._planned.pop(0)
+        if self._following and points is not None:
+            self._planned = below(self.rate, self._planned, points)
 
     def _stop_following(self) -> None:
         if self._following:
@@ -354,6 +358,7 @@ class StagedRun:
         most, steps, evaluate = extent(self.state.config, kind, index, allotted)
         if not steps or self._low >= self._high:
             return False
+        self._climbing.end()
         self._staged_at, self._climbed = self.state.step, self._climbed and kind == "planned"
         search = StageSearch(self.state, self._asked(kind, index, steps, evaluate))
         yield Snapshot()
@@ -390,11 +395,13 @@ class StagedRun:
             lr = max(present, after_a_change(verdict.lr))
         lr = min(max(lr, self._low), self._high)
         if lr != present:
+            self._retreats.clear()
             self._change(self.rate * lr / present)
             # The run goes on at another rate, so its losses may rise for a while.
             self.watch.forget()
         if search.cold:
-            self._learn_scale(search)
+            first = [loss for p in search.done for loss in p.result.losses[:2]]
+            self.watch.learn_scale(first, [loss for p in search.held for loss in p.losses])
         self._ceiling = min([p.lr for p in search.done if not p.held], default=self._ceiling)
         self.seen += search.seen
         spent = sum(len(p.result.losses) for p in search.done)
@@ -411,10 +418,3 @@ class StagedRun:
                 max(lr, verdict.high),
             )
         )
-
-    def _learn_scale(self, search: StageSearch) -> None:
-        """Take note of the first loss, and of the loss above which a run has exploded."""
-        losses = [loss for p in search.done for loss in p.result.losses[:2] if math.isfinite(loss)]
-        if losses:
-            held = [loss for p in search.done if p.held for loss in p.losses]
-            self.watch.set_scale(float(np.median(losses)), float(np.std(held or [0.0])))

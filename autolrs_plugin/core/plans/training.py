@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from autolrs_plugin.core.actions import MOST_LOSS, Evaluate, Restore, Snapshot, Train
+from autolrs_plugin.core.actions import Evaluate, Restore, Snapshot, Train
 from autolrs_plugin.core.state import Plan, RunState
 
 CHUNKS = 20
@@ -31,21 +31,6 @@ def has_diverged(losses: Sequence[float], above: float) -> bool:
     if not np.isfinite(values).all():
         return True
     return bool(np.median(values[-max(1, len(values) // 4) :]) > above)
-
-
-def not_finite_cause(state: RunState, rate: float) -> str:
-    """Return what may be behind losses that are not finite for good, at a learning rate: the end of a sentence."""
-    low, high = state.config.lr_range
-    finite = [loss for loss in state.losses if math.isfinite(loss)]
-    if finite and rate <= low * 1.001 and finite[-1] > diverged_above(finite[0]):
-        return (
-            f"at a learning rate of {rate:.3g}, the lowest of lr_range=({low:g}, {high:g}), and losses had risen "
-            "before; so that range is too high: give one with a lower end."
-        )
-    return (
-        f"(learning rate {rate:.3g}; a loss beyond {MOST_LOSS:g} counts as infinite), so there is nothing to decide "
-        "by; it must return the training loss."
-    )
 
 
 def evaluation_steps(state: RunState) -> list[int]:

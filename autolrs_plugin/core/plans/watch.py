@@ -2,6 +2,11 @@
 
     level     the mean of a chunk's finite losses in its second half
     scatter   the standard deviation of a chunk's losses around a line
+    outlier   a loss that lies more than OUTLIER_Z scatters from the median of those around it, where they return
+
+Losses scatter with heavy tails in some runs: level and scatter leave outliers out. One or two high losses at the end
+of a chunk may be outliers, or the beginning of a rise: that is seen in the next chunk, and until then there is a way
+back to before both. A loss from which a run came back by itself was no explosion.
 
 A chunk has gone wrong if its losses end not finite, or explode, or if its level lies above the lowest one before by
 more than RISE_Z standard errors and more than RISE_SHARE of what has been gained so far. The scatter of a few losses
@@ -15,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from statistics import fmean, linear_regression, median
+from statistics import fmean, linear_regression, median, median_low
 
 from scipy.special import ndtr, stdtrit
 
@@ -27,8 +32,15 @@ RISE_SHARE = 0.1
 STALL_SHARE = 0.1
 FALL_SHARE = 0.3
 FLAT_SCATTERS = 5.0
+STUCK_SHARE, LEFT_SHARE = 0.2, 0.1
 LOST_SHARE = 0.5
 """Of all that had been gained: a new rate that loses more than this again is too high."""
+
+OUTLIER_Z, AROUND = 5.0, 2
+"""How far an outlier lies from the median of the AROUND losses before and after it and itself."""
+
+ABSOLUTE = 1.4826
+"""The standard deviation of a normal distribution, in median absolute deviations."""
 
 CALM_SHARE = 0.05
 FORECAST_CHUNKS = 8
@@ -48,6 +60,11 @@ class Chunk:
     scatter: float
 
     @property
+    def begin(self) -> int:
+        """About where it began: its level is that of its second half."""
+        return self.end - 2 * self.count
+
+    @property
     def error(self) -> float:
         """The standard error of the level."""
         return self.scatter / math.sqrt(self.count)
@@ -57,9 +74,9 @@ class Chunk:
         return other.level - self.level > RISE_Z * math.hypot(self.error, other.error)
 
 
-def summary(losses: Sequence[float], end: int) -> Chunk | None:
-    """Return a chunk's summary; None where no loss is finite."""
-    values = [loss for loss in losses if math.isfinite(loss)]
+def summary(losses: Sequence[float], end: int, usual: float = 0.0) -> Chunk | None:
+    """Return a chunk's summary; None where no loss is finite. `usual` is the scatter seen so far."""
+    values = without_outliers([loss for loss in losses if math.isfinite(loss)], usual)
     if not values:
         return None
     half = values[len(values) // 2 :]
@@ -69,9 +86,38 @@ def summary(losses: Sequence[float], end: int) -> Chunk | None:
     return Chunk(end, fmean(half), len(half), scatter)
 
 
+def without_outliers(values: Sequence[float], usual: float = 0.0) -> list[float]:
+    """Return losses with the median of those around it in the place of each outlier (Hampel's filter).
+
+    Losses that swing hold none: they differ from each other as a rule. One or two at the very end are taken for some.
+    """
+    if len(values) <= 2 * AROUND:
+        return list(values)
+    apart = median(abs(after - before) for before, after in pairwise(values))
+    most = OUTLIER_Z * (usual or ABSOLUTE * apart / math.sqrt(2))
+    last = len(values) - 2 * AROUND - 1
+    starts = (min(max(0, i - AROUND), last) for i in range(len(values)))
+    middles = (median(values[start : start + 2 * AROUND + 1]) for start in starts)
+    return [m if abs(value - m) > most else value for value, m in zip(values, middles, strict=True)]
+
+
 def _std(values: Sequence[float]) -> float:
     mean = fmean(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+
+
+def _tail(losses: Sequence[float]) -> Sequence[float]:
+    """Return the last quarter of a chunk's finite losses, three at least where there are as many."""
+    values = [loss for loss in losses if math.isfinite(loss)]
+    return values[-max(3, len(values) // 4) :]
+
+
+def _expected_fall(chunks: Sequence[Chunk], left_steps: int) -> float:
+    """Return how far a line through the levels of chunks comes down, as steep as its standard error allows."""
+    ends = [float(c.end) for c in chunks]
+    slope, _ = linear_regression(ends, [c.level for c in chunks])
+    unsure = median(c.error for c in chunks) / (_std(ends) * math.sqrt(len(ends)))
+    return (2 * unsure - slope) * left_steps
 
 
 @dataclass
@@ -84,6 +130,8 @@ class Watch:
         chunks: those that were fine, since the run changed.
         recent: the last chunks of three losses and more, at whatever rate: what noise is, is learnt from them.
         lowest: the lowest level since the run changed, at whatever rate.
+        returned: the highest loss from which the run came back within a chunk.
+        unsettled: whether the last chunk ended high, and the next one will tell.
     """
 
     first_loss: float = math.nan
@@ -91,14 +139,15 @@ class Watch:
     chunks: list[Chunk] = field(default_factory=list)
     recent: list[Chunk] = field(default_factory=list)
     lowest: float = math.inf
+    returned: float = -math.inf
+    unsettled: bool = False
 
     def judge(self, losses: Sequence[float], end: int) -> str:
         """Return what a chunk of losses up to the real step `end` is: FINE, RISEN, STALLED, FELL or LOST."""
-        chunk = summary(losses, end)
-        tail = losses[-max(1, len(losses) // 4) :]
-        if chunk is None or not any(map(math.isfinite, tail)):
+        chunk = self.summary(losses, end)
+        if chunk is None or not any(map(math.isfinite, losses[-max(1, len(losses) // 4) :])):
             return LOST
-        if median(loss for loss in tail if math.isfinite(loss)) > self.above:
+        if median_low(_tail(losses)) > self._lost_above:
             return LOST
         if chunk.count == 1 and not self.recent:
             return FINE  # one or two losses do not tell how they scatter
@@ -121,6 +170,23 @@ class Watch:
             return FELL
         return FINE
 
+    def summary(self, losses: Sequence[float], end: int) -> Chunk | None:
+        """Return a chunk's summary, with outliers left out by the scatter seen so far."""
+        return summary(losses, end, self._usual)
+
+    @property
+    def _usual(self) -> float:
+        return median([c.scatter for c in self.recent] or [0.0])
+
+    @property
+    def best(self) -> Chunk | None:
+        """The lowest chunk of those that were fine."""
+        return min(self.chunks, key=lambda c: c.level, default=None)
+
+    @property
+    def _lost_above(self) -> float:
+        return max(self.above, self.returned)
+
     def _calm(self, chunk: Chunk) -> Chunk:
         """Return a chunk with a scatter that is within the usual one and twice that.
 
@@ -129,7 +195,7 @@ class Watch:
         """
         if not self.recent:
             return chunk
-        usual = median(c.scatter for c in self.recent)
+        usual = self._usual
         return replace(chunk, scatter=min(max(chunk.scatter, usual), 2 * usual))
 
     def _rise_z(self, chunk: Chunk) -> float:
@@ -149,14 +215,31 @@ class Watch:
 
     def take(self, losses: Sequence[float], end: int) -> None:
         """Take in a chunk that is kept."""
-        chunk = summary(losses, end)
+        chunk = self.summary(losses, end)
         if chunk is not None:
+            self._take_ending(losses)
             if not math.isfinite(self.first_loss):
                 self.first_loss = next(loss for loss in losses if math.isfinite(loss))
             self.chunks.append(chunk)
             self.lowest = min(self.lowest, chunk.level)
             if chunk.count > 1:
                 self.recent = [*self.recent, chunk][-FORECAST_CHUNKS:]
+
+    def _take_ending(self, losses: Sequence[float]) -> None:
+        """Take note of whether a chunk that is kept ends high, and of what it came back from."""
+        values = [loss for loss in losses if math.isfinite(loss)]
+        tail = _tail(values)
+        clean = without_outliers(values, self._usual)
+        ends_high = any(loss > c for loss, c in zip(values[-AROUND:], clean[-AROUND:], strict=True))
+        self.unsettled = ends_high or values[-1] > self._lost_above
+        if median_low(tail) <= self._lost_above:
+            self.returned = max([self.returned, *values[: -len(tail)]])
+
+    def back_to(self, step: int) -> None:
+        """Forget what was taken in of the run after a step that it was taken back to."""
+        self.chunks = [c for c in self.chunks if c.end <= step]
+        self.recent = [c for c in self.recent if c.end <= step]
+        self.unsettled = False
 
     @property
     def gained(self) -> bool:
@@ -183,13 +266,34 @@ class Watch:
         """
         if len(self.chunks) < LEAST_CHUNKS or self.gained:
             return False
-        scatter = median(c.scatter for c in self.chunks)
-        if scatter > CALM_SHARE * abs(median(c.level for c in self.chunks)):
+        if self.scatter > CALM_SHARE * abs(median(c.level for c in self.chunks)):
             return False
-        ends = [float(c.end) for c in self.chunks]
-        slope, _ = linear_regression(ends, [c.level for c in self.chunks])
-        unsure = median(c.error for c in self.chunks) / (_std(ends) * math.sqrt(len(ends)))
-        return (2 * unsure - slope) * left_steps <= FLAT_SCATTERS * scatter
+        return _expected_fall(self.chunks, left_steps) <= FLAT_SCATTERS * self.scatter
+
+    @property
+    def scatter(self) -> float:
+        """The scatter of a loss, over all chunks."""
+        return median([c.scatter for c in self.chunks] or [0.0])
+
+    @property
+    def plateau(self) -> list[Chunk]:
+        """The last chunks, which `stuck` looks at; none if they are too few."""
+        return self.chunks[-FORECAST_CHUNKS:] if len(self.chunks) >= LEAST_CHUNKS else []
+
+    def stuck(self, left_steps: int) -> bool:
+        """Whether the last chunks gain nothing, though something had been gained before, and much is left.
+
+        That is, a line through their levels, as steep as its standard error allows, comes down by less than
+        STUCK_SHARE of what has been gained in the steps that are left. A run that has come below LEFT_SHARE of its
+        first loss has learnt. Where the noise of a level is more than CALM_SHARE of it, a rise would be seen too late.
+        """
+        recent, gained = self.plateau, self.first_loss - self.lowest
+        if not recent or not self.has_gained:
+            return False
+        level = median(c.level for c in recent)
+        if median(c.error for c in recent) > CALM_SHARE * abs(level) or level < LEFT_SHARE * self.first_loss:
+            return False
+        return _expected_fall(recent, left_steps) <= STUCK_SHARE * gained
 
     def forget(self) -> None:
         """Forget the chunks before: at another rate losses may rise for a while."""
@@ -197,14 +301,20 @@ class Watch:
 
     def begin_anew(self, losses: Sequence[float]) -> None:
         """Measure gains from these losses on, and explosions too: the run is another one."""
+        changed = self.summary(losses, 0)
         self.forget()
         self.recent.clear()
         self.lowest = math.inf
-        changed = summary(losses, 0)
         if changed is not None:
             above = self.above
             self.set_scale(changed.level, changed.scatter)
             self.above = max(above, self.above)
+
+    def learn_scale(self, first: Sequence[float], held: Sequence[float]) -> None:
+        """Take note of the scale of a run: of the first losses of its probes, and all losses of those that held."""
+        firsts = [loss for loss in first if math.isfinite(loss)]
+        if firsts:
+            self.set_scale(median(firsts), _std(held or [0.0]))
 
     def set_scale(self, first_loss: float, scatter: float) -> None:
         """Take note of the loss that gains are measured from, and of the one above which the run has exploded."""
@@ -212,9 +322,13 @@ class Watch:
         self.above = max(diverged_above(first_loss), first_loss + EXPLODED_SCATTERS * scatter)
 
     def grows(self, losses: Sequence[float]) -> bool:
-        """Whether a LOST chunk ends not finite, or has doubled since it came above `above`; other data do not do so."""
-        tail, high = losses[-max(1, len(losses) // 4) :], [loss for loss in losses if loss > self.above]
-        return not high or not fmean(tail) <= diverged_above(high[0])
+        """Whether a LOST chunk ends not finite, or has doubled since it came so high; other data do not do so."""
+        tail = losses[-max(1, len(losses) // 4) :]
+        high = [loss for loss in losses if loss > self._lost_above]
+        if not high or not all(map(math.isfinite, tail)):
+            return True
+        # One outlier among the last losses is no growth.
+        return median_low(_tail(losses)) > self._lost_above and fmean(tail) > diverged_above(high[0])
 
     def forecast(self, end: int) -> tuple[float, float]:
         """Return the level forecast at a step, and its standard deviation; infinite where too little is known."""
