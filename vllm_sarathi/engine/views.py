@@ -20,6 +20,7 @@ from vllm_sarathi.engine.turns import RefusedTurns
 from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.images import encoder_inputs
 from vllm_sarathi.engine.vllm.internals import is_priority_policy
+from vllm_sarathi.engine.vllm.limits import most_of_one
 from vllm_sarathi.engine.vllm.preemption import can_preempt, freed_blocks
 from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes, reader_of
 from vllm_sarathi.engine.vllm.protocols import Request
@@ -208,6 +209,7 @@ class ViewBuilder:
             tbt_slos_s=tbt_slos_s,
             occupancy=self._occupancy(admission) if classes and to_prefill else None,
             blocked=self._blocked(queued, admission),
+            most_of_one=most_of_one(scheduler),
         )
         yielding = self._yielding(short, admission) if short and yields else []
         return Sight(view, partial, waiting, pressing, yielding)
@@ -320,13 +322,14 @@ class ViewBuilder:
         By priority, whoever waits may go before those.
         """
         room = self._scheduler.max_num_scheduled_tokens
+        most = most_of_one(self._scheduler)
         if not self._by_priority:
-            room -= sum(request.num_tokens - request.num_computed_tokens for request in partial)
+            room -= sum(min(most, request.num_tokens - request.num_computed_tokens) for request in partial)
         reached = []
         for request in waiting:
             if room <= 0:
                 break
-            room -= request.num_tokens - self._prefixes.tokens(request)
+            room -= min(most, request.num_tokens - self._prefixes.tokens(request))
             reached.append(request)
         return reached
 

@@ -82,6 +82,24 @@ def test_the_bound_on_waiting_holds_in_a_queue_of_1500(make_engine: MakeEngine, 
     assert ours_s <= bound_s, f"waited {ours_s:.0f} s, bound {bound_s:.0f} s"
 
 
+def test_short_prompts_get_what_the_threshold_of_a_long_one_leaves(make_engine: MakeEngine) -> None:
+    """`--long-prefill-token-threshold`: as with a fixed budget, nobody waits for the long one to be read."""
+
+    def ttft_s(sarathi: SarathiConfig | None, budget: int) -> float:
+        engine = make_engine(sarathi, long_prefill_token_threshold=64, max_num_batched_tokens=budget)
+        engine.add("chat", 40, max_tokens=600)
+        engine.run(10)
+        warm_up(engine)
+        engine.add("long", 6000, max_tokens=5)
+        for number in range(20):
+            engine.run(3)
+            engine.add(f"short{number}", 50, max_tokens=5)
+        engine.run_until_answered("long")
+        return sum(engine.ttft_s(f"short{number}") for number in range(20)) / 20
+
+    assert ttft_s(FCFS, 2048) <= 1.2 * ttft_s(None, 256)
+
+
 # --- Streams that were preempted ---
 
 

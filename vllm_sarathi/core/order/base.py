@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vllm_sarathi.core.classes import Bond, SloClass
-from vllm_sarathi.core.types import Reason, RequestView, StepPlan, StepRecord, StepView
+from vllm_sarathi.core.types import UNSEEN, Reason, RequestView, StepPlan, StepRecord, StepView
 
 ANSWERING_SEEN = 32
 """How many are looked at of those that were preempted in the middle of an answer, however many wait."""
@@ -39,7 +39,7 @@ class Turn:
         prompts = [view.prefills[i] for i in self.prefills]
         prompts += [view.waiting[i] for i in waiting[:slots]]
         if view.unseen_waiting and self.let_in is None and slots > len(view.waiting):
-            prompts.append(RequestView("unseen", (0.0, 0.0), 0.0, 0, view.max_tokens))
+            prompts.append(RequestView(UNSEEN, (0.0, 0.0), 0.0, 0, view.max_tokens))
         return prompts
 
     def plan(
