@@ -297,8 +297,8 @@ def test_what_is_beyond_a_share_is_never_overdue_before_others() -> None:
     assert line(made, old, new) == ["new", "old"]
     assert line(made, replace(old, tag=4.0), new) == ["old", "new"]
     bond = Bond(None, 1.0, chat, "flood", 5.0)
-    assert not made.presses(bond, 99.0)
-    assert made.presses(replace(bond, tag=4.0), 99.0)
+    assert not made.presses(bond, 99.0, "old", False)
+    assert made.presses(replace(bond, tag=4.0), 99.0, "old", False)
 
 
 def test_who_is_kept_out_pays_until_the_other_is_before_it() -> None:

@@ -10,7 +10,7 @@ from vllm_sarathi.core.chunk_rules import ChunkRules
 from vllm_sarathi.core.classes import SloClass
 from vllm_sarathi.core.experience import Attempts
 from vllm_sarathi.core.limits.backlog import Backlog
-from vllm_sarathi.core.limits.base import Candidate
+from vllm_sarathi.core.limits.base import Candidate, complete_within, reached_within, within_step
 from vllm_sarathi.core.limits.cold import COLD_TOKENS, IDLE_TOKENS, Cold
 from vllm_sarathi.core.limits.even import EvenParts
 from vllm_sarathi.core.limits.fit import Fit
@@ -214,6 +214,17 @@ def test_what_an_encoder_takes_counts_where_a_step_may_end_with_a_prompt() -> No
     prompts = [prompt("image", 10, encoder_inputs=images), prompt("long", 5000)]
     assert fit(Known())(step(), candidate(*prompts, available_s=0.2)) == (10, Reason.ANSWER)
     assert fit(Known())(step(), candidate(prompt("none", 10), prompts[1], available_s=0.2))[1] is Reason.SLO
+
+
+def test_of_a_prompt_that_the_engine_takes_in_parts_the_rest_leaves_room_for_others() -> None:
+    view = step(most_of_one=64)
+    long, short = prompt("long", 6000), prompt("short", 50)
+    prompts = within_step(view, [long, short])
+    assert [request.remaining_tokens for request in prompts] == [64, 50]
+    assert [request.whole_tokens for request in prompts] == [6000, 50]
+    assert (reached_within(prompts, 114), complete_within(prompts, 114)) == (2, 1)
+    assert fit(Known())(view, candidate(*prompts, available_s=0.2)) == (114, Reason.ALL)
+    assert within_step(step(), [long, short]) == [long, short]
 
 
 # --- Even parts ---

@@ -3,15 +3,17 @@
 import itertools
 from dataclasses import dataclass, replace
 
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from vllm_sarathi.core.classes import SloClass
+from vllm_sarathi.core.classes import Bond, SloClass, SloClasses
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.controller import StepController
 from vllm_sarathi.core.order.arrival import ArrivalOrder
-from vllm_sarathi.core.order.base import Turn, turn_by_keys
+from vllm_sarathi.core.order.base import Facts, Turn, turn_by_keys
 from vllm_sarathi.core.order.deadline import ARRIVAL_STEPS, deadline_keys, kept_slos
+from vllm_sarathi.core.order.index import WaitingIndex
 from vllm_sarathi.core.order.shortest import ShortestFirst
 from vllm_sarathi.core.types import Reason, RequestView, StepPlan, StepRecord, StepShape, StepView, chunk_work
 
@@ -297,3 +299,35 @@ def test_the_turn_of_one_that_yields_goes_to_the_more_urgent_alone() -> None:
     most, held = budget(long)
     assert held == ()
     assert most > 200
+
+
+CHAT = SloClass("chat", ttft_slo_ms=1000, when_late="relegate")
+BATCH = SloClass("batch", batch=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prefill_order": "sjf"},
+        {"prefill_order": "deadline", "ttft_slo_ms": 1000.0},
+        {"slo_classes": SloClasses((CHAT, BATCH), "chat")},
+    ],
+    ids=["sjf", "deadline", "classes"],
+)
+def test_a_stream_that_was_preempted_is_seen_first_however_many_wait(settings: dict[str, object]) -> None:
+    order = StepController(SarathiConfig(prefill_max_wait_s=30.0, **settings)).order  # type: ignore[arg-type]
+    bond = Bond(None, 1.0, CHAT) if "slo_classes" in settings else Bond()
+    index: WaitingIndex[str] = WaitingIndex(order.lists)
+    for i in range(1000):
+        index.add(f"fresh {i}", order.keys(Facts(10.0 + i / 1e3, 50, 1.0, bond.slo_class)))
+    index.add("stream", order.keys(Facts(12.0, 4000, 1.0, bond.slo_class, tag=9.0, answering=True)))
+    assert index.candidates(order.starts(14.0))[0] == "stream"
+    assert order.presses(bond, 2.0, "stream", True)
+    assert not order.presses(bond, 2.0, "fresh 1", False)
+    assert order.presses(bond, 31.0, "old", False)
+
+
+def test_batch_work_that_was_preempted_keeps_nobody_waiting() -> None:
+    order = StepController(SarathiConfig(slo_classes=SloClasses((CHAT, BATCH), "chat"))).order
+    assert not order.presses(Bond(slo_class=BATCH), 2.0, "batch", True)
+    assert list(order.keys(Facts(12.0, 4000, None, BATCH, answering=True))) == ["tag batch"]

@@ -82,7 +82,7 @@ def test_the_order_goes_by_the_new_bounds(engine: ModelledEngine, server: Server
     assert controller.order.longest_step_s(0.0, 0.1) == before_s / 4
     late = add(engine, "a", "chat")
     order, bond = controller.order, engine.scheduler.views.bond(late)
-    assert (order.presses(bond, 2.9), order.presses(bond, 3.1)) == (False, True)
+    assert [order.presses(bond, age_s, "a", False) for age_s in (2.9, 3.1)] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -109,11 +109,6 @@ class StepController:
         """True for a request that others of its class may not pass while it waits for room."""
         return isinstance(self.order, ClassOrder) and self.order.claims(bond)
 
-    def presses(self, bond: Bond, age_s: float) -> bool:
-        """True for a request that nobody may pass while it waits for room, as it has waited for its bound."""
-        assert isinstance(self.order, ClassOrder)
-        return self.order.presses(bond, age_s)
-
     def gives_way(self, request_id: str) -> bool:
         """True for a running request of batch work that may be preempted for those who go before it."""
         return isinstance(self.order, ClassOrder) and self.order.gives_way(request_id)

@@ -98,6 +98,9 @@ class Pipeline:
 ONE_STAGE = Pipeline()
 """A device without a pipeline."""
 
+UNSEEN = "unseen"
+"""The name of a prompt that stands for those out of sight."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
@@ -116,6 +119,8 @@ class RequestView:
         encoder_inputs: images or sound that the encoder has not computed yet, as (start in the prompt, embeddings).
         slo_class, tenant, tag: as in `classes.Bond`.
         answering: whether it has had its first token: it was preempted in the middle of an answer.
+        later_tokens: tokens left beyond `remaining_tokens`, where those are what one step takes of it at the most; see
+            `limits.base.within_step`.
         reader: while it waits, the index in StepView.prefills of a prompt that is about to read tokens which both
             share; None without one.
     """
@@ -134,6 +139,12 @@ class RequestView:
     tag: float = 0.0
     answering: bool = False
     reader: int | None = None
+    later_tokens: int = 0
+
+    @property
+    def whole_tokens(self) -> int:
+        """Its tokens when it is prefilled."""
+        return self.done_tokens + self.remaining_tokens + self.later_tokens
 
     @property
     def batch(self) -> bool:
@@ -211,6 +222,7 @@ class StepView:
             have the server's.
         occupancy: who occupies the engine, where there are classes and the step could prefill something.
         blocked: how many requests wait for slots or KV blocks that only others free.
+        most_of_one: the most tokens that the engine gives one request in a step where others are there.
     """
 
     now_s: float
@@ -229,6 +241,7 @@ class StepView:
     tbt_slos_s: tuple[float | None, ...] = ()
     occupancy: Occupancy | None = None
     blocked: int = 0
+    most_of_one: int = 1 << 30
 
     @property
     def generating(self) -> int:

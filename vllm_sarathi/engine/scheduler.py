@@ -262,9 +262,10 @@ class SarathiMixin(_Parent):  # type: ignore[misc]
         operator.index(plan.token_budget)  # here, as vLLM's own code ends the engine over a fraction
         ordered = [partial[i] for i in plan.prefill_order]
         hidden = [partial[i] for i in plan.held]
-        if plan.waiting_order is not None and plan.let_in != 0:
-            waiting = [waiting[i] for i in plan.waiting_order]
-            reorder_waiting(self, waiting)
+        if plan.let_in != 0 and (plan.waiting_order is not None or sight.pressing):
+            order = range(len(waiting)) if plan.waiting_order is None else plan.waiting_order
+            waiting = [waiting[i] for i in order]
+            reorder_waiting(self, [*waiting, *sight.pressing])
         let_in = plan.let_in
         if hidden and not self._may_yield(view, plan, waiting):
             ordered, hidden, let_in = ordered + hidden, [], None if let_in else let_in

@@ -20,6 +20,7 @@ from vllm_sarathi.engine.turns import RefusedTurns
 from vllm_sarathi.engine.vllm.chunking import Chunking
 from vllm_sarathi.engine.vllm.images import encoder_inputs
 from vllm_sarathi.engine.vllm.internals import is_priority_policy
+from vllm_sarathi.engine.vllm.limits import most_of_one
 from vllm_sarathi.engine.vllm.preemption import can_preempt, freed_blocks
 from vllm_sarathi.engine.vllm.prefix_cache import CachedPrefixes, reader_of
 from vllm_sarathi.engine.vllm.protocols import Request
@@ -38,12 +39,14 @@ class Sight:
         view: what the controller sees.
         partial: the requests behind `view.prefills`.
         waiting: the requests behind `view.waiting`.
+        pressing: one that nobody may pass, and that waits for KV blocks: the next in the queue after those.
         yielding: running batch work to preempt before the step, as others wait for its room.
     """
 
     view: StepView
     partial: list[Request]
     waiting: list[Request]
+    pressing: list[Request]
     yielding: list[Request]
 
 
@@ -184,7 +187,7 @@ class ViewBuilder:
             tbt_slos_s = self.company.tbt_slos_s
         admission = Admission(scheduler, decodes)
         queued = scheduler.get_request_counts()[1]
-        waiting, unseen, short = self._waiting(queued, admission, partial, wall_s)
+        waiting, pressing, unseen, short = self._waiting(queued, admission, partial, wall_s)
         views: tuple[DecodeView, ...] = ()
         if policy.needs_decode_views:
             views = tuple(self._decode_view(r) for r in scheduler.running if not r.is_prefill_chunk)
@@ -206,20 +209,23 @@ class ViewBuilder:
             tbt_slos_s=tbt_slos_s,
             occupancy=self._occupancy(admission) if classes and to_prefill else None,
             blocked=self._blocked(queued, admission),
+            most_of_one=most_of_one(scheduler),
         )
-        return Sight(view, partial, waiting, self._yielding(short, admission) if short and yields else [])
+        yielding = self._yielding(short, admission) if short and yields else []
+        return Sight(view, partial, waiting, pressing, yielding)
 
     def _waiting(
         self, count: int, admission: Admission, partial: list[Request], wall_s: float
-    ) -> tuple[list[Request], int, list[Request]]:
+    ) -> tuple[list[Request], list[Request], int, list[Request]]:
         """Return the waiting requests that the order wants to see.
 
-        Those that could be scheduled, how many others there are, and those that would be, if batch work gave way.
+        Those that could be scheduled, the one that nobody may pass, how many others there are, and those that would be
+        scheduled if batch work gave way.
         """
         scheduler, order = self._scheduler, self._controller.order
         self.transfers = False
         if not count or not (admission.free_slots or self.company.batch):
-            return [], count, []
+            return [], [], count, []
         if self._looks_far:
             seen = scheduler.waiting.candidates(order.starts(wall_s))
         else:
@@ -232,7 +238,7 @@ class ViewBuilder:
             for request in seen:
                 if self._left(request) != self._keyed_tokens.get(request.request_id):
                     scheduler.waiting.rekey(request)
-        waiting, claimed, short = [], set(), []
+        waiting, claimed, short, pressing = [], set(), [], []
         for request in seen:
             blocker = admission.blocker(request, self._prefixes.tokens(request))
             if self.company.batch and blocker in FOR_ROOM and self._may_ask_for_room(request, admission):
@@ -241,13 +247,17 @@ class ViewBuilder:
                 waiting.append(request)
             elif blocker is Blocker.TRANSFER:
                 self.transfers = True
-            elif blocker is Blocker.BLOCKS and self._stops(request, wall_s):
+            elif blocker is Blocker.BLOCKS and self._presses(request, wall_s):
+                pressing = [request]
+                if not self.bond(request).batch:  # the lists have shown some before it that it goes before
+                    waiting = [other for other in waiting if self._presses(other, wall_s)]
                 break
             elif blocker is Blocker.BLOCKS and self._controller.claims(self.bond(request)):
                 claimed.add(self.bond(request).slo_class)
         if claimed:
             waiting = [request for request in waiting if self._may_pass(self.bond(request), claimed)]
-        return waiting, max(0, count - len(seen)) if admission.free_slots else count, short
+        unseen = max(0, count - len(seen)) if admission.free_slots else count
+        return waiting, pressing, unseen, short
 
     def _may_ask_for_room(self, request: Request, admission: Admission) -> bool:
         """True for a waiting request that batch work gives way to."""
@@ -297,12 +307,14 @@ class ViewBuilder:
         fitting = admission.fitting(head)
         return count - fitting if fitting < len(head) else 0
 
-    def _stops(self, request: Request, wall_s: float) -> bool:
-        """True where nobody may pass a request that waits for KV blocks: others would go on taking them."""
-        age_s, bond = wall_s - request.arrival_time, self.bond(request)
-        if bond.slo_class is not None:
-            return self._controller.presses(bond, age_s)
-        return not self._looks_far or age_s >= self._config.prefill_max_wait_s
+    def _presses(self, request: Request, wall_s: float) -> bool:
+        """True for a request that nobody may pass while it waits for KV blocks."""
+        return self._controller.order.presses(
+            self.bond(request),
+            wall_s - request.arrival_time,
+            request.request_id,
+            request.num_output_tokens > 0,
+        )
 
     def _within_one_step(self, partial: list[Request], waiting: Iterable[Request]) -> list[Request]:
         """Return the first of `waiting`, as many as a step of the engine's limit can reach after `partial`.
@@ -310,13 +322,14 @@ class ViewBuilder:
         By priority, whoever waits may go before those.
         """
         room = self._scheduler.max_num_scheduled_tokens
+        most = most_of_one(self._scheduler)
         if not self._by_priority:
-            room -= sum(request.num_tokens - request.num_computed_tokens for request in partial)
+            room -= sum(min(most, request.num_tokens - request.num_computed_tokens) for request in partial)
         reached = []
         for request in waiting:
             if room <= 0:
                 break
-            room -= request.num_tokens - self._prefixes.tokens(request)
+            room -= min(most, request.num_tokens - self._prefixes.tokens(request))
             reached.append(request)
         return reached
 
@@ -386,5 +399,13 @@ class ViewBuilder:
     def _keys(self, request: Request) -> Any:
         left = self._keyed_tokens[request.request_id] = self._left(request)
         bond = self.bond(request)
-        facts = Facts(request.arrival_time, left, bond.ttft_slo_s, bond.slo_class, bond.tag, bond.tenant)
+        facts = Facts(
+            request.arrival_time,
+            left,
+            bond.ttft_slo_s,
+            bond.slo_class,
+            bond.tag,
+            bond.tenant,
+            answering=request.num_output_tokens > 0,
+        )
         return self._controller.order.keys(facts)

@@ -1,5 +1,6 @@
 """Who waits: in which order, for how long at the most, and at what cost."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -79,6 +80,61 @@ def test_the_bound_on_waiting_holds_in_a_queue_of_1500(make_engine: MakeEngine, 
     bound_s = max_wait_s + 2 * victim_ttft_s(None)
     ours_s = victim_ttft_s(sarathi)
     assert ours_s <= bound_s, f"waited {ours_s:.0f} s, bound {bound_s:.0f} s"
+
+
+def test_short_prompts_get_what_the_threshold_of_a_long_one_leaves(make_engine: MakeEngine) -> None:
+    """`--long-prefill-token-threshold`: as with a fixed budget, nobody waits for the long one to be read."""
+
+    def ttft_s(sarathi: SarathiConfig | None, budget: int) -> float:
+        engine = make_engine(sarathi, long_prefill_token_threshold=64, max_num_batched_tokens=budget)
+        engine.add("chat", 40, max_tokens=600)
+        engine.run(10)
+        warm_up(engine)
+        engine.add("long", 6000, max_tokens=5)
+        for number in range(20):
+            engine.run(3)
+            engine.add(f"short{number}", 50, max_tokens=5)
+        engine.run_until_answered("long")
+        return sum(engine.ttft_s(f"short{number}") for number in range(20)) / 20
+
+    assert ttft_s(FCFS, 2048) <= 1.2 * ttft_s(None, 256)
+
+
+# --- Streams that were preempted ---
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prefill_order": "deadline", "ttft_slo_ms": 2000.0},
+        {"prefill_order": "sjf", "prefill_max_wait_s": 300.0},
+    ],
+    ids=["deadline", "sjf"],
+)
+def test_nobody_takes_the_blocks_that_a_preempted_stream_waits_for(
+    make_engine: MakeEngine, settings: dict[str, Any]
+) -> None:
+    """Prompts that need less room than the stream come all the time, and more wait than are looked at."""
+
+    def worst_gap_s(sarathi: SarathiConfig | None) -> float:
+        engine = make_engine(sarathi, num_blocks=100)
+        for number in range(5):
+            engine.add(f"stream{number}", 150, max_tokens=250)
+        engine.run(5)
+        engine.add("victim", 500, max_tokens=60)
+        for number in range(100):
+            engine.run(4)
+            engine.add(f"fresh{number}", 60 + number % 30, max_tokens=80)
+        assert engine.run_until(lambda: len(engine.finished_s) == 106)
+        times = engine.token_s["victim"]
+        stood_s, back_s = max(itertools.pairwise(times), key=lambda pair: pair[1] - pair[0])
+        back_s = min(s.started_s for s in engine.steps if s.started_s >= stood_s and "victim" in s.scheduled)
+        assert back_s - stood_s > 2.0
+        assert not [name for name, at_s in engine.first_scheduled_s.items() if stood_s <= at_s < back_s]
+        return max(engine.gaps_s(0.0))
+
+    ours = SarathiConfig(tbt_slo_ms=150.0, calibration_dir="none", **settings)
+    assert worst_gap_s(ours) <= 1.2 * worst_gap_s(None)
 
 
 # --- The cost of a long queue, in requests that are looked at ---

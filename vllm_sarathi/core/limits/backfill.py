@@ -67,7 +67,7 @@ class Backfill:
         running = view.generating + len(view.prefills)
         # Those who come now, too: there may be no look at them again before they are answered.
         coming = [r for r in candidate.prompts if r.request_id not in inside and not r.batch]
-        coming_tokens = sum([r.done_tokens + r.remaining_tokens for r in coming])
+        coming_tokens = sum([r.whole_tokens for r in coming])
         self._running.see(running - held.batch + len(coming), view.now_s)
         self._kv_tokens.see(held_tokens - held.batch_kv_tokens + coming_tokens, view.now_s)
         tokens, joined, joined_tokens = 0, 0, 0
@@ -76,7 +76,7 @@ class Backfill:
                 return tokens, Reason.BACKFILL
             if request.request_id not in inside:
                 joined += 1
-                joined_tokens += request.done_tokens + request.remaining_tokens
+                joined_tokens += request.whole_tokens
                 if (
                     request.batch
                     and request.request_id not in candidate.overdue

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from vllm_sarathi.core.types import Reason, RequestView, StepView, chunk_work
+from vllm_sarathi.core.types import UNSEEN, Reason, RequestView, StepView, chunk_work
 
 
 @dataclass(slots=True)
@@ -105,13 +105,32 @@ def chunks_within(prompts: Sequence[RequestView], tokens: int) -> tuple[int, flo
     return taken, work, count, encoder
 
 
-def complete_within(prompts: Sequence[RequestView], tokens: int) -> int:
-    """Return how many of the prompts are complete after `tokens`."""
+def within_step(view: StepView, prompts: Sequence[RequestView]) -> list[RequestView]:
+    """Return prompts as far as the engine takes them in one step: the rest of a long one leaves room for the others.
+
+    The last one may stand for those out of sight, of which nothing is known.
+    """
+    most = view.most_of_one
+    return [
+        request
+        if request.remaining_tokens <= most or request.request_id == UNSEEN
+        else replace(request, remaining_tokens=most, later_tokens=request.remaining_tokens - most)
+        for request in prompts
+    ]
+
+
+def reached_within(prompts: Sequence[RequestView], tokens: int) -> int:
+    """Return how many of the prompts have all of `tokens` that they take in a step."""
     for count, request in enumerate(prompts):
         tokens -= request.remaining_tokens
         if tokens < 0:
             return count
     return len(prompts)
+
+
+def complete_within(prompts: Sequence[RequestView], tokens: int) -> int:
+    """Return how many of the prompts are complete after `tokens`."""
+    return sum([not request.later_tokens for request in prompts[: reached_within(prompts, tokens)]])
 
 
 def prompts_left(view: StepView, prompts: Sequence[RequestView], complete: int) -> int:

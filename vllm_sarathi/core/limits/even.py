@@ -31,7 +31,7 @@ class EvenParts:
         stages = experience.pipeline.stages
         if stages == 1:
             return candidate.tokens, candidate.reason
-        left = sum(request.remaining_tokens for request in prompts)
+        left = sum(request.remaining_tokens + request.later_tokens for request in prompts)
         fixed_s = candidate.decode_s if view.decodes else experience.decode_step_s
         parts = float(stages)
         if fixed_s:

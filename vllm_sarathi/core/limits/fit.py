@@ -24,7 +24,7 @@ class Fit:
         model_seconds = self._experience.seconds
         limit_s = candidate.available_s / self._experience.model.margin
         most, prompts = candidate.tokens, candidate.prompts
-        tokens, work, encoder = 0, 0.0, 0
+        tokens, work, encoder, complete = 0, 0.0, 0, 0
         for count, request in enumerate(prompts, start=1):
             whole = min(request.remaining_tokens, most - tokens)
             if whole <= 0:
@@ -38,8 +38,9 @@ class Fit:
             tokens += whole
             work += chunk_work(done, whole)
             encoder = images
-            ends = whole == request.remaining_tokens
-            if ends and self._stop_early(view, prompts, tokens, work, count, encoder):
+            ends = whole == request.remaining_tokens and not request.later_tokens
+            complete += ends
+            if ends and self._stop_early(view, prompts, tokens, work, complete, encoder):
                 return tokens, Reason.ANSWER
         return tokens, Reason.ALL if tokens < most or candidate.reason is Reason.ENGINE else candidate.reason
 

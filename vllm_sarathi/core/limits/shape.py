@@ -71,12 +71,12 @@ class Tile:
 
 def fit_chunk(request: RequestView, tokens: int) -> int:
     """Return the largest next chunk of a prompt, of at most `tokens`, that cuts nothing; 0 where there is none."""
-    return request.rules.fit(request.done_tokens, request.done_tokens + request.remaining_tokens, tokens)
+    return request.rules.fit(request.done_tokens, request.whole_tokens, tokens)
 
 
 def least_chunk(request: RequestView) -> int:
     """Return the smallest next chunk of a prompt that cuts nothing, tokens."""
-    return request.rules.least(request.done_tokens, request.done_tokens + request.remaining_tokens)
+    return request.rules.least(request.done_tokens, request.whole_tokens)
 
 
 class Uncut:

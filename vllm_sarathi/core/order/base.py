@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from vllm_sarathi.core.classes import SloClass
-from vllm_sarathi.core.types import Reason, RequestView, StepPlan, StepRecord, StepView
+from vllm_sarathi.core.classes import Bond, SloClass
+from vllm_sarathi.core.types import UNSEEN, Reason, RequestView, StepPlan, StepRecord, StepView
+
+ANSWERING_SEEN = 32
+"""How many are looked at of those that were preempted in the middle of an answer, however many wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Turn:
         prompts = [view.prefills[i] for i in self.prefills]
         prompts += [view.waiting[i] for i in waiting[:slots]]
         if view.unseen_waiting and self.let_in is None and slots > len(view.waiting):
-            prompts.append(RequestView("unseen", (0.0, 0.0), 0.0, 0, view.max_tokens))
+            prompts.append(RequestView(UNSEEN, (0.0, 0.0), 0.0, 0, view.max_tokens))
         return prompts
 
     def plan(
@@ -69,6 +72,7 @@ class Facts:
         remaining_tokens: tokens left to prefill.
         ttft_slo_s: its time-to-first-token SLO, seconds; None without one.
         slo_class, tag, tenant: as in `classes.Bond`.
+        answering: whether it was preempted in the middle of an answer.
     """
 
     arrival_s: float
@@ -77,6 +81,7 @@ class Facts:
     slo_class: SloClass | None = None
     tag: float = 0.0
     tenant: str = ""
+    answering: bool = False
 
 
 class Order(Protocol):
@@ -101,6 +106,16 @@ class Order(Protocol):
 
     def turn(self, view: StepView) -> Turn:
         """Return whose turn it is in the step at hand."""
+        ...
+
+    def presses(self, bond: Bond, age_s: float, request_id: str, answering: bool) -> bool:
+        """Return whether nobody may pass a request that waits for KV blocks: others would go on taking them.
+
+        Args:
+            bond, request_id: of the request.
+            age_s: seconds since it arrived.
+            answering: as in `Facts`.
+        """
         ...
 
     def planned(self, prefill_tokens: int) -> None:
@@ -134,6 +149,10 @@ class QueueOrder:
     def starts(self, wall_s: float) -> Mapping[str, float]:
         """Return no bounds."""
         return {}
+
+    def presses(self, bond: Bond, age_s: float, request_id: str, answering: bool) -> bool:
+        """Return true: in the order of arrival nobody passes."""
+        return True
 
     def planned(self, prefill_tokens: int) -> None:
         """Nothing depends on it."""

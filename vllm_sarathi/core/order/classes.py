@@ -20,7 +20,7 @@ from dataclasses import replace
 from vllm_sarathi.core.classes import Bond, SloClass
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.first_token import Job, keep
-from vllm_sarathi.core.order.base import Facts, Turn, turn_by_keys
+from vllm_sarathi.core.order.base import ANSWERING_SEEN, Facts, Turn, turn_by_keys
 from vllm_sarathi.core.order.deadline import (
     ARRIVAL_DECODE_STEPS,
     ARRIVAL_STEPS,
@@ -87,6 +87,7 @@ class ClassOrder(DeadlineOrder):
         self.reconfigure(config)
         self._kept_out: dict[str, set[str]] = {}
         self.lists: Mapping[str, int] = {
+            "answering": ANSWERING_SEEN,
             "arrival": OLDEST_SEEN,
             "due": DUE_SEEN,
             "late": LATE_SEEN,
@@ -125,6 +126,8 @@ class ClassOrder(DeadlineOrder):
             keys["late" if facts.slo_class.when_late == "serve" else "due"] = (
                 facts.arrival_s + facts.ttft_slo_s
             )
+        if facts.answering:
+            keys["answering"] = facts.arrival_s
         return keys
 
     def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
@@ -192,11 +195,13 @@ class ClassOrder(DeadlineOrder):
         self._begun_overdue.discard(request_id)
         self._late.discard(request_id)
 
-    def presses(self, bond: Bond, age_s: float) -> bool:
-        """True for a request that nobody may pass while it waits for room, as it has waited for its bound."""
+    def presses(self, bond: Bond, age_s: float, request_id: str, answering: bool) -> bool:
+        """Return whether a request is in the middle of an answer that goes before all, or has waited for its bound."""
         assert bond.slo_class is not None
         if bond.slo_class.batch:
             return self.starves(bond.slo_class, age_s)
+        if answering and request_id not in self._late:
+            return True
         return age_s >= self._max_wait_s and self._is_owed(bond.slo_class, bond.tenant, bond.tag)
 
     def claims(self, bond: Bond) -> bool:

@@ -12,13 +12,14 @@ There are four ranks:
 In the last two the deadline follows from the length (arrival + STRETCH x the time to prefill it), so that a short
 prompt does not wait behind a 100k one, and a long one gains on later arrivals as it ages.
 
-Before all of them go those that were preempted in the middle of an answer: their next token is late already.
+Before all of them go those that were preempted in the middle of an answer: their next token is late already. Nor
+does anybody pass them who would take the KV blocks that they wait for.
 
 Which SLOs are given up is decided for all prompts together, so that as many as possible are kept: if one would be late,
 the longest so far is given up (`first_token.keep`).
 
-Any number may wait: the order only has to see the oldest, those whose deadline is next, and the oldest of each octave
-of lengths (see `Order.lists`).
+Any number may wait: the order only has to see those in the middle of an answer, the oldest, those whose deadline is
+next, and the oldest of each octave of lengths (see `Order.lists`).
 
 The bound: a prompt that has waited `max_wait_s` goes before every later arrival in at least every second step, so it
 has its first token no later than `max_wait_s` + twice the time to prefill it and those that arrived before it. The
@@ -28,9 +29,10 @@ steps between go on keeping SLOs; otherwise one long overdue prompt would break 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from vllm_sarathi.core.classes import Bond
 from vllm_sarathi.core.config import SarathiConfig
 from vllm_sarathi.core.first_token import Job, keep
-from vllm_sarathi.core.order.base import Facts, Turn, turn_by_keys
+from vllm_sarathi.core.order.base import ANSWERING_SEEN, Facts, Turn, turn_by_keys
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.types import (
     Pipeline,
@@ -145,6 +147,7 @@ class DeadlineOrder:
 
     sees_one_step = False
     lists: Mapping[str, int] = {
+        "answering": ANSWERING_SEEN,
         "arrival": OLDEST_SEEN,
         "due": DUE_SEEN,
         **{f"octave {i}": OCTAVE_SEEN for i in range(OCTAVES)},
@@ -168,11 +171,17 @@ class DeadlineOrder:
         slo_s = self._ttft_slo_s if facts.ttft_slo_s is None else facts.ttft_slo_s
         if slo_s is not None:
             keys["due"] = facts.arrival_s + slo_s
+        if facts.answering:
+            keys["answering"] = facts.arrival_s
         return keys
 
     def starts(self, wall_s: float) -> Mapping[str, float]:
         """Return now for the deadlines: those that are over cannot be kept."""
         return {"due": wall_s}
+
+    def presses(self, bond: Bond, age_s: float, request_id: str, answering: bool) -> bool:
+        """Return whether a request is in the middle of an answer, or has waited for its bound."""
+        return answering or age_s >= self._max_wait_s
 
     def longest_step_s(self, decode_step_s: float, tbt_slo_s: float | None) -> float:
         """Return the longest step that gives a request that arrives now its first token in time."""

@@ -18,7 +18,14 @@ from vllm_sarathi.core.experience import Experience
 from vllm_sarathi.core.fixed_budget import FixedBudget
 from vllm_sarathi.core.limits.backfill import Backfill
 from vllm_sarathi.core.limits.backlog import Backlog
-from vllm_sarathi.core.limits.base import Candidate, Limit, complete_within, prompts_left
+from vllm_sarathi.core.limits.base import (
+    Candidate,
+    Limit,
+    complete_within,
+    prompts_left,
+    reached_within,
+    within_step,
+)
 from vllm_sarathi.core.limits.cold import Cold
 from vllm_sarathi.core.limits.even import EvenParts
 from vllm_sarathi.core.limits.fit import Fit
@@ -32,7 +39,16 @@ from vllm_sarathi.core.order.base import Turn
 from vllm_sarathi.core.policy import Policy, decodes_only
 from vllm_sarathi.core.steptime.model import StepTimeModel
 from vllm_sarathi.core.steptime.stages import StageClock
-from vllm_sarathi.core.types import ONE_STAGE, Pipeline, Reason, RequestView, StepPlan, StepRecord, StepView
+from vllm_sarathi.core.types import (
+    ONE_STAGE,
+    UNSEEN,
+    Pipeline,
+    Reason,
+    RequestView,
+    StepPlan,
+    StepRecord,
+    StepView,
+)
 
 JOINING_SHARE = 0.8
 """`auto` is a multiple of a decode step of the batch at hand; where many join, of this share of what it will be."""
@@ -128,7 +144,7 @@ class SloPolicy:
             self.experience.last_prefill_tokens = 0
             self._backlog.planned(0, 0)
             return decodes_only(view, Reason.NONE)
-        prompts = turn.prompts(view)
+        prompts = within_step(view, turn.prompts(view))
         tokens, reason = self._size(view, prompts, turn)
         self.experience.planned(tokens)
         complete = complete_within(prompts, tokens)
@@ -215,7 +231,7 @@ class SloPolicy:
         """Return the SLO; `auto` is a multiple of a decode step of the batch at hand, those being let in included."""
         if self._stated_slo_s is not None:
             return self._stated_slo_s
-        joining = sum(request.request_id != "unseen" for request in prompts)
+        joining = sum(request.request_id != UNSEEN for request in prompts)
         decodes = max(view.generating, int((view.generating + joining) * JOINING_SHARE))
         # Those that join are taken to have contexts like the others: one long prompt lengthens nobody's SLO.
         context = view.decode_context_tokens * decodes // max(1, view.decodes)
@@ -243,7 +259,7 @@ def _let_in(view: StepView, turn: Turn, prompts: list[RequestView], tokens: int)
     """Return how many waiting requests the planned tokens reach; None where those out of sight are among them."""
     if tokens >= view.max_tokens - view.decode_tokens:
         return None
-    reached = complete_within(prompts, tokens)
+    reached = reached_within(prompts, tokens)
     if tokens > sum(request.remaining_tokens for request in prompts[:reached]):
         reached += 1
     waiting = reached - len(turn.prefills)

@@ -9,6 +9,9 @@ from vllm_sarathi.engine.vllm.queues import waiting_requests
 SLOT_LIMITS = ("max_num_running_reqs", "max_num_active_reqs")
 """What bounds the requests that run; `max_num_active_reqs` came with vLLM 0.31."""
 
+UNBOUNDED = 1 << 30
+"""More tokens than any request has."""
+
 LIMITS = ("max_num_scheduled_tokens", *SLOT_LIMITS)
 """What bounds a step."""
 
@@ -40,6 +43,20 @@ def set_limits(scheduler: Any, token_budget: int, hidden: int, let_in: int | Non
             if let_in is not None:
                 left = min(left, len(scheduler.running) + let_in)
             setattr(scheduler, name, left)
+
+
+def most_of_one(scheduler: Any) -> int:
+    """Return the most tokens that vLLM gives one request in the next step, beside what bounds the whole step.
+
+    `--long-prefill-token-threshold` is left aside where a request is alone, and with `-adaptive` never below its even
+    part of the engine's limit.
+    """
+    config = scheduler.scheduler_config
+    most = int(config.long_prefill_token_threshold)
+    if most and (requests := sum(scheduler.get_request_counts())) > 1:
+        adaptive = getattr(config, "long_prefill_token_threshold_adaptive", False)
+        return max(most, config.max_num_batched_tokens // requests) if adaptive else most
+    return UNBOUNDED
 
 
 def sees_all_waiting(scheduler: Any) -> bool:
