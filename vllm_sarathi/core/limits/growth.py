@@ -107,7 +107,7 @@ class Growth:
         for request in candidate.prompts:
             if request.request_id not in inside:
                 count += 1
-                context += request.done_tokens + request.remaining_tokens
+                context += request.whole_tokens
                 overdue = candidate.is_overdue(request, self._max_wait_s)
                 if not overdue and self.peak_s(count, context) > limit_s:
                     candidate.admitted_tokens = tokens
@@ -144,4 +144,4 @@ class Growth:
 
 
 def _tokens(requests: Sequence[RequestView]) -> int:
-    return sum(request.done_tokens + request.remaining_tokens for request in requests)
+    return sum(request.whole_tokens for request in requests)
