@@ -16,7 +16,7 @@ from autolrs_plugin import AutoLRS
 from autolrs_plugin.core.actions import Evaluate, Probe, Restore, Snapshot, Train
 from autolrs_plugin.core.config import ConfigError
 from autolrs_plugin.core.journal import JournalError
-from autolrs_plugin.core.plans.staged import NotFiniteError
+from autolrs_plugin.core.plans.finite import NotFiniteError
 from autolrs_plugin.training.loop import as_number
 from tests.autolrs.jobs import Job, bits, outside
 from tests.autolrs.scripted import PROBING, script

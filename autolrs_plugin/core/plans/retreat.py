@@ -22,8 +22,8 @@ ALIKE, LOWER = 0.9, 0.5
 """Of the height of the highest loss above the lowest one: what is left of a minibatch's own at a lower rate, at least,
 and of an explosion's, at most."""
 
-
 WAIT_CHUNKS = 4
+"""A run that is as low as before within this number of chunks has met noise."""
 
 
 @dataclass(frozen=True, slots=True)
