@@ -117,7 +117,8 @@ def attributes(value: object) -> list[Any]:
     """Return what an object holds, in its dictionary or its slots."""
     held = list(vars(value).values()) if hasattr(value, "__dict__") else []
     if is_dataclass(value) or hasattr(type(value), "__slots__"):
-        held += [getattr(value, name, None) for name in getattr(type(value), "__slots__", ())]
+        slots = [name for name in getattr(type(value), "__slots__", ()) if name != "__weakref__"]
+        held += [getattr(value, name, None) for name in slots]
     return held
 
 
