@@ -252,8 +252,10 @@ class StepTimeModel:
         if factor is not None:
             self._rescale(factor, shape, drift.change_steps)
             return 1.0
-        if seen < FAMILIAR_STEPS or passed_over:
-            return 0.0 if passed_over else 1.0
+        if passed_over:
+            return 0.0
+        if seen < FAMILIAR_STEPS:
+            return 1.0
         residual = abs(ratio - 1.0)
         self._spread += 0.02 * (1.25 * min(residual, 4 * self._spread) - self._spread)
         self._spread = max(self._spread, 1e-3)
@@ -273,8 +275,6 @@ class StepTimeModel:
 
     def _scale(self, prefill: bool, factor: float) -> None:
         """Let the kinds of steps with prefill, or those without, take `factor` times as long as they did."""
-        if factor == 1.0:
-            return
         if factor == 1.0:
             return
         for kind, (a, b, weight) in self._sums.items():
