@@ -17,7 +17,7 @@ def preview(
     ],
     search_budget: Annotated[
         float, typer.Option(help="Steps that the search may take, as a fraction of --max-steps.")
-    ] = 0.2,
+    ] = 0.25,
     mode: Annotated[str, typer.Option(help="staged, once, or paper: AutoLRS as published.")] = "staged",
     warmup: Annotated[float, typer.Option(help="The warm-up, as a fraction of --max-steps.")] = 0.05,
     final_decay: Annotated[bool, typer.Option(help="Whether the run ends with a decay to zero.")] = True,

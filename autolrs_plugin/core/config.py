@@ -101,7 +101,7 @@ class AutoLRSConfig:
 
     max_steps: int
     lr_range: tuple[float, float]
-    search_budget: float = 0.2
+    search_budget: float = 0.25
     mode: str = "staged"
     seed: int = 0
     warmup: float = 0.05

@@ -19,6 +19,10 @@ decay: so probes are biased against higher rates along the run, and what speaks 
 soon (UP), what speaks for a lower one late (DOWN). From the first weights the bias goes either way, and early in
 the run there is little of it: there a lower rate is believed as soon as it would be from the first weights (COLD).
 Without the evidence, the present rate stays, and is asked about again at a later stage.
+
+Probes of a bracket (`plans.bracket`) are long, and lie on both sides: they are biased neither way, and both directions
+need the same evidence (BRACKET). If the present rate is a guess of the first stage's short probes, and nobody's choice,
+there is nothing to be kept, and the best mean decides (GUESS).
 """
 
 import math
@@ -33,6 +37,9 @@ Array = NDArray[np.float64]
 
 COLD, UP, DOWN = (2.0, 0.15), (1.0, 0.05), (2.0, 0.5)
 """Of the evidence test: standard deviations of a difference that are no noise, and the least difference."""
+
+BRACKET, GUESS = (1.0, 0.05), (0.0, 0.02)
+"""The same of a bracket's long probes: where the present rate is somebody's choice, and where it is a guess."""
 
 NEAR_SHARE = 0.25
 """Along the run, a move for a gain that would be none from the first weights goes no farther than it must: to a rate
@@ -100,13 +107,22 @@ class RatePosterior:
         seen: all probes that held.
         low: the least learning rate that may be asked or decided for.
         high: the greatest.
+        evidence: (clearly, margin) for both directions; by default they follow from the progress.
     """
 
     def __init__(
-        self, present: float, width: float, progress: float, seen: Sequence[Seen], low: float, high: float
+        self,
+        present: float,
+        width: float,
+        progress: float,
+        seen: Sequence[Seen],
+        low: float,
+        high: float,
+        evidence: tuple[float, float] | None = None,
     ) -> None:
         self._present, self._centre = present, math.log10(present)
         self._width, self._progress = width, progress
+        self._evidence = evidence
         count = max(2, math.ceil(math.log10(high / low) * GRID_PER_DECADE) + 1) if high > low else 1
         self.grid: Array = np.linspace(math.log10(low), math.log10(high), count)
         self._x = np.array([s.x for s in seen])
@@ -171,9 +187,18 @@ class RatePosterior:
 
     def _rule(self, away: float, even: bool) -> tuple[float, float]:
         """Return (clearly, margin) of the evidence test for a move by `away` decades."""
+        if self._evidence is not None:
+            return self._evidence
         if away > 0:
             return UP if self._progress else COLD
         return COLD if even else DOWN
+
+    def best(self, held: Sequence[float]) -> float:
+        """Return the learning rate of the lowest mean between log10 rates that held."""
+        inside = (self.grid >= min(held) - 1e-9) & (self.grid <= max(held) + 1e-9)
+        points = np.concatenate([self.grid[inside], np.array(held)])
+        mean = self._across(points) @ self._weights + self._prior(points)
+        return float(10 ** points[int(np.argmin(mean))])
 
     def decide(self, held: Sequence[float], must_move: bool = False, even: bool = False) -> Verdict:
         """Return the rate to go on with.
@@ -197,7 +222,7 @@ class RatePosterior:
         as_good = mean - mean[best] <= np.maximum(COLD[1], COLD[0] * np.sqrt(np.maximum(0.0, variance)))
         good = points[:-1][as_good[:-1]]
         lr = 10 ** float(points[best]) if moved else self._present
-        if moved and self._progress and not must_move and gain < COLD[1]:
+        if moved and self._progress and not must_move and self._evidence is None and gain < COLD[1]:
             lr = 10 ** self._nearest(points, mean, best, NEAR_SHARE * gain)
         return Verdict(lr, moved, gain, doubt, 10 ** float(good.min()), 10 ** float(good.max()))
 

@@ -131,7 +131,7 @@ class AutoLRS:
         stateful: Mapping[str, Stateful] | None = None,
         generators: Sequence[Generator] = (),
         count_tokens: Callable[[Any], int] | None = None,
-        search_budget: float = 0.2,
+        search_budget: float = 0.25,
         seed: int = 0,
         prior: float | str | None = "optimizer",
         warm_start: str | os.PathLike[str] | None = None,

@@ -23,7 +23,7 @@ class HostedOptions(TypedDict, total=False):
     """The keyword arguments that every adapter for a framework's loop takes.
 
     Attributes:
-        search_budget: the steps that the search may take, as a fraction of the run's, in (0, 1]; 0.2 by default.
+        search_budget: the steps that the search may take, as a fraction of the run's, in (0, 1]; 0.25 by default.
         seed: the seed of the search; 0 by default.
         prior: the learning rate to begin with and to keep without evidence: `optimizer` (the default) for the one that
             the optimizer was built with, a number in `lr_range`, or None to know none.
@@ -93,7 +93,7 @@ class HostedSettings:
             TypeError: `stateful` or `generators` is no such collection.
             JournalError: `warm_start` holds no run.
         """
-        rest: dict[str, Any] = {"search_budget": 0.2, "seed": 0, **options}
+        rest: dict[str, Any] = {"search_budget": 0.25, "seed": 0, **options}
         prior, warm_start = rest.pop("prior", "optimizer"), rest.pop("warm_start", None)
         generators, stateful = rest.pop("generators", ()), rest.pop("stateful", None)
         keep, progress = rest.pop("keep", "host"), rest.pop("progress", True)

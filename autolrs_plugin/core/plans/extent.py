@@ -5,13 +5,13 @@ Probes that are shorter than PROBE_SHARES rank rates by chance (docs/explanation
 
 from autolrs_plugin.core.config import AutoLRSConfig
 
-GOOD_PROBES, MOST_PROBES = (2, 3, 2), (5, 4, 3)
+GOOD_PROBES, MOST_PROBES = (2, 3), (5, 4)
 """Probes that a stage has room for if the budget allows it (two in any case), and the most that one takes."""
 
 PROBES = {"warm start": (1,), "find": (5, 4, 3)}
 """The most probes of a stage; room is made for them, or for the next smaller number."""
 
-PROBE_SHARES = (0.018, 0.035, 0.035)
+PROBE_SHARES = (0.018, 0.06)
 """Length of a stage's probes, as shares of the run, where its part of the budget has room for them."""
 
 LEAST_STEPS = 8

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from autolrs_plugin.core.actions import Action, Probe, Result
+from autolrs_plugin.core.plans.bracket import LEAST_SHARE, bracket_rates, fallen
 from autolrs_plugin.core.plans.probing import (
     Tried,
     ends_alike,
@@ -18,13 +19,13 @@ from autolrs_plugin.core.plans.probing import (
     shortfalls,
     tried,
 )
-from autolrs_plugin.core.posterior import APART_DECADES, RatePosterior, Seen, Verdict
+from autolrs_plugin.core.posterior import APART_DECADES, BRACKET, GUESS, RatePosterior, Seen, Verdict
 from autolrs_plugin.core.state import RunState, probe_together
 
 Stages: TypeAlias = Generator[Action, Result, bool]
 """A part of a plan: yields actions and is sent their results; returns whether it was left before its end."""
 
-WIDTHS = (1.0, 0.5, 0.5)
+WIDTHS = (1.0, 0.5)
 """Decades over which a stage expects rates to differ."""
 
 NO_PRIOR_WIDTH = 1.5
@@ -57,6 +58,9 @@ class Asked:
         wide: whether the best rate may be a decade and more away.
         undecided: whether the stage before would have left its rate, had the evidence been clearer.
         above: a loss above this has exploded.
+        bracket: whether its probes are those of `bracket`, if they are long enough.
+        guess: whether the present rate was chosen by an earlier stage, and not by the user.
+        first_loss: the training loss before the first step; nan before that.
         run_gained: whether the run has gained something so far.
         earlier: what the probes of earlier stages said.
         again: whether a probe that was stopped is taken again.
@@ -71,6 +75,9 @@ class Asked:
     wide: bool
     undecided: bool
     above: float
+    bracket: bool
+    guess: bool
+    first_loss: float
     run_gained: bool
     earlier: tuple[Seen, ...]
     again: bool
@@ -90,6 +97,7 @@ class StageSearch:
         self._sign = -1.0 if config.greater_is_better else 1.0
         self._steps = ask.steps
         self._blind = False
+        self._bracket = ask.bracket and ask.steps >= LEAST_SHARE * config.max_steps
 
     @property
     def _free(self) -> bool:
@@ -161,10 +169,14 @@ class StageSearch:
         progress = self._state.step / self._state.config.max_steps
         lost = [Seen(math.log10(p.lr), progress, LOST, LOST_STD) for p in self.done if not p.held]
         seen = [*self._asked.earlier, *self.seen, *lost]
-        return RatePosterior(self.present, self._width, progress, seen, low, high)
+        evidence = (GUESS if self._asked.guess else BRACKET) if self._bracket else None
+        return RatePosterior(self.present, self._width, progress, seen, low, high, evidence)
 
     def ask(self, count: int, least_hope: float) -> list[float]:
         """Return rates to probe next, the present one first of all; none where nothing is to be hoped for."""
+        if self._bracket and (not self.done or self.done[0].held):
+            low, high = self._state.config.lr_range
+            return bracket_rates(self.done, self.present, count, low, high)
         rates = [] if self.done or count < 1 else [self.present]
         if count and self._too_high:
             rates = [max(LOOK_BELOW * self.present, self._state.config.lr_range[0])]
@@ -183,7 +195,7 @@ class StageSearch:
         Returns whether one was stopped: then the stage is to be left.
         """
         reference = self.done[0] if self.done else None
-        holds, above = reference is not None and reference.held, hopeless_above(reference, self._asked.above)
+        holds, above = reference is not None and reference.held, self._hopeless_above
         start = None if self.cold else self.present
         first = len(self.done)
 
@@ -211,6 +223,13 @@ class StageSearch:
         self._let_stand()
         return False
 
+    @property
+    def _hopeless_above(self) -> float:
+        """The loss on which a probe is ended; a bracket's are long enough to come back from all that was gained."""
+        above = hopeless_above(self.done[0] if self.done else None, self._asked.above)
+        first = self._asked.first_loss
+        return max(above, min(first, self._asked.above)) if self._bracket and math.isfinite(first) else above
+
     def _let_stand(self) -> None:
         """Let probes hold whose losses are too high, the present rate's among them, but as high at the lowest rate."""
         lowest = min(self.done, key=lambda p: p.lr)
@@ -225,6 +244,16 @@ class StageSearch:
         if not self.done and result.val_loss is not None:
             self._blind = not math.isfinite(result.val_loss) and all(map(math.isfinite, result.losses))
         return replace(result, val_loss=None) if self._blind else result
+
+    def fallen(self) -> float:
+        """Return the decades by which the rate is to be lower than decided; see `bracket`."""
+        stages = self._state.stages
+        if not (self._bracket and stages and self.done[0].held):
+            return 0.0
+        before = min(stages[0].candidates, key=lambda c: c.forecast)
+        held = [p.lr for p in self.held]
+        best = self._posterior().best([math.log10(lr) for lr in held])
+        return fallen(None if before.diverged else before.lr, best, held)
 
     def decide(self) -> tuple[Verdict, str]:
         """Return the verdict and the reason, the words of a sentence."""

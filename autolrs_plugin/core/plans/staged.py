@@ -39,13 +39,13 @@ from autolrs_plugin.core.posterior import COLD, Seen
 from autolrs_plugin.core.schedule import curve_of, ramp_steps
 from autolrs_plugin.core.state import Plan, RunState, Stage
 
-SHARES = (0.0, 0.1, 0.3)
-"""Progress at which stages are planned."""
+SHARES = (0.0, 0.1)
+"""Progress at which stages are planned; the second one is a bracket (`bracket`)."""
 
-PARTS = (0.3, 0.5, 0.2)
+PARTS = (0.25, 0.75)
 """Each planned stage's part of the search's steps; what one leaves goes to the next."""
 
-UNPLANNED = 0.3
+UNPLANNED = 0.25
 """Share of the search's steps that planned stages leave."""
 
 HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
@@ -340,6 +340,9 @@ class StagedRun:
             wide=kind in ("change", "climb"),
             undecided=self._undecided or (kind == "planned" and self._flat),
             above=self.watch.above,
+            bracket=kind == "planned" and index == 1,
+            guess=not self._known or any(s.chosen_lr != s.candidates[0].lr for s in state.stages),
+            first_loss=self.watch.first_loss,
             run_gained=kind == "planned" and self.watch.has_gained,
             earlier=tuple(self.seen),
             again=kind == "find",
@@ -393,6 +396,9 @@ class StagedRun:
             lr = long_run(verdict.lr, present if self._known else None)
         elif kind in ("change", "climb") and verdict.lr > present:
             lr = max(present, after_a_change(verdict.lr))
+        fall = search.fallen()
+        if fall:
+            lr, reason = lr / 10**fall, f"{reason}; the best rate has fallen since the first stage"
         lr = min(max(lr, self._low), self._high)
         if lr != present:
             self._retreats.clear()
