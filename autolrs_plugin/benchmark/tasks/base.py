@@ -70,6 +70,23 @@ class Problem:
         return [p for p in self.model.parameters() if p.requires_grad]
 
 
+class Lion(torch.optim.Optimizer):
+    """Lion: steps by the sign of a mixture of gradient and momentum (Chen et al. 2023, program 1), without decay."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.99)})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step."""
+        for group in self.param_groups:
+            mixed, kept = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                p.add_(momentum.lerp(p.grad, 1 - mixed).sign_(), alpha=-group["lr"])
+                momentum.lerp_(p.grad, 1 - kept)
+
+
 def _schedule_free(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     import schedulefree  # only one task needs it
 
@@ -84,6 +101,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimize
     "Adam": lambda p, lr: torch.optim.Adam(p, lr=lr),
     "AdamW": lambda p, lr: torch.optim.AdamW(p, lr=lr),
     "RMSprop": lambda p, lr: torch.optim.RMSprop(p, lr=lr),
+    "Lion": Lion,
     "Muon": lambda p, lr: torch.optim.Muon(p, lr=lr),
     "Schedule-Free AdamW": _schedule_free,
 }

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from autolrs_plugin.benchmark.tasks.base import Batch, Problem
-from autolrs_plugin.benchmark.tasks.images import DIGITS_TRAINED, TRAINED, digits, drawn, mnist
+from autolrs_plugin.benchmark.tasks.images import DIGITS_TRAINED, TRAINED, convolutions, digits, drawn, mnist
 
 CHANGE = 0.5
 
@@ -28,10 +28,7 @@ def _shifting(model: nn.Module, before: Batch, after: Batch, trained: int) -> Pr
 def mnist_shift(seed: int) -> Problem:
     """A convolutional network; from the middle on, images are negatives, upside down, and classes are renamed."""
     images, labels = mnist()
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 5, 2), nn.ReLU(), nn.Conv2d(8, 16, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
-    )
+    model = convolutions(seed, nn.Identity(), 5, 256)
     return _shifting(model, (images, labels), (-images.flip(2), (labels * 3 + 1) % 10), TRAINED)
 
 

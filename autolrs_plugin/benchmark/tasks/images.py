@@ -150,18 +150,51 @@ def digits_deep(seed: int) -> Problem:
     return Problem(model, drawn(images, labels, DIGITS_TRAINED, 16), judged)
 
 
+def _matrices(width_in: int, width: int) -> nn.Module:
+    """Return three matrices without biases: Muon trains nothing else."""
+    return nn.Sequential(
+        nn.Linear(width_in, width, bias=False),
+        nn.GELU(),
+        nn.Linear(width, width, bias=False),
+        nn.GELU(),
+        nn.Linear(width, 10, bias=False),
+    )
+
+
 def digits_matrices(seed: int) -> Problem:
-    """Three matrices without biases: Muon trains nothing else."""
+    """Three matrices on 8x8 digits."""
     images, labels = digits()
     torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Linear(64, 96, bias=False),
-        nn.GELU(),
-        nn.Linear(96, 96, bias=False),
-        nn.GELU(),
-        nn.Linear(96, 10, bias=False),
+    model = _matrices(64, 96)
+    judged = [(images[DIGITS_TRAINED:] - 0.3, labels[DIGITS_TRAINED:])]
+    return Problem(model, drawn(images - 0.3, labels, DIGITS_TRAINED, 32), judged)
+
+
+def mnist_matrices(seed: int) -> Problem:
+    """Three matrices on MNIST digits at half of their size."""
+    torch.manual_seed(seed)
+    return _mnist_job(nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), _matrices(196, 64)), 32)
+
+
+def convolutions(seed: int, inputs: nn.Module, kernel: int, features: int) -> nn.Module:
+    """Return `inputs`, two convolutions that halve the image each, and a head for `features` numbers."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        inputs,
+        nn.Conv2d(1, 8, kernel, 2),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, kernel, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(features, 10),
     )
-    judged = [(images[DIGITS_TRAINED:], labels[DIGITS_TRAINED:])]
-    return Problem(
-        model, drawn(images - 0.3, labels, DIGITS_TRAINED, 32), [(judged[0][0] - 0.3, judged[0][1])]
-    )
+
+
+def mnist_lenet(seed: int) -> Problem:
+    """A small convolutional network without normalisation."""
+    return _mnist_job(convolutions(seed, nn.Identity(), 5, 256), 32)
+
+
+def mnist_pooled(seed: int) -> Problem:
+    """A smaller convolutional network, on digits at half of their size."""
+    return _mnist_job(convolutions(seed, nn.AvgPool2d(2), 3, 64), 32)

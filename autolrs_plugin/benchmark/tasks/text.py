@@ -46,11 +46,15 @@ class Transformer(nn.Module):
         return self.head(self.body(x, mask=self.mask, is_causal=self.mask is not None))
 
 
-def stdlib_gpt(seed: int) -> Problem:
-    """A byte-level decoder on Python's language reference."""
+def _topics() -> str:
     from pydoc_data.topics import topics  # 0.5 MB of text, only read where it is trained on
 
-    text = "".join(topics[key] for key in sorted(topics)).encode("utf-8", "replace")
+    return "".join(topics[key] for key in sorted(topics))
+
+
+def stdlib_gpt(seed: int) -> Problem:
+    """A byte-level decoder on Python's language reference."""
+    text = _topics().encode("utf-8", "replace")
     data = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
     length, cut = 64, len(data) * 9 // 10
     torch.manual_seed(seed)
@@ -66,14 +70,25 @@ def stdlib_gpt(seed: int) -> Problem:
     return Problem(model, draw, [windows(np.linspace(cut, len(data) - length - 1, 64).astype(int).tolist())])
 
 
+def _characters(text: str) -> tuple[Tensor, int]:
+    """Return a text, in small letters and without rare signs, as ids of characters, and how many those are."""
+    text = re.sub(r"[^a-z0-9 .,']", "", re.sub(r"\s+", " ", text.lower()))
+    characters = sorted(set(text))
+    ids = {character: i for i, character in enumerate(characters)}
+    return torch.tensor([ids[character] for character in text]), len(characters)
+
+
 @functools.cache
 def lee() -> tuple[Tensor, int]:
     """Return Lee's news corpus as ids of its characters, and how many characters there are."""
     path = package_folder("gensim") / "test" / "test_data" / "lee_background.cor"
-    text = re.sub(r"[^a-z0-9 .,']", "", re.sub(r"\s+", " ", path.read_text(encoding="utf-8").lower()))
-    characters = sorted(set(text))
-    ids = {character: i for i, character in enumerate(characters)}
-    return torch.tensor([ids[character] for character in text]), len(characters)
+    return _characters(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def stdlib() -> tuple[Tensor, int]:
+    """Return Python's language reference as ids of its characters, and how many characters there are."""
+    return _characters(_topics())
 
 
 def bert_mlm(seed: int) -> Problem:
@@ -98,10 +113,10 @@ def bert_mlm(seed: int) -> Problem:
 class Recurrent(nn.Module):
     """A recurrent language model over token ids [batch, length], giving logits [batch, length, vocabulary]."""
 
-    def __init__(self, vocabulary: int, width: int) -> None:
+    def __init__(self, vocabulary: int, embedded: int, width: int, kind: type[nn.GRU | nn.LSTM]) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
-        self.body = nn.GRU(width, width, batch_first=True)
+        self.tokens = nn.Embedding(vocabulary, embedded)
+        self.body = kind(embedded, width, batch_first=True)
         self.head = nn.Linear(width, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -124,9 +139,8 @@ class Convolutional(nn.Module):
         return self.head(x.mT)
 
 
-def _next_character(model: nn.Module, length: int, rows: int) -> Problem:
-    """Return the problem of a language model on Lee's news corpus."""
-    data, _ = lee()
+def _next_character(model: nn.Module, data: Tensor, length: int, rows: int) -> Problem:
+    """Return the problem of a language model of characters, in windows of a `length`, `rows` to a minibatch."""
     cut = len(data) * 9 // 10
 
     def windows(starts: Iterable[int]) -> Batch:
@@ -143,10 +157,26 @@ def _next_character(model: nn.Module, length: int, rows: int) -> Problem:
 def lee_gru(seed: int) -> Problem:
     """A recurrent language model of characters."""
     torch.manual_seed(seed)
-    return _next_character(Recurrent(lee()[1], 96), 32, 16)
+    data, characters = lee()
+    return _next_character(Recurrent(characters, 96, 96, nn.GRU), data, 32, 16)
 
 
 def lee_conv(seed: int) -> Problem:
     """A convolutional language model of characters."""
     torch.manual_seed(seed)
-    return _next_character(Convolutional(lee()[1], 48, 4), 32, 16)
+    data, characters = lee()
+    return _next_character(Convolutional(characters, 48, 4), data, 32, 16)
+
+
+def stdlib_lstm(seed: int) -> Problem:
+    """A recurrent language model whose loss stays on the frequencies of characters for the first hundreds of steps."""
+    torch.manual_seed(seed)
+    data, characters = stdlib()
+    return _next_character(Recurrent(characters, 48, 96, nn.LSTM), data, 24, 16)
+
+
+def stdlib_conv(seed: int) -> Problem:
+    """A convolutional language model of characters, of three layers."""
+    torch.manual_seed(seed)
+    data, characters = stdlib()
+    return _next_character(Convolutional(characters, 48, 3), data, 32, 16)

@@ -5,7 +5,8 @@ rate of the plateau, "the rate". It begins as the prior: the rate that the user'
 
     stage     at SHARES of the run: a snapshot; a probe of the present rate; then one at each rate of the greatest
               expected improvement (`posterior`), as long as that is more than HOPE and the stage's part of the budget
-              lasts; back to the snapshot. The rate changes only if the evidence test of `posterior` says so.
+              lasts; back to the snapshot. The rate changes only if the evidence test of `posterior` says so. The
+              second stage has longer probes, at rates that lie around the present one (`bracket`).
     climb     where a tenth of the run or more has gained nothing, and probes show nothing either, the rate itself is at
               fault or harmless: it rises from chunk to chunk, until something is gained, or taken back. From a plateau
               after a gain it comes back if that was in vain (`climb`).
@@ -40,7 +41,7 @@ from autolrs_plugin.core.schedule import curve_of, ramp_steps
 from autolrs_plugin.core.state import Plan, RunState, Stage
 
 SHARES = (0.0, 0.1)
-"""Progress at which stages are planned; the second one is a bracket (`bracket`)."""
+"""Progress at which stages are planned."""
 
 PARTS = (0.25, 0.75)
 """Each planned stage's part of the search's steps; what one leaves goes to the next."""
@@ -53,11 +54,7 @@ HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
 look downwards follows where up was worse); and of later stages' part, for no lesser one than EAGER: from a rate far
 too low, a stage climbs as long as each probe is far better than the one before."""
 
-CHUNKS, LEAST_CHUNK = 40, 4
-RETREAT = 0.4
-
-EVEN_UNTIL = 0.15
-"""Progress up to which a lower rate is believed as soon as a higher one; see UP and DOWN of `posterior`."""
+CHUNKS, LEAST_CHUNK, RETREAT = 40, 4, 0.4
 
 LATEST = 0.8
 """After this progress no stage opens: the decay is nearly over."""
@@ -118,16 +115,14 @@ class StagedRun:
         self._former, self._changed_at = self.rate, 0
         self._retreats = Retreats(self._chunk_steps)
         self._finite = Finite(self.state, self._chunk_steps)
-        self._repeated_to = 0
-        self._staged_at = 0
+        self._repeated_to = self._staged_at = 0
         self._ceiling = math.inf
-        self._climbed = False
-        self._climbing = Climb()
+        self._climbed, self._climbing = False, Climb()
         self._following = config.warm_start is not None
+        self._undecided = False
         self._holds = False  # whether a probe has seen that the earlier run's rate does
         if config.warm_start is not None:
             self._planned = points_ahead(config)
-        self._undecided = False
 
     # The run itself.
 
@@ -336,7 +331,7 @@ class StagedRun:
             index=index,
             steps=steps,
             evaluate=evaluate,
-            even=kind in ("change", "climb") or state.step <= EVEN_UNTIL * config.max_steps,
+            even=kind != "stall",
             wide=kind in ("change", "climb"),
             undecided=self._undecided or (kind == "planned" and self._flat),
             above=self.watch.above,
@@ -403,8 +398,7 @@ class StagedRun:
         if lr != present:
             self._retreats.clear()
             self._change(self.rate * lr / present)
-            # The run goes on at another rate, so its losses may rise for a while.
-            self.watch.forget()
+            self.watch.forget()  # at another rate, losses may rise for a while
         if search.cold:
             first = [loss for p in search.done for loss in p.result.losses[:2]]
             self.watch.learn_scale(first, [loss for p in search.held for loss in p.losses])
