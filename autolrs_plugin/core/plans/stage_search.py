@@ -89,7 +89,7 @@ class StageSearch:
     def __init__(self, state: RunState, ask: Asked) -> None:
         config = state.config
         self._state, self._asked = state, ask
-        self._width = WIDTHS[ask.index] if ask.known or state.step else NO_PRIOR_WIDTH
+        self._width = WIDTHS[0 if ask.undecided else ask.index] if ask.known or state.step else NO_PRIOR_WIDTH
         self.number = len(state.stages)
         self.cold = not state.step
         self.present = ask.present

@@ -146,6 +146,8 @@ class StagedRun:
                 # What is left may have to pay for a chunk that goes wrong after it.
                 left = state.budget_left_steps
                 allotted = max(left - self._chunk_steps, min(left, 4 * LEAST_STEPS))
+                if pending == "stall":
+                    allotted = left - self._for_a_change
                 left_early = yield from self.stage(pending, pending != "change", allotted)
                 again = pending if left_early else ""
             pending = (yield from self._chunk(marks)) or again
@@ -314,6 +316,11 @@ class StagedRun:
         return chunk_steps(self.state.config.max_steps)
 
     @property
+    def _for_a_change(self) -> float:
+        """What a change on the way takes: two chunks that are taken back, and a stage."""
+        return 2 * self._chunk_steps + 4 * LEAST_STEPS
+
+    @property
     def left_steps(self) -> float:
         """What planned stages may still take; the rest is for chunks to take back, and for unplanned stages."""
         config = self.state.config
@@ -335,7 +342,7 @@ class StagedRun:
             wide=kind in ("change", "climb"),
             undecided=self._undecided or (kind == "planned" and self._flat),
             above=self.watch.above,
-            bracket=kind == "planned" and index == 1,
+            bracket=kind == "planned" and index == 1 and not (self._undecided or self._flat),
             guess=not self._known or any(s.chosen_lr != s.candidates[0].lr for s in state.stages),
             first_loss=self.watch.first_loss,
             run_gained=kind == "planned" and self.watch.has_gained,
