@@ -36,6 +36,14 @@ def test_the_third_probe_lies_on_the_side_where_the_loss_falls(done: list[Tried]
     assert bracket_rates(done, 1e-2, 1, 1e-6, 10.0) == pytest.approx(asked)
 
 
+def test_where_the_present_rate_gains_nothing_it_looks_downwards_first() -> None:
+    present = tried(1e-2, 1.0)
+    assert bracket_rates([present], 1e-2, 1, 1e-6, 10.0, downwards=True) == pytest.approx([DOWN * 1e-2])
+    for loss, third in ((0.9, DOWN**2 * 1e-2), (1.1, UP * 1e-2)):
+        done = [present, tried(DOWN * 1e-2, loss)]
+        assert bracket_rates(done, 1e-2, 1, 1e-6, 10.0) == pytest.approx([third])
+
+
 def test_rates_outside_of_the_range_are_not_probed() -> None:
     assert bracket_rates([tried(1e-2, 1.0)], 1e-2, 1, 1e-6, 2e-2) == pytest.approx([DOWN * 1e-2])
     assert bracket_rates([tried(1e-2, 1.0)], 1e-2, 1, 5e-3, 2e-2) == []
@@ -86,16 +94,17 @@ class Falling(Landscape):
 
 def test_a_best_rate_that_falls_from_stage_to_stage_is_followed_further() -> None:
     settings = {"prior": BEST, "speed": 0.01, "edge": 1e5}
-    assert worst(Falling, **settings) < 0.015
+    assert worst(Falling, **settings) < 0.012
     with patch.object(stage_search, "fallen", lambda *_: 0.0):
-        assert worst(Falling, **settings) > 0.04
+        assert worst(Falling, **settings) > 0.02
 
 
 def test_probes_that_are_a_small_share_of_the_run_are_no_bracket() -> None:
     """They tell too little to move the rate by a small gain, either way."""
-    config = AutoLRSConfig(max_steps=1000, lr_range=(1e-6, 10.0), prior_lr=BEST, search_budget=0.08)
+    config = AutoLRSConfig(max_steps=1000, lr_range=(1e-6, 10.0), prior_lr=BEST / 3, search_budget=0.1)
     controller = Controller(config)
-    drive(controller, Landscape(BEST))
+    drive(controller, Landscape(BEST, speed=0.01))
     second = controller.stages[1]
+    assert second.first_step == 100
     assert second.search_steps / len(second.candidates) < LEAST_SHARE * 1000
     assert second.candidates[1].lr / second.candidates[0].lr != pytest.approx(UP)

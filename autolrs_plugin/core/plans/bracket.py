@@ -2,8 +2,8 @@
 
 After a tenth of a run, and in probes of a twentieth of it, the best rate of probes is about that of the rest of the
 run: shorter or earlier ones favour higher rates, later ones lower rates (docs/explanation/what-lost.md). So this is
-where the rate is settled. The probes are at the present rate, UP times that, and on the side where it falls: UP^2 times
-the rate if UP was better, else DOWN times it.
+where the rate is settled. The probes are at the present rate, UP times that, and on the side where the loss falls: UP^2
+times the rate if UP was better, else DOWN times it. Where the present rate gains nothing, it is the other way round.
 
 How much short probes favour high rates differs with the optimizer, and shows in the two stages: where the best rate has
 fallen from the first to the second, it goes on falling. `fallen` says by how much the rate is to follow.
@@ -17,6 +17,9 @@ from autolrs_plugin.core.plans.probing import Tried, losses_of
 UP, DOWN = 2.5, 0.4
 PROBES = 3
 
+FAR = 1.2
+"""Decades: a best rate that far away would not be seen by these probes, nor by their outermost one."""
+
 LEAST_SHARE = 0.025
 """Probes that are a lesser share of the run do not tell enough."""
 
@@ -28,18 +31,30 @@ BESIDE = 0.08
 """Decades: a probe that much above the best rate has seen that higher rates are worse."""
 
 
-def bracket_rates(done: Sequence[Tried], present: float, count: int, low: float, high: float) -> list[float]:
+def bracket_rates(
+    done: Sequence[Tried], present: float, count: int, low: float, high: float, downwards: bool = False
+) -> list[float]:
     """Return the next rates to probe, `count` at most, within `low` and `high`; none once there are PROBES.
 
-    Rates that are probed at a time are asked for without knowing what comes of them: then the last one is DOWN.
+    Rates that are probed at a time are asked for without knowing what comes of them: then they lie on both sides.
+
+    Args:
+        done: the stage's probes so far.
+        present: the rate in use, which the first one is at.
+        count: how many rates are to be returned at most.
+        low: the least rate.
+        high: the greatest.
+        downwards: whether the second probe lies below the first.
     """
-    taken = [p.lr for p in done]
+    downwards = done[1].lr < present if len(done) > 1 else downwards
+    step, back = (DOWN, UP) if downwards else (UP, DOWN)
     held = [p for p in done if p.held]
-    beyond = present
-    if len(held) == 2 and held[1].lr > present:
-        reference, up = losses_of(held)
-        beyond = UP**2 * present if up < reference else present
-    rates = [present, UP * present, beyond if beyond > present else DOWN * present]
+    beyond = False
+    if len(held) == 2 and held[1].lr == step * present:
+        reference, moved = losses_of(held)
+        beyond = bool(moved < reference)
+    rates = [present, step * present, (step**2 if beyond else back) * present]
+    taken = [p.lr for p in done]
     ahead = [lr for lr in rates if low <= lr <= high and lr not in taken]
     return ahead[: min(count, PROBES - len(done))]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from autolrs_plugin.core.plans.watch import LOST, Chunk, Watch
 from autolrs_plugin.core.state import RunState
 
-ALIKE, LOWER = 0.9, 0.5
+ALIKE, LOWER = 0.9, 0.9
 """Of the height of the highest loss above the lowest one: what is left of a minibatch's own at a lower rate, at least,
 and of an explosion's, at most."""
 
@@ -75,6 +75,11 @@ class Retreats:
     def before(self, step: int) -> TakenBack | None:
         """Return what was taken back of the chunk that begins at `step`."""
         return self._last if self._last is not None and self._last.step == step else None
+
+    def steps(self, step: int, found: str) -> int:
+        """Return how many times as far to go down as at first, for a chunk from `step` on that was `found` to be bad."""
+        before = self.before(step)
+        return 2 if found == LOST and before is not None and before.lost_at is not None else 1
 
     def suspects_rate(self, step: int, losses: Sequence[float], found: str, watch: Watch) -> bool:
         """Tell whether a chunk from `step` on that was `found` to be RISEN or LOST may have become so by its rate."""

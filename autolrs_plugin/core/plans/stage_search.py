@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from autolrs_plugin.core.actions import Action, Probe, Result
-from autolrs_plugin.core.plans.bracket import LEAST_SHARE, bracket_rates, fallen
+from autolrs_plugin.core.plans.bracket import FAR, LEAST_SHARE, bracket_rates, fallen
 from autolrs_plugin.core.plans.probing import (
     Tried,
     ends_alike,
@@ -56,7 +56,7 @@ class Asked:
         even: whether a lower rate is as likely to be better as a higher one: where the run has gone wrong, or has
             changed, or where the present rate is a guess from the first weights.
         wide: whether the best rate may be a decade and more away.
-        undecided: whether the stage before would have left its rate, had the evidence been clearer.
+        undecided: whether the stage before would have gone far, had the evidence been clearer.
         above: a loss above this has exploded.
         bracket: whether its probes are those of `bracket`, if they are long enough.
         guess: whether the present rate was chosen by an earlier stage, and not by the user.
@@ -103,6 +103,16 @@ class StageSearch:
     def _free(self) -> bool:
         """Whether there is nothing to be kept: no prior, or one that does not hold."""
         return (self.cold and not self._asked.known) or (bool(self.done) and not self.done[0].held)
+
+    @property
+    def looks_far(self) -> bool:
+        """Whether it looks as far as the first stage did, along the run."""
+        return self._asked.undecided and not self.cold
+
+    @property
+    def favours_far(self) -> bool:
+        """Whether the best probe was at a rate that a bracket around the present one would not reach."""
+        return abs(math.log10(self._best / self.present)) > FAR
 
     @property
     def held(self) -> list[Tried]:
@@ -176,7 +186,7 @@ class StageSearch:
         """Return rates to probe next, the present one first of all; none where nothing is to be hoped for."""
         if self._bracket and (not self.done or self.done[0].held):
             low, high = self._state.config.lr_range
-            return bracket_rates(self.done, self.present, count, low, high)
+            return bracket_rates(self.done, self.present, count, low, high, self._too_high)
         rates = [] if self.done or count < 1 else [self.present]
         if count and self._too_high:
             rates = [max(LOOK_BELOW * self.present, self._state.config.lr_range[0])]

@@ -26,6 +26,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Restore, Result, Snapshot, Train
+from autolrs_plugin.core.plans.budget import left_for_planned, planned_part, unplanned_part
 from autolrs_plugin.core.plans.climb import CLIMB, Climb, probes_gain
 from autolrs_plugin.core.plans.extent import LEAST_STEPS, extent
 from autolrs_plugin.core.plans.finite import Finite
@@ -42,12 +43,6 @@ from autolrs_plugin.core.state import Plan, RunState, Stage
 
 SHARES = (0.0, 0.1)
 """Progress at which stages are planned."""
-
-PARTS = (0.25, 0.75)
-"""Each planned stage's part of the search's steps; what one leaves goes to the next."""
-
-UNPLANNED = 0.25
-"""Share of the search's steps that planned stages leave."""
 
 HOPE, HOPE_COLD, EAGER = 0.02, 0.01, 0.04
 """No probe is taken for a lesser expected improvement of the shortfall (from the first weights HOPE_COLD, so that a
@@ -143,11 +138,7 @@ class StagedRun:
                 if (yield from self.stage(kind, planned[-1], self._allotted(planned[-1]))):
                     self._planned.insert(0, (state.step + self._chunk_steps, planned[-1]))
             elif pending and state.step < LATEST * config.max_steps:
-                # What is left may have to pay for a chunk that goes wrong after it.
-                left = state.budget_left_steps
-                allotted = max(left - self._chunk_steps, min(left, 4 * LEAST_STEPS))
-                if pending == "stall":
-                    allotted = left - self._for_a_change
+                allotted = unplanned_part(state, pending, self._chunk_steps)
                 left_early = yield from self.stage(pending, pending != "change", allotted)
                 again = pending if left_early else ""
             pending = (yield from self._chunk(marks)) or again
@@ -209,7 +200,7 @@ class StagedRun:
                 yield Restore()
                 if found == LOST:
                     self._stop_following()
-                lower = max(self.rate * RETREAT, self._low)
+                lower = max(self.rate * RETREAT ** self._retreats.steps(first, found), self._low)
                 rate = self._climbing.start or self.rate
                 self._retreats.take_back(state.step, losses, found, rate, lower, self.watch)
                 self._repeated_to = end
@@ -315,19 +306,8 @@ class StagedRun:
     def _chunk_steps(self) -> int:
         return chunk_steps(self.state.config.max_steps)
 
-    @property
-    def _for_a_change(self) -> float:
-        """What a change on the way takes: two chunks that are taken back, and a stage."""
-        return 2 * self._chunk_steps + 4 * LEAST_STEPS
-
-    @property
-    def left_steps(self) -> float:
-        """What planned stages may still take; the rest is for chunks to take back, and for unplanned stages."""
-        config = self.state.config
-        return self.state.budget_left_steps - UNPLANNED * config.search_budget * config.max_steps
-
     def _allotted(self, index: int) -> float:
-        return self.left_steps * PARTS[index] / sum(PARTS[index : len(self.shares)])
+        return planned_part(self.state, index, self.shares)
 
     def _asked(self, kind: str, index: int, steps: int, evaluate: bool) -> Asked:
         state, config = self.state, self.state.config
@@ -374,7 +354,7 @@ class StagedRun:
             count = min(self.state.config.parallel_probes, most - len(search.done))
             room = allotted - (self.state.search_cost_steps - before)
             if room < cost:
-                room, hope = self.left_steps, EAGER
+                room, hope = left_for_planned(self.state), EAGER
             rates = search.ask(min(count, int(room / cost)), hope)
             if not rates:
                 break
@@ -388,14 +368,16 @@ class StagedRun:
 
     def _settle(self, search: StageSearch, kind: str) -> None:
         """Decide, and book the stage."""
-        present = search.present
+        present, looked_far = search.present, kind == "planned" and search.looks_far
         verdict, reason = search.decide()
-        self._undecided = not verdict.moved and verdict.gain > COLD[1]
+        self._undecided = not verdict.moved and verdict.gain > COLD[1] and search.favours_far
         lr = verdict.lr
         if kind == "find":
             lr = long_run(lr, None) if lr > present else lr
         elif search.cold and verdict.moved and search.done[0].held:
             lr = long_run(verdict.lr, present if self._known else None)
+        elif looked_far and verdict.lr > present:
+            lr = max(present, long_run(verdict.lr, None))
         elif kind in ("change", "climb") and verdict.lr > present:
             lr = max(present, after_a_change(verdict.lr))
         fall = search.fallen()
