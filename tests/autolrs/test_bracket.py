@@ -86,7 +86,7 @@ def test_long_probes_tell_what_noise_hides_from_short_ones() -> None:
 
 
 class Falling(Landscape):
-    """The best rate falls by one and a half decades over the first fifth: short and early probes find too high a one."""
+    """The best rate falls by one and a half decades over the first fifth: early probes find too high a one."""
 
     def shrinks(self, lr: float) -> float:
         return super().shrinks(lr * 10 ** (1.5 * (min(1.0, self.taken / 200) - 1)))

@@ -41,7 +41,14 @@ from autolrs_plugin.benchmark.tasks.images import (
     mnist_vit,
 )
 from autolrs_plugin.benchmark.tasks.pretrained import minilm_topics, smollm_lora
-from autolrs_plugin.benchmark.tasks.text import bert_mlm, lee_conv, lee_gru, stdlib_conv, stdlib_gpt, stdlib_lstm
+from autolrs_plugin.benchmark.tasks.text import (
+    bert_mlm,
+    lee_conv,
+    lee_gru,
+    stdlib_conv,
+    stdlib_gpt,
+    stdlib_lstm,
+)
 
 __all__ = ["DESIGN", "IGNORED", "JUDGING", "TASKS", "Batch", "Problem", "Task"]
 

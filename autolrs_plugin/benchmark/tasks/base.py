@@ -76,15 +76,15 @@ class Lion(torch.optim.Optimizer):
     def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
         super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.99)})
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         """Take a step."""
-        for group in self.param_groups:
-            mixed, kept = group["betas"]
-            for p in (p for p in group["params"] if p.grad is not None):
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                p.add_(momentum.lerp(p.grad, 1 - mixed).sign_(), alpha=-group["lr"])
-                momentum.lerp_(p.grad, 1 - kept)
+        with torch.no_grad():
+            for group in self.param_groups:
+                mixed, kept = group["betas"]
+                for p in (p for p in group["params"] if p.grad is not None):
+                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    p.add_(momentum.lerp(p.grad, 1 - mixed).sign_(), alpha=-group["lr"])
+                    momentum.lerp_(p.grad, 1 - kept)
 
 
 def _schedule_free(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from autolrs_plugin.core.plans.watch import LOST, Chunk, Watch
 from autolrs_plugin.core.state import RunState
 
-ALIKE, LOWER = 0.9, 0.9
-"""Of the height of the highest loss above the lowest one: what is left of a minibatch's own at a lower rate, at least,
-and of an explosion's, at most."""
+ALIKE = 0.9
+"""Of the height of the highest loss above the lowest one: what is left of a minibatch's own at a lower rate, at least;
+an explosion is lower."""
 
 WAIT_CHUNKS = 4
 """A run that is as low as before within this number of chunks has met noise."""
@@ -77,7 +77,7 @@ class Retreats:
         return self._last if self._last is not None and self._last.step == step else None
 
     def steps(self, step: int, found: str) -> int:
-        """Return how many times as far to go down as at first, for a chunk from `step` on that was `found` to be bad."""
+        """Return by how many powers a chunk from `step` on, `found` to be bad, is to be repeated at a lower rate."""
         before = self.before(step)
         return 2 if found == LOST and before is not None and before.lost_at is not None else 1
 
@@ -88,7 +88,7 @@ class Retreats:
             return True
         if found == LOST and before.same_peak(losses):
             return False
-        if found == LOST and (watch.grows(losses) or 0 < before.height_of(losses) < LOWER):
+        if found == LOST and (watch.grows(losses) or 0 < before.height_of(losses) < ALIKE):
             return True
         if before.stays:
             return found != LOST
