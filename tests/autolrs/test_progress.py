@@ -102,10 +102,10 @@ def test_a_run_that_goes_on_does_not_say_it_all_again(
 @pytest.mark.parametrize(
     ("steps", "validates", "says"),
     [
-        (60, True, "max_steps=60: leaves no room for a search (search_budget=0.2 of the steps)"),
+        (60, True, "max_steps=60: leaves no room for a search (search_budget=0.25 of the steps)"),
         (60, False, "max_steps=60: leaves no room for a search"),
-        (300, True, "validation: decides nothing in so short a run (max_steps=300)"),
-        (300, False, None),
+        (150, True, "validation: decides nothing in so short a run (max_steps=150)"),
+        (150, False, None),
         (1000, True, None),
     ],
 )

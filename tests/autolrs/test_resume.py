@@ -167,7 +167,7 @@ def stopped(tmp_path: Path) -> Path:
     [
         ({"max_steps": 8}, "its setting 'max_steps' is 7, and here it is 8"),
         ({"lr_range": (1e-4, 1.0)}, "its setting 'lr_range' is"),
-        ({"search_budget": 0.5}, "its setting 'search_budget' is 0.2, and here it is 0.5"),
+        ({"search_budget": 0.5}, "its setting 'search_budget' is 0.25, and here it is 0.5"),
         ({"seed": 1}, "its setting 'seed' is 0, and here it is 1"),
         ({"resume": False}, "holds a run already; resume it, or choose another folder"),
     ],

@@ -48,12 +48,32 @@ def bracket_rates(
     """
     downwards = done[1].lr < present if len(done) > 1 else downwards
     step, back = (DOWN, UP) if downwards else (UP, DOWN)
-    held = [p for p in done if p.held]
-    beyond = False
-    if len(held) == 2 and held[1].lr == step * present:
-        reference, moved = losses_of(held)
-        beyond = bool(moved < reference)
-    rates = [present, step * present, (step**2 if beyond else back) * present]
+    third = step**2 if _second_is_better(done) else back
+    return _next_of([present, step * present, third * present], done, count, low, high)
+
+
+def far_rates(
+    done: Sequence[Tried], present: float, far: float, count: int, low: float, high: float
+) -> list[float]:
+    """Return the next rates to probe where an earlier stage spoke for a rate that is `far` from the present one.
+
+    The third one lies between: a little below the far one if that was better, else halfway. See `bracket_rates`.
+    """
+    between = DOWN**2 * far if far > present else UP**2 * far
+    third = between if _second_is_better(done) else math.sqrt(present * far)
+    return _next_of([present, far, third], done, count, low, high)
+
+
+def _second_is_better(done: Sequence[Tried]) -> bool:
+    if len(done) != 2 or not all(p.held for p in done):
+        return False
+    first, second = losses_of(done)
+    return bool(second < first)
+
+
+def _next_of(
+    rates: Sequence[float], done: Sequence[Tried], count: int, low: float, high: float
+) -> list[float]:
     taken = [p.lr for p in done]
     ahead = [lr for lr in rates if low <= lr <= high and lr not in taken]
     return ahead[: min(count, PROBES - len(done))]

@@ -8,7 +8,8 @@ from typing import TypeAlias
 import numpy as np
 
 from autolrs_plugin.core.actions import Action, Probe, Result
-from autolrs_plugin.core.plans.bracket import FAR, LEAST_SHARE, bracket_rates, fallen
+from autolrs_plugin.core.plans.bracket import FAR, LEAST_SHARE, bracket_rates, fallen, far_rates
+from autolrs_plugin.core.plans.horizon import long_run
 from autolrs_plugin.core.plans.probing import (
     Tried,
     ends_alike,
@@ -57,6 +58,7 @@ class Asked:
             changed, or where the present rate is a guess from the first weights.
         wide: whether the best rate may be a decade and more away.
         undecided: whether the stage before would have gone far, had the evidence been clearer.
+        far: the rate that it would have gone to; its probes are then those of `bracket.far_rates`.
         above: a loss above this has exploded.
         bracket: whether its probes are those of `bracket`, if they are long enough.
         guess: whether the present rate was chosen by an earlier stage, and not by the user.
@@ -74,6 +76,7 @@ class Asked:
     even: bool
     wide: bool
     undecided: bool
+    far: float | None
     above: float
     bracket: bool
     guess: bool
@@ -105,14 +108,12 @@ class StageSearch:
         return (self.cold and not self._asked.known) or (bool(self.done) and not self.done[0].held)
 
     @property
-    def looks_far(self) -> bool:
-        """Whether it looks as far as the first stage did, along the run."""
-        return self._asked.undecided and not self.cold
-
-    @property
-    def favours_far(self) -> bool:
-        """Whether the best probe was at a rate that a bracket around the present one would not reach."""
-        return abs(math.log10(self._best / self.present)) > FAR
+    def far(self) -> float | None:
+        """The rate for the long run of the best probe, if a bracket around the present rate would not reach it."""
+        apart = math.log10(self._best / self.present)
+        if abs(apart) <= FAR:
+            return None
+        return long_run(self._best, None) if apart > 0 else self._best
 
     @property
     def held(self) -> list[Tried]:
@@ -187,6 +188,9 @@ class StageSearch:
         if self._bracket and (not self.done or self.done[0].held):
             low, high = self._state.config.lr_range
             return bracket_rates(self.done, self.present, count, low, high, self._too_high)
+        if self._asked.far is not None and (not self.done or self.done[0].held):
+            low, high = self._state.config.lr_range
+            return far_rates(self.done, self.present, self._asked.far, count, low, high)
         rates = [] if self.done or count < 1 else [self.present]
         if count and self._too_high:
             rates = [max(LOOK_BELOW * self.present, self._state.config.lr_range[0])]
@@ -260,7 +264,10 @@ class StageSearch:
         stages = self._state.stages
         if not (self._bracket and stages and self.done[0].held):
             return 0.0
-        before = min(stages[0].candidates, key=lambda c: c.forecast)
+        first = stages[0].candidates
+        if stages[0].chosen_lr == first[0].lr:
+            return 0.0  # what was best there was not clearly so
+        before = min(first, key=lambda c: c.forecast)
         held = [p.lr for p in self.held]
         best = self._posterior().best([math.log10(lr) for lr in held])
         return fallen(None if before.diverged else before.lr, best, held)

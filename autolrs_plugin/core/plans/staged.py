@@ -114,7 +114,7 @@ class StagedRun:
         self._ceiling = math.inf
         self._climbed, self._climbing = False, Climb()
         self._following = config.warm_start is not None
-        self._undecided = False
+        self._far: float | None = None  # where a stage would have gone, had the evidence been clearer
         self._holds = False  # whether a probe has seen that the earlier run's rate does
         if config.warm_start is not None:
             self._planned = points_ahead(config)
@@ -225,10 +225,7 @@ class StagedRun:
         before, losses = self._retreats.before(first), self.state.losses[first:]
         if found in (RISEN, LOST):
             if before is not None:
-                if found == LOST or self._following or self.state.budget_left_steps >= 3 * LEAST_STEPS:
-                    self._change(before.back_to(found))
-                else:
-                    self._retreats.wait(self.state.step, before.rate, self.watch)
+                self._change(before.back_to(found))
                 self._ceiling = math.inf
             self._climbing.end()
             self.watch.begin_anew(losses)
@@ -320,9 +317,10 @@ class StagedRun:
             evaluate=evaluate,
             even=kind != "stall",
             wide=kind in ("change", "climb"),
-            undecided=self._undecided or (kind == "planned" and self._flat),
+            undecided=self._far is not None or (kind == "planned" and self._flat),
+            far=self._far if kind == "planned" else None,
             above=self.watch.above,
-            bracket=kind == "planned" and index == 1 and not (self._undecided or self._flat),
+            bracket=kind == "planned" and index == 1 and self._far is None and not self._flat,
             guess=not self._known or any(s.chosen_lr != s.candidates[0].lr for s in state.stages),
             first_loss=self.watch.first_loss,
             run_gained=kind == "planned" and self.watch.has_gained,
@@ -368,17 +366,15 @@ class StagedRun:
 
     def _settle(self, search: StageSearch, kind: str) -> None:
         """Decide, and book the stage."""
-        present, looked_far = search.present, kind == "planned" and search.looks_far
+        present, far = search.present, kind == "planned" and self._far is not None
         verdict, reason = search.decide()
-        self._undecided = not verdict.moved and verdict.gain > COLD[1] and search.favours_far
+        self._far = search.far if not verdict.moved and verdict.gain > COLD[1] else None
         lr = verdict.lr
         if kind == "find":
             lr = long_run(lr, None) if lr > present else lr
         elif search.cold and verdict.moved and search.done[0].held:
             lr = long_run(verdict.lr, present if self._known else None)
-        elif looked_far and verdict.lr > present:
-            lr = max(present, long_run(verdict.lr, None))
-        elif kind in ("change", "climb") and verdict.lr > present:
+        elif (kind in ("change", "climb") or far) and verdict.lr > present:
             lr = max(present, after_a_change(verdict.lr))
         fall = search.fallen()
         if fall:
