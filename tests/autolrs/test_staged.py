@@ -273,11 +273,11 @@ def test_a_rate_that_is_too_high_by_some_is_found_to_be_early_on() -> None:
     """Nothing rises: a probe downwards shows it, after a tenth of the run."""
     landscape = Landscape(BEST, speed=0.01)
     controller = run(landscape, prior=4 * BEST)
-    assert controller.schedule.lrs[150] < 1.5 * BEST
+    assert controller.schedule.lrs[150] < 2 * BEST
     assert regret(landscape, controller) < 0.02
     with patch.object(staged, "SHARES", (0.0,)):
         kept = run(Landscape(BEST, speed=0.01), prior=4 * BEST)
-    assert kept.schedule.lrs[150] > 2 * BEST
+    assert kept.schedule.lrs[150] > 2.2 * BEST
 
 
 class Late(Landscape):

@@ -225,7 +225,12 @@ class StagedRun:
         before, losses = self._retreats.before(first), self.state.losses[first:]
         if found in (RISEN, LOST):
             if before is not None:
-                self._change(before.back_to(found))
+                has_room = self.state.budget_left_steps >= 3 * LEAST_STEPS
+                harmless = before.lost_at is None and not fault
+                if found == LOST or harmless or self._following or has_room:
+                    self._change(before.back_to(found))
+                else:
+                    self._retreats.wait(self.state.step, before.rate, self.watch)
                 self._ceiling = math.inf
             self._climbing.end()
             self.watch.begin_anew(losses)
