@@ -22,7 +22,7 @@ Without the evidence, the present rate stays, and is asked about again at a late
 
 Probes of a bracket (`plans.bracket`) are long, and lie on both sides: they are biased neither way, and both directions
 need the same evidence (BRACKET). If the present rate is a guess of the first stage's short probes, and nobody's choice,
-there is nothing to be kept, and the best mean decides (GUESS).
+there is little to be kept, and half a standard deviation decides (GUESS).
 """
 
 import math
@@ -38,7 +38,7 @@ Array = NDArray[np.float64]
 COLD, UP, DOWN = (2.0, 0.15), (1.0, 0.05), (2.0, 0.5)
 """Of the evidence test: standard deviations of a difference that are no noise, and the least difference."""
 
-BRACKET, GUESS = (1.0, 0.05), (0.0, 0.02)
+BRACKET, GUESS = (1.0, 0.05), (0.5, 0.02)
 """The same of a bracket's long probes: where the present rate is somebody's choice, and where it is a guess."""
 
 NEAR_SHARE = 0.25
