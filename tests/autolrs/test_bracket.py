@@ -49,6 +49,18 @@ def test_rates_outside_of_the_range_are_not_probed() -> None:
     assert bracket_rates([tried(1e-2, 1.0)], 1e-2, 1, 5e-3, 2e-2) == []
 
 
+def test_during_a_long_warm_up_the_present_rate_is_probed_below_the_range_as_well() -> None:
+    config = AutoLRSConfig(max_steps=1000, lr_range=(1e-2, 10.0), prior_lr=2.5e-2, warmup=0.5)
+    controller = Controller(config)
+    drive(controller, Landscape(2.5e-2, speed=0.01))
+    second = controller.stages[1]
+    assert second.candidates[0].lr < 1e-2
+    assert len(second.candidates) > 1
+    if "no evidence" in second.reason:
+        assert second.chosen_lr == second.candidates[0].lr
+        assert max(controller.schedule.lrs) == pytest.approx(2.5e-2)
+
+
 def test_probes_at_a_time_lie_on_both_sides() -> None:
     assert bracket_rates([], 1e-2, 3, 1e-6, 10.0) == pytest.approx([1e-2, UP * 1e-2, DOWN * 1e-2])
 

@@ -75,7 +75,8 @@ def _next_of(
     rates: Sequence[float], done: Sequence[Tried], count: int, low: float, high: float
 ) -> list[float]:
     taken = [p.lr for p in done]
-    ahead = [lr for lr in rates if low <= lr <= high and lr not in taken]
+    # During the warm-up, the present rate may lie below the range.
+    ahead = [lr for lr in rates if (low <= lr <= high or lr == rates[0]) and lr not in taken]
     return ahead[: min(count, PROBES - len(done))]
 
 

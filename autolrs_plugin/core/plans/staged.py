@@ -384,7 +384,7 @@ class StagedRun:
         fall = search.fallen()
         if fall:
             lr, reason = lr / 10**fall, f"{reason}; the best rate has fallen since the first stage"
-        lr = min(max(lr, self._low), self._high)
+        lr = min(max(lr, self._low * min(1.0, present / self.rate)), self._high)
         if lr != present:
             self._retreats.clear()
             self._change(self.rate * lr / present)
