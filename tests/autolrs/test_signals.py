@@ -208,16 +208,17 @@ def searching(job: Kind, **options: Any) -> AutoLRS:
     return tuner_of(job, validate=None, max_steps=200, lr_range=(1e-4, 1.0), search_budget=0.5, **options)
 
 
-@pytest.mark.parametrize("call", [1, 4, 12])
+@pytest.mark.parametrize(("call", "again_at"), [(1, 5), (4, 5), (12, 20)])
 def test_a_search_that_was_left_is_begun_again_and_replays(
-    call: int, install: Install, tmp_path: Path
+    call: int, again_at: int, install: Install, tmp_path: Path
 ) -> None:
+    """It begins a chunk later, or with the next stage where its steps are spent."""
     job, twin = Asked("step", call), Kind()
     install(ASKED, job.handler)
     tuner = searching(job, run_dir=tmp_path)
     tuner.run()
     assert job.stop
-    assert tuner.stages[0].first_step == 5  # a chunk later
+    assert tuner.stages[0].first_step == again_at
     assert len(CALLS.held) == 200 + tuner.ledger.search.steps
     with script([Train(0, tuner.schedule.lrs)]):
         tuner_of(twin, validate=None, max_steps=200).run()
