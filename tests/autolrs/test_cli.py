@@ -61,7 +61,7 @@ def test_show_prints_stages_candidates_forecasts_and_costs(run: Path, preview: P
     printed, played = output("show", run), preview.controller
     assert "300 of 300 steps, complete; lr_range 1e-05 to 1, mode staged" in printed
     assert f"search: {played.ledger.search.steps} steps on top" in printed
-    left = 0.2 * 300 - played.state.search_cost_steps
+    left = 0.25 * 300 - played.state.search_cost_steps
     assert f"{left:.0f} of its budget of 75 steps are left" in printed
     assert "forecast: the loss that the search went by, with its standard deviation" in printed
     for stage in played.stages:
