@@ -9,7 +9,7 @@ import numpy as np
 from autolrs_plugin.benchmark.methods import CURVE_POINTS, Assignment, Curve, Outcome, validate
 from autolrs_plugin.benchmark.tasks import Batch, Problem, Task
 from autolrs_plugin.core.actions import Action, Done, Evaluate, Probe, Result, Train
-from autolrs_plugin.core.config import AutoLRSConfig
+from autolrs_plugin.core.config import SEARCH_BUDGET
 from autolrs_plugin.core.plans.paper import search_cost
 from autolrs_plugin.integrations.torch_loop import AutoLRS
 
@@ -74,7 +74,7 @@ def autolrs_warm(a: Assignment) -> Outcome:
 
 def _steps(a: Assignment) -> int:
     """Return the steps of the run: what the largest search that it may do leaves of C."""
-    return int(a.steps / (1 + AutoLRSConfig(max_steps=1, lr_range=LR_RANGE).search_budget))
+    return int(a.steps / (1 + SEARCH_BUDGET))
 
 
 def autolrs_paper(a: Assignment) -> Outcome:

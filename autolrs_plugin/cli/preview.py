@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from autolrs_plugin.cli.options import check_file
-from autolrs_plugin.core.config import AutoLRSConfig, ConfigError
+from autolrs_plugin.core.config import SEARCH_BUDGET, AutoLRSConfig, ConfigError
 
 
 def preview(
@@ -17,7 +17,7 @@ def preview(
     ],
     search_budget: Annotated[
         float, typer.Option(help="Steps that the search may take, as a fraction of --max-steps.")
-    ] = 0.25,
+    ] = SEARCH_BUDGET,
     mode: Annotated[str, typer.Option(help="staged, once, or paper: AutoLRS as published.")] = "staged",
     warmup: Annotated[float, typer.Option(help="The warm-up, as a fraction of --max-steps.")] = 0.05,
     final_decay: Annotated[bool, typer.Option(help="Whether the run ends with a decay to zero.")] = True,

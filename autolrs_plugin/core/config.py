@@ -9,6 +9,9 @@ from typing import Any
 MODES = ("staged", "once", "paper", "find")
 """The names of the plans, see `plans`."""
 
+SEARCH_BUDGET = 0.25
+"""The steps that a search may take by default, as a fraction of the run's."""
+
 MAX_LR = 1e6
 """A learning rate above this is a mistake in the unit."""
 
@@ -101,7 +104,7 @@ class AutoLRSConfig:
 
     max_steps: int
     lr_range: tuple[float, float]
-    search_budget: float = 0.25
+    search_budget: float = SEARCH_BUDGET
     mode: str = "staged"
     seed: int = 0
     warmup: float = 0.05

@@ -140,13 +140,18 @@ class RatePosterior:
         """Return mu, shape [n], and its covariance, shape [n, n], at log10 rates of shape [n]."""
         across = self._across(x)
         covariance: Array = self._kernel(x, x, 0.0) - across @ self._inverse @ across.T
-        return across @ self._weights + self._prior(x), covariance
+        return self._mean(x, across), covariance
 
     def _mean_and_std(self, x: Array) -> tuple[Array, Array]:
         """Return mu and its standard deviation, each of shape [n]: the covariance of a whole grid costs far more."""
         across = self._across(x)
         variance = AMPLITUDE**2 - np.sum((across @ self._inverse) * across, axis=1)
-        return across @ self._weights + self._prior(x), np.sqrt(np.maximum(1e-12, variance))
+        return self._mean(x, across), np.sqrt(np.maximum(1e-12, variance))
+
+    def _mean(self, x: Array, across: Array) -> Array:
+        """Return mu at log10 rates of shape [n], given what `_across` says of them."""
+        mean: Array = across @ self._weights + self._prior(x)
+        return mean
 
     def _across(self, x: Array) -> Array:
         """Return the kernel of log10 rates at the present progress and what was seen, of shape [n, seen]."""
@@ -176,7 +181,7 @@ class RatePosterior:
         """
         known = np.array(taken if free and taken else [self._centre, *taken])
         mean, sigma = self._mean_and_std(self.grid)
-        best = float((self._across(known) @ self._weights + self._prior(known)).min())
+        best = float(self._mean(known, self._across(known)).min())
         up, down = (0.0 if free else self._rule(away, even)[1] for away in (1.0, -1.0))
         z = (best - np.where(self.grid > self._centre, up, down) - mean) / sigma
         hope: Array = sigma * (z * ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
@@ -195,10 +200,13 @@ class RatePosterior:
 
     def best(self, held: Sequence[float]) -> float:
         """Return the learning rate of the lowest mean between log10 rates that held."""
+        points = self._between(held)
+        return float(10 ** points[int(np.argmin(self._mean(points, self._across(points))))])
+
+    def _between(self, held: Sequence[float]) -> Array:
+        """Return log10 rates that held, and those of the grid between them."""
         inside = (self.grid >= min(held) - 1e-9) & (self.grid <= max(held) + 1e-9)
-        points = np.concatenate([self.grid[inside], np.array(held)])
-        mean = self._across(points) @ self._weights + self._prior(points)
-        return float(10 ** points[int(np.argmin(mean))])
+        return np.concatenate([self.grid[inside], np.array(held)])
 
     def decide(self, held: Sequence[float], must_move: bool = False, even: bool = False) -> Verdict:
         """Return the rate to go on with.
@@ -208,8 +216,7 @@ class RatePosterior:
             must_move: whether the present rate has diverged.
             even: whether a lower rate is as likely to be better as a higher one.
         """
-        inside = (self.grid >= min(held) - 1e-9) & (self.grid <= max(held) + 1e-9)
-        points = np.concatenate([self.grid[inside], np.array(held), [self._centre]])
+        points = np.concatenate([self._between(held), [self._centre]])
         mean, covariance = self.predict(points)
         best = int(np.argmin(mean[:-1]))
         gain = float(mean[-1] - mean[best])

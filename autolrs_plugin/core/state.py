@@ -65,6 +65,11 @@ class Stage:
     low: float = 0.0
     high: float = math.inf
 
+    @property
+    def moved(self) -> bool:
+        """Whether it left the rate of its first probe, the one in use."""
+        return self.chosen_lr != self.candidates[0].lr
+
     def to_mapping(self) -> dict[str, Any]:
         """Return the stage as plain values."""
         return asdict(self)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from autolrs_plugin.core.actions import Action, Result
-from autolrs_plugin.core.config import AutoLRSConfig, ConfigError, is_number
+from autolrs_plugin.core.config import SEARCH_BUDGET, AutoLRSConfig, ConfigError, is_number
 from autolrs_plugin.core.controller import Controller
 from autolrs_plugin.core.finding import Finding, finding
 from autolrs_plugin.core.ledger import Ledger
@@ -131,7 +131,7 @@ class AutoLRS:
         stateful: Mapping[str, Stateful] | None = None,
         generators: Sequence[Generator] = (),
         count_tokens: Callable[[Any], int] | None = None,
-        search_budget: float = 0.25,
+        search_budget: float = SEARCH_BUDGET,
         seed: int = 0,
         prior: float | str | None = "optimizer",
         warm_start: str | os.PathLike[str] | None = None,

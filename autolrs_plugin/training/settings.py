@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from autolrs_plugin.core.config import AutoLRSConfig
+from autolrs_plugin.core.config import SEARCH_BUDGET, AutoLRSConfig
 from autolrs_plugin.training.arguments import check_collections
 from autolrs_plugin.training.checking import plain_numbers
 from autolrs_plugin.training.earlier import EarlierRun, earlier_run
@@ -93,7 +93,7 @@ class HostedSettings:
             TypeError: `stateful` or `generators` is no such collection.
             JournalError: `warm_start` holds no run.
         """
-        rest: dict[str, Any] = {"search_budget": 0.25, "seed": 0, **options}
+        rest: dict[str, Any] = {"search_budget": SEARCH_BUDGET, "seed": 0, **options}
         prior, warm_start = rest.pop("prior", "optimizer"), rest.pop("warm_start", None)
         generators, stateful = rest.pop("generators", ()), rest.pop("stateful", None)
         keep, progress = rest.pop("keep", "host"), rest.pop("progress", True)

@@ -129,6 +129,13 @@ def final_loss(landscape: Landscape, controller: Controller, peak: float) -> flo
     return fresh.loss
 
 
+def regret(landscape: Landscape, controller: Controller) -> float:
+    """Return the loss above that of the best schedule of the same shape, as a share of what that one gains."""
+    first = type(landscape)(landscape.best).loss
+    best = min(final_loss(landscape, controller, peak) for peak in np.geomspace(1e-5, 1.0, 60))
+    return (landscape.loss - best) / (first - best)
+
+
 def best_peak(landscape: Landscape, controller: Controller) -> float:
     """Return the peak that ends a run lowest, of a schedule of the controller's own shape."""
     peaks = np.geomspace(*controller.config.lr_range, 200)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 
 from autolrs_plugin.core import posterior
@@ -31,6 +30,7 @@ from tests.autolrs.landscapes import (
     TwoValleys,
     drive,
     final_loss,
+    regret,
 )
 
 BEST = 3e-3
@@ -41,12 +41,6 @@ def run(landscape: Landscape, prior: float | None, mode: str = "staged", **setti
     controller = Controller(replace(CONFIG, prior_lr=prior, mode=mode, seed=landscape.seed, **settings))
     drive(controller, landscape)
     return controller
-
-
-def regret(landscape: Landscape, controller: Controller) -> float:
-    first = type(landscape)(landscape.best).loss
-    best = min(final_loss(landscape, controller, peak) for peak in np.geomspace(1e-5, 1.0, 60))
-    return (landscape.loss - best) / (first - best)
 
 
 def worst(kind: type[Landscape], prior: float | None, mode: str = "staged", **settings: float) -> float:

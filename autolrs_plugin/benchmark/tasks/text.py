@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -139,44 +139,40 @@ class Convolutional(nn.Module):
         return self.head(x.mT)
 
 
-def _next_character(model: nn.Module, data: Tensor, length: int, rows: int) -> Problem:
-    """Return the problem of a language model of characters, in windows of a `length`, `rows` to a minibatch."""
+def _next_character(
+    seed: int, corpus: tuple[Tensor, int], model: Callable[[int], nn.Module], length: int
+) -> Problem:
+    """Return the problem of a language model of characters, made for their number, in windows of a `length`."""
+    data, characters = corpus
     cut = len(data) * 9 // 10
+    torch.manual_seed(seed)
 
     def windows(starts: Iterable[int]) -> Batch:
         texts = torch.stack([data[s : s + length + 1] for s in starts])
         return texts[:, :-1], texts[:, 1:]
 
     def draw(rng: np.random.Generator) -> Batch:
-        return windows(rng.integers(0, cut - length - 1, rows).tolist())
+        return windows(rng.integers(0, cut - length - 1, 16).tolist())
 
     judged = windows(np.linspace(cut, len(data) - length - 1, 64).astype(int).tolist())
-    return Problem(model, draw, [judged])
+    return Problem(model(characters), draw, [judged])
 
 
 def lee_gru(seed: int) -> Problem:
     """A recurrent language model of characters."""
-    torch.manual_seed(seed)
-    data, characters = lee()
-    return _next_character(Recurrent(characters, 96, 96, nn.GRU), data, 32, 16)
+    return _next_character(seed, lee(), lambda characters: Recurrent(characters, 96, 96, nn.GRU), 32)
 
 
 def lee_conv(seed: int) -> Problem:
     """A convolutional language model of characters."""
-    torch.manual_seed(seed)
-    data, characters = lee()
-    return _next_character(Convolutional(characters, 48, 4), data, 32, 16)
+    return _next_character(seed, lee(), lambda characters: Convolutional(characters, 48, 4), 32)
 
 
 def stdlib_lstm(seed: int) -> Problem:
     """A recurrent language model whose loss stays on the frequencies of characters for the first hundreds of steps."""
-    torch.manual_seed(seed)
-    data, characters = stdlib()
-    return _next_character(Recurrent(characters, 48, 96, nn.LSTM), data, 24, 16)
+    return _next_character(seed, stdlib(), lambda characters: Recurrent(characters, 48, 96, nn.LSTM), 24)
 
 
 def stdlib_conv(seed: int) -> Problem:
     """A convolutional language model of characters, of three layers."""
-    torch.manual_seed(seed)
-    data, characters = stdlib()
-    return _next_character(Convolutional(characters, 48, 3), data, 32, 16)
+    return _next_character(seed, stdlib(), lambda characters: Convolutional(characters, 48, 3), 32)

@@ -116,6 +116,11 @@ class StageSearch:
         return long_run(self._best, None) if apart > 0 else self._best
 
     @property
+    def looks_far(self) -> bool:
+        """Whether its probes are those of `bracket.far_rates`."""
+        return self._asked.far is not None
+
+    @property
     def held(self) -> list[Tried]:
         """The probes that held."""
         return [p for p in self.done if p.held]
@@ -185,15 +190,15 @@ class StageSearch:
 
     def ask(self, count: int, least_hope: float) -> list[float]:
         """Return rates to probe next, the present one first of all; none where nothing is to be hoped for."""
-        if self._bracket and (not self.done or self.done[0].held):
-            low, high = self._state.config.lr_range
-            return bracket_rates(self.done, self.present, count, low, high, self._too_high)
-        if self._asked.far is not None and (not self.done or self.done[0].held):
-            low, high = self._state.config.lr_range
-            return far_rates(self.done, self.present, self._asked.far, count, low, high)
+        low, high = self._state.config.lr_range
+        if not self.done or self.done[0].held:
+            if self._bracket:
+                return bracket_rates(self.done, self.present, count, low, high, self._too_high)
+            if self._asked.far is not None:
+                return far_rates(self.done, self.present, self._asked.far, count, low, high)
         rates = [] if self.done or count < 1 else [self.present]
         if count and self._too_high:
-            rates = [max(LOOK_BELOW * self.present, self._state.config.lr_range[0])]
+            rates = [max(LOOK_BELOW * self.present, low)]
         while len(rates) < count:
             taken = [math.log10(lr) for lr in (*(p.lr for p in self.held), *rates)]
             lr, hope = self._posterior().ask(taken, self._asked.even, self._free)
@@ -264,10 +269,9 @@ class StageSearch:
         stages = self._state.stages
         if not (self._bracket and stages and self.done[0].held):
             return 0.0
-        first = stages[0].candidates
-        if stages[0].chosen_lr == first[0].lr:
+        if not stages[0].moved:
             return 0.0  # what was best there was not clearly so
-        before = min(first, key=lambda c: c.forecast)
+        before = min(stages[0].candidates, key=lambda c: c.forecast)
         held = [p.lr for p in self.held]
         best = self._posterior().best([math.log10(lr) for lr in held])
         return fallen(None if before.diverged else before.lr, best, held)

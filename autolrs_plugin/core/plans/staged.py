@@ -314,6 +314,7 @@ class StagedRun:
     def _asked(self, kind: str, index: int, steps: int, evaluate: bool) -> Asked:
         state, config = self.state, self.state.config
         present = self.rate * (self._curve(state.step) if state.step else 1.0)
+        undecided = self._far is not None or (kind == "planned" and self._flat)
         return Asked(
             present=min(present, config.lr_range[1]),
             known=self._known,
@@ -322,11 +323,11 @@ class StagedRun:
             evaluate=evaluate,
             even=kind != "stall",
             wide=kind in ("change", "climb"),
-            undecided=self._far is not None or (kind == "planned" and self._flat),
+            undecided=undecided,
             far=self._far if kind == "planned" else None,
             above=self.watch.above,
-            bracket=kind == "planned" and index == 1 and self._far is None and not self._flat,
-            guess=not self._known or any(s.chosen_lr != s.candidates[0].lr for s in state.stages),
+            bracket=kind == "planned" and index == 1 and not undecided,
+            guess=not self._known or any(stage.moved for stage in state.stages),
             first_loss=self.watch.first_loss,
             run_gained=kind == "planned" and self.watch.has_gained,
             earlier=tuple(self.seen),
@@ -371,7 +372,7 @@ class StagedRun:
 
     def _settle(self, search: StageSearch, kind: str) -> None:
         """Decide, and book the stage."""
-        present, far = search.present, kind == "planned" and self._far is not None
+        present = search.present
         verdict, reason = search.decide()
         self._far = search.far if not verdict.moved and verdict.gain > COLD[1] else None
         lr = verdict.lr
@@ -379,16 +380,17 @@ class StagedRun:
             lr = long_run(lr, None) if lr > present else lr
         elif search.cold and verdict.moved and search.done[0].held:
             lr = long_run(verdict.lr, present if self._known else None)
-        elif (kind in ("change", "climb") or far) and verdict.lr > present:
+        elif (kind in ("change", "climb") or search.looks_far) and verdict.lr > present:
             lr = max(present, after_a_change(verdict.lr))
         fall = search.fallen()
         if fall:
             lr, reason = lr / 10**fall, f"{reason}; the best rate has fallen since the first stage"
-        lr = min(max(lr, self._low * min(1.0, present / self.rate)), self._high)
         if lr != present:
             self._retreats.clear()
             self._change(self.rate * lr / present)
             self.watch.forget()  # at another rate, losses may rise for a while
+        # In the warm-up, the rate that is kept may be below the range.
+        lr = min(max(lr, self._low), self._high)
         if search.cold:
             first = [loss for p in search.done for loss in p.result.losses[:2]]
             self.watch.learn_scale(first, [loss for p in search.held for loss in p.losses])
